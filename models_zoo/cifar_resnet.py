@@ -1,0 +1,68 @@
+"""He's residual networks for CIFAR: 6n+2 layers, option-A shortcuts that have no weights.
+
+Source: He et al., "Deep Residual Learning for Image Recognition", 2015, section 4.2.
+The state-dict keys are those of the widely shared checkpoints (`layer1.0.conv1.weight`, `linear.weight`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class PadShortcut(nn.Module):
+    """Option A: every second pixel, zero channels added on both sides; (n, c, h, w) -> (n, 2c, h/2, w/2)."""
+
+    def __init__(self, extra_channels: int) -> None:
+        super().__init__()
+        self.padding = (0, 0, 0, 0, extra_channels // 2, extra_channels - extra_channels // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.pad(x[:, :, ::2, ::2], self.padding)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        same = stride == 1 and in_channels == channels
+        self.shortcut: nn.Module = nn.Identity() if same else PadShortcut(channels - in_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = functional.relu(self.bn1(self.conv1(x)))
+        return functional.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class CifarResNet(nn.Module):
+    """(n, 3, 32, 32) -> (n, classes) logits; `depth` is 6 * blocks + 2."""
+
+    def __init__(self, depth: int, classes: int = 10) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"depth {depth} is not 6n+2 for a whole n of at least 1")
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = self._stage(16, 16, blocks, stride=1)
+        self.layer2 = self._stage(16, 32, blocks, stride=2)
+        self.layer3 = self._stage(32, 64, blocks, stride=2)
+        self.linear = nn.Linear(64, classes)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight)
+
+    @staticmethod
+    def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+        first = BasicBlock(in_channels, channels, stride)
+        return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = functional.relu(self.bn1(self.conv1(x)))
+        out = self.layer3(self.layer2(self.layer1(out)))
+        return self.linear(torch.mean(out, dim=(2, 3)))

@@ -1,0 +1,1 @@
+"""Low-rank export of convolutional networks to ONNX: factor, rewrite, verify, measure."""

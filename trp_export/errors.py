@@ -1,0 +1,63 @@
+"""The errors a user can meet. Each message says what, where and the remedy, in a line or two.
+
+`exit_code` is what the commands return; the table in docs/exit-codes.md is checked against it.
+"""
+
+from __future__ import annotations
+
+
+class TrpError(Exception):
+    """Anything this project refuses or fails to do, for a reason it can name."""
+
+    exit_code = 1
+
+
+class OptionError(TrpError):
+    """Options that contradict one another or lie outside their range."""
+
+    exit_code = 2
+
+
+class LoadError(TrpError):
+    """The model, the plan or the images cannot be read, or are not what they claim to be."""
+
+    exit_code = 3
+
+
+class UnsupportedError(TrpError):
+    """A valid model with something in it that cannot be handled."""
+
+    exit_code = 4
+
+
+class VerifyError(TrpError):
+    """The rewritten model does not compute what the factors say. Nothing is written."""
+
+    exit_code = 5
+
+
+class NotFasterError(TrpError):
+    """The result is not faster than the original, and the user asked for that to be an error."""
+
+    exit_code = 6
+
+
+class OutputError(TrpError):
+    """The result cannot be written where it should go."""
+
+    exit_code = 7
+
+
+class DeviceError(TrpError):
+    """A device or a program on it is missing, gone, or misbehaves."""
+
+    exit_code = 8
+
+
+class EnvironmentMismatchError(TrpError):
+    """Measurements from unlike environments or of unlike models would have been compared."""
+
+    exit_code = 9
+
+
+INTERRUPTED = 130
