@@ -1,0 +1,1 @@
+"""Decompositions of kernels: what they are (schemes), what they cost, how the factors are found. numpy alone."""

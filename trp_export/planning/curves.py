@@ -1,0 +1,96 @@
+"""What each layer could become: for every scheme the energy kept and the cost, rank by rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from trp_export.lowrank.factor import Float64, kept_energy, spectrum
+from trp_export.lowrank.schemes import (
+    CHANNEL_WISE,
+    DECOUPLING,
+    MATRIX,
+    POINTWISE_FIRST,
+    SPATIAL_WISE,
+    SPATIAL_WISE_TRANSPOSED,
+    Array,
+    Scheme,
+)
+from trp_export.lowrank.site import Site
+
+# The names of --scheme. `auto` tries them in this order and keeps the first of equals.
+CHOICES = {
+    "channel": CHANNEL_WISE,
+    "spatial": SPATIAL_WISE,
+    "spatial-t": SPATIAL_WISE_TRANSPOSED,
+    "pointwise": POINTWISE_FIRST,
+    "decouple": DECOUPLING,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One site under one scheme. Index i stands for rank i + 1.
+
+    `singular_values` is (matrices, full rank), `energy` the kept share of squares (full rank,).
+    """
+
+    scheme: Scheme
+    singular_values: Float64
+    energy: Float64
+    macs_per_rank: int
+    params_per_rank: int
+    break_even: int
+
+    @property
+    def full_rank(self) -> int:
+        return len(self.energy)
+
+    @property
+    def top_rank(self) -> int:
+        """The largest rank that still saves multiply-adds; 0 where none does."""
+        return min(self.full_rank, self.break_even - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A site with its curves; none where the site was refused."""
+
+    site: Site
+    curves: tuple[Curve, ...]
+
+
+def schemes_for(site: Site, choice: str) -> tuple[Scheme, ...]:
+    """The decompositions to try for a site under `--scheme`; one matrix form where all come to the same."""
+    if site.is_matrix:
+        return (MATRIX,)
+    if choice != "auto":
+        return (CHOICES[choice],)
+    if len(site.kernel_shape) == 4:
+        return tuple(CHOICES.values())
+    return CHANNEL_WISE, POINTWISE_FIRST, DECOUPLING
+
+
+def make_curve(site: Site, scheme: Scheme, kernel: Array) -> Curve:
+    values = spectrum(kernel, scheme, site.group)
+    return Curve(
+        scheme=scheme,
+        singular_values=values,
+        energy=kept_energy(values),
+        macs_per_rank=site.macs_per_rank(scheme),
+        params_per_rank=site.params_per_rank(scheme),
+        break_even=site.break_even(scheme),
+    )
+
+
+def align_rank(rank: int, multiple: int, top_rank: int) -> int:
+    """Rounded up to a multiple where that stays at or below `top_rank`, else unchanged."""
+    rounded = -(-rank // multiple) * multiple
+    return rounded if rounded <= top_rank else rank
+
+
+def ranks_at(curve: Curve, multiple: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    """The ranks worth considering: the multiples below break-even, or all of them where there is none."""
+    ranks = np.arange(multiple, curve.top_rank + 1, multiple)
+    return ranks if len(ranks) else np.arange(1, curve.top_rank + 1)

@@ -1,0 +1,139 @@
+"""Rank rules: how a plan comes about from the layers' curves. Pure: no graph, no file, no weight is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trp_export.errors import OptionError
+from trp_export.lowrank.site import Site
+from trp_export.planning.curves import Curve, Layer, align_rank
+from trp_export.planning.plan import Choice, Decision, Plan
+
+# Rounding in a sum of squares must not cost a rank.
+_ENERGY_SLACK = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """The smallest rank that keeps at least this share of the squared singular values."""
+
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise OptionError(f"--energy {self.share:g} is outside (0, 1]; 0.98 is a usual value.")
+
+    def __str__(self) -> str:
+        return f"energy {self.share:g}"
+
+    def rank(self, curve: Curve) -> int:
+        return int(np.argmax(curve.energy >= self.share - _ENERGY_SLACK)) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """Singular values below this are dropped: relative to the layer's largest, or absolute (the TRP authors' rule)."""
+
+    value: float
+    absolute: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.value > 0 or not np.isfinite(self.value):
+            raise OptionError(f"--threshold {self.value:g} must be above 0.")
+        if not self.absolute and self.value > 1:
+            raise OptionError(
+                f"--threshold {self.value:g} is above 1, the largest singular value itself; or add --absolute."
+            )
+
+    def __str__(self) -> str:
+        return f"threshold {self.value:g} {'absolute' if self.absolute else 'of the largest singular value'}"
+
+    def rank(self, curve: Curve) -> int:
+        floor = self.value if self.absolute else self.value * curve.singular_values.max()
+        return max(1, int((curve.singular_values >= floor).sum(axis=1).max()))
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """One rank for every layer, as far as the layer has it."""
+
+    value: int
+
+    def __post_init__(self) -> None:
+        if self.value < 1:
+            raise OptionError(f"--rank {self.value} is below 1.")
+
+    def __str__(self) -> str:
+        return f"rank {self.value}"
+
+    def rank(self, curve: Curve) -> int:
+        return min(self.value, curve.full_rank)
+
+
+LayerRule = Energy | Threshold | Rank
+
+
+def plan_by_rule(layers: Sequence[Layer], rule: LayerRule, align: int = 1) -> Plan:
+    """Each layer on its own: per scheme the rank that the rule asks for, then the scheme with the fewest MACs."""
+    return Plan(tuple(_decide(layer, rule, align) for layer in layers), str(rule))
+
+
+def plan_by_choices(layers: Sequence[Layer], choices: Sequence[Choice], rule: str) -> Plan:
+    """A saved plan, replayed on this model. Raises OptionError where the two do not fit."""
+    by_name = {choice.name: choice for choice in choices}
+    unknown = sorted(set(by_name) - {layer.site.name for layer in layers})
+    if unknown:
+        raise OptionError(
+            f"the plan names {_few(unknown)}, which this model lacks; its layers are {_few([x.site.name for x in layers])}."
+        )
+    return Plan(tuple(_replay(layer, by_name) for layer in layers), rule)
+
+
+def keep(site: Site, reason: str) -> Decision:
+    return Decision(site, None, None, reason)
+
+
+def take(site: Site, curve: Curve, rank: int, reason: str | None = None) -> Decision:
+    energy = float(curve.energy[rank - 1])
+    return Decision(site, curve.scheme, rank, reason or describe_energy(energy), energy)
+
+
+def describe_energy(energy: float) -> str:
+    return "energy 1" if energy == 1 else f"energy {energy:.4g}" if energy < 0.999 else f"energy 1 - {1 - energy:.2g}"
+
+
+def _decide(layer: Layer, rule: LayerRule, align: int) -> Decision:
+    if layer.site.refusal:
+        return keep(layer.site, layer.site.refusal)
+    wanted = [(curve, rule.rank(curve)) for curve in layer.curves]
+    gainful = [(curve, rank) for curve, rank in wanted if rank <= curve.top_rank]
+    if not gainful:
+        curve, rank = min(wanted, key=lambda pair: pair[1] / pair[0].break_even)
+        return keep(layer.site, f"rank {rank} is not below break-even {curve.break_even}")
+    aligned = [(curve, align_rank(rank, align, curve.top_rank)) for curve, rank in gainful]
+    curve, rank = min(aligned, key=lambda pair: pair[1] * pair[0].macs_per_rank)
+    return take(layer.site, curve, rank)
+
+
+def _replay(layer: Layer, by_name: Mapping[str, Choice]) -> Decision:
+    site, choice = layer.site, by_name.get(layer.site.name)
+    if choice is None:
+        return keep(site, "not in the plan")
+    if choice.scheme is None or choice.rank is None:
+        return keep(site, choice.reason or "kept by the plan")
+    if site.refusal:
+        raise OptionError(f"the plan factors {site.name}, which cannot be: {site.refusal}.")
+    curve = next((curve for curve in layer.curves if curve.scheme == choice.scheme), None)
+    if curve is None:
+        usual = ", ".join(curve.scheme.name for curve in layer.curves)
+        raise OptionError(f"the plan wants {choice.scheme.name} for {site.name}, where only {usual} applies.")
+    if choice.rank > curve.full_rank:
+        raise OptionError(f"the plan wants rank {choice.rank} for {site.name}, whose full rank is {curve.full_rank}.")
+    return take(site, curve, choice.rank, choice.reason or None)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
