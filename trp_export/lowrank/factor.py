@@ -36,7 +36,7 @@ class Metric(Protocol):
 
 def spectrum(kernel: Array, scheme: Scheme, group: int) -> Float64:
     """Singular values, descending, of every unfolded matrix: (matrices, full rank)."""
-    return np.sqrt(_gram_eigenvalues(unfold(kernel, scheme, group)))
+    return np.asarray(np.sqrt(_gram_eigenvalues(unfold(kernel, scheme, group))))
 
 
 def kept_energy(singular_values: Float64) -> Float64:
@@ -49,7 +49,7 @@ def kept_energy(singular_values: Float64) -> Float64:
     if total == 0:
         return np.ones_like(squares)
     lost = np.append(np.cumsum(squares[::-1])[::-1][1:], 0.0)
-    return 1.0 - lost / total
+    return np.asarray(1.0 - lost / total)
 
 
 def factorise(kernel: Array, scheme: Scheme, group: int, rank: int) -> Factors:

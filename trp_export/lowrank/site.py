@@ -12,7 +12,8 @@ from trp_export.lowrank.schemes import Scheme, full_rank, pair_shape
 class Use:
     """One application of a layer: extents per spatial axis, and how often it runs in one inference.
 
-    A matrix (Gemm, MatMul) has no spatial axes; its rows are counted in `repeats`.
+    A matrix (Gemm, MatMul) has no spatial axes; its rows are counted in `repeats`. Where the model does not
+    tell its sizes, `known` is False and costs are per output pixel.
     """
 
     in_extents: tuple[int, ...] = ()
@@ -21,6 +22,7 @@ class Use:
     pads: tuple[int, ...] = ()
     dilations: tuple[int, ...] = ()
     repeats: int = 1
+    known: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,9 +86,8 @@ def plan_by_choices(layers: Sequence[Layer], choices: Sequence[Choice], rule: st
     by_name = {choice.name: choice for choice in choices}
     unknown = sorted(set(by_name) - {layer.site.name for layer in layers})
     if unknown:
-        raise OptionError(
-            f"the plan names {_few(unknown)}, which this model lacks; its layers are {_few([x.site.name for x in layers])}."
-        )
+        present = _few([layer.site.name for layer in layers])
+        raise OptionError(f"the plan names {_few(unknown)}, which this model lacks; its layers are {present}.")
     return Plan(tuple(_replay(layer, by_name) for layer in layers), rule)
 
 

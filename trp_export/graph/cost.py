@@ -1,0 +1,37 @@
+"""What a model costs: parameters and multiply-adds, as pure functions of the graph and its shapes."""
+
+from __future__ import annotations
+
+from math import prod
+
+import onnx_ir as ir
+
+from trp_export.graph.shapes import Shapes
+
+
+def count_params(model: ir.Model) -> int:
+    """Elements of all floating-point initializers."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.size for tensor in tensors if tensor is not None and tensor.dtype.is_floating_point())
+
+
+def count_macs(model: ir.Model, shapes: Shapes) -> int:
+    """Multiply-adds of one inference in Conv, ConvTranspose, Gemm and MatMul; unknown sizes count as 1."""
+    return sum(_node_macs(node, shapes) for node in model.graph.all_nodes() if node.domain in ("", "ai.onnx"))
+
+
+def _node_macs(node: ir.Node, shapes: Shapes) -> int:
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return 0
+    data, weight, output = (_shape(value, shapes) for value in (node.inputs[0], node.inputs[1], node.outputs[0]))
+    if node.op_type == "Conv":
+        return prod(weight[1:]) * prod(output)
+    if node.op_type == "ConvTranspose":
+        return prod(weight[1:]) * prod(data)
+    transposed = node.op_type == "Gemm" and bool(node.attributes.get_int("transA", 0))
+    return (data[0] if transposed else data[-1]) * prod(output) if data else 0
+
+
+def _shape(value: ir.Value | None, shapes: Shapes) -> tuple[int, ...]:
+    known = shapes.get(value.name or "") if value is not None else None
+    return tuple(dim or 1 for dim in known) if known else ()

@@ -1,0 +1,176 @@
+"""Find the layers of a prepared model: every Conv, Gemm and MatMul with a weight, as Sites with their nodes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+import onnx_ir as ir
+
+from trp_export.graph.shapes import Shape, Shapes
+from trp_export.graph.weights import Constant, find_constant, spatial_attribute
+from trp_export.lowrank.schemes import Array
+from trp_export.lowrank.site import Site, Use
+
+OPS = ("Conv", "Gemm", "MatMul")
+DECIDED_KEY = "trp_export.layers"
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
+
+
+@dataclass(frozen=True, slots=True)
+class LocatedSite:
+    """A site and where it sits in the graph."""
+
+    site: Site
+    nodes: tuple[ir.Node, ...]
+    weight: Constant | None
+
+    def kernel(self) -> Array:
+        """The weight as (n, c/group, *k)."""
+        if self.weight is None:
+            raise ValueError(f"{self.site.name} has no constant weight")
+        return _as_kernel(self.nodes[0], self.weight.array())
+
+
+def find_sites(model: ir.Model, shapes: Shapes) -> tuple[LocatedSite, ...]:
+    """All layers in graph order, one per weight; those that cannot be touched carry a refusal."""
+    decided = decided_layers(model)
+    groups: dict[object, list[ir.Node]] = {}
+    for node in model.graph.all_nodes():
+        if node.domain in ("", "ai.onnx") and node.op_type in OPS and len(node.inputs) > 1:
+            weight = find_constant(node.inputs[1])
+            groups.setdefault(weight.root if weight else node, []).append(node)
+    taken: set[str] = set()
+    located = []
+    for nodes in groups.values():
+        weight = find_constant(nodes[0].inputs[1])
+        if weight is None and nodes[0].op_type == "MatMul":
+            continue  # A product of two activations is no layer.
+        name = _unique(layer_name(nodes[0], weight), taken)
+        refusal = _refusal(nodes, weight)
+        if refusal is None and name in decided:
+            refusal = f"{decided[name]} by an earlier export; start from the original to change it"
+        located.append(LocatedSite(_site(name, nodes, weight, shapes, refusal), tuple(nodes), weight))
+    return tuple(located)
+
+
+def layer_name(node: ir.Node, weight: Constant | None) -> str:
+    """The path of the weight without `.weight` where it has such a name, else the node's name."""
+    name = (weight.root.name if weight else None) or ""
+    return name.removesuffix(".weight") if name.endswith(".weight") else node.name or ""
+
+
+def decided_layers(model: ir.Model) -> dict[str, str]:
+    """What an earlier export noted in the model: layer name -> what became of it."""
+    try:
+        noted = json.loads(model.metadata_props.get(DECIDED_KEY, "{}"))
+    except ValueError:
+        return {}
+    return {str(name): str(word) for name, word in noted.items()} if isinstance(noted, dict) else {}
+
+
+def note_decided(model: ir.Model, names: Iterable[tuple[str, str]]) -> None:
+    """Leave a note for the next export, added to what is there."""
+    noted = decided_layers(model) | dict(names)
+    model.metadata_props[DECIDED_KEY] = json.dumps(noted, sort_keys=True)
+
+
+def _refusal(nodes: list[ir.Node], weight: Constant | None) -> str | None:
+    if weight is None:
+        producer = nodes[0].inputs[1].producer() if nodes[0].inputs[1] else None
+        return f"its weight is computed by {producer.op_type}" if producer else "its weight is an input of the model"
+    if weight.dtype not in _FLOATS:
+        return f"its weight is {weight.dtype.name.lower()}"
+    if weight.root.is_graph_output():
+        return "its weight is an output of the model"
+    if len(weight.shape) < 2 or (nodes[0].op_type != "Conv" and len(weight.shape) != 2):
+        return f"its weight has {len(weight.shape)} axes"
+    if prod(weight.shape) == 0:
+        return "its weight is empty"
+    others = [node.op_type for node, index in _readers(weight.root) if node not in nodes or index != 1]
+    if others:
+        return f"its weight is also read by {others[0]}"
+    if len({(node.op_type, _group(node), _orientation(node)) for node in nodes}) > 1:
+        return "its weight serves layers of different kinds"
+    if nodes[0].op_type == "Conv" and _group(nodes[0]) > 1 and weight.shape[:2] == (_group(nodes[0]), 1):
+        return "depthwise: nothing to gain"
+    return None
+
+
+def _readers(value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """The nodes that read a value and at which input, Identity and Transpose seen through."""
+    readers: list[tuple[ir.Node, int]] = []
+    for node, index in value.uses():
+        seen_through = node.op_type in ("Identity", "Transpose") and find_constant(node.outputs[0]) is not None
+        readers += _readers(node.outputs[0]) if seen_through else [(node, index)]
+    return readers
+
+
+def _site(name: str, nodes: list[ir.Node], weight: Constant | None, shapes: Shapes, refusal: str | None) -> Site:
+    node = nodes[0]
+    if weight is None or len(weight.shape) < 2:
+        return Site(name, node.op_type, (), 1, (), refusal)
+    shape = _kernel_shape(node, weight.shape)
+    group = _group(node)
+    if node.op_type == "Conv" and shape[0] % group:
+        return Site(name, node.op_type, (), 1, (), "its channels do not divide into its groups")
+    make_use = _conv_use if node.op_type == "Conv" else _matrix_use
+    return Site(name, node.op_type, shape, group, tuple(make_use(n, shape, shapes) for n in nodes), refusal)
+
+
+def _conv_use(node: ir.Node, kernel_shape: tuple[int, ...], shapes: Shapes) -> Use:
+    axes = len(kernel_shape) - 2
+    strides = spatial_attribute(node, "strides", [1] * axes)
+    in_shape, out_shape = _shape_of(node.inputs[0], shapes), _shape_of(node.outputs[0], shapes)
+    known = in_shape and out_shape and None not in in_shape[2:] and None not in out_shape[2:]
+    return Use(
+        # Unknown sizes: count per output pixel, so that layers at least compare within themselves.
+        in_extents=_numbers(in_shape[2:]) if known and in_shape else strides,
+        out_extents=_numbers(out_shape[2:]) if known and out_shape else (1,) * axes,
+        strides=strides,
+        pads=spatial_attribute(node, "pads", [0] * (2 * axes)),
+        dilations=spatial_attribute(node, "dilations", [1] * axes),
+        repeats=(out_shape[0] or 1) if out_shape else 1,
+        known=bool(known),
+    )
+
+
+def _matrix_use(node: ir.Node, kernel_shape: tuple[int, ...], shapes: Shapes) -> Use:
+    out_shape = _shape_of(node.outputs[0], shapes)
+    known = out_shape is not None and None not in out_shape
+    return Use(repeats=prod(_numbers(out_shape)) // kernel_shape[0] if known and out_shape else 1, known=known)
+
+
+def _shape_of(value: ir.Value | None, shapes: Shapes) -> Shape | None:
+    return shapes.get(value.name or "") if value is not None else None
+
+
+def _numbers(shape: Shape) -> tuple[int, ...]:
+    return tuple(dim for dim in shape if dim is not None)
+
+
+def _group(node: ir.Node) -> int:
+    return node.attributes.get_int("group", 1) if node.op_type == "Conv" else 1
+
+
+def _orientation(node: ir.Node) -> bool:
+    """True where the stored matrix is (n, c) already."""
+    return node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
+
+
+def _kernel_shape(node: ir.Node, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape if node.op_type == "Conv" or _orientation(node) else shape[::-1]
+
+
+def _as_kernel(node: ir.Node, array: Array) -> Array:
+    return array if node.op_type == "Conv" or _orientation(node) else array.T
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    unique, count = name, 2
+    while unique in taken:
+        unique, count = f"{name}#{count}", count + 1
+    taken.add(unique)
+    return unique

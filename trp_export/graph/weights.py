@@ -1,0 +1,77 @@
+"""Constants in the graph: where a value comes from and what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_export.lowrank.schemes import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """An initializer, seen through Identity and Transpose: `axes` leads from the stored axes to the seen ones."""
+
+    root: ir.Value
+    axes: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        stored = self._tensor.shape.numpy()
+        return tuple(int(stored[axis]) for axis in self.axes)
+
+    @property
+    def dtype(self) -> ir.DataType:
+        return self._tensor.dtype
+
+    def array(self) -> Array:
+        return np.asarray(self._tensor.numpy()).transpose(self.axes)
+
+    @property
+    def _tensor(self) -> ir.TensorProtocol:
+        tensor = self.root.const_value
+        if tensor is None:
+            raise ValueError(f"{self.root.name} holds no value")
+        return tensor
+
+
+def find_constant(value: ir.Value | None) -> Constant | None:
+    """The constant behind a value, or None where it is computed or fed."""
+    if value is None:
+        return None
+    if value.is_initializer() and value.const_value is not None and not value.is_graph_input():
+        return Constant(value, tuple(range(len(value.const_value.shape))))
+    node = value.producer()
+    if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in ("Identity", "Transpose"):
+        return None
+    inner = find_constant(node.inputs[0])
+    if inner is None or node.op_type == "Identity":
+        return inner
+    order = node.attributes.get_ints("perm", list(range(len(inner.axes)))[::-1])
+    return Constant(inner.root, tuple(inner.axes[axis] for axis in order))
+
+
+def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType) -> ir.Value:
+    """Register a new initializer under a name that is not yet taken by another."""
+    unique, count = name, 1
+    while unique in graph.initializers:
+        unique, count = f"{name}.{count}", count + 1
+    tensor = ir.tensor(np.ascontiguousarray(array.astype(dtype.numpy())), dtype=dtype, name=unique)
+    value = ir.Value(name=unique, type=ir.TensorType(dtype), shape=ir.Shape(array.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def set_value(value: ir.Value, array: Array) -> None:
+    """Replace what an initializer holds, keeping its name and type."""
+    if value.const_value is None:
+        raise ValueError(f"{value.name} holds no value")
+    dtype = value.const_value.dtype
+    value.const_value = ir.tensor(np.ascontiguousarray(array.astype(dtype.numpy())), dtype=dtype, name=value.name)
+
+
+def spatial_attribute(node: ir.Node, name: str, default: Sequence[int]) -> tuple[int, ...]:
+    return tuple(node.attributes.get_ints(name, list(default)) or default)
