@@ -1,0 +1,68 @@
+"""Small ONNX models for the benchmark's tests, written as text, and a record of processes left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import psutil
+import pytest
+from onnx import TensorProto, helper, numpy_helper, parser
+
+
+@pytest.fixture
+def conv_net(tmp_path: Path) -> Path:
+    """A small convolutional network, 3x16x16 in, 10 out, with a fixed batch of 1."""
+    return save_conv_net(tmp_path / "net.onnx")
+
+
+def save_conv_net(path: Path, *, width: int = 8, depth: int = 1, batch: int | str = 1) -> Path:
+    """conv1, then `depth` more convs, global average, a linear layer. Random weights, the same every time."""
+    rng = np.random.default_rng(0)
+    weights, nodes, last, channels = [], [], "x", 3
+    for i in range(depth + 1):
+        kernel = rng.standard_normal((width, channels, 3, 3)).astype(np.float32) / np.sqrt(9 * channels)
+        weights.append(numpy_helper.from_array(kernel.astype(np.float32), f"conv{i + 1}.weight"))
+        nodes.append(
+            helper.make_node("Conv", [last, f"conv{i + 1}.weight"], [f"c{i}"], name=f"conv{i + 1}", pads=[1] * 4)
+        )
+        nodes.append(helper.make_node("Relu", [f"c{i}"], [f"r{i}"], name=f"relu{i + 1}"))
+        last, channels = f"r{i}", width
+    weights.append(numpy_helper.from_array(rng.standard_normal((width, 10)).astype(np.float32), "fc.weight"))
+    nodes.append(helper.make_node("GlobalAveragePool", [last], ["pooled"], name="pool"))
+    nodes.append(helper.make_node("Flatten", ["pooled"], ["flat"], name="flatten"))
+    nodes.append(helper.make_node("MatMul", ["flat", "fc.weight"], ["y"], name="fc"))
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 16, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 10])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture
+def from_text(tmp_path: Path) -> Callable[[str, str], Path]:
+    """Saves a model given in ONNX's text form."""
+
+    def save(name: str, text: str) -> Path:
+        onnx.save(parser.parse_model(text), tmp_path / name)
+        return tmp_path / name
+
+    return save
+
+
+@pytest.fixture
+def no_process_left() -> Iterator[None]:
+    """Fails when the test leaves a descendant of this process behind."""
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    yield
+    left = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+    _, alive = psutil.wait_procs(left, timeout=5)
+    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]

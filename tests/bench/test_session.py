@@ -1,0 +1,222 @@
+"""The course of a measurement on this computer: inputs, outputs, rounds, faults."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from tests.bench.conftest import save_conv_net
+from trp_export.bench import Comparison, compare, load, ratio, save
+from trp_export.bench.cases import read_cases
+from trp_export.bench.devices.pipe import Pipe
+from trp_export.bench.outputs import check_outputs, deviation
+from trp_export.errors import DeviceError, LoadError, OptionError, OutputError, UnsupportedError, VerifyError
+
+ANY_SHAPES = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[N, 4] x, float16[N, S] h, int64[2] index, uint8[2, 3] image, bool flag, double[N, 4] d)
+    => (float[N, 4] y, float16[N, S] g, float[K, 4] rows, uint8[2, 3] same, bool no, double[N, 4] e)
+{ y = Relu(x)  g = Neg(h)  rows = Gather(x, index)  same = Identity(image)  no = Not(flag)  e = Abs(d) }"""
+
+
+def test_two_models_side_by_side(conv_net: Path, tmp_path: Path, no_process_left: None) -> None:
+    bigger = save_conv_net(tmp_path / "bigger.onnx", width=32, depth=3)
+    shares: list[float] = []
+    seen: list[Comparison] = []
+    found = compare([conv_net, bigger], budget_s=2, seed=1, progress=shares.append, checkpoint=seen.append)
+    assert [one.model for one in found.measurements] == ["net.onnx", "bigger.onnx"]
+    for one in found.measurements:
+        assert len(one.processes) >= 8
+        assert all(process.samples and min(process.samples) > 0 for process in one.processes)
+        assert all(process.peak_bytes > process.base_bytes > 0 for process in one.processes)
+        assert one.deviation is not None
+        assert one.deviation.relative_l2 == 0
+    assert ratio(*found.measurements).verdict == "slower"
+    assert found.environment.inputs == "float32[1,3,16,16]"
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert len(seen) == len(found.measurements[0].processes)
+
+
+def test_json_there_and_back(conv_net: Path, tmp_path: Path) -> None:
+    found = compare([conv_net, conv_net], budget_s=1, processes=3)
+    assert [one.model for one in found.measurements] == [str(conv_net), f"{conv_net} #2"]
+    save(found, tmp_path / "out.json")
+    assert load(tmp_path / "out.json") == found
+    brief = found.to_json(samples=False)
+    assert json.loads(json.dumps(brief, allow_nan=False)) == brief
+    assert "processes" not in brief["models"][0]
+    with pytest.raises(OutputError, match="cannot write"):
+        save(found, tmp_path / "missing" / "out.json")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 99}', '{"schema": 1}', "null"])
+def test_foreign_json_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "out.json").write_text(text)
+    with pytest.raises(LoadError, match=r"not a measurement that trp-bench --save wrote"):
+        load(tmp_path / "out.json")
+
+
+def test_any_type_and_shape_of_input(from_text: Callable[[str, str], Path]) -> None:
+    model = from_text("any.onnx", ANY_SHAPES)
+    with pytest.raises(OptionError, match=r"--shape h=1,N"):
+        compare([model])
+    found = compare([model], budget_s=0.5, processes=2, shapes={"h": (2, 5), "x": (2, 4)})
+    assert found.environment.inputs == "float32[2,4], float16[2,5], int64[2], uint8[2,3], bool[], float64[1,4]"
+    assert found.measurements[0].deviation is not None
+
+
+def test_given_inputs_are_checked(conv_net: Path) -> None:
+    with pytest.raises(OptionError, match=r"input 'x' is float32 \(1, 3, 16, 16\); got float64"):
+        read_cases([conv_net], inputs={"x": np.zeros((1, 3, 16, 16))})
+    with pytest.raises(OptionError, match="no data for input 'x'; the file holds z"):
+        read_cases([conv_net], inputs={"z": np.zeros(1)})
+    image = np.ones((1, 3, 16, 16), np.float32)
+    assert np.array_equal(read_cases([conv_net], inputs={"": image})[0].feeds[0], image)
+
+
+def test_batch_goes_to_dynamic_models_only(tmp_path: Path) -> None:
+    dynamic = save_conv_net(tmp_path / "dynamic.onnx", batch="N")
+    assert read_cases([dynamic], batch=4)[0].feeds[0].shape == (4, 3, 16, 16)
+    with pytest.raises(OptionError, match="--batch 4 cannot change it"):
+        read_cases([save_conv_net(tmp_path / "fixed.onnx")], batch=4)
+
+
+def test_external_data_is_hashed_and_kept_inside_its_folder(conv_net: Path, tmp_path: Path) -> None:
+    model = onnx.load(conv_net)
+    path = tmp_path / "external" / "net.onnx"
+    path.parent.mkdir()
+    onnx.save(model, path, save_as_external_data=True, location="weights & more.bin", size_threshold=0)
+    before = read_cases([path])[0]
+    assert [file.name for file in before.files] == ["net.onnx", "weights & more.bin"]
+    compare([path], budget_s=0.2, processes=1)
+    data = path.parent / "weights & more.bin"
+    data.write_bytes(data.read_bytes()[:-1] + b"\x01")
+    assert read_cases([path])[0].sha256 != before.sha256
+    data.unlink()
+    with pytest.raises(LoadError, match="which is missing"):
+        read_cases([path])
+    loose = onnx.load(path, load_external_data=False)
+    for tensor in loose.graph.initializer:
+        tensor.external_data[0].value = "../../etc/passwd"
+    onnx.save(loose, path)
+    with pytest.raises(LoadError, match="outside its own folder"):
+        read_cases([path])
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"not a model at all", bytes(range(256))])
+def test_files_that_are_no_models(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(content)
+    with pytest.raises(LoadError, match="is not an ONNX model"):
+        compare([tmp_path / "bad.onnx"])
+    with pytest.raises(LoadError, match="cannot read"):
+        compare([tmp_path / "missing.onnx"])
+    with pytest.raises(LoadError, match="cannot read"):
+        compare([tmp_path])
+
+
+def test_text_inputs_are_refused(tmp_path: Path) -> None:
+    text = helper.make_tensor_value_info("x", TensorProto.STRING, [1])
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "g",
+        [text],
+        [helper.make_tensor_value_info("y", TensorProto.STRING, [1])],
+    )
+    onnx.save(helper.make_model(graph), tmp_path / "text.onnx")
+    with pytest.raises(UnsupportedError, match="not a tensor of numbers"):
+        compare([tmp_path / "text.onnx"])
+
+
+def test_wrong_wishes(conv_net: Path) -> None:
+    for wish, message in [
+        ({"budget_s": 0}, "budget must be above 0"),
+        ({"threads": 0}, "at least 1"),
+        ({"threads": 10_000}, "ask for fewer"),
+        ({"cores": [10_000]}, "no core 10000"),
+        ({"batch": 0}, "batch must be"),
+    ]:
+        with pytest.raises(OptionError, match=message):
+            compare([conv_net], **wish)  # type: ignore[arg-type]
+    with pytest.raises(DeviceError, match=r"XnnpackExecutionProvider is not in this onnxruntime"):
+        compare([conv_net], provider="XnnpackExecutionProvider")
+    with pytest.raises(DeviceError, match="--list-devices"):
+        compare([conv_net], device="toaster")
+
+
+def test_other_outputs_are_an_error(conv_net: Path) -> None:
+    case = read_cases([conv_net])[0]
+    wanted = np.ones((1, 10), np.float32)
+    assert check_outputs(case, [wanted], [wanted], None, "d").relative_l2 == 0
+    for other in (wanted * 1.01, wanted * np.nan, wanted[:, :9], wanted.astype(np.float64)):
+        with pytest.raises(VerifyError, match=r"net\.onnx: output 0"):
+            check_outputs(case, [other], [wanted], None, "d")
+    with pytest.raises(VerifyError, match="2 outputs"):
+        check_outputs(case, [wanted, wanted], [wanted], None, "d")
+
+
+def test_deviation_of_special_values() -> None:
+    odd = np.array([np.nan, np.inf, 1.0])
+    assert deviation(odd, odd) == (0.0, 0.0)
+    assert deviation(odd, np.array([np.nan, -np.inf, 1.0]))[0] == np.inf
+    assert deviation(np.array([1.0, 1.0]), np.array([1.0, np.nan]))[0] == np.inf
+    assert deviation(np.array([3.0, 4.0]), np.array([3.0, 4.5])) == pytest.approx((0.1, 0.5))
+    assert deviation(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5])) == (0.25, 0.25)
+    assert deviation(np.zeros(0), np.zeros(0)) == (0.0, 0.0)
+
+
+def test_interruption_keeps_the_samples_and_leaves_no_process(conv_net: Path, no_process_left: None) -> None:
+    seen: list[Comparison] = []
+
+    def stop(share: float) -> None:
+        if share > 0.2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare([conv_net], budget_s=2, progress=stop, checkpoint=seen.append)
+    assert seen[-1].measurements[0].samples
+
+
+def fake(program: str) -> Pipe:
+    return Pipe([sys.executable, "-c", program], what="the runner")
+
+
+def test_a_runner_that_hangs_is_ended(no_process_left: None) -> None:
+    pipe = fake("import time; time.sleep(1000)")
+    with pytest.raises(DeviceError, match=r"gave no answer for 0 s"):
+        pipe.receive(0.2)
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("import sys; sys.exit('it broke')", "ended with status 1: it broke"),
+        ("import os; os.kill(os.getpid(), 9)", "killed by signal 9"),
+        ("print('hello')", "said b'hello"),
+        ('print(\'{"error": "no room"}\')', "the runner: no room"),
+    ],
+)
+def test_runners_that_fail_are_quoted(program: str, message: str, no_process_left: None) -> None:
+    pipe = fake(program)
+    with pytest.raises(DeviceError, match=message):
+        pipe.receive(10)
+    pipe.close()
+
+
+def test_a_program_that_is_missing() -> None:
+    with pytest.raises(DeviceError, match="cannot start the runner: /nowhere/python"):
+        Pipe(["/nowhere/python"], what="the runner")
+
+
+def test_hostile_file_names(conv_net: Path, tmp_path: Path) -> None:
+    names = ["-rf.onnx", "a b.onnx", "$(touch pwned).onnx", "'; touch pwned; '.onnx", "ünï.onnx"]
+    paths = [Path(shutil.copy(conv_net, tmp_path / name)) for name in names]
+    found = compare(paths, budget_s=0.1, processes=1)
+    assert [one.model for one in found.measurements] == names

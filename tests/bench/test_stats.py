@@ -1,0 +1,72 @@
+"""Statistics against known answers and against coin-tossing: how often the interval is wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from trp_export.bench import Measurement, Process, ratio, summary
+
+
+def measured(medians: list[float], *, spread: float = 0.0, samples: int = 9) -> Measurement:
+    """A measurement whose processes have the given medians in ms."""
+    wobble = np.linspace(-spread, spread, samples)
+    processes = tuple(
+        Process(i, 1.0, 0, 10 + i, tuple(round(median * 1e6 * (1 + w)) for w in wobble))
+        for i, median in enumerate(medians)
+    )
+    return Measurement("m", "0" * 64, 1, processes, None, {})
+
+
+def test_summary_takes_quantiles_over_all_samples() -> None:
+    one = summary(measured([1.0, 2.0, 3.0], samples=1))
+    assert (one.median, one.min, one.n, one.processes, one.peak_bytes) == (2e6, 1e6, 3, 3, 11)
+    assert one.to_json("ns")["p50_ms"] == 2.0
+    assert one.to_json("instructions")["p50_instructions"] == 2e6
+
+
+def test_an_exact_ratio_has_an_exact_interval() -> None:
+    found = ratio(measured([2.0] * 6), measured([1.0] * 6))
+    assert (found.value, found.low, found.high) == pytest.approx((2, 2, 2))
+    assert found.verdict == "faster"
+    assert str(found) == "2.00x [2.00, 2.00]"
+    assert ratio(measured([1.0] * 6), measured([2.0] * 6)).verdict == "slower"
+
+
+def test_pairs_take_drift_out() -> None:
+    drift = [1.0, 1.2, 1.5, 1.9, 2.4, 3.0]
+    found = ratio(measured(drift), measured([median / 1.05 for median in drift]))
+    assert found.verdict == "faster"
+    assert (
+        ratio(measured(drift), measured([median / 1.05 for median in drift]), paired=False).verdict == "no difference"
+    )
+
+
+def test_under_one_percent_is_no_difference_however_sure() -> None:
+    assert ratio(measured([1.0] * 9), measured([0.992] * 9)).verdict == "no difference"
+    assert ratio(measured([1.0] * 9), measured([0.985] * 9)).verdict == "faster"
+
+
+def test_one_process_tells_nothing() -> None:
+    found = ratio(measured([2.0]), measured([1.0]))
+    assert (found.low, found.high, found.verdict) == (0.0, math.inf, "no difference")
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["high"] is None
+
+
+def test_one_disturbed_process_does_not_decide() -> None:
+    assert ratio(measured([1.0] * 9), measured([1.0] * 8 + [3.0])).value == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("processes", [8, 16])
+def test_the_interval_holds_what_it_promises(processes: int) -> None:
+    """99 % intervals on normal noise miss the truth rarely, also with few processes ."""
+    rng = np.random.default_rng(1)
+    missed = 0
+    for _ in range(150):
+        noise = rng.normal(0, 0.03, (2, processes))
+        found = ratio(measured(list(np.exp(noise[0])), samples=1), measured(list(np.exp(noise[1])), samples=1))
+        missed += not found.low <= 1 <= found.high
+    assert missed <= 150 * 0.04

@@ -1,0 +1,31 @@
+"""Latency one can believe: ONNX models side by side on a device, with raw samples, ratios and their intervals.
+
+    from trp_export.bench import compare, ratio
+    result = compare([Path("model.onnx"), Path("model.trp.onnx")], budget_s=20)
+    print(ratio(*result.measurements))          # 1.62x [1.58, 1.66]
+
+onnx, scipy and onnxruntime are imported when they are first needed.
+"""
+
+from trp_export.bench.devices.base import Settings
+from trp_export.bench.environment import Environment
+from trp_export.bench.measure import Comparison, Deviation, Measurement, Process, load, save
+from trp_export.bench.session import compare
+from trp_export.bench.stats import Ratio, Summary, median, ratio, summary
+
+__all__ = [
+    "Comparison",
+    "Deviation",
+    "Environment",
+    "Measurement",
+    "Process",
+    "Ratio",
+    "Settings",
+    "Summary",
+    "compare",
+    "load",
+    "median",
+    "ratio",
+    "save",
+    "summary",
+]

@@ -1,0 +1,241 @@
+"""A model file as the benchmark sees it: its inputs, its numeric precision, its hash, and the data it is fed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from trp_export.bench.runners.python_runner import ELEMENTS
+from trp_export.errors import LoadError, OptionError, UnsupportedError
+
+LIMITS = {"float32": 1e-4, "float16": 2e-2, "int8": 5e-2}  # relative L2 between a device's outputs and the local ones
+SEED = 20200
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input of a model. `element` is ONNX's number for its type; a dimension is a size, a name, or None."""
+
+    name: str
+    element: int
+    shape: tuple[int | str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One model to be measured with its inputs' data, in the order of the model's inputs.
+
+    `files` are all its files, the model first, then external data. `precision` is float32, float16 or int8:
+    the coarsest arithmetic in the graph, which sets how near a device must come to the local outputs.
+    """
+
+    path: Path
+    label: str
+    sha256: str
+    file_bytes: int
+    files: tuple[Path, ...]
+    precision: str
+    inputs: tuple[Input, ...]
+    feeds: tuple[np.ndarray, ...]
+
+    @property
+    def limit(self) -> float:
+        """The largest relative L2 deviation from the local outputs that is accepted."""
+        return LIMITS[self.precision]
+
+
+def read_cases(
+    paths: Sequence[Path],
+    *,
+    batch: int = 1,
+    inputs: Mapping[str, np.ndarray] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> tuple[Case, ...]:
+    """All models with their data; equal inputs of different models get equal data.
+
+    Raises LoadError for files that are no ONNX models, OptionError for shapes that do not fit.
+    """
+    if not paths:
+        raise OptionError("name at least one ONNX file")
+    if batch < 1:
+        raise OptionError(f"batch must be at least 1, not {batch}")
+    labels = _labels(paths)
+    return tuple(
+        _read_case(path, label, batch, inputs, shapes or {}) for path, label in zip(paths, labels, strict=True)
+    )
+
+
+def signature(case: Case) -> str:
+    """The shapes and types of the inputs, by position: models fed differently are not compared."""
+    return ", ".join(f"{feed.dtype}{list(feed.shape)}".replace(" ", "") for feed in case.feeds)
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """File names, or whole paths where names repeat; a number tells repeated paths apart."""
+    names = [path.name for path in paths]
+    labels = names if len(set(names)) == len(names) else [str(path) for path in paths]
+    return [label if labels.index(label) == i else f"{label} #{i + 1}" for i, label in enumerate(labels)]
+
+
+def _read_case(
+    path: Path,
+    label: str,
+    batch: int,
+    inputs: Mapping[str, np.ndarray] | None,
+    shapes: Mapping[str, Sequence[int]],
+) -> Case:
+    model = _parse(path)
+    files = (path, *_external_files(model, path))
+    found = _inputs(model, path)
+    feeds = [
+        _given(value, inputs, path) if inputs is not None else _random(value, _shape(value, batch, shapes, path), index)
+        for index, value in enumerate(found)
+    ]
+    return Case(
+        path=path,
+        label=label,
+        sha256=_sha256(files),
+        file_bytes=sum(file.stat().st_size for file in files),
+        files=files,
+        precision=_precision(model),
+        inputs=found,
+        feeds=tuple(feeds),
+    )
+
+
+def _parse(path: Path) -> Any:
+    import onnx
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except OSError as error:
+        raise LoadError(f"cannot read {path}: {error.strerror or error}.") from error
+    except Exception as error:  # protobuf raises types of its own
+        raise LoadError(f"{path} is not an ONNX model ({type(error).__name__}).") from error
+    if not model.graph.node and not model.graph.output:
+        raise LoadError(f"{path} is not an ONNX model: it holds no graph.")
+    return model
+
+
+def _external_files(model: Any, path: Path) -> list[Path]:
+    """The files beside the model that hold its weights. Raises LoadError for those missing or outside its folder."""
+    places = {
+        entry.value
+        for tensor in _tensors(model)
+        for entry in tensor.external_data
+        if entry.key == "location" and tensor.data_location == tensor.EXTERNAL
+    }
+    for place in places:
+        if PurePosixPath(place).is_absolute() or ".." in PurePosixPath(place).parts:
+            raise LoadError(f"{path} names a data file outside its own folder: {place!r}.")
+        if not (path.parent / place).is_file():
+            raise LoadError(f"{path} needs its data file {place!r} beside it, which is missing.")
+    return [path.parent / place for place in sorted(places)]
+
+
+def _tensors(model: Any) -> list[Any]:
+    from onnx.external_data_helper import _get_all_tensors
+
+    return list(_get_all_tensors(model))
+
+
+def _inputs(model: Any, path: Path) -> tuple[Input, ...]:
+    """The inputs a caller must feed: those that are not initializers. Raises UnsupportedError for non-tensors."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    found = []
+    for value in model.graph.input:
+        if value.name in constants:
+            continue
+        kind = value.type.tensor_type
+        if not value.type.HasField("tensor_type") or kind.elem_type not in ELEMENTS:
+            raise UnsupportedError(
+                f"{path}: input {value.name!r} is not a tensor of numbers, which is all trp-bench can feed."
+            )
+        if not kind.HasField("shape"):
+            found.append(Input(value.name, kind.elem_type, (None,)))
+            continue
+        dims = [dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None) for dim in kind.shape.dim]
+        found.append(Input(value.name, kind.elem_type, tuple(dims)))
+    return tuple(found)
+
+
+def _shape(value: Input, batch: int, shapes: Mapping[str, Sequence[int]], path: Path) -> tuple[int, ...]:
+    """A shape for random data: as declared, a dynamic first dimension taken as the batch. Raises OptionError."""
+    declared = ", ".join(str(dim or "?") for dim in value.shape)
+    if wanted := shapes.get(value.name):
+        fits = len(wanted) == len(value.shape) and all(
+            want > 0 and (want == dim or not isinstance(dim, int))
+            for want, dim in zip(wanted, value.shape, strict=True)
+        )
+        if not fits and value.shape != (None,):
+            raise OptionError(f"{path}: input {value.name!r} is ({declared}); {tuple(wanted)} does not fit.")
+        return tuple(wanted)
+    if not value.shape:
+        return ()
+    first, *others = value.shape
+    if any(not isinstance(dim, int) for dim in others) or value.shape == (None,):
+        example = ",".join(str(dim) if isinstance(dim, int) else "N" for dim in (batch, *others))
+        raise OptionError(
+            f"{path}: input {value.name!r} is ({declared}), and only a dynamic first dimension has a default.\n"
+            f"       Give its sizes: --shape {value.name}={example}"
+        )
+    if isinstance(first, int) and batch not in (1, first):
+        raise OptionError(
+            f"{path}: input {value.name!r} has a fixed first dimension of {first}; --batch {batch} cannot change it."
+        )
+    return (first if isinstance(first, int) else batch, *(dim for dim in others if isinstance(dim, int)))
+
+
+def _random(value: Input, shape: tuple[int, ...], index: int) -> np.ndarray:
+    """Repeatable data: normal floats, full-range 8-bit integers, and 0 or 1 for wider ones (indices, masks)."""
+    dtype = np.dtype(ELEMENTS[value.element])
+    rng = np.random.default_rng(SEED + index)
+    if dtype.kind == "f":
+        return np.asarray(rng.standard_normal(shape), dtype=dtype)
+    if dtype.itemsize == 1 and dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return np.asarray(rng.integers(limits.min, limits.max, shape, endpoint=True), dtype=dtype)
+    return np.asarray(rng.integers(0, 2, shape), dtype=dtype)
+
+
+def _given(value: Input, inputs: Mapping[str, np.ndarray], path: Path) -> np.ndarray:
+    """The user's array for this input, checked. A lone unnamed array (key "") serves a model of one input."""
+    array = inputs.get(value.name, inputs.get(""))
+    if array is None:
+        raise OptionError(
+            f"{path}: no data for input {value.name!r}; the file holds {', '.join(sorted(inputs)) or 'nothing'}."
+        )
+    declared = ", ".join(str(dim or "?") for dim in value.shape)
+    wanted = np.dtype(ELEMENTS[value.element])
+    fits = value.shape == (None,) or (
+        array.ndim == len(value.shape)
+        and all(size == dim or not isinstance(dim, int) for size, dim in zip(array.shape, value.shape, strict=True))
+    )
+    if not fits or array.dtype != wanted:
+        raise OptionError(f"{path}: input {value.name!r} is {wanted} ({declared}); got {array.dtype} {array.shape}.")
+    return np.ascontiguousarray(array)
+
+
+def _precision(model: Any) -> str:
+    """The coarsest arithmetic in the model, by its operators and the types of its weights."""
+    operators = {node.op_type for node in model.graph.node}
+    if any("Quantize" in name or name.endswith("Integer") or name.startswith("QLinear") for name in operators):
+        return "int8"
+    halves = {10, 16}
+    types = {tensor.data_type for tensor in model.graph.initializer}
+    types |= {value.type.tensor_type.elem_type for value in [*model.graph.input, *model.graph.output]}
+    return "float16" if types & halves else "float32"
+
+
+def _sha256(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

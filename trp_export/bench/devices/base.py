@@ -1,0 +1,115 @@
+"""What a device is to the rest: something that can stage files, start runners on them, and clean up after itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from trp_export.bench.cases import Case
+from trp_export.bench.environment import Machine
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the user may say about reaching a device. Folders default to where `tools/` put things, see `cache`."""
+
+    ssh_config: Path | None = None
+    native: Path | None = None
+    web: Path | None = None
+    arm: Path | None = None
+    timeout_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How a runner is started. `timeout_s` bounds every reply; a runner that stays silent longer is ended.
+
+    `profile` is a file prefix for onnxruntime's own profile, empty for none (local only).
+    """
+
+    threads: int
+    cores: tuple[int, ...]
+    provider: str
+    timeout_s: float
+    profile: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What a runner says once its model is loaded: what was really used, and what loading cost."""
+
+    load_ms: float
+    base_bytes: int
+    onnxruntime: str
+    provider: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Samples of one turn in the device's unit per inference, the peak memory so far, and what an emulator counted."""
+
+    samples: tuple[int, ...]
+    peak_bytes: int
+    counts: dict[str, int]
+
+
+class Runner(Protocol):
+    """A process on a device with one model loaded."""
+
+    @property
+    def ready(self) -> Ready:
+        """What it said when its model was loaded."""
+
+    def run(self, samples: int, inner: int) -> Turn:
+        """`samples` durations of `inner` inferences, each divided by `inner`. Raises DeviceError."""
+
+    def outputs(self) -> list[np.ndarray | None]:
+        """The outputs for the staged inputs; None for those that are not tensors. Raises DeviceError."""
+
+    def ask(self, command: str) -> dict[str, Any]:
+        """Any other command of the protocol. Raises DeviceError."""
+
+    def close(self) -> None:
+        """End the process, by force if need be. Never raises, returns in bounded time."""
+
+
+class Device(Protocol):
+    """Something models run on. Used inside `with open_device(...)`, which removes everything it made there.
+
+    `unit` is what samples count. A sample shorter than `shortest_sample_ns` repeats the inference. `rounds` are the
+    fewest and the most fresh processes per model that make sense there.
+    """
+
+    name: str
+    unit: str
+    shortest_sample_ns: float
+    rounds: tuple[int, int]
+
+    def probe(self) -> Machine:
+        """Facts about the machine, taken on it. Raises DeviceError."""
+
+    def stage(self, cases: Sequence[Case]) -> None:
+        """Bring models and inputs there. Raises DeviceError."""
+
+    def start(self, index: int, start: Start) -> Runner:
+        """A fresh process with the model of case `index`. Raises DeviceError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """An entry of the registry: how a device kind is spelled, what it is, and how to open one.
+
+    `missing(settings)` says what to install before it is usable, or is empty. `open(argument, settings)` makes the
+    device; `argument` is what follows the colon in the specification, or an empty string.
+    """
+
+    spelling: str
+    description: str
+    missing: Callable[[Settings], str]
+    open: Callable[[str, Settings], AbstractContextManager[Device]]

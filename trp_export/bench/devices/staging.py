@@ -1,0 +1,77 @@
+"""Files for a runner, under names of our own: nothing that a user or a model calls itself travels to a device."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trp_export.bench.cases import Case
+from trp_export.bench.runners.python_runner import ELEMENTS
+from trp_export.errors import OutputError
+
+ELEMENT_OF = {name: element for element, name in ELEMENTS.items()}
+MANIFEST = "inputs.txt"
+
+
+def write_inputs(case: Case, folder: Path) -> list[Path]:
+    """The inputs of `case` as raw bytes, and the manifest that describes them. Raises OutputError on a full disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines, files = [], []
+    try:
+        for index, feed in enumerate(case.feeds):
+            file = folder / f"input{index}.bin"
+            np.ascontiguousarray(feed).tofile(file)
+            lines.append(" ".join([str(ELEMENT_OF[feed.dtype.name]), file.name, *map(str, feed.shape)]))
+            files.append(file)
+        (folder / MANIFEST).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write inputs to {folder}: {error.strerror or error}. Set TMPDIR to a roomier place."
+        ) from error
+    return [folder / MANIFEST, *files]
+
+
+def portable_files(case: Case, folder: Path) -> Iterator[tuple[Path, str]]:
+    """The files of a model as (local file, name on the device), the model itself first.
+
+    A model with external data is rewritten so that it refers to its data by our names; the data is never read here.
+    """
+    if len(case.files) == 1:
+        yield case.path, "model.onnx"
+        return
+    import onnx
+
+    model = onnx.load(case.path, load_external_data=False)
+    names = {file.relative_to(case.path.parent).as_posix(): f"model{i}.data" for i, file in enumerate(case.files[1:])}
+    for tensor in _external_tensors(model):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = names[Path(entry.value).as_posix()]
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, folder / "model.onnx")
+    yield folder / "model.onnx", "model.onnx"
+    yield from zip(case.files[1:], names.values(), strict=True)
+
+
+def _external_tensors(model: Any) -> list[Any]:
+    from onnx.external_data_helper import _get_all_tensors, uses_external_data
+
+    return [tensor for tensor in _get_all_tensors(model) if uses_external_data(tensor)]
+
+
+def copy_local(case: Case, folder: Path) -> Path:
+    """The files of a model under our names in a local folder, linked where possible. Returns the model's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, name in list(portable_files(case, folder)):
+        target = folder / name
+        if file == target:
+            continue
+        try:
+            target.symlink_to(file.resolve())
+        except OSError:
+            shutil.copyfile(file, target)
+    return folder / "model.onnx"

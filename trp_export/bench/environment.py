@@ -1,0 +1,137 @@
+"""What a measurement depends on besides the model, and whether two measurements may be compared at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trp_export.errors import DeviceError, EnvironmentMismatchError, OptionError
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Where and how samples were taken. Two that differ in any field are never compared.
+
+    `cores` are the core numbers the threads were pinned to, empty where the system cannot pin.
+    `unit` is what a sample counts: "ns" per inference, or "instructions" per inference under emulation.
+    """
+
+    device: str
+    cpu: str
+    machine: str
+    system: str
+    logical_cores: int
+    governor: str
+    cores: tuple[int, ...]
+    threads: int
+    provider: str
+    onnxruntime: str
+    inputs: str
+    unit: str = "ns"
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict, tuples as lists."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Environment:
+        """The reverse of `to_json`. Raises KeyError or TypeError when fields are missing or unknown."""
+        return cls(**{**values, "cores": tuple(values["cores"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """One core as the system describes it. `capacity` tells big from LITTLE, 1024 for the fastest, 0 unknown."""
+
+    core: int
+    siblings: str
+    capacity: int
+    governor: str
+    khz: int
+    max_khz: int
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A device before anything runs on it: what `probe` answered."""
+
+    cpu: str
+    machine: str
+    system: str
+    logical_cores: int
+    cores: tuple[Core, ...]
+    load: float
+    can_pin: bool
+    onnxruntime: str
+    providers: tuple[str, ...]
+
+    @classmethod
+    def from_probe(cls, facts: Mapping[str, Any]) -> Machine:
+        """From the line a runner's `probe` prints. Raises DeviceError when onnxruntime is missing there."""
+        if "error" in facts:
+            raise DeviceError(f"{facts['error']}\n       Install it on the device: python3 -m pip install onnxruntime")
+        return cls(
+            cpu=facts["cpu"],
+            machine=facts["machine"],
+            system=facts["system"],
+            logical_cores=facts["logical_cores"],
+            cores=tuple(Core(**core) for core in facts["cores"]),
+            load=facts["load"],
+            can_pin=facts["can_pin"],
+            onnxruntime=facts["onnxruntime"],
+            providers=tuple(facts["providers"]),
+        )
+
+
+def choose_cores(machine: Machine, threads: int, wanted: Sequence[int] | None) -> tuple[int, ...]:
+    """The cores to pin `threads` threads to: those wanted, else the fastest distinct ones, highest numbers first.
+
+    Low-numbered cores serve most interrupts, and two hardware threads of one core slow each other down.
+    Raises OptionError for cores that do not exist there or are fewer than the threads.
+    """
+    if threads < 1:
+        raise OptionError(f"threads must be at least 1, not {threads}")
+    known = {core.core: core for core in machine.cores}
+    if wanted:
+        if missing := sorted(set(wanted) - set(known)):
+            raise OptionError(f"no core {missing[0]} on this device; it offers {', '.join(map(str, sorted(known)))}")
+        if len(set(wanted)) < threads:
+            raise OptionError(
+                f"{threads} threads on {len(set(wanted))} cores measures waiting; name as many cores as threads"
+            )
+        if not machine.can_pin:
+            raise OptionError("this system cannot pin a process to cores; leave --cores out")
+        return tuple(sorted(set(wanted)))
+    if threads > max(len(known), machine.logical_cores):
+        raise OptionError(f"{threads} threads on a device of {machine.logical_cores} cores; ask for fewer")
+    if not machine.can_pin:
+        return ()
+    order = sorted(known.values(), key=lambda core: (-core.capacity, -core.core))
+    first_of_pair = {core.siblings: core for core in reversed(order)}
+    distinct = [core for core in order if first_of_pair[core.siblings] is core]
+    rest = [core for core in order if core not in distinct]
+    return tuple(sorted(core.core for core in [*distinct, *rest][:threads]))
+
+
+def governor_of(machine: Machine, cores: Sequence[int]) -> str:
+    """The frequency governors of the chosen cores, `unknown` where the system does not say (most virtual machines)."""
+    names = {core.governor for core in machine.cores if not cores or core.core in cores} - {""}
+    return "+".join(sorted(names)) or "unknown"
+
+
+def require_same(one: Environment, other: Environment) -> None:
+    """Raise EnvironmentMismatchError that lists each field in which two environments differ."""
+    fields = [field.name for field in dataclasses.fields(Environment)]
+    differing = [name for name in fields if getattr(one, name) != getattr(other, name)]
+    if not differing:
+        return
+    lines = [f"       {name}: {getattr(one, name)} / {getattr(other, name)}" for name in differing]
+    raise EnvironmentMismatchError(
+        "these measurements cannot be compared, they differ in\n"
+        + "\n".join(lines)
+        + "\n       Measure both files in one run."
+    )

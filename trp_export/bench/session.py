@@ -1,0 +1,221 @@
+"""The course of a measurement: fresh processes in random order, runs interleaved at random, within a time budget.
+
+A round starts one fresh process per model in random order, warms all up, then lets them take turns in random order,
+one running while the others wait. Each turn begins with one run that is not counted: it brings the model's weights
+back into the caches. A disturbance of the machine so meets all models alike, and the luck of memory placement
+changes from round to round.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from trp_export.bench.cases import Case, read_cases, signature
+from trp_export.bench.devices import open_device
+from trp_export.bench.devices.base import Device, Runner, Settings, Start, Turn
+from trp_export.bench.environment import Environment, Machine, choose_cores, governor_of
+from trp_export.bench.measure import Comparison, Deviation, Measurement, Process
+from trp_export.bench.noise import Watch, remarks
+from trp_export.bench.outputs import check_outputs, reference_outputs
+from trp_export.errors import OptionError
+
+TURN_NS = 60e6  # long enough to drown the first, cold run; short enough to interleave finely
+WARM_NS = 50e6  # a window of warm-up
+WARM_WINDOWS = 12  # the most windows a process may take to become stable
+STABLE = 0.02  # two windows this near one another: warm
+FEWEST_TURNS = 3
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One model while it is measured: what its processes have said so far."""
+
+    case: Case
+    wanted: list[np.ndarray | None]
+    processes: list[Process] = field(default_factory=list)
+    deviation: Deviation | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    estimate_ns: float = 0.0
+
+    def measurement(self) -> Measurement:
+        return Measurement(
+            model=self.case.label,
+            sha256=self.case.sha256,
+            file_bytes=self.case.file_bytes,
+            processes=tuple(self.processes),
+            deviation=self.deviation,
+            counts=dict(self.counts),
+        )
+
+
+def compare(
+    models: Sequence[Path],
+    *,
+    device: str = "local",
+    threads: int = 1,
+    cores: Sequence[int] | None = None,
+    provider: str = "CPUExecutionProvider",
+    budget_s: float = 20.0,
+    batch: int = 1,
+    inputs: Mapping[str, np.ndarray] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    settings: Settings | None = None,
+    processes: int | None = None,
+    seed: int | None = None,
+    progress: Callable[[float], None] | None = None,
+    checkpoint: Callable[[Comparison], None] | None = None,
+) -> Comparison:
+    """Measure `models` side by side on `device`; the first is the reference of all ratios.
+
+    `budget_s` is the wall time for all rounds together; slow models may need more, since at least eight processes
+    of each are needed, unless `processes` says how many. `inputs` maps input names to arrays (default random),
+    `shapes` gives sizes of dynamic dimensions, `progress` hears the share that is done, `checkpoint` receives what there is after each round and when something
+    ends the measurement early. Raises LoadError, OptionError, UnsupportedError, DeviceError, and VerifyError when
+    the device's outputs are not those of this computer.
+    """
+    if not budget_s > 0:
+        raise OptionError(f"the time budget must be above 0 s, not {budget_s}")
+    settings = settings or Settings()
+    cases = read_cases([Path(model) for model in models], batch=batch, inputs=inputs, shapes=shapes)
+    begin = time.monotonic()
+    with open_device(device, settings) as opened:
+        machine = opened.probe()
+        start = Start(threads, choose_cores(machine, threads, cores), provider, settings.timeout_s)
+        wanted = reference_outputs(cases, settings.timeout_s)
+        opened.stage(cases)
+        run = _Run(opened, machine, start, [_Lane(case, one) for case, one in zip(cases, wanted, strict=True)], seed)
+        limits = (processes, processes) if processes else opened.rounds
+        run.rounds(budget_s, limits, progress or _ignore, checkpoint or _ignore, begin)
+        return run.comparison(time.monotonic() - begin)
+
+
+def _ignore(value: object) -> None:
+    """Nobody wants to know."""
+
+
+class _Run:
+    """The rounds of one measurement on one open device."""
+
+    def __init__(self, device: Device, machine: Machine, start: Start, lanes: list[_Lane], seed: int | None) -> None:
+        self.device, self.machine, self.start, self.lanes = device, machine, start, lanes
+        self.random = random.Random(seed)
+        self.watch = Watch()
+        self.onnxruntime = machine.onnxruntime
+
+    def comparison(self, seconds: float) -> Comparison:
+        """Everything measured so far."""
+        environment = Environment(
+            device=self.device.name,
+            cpu=self.machine.cpu,
+            machine=self.machine.machine,
+            system=self.machine.system,
+            logical_cores=self.machine.logical_cores,
+            governor=governor_of(self.machine, self.start.cores),
+            cores=self.start.cores,
+            threads=self.start.threads,
+            provider=self.start.provider,
+            onnxruntime=self.onnxruntime,
+            inputs=signature(self.lanes[0].case),
+            unit=self.device.unit,
+        )
+        measurements = tuple(lane.measurement() for lane in self.lanes)
+        notes = remarks(measurements, self.machine, self.watch.others(), environment)
+        return Comparison(environment, measurements, notes, seconds)
+
+    def rounds(
+        self,
+        budget_s: float,
+        limits: tuple[int, int],
+        progress: Callable[[float], None],
+        checkpoint: Callable[[Comparison], None],
+        begin: float,
+    ) -> None:
+        """Rounds until the budget is used up; the first one shows how many fit."""
+        clock = time.monotonic
+        first = clock()
+        number, count = 0, limits[1]
+        try:
+            while number < count:
+                share_s = max(0.0, first + budget_s - clock()) / (count - number)
+                overhead_s = self.round(number, share_s)
+                if number == 0:
+                    # As many rounds as leave half of the budget for samples, within the limits.
+                    count = max(limits[0], min(limits[1], int(budget_s / (2 * max(overhead_s, 1e-3)))))
+                number += 1
+                progress(number / count)
+                if number < count:
+                    checkpoint(self.comparison(clock() - begin))
+        except BaseException:
+            if any(lane.processes for lane in self.lanes):
+                checkpoint(self.comparison(clock() - begin))
+            raise
+        checkpoint(self.comparison(clock() - begin))
+
+    def round(self, number: int, share_s: float) -> float:
+        """One fresh process per model, then turns for what is left of `share_s`. Returns the seconds before those."""
+        begin = time.monotonic()
+        runners: list[tuple[_Lane, Runner]] = []
+        samples: dict[int, list[int]] = {}
+        peaks: dict[int, int] = {}
+        try:
+            for index in self.random.sample(range(len(self.lanes)), len(self.lanes)):
+                lane = self.lanes[index]
+                runner = self.device.start(index, self.start)
+                runners.append((lane, runner))
+                self.onnxruntime = runner.ready.onnxruntime
+                lane.deviation = check_outputs(
+                    lane.case, runner.outputs(), lane.wanted, lane.deviation, self.device.name
+                )
+                self._warm(lane, runner)
+            overhead_s = time.monotonic() - begin
+            turns = 0
+            while turns < FEWEST_TURNS or time.monotonic() - begin < share_s:
+                for lane, runner in self.random.sample(runners, len(runners)):
+                    turn = self._turn(lane, runner)
+                    samples.setdefault(id(lane), []).extend(turn.samples[1:])
+                    peaks[id(lane)] = turn.peak_bytes
+                turns += 1
+                if self.device.unit != "ns":
+                    break
+            return overhead_s
+        finally:
+            for lane, runner in runners:
+                if taken := samples.get(id(lane)):
+                    ready = runner.ready
+                    lane.processes.append(
+                        Process(number, ready.load_ms, ready.base_bytes, peaks[id(lane)], tuple(taken))
+                    )
+                with suppress(Exception):
+                    runner.close()
+
+    def _warm(self, lane: _Lane, runner: Runner) -> None:
+        """Run until two windows agree. Leaves the lane's estimate of one inference in ns."""
+        if self.device.unit != "ns":
+            return
+        first = runner.run(1, 1).samples[0]
+        estimate, previous = float(first), 0.0
+        for _ in range(WARM_WINDOWS):
+            estimate = float(np.median(runner.run(*self._amount(estimate, WARM_NS)).samples))
+            if previous and abs(estimate / previous - 1) < STABLE:
+                break
+            previous = estimate
+        lane.estimate_ns = max(estimate, 1.0)
+
+    def _turn(self, lane: _Lane, runner: Runner) -> Turn:
+        """Samples for about TURN_NS, the first of which is not to be counted."""
+        count, inner = self._amount(lane.estimate_ns, TURN_NS) if self.device.unit == "ns" else (1, 1)
+        turn = runner.run(count + 1, inner)
+        lane.counts = turn.counts
+        return turn
+
+    def _amount(self, estimate_ns: float, window_ns: float) -> tuple[int, int]:
+        """Samples and inferences per sample that fill `window_ns` with samples the clock can resolve."""
+        inner = max(1, round(self.device.shortest_sample_ns / max(estimate_ns, 1.0)))
+        return max(1, int(window_ns / (inner * max(estimate_ns, 1.0)))), inner
