@@ -13,12 +13,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from tests.bench.conftest import save_conv_net
 from trp_export.bench import Comparison, compare, load, ratio, save
 from trp_export.bench.cases import read_cases
 from trp_export.bench.devices.pipe import Pipe
 from trp_export.bench.outputs import check_outputs, deviation
 from trp_export.errors import DeviceError, LoadError, OptionError, OutputError, UnsupportedError, VerifyError
+
+from .conftest import save_conv_net
 
 ANY_SHAPES = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[N, 4] x, float16[N, S] h, int64[2] index, uint8[2, 3] image, bool flag, double[N, 4] d)

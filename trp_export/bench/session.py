@@ -76,9 +76,11 @@ def compare(
 
     `budget_s` is the wall time for all rounds together; slow models may need more, since at least eight processes
     of each are needed, unless `processes` says how many. `inputs` maps input names to arrays (default random),
-    `shapes` gives sizes of dynamic dimensions, `progress` hears the share that is done, `checkpoint` receives what there is after each round and when something
-    ends the measurement early. Raises LoadError, OptionError, UnsupportedError, DeviceError, and VerifyError when
-    the device's outputs are not those of this computer.
+    `shapes` gives sizes of dynamic dimensions. `progress` hears the share that is done. `checkpoint` receives what
+    there is after each round, and when something ends the measurement early.
+
+    Raises LoadError, OptionError, UnsupportedError, DeviceError, and VerifyError when the device's outputs are not
+    those of this computer.
     """
     if not budget_s > 0:
         raise OptionError(f"the time budget must be above 0 s, not {budget_s}")

@@ -1,0 +1,148 @@
+"""The command as a user meets it: whole output, exit codes, files, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from trp_export.bench.cli import run
+
+from .conftest import save_conv_net
+
+FAST = ["--budget", "0.3", "--processes", "2"]
+
+
+def test_table_profile_picture_and_samples(
+    conv_net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_process_left: None
+) -> None:
+    wide = save_conv_net(tmp_path / "wide.onnx", width=16)
+    picture, samples = tmp_path / "p.svg", tmp_path / "s.json"
+    files = ["--plot", str(picture), "--save", str(samples)]
+    assert run([str(conv_net), str(wide), *FAST, "--profile", *files]) == 0
+    out = capsys.readouterr().out
+    for text in ("net.onnx", "wide.onnx", "1 (reference)", "conv1", "fc", "GMAC/s", "outputs within"):
+        assert text in out
+    assert picture.read_text().startswith("<?xml")
+    assert len(json.loads(samples.read_text())["models"][1]["processes"]) == 2
+
+
+def test_json_alone_on_stdout(conv_net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([str(conv_net), str(conv_net), *FAST, "--json", "--profile"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["models"][1]["ratio"]["processes"] == 2
+    assert document["models"][0]["summary"]["p50_ms"] > 0
+    layers = {layer["name"]: layer for layer in document["profiles"][0]["layers"]}
+    assert layers["conv1"]["macs"] == 8 * 3 * 9 * 16 * 16
+    assert layers["conv2"]["macs"] == 8 * 8 * 9 * 16 * 16
+    assert layers["fc"]["macs"] == 80
+
+
+def test_against_an_earlier_run(conv_net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = str(tmp_path / "s.json")
+    assert run([str(conv_net), *FAST, "--save", saved]) == 0
+    assert run([str(conv_net), *FAST, "--against", saved, "--json"]) == 0
+    out = capsys.readouterr().out
+    document = json.loads(out[out.index("\n{") :])
+    assert [model["model"] for model in document["models"]] == ["net.onnx (earlier)", "net.onnx"]
+    values = json.loads(Path(saved).read_text())
+    values["environment"] |= {"cpu": "Another CPU", "threads": 2}
+    Path(saved).write_text(json.dumps(values))
+    assert run([str(conv_net), *FAST, "--against", saved]) == 9
+    message = capsys.readouterr().err
+    assert "cpu: Another CPU / " in message
+    assert "threads: 2 / 1" in message
+    assert "Measure both files in one run" in message
+
+
+def test_input_files(conv_net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 16, 16), np.float32))
+    np.savez(tmp_path / "x.npz", x=np.zeros((1, 3, 16, 16), np.float32))
+    for name in ("x.npy", "x.npz"):
+        assert run([str(conv_net), *FAST, "--input", str(tmp_path / name)]) == 0
+    (tmp_path / "bad.npy").write_bytes(b"no")
+    assert run([str(conv_net), *FAST, "--input", str(tmp_path / "bad.npy")]) == 3
+    assert "cannot read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["missing.onnx"], 3, "cannot read missing.onnx"),
+        ([], 2, "name at least one ONNX file"),
+        (["NET", "--device", "toaster"], 8, "no device 'toaster'"),
+        (["NET", "--threads", "0"], 2, "threads must be at least 1"),
+        (["NET", "--cores", "a,b"], 2, "--cores takes whole numbers"),
+        (["NET", "--shape", "x"], 2, "--shape takes NAME="),
+        (["NET", "--shape", "x=1,3,4,4"], 2, "does not fit"),
+        (["NET", "--plot", "p.pdf"], 2, "--plot draws .png or .svg"),
+        (["NET", "--save", "no/where/s.json"], 7, "no folder"),
+        (["NET", "--against", "nope.json"], 3, "cannot read nope.json"),
+        (["NET", "--budget", "0"], 2, "budget must be above 0"),
+        (["NET", "--budget", "x"], 2, "not a valid float"),
+        (["NET", "--provider", "CUDA"], 8, "CUDA is not in this onnxruntime"),
+        (["NET", "--profile", "--device", "arm"], 2, "--profile works on the local device"),
+        (["--nonsense"], 2, "No such option"),
+    ],
+)
+def test_errors_are_a_line_with_a_code(
+    arguments: list[str], code: int, message: str, conv_net: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([str(conv_net) if word == "NET" else word for word in arguments]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_help_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    assert "Examples:" in capsys.readouterr().out
+    assert run(["--list-devices"]) == 0
+    assert "local" in capsys.readouterr().out
+    assert run(["--list-devices", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0] == {
+        "device": "local",
+        "description": "fresh processes on this computer",
+        "missing": None,
+    }
+
+
+def test_importing_the_api_is_light() -> None:
+    program = (
+        "import sys, trp_export.bench; print([m for m in ('torch', 'scipy', 'matplotlib', 'onnx') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_the_samples_and_ends_all_processes(
+    number: signal.Signals, conv_net: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "s.json"
+    program = "from trp_export.bench.cli import main; main()"
+    argv = [sys.executable, "-c", program, str(conv_net), "--budget", "120", "--processes", "60", "--save", str(saved)]
+    child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not saved.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    descendants = psutil.Process(child.pid).children(recursive=True)
+    child.send_signal(number)
+    _, error = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert f"samples so far are in {saved}" in error
+    assert "Traceback" not in error
+    assert json.loads(saved.read_text())["models"][0]["processes"]
+    _, alive = psutil.wait_procs(descendants, timeout=5)
+    assert not alive

@@ -1,0 +1,99 @@
+"""Pictures: the latency distributions of the models, and bars for what each layer costs in each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trp_export.bench.measure import Comparison
+from trp_export.bench.profile import Profile
+from trp_export.bench.stats import ratio
+from trp_export.errors import OptionError, OutputError
+
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # Paul Tol's bright scheme
+MOST_LAYERS = 60
+
+
+def check_plot_path(path: Path) -> None:
+    """Raise OptionError unless `path` names a picture that can be drawn."""
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise OptionError(f"--plot draws .png or .svg, not {path.name!r}")
+
+
+def draw(comparison: Comparison, profiles: Sequence[Profile], path: Path) -> None:
+    """Write the picture to `path`. Raises OutputError."""
+    from matplotlib.figure import Figure
+
+    rows = len(_layer_names(profiles))
+    heights = [1.1 + 0.7 * len(comparison.measurements)] + ([0.8 + 0.16 * rows * len(profiles)] if profiles else [])
+    figure = Figure(figsize=(9, sum(heights) + 1), layout="constrained")
+    axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    _distributions(axes[0], comparison)
+    if profiles:
+        _layers(axes[1], profiles)
+    environment = comparison.environment
+    where = (environment.cpu, f"{environment.threads} thread(s)", f"onnxruntime {environment.onnxruntime}")
+    figure.suptitle(", ".join([*where, environment.inputs]), fontsize=9)
+    try:
+        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}. Choose another place with --plot."
+        ) from error
+
+
+def _distributions(axes: Any, comparison: Comparison) -> None:
+    """One row per model: every process a strip of samples, the median of all a line."""
+    unit = comparison.environment.unit
+    scale = 1e6  # ns to ms, or instructions to millions
+    top = max(float(np.quantile(one.samples, 0.98)) for one in comparison.measurements) / scale
+    for row, one in enumerate(comparison.measurements):
+        colour = COLOURS[row % len(COLOURS)]
+        for index, process in enumerate(one.processes):
+            height = row - 0.3 + 0.6 * (index + 0.5) / len(one.processes)
+            points = np.asarray(process.samples) / scale
+            axes.plot(points, np.full(points.size, height), ".", color=colour, markersize=2.5, alpha=0.35, clip_on=True)
+        middle = float(np.median(one.samples)) / scale
+        axes.plot([middle, middle], [row - 0.38, row + 0.38], color="black", linewidth=1.2)
+        note = f"{middle:.4g}" + ("" if row == 0 else f"   {ratio(comparison.measurements[0], one)}")
+        axes.annotate(note, (middle, row - 0.4), ha="center", va="bottom", fontsize=8)
+    axes.set_yticks(range(len(comparison.measurements)), [one.model for one in comparison.measurements])
+    axes.set_ylim(len(comparison.measurements) - 0.4, -0.75)
+    axes.set_xlim(0, top * 1.05)
+    axes.set_xlabel(
+        "ms per inference; a row of dots is a process, the line the median" if unit == "ns" else f"1e6 {unit}"
+    )
+    _plain(axes)
+
+
+def _layers(axes: Any, profiles: Sequence[Profile]) -> None:
+    """Horizontal bars, one group per layer in order of execution, one colour per model."""
+    names = _layer_names(profiles)
+    width = 0.8 / len(profiles)
+    for index, profile in enumerate(profiles):
+        times = {layer.name: layer.ms for layer in profile.layers} | {"(other)": profile.other_ms}
+        places = np.arange(len(names)) - 0.4 + width * (index + 0.5)
+        axes.barh(places, [times.get(name, 0.0) for name in names], width, color=COLOURS[index], label=profile.model)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel("ms per inference by layer, from onnxruntime's profile")
+    axes.legend(frameon=False, fontsize=8)
+    _plain(axes)
+
+
+def _layer_names(profiles: Sequence[Profile]) -> list[str]:
+    """Layers of all profiles in order of execution, the costliest where there are too many to draw."""
+    times: dict[str, float] = {}
+    for profile in profiles:
+        for layer in profile.layers:
+            times[layer.name] = max(times.get(layer.name, 0.0), layer.ms)
+    kept = set(sorted(times, key=lambda name: -times[name])[:MOST_LAYERS])
+    return [name for name in times if name in kept] + (["(other)"] if profiles else [])
+
+
+def _plain(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)

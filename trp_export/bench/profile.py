@@ -1,0 +1,207 @@
+"""Where the time goes: onnxruntime's own profile, mapped back to the layers of the model as it was written.
+
+onnxruntime renames what it fuses: a convolution in the blocked layout is called after its output, the rest keep
+their node names, sometimes with a word before or after. Time that finds no layer is reported as other, never lost.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trp_export.bench.cases import Case
+from trp_export.bench.devices.base import Start
+from trp_export.bench.devices.local import LocalDevice
+from trp_export.bench.devices.staging import copy_local
+
+WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "FusedConv": 1, "FusedGemm": 1, "QLinearConv": 3}
+HEAVY = ("Conv", "Gemm", "MatMul")  # words in the names of the kernels that do a layer's multiply-adds
+NESTING = ("If", "Loop", "Scan")  # their time contains that of the nodes inside, which are listed themselves
+WARM_RUNS = 5
+PROFILE_NS = 1.5e9
+PARTS = (".reduce", ".expand")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer's cost in one inference. `parts` is 1 for a layer as it was, 2 for a pair of factors."""
+
+    name: str
+    op: str
+    ms: float
+    macs: int
+    parts: int
+
+    @property
+    def gmacs_per_s(self) -> float:
+        """Achieved multiply-adds in 1e9 per second, 0 where no time was seen."""
+        return self.macs / self.ms / 1e6 if self.ms else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """All layers with weights in order of execution, and the time of everything else. Times are ms per inference."""
+
+    model: str
+    layers: tuple[Layer, ...]
+    other_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        """All of it."""
+        return sum(layer.ms for layer in self.layers) + self.other_ms
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict."""
+        layers = [
+            {
+                "name": layer.name,
+                "op": layer.op,
+                "ms": layer.ms,
+                "macs": layer.macs,
+                "gmacs_per_s": layer.gmacs_per_s,
+                "parts": layer.parts,
+            }
+            for layer in self.layers
+        ]
+        return {"model": self.model, "total_ms": self.total_ms, "other_ms": self.other_ms, "layers": layers}
+
+
+def profile_models(cases: Sequence[Case], start: Start) -> tuple[Profile, ...]:
+    """Profile each model in a fresh process on this computer. Raises DeviceError, OutputError."""
+    with tempfile.TemporaryDirectory(prefix="trp-bench.") as name:
+        folder = Path(name)
+        named = [_with_names(case, folder / f"model{i}") for i, case in enumerate(cases)]
+        device = LocalDevice(folder)
+        device.stage(named)
+        return tuple(_profile(device, index, case, folder, start) for index, case in enumerate(named))
+
+
+def _profile(device: LocalDevice, index: int, case: Case, folder: Path, start: Start) -> Profile:
+    runner = device.start(index, replace(start, profile=str(folder / f"profile{index}")))
+    try:
+        slowest = max(runner.run(WARM_RUNS, 1).samples)
+        runner.run(max(10, min(500, int(PROFILE_NS / slowest))), 1)
+        file = runner.ask("profile")["file"]
+    finally:
+        runner.close()
+    events = json.loads(Path(file).read_text(encoding="utf-8"))
+    return read_profile(case, [event for event in events if event.get("cat") == "Node"])
+
+
+def read_profile(case: Case, events: Iterable[Mapping[str, Any]]) -> Profile:
+    """Sum the kernel times of `events` into the layers of `case`."""
+    graph = _Graph(_load(case.path))
+    durations: dict[tuple[str, str], list[float]] = defaultdict(list)
+    operators: dict[tuple[str, str], str] = {}
+    outputs: dict[tuple[str, str], list[int]] = {}
+    for event in events:
+        if not event["name"].endswith("_kernel_time") or event["args"]["op_name"] in NESTING:
+            continue
+        key = (event["name"].removesuffix("_kernel_time"), event["args"]["node_index"])
+        durations[key].append(event["dur"] / 1e3)
+        operators[key] = event["args"]["op_name"]
+        shapes = [next(iter(shape.values())) for shape in event["args"].get("output_type_shape", []) if shape]
+        outputs[key] = shapes[0] if shapes else []
+    runs = max((len(times) for times in durations.values()), default=1)
+    layers: dict[str, Layer] = {}
+    other_ms = 0.0
+    for key, times in durations.items():
+        ms = _typical(times[WARM_RUNS:] or times) * max(1, round(len(times) / runs))
+        node = graph.find(key[0]) if any(word in operators[key] for word in HEAVY) else None
+        if node is None:
+            other_ms += ms
+            continue
+        name, macs = graph.layer(node), graph.macs(node, outputs[key])
+        old = layers.get(name, Layer(name, node.op_type, 0.0, 0, 0))
+        layers[name] = Layer(name, old.op, old.ms + ms, old.macs + macs, old.parts + 1)
+    return Profile(case.label, tuple(layers.values()), other_ms)
+
+
+def _typical(times: Sequence[float]) -> float:
+    """The mean of the middle half: the profile has whole microseconds, so a median of short ones would be coarse."""
+    ordered = np.sort(times)
+    quarter = len(ordered) // 4
+    return float(ordered[quarter : len(ordered) - quarter].mean())
+
+
+class _Graph:
+    """Names and weights of a model as written."""
+
+    def __init__(self, model: Any) -> None:
+        self.sizes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if node.op_type == "Constant" and attribute.name == "value":
+                    self.sizes[node.output[0]] = tuple(attribute.t.dims)
+        self.by_name = {node.name: node for node in model.graph.node if node.name}
+        self.producer = {output: node for node in model.graph.node for output in node.output if output}
+        self.dequantized = {
+            node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"
+        }
+
+    def find(self, name: str) -> Any:
+        """The node with weights that the profile's `name` stands for, or None."""
+        for candidate in (name, name.removesuffix("_nchwc"), name.removeprefix("fused "), name.rpartition("/")[0]):
+            node = self.by_name.get(candidate) or self.producer.get(candidate)
+            while node is not None:
+                if node.op_type in WEIGHTED:
+                    return node if self.weight(node) in self.sizes else None
+                if not name.endswith("_nchwc"):
+                    break  # a node of its own, not one that a convolution swallowed
+                node = self.producer.get(node.input[0]) if node.input else None
+        return None
+
+    def weight(self, node: Any) -> str:
+        name = node.input[WEIGHTED[node.op_type]]
+        return str(self.dequantized.get(name, name))
+
+    def layer(self, node: Any) -> str:
+        """The layer's name: its weight's path, shared by the two factors of a pair, else the node's name."""
+        weight = self.weight(node)
+        for part in PARTS:
+            if weight.endswith(f"{part}.weight"):
+                return weight.removesuffix(f"{part}.weight")
+        return weight.removesuffix(".weight") if weight.endswith(".weight") else str(node.name)
+
+    def macs(self, node: Any, output: Sequence[int]) -> int:
+        """Multiply-adds for an output of that shape; a channel axis that was padded to a block does not matter."""
+        shape = self.sizes[self.weight(node)]
+        size = int(np.prod(shape))
+        if node.op_type in ("Gemm", "MatMul", "FusedGemm"):
+            return size * int(np.prod(output[:-1]))
+        if node.op_type == "ConvTranspose":
+            strides = next((a.ints for a in node.attribute if a.name == "strides"), [1] * (len(output) - 2))
+            return size * int(output[0] * np.prod(output[2:]) / np.prod(strides)) if output else 0
+        return size * int(output[0] * np.prod(output[2:])) if output else 0
+
+
+def _load(path: Path) -> Any:
+    import onnx
+
+    return onnx.load(path, load_external_data=False)
+
+
+def _with_names(case: Case, folder: Path) -> Case:
+    """`case` itself where every node has a name of its own, else a copy of the model in which it has."""
+    model = _load(case.path)
+    names = [node.name for node in model.graph.node]
+    if len(set(names)) == len(names) and "" not in names:
+        return case
+    import onnx
+
+    copy = copy_local(case, folder)
+    model = _load(copy)
+    for index, node in enumerate(model.graph.node):
+        if not node.name or names.count(node.name) > 1:
+            node.name = f"{node.op_type}_{index}"
+    copy.unlink()
+    onnx.save(model, copy)
+    return replace(case, path=copy)

@@ -1,0 +1,140 @@
+"""What the command prints: a table of latencies, one of layers, or the same as one JSON document."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from trp_export.bench import stats
+from trp_export.bench.environment import Environment
+from trp_export.bench.measure import Comparison, Measurement
+from trp_export.bench.profile import Layer, Profile
+
+WIDTH_WHEN_PIPED = 140
+
+
+def document(found: Comparison, profiles: Sequence[Profile], *, paired: bool = True) -> dict[str, Any]:
+    """The result without raw samples as a plain dict; those are for `--save`."""
+    values = found.to_json(samples=False)
+    for model, other in zip(values["models"][1:], found.measurements[1:], strict=True):
+        model["ratio"] = stats.ratio(found.measurements[0], other, paired=paired).to_json()
+    values["profiles"] = [profile.to_json() for profile in profiles]
+    return values
+
+
+def console() -> Console:
+    """Standard output; wide enough for whole rows where it is no terminal."""
+    return Console(width=None if sys.stdout.isatty() else WIDTH_WHEN_PIPED, highlight=False, soft_wrap=False)
+
+
+def print_tables(found: Comparison, profiles: Sequence[Profile], *, paired: bool = True) -> None:
+    """Everything for a person: latencies or counts, layers, where it was taken, what disturbed it."""
+    out = console()
+    out.print(_times(found, paired) if found.environment.unit == "ns" else _counts(found))
+    if profiles:
+        out.print(_layers(profiles))
+    out.print(_where(found.environment, found), markup=False)
+    for note in found.noise:
+        out.print(f"note: {note}", markup=False)
+
+
+def _plain_table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True, overflow="fold")
+    return table
+
+
+def _times(found: Comparison, paired: bool) -> Table:
+    table = _plain_table("model", "p50 ms", "p90", "p99", "min", "load ms", "peak MB", "ratio [99 %]", "verdict", "n")
+    for index, one in enumerate(found.measurements):
+        summary = stats.summary(one)
+        times = [f"{value / 1e6:.4g}" for value in (summary.median, summary.p90, summary.p99, summary.min)]
+        against, verdict = _against(found.measurements[0], one, paired) if index else ("1 (reference)", "")
+        table.add_row(
+            _safe(one.model),
+            *times,
+            f"{summary.load_ms:.0f}",
+            f"{summary.peak_bytes / 1e6:.0f}" if summary.peak_bytes else "-",
+            against,
+            verdict,
+            f"{summary.n} in {summary.processes}",
+        )
+    return table
+
+
+def _counts(found: Comparison) -> Table:
+    table = _plain_table("model", "1e6 instructions", "1e6 multiply-adds", "ratio [99 %]", "verdict", "vector kernels")
+    for index, one in enumerate(found.measurements):
+        kernels = {name: count for name, count in one.counts.items() if name not in ("macs", "instructions")}
+        names = ", ".join(sorted(kernels, key=lambda name: -kernels[name])[:3])
+        against, verdict = _against(found.measurements[0], one, True) if index else ("1 (reference)", "")
+        macs = f"{one.counts.get('macs', 0) / 1e6:.2f}"
+        table.add_row(_safe(one.model), f"{stats.median(one) / 1e6:.2f}", macs, against, verdict, names)
+    return table
+
+
+def _against(reference: Measurement, one: Measurement, paired: bool) -> tuple[str, str]:
+    found = stats.ratio(reference, one, paired=paired)
+    return str(found), found.verdict
+
+
+def _layers(profiles: Sequence[Profile]) -> Table:
+    """Each layer of the first model beside the same layer of the others."""
+    columns = [column for profile in profiles for column in ("ms", "MMACs", "GMAC/s")]
+    ratios = ["ratio"] * (len(profiles) - 1)
+    table = _plain_table("layer", *columns, *ratios)
+    by_name = [{layer.name: layer for layer in profile.layers} for profile in profiles]
+    names = list(dict.fromkeys(name for layers in by_name for name in layers))
+    for name in names:
+        found = [layers.get(name) for layers in by_name]
+        cells = [cell for layer in found for cell in _layer_cells(layer)]
+        first = found[0]
+        quotients = [f"{first.ms / one.ms:.2f}x" if first and one and one.ms else "-" for one in found[1:]]
+        pair = "" if all(layer is None or layer.parts == 1 for layer in found) else " (pair)"
+        table.add_row(_safe(name) + pair, *cells, *quotients)
+    table.add_row("other", *(cell for profile in profiles for cell in (f"{profile.other_ms:.3f}", "", "")))
+    totals = [cell for profile in profiles for cell in (f"{profile.total_ms:.3f}", "", "")]
+    table.add_row("all", *totals, *(f"{profiles[0].total_ms / one.total_ms:.2f}x" for one in profiles[1:]))
+    return table
+
+
+def _layer_cells(layer: Layer | None) -> tuple[str, str, str]:
+    if layer is None:
+        return "-", "-", "-"
+    return f"{layer.ms:.3f}", f"{layer.macs / 1e6:.1f}", f"{layer.gmacs_per_s:.1f}"
+
+
+def _where(environment: Environment, found: Comparison) -> str:
+    cores = f"pinned to {', '.join(map(str, environment.cores))}" if environment.cores else "not pinned"
+    parts = [
+        environment.device,
+        environment.cpu,
+        environment.system,
+        f"{environment.threads} thread(s) {cores} of {environment.logical_cores} cores",
+        f"governor {environment.governor}",
+        f"onnxruntime {environment.onnxruntime} {environment.provider}",
+        environment.inputs,
+        f"{found.seconds:.0f} s",
+    ]
+    worst = max((one.deviation.relative_l2 for one in found.measurements if one.deviation), default=0.0)
+    return f"{'; '.join(parts)}\noutputs within {worst:.1g} relative L2 of this computer's"
+
+
+def print_devices(rows: Sequence[tuple[str, str, str]]) -> None:
+    """The devices, and what is missing for those that are not usable here."""
+    table = _plain_table("device", "usable", "what it is")
+    table.columns[1].justify = table.columns[2].justify = "left"
+    table.columns[2].no_wrap = False
+    for spelling, description, missing in rows:
+        table.add_row(_safe(spelling), "no" if missing else "yes", description + (f"\n{missing}" if missing else ""))
+    console().print(table)
+
+
+def _safe(text: str) -> str:
+    """Text that came from a file name or a model, without control characters and without rich's markup."""
+    return "".join(char if char.isprintable() else "?" for char in text).replace("[", "\\[")
