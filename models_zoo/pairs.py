@@ -1,0 +1,82 @@
+"""Factor pairs as modules: the two convs, or Linear layers, that a layer becomes at a scheme and a rank.
+
+A pair stands where the layer stood, as a Sequential of `reduce` and `expand`: `layer1.0.conv1.weight` becomes
+`layer1.0.conv1.reduce.weight` and `layer1.0.conv1.expand.weight`, and a bias moves to `expand`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+
+from trp_export.lowrank.schemes import PairShape, Scheme, pair_shape
+
+_CONVS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def pair_for(layer: nn.Module, scheme: Scheme, rank: int) -> nn.Sequential:
+    """An untrained pair in place of a Conv or Linear; `rank` counts per matrix.
+
+    Raises TypeError for any other module.
+    """
+    if isinstance(layer, nn.Linear):
+        reduce: nn.Module = nn.Linear(layer.in_features, rank, bias=False)
+        expand: nn.Module = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
+    elif isinstance(layer, tuple(_CONVS.values())) and not layer.transposed:
+        shape = pair_shape(scheme, tuple(layer.weight.shape), layer.groups, rank)
+        reduce, expand = _reduce_conv(layer, scheme, shape), _expand_conv(layer, scheme, shape)
+    else:
+        raise TypeError(f"a {type(layer).__name__} cannot become a factor pair")
+    pair = nn.Sequential(OrderedDict(reduce=reduce, expand=expand))
+    return pair.to(layer.weight.device, layer.weight.dtype).train(layer.training)
+
+
+def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put `layer` where the module called `name` is. Raises KeyError where there is none."""
+    parent_name, _, last = name.rpartition(".")
+    try:
+        parent = model.get_submodule(parent_name)
+        parent.get_submodule(last)
+    except AttributeError:
+        raise KeyError(name) from None
+    setattr(parent, last, layer)
+
+
+def _reduce_conv(layer: nn.modules.conv._ConvNd, scheme: Scheme, shape: PairShape) -> nn.Module:
+    """c -> r: it takes strides, pads and dilations on the axes it covers."""
+    covered = [axis in scheme.reduce_axes for axis in range(len(layer.kernel_size))]
+    return _conv(layer, shape.reduce[1] * shape.reduce_group, shape.reduce, shape.reduce_group, covered, bias=False)
+
+
+def _expand_conv(layer: nn.modules.conv._ConvNd, scheme: Scheme, shape: PairShape) -> nn.Module:
+    """r -> n: the other axes, and the bias."""
+    covered = [axis not in scheme.reduce_axes for axis in range(len(layer.kernel_size))]
+    in_channels = shape.expand[1] * shape.expand_group
+    return _conv(layer, in_channels, shape.expand, shape.expand_group, covered, bias=layer.bias is not None)
+
+
+def _conv(
+    layer: nn.modules.conv._ConvNd,
+    in_channels: int,
+    kernel_shape: tuple[int, ...],
+    group: int,
+    covered: list[bool],
+    *,
+    bias: bool,
+) -> nn.Module:
+    def pick(values: tuple[int, ...], rest: int) -> tuple[int, ...]:
+        return tuple(value if mine else rest for value, mine in zip(values, covered, strict=True))
+
+    padding = layer.padding if isinstance(layer.padding, str) else pick(tuple(layer.padding), 0)
+    return _CONVS[len(covered)](
+        in_channels,
+        kernel_shape[0],
+        kernel_shape[2:],
+        pick(layer.stride, 1),
+        padding,
+        pick(layer.dilation, 1),
+        group,
+        bias,
+        layer.padding_mode,
+    )

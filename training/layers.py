@@ -1,0 +1,130 @@
+"""The layers of a torch network as planning sees them: a Site each, found by one forward pass of zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from trp_export.lowrank.site import Site, Use
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True, slots=True)
+class TorchLayer:
+    """A conv or Linear with the site that describes it."""
+
+    site: Site
+    module: nn.Module
+
+    @property
+    def name(self) -> str:
+        return self.site.name
+
+    @property
+    def weight(self) -> Tensor:
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+
+class LayerFilter(Protocol):
+    """Which layers are trained for low rank. `index` counts the sites of the network from 0."""
+
+    def __call__(self, site: Site, index: int) -> bool: ...
+
+
+def paper_choice(site: Site, index: int) -> bool:
+    """Every conv with a kernel larger than 1x1, except the first layer (Xu et al. 2020, section 4)."""
+    return not site.is_matrix and index > 0
+
+
+@dataclass(frozen=True, slots=True)
+class ByName:
+    """Layers whose name matches a pattern of `only` (all, where that is empty) and none of `skip`."""
+
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+
+    def __call__(self, site: Site, index: int) -> bool:
+        wanted = any(fnmatchcase(site.name, pattern) for pattern in self.only) if self.only else True
+        return wanted and not any(fnmatchcase(site.name, pattern) for pattern in self.skip)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own network inside DistributedDataParallel and torch.compile wrappers."""
+    while True:
+        inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else None
+        inner = inner if inner is not None else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def find_layers(model: nn.Module, input_shape: Sequence[int]) -> tuple[TorchLayer, ...]:
+    """Every Conv and Linear in the order in which it first runs; `input_shape` is (1, c, *extents).
+
+    The model is run once in evaluation mode on zeros, and left as it was. Layers that share a weight
+    are refused, with the reason in their site.
+    """
+    uses: dict[nn.Module, list[Use]] = {}
+    names = {module: name for name, module in model.named_modules() if isinstance(module, (*_CONVS, nn.Linear))}
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        uses.setdefault(module, []).append(_use(module, inputs[0].shape, output.shape))
+
+    hooks = [module.register_forward_hook(record) for module in names]
+    was_training = {module: module.training for module in model.modules()}
+    first = next(model.parameters())
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(torch.zeros(tuple(input_shape), device=first.device, dtype=first.dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in was_training.items():
+            module.training = training
+    owners: dict[int, int] = {}
+    for module in uses:
+        owners[id(module.weight)] = owners.get(id(module.weight), 0) + 1
+    return tuple(
+        TorchLayer(_site(names[module], module, tuple(found), owners[id(module.weight)] > 1), module)
+        for module, found in uses.items()
+    )
+
+
+def total_macs(layers: Iterable[TorchLayer]) -> int:
+    """Multiply-adds of all convs and Linear layers, dense, for one inference of the given input shape."""
+    return sum(layer.site.macs for layer in layers)
+
+
+def _site(name: str, module: nn.Module, uses: tuple[Use, ...], shared: bool) -> Site:
+    refusal = "its weight is shared with another layer" if shared else None
+    op = "Conv" if isinstance(module, _CONVS) else "Gemm"
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return Site(name, op, tuple(weight.shape), getattr(module, "groups", 1), uses, refusal)
+
+
+def _use(module: nn.Module, in_shape: Sequence[int], out_shape: Sequence[int]) -> Use:
+    if isinstance(module, nn.Linear):
+        rows = 1
+        for extent in out_shape[1:-1]:
+            rows *= extent
+        return Use(repeats=rows)
+    assert isinstance(module, _CONVS)
+    axes = len(module.kernel_size)
+    extents_in, extents_out = tuple(in_shape[-axes:]), tuple(out_shape[-axes:])
+    return Use(extents_in, extents_out, tuple(module.stride), _pads(module), tuple(module.dilation))
+
+
+def _pads(module: nn.Module) -> tuple[int, ...]:
+    """Begin pads then end pads, as ONNX writes them; this attribute of torch's knows padding="same" as well."""
+    twice = tuple(module._reversed_padding_repeated_twice)
+    return (*twice[-2::-2], *twice[-1::-2])
