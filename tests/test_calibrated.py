@@ -1,0 +1,139 @@
+"""Factors from moments: oracles first, then what alternating may never do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trp_export.lowrank.calibrated import balance, bias_shift, calibrate, is_calibratable, output_errors
+from trp_export.lowrank.factor import factorise, kept_energy, product, spectrum
+from trp_export.lowrank.schemes import (
+    CHANNEL_WISE,
+    DECOUPLING,
+    MATRIX,
+    POINTWISE_FIRST,
+    SPATIAL_WISE,
+    SPATIAL_WISE_TRANSPOSED,
+    Scheme,
+    full_rank,
+)
+
+ALL = [CHANNEL_WISE, SPATIAL_WISE, SPATIAL_WISE_TRANSPOSED, POINTWISE_FIRST, DECOUPLING]
+SHAPES = [(6, 4, 3, 3), (4, 6, 1, 3), (5, 3, 3, 2)]
+
+
+def _kernel(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def _patches(group: int, d: int, count: int = 400, seed: int = 1) -> np.ndarray:
+    """(group, count, d) correlated, far from zero mean."""
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((group, count, d)) @ rng.standard_normal((group, d, d)) + rng.standard_normal(d)
+
+
+def _covariance(patches: np.ndarray) -> np.ndarray:
+    return np.stack([np.cov(part.T, bias=True) for part in patches])
+
+
+@pytest.mark.parametrize("scheme", ALL, ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_full_rank_is_the_dense_kernel(scheme: Scheme, shape: tuple[int, ...]) -> None:
+    kernel = _kernel(shape)
+    covariance = _covariance(_patches(1, int(np.prod(shape[1:]))))
+    fit = calibrate(kernel, scheme, 1, full_rank(scheme, shape, 1), covariance)
+    np.testing.assert_allclose(product(fit.factors, scheme, shape, 1), kernel, atol=1e-6)
+    assert fit.relative_error < 1e-9
+
+
+@pytest.mark.parametrize("scheme", ALL, ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_identity_moments_are_plain_svd(scheme: Scheme, rank: int) -> None:
+    kernel = _kernel((6, 4, 3, 3))
+    fit = calibrate(kernel, scheme, 1, rank, np.eye(36)[None])
+    plain = product(factorise(kernel, scheme, 1, rank), scheme, kernel.shape, 1)
+    np.testing.assert_allclose(product(fit.factors, scheme, kernel.shape, 1), plain, atol=1e-8)
+    errors = output_errors(kernel, scheme, 1, np.eye(36)[None])
+    np.testing.assert_allclose(errors, 1 - kept_energy(spectrum(kernel, scheme, 1)), atol=1e-9)
+
+
+@pytest.mark.parametrize("scheme", ALL, ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize("group", [1, 2])
+def test_the_predicted_error_is_the_measured_one(scheme: Scheme, group: int) -> None:
+    kernel = _kernel((6, 4, 3, 3))
+    patches = _patches(group, 36)
+    fit = calibrate(kernel, scheme, group, 2, _covariance(patches))
+    new = product(fit.factors, scheme, kernel.shape, group)
+    shift = bias_shift(kernel, new, patches.mean(axis=1))
+    by_group = (group, 6 // group, 36)
+    before = np.einsum("gnd,gpd->pgn", kernel.reshape(by_group), patches)
+    after = np.einsum("gnd,gpd->pgn", new.reshape(by_group), patches) + shift.reshape(group, -1)
+    measured = np.sum((before - after) ** 2) / np.sum((before - before.mean(axis=0)) ** 2)
+    assert measured == pytest.approx(fit.relative_error, rel=5e-3)
+
+
+@pytest.mark.parametrize("scheme", ALL, ids=lambda scheme: scheme.name)
+def test_errors_of_all_ranks_are_those_of_the_start_and_bound_the_result(scheme: Scheme) -> None:
+    kernel, covariance = _kernel((6, 4, 3, 3)), _covariance(_patches(1, 36))
+    errors = output_errors(kernel, scheme, 1, covariance)
+    assert (np.diff(errors) <= 1e-12).all()
+    assert errors[-1] < 1e-6
+    for rank in range(1, len(errors)):
+        start = calibrate(kernel, scheme, 1, rank, covariance, turns=0).relative_error
+        assert start == pytest.approx(errors[rank - 1], rel=1e-4, abs=1e-7)
+        assert calibrate(kernel, scheme, 1, rank, covariance).relative_error <= start * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("scheme", ALL, ids=lambda scheme: scheme.name)
+@given(seed=st.integers(0, 2**16), rank=st.integers(1, 3))
+@settings(max_examples=15, deadline=None)
+def test_calibrated_never_loses_more_output_than_plain(scheme: Scheme, seed: int, rank: int) -> None:
+    kernel, covariance = _kernel((5, 4, 3, 3), seed), _covariance(_patches(1, 36, seed=seed + 1))
+    new = product(factorise(kernel, scheme, 1, rank), scheme, kernel.shape, 1)
+    lost = (kernel - new).reshape(5, -1)
+    dense = kernel.reshape(5, -1)
+    plain = np.sum((lost @ covariance[0]) * lost) / np.sum((dense @ covariance[0]) * dense)
+    assert calibrate(kernel, scheme, 1, rank, covariance).relative_error <= plain * 1.001
+
+
+def test_alternating_pays_where_taps_share_inputs() -> None:
+    kernel, covariance = _kernel((8, 6, 3, 3)), _covariance(_patches(1, 54))
+    for scheme in (SPATIAL_WISE, SPATIAL_WISE_TRANSPOSED, POINTWISE_FIRST):
+        start = calibrate(kernel, scheme, 1, 4, covariance, turns=0).relative_error
+        assert calibrate(kernel, scheme, 1, 4, covariance).relative_error < 0.99 * start
+
+
+@pytest.mark.parametrize("scheme", ALL, ids=lambda scheme: scheme.name)
+def test_rank_deficient_moments_give_finite_factors(scheme: Scheme) -> None:
+    kernel = _kernel((6, 4, 3, 3))
+    few = _covariance(_patches(1, 36, count=5))
+    fit = calibrate(kernel, scheme, 1, 3, few)
+    assert np.isfinite(fit.factors.reduce).all()
+    assert np.isfinite(fit.factors.expand).all()
+    assert 0 <= fit.relative_error < 1
+    constant = calibrate(kernel, scheme, 1, 2, np.zeros((1, 36, 36)))
+    assert constant.relative_error == 0
+    assert np.isfinite(constant.factors.expand).all()
+    assert (output_errors(kernel, scheme, 1, np.zeros((1, 36, 36))) == 0).all()
+
+
+def test_a_matrix_is_the_whitened_svd() -> None:
+    matrix, covariance = _kernel((7, 5)), _covariance(_patches(1, 5))
+    errors = output_errors(matrix, MATRIX, 1, covariance)
+    root = np.linalg.cholesky(covariance[0])
+    values = np.linalg.svd(matrix @ root, compute_uv=False)
+    np.testing.assert_allclose(errors, 1 - np.cumsum(values**2) / np.sum(values**2), atol=1e-3)
+
+
+def test_balanced_factors_share_the_singular_values() -> None:
+    left, right = _kernel((6, 3)), _kernel((3, 9), 1)
+    new_left, new_right = balance(left, right)
+    np.testing.assert_allclose(new_left @ new_right, left @ right, atol=1e-12)
+    np.testing.assert_allclose(new_left.T @ new_left, new_right @ new_right.T, atol=1e-12)
+
+
+def test_input_slices_are_left_to_plain_svd() -> None:
+    assert not is_calibratable(Scheme("input-slicing", reduce_axes=(0, 1, 2), input_slices=2))
+    assert all(is_calibratable(scheme) for scheme in ALL)
