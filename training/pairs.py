@@ -9,6 +9,8 @@ from torch import nn
 
 from models_zoo.pairs import pair_for, replace_layer
 from training.layers import unwrapped
+from training.matrices import fold, unfold
+from training.spectra import spectrum, truncate
 from trp_export.errors import OptionError
 from trp_export.lowrank.factor import factorise
 from trp_export.planning.plan import Decision, Plan
@@ -24,6 +26,22 @@ def decompose(module: nn.Module, plan: Plan) -> nn.Module:
     model = copy.deepcopy(unwrapped(module))
     for decision in plan.changed:
         _replace(model, decision)
+    return model
+
+
+@torch.no_grad()
+def low_rank_copy(module: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of `module` whose dense weights are the products of the plan's factors: the same function, uncut."""
+    model = copy.deepcopy(unwrapped(module))
+    for decision in plan.changed:
+        assert decision.scheme is not None
+        assert decision.rank is not None
+        weight = model.get_submodule(decision.site.name).weight
+        group = decision.site.group
+        matrices = unfold(weight, decision.scheme, group)
+        ranks = torch.full((len(matrices),), decision.rank, device=weight.device)
+        kept = truncate(matrices, spectrum(matrices), ranks)
+        weight.copy_(fold(kept, decision.scheme, weight.shape, group))
     return model
 
 

@@ -1,0 +1,186 @@
+"""Our checkpoint: weights with all that is needed to use them. Read with weights_only: a file is untrusted.
+
+A dict of plain values: `format`, `version`, `arch` (a name for models_zoo), `kind` ("dense", or "factors" where the
+plan's layers are stored as pairs), `input_shape`, `mean`, `std`, `classes`, `state_dict`, `plan`, `history`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models_zoo import find_architecture
+from models_zoo.pairs import pair_for, replace_layer
+from training.layers import unwrapped
+from trp_export.errors import LoadError, OptionError, OutputError
+from trp_export.planning.plan import parse_plan
+
+FORMAT = "trp-checkpoint"
+VERSION = 1
+DENSE, FACTORS = "dense", "factors"
+
+# What most published CIFAR and ImageNet weights are trained with.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+_STATE_KEYS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A module and what is known about it. `plan` is the JSON form; `kind` says whether its layers are pairs yet."""
+
+    module: nn.Module
+    arch: str
+    input_shape: tuple[int, ...]
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    classes: tuple[str, ...] = ()
+    plan: Mapping[str, Any] | None = None
+    kind: str = DENSE
+
+
+def new_network(arch: str, classes: tuple[str, ...]) -> Network:
+    """An untrained network. Raises OptionError where the architecture is unknown or has no input shape."""
+    try:
+        architecture = find_architecture(arch)
+        module = architecture.build(len(classes))
+    except (LookupError, ImportError) as error:
+        raise OptionError(f"--arch: {error.args[0] if error.args else error}") from error
+    if architecture.input_shape is None:
+        raise OptionError(f"--arch {arch}: its input shape is unknown; give --input-shape, e.g. 1,3,224,224.")
+    return Network(module, arch, architecture.input_shape, classes=classes)
+
+
+def save_network(network: Network, path: Path, history: list[dict[str, Any]]) -> None:
+    """Write a checkpoint in one stroke. Raises OutputError."""
+    state = {key: value.detach().cpu().contiguous() for key, value in unwrapped(network.module).state_dict().items()}
+    write(
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "arch": network.arch,
+            "kind": network.kind,
+            "input_shape": list(network.input_shape),
+            "mean": list(network.mean),
+            "std": list(network.std),
+            "classes": list(network.classes),
+            "state_dict": state,
+            "plan": None if network.plan is None else dict(network.plan),
+            "history": history,
+        },
+        path,
+    )
+
+
+def load_network(path: Path, arch: str | None, classes: tuple[str, ...]) -> Network:
+    """Weights from a checkpoint of ours, or a state dict of `arch`. Raises LoadError or OptionError."""
+    content = read(path)
+    if content.get("format") == FORMAT:
+        return _from_checkpoint(content, path, arch)
+    if arch is None:
+        raise OptionError(f"{path} holds weights only: name their architecture with --arch.")
+    network = new_network(arch, classes)
+    _fill(network.module, _state(content, path), path, arch)
+    return network
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The dict in a file. Raises LoadError where the file is missing, foreign, damaged or would run code."""
+    if not path.is_file():
+        raise LoadError(f"{path} is not a file.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the pickle machinery does.
+        if "Weights only load failed" in str(error) and "Unsupported" in str(error):
+            raise LoadError(
+                f"{path} holds a pickled Python object, which can run code when it is opened. "
+                "Save its state dict instead."
+            ) from error
+        raise LoadError(f"{path} is not a PyTorch file, or a damaged one.") from error
+    if not isinstance(content, dict):
+        raise LoadError(f"{path} holds a {type(content).__name__}, not a checkpoint.")
+    return content
+
+
+def write(content: Mapping[str, Any], path: Path) -> None:
+    """All or nothing: a killed process leaves the old file or the new one. Raises OutputError."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, RuntimeError) as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def with_pairs(module: nn.Module, plan: Mapping[str, Any], where: str) -> nn.Module:
+    """`module` with untrained pairs in place of the plan's layers. Raises LoadError where they do not fit."""
+    for choice in parse_plan(plan, where):
+        if choice.scheme is None or choice.rank is None:
+            continue
+        try:
+            pair = pair_for(module.get_submodule(choice.name), choice.scheme, choice.rank)
+            replace_layer(module, choice.name, pair)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise LoadError(f"{where}: its plan factors {choice.name}, which the network cannot: {error}.") from error
+    return module
+
+
+def _from_checkpoint(content: Mapping[str, Any], path: Path, arch: str | None) -> Network:
+    if content.get("version") != VERSION:
+        raise LoadError(f"{path}: checkpoint version {content.get('version')!r}; this program reads {VERSION}.")
+    own = content.get("arch")
+    if not isinstance(own, str) or not isinstance(content.get("state_dict"), Mapping):
+        raise LoadError(f"{path} lacks its architecture or its weights; it is damaged.")
+    if arch is not None and arch != own:
+        raise OptionError(f"{path} is a checkpoint of {own}, not of {arch}.")
+    if ":" in own and not own.startswith("torchvision:") and arch is None:
+        raise OptionError(f"{path} asks to import {own}; if you trust it, say so with --arch {own}.")
+    classes = tuple(str(name) for name in content.get("classes") or ())
+    network = new_network(own, classes)
+    plan, kind = content.get("plan"), content.get("kind", DENSE)
+    if kind == FACTORS:
+        with_pairs(network.module, plan if isinstance(plan, Mapping) else {}, str(path))
+    _fill(network.module, content["state_dict"], path, own)
+    shape = content.get("input_shape") or network.input_shape
+    return replace(
+        network,
+        input_shape=tuple(int(extent) for extent in shape),
+        mean=tuple(map(float, content.get("mean") or MEAN)),
+        std=tuple(map(float, content.get("std") or STD)),
+        plan=plan if isinstance(plan, Mapping) else None,
+        kind=str(kind),
+    )
+
+
+def _state(content: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    for candidate in (*(content.get(key) for key in _STATE_KEYS), content):
+        if isinstance(candidate, Mapping) and any(isinstance(value, Tensor) for value in candidate.values()):
+            return candidate
+    raise LoadError(f"{path} holds no state dict.")
+
+
+def _fill(module: nn.Module, state: Mapping[str, Any], path: Path, arch: str) -> None:
+    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    for prefix in _PREFIXES:
+        if tensors and all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    own = module.state_dict()
+    wrong = [key for key in own if key not in tensors and not key.endswith("num_batches_tracked")]
+    wrong += [key for key in tensors if key not in own or tensors[key].shape != own[key].shape]
+    if wrong:
+        raise LoadError(f"{path} does not fit {arch}: {', '.join(wrong[:3])} differ{'s' if len(wrong) == 1 else ''}.")
+    broken = next((key for key, value in tensors.items() if not bool(torch.isfinite(value.float()).all())), None)
+    if broken:
+        raise LoadError(f"{path}: {broken} has NaN or infinite values.")
+    module.load_state_dict(tensors, strict=False)

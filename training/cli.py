@@ -1,0 +1,268 @@
+"""trp-train: train a network for low rank. Options in, one run, and the only place that maps errors to exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from trp_export.errors import INTERRUPTED, LoadError, OptionError, OutputError, TrpError
+
+if TYPE_CHECKING:
+    from training.options import TrainOptions
+
+EXAMPLES = """\b
+Examples:
+  trp-train --arch resnet20 --data npz:DATA --scheme spatial --energy 0.98 --period 20 --nuclear 3e-4 -o run/
+  trp-train --arch resnet20 --data npz:DATA --init dense.pt --teacher dense.pt --macs 2.84 --ramp cosine \\
+            --epochs 24 --factors 14 --lr 0.05 --schedule cosine --amp -o run/
+  trp-train --resume -o run/
+  torchrun --nproc-per-node 2 -m training.cli --arch resnet20 --data npz:DATA --energy 0.98 -o run/
+  trp-export run/model.pt
+"""
+
+_path = click.Path(path_type=Path)
+
+
+def _read_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """The file's values become defaults: what stands on the command line wins."""
+    if path is None:
+        return None
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise click.BadParameter(f"{path} cannot be read as TOML: {error}") from error
+    names = {key.replace("-", "_"): value for key, value in values.items()}
+    known = {p.name for p in context.command.params} - {"config"}
+    unknown = sorted(set(names) - known)
+    if unknown:
+        raise click.BadParameter(f"{path} has an unknown option {unknown[0]!r}.")
+    context.default_map = names
+    return path
+
+
+@click.command(epilog=EXAMPLES, context_settings={"show_default": True})
+@click.option("--config", type=_path, is_eager=True, callback=_read_config, help="TOML file with these options.")
+@click.option("--arch", help="resnet20, torchvision:resnet18 or package.module:factory.")
+@click.option("--data", metavar="SPEC", help="npz:DIR, imagefolder:DIR or torchvision:CIFAR10:DIR.")
+@click.option("-o", "--output", type=_path, help="Folder of the run.")
+@click.option("--scheme", default="spatial", help="auto, channel, spatial, spatial-t, pointwise or decouple.")
+@click.option("--energy", type=float, help="Rank rule: share of squared singular values to keep.")
+@click.option("--threshold", type=float, help="Rank rule: drop what is below this times the largest singular value.")
+@click.option("--macs", type=float, help="Rank rule: the whole network this many times smaller in multiply-adds.")
+@click.option(
+    "--ramp", default="none", help="How the rule sets in over three quarters of the run: none, linear, cosine."
+)
+@click.option("--period", default=20, help="Project every this many steps.")
+@click.option("--nuclear", default=0.0, help="Weight of the nuclear norm, on projection steps: scale it with --period.")
+@click.option("--nuclear-every-step", is_flag=True, help="Its pull on every step instead; a decomposition per step.")
+@click.option("--momentum-at-projection", default="keep", help="keep, project or reset.")
+@click.option("--only", multiple=True, help="Pattern of layer names to train for low rank; may be repeated.")
+@click.option("--skip", multiple=True, help="Pattern of layer names to leave; may be repeated.")
+@click.option("--epochs", default=164, help="Epochs in all.")
+@click.option(
+    "--factors",
+    type=int,
+    is_flag=False,
+    flag_value=-1,
+    default=0,
+    help="Of these, how many at the end train the factors; alone: all of them.",
+)
+@click.option("--batch", default=128, help="Images per step, over all processes.")
+@click.option("--lr", default=0.1, help="Peak learning rate.")
+@click.option("--momentum", default=0.9)
+@click.option("--nesterov", is_flag=True)
+@click.option("--weight-decay", default=1e-4)
+@click.option("--schedule", default="step", help="step (the TRP authors') or cosine.")
+@click.option("--init", type=_path, help="Weights to start from: a checkpoint, or a state dict with --arch.")
+@click.option("--teacher", type=_path, help="Weights of a network to distil from.")
+@click.option("--teacher-arch", help="Its architecture, where it differs and the file does not say.")
+@click.option("--temperature", default=4.0, help="Of the distillation.")
+@click.option("--teacher-share", default=0.9, help="The teacher's share of the loss.")
+@click.option("--validation", default=5_000, help="Images split off the training set, by seed.")
+@click.option("--keep", default="best", help="model.pt: best on validation once cut, or last.")
+@click.option("--amp", is_flag=True, help="bfloat16 autocast.")
+@click.option("--compile", is_flag=True, help="torch.compile the network.")
+@click.option("--device", default="auto", help="cpu, cuda, cuda:1.")
+@click.option("--seed", default=0)
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard events too.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --output; other options may be left out.")
+@click.option("--dry-run", is_flag=True, help="Print what would be trained, and the plan of a cut now; write nothing.")
+@click.pass_context
+def command(context: click.Context, resume: bool, dry_run: bool, config: Path | None, **values: Any) -> None:
+    """Train a convolutional network so that it loses almost nothing when it is cut to low rank.
+
+    Trained Rank Pruning (Xu et al., arXiv 2004.14566). The folder of the run holds model.pt, ready for trp-export,
+    last.pt to resume from, history.jsonl and history.png.
+    """
+    from training.loop import Run
+
+    options = _resumed(context, values) if resume else _options(values)
+    with _distributed():
+        report = Report(options.epochs)
+        if dry_run:
+            _print_plan(Run(options, report, resume=resume))
+            return
+        _make_folder(options.output)
+        with report:
+            run = Run(options, report, resume=resume)
+            run.train()
+        if run.history:
+            click.echo(f"{options.output / 'model.pt'}: {_describe(run.history[-1])}")
+
+
+def main() -> None:
+    """Entry point: errors become a line on stderr and an exit code."""
+    from training.guard import StoppedEarly
+
+    try:
+        command.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except StoppedEarly:
+        click.echo("stopped and saved; the same command with --resume goes on.", err=True)
+        sys.exit(INTERRUPTED)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
+    except TrpError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        click.echo("error: out of memory: lower --batch.", err=True)
+        sys.exit(TrpError.exit_code)
+
+
+class Report:
+    """Progress on stderr: a bar through the epoch, a line after it. Silent on all processes but the first."""
+
+    def __init__(self, epochs: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = Console(stderr=True, quiet=_process() != 0, soft_wrap=True, highlight=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task("epoch 1", total=1)
+        self._epochs = epochs
+
+    def __enter__(self) -> Report:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        if "step" in record:
+            text = f"epoch {record['epoch'] + 1}/{self._epochs}  loss {record['loss']:.4f}"
+            self._bar.update(self._task, description=text, completed=record["step"], total=record["steps"])
+        else:
+            self._console.print(_describe(record))
+
+
+def _describe(record: dict[str, Any]) -> str:
+    return (
+        f"epoch {record['epoch']}  loss {record['loss']:.4f}  validation {100 * record['accuracy']:.2f} %, "
+        f"cut {100 * record['cut_accuracy']:.2f} % at {record['macs_ratio']:.2f}x fewer MACs  "
+        f"{record['images_per_s']:.0f} images/s"
+    )
+
+
+def _options(values: dict[str, Any]) -> TrainOptions:
+    from training.options import TrainOptions
+
+    for name in ("data", "output"):
+        if values[name] is None:
+            raise OptionError(f"--{name} is missing.")
+    if values["factors"] == -1:
+        values = values | {"factors": values["epochs"]}
+    return TrainOptions(**values)
+
+
+def _resumed(context: click.Context, values: dict[str, Any]) -> TrainOptions:
+    """The stored options of the run, which those given now must not contradict."""
+    from training.loop import read_run, require_same_run
+    from training.options import FREE, TrainOptions
+
+    if values["output"] is None:
+        raise OptionError("--resume needs the folder of the run: -o DIR.")
+    stored = read_run(values["output"])["options"]
+    given = {
+        name: list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+        for name, value in values.items()
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    if given.get("factors") == -1:
+        given["factors"] = given.get("epochs", stored.get("epochs"))
+    require_same_run(given, stored)
+    merged = stored | {name: given[name] for name in FREE if name in given}
+    paths = {name: None if merged[name] is None else Path(merged[name]) for name in ("init", "teacher")}
+    known = {field.name for field in fields(TrainOptions)}
+    try:
+        return TrainOptions(
+            **{key: value for key, value in merged.items() if key in known}
+            | paths
+            | {"output": values["output"], "only": tuple(merged["only"]), "skip": tuple(merged["skip"])}
+        )
+    except (TypeError, KeyError) as error:
+        raise LoadError(f"{values['output'] / 'last.pt'} is of another version of this program.") from error
+
+
+def _print_plan(run: Any) -> None:
+    if run.trp is None:
+        click.echo(f"{run.network.arch}, {run.network.kind}: no layer is trained for low rank.")
+        return
+    plan = run.trp.measure()
+    for decision in plan.decisions:
+        name, scheme = decision.site.name, decision.scheme.name if decision.scheme else "kept"
+        rank = f"rank {decision.rank} of {decision.full_rank}" if decision.rank else decision.reason
+        click.echo(f"{name:24} {scheme:24} {rank}")
+    ratio = sum(d.site.macs for d in plan.decisions) / sum(d.macs for d in plan.decisions)
+    click.echo(f"{len(run.batches)} steps an epoch; {plan.rule}: {ratio:.2f}x fewer MACs if cut now.")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made: {error.strerror}.") from error
+
+
+@contextmanager
+def _distributed() -> Iterator[None]:
+    """Joins the processes that torchrun started, if any."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _process() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+if __name__ == "__main__":
+    main()

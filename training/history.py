@@ -1,0 +1,55 @@
+"""What a run leaves behind to look at: a JSONL line per epoch, TensorBoard events, and a plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def write_jsonl(history: Sequence[Record], path: Path) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in history))
+
+
+def write_tensorboard(history: Sequence[Record], folder: Path) -> str | None:
+    """Scalars of the last epoch; the reason where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return "TensorBoard is not installed (pip install tensorboard); history.jsonl has the same figures"
+    record = history[-1]
+    writer = SummaryWriter(str(folder))
+    for key, value in record.items():
+        if isinstance(value, (int, float)) and key != "epoch":
+            writer.add_scalar(key, value, record["epoch"])
+    for name, rank in record["ranks"].items():
+        writer.add_scalar(f"rank/{name}", rank, record["epoch"])
+    writer.close()
+    return None
+
+
+def plot(history: Sequence[Record], path: Path) -> None:
+    """Accuracy of the network and of its cut above, the rank of each layer below, over the epochs."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True)
+    epochs = [record["epoch"] for record in history]
+    for key, label in (("accuracy", "as it is"), ("cut_accuracy", "if cut now")):
+        above.plot(epochs, [100 * record[key] for record in history], label=label)
+    above.set_ylabel("validation accuracy, %")
+    above.legend()
+    names = list(history[-1]["ranks"])
+    for index, name in enumerate(names):
+        colour = (index / max(1, len(names) - 1), 0.3, 1 - index / max(1, len(names) - 1))
+        below.plot(epochs, [record["ranks"].get(name) for record in history], color=colour, label=name)
+    below.set_ylabel("rank if cut now")
+    below.set_xlabel("epoch")
+    if names:
+        below.legend(fontsize=6, ncols=2, loc="upper right")
+    figure.savefig(path, dpi=100)
