@@ -65,4 +65,5 @@ class CifarResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = functional.relu(self.bn1(self.conv1(x)))
         out = self.layer3(self.layer2(self.layer1(out)))
-        return self.linear(torch.mean(out, dim=(2, 3)))
+        logits: Tensor = self.linear(torch.mean(out, dim=(2, 3)))
+        return logits

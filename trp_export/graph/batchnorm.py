@@ -2,10 +2,13 @@
 
     y = scale (W x + b - mean) + beta   with scale = gamma / sqrt(variance + epsilon)
 
+The layer may also be a sum of layers, as a decoupled conv is: then each is scaled and one takes the shift.
 It comes after the factors are made: folding rescales the rows of a kernel, and with them the ranks.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -18,56 +21,105 @@ _FOLDS_INTO = ("Conv", "ConvTranspose", "Gemm")
 
 def fold_batch_norm(model: ir.Model) -> int:
     """Fold every BatchNormalization that can be, in place. Returns how many were folded."""
-    return sum(
-        _fold(node)
-        for node in list(model.graph.all_nodes())
-        if node.op_type == "BatchNormalization" and not node.domain
-    )
+    norms = [node for node in model.graph.all_nodes() if node.op_type == "BatchNormalization" and not node.domain]
+    return sum(_fold(norm) for norm in norms)
+
+
+@dataclass(frozen=True, slots=True)
+class _Term:
+    """A layer whose output the batch norm reads, alone or in a sum, and what it is made of."""
+
+    node: ir.Node
+    weight: Constant
+    bias: Float64 | None
 
 
 def _fold(norm: ir.Node) -> bool:
-    layer = _layer_before(norm)
-    terms = _affine_terms(norm)
-    if layer is None or terms is None or norm.graph is None:
+    affine = _affine_terms(norm)
+    layers = _layers_before(norm.inputs[0], norm.graph)
+    terms = [_term(layer) for layer in layers]
+    if affine is None or not terms or norm.graph is None:
         return False
-    weight = find_constant(layer.inputs[1])
-    bias = layer.inputs[2] if len(layer.inputs) > 2 else None
-    old_bias = find_constant(bias)
-    if weight is None or len(weight.root.uses()) != 1 or weight.root.is_graph_output() or (bias and old_bias is None):
+    scale, shift = affine
+    sound = [term for term in terms if term is not None and _fits(term, scale.size)]
+    if len(sound) < len(terms) or len({id(term.weight.root) for term in sound}) < len(sound):
         return False
-    scale, shift = terms
-    if old_bias is not None:
-        offset = old_bias.array().astype(np.float64)
-        if offset.size not in (1, scale.size):
-            return False
-        beta = layer.attributes.get_float("beta", 1.0) if layer.op_type == "Gemm" else 1.0
-        shift = shift + beta * offset.reshape(-1) * scale
-    if not _scale_outputs(layer, weight, scale):
-        return False
-    graph = weight.root.graph
-    if not isinstance(graph, ir.Graph):
-        return False
-    name = f"{(weight.root.name or layer.name or '').removesuffix('.weight')}.bias"
-    new_bias = add_initializer(graph, name, shift, weight.dtype)
-    layer.resize_inputs(3)
-    layer.replace_input_with(2, new_bias)
-    if layer.op_type == "Gemm":
-        layer.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
-    output, result = layer.outputs[0], norm.outputs[0]
-    output.name, result.name = result.name, f"{result.name}.folded"
-    output.shape = output.shape or result.shape
-    result.replace_all_uses_with(output, replace_graph_outputs=True)
-    norm.graph.remove(norm, safe=True)
+    for index, term in enumerate(sound):
+        _scale_outputs(term, scale)
+        own = np.zeros_like(shift) if term.bias is None else term.bias * scale
+        _set_bias(term, own + (shift if index == 0 else 0.0))
+    _bypass(norm)
     return True
 
 
-def _layer_before(norm: ir.Node) -> ir.Node | None:
-    """The layer whose only reader is this batch norm."""
-    value = norm.inputs[0]
-    layer = value.producer() if value is not None else None
-    if value is None or layer is None or layer.domain or layer.op_type not in _FOLDS_INTO:
+def _layers_before(value: ir.Value | None, graph: object) -> list[ir.Node]:
+    """The layers that make a value by themselves or as a sum, none where anything else takes part or looks on."""
+    node = value.producer() if value is not None else None
+    if value is None or node is None or node.domain or node.graph is not graph:
+        return []
+    if len(value.uses()) != 1 or value.is_graph_output():
+        return []
+    if node.op_type in _FOLDS_INTO:
+        return [node]
+    if node.op_type != "Add":
+        return []
+    parts = [_layers_before(part, graph) for part in node.inputs]
+    return [*parts[0], *parts[1]] if all(parts) else []
+
+
+def _term(layer: ir.Node) -> _Term | None:
+    """None where the weight or bias is not a constant of this layer's own."""
+    weight = find_constant(layer.inputs[1])
+    if weight is None or len(weight.root.uses()) != 1 or weight.root.is_graph_output():
         return None
-    return layer if len(value.uses()) == 1 and not value.is_graph_output() and layer.graph is norm.graph else None
+    value = layer.inputs[2] if len(layer.inputs) > 2 else None
+    bias = find_constant(value)
+    if value is not None and bias is None:
+        return None
+    if bias is None:
+        return _Term(layer, weight, None)
+    beta = layer.attributes.get_float("beta", 1.0) if layer.op_type == "Gemm" else 1.0
+    return _Term(layer, weight, beta * bias.array().astype(np.float64).reshape(-1))
+
+
+def _fits(term: _Term, channels: int) -> bool:
+    if term.bias is not None and term.bias.size not in (1, channels):
+        return False
+    if term.node.op_type == "ConvTranspose":
+        return term.weight.shape[1] * term.node.attributes.get_int("group", 1) == channels
+    return term.weight.shape[_output_axis(term.node)] == channels
+
+
+def _output_axis(node: ir.Node) -> int:
+    return 1 if node.op_type == "Gemm" and not node.attributes.get_int("transB", 0) else 0
+
+
+def _set_bias(term: _Term, bias: Float64) -> None:
+    graph = term.weight.root.graph
+    if not isinstance(graph, ir.Graph):
+        raise ValueError(f"{term.weight.root.name} is in no graph")
+    name = f"{(term.weight.root.name or term.node.name or '').removesuffix('.weight')}.bias"
+    old = term.node.inputs[2] if len(term.node.inputs) > 2 else None
+    if term.bias is None and not bias.any():
+        return
+    if old is not None and len(old.uses()) == 1 and old.is_initializer():
+        name = old.name or name
+        del graph.initializers[name]
+    term.node.resize_inputs(3)
+    term.node.replace_input_with(2, add_initializer(graph, name, bias, term.weight.dtype))
+    if term.node.op_type == "Gemm":
+        term.node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
+
+
+def _bypass(norm: ir.Node) -> None:
+    """Take the batch norm out; the value before it takes over the name of its output."""
+    before, after = norm.inputs[0], norm.outputs[0]
+    if before is None or norm.graph is None:
+        raise ValueError(f"{norm.name} is in no graph")
+    before.name, after.name = after.name, f"{after.name}.folded"
+    before.shape = before.shape or after.shape
+    after.replace_all_uses_with(before, replace_graph_outputs=True)
+    norm.graph.remove(norm, safe=True)
 
 
 def _affine_terms(norm: ir.Node) -> tuple[Float64, Float64] | None:
@@ -84,20 +136,15 @@ def _affine_terms(norm: ir.Node) -> tuple[Float64, Float64] | None:
     return scale, beta - mean * scale
 
 
-def _scale_outputs(layer: ir.Node, weight: Constant, scale: Float64) -> bool:
-    """Multiply each output channel of the layer's weight; False where the shapes do not allow it."""
-    stored = weight.array().astype(np.float64)
-    if layer.op_type == "ConvTranspose":
-        group = layer.attributes.get_int("group", 1)
-        per_group = scale.reshape(group, -1)
-        if stored.shape[0] % group or per_group.shape[1] != stored.shape[1]:
-            return False
+def _scale_outputs(term: _Term, scale: Float64) -> None:
+    """Multiply each output channel of the layer's weight."""
+    stored = term.weight.array().astype(np.float64)
+    if term.node.op_type == "ConvTranspose":
+        group = term.node.attributes.get_int("group", 1)
         grouped = stored.reshape(group, stored.shape[0] // group, *stored.shape[1:])
-        scaled = (grouped * per_group[:, None, :, *[None] * (stored.ndim - 2)]).reshape(stored.shape)
+        per_group = scale.reshape(group, 1, -1, *[1] * (stored.ndim - 2))
+        scaled = (grouped * per_group).reshape(stored.shape)
     else:
-        axis = 1 if layer.op_type == "Gemm" and not layer.attributes.get_int("transB", 0) else 0
-        if stored.shape[axis] != scale.size:
-            return False
+        axis = _output_axis(term.node)
         scaled = stored * np.expand_dims(scale, [other for other in range(stored.ndim) if other != axis])
-    set_value(weight.root, scaled.transpose([weight.axes.index(axis) for axis in range(scaled.ndim)]))
-    return True
+    set_value(term.weight.root, scaled.transpose([term.weight.axes.index(axis) for axis in range(scaled.ndim)]))

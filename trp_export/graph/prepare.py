@@ -25,10 +25,15 @@ def prepare(model: ir.Model) -> ir.Model:
     model.ir_version = max(model.ir_version, LEAST_IR_VERSION)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
-    common.RemoveUnusedNodesPass()(model)
+    remove_unused(model)
     name_nodes(model)
     require_finite_weights(model)
     return model
+
+
+def remove_unused(model: ir.Model) -> None:
+    """Remove nodes and initializers that nothing reads."""
+    common.RemoveUnusedNodesPass()(model)
 
 
 def name_nodes(model: ir.Model) -> None:

@@ -1,65 +1,101 @@
-"""Carry out a Plan: replace each chosen layer by its factor pair. No choices are made here.
+"""Carry out a Plan: replace each chosen layer by its factors. No choices are made here.
 
 The pair of a conv shares its attributes out by axis: what the first conv covers takes that axis' stride,
 pads and dilation, the second has 1, 0 and 1 there, and the other way round. `auto_pad` holds for both,
 since an axis with kernel 1 and stride 1 is never padded. The bias goes to the second conv.
+
+Where every output channel is a slice of its own (network decoupling), the second conv would be grouped with
+one output a group, which onnxruntime runs slowly; the pair then becomes one path per rank, a depthwise conv
+at the end of each, and the paths are summed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from trp_export.graph.sites import LocatedSite
 from trp_export.graph.weights import add_initializer, set_value, spatial_attribute
 from trp_export.lowrank.factor import Factors, product
-from trp_export.lowrank.schemes import Array, Scheme, pair_shape
-from trp_export.planning.plan import Decision, Plan
+from trp_export.lowrank.schemes import Array, pair_shape
+from trp_export.planning.plan import Change, Plan
+
+Attributes = dict[str, object]
 
 
-def rewrite(
-    model: ir.Model, plan: Plan, located: Sequence[LocatedSite], factors: Mapping[str, Factors]
-) -> dict[str, tuple[str, str]]:
-    """Replace layers in place; `factors` by site name. Returns the names of each pair's weights by site name."""
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """The weights of one reduce and one expand; all but network decoupling have a single path."""
+
+    name: str
+    reduce: ir.Value
+    expand: ir.Value
+
+
+def rewrite(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], factors: Mapping[str, Factors]) -> None:
+    """Replace layers in place; `factors` by site name."""
     places = {place.site.name: place for place in located}
-    names: dict[str, tuple[str, str]] = {}
-    for decision in plan.changed:
-        place = places[decision.site.name]
-        reduce, expand = _register(model.graph, decision, place, factors[decision.site.name])
-        names[decision.site.name] = (reduce.name or "", expand.name or "")
+    for change in plan.changed:
+        place = places[change.site.name]
+        paths = _register(model.graph, change, place, factors[change.site.name])
         for node in place.nodes:
-            _replace(node, _make_pair(node, decision, reduce, expand))
-    return names
+            _replace(node, _make_nodes(node, change, paths))
 
 
 def set_products(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], factors: Mapping[str, Factors]) -> None:
     """Set each chosen layer's kernel to the product of its factors, in place: what the pairs must equal."""
     places = {place.site.name: place for place in located}
-    for decision in plan.changed:
-        place = places[decision.site.name]
-        if decision.scheme is None or place.weight is None:
-            raise ValueError(f"{decision.site.name} has no pair")
-        kernel = product(factors[decision.site.name], decision.scheme, decision.site.kernel_shape, decision.site.group)
-        seen = kernel if _stored_as_kernel(place.nodes[0]) else kernel.T
-        stored = seen.transpose([place.weight.axes.index(axis) for axis in range(seen.ndim)])
-        set_value(place.weight.root, stored)
+    for change in plan.changed:
+        weight = places[change.site.name].constant
+        kernel = product(factors[change.site.name], change.scheme, change.site.kernel_shape, change.site.group)
+        seen = kernel if _stored_as_kernel(places[change.site.name].nodes[0]) else kernel.T
+        set_value(weight.root, seen.transpose([weight.axes.index(axis) for axis in range(seen.ndim)]))
 
 
-def _register(graph: ir.Graph, decision: Decision, place: LocatedSite, factors: Factors) -> tuple[ir.Value, ir.Value]:
-    site = decision.site
-    if decision.scheme is None or decision.rank is None or place.weight is None:
-        raise ValueError(f"{site.name} has no pair")
-    shape = pair_shape(decision.scheme, site.kernel_shape, site.group, decision.rank)
+def tag_nodes(model: ir.Model, plan: Plan) -> None:
+    """Note on every node made from a layer what it came from, for those who look at the file."""
+    for change in plan.changed:
+        for path in path_names(change):
+            for part in (f"{path}.reduce", f"{path}.expand"):
+                weight = model.graph.initializers.get(f"{part}.weight")
+                for node in weight.consumers() if weight is not None else ():
+                    what = f"{change.scheme.name}, rank {change.rank}"
+                    node.metadata_props["trp_export.layer"] = f"{change.site.name}: {what}"
+
+
+def path_names(change: Change) -> tuple[str, ...]:
+    """The names of a layer's paths: its own, or one for each rank of a decoupled layer."""
+    if not _is_decoupled(change):
+        return (change.site.name,)
+    return tuple(f"{change.site.name}.{index}" for index in range(change.rank))
+
+
+def _is_decoupled(change: Change) -> bool:
+    unit = pair_shape(change.scheme, change.site.kernel_shape, change.site.group, 1)
+    return change.rank > 1 and len(unit.expand) > 2 and unit.expand_group == unit.expand[0]
+
+
+def _register(graph: ir.Graph, change: Change, place: LocatedSite, factors: Factors) -> tuple[_Path, ...]:
+    site = change.site
+    shape = pair_shape(change.scheme, site.kernel_shape, site.group, change.rank)
     if factors.reduce.shape != shape.reduce or factors.expand.shape != shape.expand:
         raise ValueError(f"{site.name}: factors {factors.reduce.shape}, {factors.expand.shape} are not {shape}")
 
-    def register(part: str, kernel: Array) -> ir.Value:
+    def register(name: str, kernel: Array) -> ir.Value:
         stored = kernel if _stored_as_kernel(place.nodes[0]) else kernel.T
-        dtype = place.weight.dtype if place.weight else ir.DataType.FLOAT
-        return add_initializer(graph, f"{site.name}.{part}.weight", stored, dtype)
+        return add_initializer(graph, f"{name}.weight", stored, place.constant.dtype)
 
-    return register("reduce", factors.reduce), register("expand", factors.expand)
+    names = path_names(change)
+    return tuple(
+        _Path(
+            name=name.removeprefix(site.name),
+            reduce=register(f"{name}.reduce", factors.reduce[index :: len(names)]),
+            expand=register(f"{name}.expand", factors.expand[:, index :: len(names)]),
+        )
+        for index, name in enumerate(names)
+    )
 
 
 def _stored_as_kernel(node: ir.Node) -> bool:
@@ -67,37 +103,41 @@ def _stored_as_kernel(node: ir.Node) -> bool:
     return node.op_type == "Conv" or bool(node.op_type == "Gemm" and node.attributes.get_int("transB", 0))
 
 
-def _make_pair(node: ir.Node, decision: Decision, reduce: ir.Value, expand: ir.Value) -> tuple[ir.Node, ir.Node]:
-    if decision.scheme is None:
-        raise ValueError(f"{decision.site.name} has no pair")
-    if node.op_type == "Conv":
-        first_attributes, second_attributes = _conv_attributes(node, decision, decision.scheme)
-    elif node.op_type == "Gemm":
-        first_attributes, second_attributes = _gemm_attributes(node)
-    else:
-        first_attributes, second_attributes = {}, {}
-    note = f"{decision.site.name}: {decision.scheme.name}, rank {decision.rank}"
-    data, bias = node.inputs[0], node.inputs[2:]
-    first = _node(node, "reduce", [data, reduce], first_attributes, note)
-    second = _node(node, "expand", [first.outputs[0], expand, *bias], second_attributes, note)
-    return first, second
+def _make_nodes(node: ir.Node, change: Change, paths: Sequence[_Path]) -> list[ir.Node]:
+    """The nodes that take the place of one, the last of them giving its output."""
+    first, second = _attributes(node, change)
+    nodes: list[ir.Node] = []
+    total: ir.Value | None = None
+    for path in paths:
+        reduce = _node(node, f"{path.name}.reduce", node.op_type, [node.inputs[0], path.reduce], first)
+        bias = [] if nodes else node.inputs[2:]
+        expand = _node(node, f"{path.name}.expand", node.op_type, [reduce.outputs[0], path.expand, *bias], second)
+        nodes += [reduce, expand]
+        if total is not None:
+            nodes.append(_node(node, f"{path.name}.sum", "Add", [total, expand.outputs[0]], {}))
+        total = nodes[-1].outputs[0]
+    last = nodes[-1].outputs[0]
+    last.name, last.shape = node.outputs[0].name, node.outputs[0].shape
+    return nodes
 
 
 def _node(
-    old: ir.Node, part: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, object], note: str
+    old: ir.Node, part: str, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, object]
 ) -> ir.Node:
-    new = ir.node(old.op_type, inputs, attributes, domain=old.domain, name=f"{old.name}.{part}", version=old.version)  # type: ignore[arg-type]
-    output = new.outputs[0]
-    output.name = old.outputs[0].name if part == "expand" else f"{old.outputs[0].name}.{part}"
-    output.type = old.outputs[0].type
-    if part == "expand":
-        output.shape = old.outputs[0].shape
-    new.metadata_props["trp_export.pair"] = f"{part} of {note}"
+    new = ir.node(op_type, inputs, attributes, domain=old.domain, name=f"{old.name}{part}", version=old.version)  # type: ignore[arg-type]
+    new.outputs[0].name = f"{old.outputs[0].name}{part}"
+    new.outputs[0].type = old.outputs[0].type
     return new
 
 
-def _conv_attributes(node: ir.Node, decision: Decision, scheme: Scheme) -> tuple[dict[str, object], dict[str, object]]:
-    site = decision.site
+def _attributes(node: ir.Node, change: Change) -> tuple[Attributes, Attributes]:
+    if node.op_type == "Conv":
+        return _conv_attributes(node, change)
+    return _gemm_attributes(node) if node.op_type == "Gemm" else ({}, {})
+
+
+def _conv_attributes(node: ir.Node, change: Change) -> tuple[Attributes, Attributes]:
+    site, scheme = change.site, change.scheme
     axes = len(site.kernel_shape) - 2
     strides = spatial_attribute(node, "strides", [1] * axes)
     dilations = spatial_attribute(node, "dilations", [1] * axes)
@@ -105,8 +145,8 @@ def _conv_attributes(node: ir.Node, decision: Decision, scheme: Scheme) -> tuple
     auto_pad = node.attributes.get_string("auto_pad", "NOTSET")
     shape = pair_shape(scheme, site.kernel_shape, site.group, 1)
 
-    def part(covers: Sequence[bool], kernel: Sequence[int], group: int) -> dict[str, object]:
-        attributes: dict[str, object] = {
+    def part(covers: Sequence[bool], kernel: Sequence[int], group: int) -> Attributes:
+        attributes: Attributes = {
             "kernel_shape": list(kernel),
             "strides": [stride if own else 1 for stride, own in zip(strides, covers, strict=True)],
             "dilations": [dilation if own else 1 for dilation, own in zip(dilations, covers, strict=True)],
@@ -124,16 +164,16 @@ def _conv_attributes(node: ir.Node, decision: Decision, scheme: Scheme) -> tuple
     return first, second
 
 
-def _gemm_attributes(node: ir.Node) -> tuple[dict[str, object], dict[str, object]]:
+def _gemm_attributes(node: ir.Node) -> tuple[Attributes, Attributes]:
     """alpha and beta stay with the bias, transA with the data."""
     orientation = {"transB": node.attributes.get_int("transB", 0)}
-    first: dict[str, object] = {"transA": node.attributes.get_int("transA", 0), **orientation}
+    first: Attributes = {"transA": node.attributes.get_int("transA", 0), **orientation}
     second = {"alpha": node.attributes.get_float("alpha", 1.0), "beta": node.attributes.get_float("beta", 1.0)}
     return first, {**second, **orientation}
 
 
-def _replace(node: ir.Node, pair: tuple[ir.Node, ir.Node]) -> None:
+def _replace(node: ir.Node, nodes: Sequence[ir.Node]) -> None:
     graph = node.graph
     if graph is None:
         raise ValueError(f"{node.name} is in no graph")
-    ir.convenience.replace_nodes_and_values(graph, node, [node], pair, node.outputs, pair[1].outputs)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, node.outputs, nodes[-1].outputs)

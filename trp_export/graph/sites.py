@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -27,11 +27,16 @@ class LocatedSite:
     nodes: tuple[ir.Node, ...]
     weight: Constant | None
 
-    def kernel(self) -> Array:
-        """The weight as (n, c/group, *k)."""
+    @property
+    def constant(self) -> Constant:
+        """The weight of a site that was not refused."""
         if self.weight is None:
             raise ValueError(f"{self.site.name} has no constant weight")
-        return _as_kernel(self.nodes[0], self.weight.array())
+        return self.weight
+
+    def kernel(self) -> Array:
+        """The weight as (n, c/group, *k)."""
+        return _as_kernel(self.nodes[0], self.constant.array())
 
 
 def find_sites(model: ir.Model, shapes: Shapes) -> tuple[LocatedSite, ...]:
@@ -71,10 +76,9 @@ def decided_layers(model: ir.Model) -> dict[str, str]:
     return {str(name): str(word) for name, word in noted.items()} if isinstance(noted, dict) else {}
 
 
-def note_decided(model: ir.Model, names: Iterable[tuple[str, str]]) -> None:
-    """Leave a note for the next export, added to what is there."""
-    noted = decided_layers(model) | dict(names)
-    model.metadata_props[DECIDED_KEY] = json.dumps(noted, sort_keys=True)
+def note_decided(model: ir.Model, words: Mapping[str, str]) -> None:
+    """Leave a note for the next export, added to what is there: a second run finds nothing left to decide."""
+    model.metadata_props[DECIDED_KEY] = json.dumps({**words, **decided_layers(model)}, sort_keys=True)
 
 
 def _refusal(nodes: list[ir.Node], weight: Constant | None) -> str | None:

@@ -48,6 +48,15 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """A layer that becomes factors: its site, the scheme and the rank, each there for certain."""
+
+    site: Site
+    scheme: Scheme
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """All decisions, in the order of the graph, and the rule that made them in the user's words."""
 
@@ -55,8 +64,12 @@ class Plan:
     rule: str
 
     @property
-    def changed(self) -> tuple[Decision, ...]:
-        return tuple(decision for decision in self.decisions if decision.scheme is not None)
+    def changed(self) -> tuple[Change, ...]:
+        return tuple(
+            Change(decision.site, decision.scheme, decision.rank)
+            for decision in self.decisions
+            if decision.scheme is not None and decision.rank is not None
+        )
 
     def to_json(self) -> dict[str, Any]:
         layers = [

@@ -1,0 +1,214 @@
+"""The command `trp-export`: options become values, one call does the work, errors become exit codes.
+
+Nothing heavy is imported before it is known that there is work to do: `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from trp_export.errors import INTERRUPTED, OptionError, TrpError
+
+if TYPE_CHECKING:
+    from trp_export.options import Options, Rule
+    from trp_export.pipeline import Progress
+    from trp_export.report.document import Report
+
+EXAMPLES = """
+\b
+Examples:
+  trp-export model.onnx --energy 0.98
+  trp-export resnet50.pt --arch torchvision:resnet50 --macs 2
+  trp-export model.onnx --macs 1.5 --dry-run
+  trp-export model.onnx --energy 0.95 --skip 'head.*' --scheme spatial -o small.onnx --report small.html
+  trp-export model.onnx --plan small.json
+
+\b
+Exit codes: 0 done, 2 bad options, 3 unreadable input, 4 unsupported model, 5 verification failed,
+6 not faster (--require-speedup), 7 cannot write, 130 interrupted. Nothing is written unless it is 0.
+"""
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406.") from None
+
+
+def _shape(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    parts = value.replace("x", ",").split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"{value!r} is not a shape such as 1,3,224,224.")
+    return tuple(int(part) for part in parts)
+
+
+def _align(context: click.Context, parameter: click.Parameter, value: str) -> int | str:
+    if value != "auto" and not value.isdigit():
+        raise click.BadParameter(f"{value!r} is neither a whole number nor auto.")
+    return value if value == "auto" else int(value)
+
+
+@click.command(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--energy", type=float, help="Keep this share of the squared singular values in every layer, e.g. 0.98.")
+@click.option("--threshold", type=float, help="Drop singular values below this share of the layer's largest.")
+@click.option("--absolute", is_flag=True, help="With --threshold: drop singular values below the number itself.")
+@click.option("--rank", type=int, help="One rank for every layer.")
+@click.option("--macs", type=float, help="This many times fewer multiply-adds, shared out over the network.")
+@click.option("--plan", type=click.Path(path_type=Path), help="Replay a plan, or a report that holds one.")
+@click.option(
+    "--scheme",
+    type=click.Choice(["auto", "channel", "spatial", "spatial-t", "pointwise", "decouple"]),
+    default="auto",
+    show_default=True,
+    help="How a conv is cut in two; auto takes the cheapest per layer.",
+)
+@click.option("--only", multiple=True, metavar="PATTERN", help="Only layers whose name matches; may be repeated.")
+@click.option("--skip", multiple=True, metavar="PATTERN", help="Leave out layers whose name matches; may be repeated.")
+@click.option("--align", default="1", callback=_align, help="Round ranks up to a multiple; auto: this CPU's block.")
+@click.option("--arch", help="For weights: resnet20, torchvision:resnet50 or package.module:factory.")
+@click.option("--input-shape", callback=_shape, metavar="N,C,H,W", help="Default: the architecture's, or the file's.")
+@click.option("--static", is_flag=True, help="Fix the batch size of the input shape (PyTorch models).")
+@click.option("--trust-pickle", is_flag=True, help="Open pickled modules, which can run code. Only if you trust them.")
+@click.option("--eval", "evaluate", type=click.Path(path_type=Path), help="Images to compare on: a folder, .npz, .npy.")
+@click.option("--mean", callback=_numbers, help="Of the images, per channel. Default: the checkpoint's.")
+@click.option("--std", callback=_numbers, help="Of the images, per channel. Default: the checkpoint's.")
+@click.option("--resize", type=int, help="Shorter side of the images, before --crop.")
+@click.option("--crop", type=int, help="Centre square of the images.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: <stem>.trp.onnx in this folder.")
+@click.option("--report", type=click.Path(path_type=Path), help="Also write an HTML page with plots.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout, and nothing else there.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@click.option("--no-bench", is_flag=True, help="Do not measure the speed-up.")
+@click.option("--threads", type=int, default=1, show_default=True, help="For the benchmark.")
+@click.option("--budget", type=float, default=20.0, show_default=True, help="Seconds for the benchmark.")
+@click.option("--require-speedup", is_flag=True, help="Write nothing, and exit with 6, unless measured faster.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.version_option(package_name="trp-export")
+def command(model: Path, **given: Any) -> None:
+    """Make MODEL smaller by low rank, verify it, measure it, and write it as ONNX.
+
+    MODEL is an .onnx file, a .safetensors file, a PyTorch state dict or checkpoint (with --arch), or a
+    checkpoint of trp-train, which knows its architecture.
+    """
+    from rich.console import Console
+
+    from trp_export.pipeline import compress
+
+    options = _options(given)
+    console = Console(stderr=True, quiet=given["quiet"])
+    with _progress_bar(console) as progress:
+        report = compress(model, options, progress)
+    _show(report, console, given)
+
+
+def main() -> NoReturn:
+    """The entry point: errors become one or two lines on stderr and a documented exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        command.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except TrpError as error:
+        click.echo("error: " + str(error).replace("\n", "\n       "), err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; nothing was written.", err=True)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(1)
+    except MemoryError:
+        click.echo("error: out of memory. Try a smaller --input-shape, or --skip the largest layers.", err=True)
+        sys.exit(TrpError.exit_code)
+    sys.exit(0)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _options(given: dict[str, Any]) -> Options:
+    from trp_export.images import Preprocessing
+    from trp_export.load import LoadOptions
+    from trp_export.options import Benchmark, Images, Options, Selection
+
+    crop = given["crop"]
+    preprocessing = Preprocessing(given["mean"], given["std"], given["resize"], (crop, crop) if crop else None)
+    if given["evaluate"] is None and preprocessing != Preprocessing():
+        raise OptionError("--mean, --std, --resize and --crop prepare images; they need --eval.")
+    return Options(
+        rule=_rule(given),
+        load=LoadOptions(given["arch"], given["input_shape"], given["static"], given["trust_pickle"]),
+        selection=Selection(given["scheme"], given["only"], given["skip"], given["align"]),
+        images=Images(given["evaluate"], preprocessing) if given["evaluate"] else None,
+        benchmark=Benchmark(not given["no_bench"], given["threads"], given["budget"], given["require_speedup"]),
+        output=given["output"],
+        report=given["report"],
+        dry_run=given["dry_run"],
+    )
+
+
+def _rule(given: dict[str, Any]) -> Rule | None:
+    """The one rule that was given. Raises OptionError for two, and for --absolute without --threshold."""
+    from trp_export.options import Macs, SavedPlan
+    from trp_export.planning.rules import Energy, Rank, Threshold
+
+    made: dict[str, Any] = {
+        "energy": Energy,
+        "threshold": lambda value: Threshold(value, given["absolute"]),
+        "rank": Rank,
+        "macs": Macs,
+        "plan": SavedPlan,
+    }
+    named = [name for name in made if given[name] is not None]
+    if len(named) > 1:
+        raise OptionError(f"--{named[0]} and --{named[1]} contradict each other; give one rule.")
+    if given["absolute"] and named != ["threshold"]:
+        raise OptionError("--absolute goes with --threshold.")
+    rule: Rule | None = made[named[0]](given[named[0]]) if named else None
+    return rule
+
+
+@contextmanager
+def _progress_bar(console: Any) -> Iterator[Progress]:
+    """One bar that names the step under way. Steps that are over at once never show."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description:<20}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("load", total=1.0)
+
+        def show(step: str, share: float) -> None:
+            bar.update(task, description=step, completed=share)
+
+        yield show
+
+
+def _show(report: Report, console: Any, given: dict[str, Any]) -> None:
+    from trp_export.report.terminal import print_report
+
+    if given["as_json"]:
+        document = report.plan.to_json() if given["dry_run"] else report.to_json()
+        click.echo(json.dumps(document, indent=2))
+    else:
+        print_report(report, console, given["verbose"])
+
+
+if __name__ == "__main__":
+    main()

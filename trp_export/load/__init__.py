@@ -1,0 +1,5 @@
+"""A model file of any kind, or a module in memory, becomes an onnx_ir.Model and what is known about it."""
+
+from trp_export.load.source import LoadOptions, Source, load
+
+__all__ = ["LoadOptions", "Source", "load"]

@@ -1,0 +1,149 @@
+"""A module in memory -> ONNX, with batch norm kept apart so that ranks are chosen on weights as trained."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trp_export.errors import LoadError, OptionError, UnsupportedError
+from trp_export.graph.prepare import strip_traces
+from trp_export.load.onnx_file import first_line
+from trp_export.load.source import LoadOptions, Probe, Source
+
+# Traced at 2 and probed at 3: a batch size that an exporter froze shows up as a difference.
+_TRACE_BATCH, _PROBE_BATCH = 2, 3
+
+
+def load_module(module: nn.Module, options: LoadOptions) -> Source:
+    if not isinstance(module, nn.Module):
+        raise OptionError(f"a path or a torch.nn.Module is needed, not a {type(module).__name__}.")
+    return export_module(module, type(module).__name__.lower(), options, type(module).__name__)
+
+
+def export_module(module: nn.Module, name: str, options: LoadOptions, what: str) -> Source:
+    """Export to ONNX and record what the module itself answers to a probe. Raises UnsupportedError."""
+    if options.input_shape is None:
+        raise OptionError(f"the input shape of {what} is unknown: give it, e.g. --input-shape 1,3,224,224.")
+    _require_finite(module)
+    was_training = module.training
+    try:
+        return _export(module.eval(), name, options, what)
+    finally:
+        module.train(was_training)
+
+
+def _export(module: nn.Module, name: str, options: LoadOptions, what: str) -> Source:
+    shape = options.input_shape or ()
+    probe = _noise((shape[0], *shape[1:]) if options.static else (_PROBE_BATCH, *shape[1:]), module)
+    expected = _run(module, probe, what, shape)
+    notes: tuple[str, ...] = ()
+    static = options.static
+    try:
+        model = _to_onnx(module, shape, static, len(expected))
+    except Exception as error:  # torch.export has no common base for its errors.
+        if static:
+            raise UnsupportedError(f"torch.export cannot trace {what}: {first_line(error)}") from error
+        static, notes = True, (f"batch size is fixed: torch.export could not leave it open ({first_line(error, 100)})",)
+        probe = _noise(shape, module)
+        expected = _run(module, probe, what, shape)
+        try:
+            model = _to_onnx(module, shape, static, len(expected))
+        except Exception as again:
+            raise UnsupportedError(f"torch.export cannot trace {what}: {first_line(again)}") from again
+    _clean(model)
+    input_name = model.graph.inputs[0].name or ""
+    return Source(
+        name=name,
+        model=model,
+        arch=options.arch,
+        input_shape=(1, *shape[1:]) if not static else shape,
+        probe=Probe({input_name: probe.numpy()}, expected),
+        notes=notes,
+    )
+
+
+def _to_onnx(module: nn.Module, shape: tuple[int, ...], static: bool, outputs: int) -> ir.Model:
+    example = _noise(shape if static else (_TRACE_BATCH, *shape[1:]), module)
+    batch = None if static else ({0: torch.export.Dim("batch")},)
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=batch,
+            input_names=["input"],
+            output_names=["output"] if outputs == 1 else None,
+            # Optimising would fold batch norm, and with it change the energy of every rank.
+            optimize=False,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("the exporter returned nothing")
+    return program.model
+
+
+def _clean(model: ir.Model) -> None:
+    """Fold the small constant expressions the exporter leaves, such as a bias computed from a weight's shape."""
+    from onnxscript import optimizer
+
+    strip_traces(model)
+    with _quiet():
+        optimizer.fold_constants(model)
+
+
+def _noise(shape: tuple[int, ...], module: nn.Module) -> Tensor:
+    floats = [parameter.dtype for parameter in module.parameters() if parameter.dtype.is_floating_point]
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return noise.to(floats[0] if floats else torch.float32)
+
+
+def _run(module: nn.Module, probe: Tensor, what: str, shape: tuple[int, ...]) -> list[NDArray[Any]]:
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            outputs = module(probe)
+    except Exception as error:  # Any layer may object to the shape.
+        text = ",".join(map(str, shape))
+        raise OptionError(f"{what} does not take an input of shape {text}: {first_line(error)}") from error
+    return [np.asarray(tensor.detach()) for tensor in _flatten(outputs)]
+
+
+def _flatten(outputs: object) -> Iterator[Tensor]:
+    if isinstance(outputs, Tensor):
+        yield outputs
+    elif isinstance(outputs, dict):
+        for value in outputs.values():
+            yield from _flatten(value)
+    elif isinstance(outputs, (tuple, list)):
+        for value in outputs:
+            yield from _flatten(value)
+
+
+def _require_finite(module: nn.Module) -> None:
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            layer = name.rsplit(".", 1)[0]
+            raise LoadError(f"{layer} has NaN or infinite weights ({name}). Export the model from a sound checkpoint.")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter talks to stdout, warns about its own internals, and logs."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,95 @@
+"""What a user asks of an export, as values. Contradictions are refused here, before anything is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from trp_export.errors import OptionError
+from trp_export.images import Preprocessing
+from trp_export.load.source import LoadOptions
+from trp_export.planning.curves import CHOICES
+from trp_export.planning.rules import Energy, Rank, Threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Macs:
+    """The whole network with this many times fewer multiply-adds."""
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        if not self.ratio > 1:
+            raise OptionError(f"--macs {self.ratio:g} is not above 1: it says how many times fewer multiply-adds.")
+
+
+@dataclass(frozen=True, slots=True)
+class SavedPlan:
+    """A plan, or a report that holds one."""
+
+    path: Path
+
+
+Rule = Energy | Threshold | Rank | Macs | SavedPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which layers, which decompositions, which ranks: what holds for every rule.
+
+    `only` and `skip` are shell patterns on layer names. `align` rounds ranks up to a multiple.
+    """
+
+    scheme: str = "auto"
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    align: int | Literal["auto"] = 1
+
+    def __post_init__(self) -> None:
+        if self.scheme not in ("auto", *CHOICES):
+            raise OptionError(f"--scheme {self.scheme} is unknown; one of auto, {', '.join(CHOICES)}.")
+        if self.align != "auto" and self.align < 1:
+            raise OptionError(f"--align {self.align} is below 1.")
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Real images to compare the two models on. Mean and std default to those of the checkpoint."""
+
+    path: Path
+    preprocessing: Preprocessing = Preprocessing()
+    count: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """How the speed-up is measured; `require` makes an export that is not faster an error."""
+
+    run: bool = True
+    threads: int = 1
+    budget_s: float = 20.0
+    require: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise OptionError(f"--threads {self.threads} is below 1.")
+        if self.require and not self.run:
+            raise OptionError("--require-speedup needs the benchmark; leave --no-bench out.")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Everything `compress` can be told. `rule` None: the plan inside the checkpoint.
+
+    `output` None: `<stem>.trp.onnx` in the current folder. `<output>.json` always lies beside it.
+    """
+
+    rule: Rule | None = None
+    load: LoadOptions = LoadOptions()
+    selection: Selection = Selection()
+    images: Images | None = None
+    benchmark: Benchmark = Benchmark()
+    output: Path | None = None
+    report: Path | None = None
+    dry_run: bool = False

@@ -1,0 +1,116 @@
+"""The report as a value, and as the document that lies beside every exported model."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trp_export.load import Source
+from trp_export.options import Options
+from trp_export.planning.plan import Decision, Plan
+from trp_export.verify import Deviation
+
+if TYPE_CHECKING:
+    from trp_export.bench import Comparison, Ratio
+
+SCHEMA = 1
+_PACKAGES = ("trp-export", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxsim", "torch", "torchvision")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a model costs; `bytes` counts its files and is None before they exist."""
+
+    params: int
+    macs: int
+    bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Before, after, plan, deviation, measurement. What is None has not been done."""
+
+    source: Source
+    options: Options
+    plan: Plan
+    before: Cost
+    after: Cost | None = None
+    deviation: Deviation | None = None
+    latency: Comparison | None = None
+    notes: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+
+    @property
+    def ratio(self) -> Ratio | None:
+        """How many times faster the result is, with its interval."""
+        if self.latency is None:
+            return None
+        from trp_export.bench import ratio
+
+        return ratio(*self.latency.measurements)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document. Times in ms, extents as they are; None where a thing was not done."""
+        return {
+            "schema": SCHEMA,
+            "source": {"name": self.source.name, "arch": self.source.arch},
+            "options": _plain(self.options),
+            "versions": versions(),
+            "environment": {"system": platform.platform(), "machine": platform.machine()},
+            "before": asdict(self.before),
+            "after": asdict(self.after) if self.after else None,
+            "layers": [_layer(decision) for decision in self.plan.decisions],
+            "deviation": _plain(self.deviation),
+            "latency": self.latency.to_json(samples=False) if self.latency else None,
+            "notes": list(self.notes),
+            "plan": self.plan.to_json(),
+        }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what an export depends on; what is not installed is left out."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {"python": platform.python_version(), **found}
+
+
+def _layer(decision: Decision) -> dict[str, Any]:
+    site = decision.site
+    return {
+        "name": site.name,
+        "op": site.op,
+        "kernel": list(site.kernel_shape),
+        "group": site.group,
+        "scheme": decision.scheme.name if decision.scheme else None,
+        "rank": decision.rank,
+        "full_rank": decision.full_rank,
+        "energy": decision.energy,
+        "params_before": site.params,
+        "params_after": decision.params,
+        "macs_before": site.macs,
+        "macs_after": decision.macs,
+        "reason": decision.reason,
+    }
+
+
+def _plain(value: object) -> Any:
+    """Values as JSON knows them: paths by name only, so that no folder of the user's leaves the machine."""
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    fields = getattr(value, "__dataclass_fields__", None)
+    if fields is not None:
+        named = {name: _plain(getattr(value, name)) for name in fields}
+        return {"kind": type(value).__name__, **named} if type(value).__name__ in _RULES else named
+    return value
+
+
+_RULES = ("Energy", "Threshold", "Rank", "Macs", "SavedPlan")

@@ -1,0 +1,97 @@
+"""Writing so that a file is whole or absent: everything is made in a folder beside its place, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+import onnx_ir as ir
+
+from trp_export.errors import OutputError
+
+# protobuf ends at 2 GiB; above this weights go to a file of their own.
+_INLINE_BYTES = 1_900_000_000
+
+
+class Stage:
+    """A hidden folder beside the output. `publish` moves what lies in it into place; leaving removes it.
+
+    Raises OutputError on entry where the output could not be written, before any work is done.
+    """
+
+    def __init__(self, output: Path, report: Path | None) -> None:
+        self.output = output
+        self.report = report
+
+    def __enter__(self) -> Stage:
+        for target in (self.output, self.report):
+            if target is not None and target.is_dir():
+                raise OutputError(f"{target} is a folder; name a file in it.")
+        try:
+            self.folder = Path(tempfile.mkdtemp(prefix=f".{self.output.stem}.", dir=self.output.parent))
+            self.scratch = self.folder / "scratch"
+            self.scratch.mkdir()
+        except OSError as error:
+            raise OutputError(f"{self.output.parent} cannot be written to: {error.strerror}.") from error
+        self.model = self.folder / self.output.name
+        self.document = self.folder / self.output.with_suffix(".json").name
+        self.page = self.folder / self.report.name if self.report else None
+        if self.page in (self.model, self.document):
+            raise OutputError(f"--report {self.report} is the same file as another output.")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise OutputError(f"{self.output} cannot be written: {error.strerror or error}.") from error
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Where everything will lie, the model first."""
+        document = self.output.with_suffix(".json")
+        return (self.output, document, self.report) if self.report else (self.output, document)
+
+    def write_text(self, path: Path, text: str) -> None:
+        path.write_text(text, encoding="utf-8")
+
+    def publish(self) -> None:
+        """Move everything into place, the model last: who sees the model sees it with all its parts."""
+        for made in sorted(self.folder.iterdir(), key=lambda path: path == self.model):
+            if made == self.scratch:
+                continue
+            target = self.report if self.report is not None and made == self.page else self.output.parent / made.name
+            try:
+                os.replace(made, target)  # noqa: PTH105 - Path.replace is the same, and os says what it does.
+            except OSError:
+                shutil.move(made, target)
+
+
+def save_model(model: ir.Model, path: Path) -> None:
+    """Write a model; beyond what protobuf can hold, weights go to `<name>.data` beside it. Raises OutputError."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    large = sum(tensor.nbytes for tensor in tensors if tensor is not None) > _INLINE_BYTES
+    try:
+        ir.save(model, path, external_data=f"{path.name}.data" if large else None)
+    except OSError as error:
+        raise OutputError(f"{path.name} cannot be written: {error.strerror or error}.") from error
+
+
+def size_bytes(path: Path) -> int:
+    """Size of a model with its external data."""
+    import onnx
+
+    proto = onnx.load_model(path, load_external_data=False)
+    names = {
+        entry.value
+        for tensor in proto.graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    total: int = path.stat().st_size + sum((path.parent / name).stat().st_size for name in names)
+    return total

@@ -1,0 +1,77 @@
+"""Where the whole model cannot be run: each changed layer, cut out of both graphs and run alone."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import onnx_ir as ir
+
+from trp_export.errors import VerifyError
+from trp_export.graph.shapes import input_shapes
+from trp_export.graph.sites import find_sites
+from trp_export.planning.plan import Change, Plan
+from trp_export.verify.compare import Distance, require_equal
+from trp_export.verify.sessions import CannotRunError, noise, run
+
+# Extents that the file leaves open. Any size will do: a pair is exact at every size.
+_EXTENT = 24
+
+
+def verify_layers(products: Path, result: Path, plan: Plan, tolerance: float) -> Distance:
+    """The largest distance over all changed layers. Raises VerifyError where one is wrong or cannot be cut out."""
+    worst = Distance(0.0, 0.0)
+    sites = {place.site.name: place for place in find_sites(ir.load(products), {})}
+    there = _value_names(ir.load(result))
+    for change in plan.changed:
+        for node in sites[change.site.name].nodes:
+            start, end = _ends(node, there)
+            apart = _compare(products, result, start, end, change, tolerance)
+            worst = Distance(max(worst.relative_l2, apart.relative_l2), max(worst.max_abs, apart.max_abs))
+    return worst
+
+
+def _value_names(model: ir.Model) -> set[str]:
+    return {value.name or "" for node in model.graph.all_nodes() for value in (*node.inputs, *node.outputs) if value}
+
+
+def _ends(node: ir.Node, there: set[str]) -> tuple[str, str]:
+    """The values around a layer that both graphs have: past the batch norm where that was folded."""
+    data, output = node.inputs[0], node.outputs[0]
+    while output.name not in there and len(output.consumers()) == 1:
+        output = output.consumers()[0].outputs[0]
+    if data is None or data.name not in there or output.name not in there:
+        raise VerifyError(f"{node.name} cannot be found in the result; nothing was written. Leave it out with --skip.")
+    return data.name or "", output.name or ""
+
+
+def _compare(products: Path, result: Path, start: str, end: str, change: Change, tolerance: float) -> Distance:
+    with tempfile.TemporaryDirectory() as folder:
+        answers = []
+        inputs = None
+        for name, whole in (("products", products), ("result", result)):
+            part = Path(folder, f"{name}.onnx")
+            ir.save(_cut_out(ir.load(whole), start, end, change), part)
+            try:
+                if inputs is None:
+                    inputs = noise(part, input_shapes(ir.load(part)))
+                answers.append(run(part, [inputs]))
+            except CannotRunError as error:
+                raise VerifyError(
+                    f"{change.site.name} cannot be verified: {error}. Leave it out with --skip."
+                ) from error
+        return require_equal(answers[0], answers[1], tolerance, f"the pair of {change.site.name}")
+
+
+def _cut_out(model: ir.Model, start: str, end: str, change: Change) -> ir.Model:
+    graph = ir.convenience.extract(model.graph, [start], [end])
+    data = graph.inputs[0]
+    channels, kernel = change.site.kernel_shape[1] * change.site.group, change.site.kernel_shape[2:]
+    use = change.site.uses[0]
+    extents = [min(extent, _EXTENT) + size for extent, size in zip(use.in_extents, kernel, strict=False)]
+    data.shape = ir.Shape([1, channels, *extents] if kernel else [2, channels])
+    data.type = data.type or ir.TensorType(ir.DataType.FLOAT)
+    for value in graph.outputs:
+        value.shape = None
+        value.type = value.type or data.type
+    return ir.Model(graph, ir_version=model.ir_version)
