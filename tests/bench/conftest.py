@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,11 @@ import onnx
 import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
+
+ANY_TYPES = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[N, 4] x, float16[N, S] h, int64[2] index, uint8[2, 3] image, bool flag, double[N, 4] d)
+    => (float[N, 4] y, float16[N, S] g, float[K, 4] rows, uint8[2, 3] same, bool no, double[N, 4] e)
+{ y = Relu(x)  g = Neg(h)  rows = Gather(x, index)  same = Identity(image)  no = Not(flag)  e = Abs(d) }"""
 
 
 @pytest.fixture
@@ -48,14 +53,10 @@ def save_conv_net(path: Path, *, width: int = 8, depth: int = 1, batch: int | st
 
 
 @pytest.fixture
-def from_text(tmp_path: Path) -> Callable[[str, str], Path]:
-    """Saves a model given in ONNX's text form."""
-
-    def save(name: str, text: str) -> Path:
-        onnx.save(parser.parse_model(text), tmp_path / name)
-        return tmp_path / name
-
-    return save
+def any_types(tmp_path: Path) -> Path:
+    """Six inputs of different types, some of dynamic shape, and as many outputs."""
+    onnx.save(parser.parse_model(ANY_TYPES), tmp_path / "any.onnx")
+    return tmp_path / "any.onnx"
 
 
 @pytest.fixture

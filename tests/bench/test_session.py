@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,6 @@ from trp_export.bench.outputs import check_outputs, deviation
 from trp_export.errors import DeviceError, LoadError, OptionError, OutputError, UnsupportedError, VerifyError
 
 from .conftest import save_conv_net
-
-ANY_SHAPES = """<ir_version: 8, opset_import: ["" : 17]>
-net (float[N, 4] x, float16[N, S] h, int64[2] index, uint8[2, 3] image, bool flag, double[N, 4] d)
-    => (float[N, 4] y, float16[N, S] g, float[K, 4] rows, uint8[2, 3] same, bool no, double[N, 4] e)
-{ y = Relu(x)  g = Neg(h)  rows = Gather(x, index)  same = Identity(image)  no = Not(flag)  e = Abs(d) }"""
 
 
 def test_two_models_side_by_side(conv_net: Path, tmp_path: Path, no_process_left: None) -> None:
@@ -65,11 +59,10 @@ def test_foreign_json_is_refused(text: str, tmp_path: Path) -> None:
         load(tmp_path / "out.json")
 
 
-def test_any_type_and_shape_of_input(from_text: Callable[[str, str], Path]) -> None:
-    model = from_text("any.onnx", ANY_SHAPES)
+def test_any_type_and_shape_of_input(any_types: Path) -> None:
     with pytest.raises(OptionError, match=r"--shape h=1,N"):
-        compare([model])
-    found = compare([model], budget_s=0.5, processes=2, shapes={"h": (2, 5), "x": (2, 4)})
+        compare([any_types])
+    found = compare([any_types], budget_s=0.5, processes=2, shapes={"h": (2, 5), "x": (2, 4)})
     assert found.environment.inputs == "float32[2,4], float16[2,5], int64[2], uint8[2,3], bool[], float64[1,4]"
     assert found.measurements[0].deviation is not None
 

@@ -111,6 +111,7 @@ def _shapes(given: Sequence[str]) -> dict[str, tuple[int, ...]]:
 @click.option("--against", type=click.Path(path_type=Path), metavar="FILE.json", help="Compare with a saved run.")
 @click.option("--timeout", default=120.0, show_default=True, metavar="SECONDS", help="Longest silence of a device.")
 @click.option("--ssh-config", type=click.Path(path_type=Path), metavar="FILE", help="For ssh -F.")
+@click.option("--python", default="python3", show_default=True, metavar="PATH", help="ssh: the board's python.")
 @click.option("--native", type=click.Path(path_type=Path), metavar="DIR", help="adb: trp-runner and libonnxruntime.so.")
 @click.option("--web-files", type=click.Path(path_type=Path), metavar="DIR", help="web: onnxruntime-web's dist files.")
 @click.option("--arm-root", type=click.Path(path_type=Path), metavar="DIR", help="arm: what tools/setup_arm.py made.")
@@ -127,6 +128,7 @@ def command(models: tuple[Path, ...], list_devices: bool, **given: Any) -> int:
         native=given["native"],
         web=given["web_files"],
         arm=given["arm_root"],
+        remote_python=given["python"],
         timeout_s=given["timeout"],
     )
     if list_devices:

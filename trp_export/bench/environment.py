@@ -72,8 +72,10 @@ class Machine:
     @classmethod
     def from_probe(cls, facts: Mapping[str, Any]) -> Machine:
         """From the line a runner's `probe` prints. Raises DeviceError when onnxruntime is missing there."""
-        if "error" in facts:
-            raise DeviceError(f"{facts['error']}\n       Install it on the device: python3 -m pip install onnxruntime")
+        if "unusable" in facts:
+            raise DeviceError(
+                f"{facts['unusable']}\n       Install it on the device: python3 -m pip install onnxruntime"
+            )
         return cls(
             cpu=facts["cpu"],
             machine=facts["machine"],

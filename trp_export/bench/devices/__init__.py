@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
+from trp_export.bench.devices.adb import missing_adb, open_adb
 from trp_export.bench.devices.base import Device, Kind, Settings
 from trp_export.bench.devices.local import open_local
+from trp_export.bench.devices.ssh import missing_ssh, open_ssh
 from trp_export.errors import DeviceError
 
 DEVICES: dict[str, Kind] = {
     "local": Kind("local", "fresh processes on this computer", lambda settings: "", open_local),
+    "ssh": Kind("ssh:USER@HOST[:PORT]", "a board with python3 and onnxruntime", missing_ssh, open_ssh),
+    "adb": Kind("adb[:SERIAL]", "an Android phone, with a native runner", missing_adb, open_adb),
 }
 
 

@@ -22,6 +22,7 @@ class Settings:
     native: Path | None = None
     web: Path | None = None
     arm: Path | None = None
+    remote_python: str = "python3"
     timeout_s: float = 120.0
 
 

@@ -122,7 +122,7 @@ def probe() -> dict[str, Any]:
         facts["onnxruntime"] = onnxruntime.__version__
         facts["providers"] = onnxruntime.get_available_providers()
     except Exception as error:
-        facts["error"] = f"python3 here cannot import onnxruntime: {error}"
+        facts["unusable"] = f"its python3 cannot import onnxruntime: {error}"
     return facts
 
 

@@ -1,0 +1,143 @@
+"""A device behind a shell (ssh, adb): a leased folder, files, processes, and a clean-up that survives a lost line.
+
+The lease is one remote shell that makes the folder and then waits for the end of its input. However the connection
+ends, it kills the runners whose ids lie in the folder and removes it. Names on the device are all our own; whatever
+else is put into a command goes through shlex.quote.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from trp_export.bench.cases import Case
+from trp_export.bench.devices.base import Settings, Start
+from trp_export.bench.devices.local import PROBE_TIMEOUT_S, ROUNDS, PipeRunner
+from trp_export.bench.devices.pipe import Pipe
+from trp_export.bench.devices.staging import MANIFEST, portable_files, write_inputs
+from trp_export.bench.environment import Machine
+from trp_export.errors import DeviceError
+
+SLOWEST_BYTES_PER_S = 200_000  # a transfer slower than this counts as hung
+LEASE = """umask 077
+d=$(mktemp -d {parent}/trp-bench.XXXXXX) || exit 1
+trap 'for f in "$d"/*.pid; do [ -f "$f" ] && kill -9 "$(cat "$f")" 2>/dev/null; done; rm -rf "$d"' EXIT
+trap 'exit 1' HUP INT TERM PIPE
+printf '{{"folder": "%s"}}\\n' "$d"
+cat >/dev/null
+"""
+
+
+class ShellDevice(ABC):
+    """What ssh and adb share. A context manager: entering takes the lease, leaving gives it back."""
+
+    name: str
+    unit = "ns"
+    shortest_sample_ns = 1e5
+    rounds = ROUNDS
+    parent: str  # a shell expression for the folder to make ours in
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._cases: tuple[Case, ...] = ()
+        self._started = 0
+
+    @abstractmethod
+    def argv(self, command: str) -> list[str]:
+        """The local program and arguments that run `command` in the device's shell."""
+
+    @abstractmethod
+    def runner_command(self, arguments: Sequence[str], start: Start | None) -> str:
+        """The quoted command for `probe` (no `start`) or `serve MODEL INPUTS SCRATCH`, run inside a case's folder."""
+
+    @abstractmethod
+    def install(self) -> None:
+        """Bring the runner to the leased folder. Raises DeviceError."""
+
+    def __enter__(self) -> ShellDevice:
+        self._local = tempfile.TemporaryDirectory(prefix="trp-bench.")
+        try:
+            self._lease = Pipe(self.argv(LEASE.format(parent=self.parent)), what=self.name)
+            try:
+                self.folder = self._leased()
+                self.install()
+            except BaseException:
+                self._lease.close()
+                raise
+        except BaseException:
+            self._local.cleanup()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lease.close()
+        self._local.cleanup()
+
+    def _leased(self) -> str:
+        folder = str(self._lease.receive(self.settings.timeout_s).get("folder"))
+        if not re.fullmatch(r"/[\w./-]*/trp-bench\.\w+", folder):
+            raise DeviceError(f"{self.name} made an unexpected folder: {folder!r}.")
+        return folder
+
+    def shell(self, command: str, *, stdin: IO[bytes] | None = None, size_bytes: int = 0) -> bytes:
+        """Run `command` there, return its output. Raises DeviceError when it fails, or takes too long for its size."""
+        limit_s = self.settings.timeout_s + size_bytes / SLOWEST_BYTES_PER_S
+        try:
+            done = subprocess.run(
+                self.argv(command), stdin=stdin or subprocess.DEVNULL, capture_output=True, timeout=limit_s
+            )
+        except subprocess.TimeoutExpired:
+            raise DeviceError(f"{self.name} gave no answer for {limit_s:.0f} s.") from None
+        if done.returncode:
+            said = " | ".join(done.stderr.decode(errors="replace").strip().splitlines()[-3:])
+            raise DeviceError(f"{self.name}: {said or 'a command'} (status {done.returncode}).")
+        return done.stdout
+
+    def put(self, file: Path, name: str) -> None:
+        """Copy a local file to `name` in the leased folder. Raises DeviceError, also on a full disk there."""
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            try:
+                self.shell(f"cat >{shlex.quote(f'{self.folder}/{name}')}", stdin=stream, size_bytes=size)
+            except DeviceError as error:
+                raise DeviceError(self._no_copy(file, error)) from error
+
+    def get(self, name: str) -> bytes:
+        """The content of `name` in the leased folder. Raises DeviceError."""
+        return self.shell(f"cat {shlex.quote(f'{self.folder}/{name}')}", size_bytes=1 << 24)
+
+    def probe(self) -> Machine:
+        """See base.Device."""
+        pipe = Pipe(self.argv(f"cd {self.folder} && {self.runner_command(['probe'], None)}"), what=self.name)
+        try:
+            return Machine.from_probe(pipe.receive(max(PROBE_TIMEOUT_S, self.settings.timeout_s)))
+        finally:
+            pipe.close()
+
+    def stage(self, cases: Sequence[Case]) -> None:
+        """See base.Device."""
+        self._cases = tuple(cases)
+        for index, case in enumerate(cases):
+            local = Path(self._local.name) / str(index)
+            files = [*portable_files(case, local), *((file, file.name) for file in write_inputs(case, local))]
+            self.shell(f"mkdir {self.folder}/{index}")
+            for file, name in files:
+                self.put(file, f"{index}/{name}")
+
+    def start(self, index: int, start: Start) -> PipeRunner:
+        """See base.Device."""
+        self._started += 1
+        serve = self.runner_command(["serve", "model.onnx", MANIFEST, "."], start)
+        command = f"cd {self.folder}/{index} && echo $$ >../{self._started}.pid && exec {serve}"
+        pipe = Pipe(self.argv(command), what=f"the runner of {self._cases[index].label} on {self.name}")
+        return PipeRunner(pipe, start, lambda name: self.get(f"{index}/{name}"))
+
+    def _no_copy(self, file: Path, error: DeviceError) -> str:
+        size = file.stat().st_size / 1e6
+        return f"cannot copy {file.name} ({size:.1f} MB) there: {error}\n       Is its disk full? Free some space."
