@@ -148,7 +148,7 @@ def _same(_: ir.Node, inputs: Sequence[_Statistics]) -> _Statistics:
 
 def _slice(node: ir.Node, inputs: Sequence[_Statistics]) -> _Statistics | None:
     axes = find_constant(node.inputs[3]) if len(node.inputs) > 3 else None
-    return inputs[0] if axes is not None and (axes.array() > 1).all() else None
+    return inputs[0] if axes is not None and 1 not in axes.array() else None
 
 
 def _pad(node: ir.Node, inputs: Sequence[_Statistics]) -> _Statistics | None:

@@ -1,0 +1,97 @@
+"""Means from batch norm and the bias they correct, checked against running the network on normal inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from trp_export.graph.bias import add_to_bias, takes_bias
+from trp_export.graph.prepare import prepare
+from trp_export.graph.shapes import infer_shapes, input_shapes
+from trp_export.graph.sites import LocatedSite, find_sites
+from trp_export.graph.statistics import mean_inputs
+from trp_export.lowrank.calibrated import bias_shift
+
+GRAPH = """
+<ir_version: 8, opset_import: ["": 17]>
+net (float[N, 4, 9, 9] x) => (float[N, M] y)
+<float[4] g = {1, 0.5, 2, -1}, float[4] b = {0, 1, -1, 0.3}, float[4] m = {0, 0, 0, 0}, float[4] v = {1, 1, 1, 1},
+ float[8] g2 = {1, 1, 1, 1, 1, 1, 1, 1}, float[8] b2 = {0, 0, 1, 0, 0, 2, 0, 0},
+ float[8] m2 = {0, 0, 0, 0, 0, 0, 0, 0}, float[8] v2 = {1, 1, 1, 1, 1, 1, 1, 1}>
+{
+    n = BatchNormalization <epsilon = 1e-12> (x, g, b, m, v)
+    a = Relu (n)
+    c = Conv <group = 2, strides = [2, 2], pads = [1, 1, 1, 1]> (a, first_weight)
+    d = BatchNormalization (c, g2, b2, m2, v2)
+    e = Relu (d)
+    f = GlobalAveragePool (e)
+    h = Flatten (f)
+    y = Gemm <transB = 1, beta = 0.5> (h, last_weight, last_bias)
+}
+"""
+
+
+def _network() -> tuple[ir.Model, tuple[LocatedSite, ...]]:
+    rng = np.random.default_rng(3)
+    proto = onnx.parser.parse_model(GRAPH)
+    for node in proto.graph.node:
+        node.input[:] = [name.replace("_", ".") for name in node.input]
+    arrays = {
+        "first.weight": rng.standard_normal((8, 2, 3, 3)),
+        "last.weight": rng.standard_normal((5, 8)),
+        "last.bias": np.ones(5),
+    }
+    for name, array in arrays.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+    model = prepare(ir.serde.deserialize_model(proto))
+    return model, find_sites(model, infer_shapes(model, input_shapes(model)))
+
+
+def _run(model: ir.Model, x: np.ndarray, output: str) -> np.ndarray:
+    proto = ir.serde.serialize_model(model)
+    proto.graph.output.append(onnx.helper.make_empty_tensor_value_info(output))
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run([output], {"x": x})[0])
+
+
+def test_the_mean_input_is_what_normal_inputs_give() -> None:
+    model, located = _network()
+    x = np.random.default_rng(0).standard_normal((4000, 4, 9, 9)).astype(np.float32)
+    first = located[0]
+    predicted = mean_inputs(located)["first"]
+    kernel = first.kernel().astype(np.float64)
+    output = np.einsum("gnd,gd->gn", kernel.reshape(2, 4, 18), predicted).reshape(-1)
+    np.testing.assert_allclose(_run(model, x, "c").mean(axis=(0, 2, 3)), output, atol=0.03)
+
+
+def test_means_survive_averaging() -> None:
+    _, located = _network()
+    means = mean_inputs(located)
+    assert set(means) == {"first", "last"}
+    relu = 1 / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(means["last"][0, [0, 1, 3]], relu, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["first", "last"])
+def test_the_shift_moves_the_output_by_itself(name: str) -> None:
+    model, located = _network()
+    x = np.random.default_rng(0).standard_normal((3, 4, 9, 9)).astype(np.float32)
+    output = "c" if name == "first" else "y"
+    before = _run(model, x, output)
+    place = next(place for place in located if place.site.name == name)
+    assert takes_bias(place)
+    shift = np.arange(place.site.kernel_shape[0], dtype=np.float64)
+    add_to_bias(model, located, {name: shift})
+    after = _run(model, x, output)
+    expected = shift.reshape(1, -1, *[1] * (before.ndim - 2))
+    np.testing.assert_allclose(after - before, np.broadcast_to(expected, before.shape), atol=1e-5)
+
+
+def test_the_shift_is_what_the_kernel_lost_on_the_mean() -> None:
+    rng = np.random.default_rng(0)
+    kernel, new, mean = rng.standard_normal((6, 2, 3)), rng.standard_normal((6, 2, 3)), rng.standard_normal((2, 6))
+    shift = bias_shift(kernel, new, mean)
+    assert shift[4] == pytest.approx(float(np.sum((kernel - new)[4].reshape(-1) * mean[1])))
