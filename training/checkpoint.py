@@ -46,16 +46,17 @@ class Network:
     kind: str = DENSE
 
 
-def new_network(arch: str, classes: tuple[str, ...]) -> Network:
+def new_network(arch: str, classes: tuple[str, ...], input_shape: tuple[int, ...] | None = None) -> Network:
     """An untrained network. Raises OptionError where the architecture is unknown or has no input shape."""
     try:
         architecture = find_architecture(arch)
         module = architecture.build(len(classes))
     except (LookupError, ImportError) as error:
         raise OptionError(f"--arch: {error.args[0] if error.args else error}") from error
-    if architecture.input_shape is None:
+    shape = input_shape or architecture.input_shape
+    if shape is None:
         raise OptionError(f"--arch {arch}: its input shape is unknown; give --input-shape, e.g. 1,3,224,224.")
-    return Network(module, arch, architecture.input_shape, classes=classes)
+    return Network(module, arch, shape, classes=classes)
 
 
 def save_network(network: Network, path: Path, history: list[dict[str, Any]]) -> None:
@@ -79,14 +80,16 @@ def save_network(network: Network, path: Path, history: list[dict[str, Any]]) ->
     )
 
 
-def load_network(path: Path, arch: str | None, classes: tuple[str, ...]) -> Network:
+def load_network(
+    path: Path, arch: str | None, classes: tuple[str, ...], input_shape: tuple[int, ...] | None = None
+) -> Network:
     """Weights from a checkpoint of ours, or a state dict of `arch`. Raises LoadError or OptionError."""
     content = read(path)
     if content.get("format") == FORMAT:
         return _from_checkpoint(content, path, arch)
     if arch is None:
         raise OptionError(f"{path} holds weights only: name their architecture with --arch.")
-    network = new_network(arch, classes)
+    network = new_network(arch, classes, input_shape)
     _fill(network.module, _state(content, path), path, arch)
     return network
 
@@ -147,15 +150,14 @@ def _from_checkpoint(content: Mapping[str, Any], path: Path, arch: str | None) -
     if ":" in own and not own.startswith("torchvision:") and arch is None:
         raise OptionError(f"{path} asks to import {own}; if you trust it, say so with --arch {own}.")
     classes = tuple(str(name) for name in content.get("classes") or ())
-    network = new_network(own, classes)
+    stored = content.get("input_shape")
+    network = new_network(own, classes, tuple(map(int, stored)) if stored else None)
     plan, kind = content.get("plan"), content.get("kind", DENSE)
     if kind == FACTORS:
         with_pairs(network.module, plan if isinstance(plan, Mapping) else {}, str(path))
     _fill(network.module, content["state_dict"], path, own)
-    shape = content.get("input_shape") or network.input_shape
     return replace(
         network,
-        input_shape=tuple(int(extent) for extent in shape),
         mean=tuple(map(float, content.get("mean") or MEAN)),
         std=tuple(map(float, content.get("std") or STD)),
         plan=plan if isinstance(plan, Mapping) else None,

@@ -32,6 +32,21 @@ Examples:
 _path = click.Path(path_type=Path)
 
 
+class _Shape(click.ParamType[tuple[int, ...]]):
+    """1,3,224,224 as a tuple."""
+
+    name = "N,C,H,W"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        try:
+            extents = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a shape such as 1,3,224,224", param, ctx)
+        if len(extents) != 4 or extents[0] != 1 or min(extents) < 1:
+            self.fail(f"{value!r} is not a shape such as 1,3,224,224", param, ctx)
+        return extents
+
+
 def _read_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
     """The file's values become defaults: what stands on the command line wins."""
     if path is None:
@@ -52,6 +67,7 @@ def _read_config(context: click.Context, parameter: click.Parameter, path: Path 
 @click.command(epilog=EXAMPLES, context_settings={"show_default": True})
 @click.option("--config", type=_path, is_eager=True, callback=_read_config, help="TOML file with these options.")
 @click.option("--arch", help="resnet20, torchvision:resnet18 or package.module:factory.")
+@click.option("--input-shape", type=_Shape(), help="1,3,224,224; default the architecture's own.")
 @click.option("--data", metavar="SPEC", help="npz:DIR, imagefolder:DIR or torchvision:CIFAR10:DIR.")
 @click.option("-o", "--output", type=_path, help="Folder of the run.")
 @click.option("--scheme", default="spatial", help="auto, channel, spatial, spatial-t, pointwise or decouple.")
@@ -214,6 +230,7 @@ def _resumed(context: click.Context, values: dict[str, Any]) -> TrainOptions:
             **{key: value for key, value in merged.items() if key in known}
             | paths
             | {"output": values["output"], "only": tuple(merged["only"]), "skip": tuple(merged["skip"])}
+            | {"input_shape": tuple(merged["input_shape"]) if merged["input_shape"] else None}
         )
     except (TypeError, KeyError) as error:
         raise LoadError(f"{values['output'] / 'last.pt'} is of another version of this program.") from error

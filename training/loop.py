@@ -59,7 +59,7 @@ class Run:
         if not len(self.batches):
             raise OptionError(f"--batch {options.batch} is more than the {len(train)} training images.")
         self._teacher = self._load_teacher(train.classes)
-        dense = new_network(self.network.arch, self.network.classes).module
+        dense = new_network(self.network.arch, self.network.classes, self.network.input_shape).module
         self._dense_macs = total_macs(find_layers(dense, self.network.input_shape))
         self.history: list[Record] = []
         self.epoch = self.step = 0
@@ -269,7 +269,7 @@ class Run:
         if self.options.teacher is None:
             return None
         arch = self.options.teacher_arch or self.options.arch
-        teacher = load_network(self.options.teacher, arch, classes)
+        teacher = load_network(self.options.teacher, arch, classes, self.network.input_shape)
         if (teacher.mean, teacher.std) != (self.network.mean, self.network.std):
             raise OptionError("--teacher is normalised by another mean and std than the network it would teach.")
         return teacher.module.to(self.device, memory_format=torch.channels_last).eval()
@@ -303,10 +303,10 @@ def require_same_run(options: Mapping[str, Any], stored: Mapping[str, Any]) -> N
 
 def _start(options: TrainOptions, classes: tuple[str, ...]) -> Network:
     if options.init is not None:
-        network = load_network(options.init, options.arch, classes)
+        network = load_network(options.init, options.arch, classes, options.input_shape)
     else:
         assert options.arch is not None
-        network = new_network(options.arch, classes)
+        network = new_network(options.arch, classes, options.input_shape)
     if options.factors == options.epochs and network.kind == DENSE and options.rule is None:
         raise OptionError("--factors needs a rank rule (--energy, --threshold or --macs) to cut by.")
     return replace(network, classes=network.classes or classes, module=copy.deepcopy(network.module))

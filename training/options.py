@@ -22,6 +22,7 @@ class TrainOptions:
     data: str
     output: Path
     arch: str | None = None
+    input_shape: tuple[int, ...] | None = None
     scheme: str = "spatial"
     energy: float | None = None
     threshold: float | None = None

@@ -1,0 +1,31 @@
+"""Small networks to train in tests; `tests.training.networks:tiny` is an architecture name."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Tiny(nn.Module):
+    """(n, 3, 8, 8) -> (n, classes): a stem, two 3x3 convs of which one strides, a 1x1 and a Linear."""
+
+    def __init__(self, num_classes: int = 4, norm: bool = True) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=not norm)
+        self.norm = nn.BatchNorm2d(8) if norm else nn.Identity()
+        self.conv1 = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(12, 12, 3, padding=1)
+        self.point = nn.Conv2d(12, 12, 1)
+        self.head = nn.Linear(12, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        x = self.conv2(self.conv1(x).relu()).relu()
+        return self.head(self.point(x).relu().mean((2, 3)))
+
+
+def tiny(num_classes: int = 4) -> nn.Module:
+    return Tiny(num_classes)
+
+
+def tiny_without_norm(num_classes: int = 4) -> nn.Module:
+    return Tiny(num_classes, norm=False)

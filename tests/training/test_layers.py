@@ -1,0 +1,63 @@
+"""Sites of a torch network, and which of them take part."""
+
+import pytest
+import torch
+from torch import nn
+
+from models_zoo.cifar_resnet import CifarResNet
+from tests.training.networks import Tiny
+from training.layers import ByName, find_layers, paper_choice, total_macs, unwrapped
+
+
+def test_sites_of_a_resnet_count_its_multiply_adds() -> None:
+    layers = find_layers(CifarResNet(20), (1, 3, 32, 32))
+    assert len(layers) == 20
+    # 3x3 convs: the stem, then 18 of 2,359,296 except the first of stages 2 and 3, which have half the channels.
+    assert total_macs(layers) == 32 * 32 * 27 * 16 + 16 * 2_359_296 + 2 * 1_179_648 + 640
+    assert [layer.name for layer in layers][:3] == ["conv1", "layer1.0.conv1", "layer1.0.conv2"]
+    strided = next(layer.site for layer in layers if layer.name == "layer2.0.conv1")
+    assert strided.uses[0].in_extents == (32, 32)
+    assert strided.uses[0].out_extents == (16, 16)
+    assert strided.uses[0].pads == (1, 1, 1, 1)
+
+
+def test_the_search_leaves_the_model_as_it_was() -> None:
+    model = Tiny()
+    model.norm.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    find_layers(model, (1, 3, 8, 8))
+    assert model.training
+    assert not model.norm.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_asymmetric_same_padding_is_read_in_the_order_of_onnx() -> None:
+    layers = find_layers(nn.Sequential(nn.Conv2d(1, 1, (2, 3), padding="same")), (1, 1, 6, 7))
+    assert layers[0].site.uses[0].pads == (0, 1, 1, 1)
+
+
+def test_a_shared_weight_is_refused_and_a_layer_used_twice_counted_twice() -> None:
+    first, second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+    second.weight = first.weight
+    layers = find_layers(nn.Sequential(first, second), (1, 4, 5, 5))
+    assert [layer.site.refusal for layer in layers] == ["its weight is shared with another layer"] * 2
+    once = nn.Conv2d(4, 4, 3, padding=1)
+    (layer,) = find_layers(nn.Sequential(once, nn.ReLU(), once), (1, 4, 5, 5))
+    assert layer.site.macs == 2 * 4 * 4 * 9 * 25
+
+
+def test_the_papers_choice_and_choices_by_name() -> None:
+    layers = find_layers(Tiny(), (1, 3, 8, 8))
+    names = [layer.name for layer in layers]
+    assert names == ["stem", "conv1", "conv2", "point", "head"]
+    chosen = [layer.name for index, layer in enumerate(layers) if paper_choice(layer.site, index)]
+    assert chosen == ["conv1", "conv2"]
+    by_name = ByName(only=("conv*", "head"), skip=("conv2",))
+    assert [layer.name for index, layer in enumerate(layers) if by_name(layer.site, index)] == ["conv1", "head"]
+
+
+def test_wrappers_are_seen_through() -> None:
+    model = Tiny()
+    assert unwrapped(torch.compile(model)) is model

@@ -1,0 +1,97 @@
+"""A network cut by a plan: exact at full rank for any conv, equal to the numpy factors, trainable."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from models_zoo.pairs import replace_layer
+from tests.training.networks import Tiny
+from training.layers import find_layers
+from training.pairs import decompose, low_rank_copy
+from trp_export.errors import OptionError
+from trp_export.lowrank.factor import factorise, product
+from trp_export.lowrank.schemes import CHANNEL_WISE, DECOUPLING, MATRIX, SCHEMES, SPATIAL_WISE, Scheme
+from trp_export.planning.plan import Decision, Plan
+
+
+def plan_for(model: nn.Module, shape: tuple[int, ...], scheme: Scheme, rank: int | None = None) -> Plan:
+    sites = [layer.site for layer in find_layers(model, shape)]
+    return Plan(tuple(Decision(site, scheme, rank or site.full_rank(scheme), "test") for site in sites), "test")
+
+
+@st.composite
+def convs(draw: st.DrawFn) -> nn.Conv2d:
+    group = draw(st.sampled_from([1, 1, 2]))
+    pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
+    padding = draw(st.one_of(st.tuples(st.integers(0, 2), st.integers(0, 2)), st.just("same")))
+    return nn.Conv2d(
+        group * draw(st.integers(1, 3)),
+        group * draw(st.integers(1, 3)),
+        draw(pair),
+        stride=1 if padding == "same" else draw(pair),
+        padding=padding,
+        dilation=draw(st.tuples(st.integers(1, 2), st.integers(1, 2))),
+        groups=group,
+        bias=draw(st.booleans()),
+        padding_mode=draw(st.sampled_from(["zeros", "circular"])),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@given(convs(), st.sampled_from([scheme for scheme in SCHEMES.values() if scheme is not MATRIX]))
+@settings(deadline=None)
+def test_a_pair_of_full_rank_is_the_conv(conv: nn.Conv2d, scheme: Scheme) -> None:
+    model = nn.Sequential(conv).eval()
+    x = torch.randn(2, conv.in_channels, 9, 10)
+    cut = decompose(model, plan_for(model, (1, conv.in_channels, 9, 10), scheme))
+    with torch.no_grad():
+        torch.testing.assert_close(cut(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", [CHANNEL_WISE, SPATIAL_WISE, DECOUPLING])
+def test_pairs_equal_the_numpy_factors_and_their_product(scheme: Scheme) -> None:
+    model = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1)).eval()
+    weight = model[0].weight.detach().numpy()
+    plan = plan_for(model, (1, 6, 5, 5), scheme, rank=2)
+    cut, dense = decompose(model, plan), low_rank_copy(model, plan)
+    factors = factorise(weight, scheme, 1, 2)
+    np.testing.assert_allclose(cut[0].reduce.weight.detach().numpy(), factors.reduce, atol=1e-6)
+    np.testing.assert_allclose(cut[0].expand.weight.detach().numpy(), factors.expand, atol=1e-6)
+    np.testing.assert_allclose(dense[0].weight.detach().numpy(), product(factors, scheme, weight.shape, 1), atol=1e-6)
+    x = torch.randn(3, 6, 5, 5)
+    torch.testing.assert_close(cut(x), dense(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_linear_layer_and_other_axes() -> None:
+    for model, shape, scheme in (
+        (nn.Sequential(nn.Linear(7, 5)), (1, 7), MATRIX),
+        (nn.Sequential(nn.Conv1d(4, 6, 3, padding=1)), (1, 4, 9), CHANNEL_WISE),
+        (nn.Sequential(nn.Conv3d(2, 4, 3)), (1, 2, 5, 5, 5), SPATIAL_WISE),
+    ):
+        x = torch.randn(2, *shape[1:])
+        cut = decompose(model, plan_for(model, shape, scheme))
+        torch.testing.assert_close(cut(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_module_itself_is_left_alone_and_the_factors_train() -> None:
+    model = Tiny()
+    before = copy.deepcopy(model.state_dict())
+    plan = plan_for(model, (1, 3, 8, 8), CHANNEL_WISE, rank=1)
+    cut = decompose(model, plan)
+    cut(torch.randn(2, 3, 8, 8)).sum().backward()
+    assert all(parameter.grad is not None for parameter in cut.parameters())
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_a_plan_of_another_network_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    plan = plan_for(model, (1, 3, 5, 5), CHANNEL_WISE)
+    with pytest.raises(OptionError, match="factors 0, which this network cannot"):
+        decompose(nn.Sequential(nn.ReLU()), plan)
+    with pytest.raises(KeyError):
+        replace_layer(model, "5.conv", nn.Identity())

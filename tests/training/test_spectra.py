@@ -1,0 +1,87 @@
+"""Projections and sub-gradients against an independent SVD in float64, and against finite differences."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.spectra import nuclear_subgradient, spectrum, truncate
+
+
+def random_matrices(rows: int, columns: int, seed: int, count: int = 2) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    decay = torch.logspace(0, -2, min(rows, columns))
+    left = torch.linalg.qr(torch.randn(count, rows, rows, generator=generator))[0][..., : len(decay)]
+    right = torch.linalg.qr(torch.randn(count, columns, columns, generator=generator))[0][..., : len(decay)]
+    return (left * decay) @ right.mT
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 99), st.data())
+@settings(deadline=None)
+def test_projection_has_the_rank_and_error_of_an_independent_svd(
+    rows: int, columns: int, seed: int, data: st.DataObject
+) -> None:
+    matrices = random_matrices(rows, columns, seed)
+    rank = data.draw(st.integers(1, min(rows, columns)))
+    kept = truncate(matrices, spectrum(matrices), torch.tensor([rank, rank]))
+    for matrix, mine in zip(matrices.double().numpy(), kept.double().numpy(), strict=True):
+        left, values, right = np.linalg.svd(matrix, full_matrices=False)
+        best = (left[:, :rank] * values[:rank]) @ right[:rank]
+        scale = np.linalg.norm(matrix)
+        assert np.linalg.matrix_rank(mine, tol=1e-5 * values[0]) == rank
+        assert abs(np.linalg.norm(matrix - mine) - np.linalg.norm(matrix - best)) <= 1e-5 * scale
+        assert np.linalg.norm(mine - best) <= 1e-5 * scale
+
+
+def test_singular_values_are_those_of_lapack() -> None:
+    matrices = random_matrices(30, 50, 1)
+    expected = torch.linalg.svdvals(matrices.double())
+    torch.testing.assert_close(spectrum(matrices).values, expected, rtol=0, atol=1e-7)
+
+
+def nuclear_norm(matrix: torch.Tensor) -> float:
+    return float(torch.linalg.svdvals(matrix).sum())
+
+
+def derivative(matrix: torch.Tensor, direction: torch.Tensor, step: float = 1e-6) -> float:
+    return (nuclear_norm(matrix + step * direction) - nuclear_norm(matrix - step * direction)) / (2 * step)
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6), (7, 7)])
+def test_subgradient_at_full_rank_equals_finite_differences(shape: tuple[int, int]) -> None:
+    matrix = random_matrices(*shape, 3, count=1).double()
+    gradient = nuclear_subgradient(matrix, spectrum(matrix), torch.tensor([min(shape)]))[0]
+    for seed in range(5):
+        direction = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        assert float((gradient * direction).sum()) == pytest.approx(derivative(matrix[0], direction), rel=1e-5)
+
+
+def test_subgradient_at_rank_r_equals_finite_differences_along_tangents() -> None:
+    rank, matrix = 3, random_matrices(8, 11, 4, count=1).double()
+    known = spectrum(matrix)
+    low = truncate(matrix, known, torch.tensor([rank]))[0]
+    gradient = nuclear_subgradient(matrix, known, torch.tensor([rank]))[0]
+    left, _, right = torch.linalg.svd(low)
+    left, right = left[:, :rank], right[:rank]
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        tangent = left @ torch.randn(rank, 11, generator=generator, dtype=torch.float64)
+        tangent += torch.randn(8, rank, generator=generator, dtype=torch.float64) @ right
+        assert float((gradient * tangent).sum()) == pytest.approx(derivative(low, tangent), rel=1e-4)
+
+
+def test_directions_without_energy_have_no_pull() -> None:
+    zero = torch.zeros(1, 4, 6)
+    assert torch.equal(nuclear_subgradient(zero, spectrum(zero), torch.tensor([4])), zero)
+    single = torch.zeros(1, 4, 6)
+    single[0, 1, 2] = 5.0
+    torch.testing.assert_close(nuclear_subgradient(single, spectrum(single), torch.tensor([4])), single / 5)
+
+
+def test_a_batch_is_its_members_one_by_one() -> None:
+    matrices, ranks = random_matrices(6, 10, 7, count=3), torch.tensor([1, 4, 6])
+    together = truncate(matrices, spectrum(matrices), ranks)
+    for index in range(3):
+        alone = truncate(matrices[index : index + 1], spectrum(matrices[index : index + 1]), ranks[index : index + 1])
+        torch.testing.assert_close(together[index : index + 1], alone, rtol=0, atol=1e-6)
