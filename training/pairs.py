@@ -13,7 +13,7 @@ from training.matrices import fold, unfold
 from training.spectra import spectrum, truncate
 from trp_export.errors import OptionError
 from trp_export.lowrank.factor import factorise
-from trp_export.planning.plan import Decision, Plan
+from trp_export.planning.plan import Change, Plan
 
 
 @torch.no_grad()
@@ -24,8 +24,8 @@ def decompose(module: nn.Module, plan: Plan) -> nn.Module:
     weights nothing is lost. Raises OptionError where the plan does not fit.
     """
     model = copy.deepcopy(unwrapped(module))
-    for decision in plan.changed:
-        _replace(model, decision)
+    for change in plan.changed:
+        _replace(model, change)
     return model
 
 
@@ -33,22 +33,17 @@ def decompose(module: nn.Module, plan: Plan) -> nn.Module:
 def low_rank_copy(module: nn.Module, plan: Plan) -> nn.Module:
     """A copy of `module` whose dense weights are the products of the plan's factors: the same function, uncut."""
     model = copy.deepcopy(unwrapped(module))
-    for decision in plan.changed:
-        assert decision.scheme is not None
-        assert decision.rank is not None
-        weight = model.get_submodule(decision.site.name).weight
-        group = decision.site.group
-        matrices = unfold(weight, decision.scheme, group)
-        ranks = torch.full((len(matrices),), decision.rank, device=weight.device)
+    for change in plan.changed:
+        weight = model.get_submodule(change.site.name).weight
+        matrices = unfold(weight, change.scheme, change.site.group)
+        ranks = torch.full((len(matrices),), change.rank, device=weight.device)
         kept = truncate(matrices, spectrum(matrices), ranks)
-        weight.copy_(fold(kept, decision.scheme, weight.shape, group))
+        weight.copy_(fold(kept, change.scheme, weight.shape, change.site.group))
     return model
 
 
-def _replace(model: nn.Module, decision: Decision) -> None:
-    name, scheme, rank = decision.site.name, decision.scheme, decision.rank
-    assert scheme is not None
-    assert rank is not None
+def _replace(model: nn.Module, change: Change) -> None:
+    name, scheme, rank = change.site.name, change.scheme, change.rank
     try:
         layer = model.get_submodule(name)
         pair = pair_for(layer, scheme, rank)

@@ -95,7 +95,7 @@ def projection_ranks(
     if not isinstance(rule, MacsBudget):
         return {name: rule.rank(curve) for name, curve in curves.items()}
     plan = make_plan(layers, rule, total_macs, weights)
-    ranks = {decision.site.name: decision.rank for decision in plan.changed}
+    ranks = {change.site.name: change.rank for change in plan.changed}
     return {name: ranks.get(name) or curve.full_rank for name, curve in curves.items()}
 
 
@@ -104,7 +104,7 @@ def choose_schemes(
 ) -> dict[str, Scheme]:
     """One scheme for each layer with curves: the plan's where it changes the layer, else the cheapest per rank kept."""
     plan = make_plan(layers, rule, total_macs, weights)
-    planned = {decision.site.name: decision.scheme for decision in plan.changed}
+    planned = {change.site.name: change.scheme for change in plan.changed}
     chosen: dict[str, Scheme] = {}
     for layer in layers:
         if layer.curves:

@@ -149,7 +149,7 @@ class TRP:
             hook.remove()
         known = self._decompose()
         plan = make_plan(self._planned_layers(), self.settings.rule, self.total_macs, self.settings.layer_weights)
-        ranks = {decision.site.name: decision.rank for decision in plan.changed if decision.rank}
+        ranks = {change.site.name: change.rank for change in plan.changed}
         self._carry_out(known, {t.name: ranks.get(t.name, t.curve.full_rank) for t in self._targets}, write=True)
         for target in self._targets:
             target.pull = None

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from tiny_networks import Tiny
 from torch import nn
 
 from models_zoo.cifar_resnet import CifarResNet
-from tests.training.networks import Tiny
 from training.layers import ByName, find_layers, paper_choice, total_macs, unwrapped
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_networks import Tiny
 from torch import nn
 
 from models_zoo.pairs import replace_layer
-from tests.training.networks import Tiny
 from training.layers import find_layers
 from training.pairs import decompose, low_rank_copy
 from trp_export.errors import OptionError

@@ -1,4 +1,4 @@
-"""Small networks to train in tests; `tests.training.networks:tiny` is an architecture name."""
+"""Small networks to train in tests; `tiny_networks:tiny` is an architecture name."""
 
 from __future__ import annotations
 

@@ -1,0 +1,273 @@
+"""The TRP class against the algorithm written out by hand, and inside every kind of loop."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_networks import Tiny
+from torch import Tensor, nn
+
+from training import TRP, Energy, MacsBudget, TRPSettings
+from training.layers import ByName
+from trp_export.errors import OptionError
+from trp_export.lowrank import schemes
+from trp_export.lowrank.schemes import SPATIAL_WISE
+from trp_export.planning.rules import Rank
+
+SHAPE = (1, 3, 8, 8)
+EVERY_STEP = TRPSettings(rule=Rank(3), period=1, nuclear=0.01)
+
+
+def batch(seed: int) -> Tensor:
+    return torch.randn(6, *SHAPE[1:], generator=torch.Generator().manual_seed(seed))
+
+
+def sgd(model: nn.Module, lr: float = 0.05, momentum: float = 0.9) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr, momentum=momentum)
+
+
+def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int, start: int = 0) -> None:
+    for step in range(start, start + count):
+        optimizer.zero_grad()
+        model(batch(step)).square().mean().backward()
+        optimizer.step()
+
+
+def by_hand(kernel: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """D(W) and U_r V_r^T through numpy's SVD."""
+    (matrix,) = schemes.unfold(kernel.astype(np.float64), SPATIAL_WISE, 1)
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    kept = (left[:, :rank] * values[:rank]) @ right[:rank]
+    pull = left[:, :rank] @ right[:rank]
+    return tuple(schemes.fold(m[None], SPATIAL_WISE, kernel.shape, 1) for m in (kept, pull))
+
+
+def relative_rank(weight: Tensor) -> int:
+    (matrix,) = schemes.unfold(weight.detach().double().numpy(), SPATIAL_WISE, 1)
+    return int(np.linalg.matrix_rank(matrix, tol=1e-5 * np.linalg.norm(matrix, 2)))
+
+
+@pytest.mark.parametrize("period", [1, 3])
+def test_steps_equal_the_algorithm_written_out(period: int) -> None:
+    torch.manual_seed(0)
+    model = Tiny(norm=False)
+    twin = copy.deepcopy(model)
+    optimizer = sgd(model)
+    TRP(model, optimizer, replace(EVERY_STEP, period=period), SHAPE)
+    take_steps(model, optimizer, 7)
+
+    other = sgd(twin)
+    for step in range(7):
+        pulls = {}
+        if step % period == 0:
+            for layer in (twin.conv1, twin.conv2):
+                kept, pulls[layer] = by_hand(layer.weight.detach().numpy(), 3)
+                layer.weight.data.copy_(torch.from_numpy(kept))
+        other.zero_grad()
+        twin(batch(step)).square().mean().backward()
+        for layer, pull in pulls.items():
+            layer.weight.grad.add_(torch.from_numpy(pull).float(), alpha=0.01)
+        other.step()
+    # The class projects after a step, the paper before the next one: bring the twin to the same point.
+    if 7 % period == 0:
+        for layer in (twin.conv1, twin.conv2):
+            layer.weight.data.copy_(torch.from_numpy(by_hand(layer.weight.detach().numpy(), 3)[0]))
+    for mine, hand in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, hand, rtol=0, atol=2e-6)
+
+
+def test_finish_leaves_exactly_the_ranks_of_its_plan() -> None:
+    model = Tiny()
+    optimizer = sgd(model)
+    trp = TRP(model, optimizer, TRPSettings(rule=MacsBudget(1.8), period=4), SHAPE)
+    take_steps(model, optimizer, 5)
+    plan = trp.finish([batch(i) for i in range(4)])
+    assert {decision.site.name for decision in plan.changed} <= {"conv1", "conv2"}
+    assert plan.changed
+    for decision in plan.changed:
+        assert relative_rank(model.get_submodule(decision.site.name).weight) == decision.rank
+    assert all(decision.energy > 1 - 1e-10 for decision in plan.decisions)
+    dense = sum(decision.site.macs for decision in plan.decisions)
+    assert dense / sum(decision.macs for decision in plan.decisions) >= 1.8
+    weights = [parameter.clone() for parameter in model.parameters()]
+    trp_free = sgd(model, lr=0.0, momentum=0.0)
+    take_steps(model, trp_free, 1)
+    take_steps(model, optimizer, 1)  # Hooks are gone: an ordinary step, no projection.
+    assert relative_rank(model.conv2.weight) > plan.changed[-1].rank
+    assert not all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
+
+
+def test_measuring_touches_no_weight() -> None:
+    model = Tiny()
+    trp = TRP(model, sgd(model), TRPSettings(rule=Energy(0.5), ramp="linear", ramp_steps=10), SHAPE)
+    before = copy.deepcopy(model.state_dict())
+    plan = trp.measure()
+    assert plan.changed
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_gradient_accumulation_counts_optimizer_steps() -> None:
+    model = Tiny(norm=False)
+    optimizer = sgd(model)
+    trp = TRP(model, optimizer, TRPSettings(rule=Rank(2), period=2), SHAPE)
+    for step in range(2):
+        optimizer.zero_grad()
+        for part in range(3):
+            (model(batch(3 * step + part)).square().mean() / 3).backward()
+        assert trp.step == step
+        optimizer.step()
+    assert trp.step == 2
+    assert relative_rank(model.conv1.weight) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_grad_scaler_and_autocast_meet_an_unscaled_pull(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = Tiny(norm=False)
+    twin = copy.deepcopy(model)
+    results = []
+    for network, scale in ((model, 1024.0), (twin, 1.0)):
+        optimizer = sgd(network)
+        TRP(network, optimizer, EVERY_STEP, SHAPE)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+        for step in range(4):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=dtype):
+                loss = network(batch(step)).float().square().mean()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        results.append([parameter.detach().clone() for parameter in network.parameters()])
+    for scaled, plain in zip(*results, strict=True):
+        torch.testing.assert_close(scaled, plain, rtol=0, atol=2e-3)
+
+
+def test_a_step_that_the_scaler_skips_is_not_counted() -> None:
+    model = Tiny(norm=False)
+    optimizer = sgd(model)
+    trp = TRP(model, optimizer, EVERY_STEP, SHAPE)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1e38, growth_interval=1000)
+    optimizer.zero_grad()
+    scaler.scale(model(1e6 * batch(0)).square().sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert trp.step == 0
+    assert torch.isfinite(model.conv1.weight).all()
+
+
+def test_channels_last_weights_stay_channels_last() -> None:
+    model = Tiny().to(memory_format=torch.channels_last)
+    optimizer = sgd(model)
+    TRP(model, optimizer, EVERY_STEP, SHAPE)
+    take_steps(model, optimizer, 2)
+    assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert relative_rank(model.conv1.weight) == 3
+
+
+def test_a_compiled_model_is_trained_alike() -> None:
+    torch.manual_seed(0)
+    model = Tiny(norm=False)
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(model, backend="eager")
+    for network in (compiled, twin):
+        optimizer = sgd(network)
+        TRP(network, optimizer, EVERY_STEP, SHAPE)
+        take_steps(network, optimizer, 3)
+    for mine, plain in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, plain)
+
+
+def test_an_average_of_the_weights_sees_projected_ones() -> None:
+    model = Tiny(norm=False)
+    optimizer = sgd(model)
+    TRP(model, optimizer, EVERY_STEP, SHAPE)
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
+    take_steps(model, optimizer, 1)
+    average.update_parameters(model)
+    assert relative_rank(average.module.conv1.weight) == 3
+
+
+def test_it_goes_on_from_a_saved_state_to_the_same_bits() -> None:
+    torch.manual_seed(0)
+    first = Tiny()
+    second = copy.deepcopy(first)
+    settings = TRPSettings(rule=MacsBudget(2.0), period=3, nuclear=0.01, ramp="cosine", ramp_steps=8)
+    optimizer = sgd(first)
+    TRP(first, optimizer, settings, SHAPE)
+    take_steps(first, optimizer, 9)
+
+    optimizer = sgd(second)
+    trp = TRP(second, optimizer, settings, SHAPE)
+    take_steps(second, optimizer, 3)
+    saved = copy.deepcopy((second.state_dict(), optimizer.state_dict(), trp.state_dict()))
+    third = Tiny()
+    optimizer = sgd(third)
+    trp = TRP(third, optimizer, settings, SHAPE)
+    third.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    trp.load_state_dict(saved[2])
+    take_steps(third, optimizer, 6, start=3)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), third.parameters(), strict=True))
+
+
+def test_nuclear_norm_on_every_step_pulls_without_projecting() -> None:
+    torch.manual_seed(0)
+    model = Tiny(norm=False)
+    settings = TRPSettings(rule=Rank(2), project=False, nuclear=0.5, nuclear_every_step=True)
+    before = torch.linalg.svdvals(schemes_matrix(model)).sum()
+    optimizer = sgd(model, momentum=0.0)
+    TRP(model, optimizer, settings, SHAPE)
+    take_steps(model, optimizer, 10)
+    after = torch.linalg.svdvals(schemes_matrix(model))
+    assert after.sum() < 0.9 * before
+    assert len(after) == relative_rank(model.conv2.weight)
+
+
+def schemes_matrix(model: Tiny) -> Tensor:
+    return torch.from_numpy(schemes.unfold(model.conv2.weight.detach().numpy(), SPATIAL_WISE, 1)[0].copy())
+
+
+@pytest.mark.parametrize("momentum", ["keep", "project", "reset"])
+def test_momentum_at_a_projection(momentum: str) -> None:
+    model = Tiny(norm=False)
+    optimizer = sgd(model)
+    TRP(model, optimizer, TRPSettings(rule=Rank(2), period=1, momentum=momentum), SHAPE)
+    take_steps(model, optimizer, 1)
+    buffer = optimizer.state[model.conv2.weight]["momentum_buffer"]
+    if momentum == "reset":
+        assert not buffer.any()
+    else:
+        assert (relative_rank(buffer) <= 2) == (momentum == "project")
+
+
+def test_energy_can_be_preserved() -> None:
+    model = Tiny(norm=False)
+    norms = [model.conv1.weight.norm().item(), model.conv2.weight.norm().item()]
+    TRP(model, sgd(model), TRPSettings(rule=Rank(2), preserve_energy=True), SHAPE)
+    assert [model.conv1.weight.norm().item(), model.conv2.weight.norm().item()] == pytest.approx(norms, rel=1e-5)
+
+
+def test_schemes_by_layer_and_other_layers_than_the_papers() -> None:
+    model = Tiny()
+    settings = TRPSettings(
+        rule=Rank(2), schemes={"conv1": "channel", "*": "decouple"}, layers=ByName(only=("conv*", "head", "point"))
+    )
+    plan = TRP(model, sgd(model), settings, SHAPE).measure()
+    names = {decision.site.name: decision.scheme.name for decision in plan.changed}
+    assert names["conv1"] == "channel-wise"
+    assert names["head"] == names["point"] == "matrix"
+
+
+def test_contradictions_are_refused() -> None:
+    model = Tiny()
+    with pytest.raises(OptionError, match="no layer takes part"):
+        TRP(model, sgd(model), TRPSettings(layers=ByName(only=("nothing",))), SHAPE)
+    with pytest.raises(OptionError, match="out of reach"):
+        TRP(model, sgd(model), TRPSettings(rule=MacsBudget(1000.0)), SHAPE)
+    for wrong in ({"period": 0}, {"nuclear": -1.0}, {"ramp": "up"}, {"momentum": "?"}, {"schemes": {"*": "?"}}):
+        with pytest.raises(OptionError):
+            TRPSettings(**wrong)
