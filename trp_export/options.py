@@ -20,8 +20,10 @@ class Macs:
     ratio: float
 
     def __post_init__(self) -> None:
-        if not self.ratio > 1:
-            raise OptionError(f"--macs {self.ratio:g} is not above 1: it says how many times fewer multiply-adds.")
+        if not 1 < self.ratio < float("inf"):
+            raise OptionError(
+                f"--macs {self.ratio:g} is not a number above 1: it says how many times fewer multiply-adds."
+            )
 
 
 @dataclass(frozen=True, slots=True)

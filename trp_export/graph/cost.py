@@ -24,12 +24,17 @@ def _node_macs(node: ir.Node, shapes: Shapes) -> int:
     if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return 0
     data, weight, output = (_shape(value, shapes) for value in (node.inputs[0], node.inputs[1], node.outputs[0]))
-    if node.op_type == "Conv":
-        return prod(weight[1:]) * prod(output)
+    if not weight:
+        return 0
     if node.op_type == "ConvTranspose":
         return prod(weight[1:]) * prod(data)
-    transposed = node.op_type == "Gemm" and bool(node.attributes.get_int("transA", 0))
-    return (data[0] if transposed else data[-1]) * prod(output) if data else 0
+    if not output:
+        return prod(weight)
+    if node.op_type == "Conv":
+        return prod(weight[1:]) * prod(output)
+    # Weights are (c, n), or (n, c) under transB.
+    transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+    return (weight[-1] if transposed else weight[-2:][0]) * prod(output)
 
 
 def _shape(value: ir.Value | None, shapes: Shapes) -> tuple[int, ...]:

@@ -120,19 +120,19 @@ def _site(name: str, nodes: list[ir.Node], weight: Constant | None, shapes: Shap
     group = _group(node)
     if node.op_type == "Conv" and shape[0] % group:
         return Site(name, node.op_type, (), 1, (), "its channels do not divide into its groups")
-    make_use = _conv_use if node.op_type == "Conv" else _matrix_use
-    return Site(name, node.op_type, shape, group, tuple(make_use(n, shape, shapes) for n in nodes), refusal)
+    is_conv = node.op_type == "Conv"
+    uses = tuple(_conv_use(n, len(shape) - 2, shapes) if is_conv else _matrix_use(n, shapes) for n in nodes)
+    return Site(name, node.op_type, shape, group, uses, refusal)
 
 
-def _conv_use(node: ir.Node, kernel_shape: tuple[int, ...], shapes: Shapes) -> Use:
-    axes = len(kernel_shape) - 2
+def _conv_use(node: ir.Node, axes: int, shapes: Shapes) -> Use:
     strides = spatial_attribute(node, "strides", [1] * axes)
     in_shape, out_shape = _shape_of(node.inputs[0], shapes), _shape_of(node.outputs[0], shapes)
     known = in_shape and out_shape and None not in in_shape[2:] and None not in out_shape[2:]
     return Use(
         # Unknown sizes: count per output pixel, so that layers at least compare within themselves.
-        in_extents=_numbers(in_shape[2:]) if known and in_shape else strides,
-        out_extents=_numbers(out_shape[2:]) if known and out_shape else (1,) * axes,
+        in_extents=_extents(in_shape, strides),
+        out_extents=_extents(out_shape, (1,) * axes),
         strides=strides,
         pads=spatial_attribute(node, "pads", [0] * (2 * axes)),
         dilations=spatial_attribute(node, "dilations", [1] * axes),
@@ -141,18 +141,19 @@ def _conv_use(node: ir.Node, kernel_shape: tuple[int, ...], shapes: Shapes) -> U
     )
 
 
-def _matrix_use(node: ir.Node, kernel_shape: tuple[int, ...], shapes: Shapes) -> Use:
-    out_shape = _shape_of(node.outputs[0], shapes)
-    known = out_shape is not None and None not in out_shape
-    return Use(repeats=prod(_numbers(out_shape)) // kernel_shape[0] if known and out_shape else 1, known=known)
+def _matrix_use(node: ir.Node, shapes: Shapes) -> Use:
+    out_shape = _shape_of(node.outputs[0], shapes) or ()
+    return Use(repeats=prod(dim or 1 for dim in out_shape[:-1]), known=bool(out_shape) and None not in out_shape)
 
 
 def _shape_of(value: ir.Value | None, shapes: Shapes) -> Shape | None:
     return shapes.get(value.name or "") if value is not None else None
 
 
-def _numbers(shape: Shape) -> tuple[int, ...]:
-    return tuple(dim for dim in shape if dim is not None)
+def _extents(shape: Shape | None, where_unknown: tuple[int, ...]) -> tuple[int, ...]:
+    """The spatial part of a shape. What the file declares may be of another length than the kernel."""
+    known = shape[2:] if shape and len(shape) == len(where_unknown) + 2 else where_unknown
+    return tuple(dim or other for dim, other in zip(known, where_unknown, strict=True))
 
 
 def _group(node: ir.Node) -> int:
