@@ -1,0 +1,181 @@
+"""Every decomposition through the rewriter and onnxruntime: exact at full rank, whatever the layer's attributes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from models import relative_l2, run
+from onnx import TensorProto, helper, numpy_helper
+
+from trp_export.graph.cost import count_macs, count_params
+from trp_export.graph.prepare import prepare, remove_unused
+from trp_export.graph.rewrite import rewrite, set_products
+from trp_export.graph.shapes import infer_shapes, input_shapes
+from trp_export.graph.sites import LocatedSite, find_sites
+from trp_export.lowrank.factor import Factors, factorise
+from trp_export.lowrank.schemes import MATRIX, SCHEMES, Scheme
+from trp_export.planning.plan import Decision, Plan
+
+schemes = st.sampled_from(list(SCHEMES.values()))
+EXTENT = 9
+
+
+@st.composite
+def conv_models(draw: st.DrawFn) -> onnx.ModelProto:
+    """One Conv of one to three spatial axes, with any attributes that fit its input."""
+    axes = draw(st.integers(1, 3))
+    group = draw(st.sampled_from([1, 1, 2, 3]))
+    c, n = draw(st.integers(1, 3)), group * draw(st.integers(1, 4))
+    kernel, strides, dilations = (
+        draw(st.lists(st.integers(1, most), min_size=axes, max_size=axes)) for most in (4, 3, 2)
+    )
+    attributes: dict[str, Any] = {"group": group, "strides": strides}
+    padding = draw(st.sampled_from(["pads", "SAME_UPPER", "SAME_LOWER", "VALID", "none"]))
+    if padding == "pads":
+        attributes["pads"] = draw(st.lists(st.integers(0, 2), min_size=2 * axes, max_size=2 * axes))
+    elif padding != "none":
+        attributes["auto_pad"] = padding
+    if not padding.startswith("SAME"):  # onnxruntime has no dilation there.
+        attributes["dilations"] = dilations
+    weights = {"w": (n, c, *kernel)} | ({"b": (n,)} if draw(st.booleans()) else {})
+    return one_layer("Conv", (2, c * group, *[EXTENT] * axes), weights, draw(seeds), **attributes)
+
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+@st.composite
+def gemm_models(draw: st.DrawFn) -> onnx.ModelProto:
+    c, n, rows = draw(st.integers(1, 6)), draw(st.integers(1, 6)), draw(st.integers(1, 3))
+    flags = {"transA": draw(st.integers(0, 1)), "transB": draw(st.integers(0, 1))}
+    scales = {"alpha": draw(st.sampled_from([1.0, 0.5, -2.0])), "beta": draw(st.sampled_from([1.0, 0.0, 3.0]))}
+    bias = draw(st.sampled_from([None, (), (1,), (n,), (1, n), (rows, 1), (rows, n)]))
+    weights = {"w": (n, c) if flags["transB"] else (c, n)} | ({} if bias is None else {"b": bias})
+    return one_layer("Gemm", (c, rows) if flags["transA"] else (rows, c), weights, draw(seeds), **flags, **scales)
+
+
+@st.composite
+def matmul_models(draw: st.DrawFn) -> onnx.ModelProto:
+    c, n = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    leading = draw(st.lists(st.integers(1, 3), max_size=3))
+    return one_layer("MatMul", (*leading, c), {"w": (c, n)}, draw(seeds))
+
+
+def one_layer(
+    op: str, data: tuple[int, ...], weights: dict[str, tuple[int, ...]], seed: int = 0, **attributes: Any
+) -> onnx.ModelProto:
+    rng = np.random.default_rng(seed)
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in weights.items()}
+    graph = helper.make_graph(
+        [helper.make_node(op, ["x", *arrays], ["y"], name="layer", **attributes)],
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, data)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def locate(proto: onnx.ModelProto) -> tuple[ir.Model, tuple[LocatedSite, ...]]:
+    model = prepare(ir.serde.deserialize_model(proto))
+    return model, find_sites(model, infer_shapes(model, input_shapes(model)))
+
+
+def decompose(
+    proto: onnx.ModelProto, scheme: Scheme, rank: int | None = None
+) -> tuple[ir.Model, Plan, tuple[LocatedSite, ...], dict[str, Factors]]:
+    """The model with its one layer decomposed, at full rank unless told otherwise, and how that was done."""
+    model, located = locate(proto)
+    (place,) = located
+    site = place.site
+    chosen = MATRIX if site.is_matrix else scheme
+    rank = min(rank or site.full_rank(chosen), site.full_rank(chosen))
+    plan = Plan((Decision(site, chosen, rank, ""),), "test")
+    factors = {site.name: factorise(place.kernel(), chosen, site.group, rank)}
+    rewrite(model, plan, located, factors)
+    remove_unused(model)
+    return model, plan, located, factors
+
+
+def answers(model: onnx.ModelProto) -> np.ndarray:
+    shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    (output,) = run(model, {"x": np.random.default_rng(1).standard_normal(shape).astype(np.float32)})
+    return output
+
+
+def runnable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drops draws whose kernel is larger than the padded input, and such."""
+    try:
+        answers(model)
+    except Exception:
+        assume(False)
+    return model
+
+
+few = settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+)
+
+
+@few
+@given(st.one_of(conv_models(), gemm_models(), matmul_models()), schemes)
+def test_full_rank_answers_as_the_layer_does(proto: onnx.ModelProto, scheme: Scheme) -> None:
+    runnable(proto)
+    model, *_ = decompose(proto, scheme)
+    made = ir.serde.serialize_model(model)
+    onnx.shape_inference.infer_shapes(made, strict_mode=True)
+    assert relative_l2(answers(proto), answers(made)) < 1e-5
+
+
+@few
+@given(st.one_of(conv_models(), gemm_models(), matmul_models()), schemes, st.integers(1, 3))
+def test_a_pair_answers_as_the_layer_with_the_product_does(proto: onnx.ModelProto, scheme: Scheme, rank: int) -> None:
+    runnable(proto)
+    model, plan, _, factors = decompose(proto, scheme, rank)
+    products, located = locate(proto)
+    set_products(products, plan, located, factors)
+    made, wanted = (answers(ir.serde.serialize_model(each)) for each in (model, products))
+    # A product can be far smaller than its factors' rounding where beta, bias and weights nearly cancel.
+    assert np.linalg.norm(made - wanted) <= 1e-5 * max(np.linalg.norm(wanted), 1.0)
+
+
+@few
+@given(st.one_of(conv_models(), gemm_models(), matmul_models()), schemes, st.integers(1, 3))
+def test_cost_by_formula_is_cost_by_counting(proto: onnx.ModelProto, scheme: Scheme, rank: int) -> None:
+    runnable(proto)
+    untouched, _ = locate(proto)
+    model, plan, (place,), _ = decompose(proto, scheme, rank)
+    (decision,) = plan.decisions
+    inputs = input_shapes(model)
+    assert place.site.macs == count_macs(untouched, infer_shapes(untouched, inputs))
+    assert decision.macs == count_macs(model, infer_shapes(model, inputs))
+    bias = sum(value.const_value.size for value in untouched.graph.initializers.values() if value.name == "b")
+    assert decision.params + bias == count_params(model)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+def test_break_even_is_where_the_pair_stops_saving(scheme: Scheme) -> None:
+    _, (place,) = locate(one_layer("Conv", (1, 8, 12, 12), {"w": (16, 8, 3, 3)}, pads=[1] * 4, strides=[2, 2]))
+    site = place.site
+    rank = site.break_even(scheme)
+    assert (rank - 1) * site.macs_per_rank(scheme) < site.macs <= rank * site.macs_per_rank(scheme)
+
+
+def test_a_square_stride_one_conv_costs_what_the_table_says() -> None:
+    _, (place,) = locate(one_layer("Conv", (1, 8, 12, 12), {"w": (16, 8, 3, 3)}, pads=[1] * 4))
+    per_pixel = {name: place.site.macs_per_rank(scheme) / 144 for name, scheme in SCHEMES.items()}
+    n, c, k = 16, 8, 3
+    assert per_pixel == {
+        "channel-wise": c * k * k + n,
+        "spatial-wise": c * k + n * k,
+        "spatial-wise-transposed": c * k + n * k,
+        "pointwise-first": c + n * k * k,
+        "network-decoupling": n * (c + k * k),
+        "matrix": c * k * k + n,
+    }
