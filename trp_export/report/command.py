@@ -1,0 +1,97 @@
+"""The command line that makes the same export again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from trp_export.load import Source
+from trp_export.load.source import LoadOptions
+from trp_export.options import Benchmark, Images, Macs, Options, Rule, SavedPlan, Selection
+from trp_export.planning.rules import Energy, Rank, Threshold
+
+
+def command_line(source: Source, options: Options) -> str:
+    """`trp-export` with every option that is not its default. Files by name only: folders are the user's own.
+
+    A model that did not come from an ONNX file is called MODEL.
+    """
+    model = source.path.name if source.path else "MODEL"
+    parts = [
+        *("trp-export", model),
+        *_rule(options.rule),
+        *_selection(options.selection),
+        *_load(options.load),
+        *(_images(options.images) if options.images else ()),
+        *_benchmark(options.benchmark),
+        *(("-o", options.output.name) if options.output else ()),
+        *(("--report", options.report.name) if options.report else ()),
+    ]
+    return shlex.join(parts)
+
+
+def _rule(rule: Rule | None) -> tuple[str, ...]:
+    match rule:
+        case Energy():
+            return "--energy", repr(rule.share)
+        case Threshold():
+            return ("--threshold", repr(rule.value), *(("--absolute",) if rule.absolute else ()))
+        case Rank():
+            return "--rank", str(rule.value)
+        case Macs():
+            return "--macs", repr(rule.ratio)
+        case SavedPlan():
+            return "--plan", rule.path.name
+        case None:
+            return ()
+
+
+def _selection(selection: Selection) -> Iterator[str]:
+    default = Selection()
+    if selection.scheme != default.scheme:
+        yield from ("--scheme", selection.scheme)
+    for pattern in selection.only:
+        yield from ("--only", pattern)
+    for pattern in selection.skip:
+        yield from ("--skip", pattern)
+    if selection.align != default.align:
+        yield from ("--align", str(selection.align))
+
+
+def _load(options: LoadOptions) -> Iterator[str]:
+    if options.arch:
+        yield from ("--arch", options.arch)
+    if options.input_shape:
+        yield from ("--input-shape", _list(options.input_shape))
+    if options.static:
+        yield "--static"
+    if options.trust_pickle:
+        yield "--trust-pickle"
+
+
+def _images(images: Images) -> Iterator[str]:
+    chosen = images.preprocessing
+    yield from ("--eval", images.path.name)
+    for name, values in (("--mean", chosen.mean), ("--std", chosen.std)):
+        if values is not None:
+            yield from (name, _list(values))
+    if chosen.resize is not None:
+        yield from ("--resize", str(chosen.resize))
+    if chosen.crop is not None:
+        yield from ("--crop", str(chosen.crop[0]))
+
+
+def _benchmark(benchmark: Benchmark) -> Iterator[str]:
+    default = Benchmark()
+    if not benchmark.run:
+        yield "--no-bench"
+    if benchmark.threads != default.threads:
+        yield from ("--threads", str(benchmark.threads))
+    if benchmark.budget_s != default.budget_s:
+        yield from ("--budget", f"{benchmark.budget_s:g}")
+    if benchmark.require:
+        yield "--require-speedup"
+
+
+def _list(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)

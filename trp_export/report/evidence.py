@@ -1,0 +1,108 @@
+"""The proof: how fast and how sure, and how far the outputs moved, on which inputs."""
+
+from __future__ import annotations
+
+from trp_export.report.document import Report
+from trp_export.report.latency import ratio_picture, round_ratios, scale_of, spread_picture
+from trp_export.report.markup import Markup, element, join
+from trp_export.report.summary import points
+from trp_export.report.words import percent, size, sureness
+
+
+def speed(report: Report) -> Markup | None:
+    """Both distributions, the interval of their ratio, the quantiles, and what disturbed the measurement."""
+    comparison, ratio = report.latency, report.ratio
+    if comparison is None or ratio is None:
+        return None
+    rounds = len(round_ratios(comparison))
+    spread = element(
+        "figure",
+        spread_picture(comparison),
+        element("figcaption", "Each hill shows how often an inference took that long, each dot a process's median."),
+    )
+    sure = element(
+        "figure",
+        ratio_picture(comparison, ratio),
+        element("figcaption", f"{rounds} rounds, original and result side by side in fresh processes. {_sure(report)}"),
+    )
+    return join(
+        element("div", spread, sure, class_="pictures pair"),
+        _quantiles(report),
+        *(element("p", f"Disturbance: {remark}", class_="warn") for remark in comparison.noise),
+    )
+
+
+def agreement(report: Report) -> Markup:
+    """What was compared with what, on which inputs, and how far apart it was."""
+    deviation = report.deviation
+    if deviation is None:
+        return element("p", "The outputs of the two models were not compared.")
+    rows = [
+        (
+            "the rewrite",
+            f"{deviation.rewrite.relative_l2:.2g} relative L2, {deviation.rewrite.max_abs:.2g} at most",
+            "The result against the original with every changed kernel set to the product of its factors. "
+            "Only rounding may set them apart, whatever was truncated.",
+        )
+    ]
+    if deviation.truncation is not None:
+        apart = deviation.truncation
+        amount = f"{apart.relative_l2:.3g} relative L2, {apart.max_abs:.3g} at most"
+        rows.append(("truncation", amount, f"The result against the original, on {deviation.inputs}."))
+    rows += _on_images(report)
+    body = (
+        element("tr", element("th", what, scope="row"), element("td", amount, element("br"), element("small", how)))
+        for what, amount, how in rows
+    )
+    return join(
+        element("p", f"Compared: {deviation.how}; inputs: {deviation.inputs}."),
+        element("table", element("tbody", *body), class_="facts"),
+    )
+
+
+def _on_images(report: Report) -> list[tuple[str, str, str]]:
+    found = report.deviation.agreement if report.deviation else None
+    if found is None:
+        return []
+    path = report.options.images.path.name if report.options.images else "the images given"
+    rows = [
+        ("same class", percent(found.top1), f"The largest output of both models, on {found.images:,} images of {path}.")
+    ]
+    if found.accuracy_before is not None and found.accuracy_after is not None:
+        change = points(found.accuracy_before, found.accuracy_after)
+        amount = f"{percent(found.accuracy_before)} → {percent(found.accuracy_after)} ({change})"
+        rows.append(("accuracy", amount, "Against the labels of the same images."))
+    return rows
+
+
+def _sure(report: Report) -> str:
+    ratio = report.ratio
+    return f"The bar is the interval: {sureness(ratio)}." if ratio is not None else ""
+
+
+def _quantiles(report: Report) -> Markup | None:
+    if report.latency is None:
+        return None
+    from trp_export.bench import summary
+
+    divisor, unit = scale_of(report.latency.environment.unit)
+    here, there = (summary(one) for one in report.latency.measurements[:2])
+    rows = [
+        (f"{name}, {unit}", *(f"{value / divisor:.4g}" for value in values))
+        for name, values in (
+            ("median", (here.median, there.median)),
+            ("p90", (here.p90, there.p90)),
+            ("p99", (here.p99, there.p99)),
+            ("fastest", (here.min, there.min)),
+        )
+    ]
+    rows.append(("loading, ms", f"{here.load_ms:.0f}", f"{there.load_ms:.0f}"))
+    if here.peak_bytes and there.peak_bytes:
+        rows.append(("peak memory", size(here.peak_bytes), size(there.peak_bytes)))
+    rows.append(("inferences", *(f"{one.n:,} in {one.processes} processes" for one in (here, there))))
+    head = element("tr", element("td"), *(element("th", n, scope="col", class_="number") for n in ("before", "after")))
+    body = (
+        element("tr", element("th", what, scope="row"), *(element("td", cell, class_="number") for cell in cells))
+        for what, *cells in rows
+    )
+    return element("table", element("thead", head), element("tbody", *body), class_="facts")

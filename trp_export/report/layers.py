@@ -1,0 +1,136 @@
+"""The layers of a plan: a table of what each becomes and why, and a picture of what its rank keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from trp_export.planning.curves import Curve, Layer
+from trp_export.planning.plan import Decision, Plan
+from trp_export.planning.rules import describe_energy
+from trp_export.report.markup import Markup, element, join
+from trp_export.report.plots import energy_picture, macs_bars
+from trp_export.report.words import count, kernel, shorten, times
+
+MOST_ROWS = 400
+MOST_PICTURES = 120
+_NAME = 90
+_REASON = 240
+_T = TypeVar("_T")
+
+
+def table(plan: Plan) -> Markup:
+    """One row per layer, in the order of the graph: what it becomes, what that costs, and why."""
+    shown = _costliest(plan.decisions, MOST_ROWS, lambda decision: decision.site.macs)
+    largest = max((max(decision.site.macs, decision.macs) for decision in shown), default=1)
+    intro = f"{len(plan.changed)} of {len(plan.decisions)} layers become factor pairs by the rule “{plan.rule}”."
+    left_out = f" The {MOST_ROWS} costliest are listed." if len(shown) < len(plan.decisions) else ""
+    names = (("layer", None), ("becomes", "becomes"), ("MACs, dense above pair", "macs"), ("why", "why"))
+    head = element("tr", *(element("th", name, scope="col", class_=class_) for name, class_ in names))
+    rows = (_row(decision, largest) for decision in shown)
+    return join(
+        element("p", intro, left_out),
+        element("table", element("thead", head), element("tbody", *rows), class_="layers"),
+    )
+
+
+def pictures(plan: Plan, layers: Sequence[Layer]) -> Markup | None:
+    """A picture for each layer that was looked at; none for those that could not be factored at all."""
+    by_name = {layer.site.name: layer for layer in layers}
+    drawn = [
+        (decision, curve)
+        for decision in plan.decisions
+        if (curve := _curve(decision, by_name.get(decision.site.name))) is not None
+    ]
+    if not drawn:
+        return None
+    shown = _costliest(drawn, MOST_PICTURES, lambda pair: pair[0].site.macs)
+    left_out = f" The {MOST_PICTURES} costliest layers are drawn." if len(shown) < len(drawn) else ""
+    cards = (_card(decision, curve) for decision, curve in shown)
+    return join(
+        element("p", _INTRO, left_out),
+        _key(),
+        element("div", *cards, class_="pictures"),
+    )
+
+
+_INTRO = (
+    "Energy is the share of the squared singular values that a rank keeps. A pair saves work only below the "
+    "break-even rank, at which it costs as many MACs as the dense layer."
+)
+
+
+def _row(decision: Decision, largest: int) -> Markup:
+    site = decision.site
+    kept = decision.scheme is None
+    detail = f"{site.op} {kernel(site.kernel_shape, site.group)}" if site.kernel_shape else site.op
+    name = element("th", shorten(site.name, _NAME), element("small", shorten(detail, _NAME)), scope="row")
+    if kept:
+        becomes = element("td", "kept as it is", class_="becomes kept")
+        costs = count(site.macs)
+    else:
+        rank = f"rank {decision.rank} of {decision.full_rank}"
+        becomes = element("td", decision.scheme and decision.scheme.name, element("small", rank), class_="becomes")
+        costs = f"{count(site.macs)} → {count(decision.macs)}, {times(site.macs, decision.macs)}"
+    bars = macs_bars(site.macs, decision.macs, largest)
+    macs = element("td", bars, element("small", costs), class_="macs")
+    why = element("td", shorten(decision.reason, _REASON), class_="why kept" if kept else "why")
+    return element("tr", name, becomes, macs, why, class_="refused" if kept and not site.macs else None)
+
+
+def _curve(decision: Decision, layer: Layer | None) -> Curve | None:
+    """The curve of the scheme that was chosen; of a layer that is kept, the one that loses least where it saves."""
+    if layer is None or not layer.curves:
+        return None
+    if decision.scheme is not None:
+        return next((curve for curve in layer.curves if curve.scheme == decision.scheme), None)
+    return max(layer.curves, key=_best_energy)
+
+
+def _best_energy(curve: Curve) -> float:
+    return float(curve.energy[curve.top_rank - 1]) if curve.top_rank else 0.0
+
+
+def _card(decision: Decision, curve: Curve) -> Markup:
+    name = shorten(decision.site.name, _NAME)
+    words = _caption(decision, curve)
+    rank = decision.rank if decision.scheme is not None else None
+    return element(
+        "figure",
+        element("h3", name),
+        energy_picture(f"{name}: {words}", curve, rank),
+        element("figcaption", words),
+    )
+
+
+def _caption(decision: Decision, curve: Curve) -> str:
+    if decision.rank is not None:
+        energy = describe_energy(float(curve.energy[decision.rank - 1]))
+        return f"{curve.scheme.name}: rank {decision.rank} of {curve.full_rank} keeps {energy}"
+    reason = shorten(decision.reason, _REASON)
+    if not curve.top_rank:
+        return f"kept: {reason}"
+    best = describe_energy(_best_energy(curve))
+    return f"kept: {reason}. At most {curve.scheme.name} could keep {best}, at rank {curve.top_rank}"
+
+
+def _key() -> Markup:
+    """What the lines and areas of the pictures stand for."""
+    entries = (
+        ("energy", element("path", d="M1 10L8 4L21 2", class_="line")),
+        ("singular values kept", element("rect", width=22, height=12, class_="kept")),
+        ("dropped", element("rect", width=22, height=12, class_="dropped")),
+        ("the cut", element("path", d="M11 0V12", class_="cutline")),
+        ("break-even", element("path", d="M11 0V12", class_="dash")),
+    )
+    swatch = {"viewBox": "0 0 22 12", "aria_hidden": "true"}
+    return element(
+        "ul", *(element("li", element("svg", drawn, **swatch), name) for name, drawn in entries), class_="key"
+    )
+
+
+def _costliest(items: Iterable[_T], most: int, macs: Callable[[_T], int]) -> list[_T]:
+    """At most so many, the costliest, in the order they came in."""
+    listed = list(items)
+    kept = sorted(range(len(listed)), key=lambda index: -macs(listed[index]))[:most]
+    return [listed[index] for index in sorted(kept)]

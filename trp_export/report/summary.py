@@ -1,0 +1,159 @@
+"""The outcome at a glance: four figures, and a table of everything before and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trp_export.report.document import Report
+from trp_export.report.latency import scale_of
+from trp_export.report.markup import Markup, element, join
+from trp_export.report.plots import macs_bars
+from trp_export.report.words import count, percent, size, times
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table. `share` is after over before, where a bar can show it."""
+
+    what: str
+    before: str
+    after: str
+    ratio: str
+    share: float | None = None
+
+
+def tiles(report: Report) -> Markup | None:
+    """What a reader looks for first, large."""
+    if report.after is None:
+        return None
+    shown = (_file_tile(report), _macs_tile(report), _latency_tile(report), _answer_tile(report))
+    return element("dl", *(tile for tile in shown if tile is not None), class_="tiles")
+
+
+def table(report: Report) -> Markup:
+    """Every number before and after, in full."""
+    rows = compared(report)
+    head = element("tr", *(_head(name, index > 0) for index, name in enumerate(("", "before", "after", "ratio"))))
+    body = (
+        element(
+            "tr",
+            element("th", row.what, scope="row"),
+            *(element("td", cell, class_="number") for cell in (row.before, row.after, row.ratio)),
+        )
+        for row in rows
+    )
+    return element("table", element("thead", head), element("tbody", *body))
+
+
+def compared(report: Report) -> list[Row]:
+    """The rows that the terminal and the page share. Without a result, only what there was before."""
+    before, after = report.before, report.after
+    rows = [_cost("parameters", before.params, after.params if after else None)]
+    if before.macs:
+        rows.append(_cost("MACs", before.macs, after.macs if after else None))
+    if before.bytes:
+        rows.append(_cost("file, bytes", before.bytes, after.bytes if after else None))
+    return [*rows, *_latency_rows(report), *_accuracy_rows(report)]
+
+
+def _cost(what: str, before: int, after: int | None) -> Row:
+    if after is None:
+        return Row(what, f"{before:,}", "", "")
+    return Row(what, f"{before:,}", f"{after:,}", times(before, after), after / max(before, 1))
+
+
+def _latency_rows(report: Report) -> list[Row]:
+    if report.latency is None:
+        return []
+    from trp_export.bench import summary
+
+    environment = report.latency.environment
+    divisor, unit = scale_of(environment.unit)
+    here, there = (summary(one) for one in report.latency.measurements[:2])
+    threads = f"{environment.threads} thread{'s' if environment.threads > 1 else ''}"
+    rows = [
+        Row(
+            f"latency, {unit} ({threads})",
+            f"{here.median / divisor:.4g}",
+            f"{there.median / divisor:.4g}",
+            str(report.ratio),
+            there.median / here.median if here.median else None,
+        )
+    ]
+    if here.peak_bytes and there.peak_bytes:
+        cells = size(here.peak_bytes), size(there.peak_bytes), times(here.peak_bytes, there.peak_bytes)
+        rows.append(Row("peak memory", *cells))
+    return rows
+
+
+def _accuracy_rows(report: Report) -> list[Row]:
+    agreement = report.deviation.agreement if report.deviation else None
+    if agreement is None:
+        return []
+    rows = [Row(f"same class, {agreement.images:,} images", "", percent(agreement.top1), "")]
+    if agreement.accuracy_before is not None and agreement.accuracy_after is not None:
+        change = points(agreement.accuracy_before, agreement.accuracy_after)
+        cells = percent(agreement.accuracy_before), percent(agreement.accuracy_after), change
+        rows.append(Row(f"accuracy, {agreement.images:,} images", *cells))
+    return rows
+
+
+def points(before: float, after: float) -> str:
+    """The change of a share in percentage points."""
+    return f"{(after - before) * 100:+.2f} pp".replace("-", "\N{MINUS SIGN}")
+
+
+def _file_tile(report: Report) -> Markup | None:
+    before, after = report.before.bytes, report.after.bytes if report.after else None
+    if not before or not after:
+        return None
+    return _tile("File", f"{times(before, after)} smaller", f"{size(before)} → {size(after)}", after / before)
+
+
+def _macs_tile(report: Report) -> Markup | None:
+    before, after = report.before.macs, report.after.macs if report.after else 0
+    if not before or not after:
+        return None
+    return _tile("MACs", f"{times(before, after)} fewer", f"{count(before)} → {count(after)}", after / before)
+
+
+def _latency_tile(report: Report) -> Markup:
+    ratio = report.ratio
+    if report.latency is None or ratio is None:
+        return _tile("Latency", "not timed", "")
+    row = _latency_rows(report)[0]
+    colour = {"faster": "good", "slower": "bad", "no difference": "warn"}[ratio.verdict]
+    words = {"faster": "as fast", "slower": "as fast", "no difference": "no difference"}[ratio.verdict]
+    figure = f"{ratio.value:.2f}x {words}" if ratio.verdict != "no difference" else words
+    _, unit = scale_of(report.latency.environment.unit)
+    return _tile("Latency", figure, f"{row.before} → {row.after} {unit}", row.share, colour)
+
+
+def _answer_tile(report: Report) -> Markup:
+    deviation = report.deviation
+    if deviation is None:
+        return _tile("Outputs", "not compared", "")
+    agreement = deviation.agreement
+    if agreement is not None and agreement.accuracy_before is not None and agreement.accuracy_after is not None:
+        before, after = agreement.accuracy_before, agreement.accuracy_after
+        return _tile(
+            "Accuracy", points(before, after), f"{percent(before)} → {percent(after)}", after / max(before, 1e-9)
+        )
+    if agreement is not None:
+        return _tile("Same class", percent(agreement.top1), f"on {agreement.images:,} images")
+    if deviation.truncation is None:
+        return _tile("Outputs", "not compared", "layers alone were")
+    return _tile("Output change", percent(deviation.truncation.relative_l2, 1), "relative L2, on noise")
+
+
+def _tile(what: str, figure: str, detail: str, share: float | None = None, colour: str | None = None) -> Markup:
+    """A figure with the numbers it comes from, and bars of both where they can be drawn."""
+    bars = None
+    if share is not None:
+        bars = macs_bars(1000, round(1000 * share), round(1000 * max(1.0, share)))
+    value = element("span", figure, class_=f"figure {colour}" if colour else "figure")
+    return element("div", element("dt", what), element("dd", value, bars, element("small", detail)), class_="tile")
+
+
+def _head(name: str, numeric: bool) -> Markup:
+    return element("th", name, scope="col", class_="number") if numeric else element("td", join())

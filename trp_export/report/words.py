@@ -1,0 +1,125 @@
+"""What a report says in words: the outcome in one sentence, and numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from trp_export.report.document import Report
+from trp_export.report.markup import plain
+
+if TYPE_CHECKING:
+    from trp_export.bench import Ratio
+    from trp_export.verify import Deviation
+
+# The names of --scheme: short enough for a table.
+SHORT_SCHEMES = {
+    "channel-wise": "channel",
+    "spatial-wise": "spatial",
+    "spatial-wise-transposed": "spatial-t",
+    "pointwise-first": "pointwise",
+    "network-decoupling": "decouple",
+}
+
+
+def headline(report: Report) -> str:
+    """The outcome in one plain sentence: how much smaller, how much faster and how sure, what it does to the answers.
+
+    With a second, short one where the result is not what one exports a model for.
+    """
+    name = plain(shorten(report.source.name, 60))
+    changed = len(report.plan.changed)
+    if not changed:
+        return f"No layer of {name} gains under this rule, so the model stays as it is."
+    if report.after is None:
+        return f"{changed} of {len(report.plan.decisions)} layers of {name} would become factor pairs."
+    ratio = report.ratio
+    joint = "and" if ratio is None or ratio.verdict == "faster" else "but"
+    sentence = f"{name} became {_size(report)} {joint} {_speed(ratio)}, and {_answers(report.deviation)}."
+    return sentence if ratio is None else sentence + _ADVICE[ratio.verdict]
+
+
+_ADVICE = {"faster": "", "slower": " Do not ship it for speed.", "no difference": ""}
+
+
+def _size(report: Report) -> str:
+    before, after = report.before, report.after
+    assert after is not None
+    what, old, new = "", before.bytes, after.bytes
+    if not old or not new:
+        what, old, new = " in parameters", before.params, after.params
+    ratio = old / max(new, 1)
+    return f"{ratio:.2f} times smaller{what}" if ratio >= 1.005 else f"no smaller{what}"
+
+
+def _speed(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return "was not timed"
+    fast = f"{ratio.value:.2f} times as fast here, {sureness(ratio)}"
+    if ratio.verdict == "faster":
+        return f"is {fast}"
+    return f"is SLOWER ({fast})" if ratio.verdict == "slower" else f"is NOT faster ({fast})"
+
+
+def sureness(ratio: Ratio) -> str:
+    """The interval in words."""
+    from trp_export.bench.stats import CONFIDENCE
+
+    if not math.isfinite(ratio.high):
+        return "from too few processes to be sure"
+    return f"{CONFIDENCE:.0%} sure of {ratio.low:.2f} to {ratio.high:.2f}".replace("%", " %")
+
+
+def _answers(deviation: Deviation | None) -> str:
+    if deviation is None:
+        return "its outputs were not compared"
+    agreement = deviation.agreement
+    if agreement is not None and agreement.accuracy_before is not None and agreement.accuracy_after is not None:
+        before, after = percent(agreement.accuracy_before), percent(agreement.accuracy_after)
+        how = "stays at" if before == after else f"goes from {before} to"
+        return f"its accuracy {how} {after} on {agreement.images:,} images"
+    if agreement is not None:
+        return f"it answers with the same class on {percent(agreement.top1)} of {agreement.images:,} images"
+    if deviation.truncation is None:
+        return "what truncation does to its outputs could not be compared"
+    return f"its outputs on noise move by {percent(deviation.truncation.relative_l2, 0)} (relative L2)"
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """A share of 1 in percent; infinite where outputs have nothing in common."""
+    return f"{share * 100:.{digits}f} %" if math.isfinite(share) else "infinitely much"
+
+
+def count(number: float) -> str:
+    """A count with three digits and a unit: 40.6 M."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size * 0.9995:
+            return f"{_three(number / size)} {unit}"
+    return f"{number:.0f}"
+
+
+def size(number: float) -> str:
+    """Bytes with three digits: 1.13 MB."""
+    return f"{count(number)}B" if number >= 999.5 else f"{number:.0f} bytes"
+
+
+def times(before: float, after: float) -> str:
+    """How many times smaller: 1.41x; nothing where there is nothing to divide by."""
+    return f"{before / after:.2f}x" if after else "-"
+
+
+def kernel(shape: tuple[int, ...], group: int) -> str:
+    """16x16x3x3, and /4 for four groups."""
+    return "x".join(map(str, shape)) + (f" /{group}" if group > 1 else "")
+
+
+def shorten(text: str, width: int) -> str:
+    """At most `width` characters; what is cut is cut from the middle, since names differ at their ends."""
+    if len(text) <= width:
+        return text
+    tail = (width - 1) * 2 // 3
+    return f"{text[: width - 1 - tail]}…{text[-tail:]}"
+
+
+def _three(value: float) -> str:
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
