@@ -53,6 +53,7 @@ def test_under_one_percent_is_no_difference_however_sure() -> None:
 def test_one_process_tells_nothing() -> None:
     found = ratio(measured([2.0]), measured([1.0]))
     assert (found.low, found.high, found.verdict) == (0.0, math.inf, "no difference")
+    assert str(found) == "2.00x [unknown]"
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["high"] is None
 
 

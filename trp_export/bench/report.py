@@ -14,7 +14,7 @@ from trp_export.bench.environment import Environment
 from trp_export.bench.measure import Comparison, Measurement
 from trp_export.bench.profile import Layer, Profile
 
-WIDTH_WHEN_PIPED = 140
+WIDTH_WHEN_PIPED = 1000  # tables take what they need, and lines stay whole
 
 
 def document(found: Comparison, profiles: Sequence[Profile], *, paired: bool = True) -> dict[str, Any]:
@@ -74,7 +74,8 @@ def _counts(found: Comparison) -> Table:
         names = ", ".join(sorted(kernels, key=lambda name: -kernels[name])[:3])
         against, verdict = _against(found.measurements[0], one, True) if index else ("1 (reference)", "")
         macs = f"{one.counts.get('macs', 0) / 1e6:.2f}"
-        table.add_row(_safe(one.model), f"{stats.median(one) / 1e6:.2f}", macs, against, verdict, names)
+        word = {"faster": "fewer", "slower": "more"}.get(verdict, verdict)
+        table.add_row(_safe(one.model), f"{stats.median(one) / 1e6:.2f}", macs, against, word, names)
     return table
 
 

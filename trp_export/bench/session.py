@@ -27,7 +27,6 @@ from trp_export.bench.outputs import check_outputs, reference_outputs
 from trp_export.errors import OptionError
 
 TURN_NS = 60e6  # long enough to drown the first, cold run; short enough to interleave finely
-WARM_NS = 50e6  # a window of warm-up
 WARM_WINDOWS = 12  # the most windows a process may take to become stable
 STABLE = 0.02  # two windows this near one another: warm
 FEWEST_TURNS = 3
@@ -109,7 +108,7 @@ class _Run:
         self.device, self.machine, self.start, self.lanes = device, machine, start, lanes
         self.random = random.Random(seed)
         self.watch = Watch()
-        self.onnxruntime = machine.onnxruntime
+        self.onnxruntime, self.provider = machine.onnxruntime, start.provider
 
     def comparison(self, seconds: float) -> Comparison:
         """Everything measured so far."""
@@ -122,7 +121,7 @@ class _Run:
             governor=governor_of(self.machine, self.start.cores),
             cores=self.start.cores,
             threads=self.start.threads,
-            provider=self.start.provider,
+            provider=self.provider,
             onnxruntime=self.onnxruntime,
             inputs=signature(self.lanes[0].case),
             unit=self.device.unit,
@@ -171,7 +170,7 @@ class _Run:
                 lane = self.lanes[index]
                 runner = self.device.start(index, self.start)
                 runners.append((lane, runner))
-                self.onnxruntime = runner.ready.onnxruntime
+                self.onnxruntime, self.provider = runner.ready.onnxruntime, runner.ready.provider
                 lane.deviation = check_outputs(
                     lane.case, runner.outputs(), lane.wanted, lane.deviation, self.device.name
                 )
@@ -204,7 +203,7 @@ class _Run:
         first = runner.run(1, 1).samples[0]
         estimate, previous = float(first), 0.0
         for _ in range(WARM_WINDOWS):
-            estimate = float(np.median(runner.run(*self._amount(estimate, WARM_NS)).samples))
+            estimate = float(np.median(runner.run(*self._amount(estimate, self.device.warm_window_ns)).samples))
             if previous and abs(estimate / previous - 1) < STABLE:
                 break
             previous = estimate

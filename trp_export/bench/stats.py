@@ -68,6 +68,8 @@ class Ratio:
     processes: int
 
     def __str__(self) -> str:
+        if not math.isfinite(self.high):
+            return f"{self.value:.2f}x [unknown]"
         return f"{self.value:.2f}x [{self.low:.2f}, {self.high:.2f}]"
 
     def to_json(self) -> dict[str, Any]:

@@ -83,13 +83,14 @@ class Runner(Protocol):
 class Device(Protocol):
     """Something models run on. Used inside `with open_device(...)`, which removes everything it made there.
 
-    `unit` is what samples count. A sample shorter than `shortest_sample_ns` repeats the inference. `rounds` are the
-    fewest and the most fresh processes per model that make sense there.
+    `unit` is what samples count. A sample shorter than `shortest_sample_ns` repeats the inference. Warm-up goes by
+    windows of `warm_window_ns`. `rounds` are the fewest and the most fresh processes per model that make sense there.
     """
 
     name: str
     unit: str
     shortest_sample_ns: float
+    warm_window_ns: float
     rounds: tuple[int, int]
 
     def probe(self) -> Machine:

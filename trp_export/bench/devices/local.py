@@ -101,6 +101,7 @@ class LocalDevice:
     name = "local"
     unit = "ns"
     shortest_sample_ns = 1e5
+    warm_window_ns = 5e7
     rounds = ROUNDS
 
     def __init__(self, folder: Path) -> None:

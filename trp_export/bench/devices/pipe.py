@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import IO, Any
 
 from trp_export.errors import DeviceError
@@ -22,7 +23,7 @@ GRACE_S = 2.0
 class Pipe:
     """A child process in a session of its own, so that Ctrl-C reaches the controller alone, which then ends it."""
 
-    def __init__(self, argv: Sequence[str], *, what: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, argv: Sequence[str], *, what: str, folder: Path | None = None) -> None:
         self.what = what
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         apart: dict[str, Any] = (
@@ -32,7 +33,7 @@ class Pipe:
         )
         try:
             self._process = subprocess.Popen(
-                list(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=env, **apart
+                list(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, cwd=folder, **apart
             )
         except OSError as error:
             self._log.close()

@@ -40,6 +40,7 @@ class ShellDevice(ABC):
     name: str
     unit = "ns"
     shortest_sample_ns = 1e5
+    warm_window_ns = 5e7
     rounds = ROUNDS
     parent: str  # a shell expression for the folder to make ours in
 

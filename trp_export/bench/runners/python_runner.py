@@ -193,6 +193,8 @@ class Runner:
     def run(self, samples: str, inner: str) -> dict[str, Any]:
         session, names, values, repeat = self.session, self.names, self.values, range(int(inner))
         clock, times = time.perf_counter_ns, []
+        if self.options.marks:
+            mark()
         for _ in range(int(samples)):
             start = clock()
             for _ in repeat:

@@ -1,0 +1,300 @@
+"""WebAssembly: a page in a headless Chromium for each process, or Node for a smoke test where there is no browser.
+
+No browser driver is needed: the page asks a server of ours on 127.0.0.1 for commands and posts its replies. The server
+sends the headers that isolate the page, without which a browser has no threads and a clock of 0.1 ms.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import queue
+import secrets
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trp_export.bench.cases import Case
+from trp_export.bench.devices.base import Device, Runner, Settings, Start, Turn
+from trp_export.bench.devices.cache import cached
+from trp_export.bench.devices.local import ROUNDS, LocalDevice, PipeRunner, check_ready, decode
+from trp_export.bench.devices.pipe import Pipe, end_group
+from trp_export.bench.devices.staging import copy_local, write_inputs
+from trp_export.bench.environment import Machine
+from trp_export.bench.runners import python_runner
+from trp_export.errors import DeviceError
+
+SCRIPT = Path(python_runner.__file__).with_name("web_runner.mjs")
+FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = (
+    "--headless",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+)
+PAGE = (
+    b'<!doctype html><meta charset="utf-8"><title>trp-bench</title><script type="module" src="../runner.mjs"></script>'
+)
+TYPES = {".html": "text/html", ".mjs": "text/javascript", ".wasm": "application/wasm", ".json": "application/json"}
+
+
+@dataclass(slots=True)
+class _Page:
+    """One page's mailbox: commands on their way there, replies back, and the outputs it sent."""
+
+    folder: Path
+    options: dict[str, Any]
+    commands: queue.Queue[str] = field(default_factory=queue.Queue)
+    replies: queue.Queue[dict[str, Any]] = field(default_factory=queue.Queue)
+    outputs: dict[str, bytes] = field(default_factory=dict)
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    """Serves pages under a secret path, so that no other page in the user's browser can read or drive them."""
+
+    daemon_threads = True
+
+    def __init__(self, files: Path) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files, self.secret = files, secrets.token_urlsafe(16)
+        self.pages: dict[str, _Page] = {}
+
+    def url(self, page: str) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/{self.secret}/{page}/page.html"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A browser that is ended drops its connections; nothing to report."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """GET /SECRET/PAGE/FILE for files and commands, POST for replies and outputs."""
+
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def do_GET(self) -> None:
+        """Answer with a file, or for `next` with a command as soon as there is one."""
+        page, name = self._target()
+        data = self._content(page, name)
+        if data is None:
+            self.send_error(404)
+            return
+        self._answer(data, TYPES.get(Path(name).suffix, "application/octet-stream"))
+
+    def do_POST(self) -> None:
+        """Keep a reply, or the bytes of an output."""
+        page, name = self._target()
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        found = self.server.pages.get(page)
+        if found is not None and name == "reply":
+            found.replies.put(json.loads(data))
+        elif found is not None:
+            found.outputs[name] = data
+        self._answer(b"", "text/plain")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Silence."""
+
+    def _target(self) -> tuple[str, str]:
+        parts = self.path.split("?")[0].split("/")
+        if parts[1] != self.server.secret or len(parts) not in (3, 4):
+            return "", ""
+        return ("", parts[2]) if len(parts) == 3 else (parts[2], parts[3])
+
+    def _content(self, page: str, name: str) -> bytes | None:
+        found = self.server.pages.get(page)
+        if name == "runner.mjs":
+            return SCRIPT.read_bytes()
+        if page == "ort" and name in FILES:
+            return (self.server.files / name).read_bytes()
+        if found is None:
+            return None
+        if name == "page.html":
+            return PAGE
+        if name == "options.json":
+            return json.dumps(found.options).encode()
+        if name == "next":
+            return found.commands.get().encode()
+        return (found.folder / name).read_bytes() if name in {file.name for file in found.folder.iterdir()} else None
+
+    def _answer(self, data: bytes, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(data)
+
+
+class PageRunner:
+    """A browser of its own with one page. See base.Runner."""
+
+    def __init__(self, browser: str, url: str, page: _Page, profile: Path, start: Start, what: str) -> None:
+        self._page, self._start, self._what = page, start, what
+        root = hasattr(os, "geteuid") and os.geteuid() == 0
+        argv = [browser, *FLAGS, *(["--no-sandbox"] if root else []), f"--user-data-dir={profile}", url]
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self._process: subprocess.Popen[bytes] = subprocess.Popen(argv, start_new_session=True, **quiet)  # type: ignore[call-overload]
+        try:
+            self.ready = check_ready(self._receive(), replace(start, provider="wasm"), what)
+            if self.ready.threads != start.threads:
+                raise DeviceError(
+                    f"{what} uses {self.ready.threads} thread(s) although {start.threads} were asked for."
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, samples: int, inner: int) -> Turn:
+        """See base.Runner."""
+        reply = self.ask(f"run {samples} {inner}")
+        return Turn(tuple(reply["samples"]), int(reply["peak_bytes"]), {})
+
+    def outputs(self) -> list[np.ndarray | None]:
+        """See base.Runner."""
+        described = self.ask("outputs")["outputs"]
+        return [
+            None if "skipped" in value else decode(self._page.outputs[value["file"]], value["element"], value["shape"])
+            for value in described
+        ]
+
+    def ask(self, command: str) -> dict[str, Any]:
+        """See base.Runner."""
+        self._page.commands.put(command)
+        return self._receive()
+
+    def close(self) -> None:
+        """See base.Runner."""
+        self._page.commands.put("quit")
+        end_group(self._process)
+
+    def _receive(self) -> dict[str, Any]:
+        """The page's next reply; a browser that ends meanwhile is noticed within a second."""
+        waited_s = 0.0
+        while True:
+            try:
+                reply = self._page.replies.get(timeout=1.0)
+                break
+            except queue.Empty:
+                waited_s += 1.0
+            if self._process.poll() is not None:
+                raise DeviceError(f"{self._what}: the browser ended with status {self._process.returncode}.")
+            if waited_s >= self._start.timeout_s:
+                self.close()
+                raise DeviceError(f"{self._what} gave no answer for {waited_s:.0f} s and was ended.")
+        if "error" in reply:
+            raise DeviceError(f"{self._what}: {reply['error']}")
+        return dict(reply)
+
+
+class WebDevice:
+    """See the module. `engine` is the browser's program, or node's."""
+
+    unit = "ns"
+    shortest_sample_ns = 1e6  # the clock of an isolated page has steps of 5000 ns
+    warm_window_ns = 5e8  # the engine compiles twice, the better code comes some hundred ms later
+    rounds = ROUNDS
+
+    def __init__(self, engine: str, in_node: bool, files: Path, folder: Path) -> None:
+        self.name = "web:node" if in_node else "web"
+        self._engine, self._in_node, self._files, self._folder = engine, in_node, files, folder
+        self._cases: tuple[Case, ...] = ()
+        self._started = 0
+        self._server = _Server(files)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        """Stop the server."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def probe(self) -> Machine:
+        """See base.Device: this computer, in which a browser cannot be pinned to cores without slowing it."""
+        done = subprocess.run([self._engine, "--version"], capture_output=True, text=True, timeout=60)
+        version = done.stdout.strip().split(" built on")[0]
+        machine = LocalDevice(self._folder).probe()
+        engine = f"Node {version}" if self._in_node else version
+        return replace(machine, system=f"{machine.system}, {engine}", can_pin=False, onnxruntime="web")
+
+    def stage(self, cases: Sequence[Case]) -> None:
+        """See base.Device."""
+        self._cases = tuple(cases)
+        for index, case in enumerate(cases):
+            copy_local(case, self._folder / str(index))
+            write_inputs(case, self._folder / str(index))
+
+    def start(self, index: int, start: Start) -> Runner:
+        """See base.Device."""
+        if start.provider not in ("CPUExecutionProvider", "wasm"):
+            raise DeviceError(f"{self.name} has the wasm provider only, not {start.provider}.")
+        self._started += 1
+        folder, what = self._folder / str(index), f"the page that runs {self._cases[index].label}"
+        data = sorted(file.name for file in folder.glob("model*.data"))
+        options = {"threads": start.threads, "data": data, "ort": str(self._files)}
+        if self._in_node:
+            return self._start_node(folder, options, start, what)
+        page = _Page(folder, options)
+        self._server.pages[str(self._started)] = page
+        profile = self._folder / f"profile{self._started}"
+        return PageRunner(self._engine, self._server.url(str(self._started)), page, profile, start, what)
+
+    def _start_node(self, folder: Path, options: dict[str, Any], start: Start, what: str) -> PipeRunner:
+        if start.threads != 1:
+            raise DeviceError("web:node runs one thread; for more use Chromium (--device web).")
+        (folder / "options.json").write_text(json.dumps(options), encoding="utf-8")
+        pipe = Pipe([self._engine, str(SCRIPT)], what=what, folder=folder)
+        return PipeRunner(pipe, replace(start, provider="wasm"), lambda name: (folder / name).read_bytes())
+
+
+def browser() -> str:
+    """The first Chromium or Chrome found; $TRP_BENCH_BROWSER goes first. Empty where there is none."""
+    names = (os.environ.get("TRP_BENCH_BROWSER", ""), *BROWSERS)
+    mac = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+    return next((found for name in (*names, mac) if name and (found := shutil.which(name))), "")
+
+
+def missing_web(settings: Settings) -> str:
+    """What to install before a browser, or at least Node, can be used."""
+    if not browser() and not shutil.which("node"):
+        return "no Chromium or Chrome; install one (apt-get install chromium), or name it in TRP_BENCH_BROWSER"
+    files = settings.web or cached("web")
+    absent = [name for name in FILES if not (files / name).is_file()]
+    return (
+        f"no {' and '.join(absent)} in {files}; run tools/setup_web.py, or name their folder: --web-files"
+        if absent
+        else ""
+    )
+
+
+@contextmanager
+def open_web(argument: str, settings: Settings) -> Iterator[Device]:
+    """Chromium, or Node where `argument` is `node`. Raises DeviceError."""
+    if argument not in ("", "node"):
+        raise DeviceError(f"the web device is web or web:node, not web:{argument}.")
+    engine = shutil.which("node") if argument == "node" else browser()
+    if not engine:
+        other = "node; install it (apt-get install nodejs)" if argument else "Chromium or Chrome; web:node needs none"
+        raise DeviceError(f"no {other}.")
+    files = (settings.web or cached("web")).absolute()
+    with tempfile.TemporaryDirectory(prefix="trp-bench.", ignore_cleanup_errors=True) as folder:
+        device = WebDevice(engine, argument == "node", files, Path(folder))
+        try:
+            yield device
+        finally:
+            device.close()
