@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from trp_export.report.document import Report
-from trp_export.report.latency import ratio_picture, round_ratios, scale_of, spread_picture
+from trp_export.report.latency import ratio_picture, round_ratios, scale_of, share_beyond, spread_picture
 from trp_export.report.markup import Markup, element, join
 from trp_export.report.summary import points
-from trp_export.report.words import percent, size, sureness
+from trp_export.report.words import percent, sureness
+from trp_export.verify.compare import Distance
 
 
 def speed(report: Report) -> Markup | None:
@@ -14,11 +17,15 @@ def speed(report: Report) -> Markup | None:
     comparison, ratio = report.latency, report.ratio
     if comparison is None or ratio is None:
         return None
-    rounds = len(round_ratios(comparison))
+    rounds, beyond = len(round_ratios(comparison)), share_beyond(comparison)
     spread = element(
         "figure",
         spread_picture(comparison),
-        element("figcaption", "Each hill shows how often an inference took that long, each dot a process's median."),
+        element(
+            "figcaption",
+            _HILLS,
+            f" {percent(beyond, 0)} took longer than this picture shows." if beyond >= 0.01 else None,
+        ),
     )
     sure = element(
         "figure",
@@ -28,8 +35,18 @@ def speed(report: Report) -> Markup | None:
     return join(
         element("div", spread, sure, class_="pictures pair"),
         _quantiles(report),
-        *(element("p", f"Disturbance: {remark}", class_="warn") for remark in comparison.noise),
+        _disturbances(comparison.noise),
     )
+
+
+def _disturbances(remarks: Sequence[str]) -> Markup | None:
+    if not remarks:
+        return None
+    listed = element("ul", *(element("li", remark) for remark in remarks))
+    return element("div", element("p", "What disturbed the measurement:"), listed, class_="warn")
+
+
+_HILLS = "Each hill shows how often an inference took that long, each dot the median of a process."
 
 
 def agreement(report: Report) -> Markup:
@@ -40,24 +57,27 @@ def agreement(report: Report) -> Markup:
     rows = [
         (
             "the rewrite",
-            f"{deviation.rewrite.relative_l2:.2g} relative L2, {deviation.rewrite.max_abs:.2g} at most",
+            _distance(deviation.rewrite),
             "The result against the original with every changed kernel set to the product of its factors. "
             "Only rounding may set them apart, whatever was truncated.",
         )
     ]
     if deviation.truncation is not None:
-        apart = deviation.truncation
-        amount = f"{apart.relative_l2:.3g} relative L2, {apart.max_abs:.3g} at most"
-        rows.append(("truncation", amount, f"The result against the original, on {deviation.inputs}."))
+        how = f"The result against the original, on {deviation.inputs}. This is what the lower ranks cost."
+        rows.append(("truncation", _distance(deviation.truncation), how))
     rows += _on_images(report)
     body = (
         element("tr", element("th", what, scope="row"), element("td", amount, element("br"), element("small", how)))
         for what, amount, how in rows
     )
     return join(
-        element("p", f"Compared: {deviation.how}; inputs: {deviation.inputs}."),
+        element("p", f"Compared in onnxruntime: {deviation.how}. Inputs: {deviation.inputs}."),
         element("table", element("tbody", *body), class_="facts"),
     )
+
+
+def _distance(found: Distance) -> str:
+    return f"relative L2 {found.relative_l2:.2g}, largest difference {found.max_abs:.2g}"
 
 
 def _on_images(report: Report) -> list[tuple[str, str, str]]:
@@ -97,12 +117,11 @@ def _quantiles(report: Report) -> Markup | None:
         )
     ]
     rows.append(("loading, ms", f"{here.load_ms:.0f}", f"{there.load_ms:.0f}"))
-    if here.peak_bytes and there.peak_bytes:
-        rows.append(("peak memory", size(here.peak_bytes), size(there.peak_bytes)))
-    rows.append(("inferences", *(f"{one.n:,} in {one.processes} processes" for one in (here, there))))
+    rows.append(("inferences", f"{here.n:,}", f"{there.n:,}"))
+    rows.append(("processes", f"{here.processes:,}", f"{there.processes:,}"))
     head = element("tr", element("td"), *(element("th", n, scope="col", class_="number") for n in ("before", "after")))
     body = (
         element("tr", element("th", what, scope="row"), *(element("td", cell, class_="number") for cell in cells))
         for what, *cells in rows
     )
-    return element("table", element("thead", head), element("tbody", *body), class_="facts")
+    return element("table", element("thead", head), element("tbody", *body), class_="numbers")

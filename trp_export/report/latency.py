@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from trp_export.bench import Comparison, Measurement, Ratio
 
 _WIDTH = 380
+_HEIGHT = 232
 _GRID = 110
+_MOST_MEDIANS = 1.5
 
 
 def scale_of(unit: str) -> tuple[float, str]:
@@ -39,7 +41,14 @@ def spread_picture(comparison: Comparison) -> Markup:
         f"Distribution of the time per inference in {unit}: median {float(np.median(before)):.4g} before, "
         f"{float(np.median(after)):.4g} after."
     )
-    return picture(_WIDTH, 226, title, _scale(frame, unit), *rows, class_="plot")
+    return picture(_WIDTH, _HEIGHT, title, _scale(frame, unit), *rows, class_="plot")
+
+
+def share_beyond(comparison: Comparison) -> float:
+    """The share of inferences that took longer than the picture of their spread shows."""
+    groups = [np.asarray(one.samples, dtype=np.float64) for one in comparison.measurements[:2]]
+    _, high = _span(groups)
+    return float(np.mean(np.concatenate(groups) > high))
 
 
 def ratio_picture(comparison: Comparison, ratio: Ratio) -> Markup:
@@ -52,7 +61,7 @@ def ratio_picture(comparison: Comparison, ratio: Ratio) -> Markup:
     title = f"Speed against the original: {ratio}, the ratios of {len(ratios)} rounds, and 1 for no difference."
     return picture(
         _WIDTH,
-        226,
+        _HEIGHT,
         title,
         _scale(frame, "times as fast as the original"),
         _no_difference(frame),
@@ -75,9 +84,12 @@ def round_ratios(comparison: Comparison) -> list[float]:
 
 
 def _span(groups: Sequence[Float64]) -> tuple[float, float]:
-    """From the fastest inference to where the slowest twentieth begins: a stray one must not flatten the rest."""
+    """From the fastest inference to the 95th percentile, but not beyond half as much again as a median takes.
+
+    A disturbance must not flatten the rest; `share_beyond` tells how much it cuts off.
+    """
     low = min(float(group.min()) for group in groups)
-    high = max(float(np.quantile(group, 0.95)) for group in groups)
+    high = max(min(float(np.quantile(group, 0.95)), _MOST_MEDIANS * float(np.median(group))) for group in groups)
     margin = max(high - low, high * 0.02, 1e-9) * 0.06
     return low - margin, high + margin
 

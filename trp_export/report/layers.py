@@ -9,7 +9,7 @@ from trp_export.planning.curves import Curve, Layer
 from trp_export.planning.plan import Decision, Plan
 from trp_export.planning.rules import describe_energy
 from trp_export.report.markup import Markup, element, join
-from trp_export.report.plots import energy_picture, macs_bars
+from trp_export.report.plots import bars, energy_picture
 from trp_export.report.words import count, kernel, shorten, times
 
 MOST_ROWS = 400
@@ -72,8 +72,8 @@ def _row(decision: Decision, largest: int) -> Markup:
         rank = f"rank {decision.rank} of {decision.full_rank}"
         becomes = element("td", decision.scheme and decision.scheme.name, element("small", rank), class_="becomes")
         costs = f"{count(site.macs)} → {count(decision.macs)}, {times(site.macs, decision.macs)}"
-    bars = macs_bars(site.macs, decision.macs, largest)
-    macs = element("td", bars, element("small", costs), class_="macs")
+    drawn = bars(site.macs, None if kept else decision.macs, largest)
+    macs = element("td", drawn, element("small", costs), class_="macs")
     why = element("td", shorten(decision.reason, _REASON), class_="why kept" if kept else "why")
     return element("tr", name, becomes, macs, why, class_="refused" if kept and not site.macs else None)
 
@@ -105,13 +105,17 @@ def _card(decision: Decision, curve: Curve) -> Markup:
 
 def _caption(decision: Decision, curve: Curve) -> str:
     if decision.rank is not None:
-        energy = describe_energy(float(curve.energy[decision.rank - 1]))
-        return f"{curve.scheme.name}: rank {decision.rank} of {curve.full_rank} keeps {energy}"
+        cut = f"{curve.scheme.name}, rank {decision.rank} of {curve.full_rank}"
+        return f"{cut}: {_energy(curve, decision.rank)}, {times(decision.site.macs, decision.macs)} fewer MACs"
     reason = shorten(decision.reason, _REASON)
     if not curve.top_rank:
         return f"kept: {reason}"
-    best = describe_energy(_best_energy(curve))
-    return f"kept: {reason}. At most {curve.scheme.name} could keep {best}, at rank {curve.top_rank}"
+    best = f"{curve.scheme.name} at rank {curve.top_rank} keeps {_energy(curve, curve.top_rank)}"
+    return f"kept: {reason}. The most that still saves: {best}"
+
+
+def _energy(curve: Curve, rank: int) -> str:
+    return describe_energy(float(curve.energy[rank - 1]))
 
 
 def _key() -> Markup:

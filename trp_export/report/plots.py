@@ -74,14 +74,14 @@ def energy_picture(title: str, curve: Curve, rank: int | None) -> Markup:
     )
 
 
-def macs_bars(before: int, after: int, largest: int) -> Markup:
-    """Dense above pair, to the scale of the largest layer. A decoration of the numbers beside it."""
-    widths = [max(1.0, 160 * macs / max(largest, 1)) if macs else 0.0 for macs in (before, after)]
-    bars = (
-        element("rect", y=0, width=widths[0], height=5, class_="before"),
-        element("rect", y=7, width=widths[1], height=5, class_="after"),
-    )
-    return element("svg", *bars, viewBox="0 0 160 12", class_="bars", preserveAspectRatio="none", aria_hidden="true")
+def bars(before: float, after: float | None, largest: float) -> Markup:
+    """Before above after, to the scale of the largest. A decoration: the numbers stand beside it."""
+    drawn = [
+        element("rect", y=y, width=max(1.0, 160 * value / largest), height=5, class_=class_)
+        for value, y, class_ in ((before, 0, "before"), (after, 7, "after"))
+        if value and largest
+    ]
+    return element("svg", *drawn, viewBox="0 0 160 12", class_="bars", preserveAspectRatio="none", aria_hidden="true")
 
 
 def _energy_axes(frame: Frame, full_rank: int) -> Markup:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from trp_export.report.document import Report
 from trp_export.report.latency import scale_of
 from trp_export.report.markup import Markup, element, join
-from trp_export.report.plots import macs_bars
+from trp_export.report.plots import bars
 from trp_export.report.words import count, percent, size, times
 
 
@@ -42,7 +42,7 @@ def table(report: Report) -> Markup:
         )
         for row in rows
     )
-    return element("table", element("thead", head), element("tbody", *body))
+    return element("table", element("thead", head), element("tbody", *body), class_="numbers")
 
 
 def compared(report: Report) -> list[Row]:
@@ -148,11 +148,9 @@ def _answer_tile(report: Report) -> Markup:
 
 def _tile(what: str, figure: str, detail: str, share: float | None = None, colour: str | None = None) -> Markup:
     """A figure with the numbers it comes from, and bars of both where they can be drawn."""
-    bars = None
-    if share is not None:
-        bars = macs_bars(1000, round(1000 * share), round(1000 * max(1.0, share)))
+    drawn = bars(1.0, share, max(1.0, share)) if share is not None else None
     value = element("span", figure, class_=f"figure {colour}" if colour else "figure")
-    return element("div", element("dt", what), element("dd", value, bars, element("small", detail)), class_="tile")
+    return element("div", element("dt", what), element("dd", value, drawn, element("small", detail)), class_="tile")
 
 
 def _head(name: str, numeric: bool) -> Markup:
