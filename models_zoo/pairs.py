@@ -7,6 +7,7 @@ A pair stands where the layer stood, as a Sequential of `reduce` and `expand`: `
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from torch import nn
 
@@ -30,6 +31,20 @@ def pair_for(layer: nn.Module, scheme: Scheme, rank: int) -> nn.Sequential:
         raise TypeError(f"a {type(layer).__name__} cannot become a factor pair")
     pair = nn.Sequential(OrderedDict(reduce=reduce, expand=expand))
     return pair.to(layer.weight.device, layer.weight.dtype).train(layer.training)
+
+
+def with_pairs(model: nn.Module, choices: Iterable[tuple[str, Scheme, int]]) -> nn.Module:
+    """`model` with an untrained pair in place of each layer named, ready for the weights of a cut network.
+
+    Raises KeyError where there is no such layer, TypeError where it cannot become a pair.
+    """
+    for name, scheme, rank in choices:
+        try:
+            layer = model.get_submodule(name)
+        except AttributeError:
+            raise KeyError(name) from None
+        replace_layer(model, name, pair_for(layer, scheme, rank))
+    return model
 
 
 def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:

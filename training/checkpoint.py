@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models_zoo import find_architecture
-from models_zoo.pairs import pair_for, replace_layer
+from models_zoo.pairs import with_pairs
 from training.layers import unwrapped
 from trp_export.errors import LoadError, OptionError, OutputError
 from trp_export.planning.plan import parse_plan
@@ -101,7 +101,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the pickle machinery does.
-        if "Weights only load failed" in str(error) and "Unsupported" in str(error):
+        if "Unsupported global" in str(error):
             raise LoadError(
                 f"{path} holds a pickled Python object, which can run code when it is opened. "
                 "Save its state dict instead."
@@ -126,17 +126,13 @@ def write(content: Mapping[str, Any], path: Path) -> None:
         raise OutputError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
 
 
-def with_pairs(module: nn.Module, plan: Mapping[str, Any], where: str) -> nn.Module:
+def as_pairs(module: nn.Module, plan: object, where: str) -> nn.Module:
     """`module` with untrained pairs in place of the plan's layers. Raises LoadError where they do not fit."""
-    for choice in parse_plan(plan, where):
-        if choice.scheme is None or choice.rank is None:
-            continue
-        try:
-            pair = pair_for(module.get_submodule(choice.name), choice.scheme, choice.rank)
-            replace_layer(module, choice.name, pair)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise LoadError(f"{where}: its plan factors {choice.name}, which the network cannot: {error}.") from error
-    return module
+    choices = parse_plan(plan, where)
+    try:
+        return with_pairs(module, [(c.name, c.scheme, c.rank) for c in choices if c.scheme and c.rank])
+    except (KeyError, TypeError) as error:
+        raise LoadError(f"{where}: its plan does not fit the network: {error.args[0]}.") from error
 
 
 def _from_checkpoint(content: Mapping[str, Any], path: Path, arch: str | None) -> Network:
@@ -154,7 +150,7 @@ def _from_checkpoint(content: Mapping[str, Any], path: Path, arch: str | None) -
     network = new_network(own, classes, tuple(map(int, stored)) if stored else None)
     plan, kind = content.get("plan"), content.get("kind", DENSE)
     if kind == FACTORS:
-        with_pairs(network.module, plan if isinstance(plan, Mapping) else {}, str(path))
+        as_pairs(network.module, plan, str(path))
     _fill(network.module, content["state_dict"], path, own)
     return replace(
         network,

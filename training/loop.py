@@ -18,11 +18,11 @@ from training.checkpoint import (
     DENSE,
     FACTORS,
     Network,
+    as_pairs,
     load_network,
     new_network,
     read,
     save_network,
-    with_pairs,
     write,
 )
 from training.data import load_images, require_fit, split
@@ -34,7 +34,7 @@ from training.options import FREE, TrainOptions
 from training.pairs import decompose, low_rank_copy
 from training.replicas import world
 from training.schedule import learning_rate
-from training.trp import TRP, TRPSettings
+from training.trp import TRP, TRPSettings, as_trained
 from trp_export.errors import LoadError, OptionError, OutputError
 from trp_export.planning.plan import Plan
 
@@ -143,7 +143,7 @@ class Run:
         plan = self.trp.measure()
         module = low_rank_copy(self.network.module, plan)
         reestimate(module, self.batches.inputs(_STATISTICS_BATCHES))
-        cut = replace(self.network, module=module, plan=plan.to_json())
+        cut = replace(self.network, module=module, plan=as_trained(plan).to_json())
         return cut, sum(decision.macs for decision in plan.decisions)
 
     def _cut(self) -> None:
@@ -219,7 +219,7 @@ class Run:
         content = read_run(self.options.output)
         if content["kind"] == FACTORS and self.network.kind == DENSE:
             where = str(self.options.output / "last.pt")
-            module = with_pairs(self.network.module, content["plan"], where)
+            module = as_pairs(self.network.module, content["plan"], where)
             self.network = replace(self.network, module=module, kind=FACTORS, plan=content["plan"])
             self.trp = None
             self._enter_phase()

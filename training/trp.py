@@ -34,7 +34,7 @@ from trp_export.errors import OptionError
 from trp_export.lowrank.schemes import SCHEMES, Scheme
 from trp_export.planning.curves import CHOICES, Curve, Layer, schemes_for
 from trp_export.planning.plan import Plan
-from trp_export.planning.rules import Energy, take
+from trp_export.planning.rules import Energy
 
 _MOMENTA = ("momentum_buffer", "exp_avg")
 
@@ -155,13 +155,7 @@ class TRP:
             target.pull = None
         if batches is not None:
             reestimate(self._model, batches)
-        self._decompose()
-        curves = {target.name: target.curve for target in self._targets}
-        decisions = (
-            take(decision.site, curves[decision.site.name], decision.rank) if decision.rank else decision
-            for decision in plan.decisions
-        )
-        return Plan(tuple(decisions), f"trained for {plan.rule}")
+        return as_trained(plan)
 
     @property
     def current_rule(self) -> RankRule:
@@ -321,6 +315,15 @@ class TRP:
             Layer(layer.site, (curves[layer.name],)) if layer.name in curves else _left_alone(layer)
             for layer in self.layers
         ]
+
+
+def as_trained(plan: Plan) -> Plan:
+    """The same choices for weights that have their ranks exactly, so that a cut loses nothing."""
+    decisions = (
+        replace(decision, reason="trained rank", energy=1.0) if decision.rank else decision
+        for decision in plan.decisions
+    )
+    return Plan(tuple(decisions), f"trained for {plan.rule}")
 
 
 def _batch_shape(target: _Target) -> tuple[int, ...]:

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from training import TRP, Energy, MacsBudget, TRPSettings
 from training.layers import ByName
+from training.ranks import make_plan
 from trp_export.errors import OptionError
 from trp_export.lowrank import schemes
 from trp_export.lowrank.schemes import SPATIAL_WISE
+from trp_export.planning.curves import Layer, make_curve
 from trp_export.planning.rules import Rank
 
 SHAPE = (1, 3, 8, 8)
@@ -49,6 +51,10 @@ def by_hand(kernel: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
 def relative_rank(weight: Tensor) -> int:
     (matrix,) = schemes.unfold(weight.detach().double().numpy(), SPATIAL_WISE, 1)
     return int(np.linalg.matrix_rank(matrix, tol=1e-5 * np.linalg.norm(matrix, 2)))
+
+
+def weight_of(model: nn.Module, name: str) -> np.ndarray:
+    return model.get_submodule(name).weight.detach().numpy()
 
 
 @pytest.mark.parametrize("period", [1, 3])
@@ -90,7 +96,16 @@ def test_finish_leaves_exactly_the_ranks_of_its_plan() -> None:
     assert plan.changed
     for decision in plan.changed:
         assert relative_rank(model.get_submodule(decision.site.name).weight) == decision.rank
-    assert all(decision.energy > 1 - 1e-10 for decision in plan.decisions)
+    again = make_plan(
+        [
+            Layer(d.site, (make_curve(d.site, d.scheme, weight_of(model, d.site.name)),))
+            for d in plan.decisions
+            if d.scheme
+        ],
+        Energy(1 - 1e-10),
+        1,
+    )
+    assert [d.rank for d in again.decisions] == [c.rank for c in plan.changed]
     dense = sum(decision.site.macs for decision in plan.decisions)
     assert dense / sum(decision.macs for decision in plan.decisions) >= 1.8
     weights = [parameter.clone() for parameter in model.parameters()]

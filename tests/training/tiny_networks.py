@@ -11,7 +11,7 @@ class Tiny(nn.Module):
     def __init__(self, num_classes: int = 4, norm: bool = True) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=not norm)
-        self.norm = nn.BatchNorm2d(8) if norm else nn.Identity()
+        self.norm, self.norm1, self.norm2 = (nn.BatchNorm2d(n) if norm else nn.Identity() for n in (8, 12, 12))
         self.conv1 = nn.Conv2d(8, 12, 3, stride=2, padding=1)
         self.conv2 = nn.Conv2d(12, 12, 3, padding=1)
         self.point = nn.Conv2d(12, 12, 1)
@@ -19,7 +19,8 @@ class Tiny(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.stem(x)).relu()
-        x = self.conv2(self.conv1(x).relu()).relu()
+        x = self.norm1(self.conv1(x)).relu()
+        x = self.norm2(self.conv2(x)).relu()
         return self.head(self.point(x).relu().mean((2, 3)))
 
 

@@ -1,0 +1,119 @@
+"""Checkpoints: what is written comes back, and what is not one of ours is refused in a line."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from models_zoo.cifar_resnet import CifarResNet
+from training import TRP, MacsBudget, TRPSettings, decompose
+from training.checkpoint import FACTORS, Network, load_network, new_network, save_network
+from trp_export.errors import LoadError, OptionError, OutputError
+
+CLASSES = tuple("abcdefghij")
+SHAPE = (1, 3, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def dense() -> Network:
+    torch.manual_seed(0)
+    return new_network("resnet20", CLASSES)
+
+
+@pytest.fixture(scope="module")
+def factors(dense: Network) -> Network:
+    module = dense.module
+    plan = TRP(module, torch.optim.SGD(module.parameters(), 0.1), TRPSettings(rule=MacsBudget(3.0)), SHAPE).finish()
+    return Network(decompose(module, plan), "resnet20", SHAPE, classes=CLASSES, plan=plan.to_json(), kind=FACTORS)
+
+
+def outputs(module: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return module.eval()(torch.ones(2, 3, 32, 32))
+
+
+def test_dense_weights_and_factors_come_back(dense: Network, factors: Network, tmp_path: Path) -> None:
+    for network in (dense, factors):
+        save_network(network, tmp_path / "model.pt", [{"epoch": 1}])
+        loaded = load_network(tmp_path / "model.pt", None, ())
+        assert torch.equal(outputs(loaded.module), outputs(network.module))
+        assert (loaded.kind, loaded.plan, loaded.classes) == (network.kind, network.plan, CLASSES)
+        assert (loaded.mean, loaded.std, loaded.input_shape) == (network.mean, network.std, SHAPE)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_state_dict_with_prefixes_needs_its_architecture(dense: Network, tmp_path: Path) -> None:
+    state = {f"module.{key}": value for key, value in dense.module.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "dense.th")
+    with pytest.raises(OptionError, match="name their architecture"):
+        load_network(tmp_path / "dense.th", None, CLASSES)
+    assert torch.equal(outputs(load_network(tmp_path / "dense.th", "resnet20", CLASSES).module), outputs(dense.module))
+    with pytest.raises(LoadError, match=r"does not fit resnet32: layer1\.3\.conv1\.weight"):
+        load_network(tmp_path / "dense.th", "resnet32", CLASSES)
+
+
+def test_what_is_no_checkpoint_is_refused(dense: Network, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    with pytest.raises(LoadError, match="is not a file"):
+        load_network(path, None, ())
+    path.write_bytes(b"\x00\x01 no archive")
+    with pytest.raises(LoadError, match="not a PyTorch file"):
+        load_network(path, None, ())
+    torch.save(CifarResNet(8), path)
+    with pytest.raises(LoadError, match="can run code"):
+        load_network(path, None, ())
+    path.write_bytes(pickle.dumps([1, 2]))
+    with pytest.raises(LoadError):
+        load_network(path, None, ())
+    torch.save({"format": "trp-checkpoint", "version": 99}, path)
+    with pytest.raises(LoadError, match="version 99"):
+        load_network(path, None, ())
+    torch.save({"format": "trp-checkpoint", "version": 1}, path)
+    with pytest.raises(LoadError, match="lacks its architecture"):
+        load_network(path, None, ())
+    torch.save({"a": 1}, path)
+    with pytest.raises(LoadError, match="no state dict"):
+        load_network(path, "resnet20", CLASSES)
+    with pytest.raises(OptionError, match="unknown architecture"):
+        new_network("resnet21", CLASSES)
+
+
+def test_weights_that_are_no_numbers_name_their_layer(tmp_path: Path) -> None:
+    module = CifarResNet(20)
+    module.layer2[1].conv1.weight.data[0, 0, 0, 0] = float("nan")
+    torch.save(module.state_dict(), tmp_path / "nan.pt")
+    with pytest.raises(LoadError, match=r"layer2\.1\.conv1\.weight has NaN"):
+        load_network(tmp_path / "nan.pt", "resnet20", CLASSES)
+
+
+def test_a_foreign_architecture_is_not_imported_unasked(dense: Network, tmp_path: Path) -> None:
+    torch.save({"format": "trp-checkpoint", "version": 1, "arch": "os:system", "state_dict": {}}, tmp_path / "m.pt")
+    with pytest.raises(OptionError, match="asks to import os:system"):
+        load_network(tmp_path / "m.pt", None, ())
+
+
+@given(position=st.integers(0, 10**6), value=st.binary(min_size=1, max_size=20), cut=st.booleans())
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_files_never_end_in_a_traceback(
+    dense: Network, tmp_path: Path, position: int, value: bytes, cut: bool
+) -> None:
+    path = tmp_path / "model.pt"
+    save_network(dense, path, [])
+    content = bytearray(path.read_bytes())
+    position %= len(content)
+    content[position : position + len(value)] = value
+    path.write_bytes(content[:position] if cut else content)
+    with contextlib.suppress(LoadError, OptionError):
+        load_network(path, None, ())
+
+
+def test_a_folder_that_cannot_be_written(dense: Network, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot be written"):
+        save_network(dense, tmp_path / "nowhere" / "model.pt", [])

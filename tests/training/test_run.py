@@ -1,0 +1,264 @@
+"""Whole runs of trp-train on a small network: what they leave, how they stop, go on and fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from training import cli
+from training.checkpoint import FACTORS, load_network, read
+from training.guard import StoppedEarly
+from training.layers import find_layers, total_macs
+from training.loop import Run
+from training.options import TrainOptions
+from trp_export.errors import LoadError, OptionError, TrpError
+from trp_export.lowrank import schemes
+from trp_export.planning.plan import parse_plan
+
+HERE = Path(__file__).parent
+Command = Callable[..., Any]
+TINY, SHAPE = "tiny_networks:tiny", (1, 3, 8, 8)
+
+
+def options_for(data: Path, output: Path, **changes: Any) -> TrainOptions:
+    basis = TrainOptions(
+        data=f"npz:{data}",
+        output=output,
+        arch=TINY,
+        input_shape=SHAPE,
+        macs=1.6,
+        period=3,
+        nuclear=1e-3,
+        epochs=4,
+        batch=16,
+        lr=0.05,
+        validation=64,
+        device="cpu",
+    )
+    output.mkdir(exist_ok=True)
+    return replace(basis, **changes)
+
+
+def silent(record: dict[str, Any]) -> None:
+    pass
+
+
+def train(options: TrainOptions, **more: Any) -> Run:
+    run = Run(options, silent, **more)
+    run.train()
+    return run
+
+
+def load(path: Path) -> Any:
+    return load_network(path, TINY, ())
+
+
+def test_a_run_learns_and_leaves_a_network_of_low_rank(stripes: Path, tmp_path: Path) -> None:
+    run = train(options_for(stripes, tmp_path / "run", epochs=8))
+    network = load(tmp_path / "run" / "model.pt")
+    assert network.plan is not None
+    assert run.history[-1]["cut_accuracy"] > 0.9
+    assert run.history[-1]["macs_ratio"] >= 1.6
+    for choice in parse_plan(network.plan, "plan"):
+        if choice.scheme is None:
+            continue
+        weight = network.module.get_submodule(choice.name).weight.detach().double().numpy()
+        (matrix,) = schemes.unfold(weight, choice.scheme, 1)
+        assert np.linalg.matrix_rank(matrix, tol=1e-5 * np.linalg.norm(matrix, 2)) == choice.rank
+    lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 9))
+    assert (tmp_path / "run" / "history.png").stat().st_size > 0
+
+
+def test_factors_are_trained_at_the_end(stripes: Path, tmp_path: Path) -> None:
+    train(options_for(stripes, tmp_path / "dense", epochs=6))
+    teacher = tmp_path / "dense" / "model.pt"
+    changes = {"epochs": 8, "factors": 5, "teacher": teacher, "amp": True, "keep": "last", "schedule": "cosine"}
+    run = train(options_for(stripes, tmp_path / "run", ramp="cosine", **changes))
+    assert [record["kind"] for record in run.history] == ["dense"] * 3 + ["factors"] * 5
+    network = load(tmp_path / "run" / "model.pt")
+    assert network.kind == FACTORS
+    dense = total_macs(find_layers(load(teacher).module, SHAPE))
+    assert dense / total_macs(find_layers(network.module, SHAPE)) >= 1.6
+    assert run.accuracy(network.module) == run.history[-1]["accuracy"] > 0.8
+    again = train(options_for(stripes, tmp_path / "more", init=tmp_path / "run" / "model.pt", epochs=1, macs=None))
+    assert again.network.kind == FACTORS
+
+
+def test_a_network_is_trained_without_a_rank_rule(stripes: Path, tmp_path: Path) -> None:
+    run = train(options_for(stripes, tmp_path / "run", macs=None, epochs=1))
+    assert run.history[-1]["macs_ratio"] == 1
+    assert load(tmp_path / "run" / "model.pt").plan is None
+
+
+@pytest.mark.parametrize("stop_at", [(0, 5), (2, 7)])
+def test_a_stopped_run_goes_on_to_the_same_bits(stripes: Path, tmp_path: Path, stop_at: tuple[int, int]) -> None:
+    changes = {"factors": 2, "ramp": "linear"}
+    whole = train(options_for(stripes, tmp_path / "whole", **changes))
+
+    def interrupt(record: dict[str, Any]) -> None:
+        if (record["epoch"], record.get("step")) == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+
+    stopped = Run(options_for(stripes, tmp_path / "run", **changes), interrupt)
+    with pytest.raises(StoppedEarly):
+        stopped.train()
+    resumed = train(options_for(stripes, tmp_path / "run", **changes), resume=True)
+    for name, value in whole.network.module.state_dict().items():
+        assert torch.equal(value, resumed.network.module.state_dict()[name]), name
+    for mine, other in zip(whole.history, resumed.history, strict=True):
+        assert {**mine, "images_per_s": 0} == {**other, "images_per_s": 0}
+
+
+def test_a_loss_that_is_no_number_names_the_step_and_the_layer(stripes: Path, tmp_path: Path) -> None:
+    run = Run(options_for(stripes, tmp_path / "run"), silent)
+    steps = len(run.batches)
+
+    def poison(record: dict[str, Any]) -> None:
+        if (record["epoch"], record.get("step")) == (1, 2):
+            run.network.module.get_submodule("conv2").weight.data[0, 0, 0, 0] = float("inf")
+
+    run._progress = poison
+    with pytest.raises(TrpError, match=f"at step {steps + 3}; conv2 is the first layer"):
+        run.train()
+    state = read(tmp_path / "run" / "last.pt")
+    assert state["epoch"] == 1
+    assert all(torch.isfinite(value).all() for value in state["model"].values())
+
+
+def test_options_that_contradict_one_another(stripes: Path, tmp_path: Path) -> None:
+    for wrong in (
+        {"epochs": 0},
+        {"factors": 9},
+        {"batch": 0},
+        {"lr": 0.0},
+        {"energy": 0.9},
+        {"ramp": "up"},
+        {"schedule": "?"},
+        {"teacher_share": 2.0},
+        {"arch": None},
+        {"keep": "none"},
+    ):
+        with pytest.raises(OptionError):
+            options_for(stripes, tmp_path / "run", **wrong)
+    for wrong in ({"batch": 500}, {"validation": 320}, {"macs": 900.0}, {"device": "cuda:77"}, {"only": ("x",)}):
+        with pytest.raises(OptionError):
+            Run(options_for(stripes, tmp_path / "run", **wrong), silent)
+    with pytest.raises(LoadError, match="no run to resume"):
+        Run(options_for(stripes, tmp_path / "run"), silent, resume=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Runs trp-train in this process: a process of its own takes seconds to import torch."""
+
+    def run(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["trp-train", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+def test_the_command_trains_by_a_config_file_resumes_and_refuses(
+    stripes: Path, tmp_path: Path, command: Command
+) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(
+        f'arch = "{TINY}"\ninput-shape = "1,3,8,8"\ndata = "npz:{stripes}"\nmacs = 1.6\n'
+        'epochs = 9\nbatch = 16\nvalidation = 64\nonly = ["conv*"]\n'
+    )
+    done = command("--config", config, "--epochs", 1, "-o", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "x fewer MACs" in done.stdout
+    assert "epoch 1  loss" in done.stderr
+    again = command("--config", config, "--epochs", 1, "-o", tmp_path / "run")
+    assert (again.returncode, again.stdout) == (2, "")
+    assert again.stderr.startswith("error: ")
+    assert "holds a run already" in again.stderr
+    resumed = command("--resume", "--epochs", 3, "-o", tmp_path / "run")
+    assert resumed.returncode == 2
+    assert "--epochs 3 differs from the 1" in resumed.stderr
+    assert command("--resume", "-o", tmp_path / "run").returncode == 0
+    config.write_text("epoch = 3\n")
+    assert "unknown option 'epoch'" in command("--config", config).stderr
+
+
+def test_errors_are_one_line_and_an_exit_code(stripes: Path, tmp_path: Path, command: Command) -> None:
+    for arguments, code, text in (
+        (("--arch", "resnet20", "-o", tmp_path), 2, "--data is missing"),
+        (("--arch", "resnet20", "--data", f"npz:{stripes}", "-o", tmp_path / "a"), 3, "images are 8x8"),
+        (("--arch", "resnet20", "--data", "npz:/nowhere", "-o", tmp_path / "a"), 3, "is not a folder"),
+        (("--arch", "resnet20", "--data", f"npz:{stripes}", "-o", config_file(tmp_path)), 7, "cannot be made"),
+    ):
+        done = command(*arguments, "--validation", 10)
+        assert (done.returncode, done.stdout) == (code, "")
+        assert text in done.stderr
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+
+
+def config_file(folder: Path) -> Path:
+    path = folder / "a-file"
+    path.write_text("")
+    return path
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(stripes: Path, tmp_path: Path, command: Command) -> None:
+    done = command(
+        *("--arch", TINY, "--input-shape", "1,3,8,8", "--data", f"npz:{stripes}", "--macs", 1.6),
+        *("--validation", 64, "--batch", 16, "--dry-run", "-o", tmp_path / "run"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "conv2" in done.stdout
+    assert "16 steps an epoch; macs 1.6x fewer" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_command_leaves_a_run_that_resumes(
+    stripes: Path, tmp_path: Path, how: signal.Signals, command: Command
+) -> None:
+    output = tmp_path / "run"
+    arguments = ["--arch", TINY, "--input-shape", "1,3,8,8", "--data", f"npz:{stripes}", "--macs", "1.6"]
+    arguments += ["--validation", "64", "--batch", "4", "--epochs", "40", "-o", str(output)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "training.cli", *arguments],
+        env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}", "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (output / "last.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130), errors
+    assert "Traceback" not in errors
+    done = command("--resume", "-o", output)
+    assert done.returncode == 0, done.stderr
+    assert len((output / "history.jsonl").read_text().splitlines()) == 40
