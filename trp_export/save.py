@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import onnx_ir as ir
 
@@ -16,7 +17,20 @@ from trp_export.errors import OutputError
 _INLINE_BYTES = 1_900_000_000
 
 
-class Stage:
+class Scratch:
+    """A folder for files on the way, gone when it is left; in the system's place for such."""
+
+    def __enter__(self) -> Self:
+        self.folder = Path(tempfile.mkdtemp(prefix="trp-export."))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Stage(Scratch):
     """A hidden folder beside the output. `publish` moves what lies in it into place; leaving removes it.
 
     Raises OutputError on entry where the output could not be written, before any work is done.
@@ -26,7 +40,7 @@ class Stage:
         self.output = output
         self.report = report
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> Self:
         for target in (self.output, self.report):
             if target is not None and target.is_dir():
                 raise OutputError(f"{target} is a folder; name a file in it.")
@@ -37,7 +51,7 @@ class Stage:
         except OSError as error:
             raise OutputError(f"{self.output.parent} cannot be written to: {error.strerror}.") from error
         self.model = self.folder / self.output.name
-        self.document = self.folder / self.output.with_suffix(".json").name
+        self.document = self.model.with_suffix(".json")
         self.page = self.folder / self.report.name if self.report else None
         if self.page in (self.model, self.document):
             raise OutputError(f"--report {self.report} is the same file as another output.")
@@ -56,9 +70,6 @@ class Stage:
         document = self.output.with_suffix(".json")
         return (self.output, document, self.report) if self.report else (self.output, document)
 
-    def write_text(self, path: Path, text: str) -> None:
-        path.write_text(text, encoding="utf-8")
-
     def publish(self) -> None:
         """Move everything into place, the model last: who sees the model sees it with all its parts."""
         for made in sorted(self.folder.iterdir(), key=lambda path: path == self.model):
@@ -71,27 +82,23 @@ class Stage:
                 shutil.move(made, target)
 
 
-def save_model(model: ir.Model, path: Path) -> None:
-    """Write a model; beyond what protobuf can hold, weights go to `<name>.data` beside it. Raises OutputError."""
+def save_model(model: ir.Model, path: Path, apart: bool = False) -> None:
+    """Write a model. Weights go to `<name>.data` beside it where protobuf cannot hold them, or `apart` asks for it.
+
+    Apart they are written one by one and read back only when used, so that no copy of the model fills the memory.
+    Raises OutputError.
+    """
     tensors = (value.const_value for value in model.graph.initializers.values())
-    large = sum(tensor.nbytes for tensor in tensors if tensor is not None) > _INLINE_BYTES
+    apart = apart or sum(tensor.nbytes for tensor in tensors if tensor is not None) > _INLINE_BYTES
     try:
-        ir.save(model, path, external_data=f"{path.name}.data" if large else None)
+        if not apart:
+            ir.external_data.load_to_model(model)
+        ir.save(model, path, external_data=f"{path.name}.data" if apart else None)
     except OSError as error:
         raise OutputError(f"{path.name} cannot be written: {error.strerror or error}.") from error
 
 
 def size_bytes(path: Path) -> int:
-    """Size of a model with its external data."""
-    import onnx
-
-    proto = onnx.load_model(path, load_external_data=False)
-    names = {
-        entry.value
-        for tensor in proto.graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    total: int = path.stat().st_size + sum((path.parent / name).stat().st_size for name in names)
-    return total
+    """Size of a model that `save_model` wrote, with the weights beside it."""
+    data = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)

@@ -16,7 +16,7 @@ LEAST_OPSET = 7
 def load_onnx(path: Path, options: LoadOptions) -> Source:
     """Raises LoadError for what is no valid ONNX file, UnsupportedError for a valid one that is too old."""
     proto = _parse(path)
-    _check_tensors(proto, path)
+    external = _check_tensors(proto, path)
     _check_opset(proto, path)
     _check_model(path)
     try:
@@ -24,7 +24,8 @@ def load_onnx(path: Path, options: LoadOptions) -> Source:
         ir.external_data.set_base_dir(model.graph, path.parent)
     except Exception as error:  # onnx_ir has many ways to say that a file contradicts itself.
         raise LoadError(f"{path} is not a sound ONNX file: {first_line(error)}") from error
-    return Source(name=path.stem, model=model, path=path, input_shape=options.input_shape)
+    size = sum(file.stat().st_size for file in {path, *external})
+    return Source(name=path.stem, model=model, path=path, bytes=size, input_shape=options.input_shape)
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:
@@ -43,15 +44,17 @@ def _parse(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def _check_tensors(proto: onnx.ModelProto, path: Path) -> None:
-    """Every tensor is as large as its shape says, and external ones stay inside the model's folder."""
+def _check_tensors(proto: onnx.ModelProto, path: Path) -> set[Path]:
+    """Every tensor is as large as its shape says; returns the files of external ones, all in the model's folder."""
+    files: set[Path] = set()
     for tensor in _tensors(proto.graph):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _check_external(tensor, path)
+            files.add(_check_external(tensor, path))
         elif tensor.HasField("raw_data") and tensor.data_type in _BITS:
             _check_size(tensor, len(tensor.raw_data), path)
         if any(dim < 0 for dim in tensor.dims):
             raise LoadError(f"{path}: tensor {tensor.name} has a negative dimension.")
+    return files
 
 
 _BITS: dict[int, int] = {
@@ -79,7 +82,7 @@ def _check_size(tensor: onnx.TensorProto, size_bytes: int, path: Path) -> None:
         raise LoadError(f"{path}: tensor {tensor.name} of shape {list(tensor.dims)} holds {size_bytes} bytes.")
 
 
-def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
+def _check_external(tensor: onnx.TensorProto, path: Path) -> Path:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = PurePosixPath(entries.get("location", "").replace("\\", "/"))
     if location.is_absolute() or ".." in location.parts or not location.parts:
@@ -95,6 +98,7 @@ def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
     if offset < 0 or length < 0 or offset + length > file.stat().st_size:
         raise LoadError(f"{path}: external data {location} is shorter than tensor {tensor.name} says.")
     _check_size(tensor, length, path)
+    return file
 
 
 def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:

@@ -38,12 +38,14 @@ class Probe:
 class Source:
     """A model with what its file tells about it.
 
-    `path` is the ONNX file itself where the source is one. `plan` is the plan stored in a checkpoint.
+    `path` is the ONNX file itself where the source is one, `bytes` its size with its external data.
+    `plan` is the plan stored in a checkpoint.
     """
 
     name: str
     model: ir.Model
     path: Path | None = None
+    bytes: int | None = None
     arch: str | None = None
     input_shape: tuple[int, ...] | None = None
     probe: Probe | None = None

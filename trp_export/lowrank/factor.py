@@ -21,10 +21,10 @@ _CHUNK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """The kernels of a factor pair: `reduce` (middle, c, *k) and `expand` (n, r, *k), float64."""
+    """The kernels of a factor pair: `reduce` (middle, c, *k) and `expand` (n, r, *k)."""
 
-    reduce: Float64
-    expand: Float64
+    reduce: Array
+    expand: Array
 
 
 class Metric(Protocol):

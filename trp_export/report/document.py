@@ -50,7 +50,7 @@ class Report:
             return None
         from trp_export.bench import ratio
 
-        return ratio(*self.latency.measurements)
+        return ratio(*self.latency.measurements[:2])
 
     def to_json(self) -> dict[str, Any]:
         """The document. Times in ms, extents as they are; None where a thing was not done."""

@@ -85,7 +85,7 @@ def _add_latency(table: Table, report: Report) -> None:
         return
     from trp_export.bench import median
 
-    here, there = (median(measurement) / 1e6 for measurement in report.latency.measurements)
+    here, there = (median(measurement) / 1e6 for measurement in report.latency.measurements[:2])
     threads = report.latency.environment.threads
     label = f"latency, ms ({threads} thread{'s' if threads > 1 else ''})"
     table.add_row(label, f"{here:.3f}", f"{there:.3f}", f"{report.ratio}")

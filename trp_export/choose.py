@@ -1,0 +1,49 @@
+"""From the user's rule to a plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from trp_export.errors import LoadError, OptionError
+from trp_export.load import Source
+from trp_export.options import Macs, Rule, SavedPlan, Selection
+from trp_export.planning.curves import Layer
+from trp_export.planning.plan import Choice, Plan, parse_plan
+from trp_export.planning.rules import plan_by_choices, plan_by_rule
+from trp_export.planning.shared_budget import plan_by_macs
+from trp_export.target import block_size
+
+
+def saved_choices(rule: Rule | None, source: Source) -> tuple[Choice, ...]:
+    """The choices of --plan, or without any rule those inside the checkpoint; none under other rules.
+
+    Raises LoadError for a plan that cannot be read, OptionError where there is neither rule nor plan.
+    """
+    if isinstance(rule, SavedPlan):
+        try:
+            document: Any = json.loads(rule.path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise LoadError(f"{rule.path} cannot be read: {error.strerror}.") from error
+        except (ValueError, RecursionError) as error:
+            raise LoadError(f"{rule.path} is not JSON: {error}.") from error
+        return parse_plan(document, str(rule.path))
+    if rule is not None:
+        return ()
+    if source.plan is None:
+        raise OptionError("no rule says which ranks to take; --energy 0.98 is a good start.")
+    return parse_plan(source.plan, f"the plan inside {source.name}")
+
+
+def make_plan(
+    layers: Sequence[Layer], total_macs: int, rule: Rule | None, saved: Sequence[Choice], selection: Selection
+) -> Plan:
+    """The plan that the rule makes. Raises OptionError for a rule that cannot be met."""
+    align = block_size() if selection.align == "auto" else selection.align
+    if isinstance(rule, Macs):
+        return plan_by_macs(layers, total_macs, rule.ratio, align)
+    if rule is None or isinstance(rule, SavedPlan):
+        where = f"plan {rule.path.name}" if isinstance(rule, SavedPlan) else "the plan inside the checkpoint"
+        return plan_by_choices(layers, saved, where)
+    return plan_by_rule(layers, rule, align)

@@ -1,0 +1,110 @@
+"""A model in normal form, with its layers and what each could become."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+import onnx_ir as ir
+
+from trp_export.errors import UnsupportedError
+from trp_export.graph.cost import count_macs, count_params
+from trp_export.graph.prepare import prepare
+from trp_export.graph.shapes import Shape, Shapes, infer_shapes, input_shapes
+from trp_export.graph.sites import LocatedSite, find_sites
+from trp_export.load import Source
+from trp_export.options import Selection
+from trp_export.parallel import map_layers
+from trp_export.planning.curves import Curve, Layer, make_curve, schemes_for
+from trp_export.planning.plan import Choice
+from trp_export.save import save_model, size_bytes
+
+# An untrusted file must not make onnxruntime allocate without bounds.
+_MOST_BYTES = 16 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A prepared model, its file, its layers and its cost.
+
+    `original` is the file that results are compared with: the user's own, or the export of their module.
+    The model in memory is changed in place by the rewriter; the file stays as it is.
+    """
+
+    source: Source
+    model: ir.Model
+    file: Path
+    original: Path
+    original_bytes: int
+    inputs: Mapping[str, Shape]
+    shapes: Shapes
+    located: tuple[LocatedSite, ...]
+    macs: int
+    params: int
+
+
+def analyse(source: Source, folder: Path) -> Network:
+    """Bring the model into normal form and find its layers.
+
+    The normal form goes to `folder` and is read back lazily, so that weights are in memory only while used.
+    """
+    file = folder / "dense.onnx"
+    save_model(prepare(source.model), file, apart=True)
+    model = ir.load(file)
+    inputs = input_shapes(model, source.input_shape)
+    shapes = infer_shapes(model, inputs)
+    _require_bounded(shapes)
+    return Network(
+        source=replace(source, model=model),
+        model=model,
+        file=file,
+        original=source.path or file,
+        original_bytes=source.bytes or size_bytes(file),
+        inputs=inputs,
+        shapes=shapes,
+        located=find_sites(model, shapes),
+        macs=count_macs(model, shapes),
+        params=count_params(model),
+    )
+
+
+def measure_layers(
+    network: Network, selection: Selection, saved: Mapping[str, Choice], progress: Callable[[float], None]
+) -> tuple[Layer, ...]:
+    """Each layer with its curves under the schemes to be tried, or under the one that a saved plan names.
+
+    Layers left out by name carry a refusal.
+    """
+
+    def measure(place: LocatedSite) -> Layer:
+        site = replace(place.site, refusal=place.site.refusal or _left_out(place.site.name, selection))
+        return Layer(site, () if site.refusal else _curves(place, selection, saved.get(site.name)))
+
+    return tuple(map_layers(measure, network.located, progress))
+
+
+def _curves(place: LocatedSite, selection: Selection, choice: Choice | None) -> tuple[Curve, ...]:
+    schemes = schemes_for(place.site, selection.scheme)
+    if choice is not None:
+        schemes = (choice.scheme,) if choice.scheme is not None else ()
+    kernel = place.kernel()
+    return tuple(make_curve(place.site, scheme, kernel) for scheme in schemes)
+
+
+def _left_out(name: str, selection: Selection) -> str | None:
+    if selection.only and not any(fnmatch.fnmatchcase(name, pattern) for pattern in selection.only):
+        return "not among --only"
+    if any(fnmatch.fnmatchcase(name, pattern) for pattern in selection.skip):
+        return "left out by --skip"
+    return None
+
+
+def _require_bounded(shapes: Shapes) -> None:
+    for name, shape in shapes.items():
+        if prod(float(dim or 1) for dim in shape) * 4 > _MOST_BYTES:
+            raise UnsupportedError(
+                f"{name} has shape {list(shape)}: more than {_MOST_BYTES // 2**30} GiB in one tensor."
+            )
