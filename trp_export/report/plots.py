@@ -104,9 +104,9 @@ def _spectrum_area(frame: Frame, curve: Curve, rank: int | None) -> Markup:
     """Singular values relative to the largest (root mean square over the matrices of a layer), kept and dropped."""
     values = np.sqrt(np.mean(np.square(curve.singular_values), axis=0))
     heights = values / values[0] if values[0] > 0 else values
-    cut = rank or 0
+    cut = rank or curve.full_rank  # a layer left dense keeps them all
     return join(
-        _steps(frame, heights, 0, cut, "kept") if cut else None,
+        _steps(frame, heights, 0, cut, "kept"),
         _steps(frame, heights, cut, curve.full_rank, "dropped") if cut < curve.full_rank else None,
     )
 

@@ -8,7 +8,7 @@ from trp_export.report.document import Report
 from trp_export.report.latency import scale_of
 from trp_export.report.markup import Markup, element, join
 from trp_export.report.plots import bars
-from trp_export.report.words import count, percent, size, times
+from trp_export.report.words import change, count, percent, size, times
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def _answer_tile(report: Report) -> Markup:
         return _tile("Same class", percent(agreement.top1), f"on {agreement.images:,} images")
     if deviation.truncation is None:
         return _tile("Outputs", "not compared", "layers alone were")
-    return _tile("Output change", percent(deviation.truncation.relative_l2, 1), "relative L2, on noise")
+    return _tile("Output change", change(deviation.truncation.relative_l2), "relative L2, on noise")
 
 
 def _tile(what: str, figure: str, detail: str, share: float | None = None, colour: str | None = None) -> Markup:

@@ -34,12 +34,8 @@ def headline(report: Report) -> str:
     if report.after is None:
         return f"{changed} of {len(report.plan.decisions)} layers of {name} would become factor pairs."
     ratio = report.ratio
-    joint = "and" if ratio is None or ratio.verdict == "faster" else "but"
-    sentence = f"{name} became {_size(report)} {joint} {_speed(ratio)}, and {_answers(report.deviation)}."
-    return sentence if ratio is None else sentence + _ADVICE[ratio.verdict]
-
-
-_ADVICE = {"faster": "", "slower": " Do not ship it for speed.", "no difference": ""}
+    advice = " Do not ship it for speed." if ratio is not None and ratio.verdict == "slower" else ""
+    return f"{name} became {_size(report)}{_speed(ratio)}, and {_answers(report.deviation)}.{advice}"
 
 
 def _size(report: Report) -> str:
@@ -54,11 +50,11 @@ def _size(report: Report) -> str:
 
 def _speed(ratio: Ratio | None) -> str:
     if ratio is None:
-        return "was not timed"
+        return "; its speed was not measured"
     fast = f"{ratio.value:.2f} times as fast here, {sureness(ratio)}"
     if ratio.verdict == "faster":
-        return f"is {fast}"
-    return f"is SLOWER ({fast})" if ratio.verdict == "slower" else f"is NOT faster ({fast})"
+        return f" and is {fast}"
+    return f" but is SLOWER ({fast})" if ratio.verdict == "slower" else f" but is NOT faster ({fast})"
 
 
 def sureness(ratio: Ratio) -> str:
@@ -82,12 +78,19 @@ def _answers(deviation: Deviation | None) -> str:
         return f"it answers with the same class on {percent(agreement.top1)} of {agreement.images:,} images"
     if deviation.truncation is None:
         return "what truncation does to its outputs could not be compared"
-    return f"its outputs on noise move by {percent(deviation.truncation.relative_l2, 0)} (relative L2)"
+    return f"its outputs on noise move by {change(deviation.truncation.relative_l2)} (relative L2)"
 
 
 def percent(share: float, digits: int = 2) -> str:
-    """A share of 1 in percent; infinite where outputs have nothing in common."""
-    return f"{share * 100:.{digits}f} %" if math.isfinite(share) else "infinitely much"
+    """A share of 1 in percent."""
+    return f"{share * 100:.{digits}f} %"
+
+
+def change(relative: float) -> str:
+    """A relative change in percent, two digits of it, however small; infinite where nothing can be compared."""
+    if not relative < 1e4:
+        return "beyond all measure"
+    return f"{relative * 100:.0f} %" if relative >= 0.0995 else f"{relative * 100:.2g} %"
 
 
 def count(number: float) -> str:
