@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from trp_export.graph.sites import LocatedSite
@@ -22,16 +23,22 @@ from trp_export.lowrank.factor import Factors, product
 from trp_export.lowrank.schemes import Array, pair_shape
 from trp_export.planning.plan import Change, Plan
 
+LEAST_GEMM_WITHOUT_BIAS = 11  # opset
+
 Attributes = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
 class _Path:
-    """The weights of one reduce and one expand; all but network decoupling have a single path."""
+    """The weights of one reduce and one expand; all but network decoupling have a single path.
+
+    `zero` is the bias of a reduce that must have one: of a Gemm before opset 11.
+    """
 
     name: str
     reduce: ir.Value
     expand: ir.Value
+    zero: ir.Value | None
 
 
 def rewrite(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], factors: Mapping[str, Factors]) -> None:
@@ -39,7 +46,7 @@ def rewrite(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], factors
     places = {place.site.name: place for place in located}
     for change in plan.changed:
         place = places[change.site.name]
-        paths = _register(model.graph, change, place, factors[change.site.name])
+        paths = _register(model, change, place, factors[change.site.name])
         for node in place.nodes:
             _replace(node, _make_nodes(node, change, paths))
 
@@ -77,7 +84,7 @@ def _is_decoupled(change: Change) -> bool:
     return change.rank > 1 and len(unit.expand) > 2 and unit.expand_group == unit.expand[0]
 
 
-def _register(graph: ir.Graph, change: Change, place: LocatedSite, factors: Factors) -> tuple[_Path, ...]:
+def _register(model: ir.Model, change: Change, place: LocatedSite, factors: Factors) -> tuple[_Path, ...]:
     site = change.site
     shape = pair_shape(change.scheme, site.kernel_shape, site.group, change.rank)
     if factors.reduce.shape != shape.reduce or factors.expand.shape != shape.expand:
@@ -85,14 +92,18 @@ def _register(graph: ir.Graph, change: Change, place: LocatedSite, factors: Fact
 
     def register(name: str, kernel: Array) -> ir.Value:
         stored = kernel if _stored_as_kernel(place.nodes[0]) else kernel.T
-        return add_initializer(graph, f"{name}.weight", stored, place.constant.dtype)
+        return add_initializer(model.graph, f"{name}.weight", stored, place.constant.dtype)
 
+    zero = None
+    if site.op == "Gemm" and model.opset_imports.get("", LEAST_GEMM_WITHOUT_BIAS) < LEAST_GEMM_WITHOUT_BIAS:
+        zero = add_initializer(model.graph, f"{site.name}.reduce.bias", np.zeros(1), place.constant.dtype)
     names = path_names(change)
     return tuple(
         _Path(
             name=name.removeprefix(site.name),
             reduce=register(f"{name}.reduce", factors.reduce[index :: len(names)]),
             expand=register(f"{name}.expand", factors.expand[:, index :: len(names)]),
+            zero=zero,
         )
         for index, name in enumerate(names)
     )
@@ -109,7 +120,8 @@ def _make_nodes(node: ir.Node, change: Change, paths: Sequence[_Path]) -> list[i
     nodes: list[ir.Node] = []
     total: ir.Value | None = None
     for path in paths:
-        reduce = _node(node, f"{path.name}.reduce", node.op_type, [node.inputs[0], path.reduce], first)
+        inputs = [node.inputs[0], path.reduce, *([path.zero] if path.zero else [])]
+        reduce = _node(node, f"{path.name}.reduce", node.op_type, inputs, first)
         bias = [] if nodes else node.inputs[2:]
         expand = _node(node, f"{path.name}.expand", node.op_type, [reduce.outputs[0], path.expand, *bias], second)
         nodes += [reduce, expand]
