@@ -117,7 +117,7 @@ def _bypass(norm: ir.Node) -> None:
     if before is None or norm.graph is None:
         raise ValueError(f"{norm.name} is in no graph")
     before.name, after.name = after.name, f"{after.name}.folded"
-    before.shape = before.shape or after.shape
+    before.shape, before.type = before.shape or after.shape, before.type or after.type
     after.replace_all_uses_with(before, replace_graph_outputs=True)
     norm.graph.remove(norm, safe=True)
 
