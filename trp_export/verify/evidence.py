@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from trp_export.errors import LoadError, OptionError
+from trp_export.errors import LoadError, OptionError, VerifyError
 from trp_export.graph.shapes import Shape
 from trp_export.images import ImageSet, Preprocessing, load_images
 from trp_export.load import Source
@@ -73,18 +73,25 @@ def verify_export(
 ) -> Deviation:
     """Raises VerifyError where the rewrite is wrong, LoadError where the original itself cannot be trusted."""
     tolerance = TOLERANCE.get(_weight_type(files.dense), 1e-4)
-    if source.probe is not None:
-        answer = run(files.dense, [source.probe.inputs])
-        require_equal(source.probe.outputs, answer, 10 * tolerance, "the exported graph against the PyTorch module")
     try:
         inputs = noise(files.original, shapes)
-        outputs = _outputs(files, [inputs])
+        original = run(files.original, [inputs])
     except CannotRunError as error:
         if images is not None:
             raise LoadError(f"--eval: onnxruntime cannot run the original: {error}") from error
         exact = verify_layers(files.products, files.result, plan, tolerance)
         how = f"each changed layer alone, since onnxruntime cannot run the whole model: {error}"
         return Deviation("noise, standard normal, seed 0", how, exact, None)
+    try:
+        if source.probe is not None:
+            answer = run(files.dense, [source.probe.inputs])
+            require_equal(source.probe.outputs, answer, 10 * tolerance, "the exported graph against the PyTorch module")
+        outputs = _Outputs(original, *(run(file, [inputs]) for file in (files.dense, files.products, files.result)))
+    except CannotRunError as error:
+        raise VerifyError(
+            f"onnxruntime runs the original but not what was made of it: {error}\n"
+            "Nothing was written. Please report this with the model."
+        ) from error
     require_finite(outputs.original, "the original")
     require_equal(outputs.original, outputs.dense, tolerance, "the prepared graph against the original")
     exact = require_equal(outputs.products, outputs.result, tolerance, "the result against its own factors")
@@ -100,12 +107,6 @@ class _Outputs:
     dense: Sequence[Array]
     products: Sequence[Array]
     result: Sequence[Array]
-
-
-def _outputs(files: Files, batches: Sequence[Inputs]) -> _Outputs:
-    original = run(files.original, batches)
-    dense = original if files.dense == files.original else run(files.dense, batches)
-    return _Outputs(original, dense, run(files.products, batches), run(files.result, batches))
 
 
 def _weight_type(model: Path) -> ir.DataType:

@@ -11,6 +11,7 @@ from trp_export.errors import VerifyError
 from trp_export.graph.shapes import input_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.planning.plan import Change, Plan
+from trp_export.save import save_model
 from trp_export.verify.compare import Distance, require_equal
 from trp_export.verify.sessions import CannotRunError, noise, run
 
@@ -51,7 +52,7 @@ def _compare(products: Path, result: Path, start: str, end: str, change: Change,
         inputs = None
         for name, whole in (("products", products), ("result", result)):
             part = Path(folder, f"{name}.onnx")
-            ir.save(_cut_out(ir.load(whole), start, end, change), part)
+            save_model(_cut_out(ir.load(whole), start, end, change), part)
             try:
                 if inputs is None:
                     inputs = noise(part, input_shapes(ir.load(part)))
