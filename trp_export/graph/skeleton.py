@@ -20,7 +20,10 @@ def make_skeleton(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.Tensor
     weights: dict[str, ir.TensorProtocol] = {}
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
-        if tensor is None or tensor.nbytes <= _LARGE_BYTES or value.is_graph_output():
+        if tensor is None:
+            continue
+        if tensor.nbytes <= _LARGE_BYTES or value.is_graph_output():
+            value.const_value = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=name)  # Not left in another file.
             continue
         value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
         weights[name] = tensor

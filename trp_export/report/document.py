@@ -52,6 +52,16 @@ class Report:
 
         return ratio(*self.latency.measurements[:2])
 
+    @property
+    def low_rank_ratio(self) -> Ratio | None:
+        """The same against the original cleaned up without low rank: what low rank itself gains."""
+        if self.latency is None or len(self.latency.measurements) < 3:
+            return None
+        from trp_export.bench import ratio
+
+        _, result, cleaned = self.latency.measurements
+        return ratio(cleaned, result)
+
     def to_json(self) -> dict[str, Any]:
         """The document. Times in ms, extents as they are; None where a thing was not done."""
         return {

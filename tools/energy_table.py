@@ -1,0 +1,74 @@
+"""ResNet-20 on CIFAR-10, cut by plain SVD at several energies: MACs, measured speed-up and accuracy.
+
+    python tools/energy_table.py --weights WEIGHTS --data TEST.npz
+
+WEIGHTS is a state dict of He's ResNet-20 for CIFAR-10 normalised by ImageNet's mean and std, TEST.npz holds `images`
+and `labels`. Prints a Markdown table for README.md and docs/results.md. Run it on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+
+from trp_export import Benchmark, Energy, Images, Options, Selection, compress
+from trp_export.images import Preprocessing
+from trp_export.load import LoadOptions
+from trp_export.report.document import Report
+
+IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+ENERGIES = (0.999, 0.995, 0.99, 0.98, 0.95, 0.90)
+SCHEMES = ("channel", "spatial")
+
+
+@click.command()
+@click.option("--weights", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--budget", default=10.0, help="Seconds for each measurement.")
+def main(weights: Path, data: Path, budget: float) -> None:
+    rows = {
+        (scheme, energy): _export(weights, data, scheme, energy, budget) for energy in ENERGIES for scheme in SCHEMES
+    }
+    first = next(iter(rows.values()))
+    agreement = first.deviation.agreement if first.deviation else None
+    if agreement is None or agreement.accuracy_before is None:
+        raise click.ClickException(f"{data} has no labels.")
+    print(f"\nuncut: {agreement.accuracy_before:.2%} of {agreement.images} images, {first.before.macs:,} MACs\n")
+    print("| energy |" + "".join(f" {scheme}: layers cut | MACs | measured | accuracy |" for scheme in SCHEMES))
+    print("|---|" + "---|---|---|---|" * len(SCHEMES))
+    for energy in ENERGIES:
+        print(f"| {energy:g} |" + "".join(_cells(rows[scheme, energy]) for scheme in SCHEMES))
+    measured = next(report.latency for report in rows.values() if report.latency)
+    environment = measured.environment
+    print(f"\n{environment.cpu}, {environment.threads} thread, onnxruntime {environment.onnxruntime}")
+
+
+def _export(weights: Path, data: Path, scheme: str, energy: float, budget: float) -> Report:
+    with tempfile.TemporaryDirectory() as folder:
+        options = Options(
+            rule=Energy(energy),
+            load=LoadOptions(arch="resnet20"),
+            selection=Selection(scheme),
+            images=Images(data, IMAGENET),
+            benchmark=Benchmark(budget_s=budget),
+            output=Path(folder, "out.onnx"),
+        )
+        report = compress(weights, options)
+    click.echo(f"{scheme} {energy}: {_cells(report)}", err=True)
+    return report
+
+
+def _cells(report: Report) -> str:
+    agreement = report.deviation.agreement if report.deviation else None
+    if report.after is None or agreement is None or agreement.accuracy_after is None:
+        raise click.ClickException("the export left no result to show.")
+    cut = f"{len(report.plan.changed)} of {len(report.plan.decisions)}"
+    macs = f"{report.before.macs / report.after.macs:.2f}x"
+    measured = str(report.low_rank_ratio) if report.low_rank_ratio else "-"
+    return f" {cut} | {macs} | {measured} | {agreement.accuracy_after:.2%} |"
+
+
+if __name__ == "__main__":
+    main()
