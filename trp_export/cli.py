@@ -200,14 +200,15 @@ def _progress_bar(console: Any) -> Iterator[Progress]:
         yield show
 
 
-def _show(report: Report, console: Any, given: dict[str, Any]) -> None:
-    from trp_export.report.terminal import print_report
+def _show(report: Report, messages: Any, given: dict[str, Any]) -> None:
+    """What was asked for goes to stdout, tables or JSON; messages to stderr."""
+    from trp_export.report.terminal import print_report, standard_output
 
     if given["as_json"]:
         document = report.plan.to_json() if given["dry_run"] else report.to_json()
         click.echo(json.dumps(document, indent=2))
-    else:
-        print_report(report, console, given["verbose"])
+    elif not given["quiet"]:
+        print_report(report, standard_output(), messages, given["verbose"])
 
 
 if __name__ == "__main__":

@@ -1,107 +1,110 @@
-"""The report as tables in a terminal."""
+"""The report as tables in a terminal: aligned from 80 columns on, names cut in the middle rather than folded."""
 
 from __future__ import annotations
 
+import math
+import sys
+
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from trp_export.planning.plan import Decision
 from trp_export.report.document import Report
+from trp_export.report.markup import plain
+from trp_export.report.summary import compared
+from trp_export.report.words import SHORT_SCHEMES, change, headline, kernel, shorten, times
+
+WIDTH_WHEN_PIPED = 120
+_SHORTEST_NAME = 14
+_LONGEST_KERNEL = 18
+_WIDEST_OUTCOME = 41  # longer reasons run on in the next line
+_TONES = {"faster": "bold green", "slower": "bold red", "no difference": "bold yellow"}
 
 
-def print_report(report: Report, console: Console, verbose: bool = False) -> None:
-    """Layers, before and after, and where the files are."""
-    console.print(_layer_table(report))
+def standard_output() -> Console:
+    """Where tables go; wide enough for whole rows where it is no terminal."""
+    return Console(width=None if sys.stdout.isatty() else WIDTH_WHEN_PIPED, highlight=False)
+
+
+def print_report(report: Report, out: Console, messages: Console, verbose: bool = False) -> None:
+    """Layers, before and after, the outcome in words on `out`; where the files are on `messages`."""
+    out.print(Text(plain(f"{report.source.name}: {report.plan.rule}"), style="bold"))
+    out.print(_layer_table(report, out.width))
     if report.after is not None:
-        console.print(_summary_table(report))
+        out.print()
+        out.print(_summary_table(report))
+    out.print()
+    for line in _evidence(report):
+        out.print(Text(plain(line), style="dim"))
     for note in report.notes:
-        console.print(f"note: {escape(note)}", highlight=False)
-    console.print(verdict(report), highlight=False)
-    for path in report.files:
-        console.print(f"wrote {escape(str(path))}", highlight=False)
+        out.print(Text(plain(f"note: {note}")))
     if verbose and report.latency is not None:
         for remark in report.latency.noise:
-            console.print(f"noise: {escape(remark)}", highlight=False)
+            out.print(Text(plain(f"noise: {remark}")))
+    out.print(Text(headline(report), style=_TONES[report.ratio.verdict] if report.ratio else "bold"))
+    for path in report.files:
+        messages.print(Text(plain(f"wrote {path}")), soft_wrap=True)
 
 
-def verdict(report: Report) -> str:
-    """The outcome in one plain sentence."""
-    changed = len(report.plan.changed)
-    if not changed:
-        return "No layer gains under this rule, so the model stays as it is."
-    ratio = report.ratio
-    if ratio is None:
-        return f"{changed} of {len(report.plan.decisions)} layers become factor pairs."
-    if ratio.verdict == "faster":
-        return f"The whole model is {ratio} times as fast as the original here."
-    if ratio.verdict == "slower":
-        return f"The whole model is SLOWER than the original here: {ratio}. Do not ship it for speed."
-    return f"The whole model is NOT faster than the original here: {ratio}."
-
-
-def _layer_table(report: Report) -> Table:
-    table = Table(title=f"{report.source.name}: {report.plan.rule}", title_justify="left", box=None, padding=(0, 1))
-    for name in ("layer", "kernel", "becomes"):
-        table.add_column(name, overflow="fold")
-    for name in ("rank", "of", "MACs"):
-        table.add_column(name, justify="right")
-    table.add_column("why", overflow="fold")
-    for decision in report.plan.decisions:
-        table.add_row(*_layer_row(decision))
+def _layer_table(report: Report, width: int) -> Table:
+    """Three columns: a layer that is kept says why across the room of scheme, rank and MACs."""
+    decisions = report.plan.decisions
+    kernels = [shorten(kernel(one.site.kernel_shape, one.site.group), _LONGEST_KERNEL) for one in decisions]
+    ranks = [f"{one.rank}/{one.full_rank}" if one.scheme else "" for one in decisions]
+    rank_width = max(map(len, ["rank", *ranks]))
+    outcomes = [_outcome(one, rank, rank_width) for one, rank in zip(decisions, ranks, strict=True)]
+    head = Text(f"{'becomes':<9}  {'rank':>{rank_width}}  energy  {'MACs':>6}", style="dim")
+    needed = min(_WIDEST_OUTCOME, max([len(head), *(len(line) for line in outcomes)]))
+    room = max(_SHORTEST_NAME, width - max(map(len, ["kernel", *kernels])) - needed - 4)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(Text("layer", style="dim"), Text("kernel", style="dim"), head)
+    for one, shape, line in zip(decisions, kernels, outcomes, strict=True):
+        table.add_row(Text(plain(shorten(one.site.name, room))), Text(shape, style="dim"), line)
     return table
 
 
-def _layer_row(decision: Decision) -> tuple[str, ...]:
-    site = decision.site
-    kernel = "x".join(map(str, site.kernel_shape)) + (f" /{site.group}" if site.group > 1 else "")
+def _outcome(decision: Decision, rank: str, rank_width: int) -> Text:
+    """One line; the reason of a factored layer only where it says more than the energy."""
+    reason = plain(decision.reason)
     if decision.scheme is None:
-        return escape(site.name), kernel, "-", "", "", "", escape(decision.reason)
-    ratio = f"{site.macs / decision.macs:.2f}x"
-    cells = decision.scheme.name, str(decision.rank), str(decision.full_rank), ratio, escape(decision.reason)
-    return escape(site.name), kernel, *cells
+        return Text(f"kept: {reason}", style="dim")
+    scheme = SHORT_SCHEMES.get(decision.scheme.name, decision.scheme.name)
+    reason = "" if reason.startswith("energy ") else f"  {reason}"
+    ratio = times(decision.site.macs, decision.macs)
+    return Text.assemble(
+        (f"{scheme:<9}", "cyan"),
+        f"  {rank:>{rank_width}}  {_energy(decision.energy)}  ",
+        (f"{ratio:>6}", "green"),
+        reason,
+    )
+
+
+def _energy(energy: float) -> str:
+    """Four digits, rounded down: what reads 1 has lost nothing."""
+    return f"{math.floor(energy * 1e4 + 1e-6) / 1e4:.4f}"
 
 
 def _summary_table(report: Report) -> Table:
-    table = Table(box=None, padding=(0, 1))
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("")
     for name in ("before", "after", "ratio"):
-        table.add_column(name, justify="right")
-    before, after = report.before, report.after
-    if after is None:
-        return table
-    table.add_row("parameters", f"{before.params:,}", f"{after.params:,}", f"{before.params / after.params:.2f}x")
-    if before.macs and after.macs:
-        table.add_row("MACs", f"{before.macs:,}", f"{after.macs:,}", f"{before.macs / after.macs:.2f}x")
-    if before.bytes and after.bytes:
-        table.add_row("file, bytes", f"{before.bytes:,}", f"{after.bytes:,}", f"{before.bytes / after.bytes:.2f}x")
-    _add_latency(table, report)
-    _add_deviation(table, report)
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in compared(report):
+        table.add_row(row.what, row.before, row.after, row.ratio)
     return table
 
 
-def _add_latency(table: Table, report: Report) -> None:
-    if report.latency is None:
-        return
-    from trp_export.bench import median
-
-    here, there = (median(measurement) / 1e6 for measurement in report.latency.measurements[:2])
-    threads = report.latency.environment.threads
-    label = f"latency, ms ({threads} thread{'s' if threads > 1 else ''})"
-    table.add_row(label, f"{here:.3f}", f"{there:.3f}", f"{report.ratio}")
-
-
-def _add_deviation(table: Table, report: Report) -> None:
+def _evidence(report: Report) -> list[str]:
+    """What was compared, and how far apart it was."""
     deviation = report.deviation
     if deviation is None:
-        return
-    agreement = deviation.agreement
-    if agreement is not None:
-        table.add_row(f"same class, {agreement.images} images", "", f"{agreement.top1:.2%}", "")
-        if agreement.accuracy_before is not None and agreement.accuracy_after is not None:
-            drop = (agreement.accuracy_after - agreement.accuracy_before) * 100
-            cells = f"{agreement.accuracy_before:.2%}", f"{agreement.accuracy_after:.2%}", f"{drop:+.2f} pp"
-            table.add_row(f"accuracy, {agreement.images} images", *cells)
-    if deviation.truncation is not None:
-        table.add_row("output change, noise", "", f"{deviation.truncation.relative_l2:.2e}", "relative L2")
-    table.add_row("rewrite error", "", f"{deviation.rewrite.relative_l2:.1e}", "relative L2")
+        return []
+    exact = f"Rewrite exact to {deviation.rewrite.relative_l2:.1e} relative L2 ({deviation.how})."
+    if deviation.truncation is None:
+        return [exact]
+    moved = change(deviation.truncation.relative_l2)
+    return [exact, f"Outputs moved by {moved} relative L2 ({deviation.inputs})."]

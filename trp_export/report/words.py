@@ -32,10 +32,19 @@ def headline(report: Report) -> str:
     if not changed:
         return f"No layer of {name} gains under this rule, so the model stays as it is."
     if report.after is None:
-        return f"{changed} of {len(report.plan.decisions)} layers of {name} would become factor pairs."
+        return (
+            f"{changed} of {len(report.plan.decisions)} layers of {name} would become factor pairs{_planned(report)}."
+        )
     ratio = report.ratio
     advice = " Do not ship it for speed." if ratio is not None and ratio.verdict == "slower" else ""
     return f"{name} became {_size(report)}{_speed(ratio)}, and {_answers(report.deviation)}.{advice}"
+
+
+def _planned(report: Report) -> str:
+    """What the plan alone says of the cost."""
+    saved = sum(decision.site.macs - decision.macs for decision in report.plan.decisions)
+    after = report.before.macs - saved
+    return f": {report.before.macs / after:.2f} times fewer MACs" if report.before.macs and after > 0 else ""
 
 
 def _size(report: Report) -> str:
@@ -63,7 +72,7 @@ def sureness(ratio: Ratio) -> str:
 
     if not math.isfinite(ratio.high):
         return "from too few processes to be sure"
-    return f"{CONFIDENCE:.0%} sure of {ratio.low:.2f} to {ratio.high:.2f}".replace("%", " %")
+    return f"{CONFIDENCE:.0%} sure of {ratio.low:.2f} to {ratio.high:.2f}"
 
 
 def _answers(deviation: Deviation | None) -> str:
@@ -83,14 +92,14 @@ def _answers(deviation: Deviation | None) -> str:
 
 def percent(share: float, digits: int = 2) -> str:
     """A share of 1 in percent."""
-    return f"{share * 100:.{digits}f} %"
+    return f"{share:.{digits}%}"
 
 
 def change(relative: float) -> str:
     """A relative change in percent, two digits of it, however small; infinite where nothing can be compared."""
     if not relative < 1e4:
         return "beyond all measure"
-    return f"{relative * 100:.0f} %" if relative >= 0.0995 else f"{relative * 100:.2g} %"
+    return f"{relative:.0%}" if relative >= 0.0995 else f"{relative * 100:.2g}%"
 
 
 def count(number: float) -> str:
