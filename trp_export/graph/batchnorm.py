@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from trp_export.graph.weights import Constant, add_initializer, find_constant, set_value
+from trp_export.graph.weights import Constant, add_initializer, find_bias, find_constant, set_value
 from trp_export.lowrank.factor import Float64
 
 _FOLDS_INTO = ("Conv", "ConvTranspose", "Gemm")
@@ -31,7 +31,7 @@ class _Term:
 
     node: ir.Node
     weight: Constant
-    bias: Float64 | None
+    bias: Float64
 
 
 def _fold(norm: ir.Node) -> bool:
@@ -46,8 +46,7 @@ def _fold(norm: ir.Node) -> bool:
         return False
     for index, term in enumerate(sound):
         _scale_outputs(term, scale)
-        own = np.zeros_like(shift) if term.bias is None else term.bias * scale
-        _set_bias(term, own + (shift if index == 0 else 0.0))
+        _set_bias(term, term.bias * scale + (shift if index == 0 else 0.0))
     _bypass(norm)
     return True
 
@@ -72,18 +71,12 @@ def _term(layer: ir.Node) -> _Term | None:
     weight = find_constant(layer.inputs[1])
     if weight is None or len(weight.root.uses()) != 1 or weight.root.is_graph_output():
         return None
-    value = layer.inputs[2] if len(layer.inputs) > 2 else None
-    bias = find_constant(value)
-    if value is not None and bias is None:
-        return None
-    if bias is None:
-        return _Term(layer, weight, None)
-    beta = layer.attributes.get_float("beta", 1.0) if layer.op_type == "Gemm" else 1.0
-    return _Term(layer, weight, beta * bias.array().astype(np.float64).reshape(-1))
+    bias = find_bias(layer)
+    return None if bias is None else _Term(layer, weight, bias)
 
 
 def _fits(term: _Term, channels: int) -> bool:
-    if term.bias is not None and term.bias.size not in (1, channels):
+    if term.bias.size not in (1, channels):
         return False
     if term.node.op_type == "ConvTranspose":
         return term.weight.shape[1] * term.node.attributes.get_int("group", 1) == channels
@@ -100,7 +93,7 @@ def _set_bias(term: _Term, bias: Float64) -> None:
         raise ValueError(f"{term.weight.root.name} is in no graph")
     name = f"{(term.weight.root.name or term.node.name or '').removesuffix('.weight')}.bias"
     old = term.node.inputs[2] if len(term.node.inputs) > 2 else None
-    if term.bias is None and not bias.any():
+    if old is None and not bias.any():
         return
     if old is not None and len(old.uses()) == 1 and old.is_initializer():
         name = old.name or name

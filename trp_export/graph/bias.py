@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from trp_export.graph.sites import LocatedSite
-from trp_export.graph.weights import add_initializer, find_constant
+from trp_export.graph.weights import add_initializer, find_bias
 from trp_export.lowrank.factor import Float64
 
 
 def takes_bias(place: LocatedSite) -> bool:
     """True for Conv and Gemm with a constant bias or none; a MatMul has no bias."""
-    return all(
-        node.op_type in ("Conv", "Gemm") and (_bias(node) is None or find_constant(_bias(node)) is not None)
-        for node in place.nodes
-    )
+    return all(node.op_type in ("Conv", "Gemm") and find_bias(node) is not None for node in place.nodes)
 
 
 def add_to_bias(model: ir.Model, located: Sequence[LocatedSite], shifts: Mapping[str, Float64]) -> None:
@@ -31,24 +27,18 @@ def add_to_bias(model: ir.Model, located: Sequence[LocatedSite], shifts: Mapping
                 _set_bias(model, node, place, _effective_bias(node) + shifts[place.site.name])
 
 
-def _bias(node: ir.Node) -> ir.Value | None:
-    return node.inputs[2] if len(node.inputs) > 2 else None
-
-
-def _effective_bias(node: ir.Node) -> Float64 | float:
-    constant = find_constant(_bias(node))
-    if constant is None:
-        if _bias(node) is not None:
-            raise ValueError(f"the bias of {node.name} is computed")
-        return 0.0
-    beta = node.attributes.get_float("beta", 1.0) if node.op_type == "Gemm" else 1.0
-    return np.asarray(beta * constant.array().astype(np.float64).reshape(-1))
+def _effective_bias(node: ir.Node) -> Float64:
+    bias = find_bias(node)
+    if bias is None:
+        raise ValueError(f"the bias of {node.name} is not one number per channel")
+    return bias
 
 
 def _set_bias(model: ir.Model, node: ir.Node, place: LocatedSite, bias: Float64) -> None:
     if place.weight is None or node.op_type not in ("Conv", "Gemm"):
         raise ValueError(f"{node.name} takes no bias")
-    name = (_bias(node).name if _bias(node) else None) or f"{place.site.name}.bias"  # type: ignore[union-attr]
+    old = node.inputs[2] if len(node.inputs) > 2 else None
+    name = (old.name if old is not None else None) or f"{place.site.name}.bias"
     value = add_initializer(model.graph, name, bias, place.weight.dtype)
     node.resize_inputs(3)
     node.replace_input_with(2, value)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
+from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Array
 
 
@@ -52,6 +54,18 @@ def find_constant(value: ir.Value | None) -> Constant | None:
         return inner
     order = node.attributes.get_ints("perm", list(range(len(inner.axes)))[::-1])
     return Constant(inner.root, tuple(inner.axes[axis] for axis in order))
+
+
+def find_bias(node: ir.Node) -> Float64 | None:
+    """What a Conv or Gemm adds to each output channel: (n,), or (1,) for all; None where that is not constant."""
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    if value is None:
+        return np.zeros(1)
+    constant = find_constant(value)
+    if constant is None or prod(constant.shape[:-1]) != 1:  # A Gemm's bias may differ by row.
+        return None
+    beta = node.attributes.get_float("beta", 1.0) if node.op_type == "Gemm" else 1.0
+    return np.asarray(beta * constant.array().astype(np.float64).reshape(-1))
 
 
 def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType) -> ir.Value:
