@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ TURN_NS = 60e6  # long enough to drown the first, cold run; short enough to inte
 WARM_WINDOWS = 12  # the most windows a process may take to become stable
 STABLE = 0.02  # two windows this near one another: warm
 FEWEST_TURNS = 3
+FEW_INSTRUCTIONS = 1e8
 
 
 @dataclass(slots=True)
@@ -180,7 +181,7 @@ class _Run:
             while turns < FEWEST_TURNS or time.monotonic() - begin < share_s:
                 for lane, runner in self.random.sample(runners, len(runners)):
                     turn = self._turn(lane, runner)
-                    samples.setdefault(id(lane), []).extend(turn.samples[1:])
+                    samples.setdefault(id(lane), []).extend(turn.samples)
                     peaks[id(lane)] = turn.peak_bytes
                 turns += 1
                 if self.device.unit != "ns":
@@ -210,11 +211,16 @@ class _Run:
         lane.estimate_ns = max(estimate, 1.0)
 
     def _turn(self, lane: _Lane, runner: Runner) -> Turn:
-        """Samples for about TURN_NS, the first of which is not to be counted."""
-        count, inner = self._amount(lane.estimate_ns, TURN_NS) if self.device.unit == "ns" else (1, 1)
+        """Samples for about TURN_NS, after one that is not counted; one count where there is no time to take."""
+        if self.device.unit != "ns":
+            turn = runner.run(1, 1)
+            if turn.samples[0] < FEW_INSTRUCTIONS:  # in a short inference the first one's detours would show
+                turn = runner.run(1, 1)
+            lane.counts = turn.counts
+            return turn
+        count, inner = self._amount(lane.estimate_ns, TURN_NS)
         turn = runner.run(count + 1, inner)
-        lane.counts = turn.counts
-        return turn
+        return replace(turn, samples=turn.samples[1:])
 
     def _amount(self, estimate_ns: float, window_ns: float) -> tuple[int, int]:
         """Samples and inferences per sample that fill `window_ns` with samples the clock can resolve."""
