@@ -19,9 +19,11 @@ _CONVS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: n
 def pair_for(layer: nn.Module, scheme: Scheme, rank: int) -> nn.Sequential:
     """An untrained pair in place of a Conv or Linear; `rank` counts per matrix.
 
-    Raises TypeError for any other module.
+    Raises TypeError for any other module, and for a Linear layer cut into slices.
     """
     if isinstance(layer, nn.Linear):
+        if scheme.input_slices != 1 or scheme.output_slices != 1:
+            raise TypeError(f"a Linear layer has no {scheme.name} pair")
         reduce: nn.Module = nn.Linear(layer.in_features, rank, bias=False)
         expand: nn.Module = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
     elif isinstance(layer, tuple(_CONVS.values())) and not layer.transposed:

@@ -1,8 +1,8 @@
 """Training for low rank: a class for anyone's loop, networks cut into factors, and the trp-train command."""
 
-from training.pairs import decompose, low_rank_copy
+from training.pairs import decompose, low_rank_copy, merge
 from training.ranks import MacsBudget
 from training.trp import TRP, TRPSettings
 from trp_export.planning.rules import Energy, Threshold
 
-__all__ = ["TRP", "Energy", "MacsBudget", "TRPSettings", "Threshold", "decompose", "low_rank_copy"]
+__all__ = ["TRP", "Energy", "MacsBudget", "TRPSettings", "Threshold", "decompose", "low_rank_copy", "merge"]

@@ -80,6 +80,7 @@ def _read_config(context: click.Context, parameter: click.Parameter, path: Path 
 @click.option("--period", default=20, help="Project every this many steps.")
 @click.option("--nuclear", default=0.0, help="Weight of the nuclear norm, on projection steps: scale it with --period.")
 @click.option("--nuclear-every-step", is_flag=True, help="Its pull on every step instead; a decomposition per step.")
+@click.option("--project/--no-project", default=True, help="Without projections the nuclear norm works alone.")
 @click.option("--momentum-at-projection", default="keep", help="keep, project or reset.")
 @click.option("--only", multiple=True, help="Pattern of layer names to train for low rank; may be repeated.")
 @click.option("--skip", multiple=True, help="Pattern of layer names to leave; may be repeated.")

@@ -260,6 +260,7 @@ class Run:
             period=options.period,
             nuclear=options.nuclear,
             nuclear_every_step=options.nuclear_every_step,
+            project=options.project,
             ramp=options.ramp,
             ramp_steps=int(0.75 * steps),
             momentum=options.momentum_at_projection,

@@ -31,6 +31,7 @@ class TrainOptions:
     period: int = 20
     nuclear: float = 0.0
     nuclear_every_step: bool = False
+    project: bool = True
     momentum_at_projection: str = "keep"
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -12,8 +13,8 @@ from training.layers import unwrapped
 from training.matrices import fold, unfold
 from training.spectra import spectrum, truncate
 from trp_export.errors import OptionError
-from trp_export.lowrank.factor import factorise
-from trp_export.planning.plan import Change, Plan
+from trp_export.lowrank.factor import Factors, factorise, product
+from trp_export.planning.plan import Change, Choice, Plan
 
 
 @torch.no_grad()
@@ -27,6 +28,29 @@ def decompose(module: nn.Module, plan: Plan) -> nn.Module:
     for change in plan.changed:
         _replace(model, change)
     return model
+
+
+@torch.no_grad()
+def merge(factored: nn.Module, dense: nn.Module, choices: Iterable[Choice]) -> nn.Module:
+    """The reverse of `decompose`: `dense`, a network of the same architecture, takes over the weights of `factored`.
+
+    Each layer of the plan gets the product of its factors, exactly of the plan's rank, so nothing is lost.
+    """
+    state = dict(factored.state_dict())
+    for choice in choices:
+        if choice.scheme is None:
+            continue
+        layer = dense.get_submodule(choice.name)
+        shape, group = tuple(layer.weight.shape), getattr(layer, "groups", 1)
+        reduce, expand = (
+            state.pop(f"{choice.name}.{part}.weight").double().cpu().numpy() for part in ("reduce", "expand")
+        )
+        weight = product(Factors(reduce, expand), choice.scheme, shape, group)
+        state[f"{choice.name}.weight"] = torch.from_numpy(weight).to(layer.weight.dtype)
+        if f"{choice.name}.expand.bias" in state:
+            state[f"{choice.name}.bias"] = state.pop(f"{choice.name}.expand.bias")
+    dense.load_state_dict(state)
+    return dense
 
 
 @torch.no_grad()

@@ -1,0 +1,187 @@
+"""Train, cut, export and test ResNet-20 by the methods of the TRP paper and by ours, on CIFAR-10.
+
+    python tools/reproduce_trp.py --data DATA --weights resnet20.th -o runs/trp [ROW ...]
+
+DATA holds train_*.npz and test*.npz. Every row is one trp-train run from the pretrained weights. Interrupt it at any
+time: the same command goes on where it was, and a finished row is not trained again. The test images are read once
+per row, after its last epoch, through the exported ONNX file in onnxruntime. With --latency the exports are timed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from training.checkpoint import DENSE, FACTORS, load_network, new_network, save_network
+from training.data import CIFAR10_CLASSES, load_images
+from training.pairs import merge
+from trp_export.planning.plan import parse_plan
+
+# The paper's method from pretrained weights: lambda 3e-4 at m = 1 becomes 6e-3 on projection steps at m = 20.
+NUCLEAR, PERIOD = "6e-3", "20"
+PAPER = ("--epochs", "15", "--lr", "0.01", "--schedule", "cosine", "--weight-decay", "1e-4")
+OURS = ("--lr", "0.05", "--schedule", "cosine", "--nesterov", "--weight-decay", "5e-4", "--ramp", "cosine")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table: options of trp-train, or of trp-export alone where nothing is trained."""
+
+    name: str
+    train: tuple[str, ...] = ()
+    export: tuple[str, ...] = ()
+    teacher: bool = False
+
+
+def _paper(name: str, scheme: str, ratio: str, *more: str) -> Row:
+    return Row(name, ("--scheme", scheme, "--macs", ratio, "--period", PERIOD, *PAPER, *more))
+
+
+def _ours(name: str, scheme: str, ratio: str, epochs: str, factors: str) -> Row:
+    options = ("--scheme", scheme, "--macs", ratio, "--period", PERIOD, "--nuclear", NUCLEAR, *OURS)
+    return Row(name, (*options, "--epochs", epochs, "--factors", factors), teacher=True)
+
+
+ROWS = (
+    Row("origin", export=("--energy", "1")),
+    Row("direct-channel-2.17x", export=("--scheme", "channel", "--macs", "2.17")),
+    Row("direct-spatial-2.84x", export=("--scheme", "spatial", "--macs", "2.84")),
+    _ours("spatial-2.84x", "spatial", "2.84", "24", "15"),
+    _ours("channel-2.17x", "channel", "2.17", "20", "12"),
+    _ours("spatial-3.6x", "spatial", "3.6", "24", "15"),
+    _paper("nuclear-only-spatial-2.84x", "spatial", "2.84", "--nuclear", NUCLEAR, "--no-project"),
+    _paper("trp1-channel-2.17x", "channel", "2.17"),
+    _paper("trp1-nu-channel-2.17x", "channel", "2.17", "--nuclear", NUCLEAR),
+    _paper("trp2-spatial-2.84x", "spatial", "2.84"),
+    _paper("trp2-nu-spatial-2.84x", "spatial", "2.84", "--nuclear", NUCLEAR),
+    _paper("decoupling-2.04x", "decouple", "2.04"),
+    _paper("decoupling-nu-2.04x", "decouple", "2.04", "--nuclear", NUCLEAR),
+)
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--weights", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--validation", default=1_000, help="Images held back from training, to look at while it runs.")
+@click.option("--latency", is_flag=True, help="Time the exports as well; needs a quiet machine.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@click.argument("rows", nargs=-1)
+def main(data: Path, weights: Path, validation: int, latency: bool, output: Path, rows: tuple[str, ...]) -> None:
+    unknown = set(rows) - {row.name for row in ROWS}
+    if unknown:
+        raise click.UsageError(f"unknown row {unknown.pop()}; one of {', '.join(row.name for row in ROWS)}.")
+    output.mkdir(parents=True, exist_ok=True)
+    results_file = output / "results.json"
+    results: dict[str, Any] = json.loads(results_file.read_text()) if results_file.exists() else {}
+    test = load_images(f"npz:{data}", "test")
+    for row in ROWS:
+        if rows and row.name not in rows:
+            continue
+        if row.name not in results or (latency and results[row.name]["latency"] is None):
+            results[row.name] = _carry_out(row, data, weights, validation, latency, output, test)
+            results_file.write_text(json.dumps(results, indent=2) + "\n")
+    print(table(results))
+
+
+def table(results: dict[str, Any]) -> str:
+    """All finished rows as Markdown."""
+    lines = ["| row | accuracy | MACs ratio | speed-up |", "|---|---|---|---|"]
+    for row in (row for row in ROWS if row.name in results):
+        result = results[row.name]
+        lines.append(
+            f"| {row.name} | {100 * result['accuracy']:.2f} of {result['images']} images "
+            f"| {result['macs_ratio']:.2f}x | {result['latency'] or 'not measured'} |"
+        )
+    return "\n".join(lines)
+
+
+def _carry_out(
+    row: Row, data: Path, weights: Path, validation: int, latency: bool, output: Path, test: Any
+) -> dict[str, Any]:
+    model, options = weights, ("--arch", "resnet20", *row.export)
+    if row.train:
+        model, options = _trained(row, data, weights, validation, output / row.name), ()
+    onnx_file = output / f"{row.name}.onnx"
+    timing = () if latency else ("--no-bench",)
+    done = _run("trp_export.cli", str(model), *options, *timing, "--json", "-o", str(onnx_file), capture=True)
+    report = json.loads(done)
+    hits = int((_predictions(onnx_file, test.images.numpy()) == test.labels.numpy()).sum())
+    return {
+        "accuracy": hits / len(test),
+        "images": len(test),
+        "macs_ratio": report["before"]["macs"] / report["after"]["macs"],
+        "params": report["after"]["params"],
+        "latency": _speed_up(report["latency"]),
+    }
+
+
+def _trained(row: Row, data: Path, weights: Path, validation: int, folder: Path) -> Path:
+    """The row's network once it is trained, with dense weights of exactly its plan's ranks."""
+    if (folder / "last.pt").exists():
+        _run("training.cli", "--resume", "-o", str(folder))
+    else:
+        teacher = ("--teacher", str(weights)) if row.teacher else ()
+        _run(
+            "training.cli",
+            *("--arch", "resnet20", "--data", f"npz:{data}", "--init", str(weights), *teacher),
+            *("--validation", str(validation), "--keep", "last", "--amp", "-o", str(folder), *row.train),
+        )
+    return as_dense(folder / "model.pt", folder / "dense.pt")
+
+
+def as_dense(source: Path, target: Path) -> Path:
+    """A checkpoint with factors, written as dense weights of the same ranks: what trp-export cuts without loss."""
+    network = load_network(source, None, CIFAR10_CLASSES)
+    if network.kind == FACTORS:
+        dense = new_network(network.arch, network.classes).module
+        choices = parse_plan(network.plan, str(source))
+        network = replace(network, module=merge(network.module, dense, choices), kind=DENSE)
+    save_network(network, target, [])
+    return target
+
+
+def _predictions(onnx_file: Path, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Class of each image, through onnxruntime, normalised as the weights were trained."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
+    mean, std = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+    classes = []
+    for start in range(0, len(images), 500):
+        pixels = (images[start : start + 500].astype(np.float32) / 255 - mean) / std
+        (logits,) = session.run(None, {session.get_inputs()[0].name: pixels.transpose(0, 3, 1, 2)})
+        classes.append(logits.argmax(1))
+    return np.concatenate(classes)
+
+
+def _speed_up(latency: dict[str, Any] | None) -> str | None:
+    """The result against the original, with its interval."""
+    if latency is None:
+        return None
+    ratio = latency["models"][1]["ratio"]
+    return f"{ratio['value']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio["high"] else "not resolved"
+
+
+def _run(module: str, *arguments: str, capture: bool = False) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", f"from {module} import main; main()", *arguments],
+        stdout=subprocess.PIPE if capture else None,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(done.returncode)
+    return done.stdout or ""
+
+
+if __name__ == "__main__":
+    main()
