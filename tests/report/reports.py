@@ -1,0 +1,100 @@
+"""Reports made by hand: every part of one can be there, missing or hostile, without an export being run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_export.bench import Comparison, Environment, Measurement, Process
+from trp_export.images import Preprocessing
+from trp_export.load import Source
+from trp_export.lowrank.schemes import CHANNEL_WISE, SPATIAL_WISE
+from trp_export.lowrank.site import Site, Use
+from trp_export.options import Benchmark, Images, Options
+from trp_export.planning.curves import Layer, make_curve
+from trp_export.planning.plan import Decision, Plan
+from trp_export.planning.rules import Energy, keep, take
+from trp_export.report.document import Cost, Report
+from trp_export.verify import Deviation
+from trp_export.verify.compare import Distance
+from trp_export.verify.evidence import Agreement
+
+HOSTILE = (
+    "</title><script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "'; background: url(//example.org) '",
+    "$body ${title} %s {0}",
+    "line\u202ereversed\u0000\x1b[31mred",
+    "[bold red]markup[/]",
+)
+
+
+def make_layer(name: str, seed: int = 0, refusal: str | None = None) -> Layer:
+    """A conv of 16 channels with its curves under two schemes, or none where it is refused."""
+    site = Site(name, "Conv", (16, 16, 3, 3), 1, (Use((8, 8), (8, 8), (1, 1), (1, 1, 1, 1), (1, 1)),), refusal)
+    if refusal:
+        return Layer(site, ())
+    kernel = np.random.default_rng(seed).standard_normal(site.kernel_shape).astype(np.float32)
+    return Layer(site, tuple(make_curve(site, scheme, kernel) for scheme in (CHANNEL_WISE, SPATIAL_WISE)))
+
+
+def make_plan(layers: tuple[Layer, ...]) -> Plan:
+    """By turns channel-wise, spatial-wise and left dense."""
+    return Plan(tuple(_decide(layer, index) for index, layer in enumerate(layers)), "energy 0.9")
+
+
+def _decide(layer: Layer, index: int) -> Decision:
+    if not layer.curves:
+        return keep(layer.site, layer.site.refusal or "")
+    if index % 3 == 2:
+        return keep(layer.site, "rank 20 is not below break-even 15")
+    curve = layer.curves[index % 3]
+    return take(layer.site, curve, curve.top_rank // 2)
+
+
+def make_comparison(speed: float, processes: int = 6, unit: str = "ns") -> Comparison:
+    """Times around 2 ms before, and `speed` times faster after."""
+    rng = np.random.default_rng(1)
+
+    def measurement(model: str, middle: float) -> Measurement:
+        samples = [middle * rng.lognormal(0, 0.02, 50) for _ in range(processes)]
+        runs = (Process(i, 12.5, 10**7, 5 * 10**7, tuple(map(int, part))) for i, part in enumerate(samples))
+        return Measurement(model, "0" * 64, 1000, tuple(runs), None, {})
+
+    environment = Environment(
+        "local", "A CPU", "x86_64", "Linux", 4, "unknown", (3,), 1, "CPUExecutionProvider", "1.30", "x", unit
+    )
+    measurements = measurement("net.onnx", 2e6), measurement("net.trp.onnx", 2e6 / speed)
+    return Comparison(environment, measurements, ("other programs used 40% of this computer meanwhile",), 12.0)
+
+
+def make_report(layers: tuple[Layer, ...], speed: float = 1.5, name: str = "net") -> Report:
+    """Everything there: measured, compared on labelled images, with a note."""
+    source = Source(name, ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), path=Path("/home/someone/net.onnx"))
+    images = Images(Path("/home/someone/pictures.npz"), Preprocessing((0.5,), (0.25,)))
+    options = Options(Energy(0.9), images=images, benchmark=Benchmark(budget_s=5), output=Path("/tmp/small.onnx"))
+    agreement = Agreement(500, 0.98, 0.917, 0.909)
+    return Report(
+        source=source,
+        options=options,
+        plan=make_plan(layers),
+        before=Cost(100_000, 20_000_000, 1_130_000),
+        after=Cost(60_000, 12_000_000, 700_000),
+        deviation=Deviation("noise", "whole model", Distance(3e-7, 1e-6), Distance(0.04, 0.3), agreement),
+        latency=make_comparison(speed),
+        notes=("the images have one channel",),
+        files=(Path("small.onnx"), Path("small.json")),
+    )
+
+
+def bare(report: Report) -> Report:
+    """The same with nothing measured, nothing compared, nothing written: what a dry run knows."""
+    return replace(
+        report, before=replace(report.before, bytes=None), after=None, deviation=None, latency=None, notes=(), files=()
+    )
+
+
+LAYERS = (make_layer("conv1"), make_layer("conv2", 1), make_layer("conv3", 2), make_layer("head", 3, "depthwise"))

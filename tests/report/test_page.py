@@ -1,0 +1,166 @@
+"""The page: self-contained, bounded, safe against names, readable by machines that read aloud."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from importlib.resources import files
+from itertools import pairwise
+
+import pytest
+
+from trp_export.report.document import Report
+from trp_export.report.page import make_page
+
+from .reports import HOSTILE, LAYERS, bare, make_comparison, make_layer, make_plan, make_report
+
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+class Outline(HTMLParser):
+    """What a browser would find: tags with attributes, headings, text by innermost tag; checks that tags balance."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts.append((self.open[-1] if self.open else "", data))
+
+    def named(self, *names: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return make_page(make_report(LAYERS), LAYERS)
+
+
+def test_nothing_is_loaded_from_anywhere(page: str) -> None:
+    assert not re.search(r"https?:|url\(|@import|<script|<link|<img|<iframe", page)
+    outline = Outline(page)
+    assert all(not attributes.keys() & {"src", "srcset", "xlink:href"} for _, attributes in outline.tags)
+    targets = {attributes["id"] for _, attributes in outline.tags if "id" in attributes}
+    assert {str(link["href"]) for link in outline.named("a")} == {f"#{target}" for target in targets}
+
+
+def test_no_folder_of_the_user_is_told(page: str) -> None:
+    assert "someone" not in page
+    assert "/tmp" not in page
+
+
+def test_the_outcome_stands_first(page: str) -> None:
+    lead = next(text for tag, text in Outline(page).texts if tag == "p")
+    assert lead.startswith("net became 1.61 times smaller and is 1.5")
+    assert lead.endswith("and its accuracy goes from 91.70% to 90.90% on 500 images.")
+
+
+@pytest.mark.parametrize(("speed", "words"), [(0.8, "SLOWER"), (1.001, "NOT faster")])
+def test_what_is_not_faster_is_said_in_plain_words(speed: float, words: str) -> None:
+    assert words in make_page(make_report(LAYERS, speed), LAYERS)
+
+
+def test_headings_come_in_order(page: str) -> None:
+    levels = [int(tag[1]) for tag, _ in Outline(page).tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+def test_every_picture_has_a_text(page: str) -> None:
+    pictures = Outline(page).named("svg")
+    assert len([picture for picture in pictures if picture.get("role") == "img"]) == 2 + 3
+    for picture in pictures:
+        assert picture.get("aria-hidden") == "true" or len(picture["aria-label"] or "") > 20
+
+
+def test_cells_of_a_table_have_headings(page: str) -> None:
+    assert all(heading.get("scope") in ("row", "col") for heading in Outline(page).named("th"))
+
+
+def test_hostile_names_stay_text() -> None:
+    layers = tuple(make_layer(name, index) for index, name in enumerate(HOSTILE))
+    report = replace(make_report(layers, name=HOSTILE[0]), notes=HOSTILE)
+    page = make_page(report, layers)
+    calm = {tag for tag, _ in Outline(make_page(make_report(LAYERS), LAYERS)).tags}
+    outline = Outline(page)
+    assert {tag for tag, _ in outline.tags} <= calm
+    assert not [name for _, attributes in outline.tags for name in attributes if name.startswith("on")]
+    assert "\x1b" not in page
+    assert "\u202e" not in page
+    assert "$body ${title}" in page
+    plan = next(text for tag, text in outline.texts if tag == "code" and text.startswith("{"))
+    assert json.loads(plan) == report.plan.to_json()
+
+
+def test_the_page_of_a_huge_hostile_network_stays_small() -> None:
+    layers = tuple(replace(LAYERS[0], site=replace(LAYERS[0].site, name=f"{i}" + "<" * 5000)) for i in range(1500))
+    assert len(make_page(make_report(layers, name="<" * 10**6), layers).encode()) < 2_000_000
+
+
+def _with_nothing(report: Report) -> Iterator[Report]:
+    assert report.deviation is not None
+    yield bare(report)
+    yield replace(report, latency=None, deviation=None)
+    yield replace(report, deviation=replace(report.deviation, agreement=None))
+    yield replace(report, deviation=replace(report.deviation, agreement=None, truncation=None))
+    yield replace(report, latency=make_comparison(1.5, processes=1))
+    yield replace(report, latency=make_comparison(1.5, unit="instructions"))
+    yield replace(report, source=replace(report.source, path=None))
+    yield replace(report, plan=make_plan(LAYERS[3:]))
+    yield replace(report, plan=make_plan(()))
+
+
+@pytest.mark.parametrize("index", range(9))
+def test_what_was_not_done_is_left_out(index: int) -> None:
+    report = list(_with_nothing(make_report(LAYERS)))[index]
+    page = make_page(report, LAYERS)
+    assert Outline(page).named("h1")
+    assert not re.search(r"\b(None|nan|inf)\b", re.sub("<style>.*</style>", "", page, flags=re.DOTALL))
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def _contrast(one: str, other: str) -> float:
+    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _palettes() -> list[dict[str, str]]:
+    """The colours under light and under dark, as the style sheet has them."""
+    style = files("trp_export.report").joinpath("page.html").read_text(encoding="utf-8")
+    blocks = re.findall(r":root \{(.*?)\}", style, flags=re.DOTALL)
+    return [dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block)) for block in blocks]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("ground", ["page", "card"])
+def test_letters_and_bars_stand_out(scheme: int, ground: str) -> None:
+    colours = _palettes()[scheme]
+    least = {"ink": 4.5, "muted": 4.5, "accent": 4.5, "good": 4.5, "bad": 4.5, "warn": 4.5, "before": 3, "after": 3}
+    found = {name: _contrast(colours[name], colours[ground]) for name in least}
+    assert {name: contrast for name, contrast in found.items() if contrast < least[name]} == {}
