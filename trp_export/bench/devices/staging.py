@@ -64,14 +64,17 @@ def _external_tensors(model: Any) -> list[Any]:
 
 
 def copy_local(case: Case, folder: Path) -> Path:
-    """The files of a model under our names in a local folder, linked where possible. Returns the model's path."""
+    """The files of a model under our names in a local folder, linked where possible. Returns the model's path.
+
+    Hard links, as onnxruntime refuses data that a symbolic link takes out of the model's folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for file, name in list(portable_files(case, folder)):
         target = folder / name
         if file == target:
             continue
         try:
-            target.symlink_to(file.resolve())
+            target.hardlink_to(file.resolve())
         except OSError:
             shutil.copyfile(file, target)
     return folder / "model.onnx"

@@ -1,0 +1,93 @@
+"""Which cores are chosen, what counts as the same environment, and what is said about noise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from trp_export.bench import Environment, Measurement, Process
+from trp_export.bench.environment import Core, Machine, choose_cores, governor_of, require_same
+from trp_export.bench.noise import remarks
+from trp_export.errors import DeviceError, EnvironmentMismatchError, OptionError
+
+HERE = Environment(
+    "local", "CPU", "x86_64", "Linux 6", 4, "performance", (3,), 1, "CPUExecutionProvider", "1.31.1", "float32[1]"
+)
+
+
+def machine(*cores: Core, can_pin: bool = True, load: float = 0.0) -> Machine:
+    return Machine("CPU", "aarch64", "Linux 6", len(cores), cores, load, can_pin, "1.31.1", ("CPUExecutionProvider",))
+
+
+def plain(number: int, siblings: str | None = None, capacity: int = 0, governor: str = "") -> Core:
+    return Core(number, siblings or str(number), capacity, governor, 0, 0)
+
+
+BIG_LITTLE = machine(
+    *(plain(i, capacity=400, governor="schedutil") for i in range(4)),
+    *(plain(i, capacity=1024, governor="performance") for i in range(4, 6)),
+)
+TWO_CORES_OF_TWO = machine(plain(0, "0-1"), plain(1, "0-1"), plain(2, "2-3"), plain(3, "2-3"))
+
+
+def test_the_fastest_distinct_cores_from_the_top() -> None:
+    assert choose_cores(BIG_LITTLE, 1, None) == (5,)
+    assert choose_cores(BIG_LITTLE, 2, None) == (4, 5)
+    assert choose_cores(BIG_LITTLE, 3, None) == (3, 4, 5)
+    assert choose_cores(TWO_CORES_OF_TWO, 1, None) == (3,)
+    assert choose_cores(TWO_CORES_OF_TWO, 2, None) == (1, 3)
+    assert choose_cores(TWO_CORES_OF_TWO, 3, None) == (1, 2, 3)
+    assert governor_of(BIG_LITTLE, (0, 5)) == "performance+schedutil"
+    assert governor_of(TWO_CORES_OF_TWO, ()) == "unknown"
+
+
+def test_wanted_cores() -> None:
+    assert choose_cores(BIG_LITTLE, 2, [1, 0]) == (0, 1)
+    for threads, wanted, message in [
+        (2, [1], "2 threads on 1 cores"),
+        (1, [9], "no core 9"),
+        (7, None, "ask for fewer"),
+    ]:
+        with pytest.raises(OptionError, match=message):
+            choose_cores(BIG_LITTLE, threads, wanted)
+
+
+def test_a_system_that_cannot_pin() -> None:
+    fixed = replace(BIG_LITTLE, can_pin=False)
+    assert choose_cores(fixed, 2, None) == ()
+    with pytest.raises(OptionError, match="cannot pin"):
+        choose_cores(fixed, 1, [1])
+
+
+def test_unlike_environments_say_where_they_differ() -> None:
+    require_same(HERE, replace(HERE))
+    with pytest.raises(EnvironmentMismatchError, match=r"(?s)onnxruntime: 1\.31\.1 / 1\.30\.0.*in one run") as refused:
+        require_same(HERE, replace(HERE, onnxruntime="1.30.0"))
+    assert "cpu:" not in str(refused.value)
+    assert Environment.from_json(HERE.to_json()) == HERE
+
+
+def test_a_device_without_onnxruntime() -> None:
+    with pytest.raises(DeviceError, match="pip install onnxruntime"):
+        Machine.from_probe({"unusable": "its python3 cannot import onnxruntime"})
+
+
+def measured(*medians: float, slow_runs: int = 0) -> Measurement:
+    processes = tuple(
+        Process(i, 1.0, 0, 0, tuple([int(median * 1e6)] * 10 + [int(median * 2e6)] * slow_runs))
+        for i, median in enumerate(medians)
+    )
+    return Measurement("m", "", 0, processes, None, {})
+
+
+def test_noise_comes_with_remedies() -> None:
+    quiet = machine(plain(0, governor="performance"))
+    assert remarks([measured(*[1.0] * 9)], quiet, 0.02, HERE) == ()
+    told = remarks([measured(*[1.0] * 5, *[1.2] * 4, slow_runs=2)], quiet, 0.5, replace(HERE, governor="powersave"))
+    for word in ("other programs used 50%", "governor is powersave", "--cores", "slowest process", "grows hot"):
+        assert any(word in note for note in told), word
+    assert any("fewer than eight" in note for note in remarks([measured(1.0)], quiet, 0.0, HERE))
+    busy = replace(HERE, device="ssh:pi@board")
+    assert "load of 2.0" in remarks([measured(*[1.0] * 9)], replace(quiet, load=2.0), 0.0, busy)[0]
+    assert remarks([measured(1.0)], quiet, 1.0, replace(HERE, unit="instructions")) == ()
