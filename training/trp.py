@@ -29,7 +29,7 @@ from training.layers import LayerFilter, TorchLayer, find_layers, paper_choice, 
 from training.matrices import fold, unfold
 from training.ranks import RAMPS, RankRule, choose_schemes, make_curve, make_plan, projection_ranks, ramped
 from training.replicas import broadcast, share_out, world
-from training.spectra import Spectrum, nuclear_subgradient, spectrum, truncate
+from training.spectra import Spectrum, follow, spectrum, truncate, truncate_and_pull
 from trp_export.errors import OptionError
 from trp_export.lowrank.schemes import SCHEMES, Scheme
 from trp_export.planning.curves import CHOICES, Curve, Layer, schemes_for
@@ -46,7 +46,9 @@ class TRPSettings:
     `schemes` maps patterns of layer names to a name of --scheme, the first match counts. `nuclear` is lambda: on
     projection steps only, as the authors have it, its pull is 1/m as strong as at m = 1; with `nuclear_every_step`
     it pulls at every step, at the price of a decomposition per step. A rule's `ramp` is over the first
-    `ramp_steps` optimizer steps. `layer_weights` say how much lost energy hurts in each layer under a budget.
+    `ramp_steps` optimizer steps. With `exact_every` above 1, only every so many projections decompose in full and
+    choose ranks; those between follow the space they left, which is what projecting on every step can afford.
+    `layer_weights` say how much lost energy hurts in each layer under a budget.
     """
 
     rule: RankRule = field(default_factory=lambda: Energy(0.98))
@@ -60,11 +62,12 @@ class TRPSettings:
     momentum: str = "keep"
     preserve_energy: bool = False
     project: bool = True
+    exact_every: int = 1
     layer_weights: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.period < 1:
-            raise OptionError(f"--period {self.period} is below 1.")
+        if self.period < 1 or self.exact_every < 1:
+            raise OptionError(f"--period {self.period} and --exact-every {self.exact_every} must be 1 or more.")
         if self.nuclear < 0:
             raise OptionError(f"--nuclear {self.nuclear:g} is below 0.")
         if self.ramp not in RAMPS:
@@ -82,11 +85,13 @@ class TRPSettings:
 
 @dataclass(slots=True)
 class _Target:
-    """A layer in training: its curve now, the rank it was last projected to, and the pull for the next step."""
+    """A layer in training: its curve, the rank it was last projected to, the space it was left in where that is
+    followed, and the pull for the next step."""
 
     layer: TorchLayer
     curve: Curve
     rank: int
+    space: Spectrum | None = None
     pull: Tensor | None = None
 
     @property
@@ -132,8 +137,10 @@ class TRP:
 
     def project(self) -> None:
         """Replace every chosen weight by its truncated SVD, now, by the rule as it stands at this step."""
-        known = self._decompose()
-        self._carry_out(known, self._ranks(self.current_rule), write=True)
+        if self.step // self.settings.period % self.settings.exact_every:
+            self._carry_out(self._follow(), self.ranks, write=True)
+        else:
+            self._carry_out(self._decompose(), self._ranks(self.current_rule), write=True)
 
     def measure(self) -> Plan:
         """The plan that a cut now, by the final rule, would carry out. No weight is touched."""
@@ -152,7 +159,7 @@ class TRP:
         ranks = {change.site.name: change.rank for change in plan.changed}
         self._carry_out(known, {t.name: ranks.get(t.name, t.curve.full_rank) for t in self._targets}, write=True)
         for target in self._targets:
-            target.pull = None
+            target.pull = target.space = None
         if batches is not None:
             reestimate(self._model, batches)
         return as_trained(plan)
@@ -174,6 +181,7 @@ class TRP:
             "ranks": self.ranks,
             "schemes": {target.name: target.curve.scheme.name for target in self._targets},
             "pulls": {target.name: target.pull for target in self._targets if target.pull is not None},
+            "spaces": {t.name: [t.space.values, t.space.basis] for t in self._targets if t.space is not None},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -183,6 +191,8 @@ class TRP:
             target.curve = _curve(target.layer, SCHEMES[state["schemes"][target.name]])
             pull = state["pulls"].get(target.name)
             target.pull = None if pull is None else pull.to(target.weight.device)
+            space = state.get("spaces", {}).get(target.name)
+            target.space = None if space is None else Spectrum(*(part.to(target.weight.device) for part in space))
 
     def _find_targets(self) -> list[_Target]:
         chosen = [
@@ -261,6 +271,18 @@ class TRP:
         return known
 
     @torch.no_grad()
+    def _follow(self) -> dict[str, Spectrum]:
+        """The spaces of the layers this process owns, renewed from those they were left in where that is possible."""
+        known = {}
+        for target, owner in zip(self._targets, self._owners(), strict=True):
+            if owner != world()[0]:
+                continue
+            matrices = target.matrices(target.weight)
+            renewed = follow(matrices, target.space, target.rank) if target.space is not None else None
+            known[target.name] = renewed or spectrum(matrices)
+        return known
+
+    @torch.no_grad()
     def _carry_out(self, known: Mapping[str, Spectrum], ranks: Mapping[str, int], *, write: bool) -> None:
         """New weights at these ranks (where `write`), and the pull for the next step; alike on all replicas."""
         for target in self._targets:
@@ -278,12 +300,13 @@ class TRP:
     def _renew(self, target: _Target, known: Spectrum, rank: int, write: bool) -> None:
         matrices = target.matrices(target.weight)
         ranks = torch.full((len(matrices),), rank, device=matrices.device)
+        kept, pull = truncate_and_pull(matrices, known, ranks)
         if self.settings.nuclear:
-            pull = torch.empty_like(target.weight)
-            target.pull = pull.copy_(target.folded(nuclear_subgradient(matrices, known, ranks)))
+            target.pull = torch.empty_like(target.weight).copy_(target.folded(pull))
         if not write or rank >= target.curve.full_rank:
             return
-        kept = truncate(matrices, known, ranks)
+        if self.settings.exact_every > 1:
+            target.space = Spectrum(known.values[:, :rank], known.basis[..., :rank])
         if self.settings.preserve_energy:
             kept = kept * (matrices.norm() / kept.norm().clamp_min(torch.finfo(kept.dtype).tiny))
         target.weight.data.copy_(target.folded(kept))

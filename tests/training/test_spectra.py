@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.spectra import nuclear_subgradient, spectrum, truncate
+from training.spectra import follow, nuclear_subgradient, spectrum, truncate, truncate_and_pull
 
 
 def random_matrices(rows: int, columns: int, seed: int, count: int = 2) -> torch.Tensor:
@@ -85,3 +85,28 @@ def test_a_batch_is_its_members_one_by_one() -> None:
     for index in range(3):
         alone = truncate(matrices[index : index + 1], spectrum(matrices[index : index + 1]), ranks[index : index + 1])
         torch.testing.assert_close(together[index : index + 1], alone, rtol=0, atol=1e-6)
+
+
+@given(st.integers(4, 30), st.integers(4, 30), st.integers(0, 99), st.floats(1e-5, 3e-3))
+@settings(deadline=None)
+def test_a_followed_space_projects_as_an_independent_svd_does(rows: int, columns: int, seed: int, step: float) -> None:
+    matrices = random_matrices(rows, columns, seed, count=1)
+    rank = max(1, min(rows, columns) // 2)
+    known = spectrum(matrices)
+    moved = truncate(matrices, known, torch.tensor([rank]))
+    noise = torch.randn(moved.shape, generator=torch.Generator().manual_seed(seed))
+    moved = moved + step * known.values[0, rank - 1].float() * noise / noise.norm()
+    renewed = follow(moved, known, rank)
+    assert renewed is not None
+    left, values, right = np.linalg.svd(moved[0].double().numpy(), full_matrices=False)
+    best, polar = (left[:, :rank] * values[:rank]) @ right[:rank], left[:, :rank] @ right[:rank]
+    low, pull = (found[0].double().numpy() for found in truncate_and_pull(moved, renewed, torch.tensor([rank])))
+    assert np.linalg.norm(low - best) <= 1e-5 * np.linalg.norm(best)
+    assert np.linalg.norm(pull - polar) <= 1e-3 * np.linalg.norm(polar)
+
+
+def test_a_space_without_energy_is_not_followed() -> None:
+    zero = torch.zeros(1, 4, 6)
+    assert follow(zero, spectrum(zero), 2) is None
+    other = random_matrices(4, 6, 0, count=1)
+    assert follow(zero, spectrum(other), 2) is None

@@ -86,6 +86,19 @@ def test_steps_equal_the_algorithm_written_out(period: int) -> None:
         torch.testing.assert_close(mine, hand, rtol=0, atol=2e-6)
 
 
+def test_following_the_space_trains_as_decomposing_in_full_does() -> None:
+    torch.manual_seed(0)
+    model = Tiny(norm=False)
+    twin = copy.deepcopy(model)
+    for network, exact_every in ((model, 5), (twin, 1)):
+        optimizer = sgd(network, lr=0.02)
+        TRP(network, optimizer, replace(EVERY_STEP, exact_every=exact_every), SHAPE)
+        take_steps(network, optimizer, 10)
+    assert relative_rank(model.conv1.weight) == relative_rank(model.conv2.weight) == 3
+    for followed, exact in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(followed, exact, rtol=0, atol=1e-4)
+
+
 def test_finish_leaves_exactly_the_ranks_of_its_plan() -> None:
     model = Tiny()
     optimizer = sgd(model)
@@ -210,7 +223,7 @@ def test_it_goes_on_from_a_saved_state_to_the_same_bits() -> None:
     torch.manual_seed(0)
     first = Tiny()
     second = copy.deepcopy(first)
-    settings = TRPSettings(rule=MacsBudget(2.0), period=3, nuclear=0.01, ramp="cosine", ramp_steps=8)
+    settings = TRPSettings(MacsBudget(2.0), period=1, nuclear=0.01, ramp="cosine", ramp_steps=8, exact_every=2)
     optimizer = sgd(first)
     TRP(first, optimizer, settings, SHAPE)
     take_steps(first, optimizer, 9)
