@@ -29,6 +29,7 @@ HOSTILE = (
     "$body ${title} %s {0}",
     "line\u202ereversed\u0000\x1b[31mred",
     "[bold red]markup[/]",
+    "two\nlines",
 )
 
 

@@ -30,19 +30,24 @@ def _browse(folder: Path, *options: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "options", "ground"), [(1100, (), (255, 255, 255)), (390, (DARK,), (0x13, 0x17, 0x1B))]
+    ("width", "options", "ground"),
+    [
+        pytest.param(1100, (), (255, 255, 255), id="light", marks=pytest.mark.slow),
+        pytest.param(390, (DARK,), (0x13, 0x17, 0x1B), id="phone, dark"),
+    ],
 )
 def test_a_screenshot(tmp_path: Path, width: int, options: tuple[str, ...], ground: tuple[int, int, int]) -> None:
     shot = tmp_path / "shot.png"
-    _browse(tmp_path, f"--screenshot={shot}", f"--window-size={width},4000", *options)
+    _browse(tmp_path, f"--screenshot={shot}", f"--window-size={width},2400", *options)
     pixels = np.asarray(Image.open(shot).convert("RGB"))
-    assert pixels.shape == (4000, width, 3)
+    assert pixels.shape == (2400, width, 3)
     assert (pixels[:, -8:] == ground).all(), "something reaches the right edge"
     drawn = (pixels != ground).any(axis=2)
     assert 0.05 < drawn.mean() < 0.9
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
 
 
+@pytest.mark.slow
 def test_it_prints(tmp_path: Path) -> None:
     _browse(tmp_path, f"--print-to-pdf={tmp_path / 'page.pdf'}")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")

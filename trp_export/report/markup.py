@@ -19,8 +19,8 @@ def escape(text: object) -> Markup:
 
 
 def plain(text: str) -> str:
-    """`text` with a mark in place of every character that does not print; line ends stay."""
-    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
+    """`text` with a question mark in place of every character that does not print; line ends stay."""
+    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
 
 
 def join(*parts: object) -> Markup:

@@ -46,10 +46,12 @@ def picture(width: int, height: int, title: str, *parts: object, class_: str | N
 
 
 def text(x: float, y: float, words: object, *, anchor: str | None = None, class_: str | None = None) -> Markup:
+    """Words with their foot at y; `anchor` is start, middle or end."""
     return element("text", words, x=x, y=y, text_anchor=anchor, class_=class_)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
+    """A straight line."""
     return element("path", d=f"M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}", class_=class_)
 
 

@@ -100,7 +100,7 @@ def _accuracy_rows(report: Report) -> list[Row]:
 
 def points(before: float, after: float) -> str:
     """The change of a share in percentage points."""
-    return f"{(after - before) * 100:+.2f} pp".replace("-", "\N{MINUS SIGN}")
+    return f"{(after - before) * 100:+.2f} pp"
 
 
 def _file_tile(report: Report) -> Markup | None:

@@ -29,7 +29,7 @@ def standard_output() -> Console:
 
 def print_report(report: Report, out: Console, messages: Console, verbose: bool = False) -> None:
     """Layers, before and after, the outcome in words on `out`; where the files are on `messages`."""
-    out.print(Text(plain(f"{report.source.name}: {report.plan.rule}"), style="bold"))
+    out.print(Text(_one_line(f"{report.source.name}: {report.plan.rule}"), style="bold"))
     out.print(_layer_table(report, out.width))
     if report.after is not None:
         out.print()
@@ -63,13 +63,13 @@ def _layer_table(report: Report, width: int) -> Table:
     table.add_column(overflow="fold")
     table.add_row(Text("layer", style="dim"), Text("kernel", style="dim"), head)
     for one, shape, line in zip(decisions, kernels, outcomes, strict=True):
-        table.add_row(Text(plain(shorten(one.site.name, room))), Text(shape, style="dim"), line)
+        table.add_row(Text(_one_line(shorten(one.site.name, room))), Text(shape, style="dim"), line)
     return table
 
 
 def _outcome(decision: Decision, rank: str, rank_width: int) -> Text:
     """One line; the reason of a factored layer only where it says more than the energy."""
-    reason = plain(decision.reason)
+    reason = _one_line(decision.reason)
     if decision.scheme is None:
         return Text(f"kept: {reason}", style="dim")
     scheme = SHORT_SCHEMES.get(decision.scheme.name, decision.scheme.name)
@@ -78,9 +78,13 @@ def _outcome(decision: Decision, rank: str, rank_width: int) -> Text:
     return Text.assemble(
         (f"{scheme:<9}", "cyan"),
         f"  {rank:>{rank_width}}  {_energy(decision.energy)}  ",
-        (f"{ratio:>6}", "green"),
+        (f"{ratio:>6}", "green" if decision.macs < decision.site.macs else "red"),
         reason,
     )
+
+
+def _one_line(text: str) -> str:
+    return plain(text).replace("\n", "?")
 
 
 def _energy(energy: float) -> str:

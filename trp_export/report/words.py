@@ -129,8 +129,8 @@ def shorten(text: str, width: int) -> str:
     """At most `width` characters; what is cut is cut from the middle, since names differ at their ends."""
     if len(text) <= width:
         return text
-    tail = (width - 1) * 2 // 3
-    return f"{text[: width - 1 - tail]}…{text[-tail:]}"
+    tail = (width - 3) * 2 // 3
+    return f"{text[: width - 3 - tail]}...{text[-tail:]}"
 
 
 def _three(value: float) -> str:
