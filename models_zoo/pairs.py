@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
 from trp_export.lowrank.schemes import PairShape, Scheme, pair_shape
 
-_CONVS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_Conv = nn.modules.conv._ConvNd
 
 
 def pair_for(layer: nn.Module, scheme: Scheme, rank: int) -> nn.Sequential:
@@ -26,7 +28,7 @@ def pair_for(layer: nn.Module, scheme: Scheme, rank: int) -> nn.Sequential:
             raise TypeError(f"a Linear layer has no {scheme.name} pair")
         reduce: nn.Module = nn.Linear(layer.in_features, rank, bias=False)
         expand: nn.Module = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
-    elif isinstance(layer, tuple(_CONVS.values())) and not layer.transposed:
+    elif isinstance(layer, _Conv) and not layer.transposed:
         shape = pair_shape(scheme, tuple(layer.weight.shape), layer.groups, rank)
         reduce, expand = _reduce_conv(layer, scheme, shape), _expand_conv(layer, scheme, shape)
     else:
@@ -60,13 +62,13 @@ def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(parent, last, layer)
 
 
-def _reduce_conv(layer: nn.modules.conv._ConvNd, scheme: Scheme, shape: PairShape) -> nn.Module:
+def _reduce_conv(layer: _Conv, scheme: Scheme, shape: PairShape) -> nn.Module:
     """c -> r: it takes strides, pads and dilations on the axes it covers."""
     covered = [axis in scheme.reduce_axes for axis in range(len(layer.kernel_size))]
     return _conv(layer, shape.reduce[1] * shape.reduce_group, shape.reduce, shape.reduce_group, covered, bias=False)
 
 
-def _expand_conv(layer: nn.modules.conv._ConvNd, scheme: Scheme, shape: PairShape) -> nn.Module:
+def _expand_conv(layer: _Conv, scheme: Scheme, shape: PairShape) -> nn.Module:
     """r -> n: the other axes, and the bias."""
     covered = [axis not in scheme.reduce_axes for axis in range(len(layer.kernel_size))]
     in_channels = shape.expand[1] * shape.expand_group
@@ -74,7 +76,7 @@ def _expand_conv(layer: nn.modules.conv._ConvNd, scheme: Scheme, shape: PairShap
 
 
 def _conv(
-    layer: nn.modules.conv._ConvNd,
+    layer: _Conv,
     in_channels: int,
     kernel_shape: tuple[int, ...],
     group: int,
@@ -86,7 +88,7 @@ def _conv(
         return tuple(value if mine else rest for value, mine in zip(values, covered, strict=True))
 
     padding = layer.padding if isinstance(layer.padding, str) else pick(tuple(layer.padding), 0)
-    return _CONVS[len(covered)](
+    conv: nn.Module = _CONVS[len(covered)](
         in_channels,
         kernel_shape[0],
         kernel_shape[2:],
@@ -97,3 +99,4 @@ def _conv(
         bias,
         layer.padding_mode,
     )
+    return conv

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from training.checkpoint import DENSE, FACTORS, load_network, new_network, save_network
+from training.checkpoint import DENSE, FACTORS, load_network, new_network, read, save_network
 from training.data import CIFAR10_CLASSES, load_images
 from training.pairs import merge
 from trp_export.planning.plan import parse_plan
@@ -145,7 +145,7 @@ def as_dense(source: Path, target: Path) -> Path:
         dense = new_network(network.arch, network.classes).module
         choices = parse_plan(network.plan, str(source))
         network = replace(network, module=merge(network.module, dense, choices), kind=DENSE)
-    save_network(network, target, [])
+    save_network(network, target, read(source)["history"])
     return target
 
 

@@ -89,7 +89,7 @@ def evaluation_batches(
     images: ImageSet, normalisation: Normalisation, device: torch.device, batch: int = 500
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All images in order, as they are."""
-    for pixels, labels in zip(images.images.split(batch), images.labels.split(batch), strict=True):
+    for pixels, labels in zip(images.images.split(batch), images.labels.split(batch), strict=True):  # type: ignore[no-untyped-call]
         yield normalisation(pixels.to(device)), labels.to(device)
 
 

@@ -32,7 +32,7 @@ Examples:
 _path = click.Path(path_type=Path)
 
 
-class _Shape(click.ParamType[tuple[int, ...]]):
+class _Shape(click.ParamType):  # type: ignore[type-arg]  # Generic from click 8.2 on.
     """1,3,224,224 as a tuple."""
 
     name = "N,C,H,W"
@@ -114,7 +114,7 @@ def _read_config(context: click.Context, parameter: click.Parameter, path: Path 
 @click.option("--resume", is_flag=True, help="Go on with the run in --output; other options may be left out.")
 @click.option("--dry-run", is_flag=True, help="Print what would be trained, and the plan of a cut now; write nothing.")
 @click.pass_context
-def command(context: click.Context, resume: bool, dry_run: bool, config: Path | None, **values: Any) -> None:
+def command(context: click.Context, /, resume: bool, dry_run: bool, config: Path | None, **values: Any) -> None:
     """Train a convolutional network so that it loses almost nothing when it is cut to low rank.
 
     Trained Rank Pruning (Xu et al., arXiv 2004.14566). The folder of the run holds model.pt, ready for trp-export,

@@ -56,6 +56,13 @@ class ByName:
         return wanted and not any(fnmatchcase(site.name, pattern) for pattern in self.skip)
 
 
+def kernel_of(model: nn.Module, name: str) -> nn.Parameter:
+    """The weight of the layer called `name`."""
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The user's own network inside DistributedDataParallel and torch.compile wrappers."""
     while True:
@@ -73,7 +80,9 @@ def find_layers(model: nn.Module, input_shape: Sequence[int]) -> tuple[TorchLaye
     are refused, with the reason in their site.
     """
     uses: dict[nn.Module, list[Use]] = {}
-    names = {module: name for name, module in model.named_modules() if isinstance(module, (*_CONVS, nn.Linear))}
+    names: dict[nn.Module, str] = {
+        module: name for name, module in model.named_modules() if isinstance(module, (*_CONVS, nn.Linear))
+    }
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         uses.setdefault(module, []).append(_use(module, inputs[0].shape, output.shape))
@@ -126,5 +135,5 @@ def _use(module: nn.Module, in_shape: Sequence[int], out_shape: Sequence[int]) -
 
 def _pads(module: nn.Module) -> tuple[int, ...]:
     """Begin pads then end pads, as ONNX writes them; this attribute of torch's knows padding="same" as well."""
-    twice = tuple(module._reversed_padding_repeated_twice)
+    twice: tuple[int, ...] = tuple(module._reversed_padding_repeated_twice)  # type: ignore[arg-type]
     return (*twice[-2::-2], *twice[-1::-2])

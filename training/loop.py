@@ -110,7 +110,7 @@ class Run:
         loss = training_loss(logits, y, taught, options.temperature, options.teacher_share)
         require_finite(loss, self.network.module, x, self.epoch * len(self.batches) + self.step + 1)
         self._optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self._loss_sum += float(loss.detach())
 
@@ -233,7 +233,7 @@ class Run:
     def _enter_phase(self) -> None:
         """Model, optimizer and, while the weights are dense and there is a rule, TRP."""
         options, network = self.options, self.network
-        module = network.module.to(self.device, memory_format=torch.channels_last).train()
+        module = _placed(network.module, self.device).train()
         self.network = replace(network, module=module)
         self._model = _wrapped(module, options, self.device)
         self._optimizer = torch.optim.SGD(
@@ -273,7 +273,7 @@ class Run:
         teacher = load_network(self.options.teacher, arch, classes, self.network.input_shape)
         if (teacher.mean, teacher.std) != (self.network.mean, self.network.std):
             raise OptionError("--teacher is normalised by another mean and std than the network it would teach.")
-        return teacher.module.to(self.device, memory_format=torch.channels_last).eval()
+        return _placed(teacher.module, self.device).eval()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if not self.options.amp:
@@ -316,6 +316,11 @@ def _start(options: TrainOptions, classes: tuple[str, ...]) -> Network:
 def _outputs(network: Network) -> int:
     last = [module for module in network.module.modules() if isinstance(module, nn.Linear)]
     return last[-1].out_features if last else len(network.classes)
+
+
+def _placed(module: nn.Module, device: torch.device) -> nn.Module:
+    """On the device, its kernels channels last in memory."""
+    return module.to(device).to(memory_format=torch.channels_last)
 
 
 def _wrapped(module: nn.Module, options: TrainOptions, device: torch.device) -> nn.Module:

@@ -6,10 +6,10 @@ import copy
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models_zoo.pairs import pair_for, replace_layer
-from training.layers import unwrapped
+from training.layers import kernel_of, unwrapped
 from training.matrices import fold, unfold
 from training.spectra import spectrum, truncate
 from trp_export.errors import OptionError
@@ -40,13 +40,12 @@ def merge(factored: nn.Module, dense: nn.Module, choices: Iterable[Choice]) -> n
     for choice in choices:
         if choice.scheme is None:
             continue
-        layer = dense.get_submodule(choice.name)
-        shape, group = tuple(layer.weight.shape), getattr(layer, "groups", 1)
+        kernel, group = kernel_of(dense, choice.name), _group(dense, choice.name)
         reduce, expand = (
             state.pop(f"{choice.name}.{part}.weight").double().cpu().numpy() for part in ("reduce", "expand")
         )
-        weight = product(Factors(reduce, expand), choice.scheme, shape, group)
-        state[f"{choice.name}.weight"] = torch.from_numpy(weight).to(layer.weight.dtype)
+        weight = product(Factors(reduce, expand), choice.scheme, kernel.shape, group)
+        state[f"{choice.name}.weight"] = torch.from_numpy(weight).to(kernel.dtype)
         if f"{choice.name}.expand.bias" in state:
             state[f"{choice.name}.bias"] = state.pop(f"{choice.name}.expand.bias")
     dense.load_state_dict(state)
@@ -58,7 +57,7 @@ def low_rank_copy(module: nn.Module, plan: Plan) -> nn.Module:
     """A copy of `module` whose dense weights are the products of the plan's factors: the same function, uncut."""
     model = copy.deepcopy(unwrapped(module))
     for change in plan.changed:
-        weight = model.get_submodule(change.site.name).weight
+        weight = kernel_of(model, change.site.name)
         matrices = unfold(weight, change.scheme, change.site.group)
         ranks = torch.full((len(matrices),), change.rank, device=weight.device)
         kept = truncate(matrices, spectrum(matrices), ranks)
@@ -73,13 +72,16 @@ def _replace(model: nn.Module, change: Change) -> None:
         pair = pair_for(layer, scheme, rank)
     except (AttributeError, TypeError) as error:
         raise OptionError(f"the plan factors {name}, which this network cannot: {error}.") from None
-    weight = layer.weight
-    factors = factorise(weight.detach().cpu().numpy(), scheme, getattr(layer, "groups", 1), rank)
-    for part, kernel in (
-        (pair.get_submodule("reduce"), factors.reduce),
-        (pair.get_submodule("expand"), factors.expand),
-    ):
-        part.weight.copy_(torch.from_numpy(kernel).reshape(part.weight.shape))
-    if layer.bias is not None:
-        pair.get_submodule("expand").bias.copy_(layer.bias)
+    factors = factorise(kernel_of(model, name).detach().cpu().numpy(), scheme, _group(model, name), rank)
+    for part, kernel in (("reduce", factors.reduce), ("expand", factors.expand)):
+        weight = kernel_of(pair, part)
+        weight.copy_(torch.from_numpy(kernel).reshape(weight.shape))
+    if isinstance(layer.bias, Tensor):
+        bias = pair.get_submodule("expand").bias
+        assert isinstance(bias, Tensor)
+        bias.copy_(layer.bias)
     replace_layer(model, name, pair)
+
+
+def _group(model: nn.Module, name: str) -> int:
+    return int(getattr(model.get_submodule(name), "groups", 1))

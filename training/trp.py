@@ -257,7 +257,7 @@ class TRP:
         known: dict[str, Spectrum] = {}
         for (count, *_), members in groups.items():
             together = spectrum(torch.cat([member.matrices(member.weight) for member in members]))
-            parts = zip(together.values.split(count), together.basis.split(count), strict=True)
+            parts = zip(together.values.split(count), together.basis.split(count), strict=True)  # type: ignore[no-untyped-call]
             known |= {member.name: Spectrum(*part) for member, part in zip(members, parts, strict=True)}
         values = [
             known[target.name].values.contiguous()
