@@ -156,6 +156,18 @@ def test_other_outputs_are_an_error(conv_net: Path) -> None:
         check_outputs(case, [wanted, wanted], [wanted], None, "d")
 
 
+def test_a_device_that_computes_something_else_is_not_timed(
+    conv_net: Path, monkeypatch: pytest.MonkeyPatch, no_process_left: None
+) -> None:
+    from trp_export.bench import session
+
+    monkeypatch.setattr(session, "reference_outputs", lambda cases, timeout_s: [[np.ones((1, 10), np.float32)]])
+    seen: list[Comparison] = []
+    with pytest.raises(VerifyError, match=r"(?s)output 0 on local differs.*Nothing was measured further"):
+        compare([conv_net], checkpoint=seen.append)
+    assert not seen
+
+
 def test_deviation_of_special_values() -> None:
     odd = np.array([np.nan, np.inf, 1.0])
     assert deviation(odd, odd) == (0.0, 0.0)

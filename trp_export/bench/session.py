@@ -27,7 +27,7 @@ from trp_export.bench.outputs import check_outputs, reference_outputs
 from trp_export.errors import OptionError
 
 TURN_NS = 60e6  # long enough to drown the first, cold run; short enough to interleave finely
-WARM_WINDOWS = 12  # the most windows a process may take to become stable
+WARM_WINDOWS = 6  # the most windows a process may take to become stable
 STABLE = 0.02  # two windows this near one another: warm
 FEWEST_TURNS = 3
 FEW_INSTRUCTIONS = 1e8
