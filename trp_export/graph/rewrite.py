@@ -55,10 +55,15 @@ def set_products(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], fa
     """Set each chosen layer's kernel to the product of its factors, in place: what the pairs must equal."""
     places = {place.site.name: place for place in located}
     for change in plan.changed:
-        weight = places[change.site.name].constant
         kernel = product(factors[change.site.name], change.scheme, change.site.kernel_shape, change.site.group)
-        seen = kernel if _stored_as_kernel(places[change.site.name].nodes[0]) else kernel.T
-        set_value(weight.root, seen.transpose([weight.axes.index(axis) for axis in range(seen.ndim)]))
+        set_kernel(places[change.site.name], kernel)
+
+
+def set_kernel(place: LocatedSite, kernel: Array) -> None:
+    """Give a layer another kernel (n, c/group, *k), stored as its weight is."""
+    weight = place.constant
+    seen = kernel if _stored_as_kernel(place.nodes[0]) else kernel.T
+    set_value(weight.root, seen.transpose([weight.axes.index(axis) for axis in range(seen.ndim)]))
 
 
 def tag_nodes(model: ir.Model, plan: Plan) -> None:
