@@ -1,0 +1,86 @@
+"""Curves and factors of layers whose input moments are known: energy is then kept output variance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from trp_export.calibration.moments import Moments
+from trp_export.graph.bias import takes_bias
+from trp_export.graph.sites import LocatedSite
+from trp_export.lowrank.calibrated import bias_shift, calibrate, is_calibratable, output_errors
+from trp_export.lowrank.factor import Factors, Float64, product
+from trp_export.planning.curves import Layer
+from trp_export.planning.plan import Plan
+
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """What a plan's layers become, by site name: their factors, and what is added to their biases (n,)."""
+
+    factors: Mapping[str, Factors]
+    shifts: Mapping[str, Float64]
+
+
+def calibrated_layers(
+    layers: Sequence[Layer],
+    located: Sequence[LocatedSite],
+    moments: Mapping[str, Moments],
+    progress: Progress = lambda share: None,
+) -> tuple[Layer, ...]:
+    """The same layers with the share of output variance that each rank keeps in place of the energy of the kernel.
+
+    A layer without moments, or a scheme that moments cannot serve, keeps the curve it has.
+    """
+    places = {place.site.name: place for place in located}
+    result = []
+    for index, layer in enumerate(layers):
+        progress(index / len(layers))
+        own = moments.get(layer.site.name)
+        result.append(layer if own is None else _calibrated(layer, places[layer.site.name], own))
+    return tuple(result)
+
+
+def calibrated_factors(
+    plan: Plan,
+    located: Sequence[LocatedSite],
+    moments: Mapping[str, Moments],
+    progress: Progress = lambda share: None,
+) -> Fitted:
+    """Factors that keep most of each layer's output variance, and the shifts that keep its mean.
+
+    A layer without moments is absent: factor it plainly.
+    """
+    places = {place.site.name: place for place in located}
+    factors: dict[str, Factors] = {}
+    shifts: dict[str, Float64] = {}
+    for index, change in enumerate(plan.changed):
+        progress(index / len(plan.changed))
+        site, own = change.site, moments.get(change.site.name)
+        if own is None or not is_calibratable(change.scheme):
+            continue
+        place = places[site.name]
+        kernel = place.kernel()
+        second = own.covariance if takes_bias(place) else own.second
+        fit = calibrate(kernel, change.scheme, site.group, change.rank, second)
+        factors[site.name] = fit.factors
+        if takes_bias(place):
+            new = product(fit.factors, change.scheme, site.kernel_shape, site.group)
+            shifts[site.name] = bias_shift(kernel, new, own.mean)
+    return Fitted(factors, shifts)
+
+
+def _calibrated(layer: Layer, place: LocatedSite, own: Moments) -> Layer:
+    """A layer whose bias cannot move must keep the mean too: its moments are then about zero."""
+    second = own.covariance if takes_bias(place) else own.second
+    curves = []
+    for curve in layer.curves:
+        if is_calibratable(curve.scheme):
+            errors = output_errors(place.kernel(), curve.scheme, layer.site.group, second)
+            curve = replace(curve, energy=1.0 - np.minimum(errors, 1.0))
+        curves.append(curve)
+    return replace(layer, curves=tuple(curves))

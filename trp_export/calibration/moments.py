@@ -1,0 +1,202 @@
+"""Second moments of the inputs of each layer, gathered by running the network, image batch by image batch.
+
+Moments are sums, so what several runs or machines gathered adds up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_export.calibration.patches import count_positions, gather_patches, sample_positions, window
+from trp_export.calibration.taps import Tap, run_batches
+from trp_export.errors import LoadError, OptionError
+from trp_export.graph.sites import LocatedSite
+from trp_export.images import ImageSet
+from trp_export.lowrank.factor import Float64
+from trp_export.lowrank.site import Site
+
+Progress = Callable[[float], None]
+
+# Positions per entry of a patch: more of them change the factors no further.
+SAMPLES_PER_ENTRY = 64
+LEAST_SAMPLES = 2**15
+# Beyond this many entries the full matrix would not fit: each entry on its own is kept instead.
+LARGEST_PATCH = 8192
+_FORMAT = "trp-moments-1"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    """Of one layer: how many patches were seen, their sum (group, d) and the sum of their outer products.
+
+    `outer` is (group, d, d), or (group, d) with the squares alone where d is too large.
+    """
+
+    count: int
+    total: Float64
+    outer: Float64
+
+    @property
+    def mean(self) -> Float64:
+        return self.total / self.count
+
+    @property
+    def second(self) -> Float64:
+        """(group, d, d), about zero; diagonal where only squares were kept."""
+        second = self.outer / self.count
+        return second if second.ndim == 3 else np.stack([np.diag(own) for own in second])
+
+    @property
+    def covariance(self) -> Float64:
+        """(group, d, d), about the mean; diagonal where only squares were kept."""
+        if self.outer.ndim == 3:
+            return self.outer / self.count - self.mean[:, :, None] * self.mean[:, None, :]
+        spread = np.maximum(self.outer / self.count - self.mean**2, 0.0)
+        return np.stack([np.diag(own) for own in spread])
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.count + other.count, self.total + other.total, self.outer + other.outer)
+
+
+def gather_moments(
+    model: ir.Model,
+    located: Sequence[LocatedSite],
+    images: ImageSet,
+    *,
+    seed: int = 0,
+    batch_size: int = 16,
+    threads: int = 0,
+    progress: Progress = lambda share: None,
+) -> dict[str, Moments]:
+    """Site name -> moments, for every site that is not refused and lies in the main graph.
+
+    Raises LoadError for inputs that do not fit and for activations that are not finite, naming the layer.
+    """
+    places = [place for place in located if is_tapped(model, place)]
+    tap = Tap(model, _names(model.graph.inputs), [_input(node) for place in places for node in place.nodes], threads)
+    rng = np.random.default_rng(seed)
+    moments: dict[str, Moments] = {}
+    done = 0
+    for values in run_batches(tap, images.batches(batch_size)):
+        for place in places:
+            for node in place.nodes:
+                new = _moments_of(values[_input(node)], place.site, node, len(images), rng)
+                old = moments.get(place.site.name)
+                moments[place.site.name] = new if old is None else old + new
+        done += batch_size
+        progress(min(done / len(images), 1.0))
+    return moments
+
+
+def is_tapped(model: ir.Model, place: LocatedSite) -> bool:
+    """False for sites that are refused, and for those in the body of an If or a Loop."""
+    return place.site.refusal is None and all(node.graph is model.graph for node in place.nodes)
+
+
+def merge_moments(parts: Sequence[Mapping[str, Moments]]) -> dict[str, Moments]:
+    """The sum of what several runs gathered. Raises OptionError where they are of different networks."""
+    merged = dict(parts[0])
+    for part in parts[1:]:
+        if {name: m.outer.shape for name, m in part.items()} != {name: m.outer.shape for name, m in merged.items()}:
+            raise OptionError("the moments are of different networks: their layers differ.")
+        merged = {name: merged[name] + moments for name, moments in part.items()}
+    return merged
+
+
+def save_moments(path: Path, moments: Mapping[str, Moments]) -> None:
+    """As an .npz of float64 arrays. The symmetric half is stored once."""
+    arrays: dict[str, np.ndarray] = {"format": np.array(_FORMAT), "names": np.array(list(moments))}
+    for index, own in enumerate(moments.values()):
+        arrays[f"{index}.count"] = np.array(own.count)
+        arrays[f"{index}.total"] = own.total
+        half = own.outer[:, *np.tril_indices(own.outer.shape[1])] if own.outer.ndim == 3 else own.outer
+        arrays[f"{index}.outer"] = half
+    with path.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def load_moments(path: Path) -> dict[str, Moments]:
+    """Raises LoadError where the file holds no moments."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["format"]) != _FORMAT:
+                raise LoadError(f"{path} holds {file['format']}, not {_FORMAT}.")
+            return {str(name): _unpack(file, index) for index, name in enumerate(file["names"])}
+    except LoadError:
+        raise
+    except Exception as error:  # numpy and zipfile raise many kinds for damaged files.
+        raise LoadError(f"{path} holds no moments ({error}). Make them with --save-moments.") from error
+
+
+def remarks(moments: Mapping[str, Moments]) -> tuple[str, ...]:
+    """What the user should know: layers seen too rarely for their size, inputs that never change."""
+    few = {name: m for name, m in moments.items() if m.outer.ndim == 3 and m.count < 2 * m.total.shape[1]}
+    notes: list[str] = []
+    if few:
+        name, own = max(few.items(), key=lambda item: item[1].total.shape[1] / item[1].count)
+        times = -(-2 * own.total.shape[1] // own.count)
+        notes.append(
+            f"{len(few)} layers were seen at too few positions for their size, {name} most of all "
+            f"({own.count} for {own.total.shape[1]} inputs): {times} times as many images would do."
+        )
+    constant = [name for name, own in moments.items() if not _varies(own)]
+    if constant:
+        notes.append(f"the inputs of {', '.join(constant[:3])} never change over these images.")
+    wide = [name for name, own in moments.items() if own.outer.ndim == 2]
+    if wide:
+        notes.append(f"{', '.join(wide[:3])}: over {LARGEST_PATCH} inputs, so only their variances are used.")
+    return tuple(notes)
+
+
+def samples_per_image(site: Site, images: int) -> int:
+    """Positions to look at in each of so many images."""
+    return -(-max(SAMPLES_PER_ENTRY * prod(site.kernel_shape[1:]), LEAST_SAMPLES) // images)
+
+
+def _moments_of(data: np.ndarray, site: Site, node: ir.Node, images: int, rng: np.random.Generator) -> Moments:
+    seen_by = window(node, site)
+    entries = prod(site.kernel_shape[1:])
+    per_image = samples_per_image(site, images)
+    own = len(data) if not seen_by.transposed else data.shape[1]
+    positions = sample_positions(rng, own, count_positions(seen_by, data.shape), per_image)
+    patches = gather_patches(data, seen_by, positions)
+    total = patches.sum(axis=1, dtype=np.float64)
+    if not np.isfinite(total).all():
+        raise LoadError(f"the inputs of {site.name} are NaN or infinite on these images. Check the preprocessing.")
+    if entries > LARGEST_PATCH:
+        outer = np.einsum("gpd,gpd->gd", patches, patches).astype(np.float64)
+    else:
+        outer = np.matmul(patches.transpose(0, 2, 1), patches).astype(np.float64)
+    return Moments(patches.shape[1], total, outer)
+
+
+def _varies(own: Moments) -> bool:
+    squares = np.einsum("gdd->gd", own.outer) if own.outer.ndim == 3 else own.outer
+    return bool((squares / own.count - own.mean**2 > 1e-10 * squares / own.count).any())
+
+
+def _unpack(file: Mapping[str, np.ndarray], index: int) -> Moments:
+    total, half = file[f"{index}.total"], file[f"{index}.outer"]
+    if half.shape == total.shape:
+        return Moments(int(file[f"{index}.count"]), total, half)
+    groups, d = total.shape
+    outer = np.empty((groups, d, d))
+    rows, columns = np.tril_indices(d)
+    outer[:, rows, columns] = half
+    outer[:, columns, rows] = half
+    return Moments(int(file[f"{index}.count"]), total, outer)
+
+
+def _input(node: ir.Node) -> str:
+    value = node.inputs[0]
+    return (value.name if value is not None else None) or ""
+
+
+def _names(values: Sequence[ir.Value]) -> list[str]:
+    return [value.name or "" for value in values]

@@ -1,0 +1,108 @@
+"""The input patches that a layer sees: one row of c k entries for each output position, at sampled positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trp_export.graph.weights import spatial_attribute
+from trp_export.lowrank.site import Site
+
+Array = NDArray[Any]
+Float32 = NDArray[np.float32]
+Positions = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How a layer reads its input; a matrix has no spatial axes and reads the last axis (or the first)."""
+
+    extents: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+    auto_pad: str
+    group: int
+    transposed: bool
+
+    def out_extents(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        begins, ends = self._pads(in_shape[2:])
+        return tuple(
+            (size + begin + end - (extent - 1) * dilation - 1) // stride + 1
+            for size, begin, end, extent, dilation, stride in zip(
+                in_shape[2:], begins, ends, self.extents, self.dilations, self.strides, strict=True
+            )
+        )
+
+    def _pads(self, sizes: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        axes = len(self.extents)
+        if self.auto_pad == "VALID":
+            return (0,) * axes, (0,) * axes
+        if self.auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+            wanted = [
+                max((ceil(size / stride) - 1) * stride + (extent - 1) * dilation + 1 - size, 0)
+                for size, stride, extent, dilation in zip(
+                    sizes, self.strides, self.extents, self.dilations, strict=True
+                )
+            ]
+            small, large = tuple(pad // 2 for pad in wanted), tuple(pad - pad // 2 for pad in wanted)
+            return (small, large) if self.auto_pad == "SAME_UPPER" else (large, small)
+        return self.pads[:axes], self.pads[axes:]
+
+
+def window(node: ir.Node, site: Site) -> Window:
+    axes = max(len(site.kernel_shape) - 2, 0)
+    return Window(
+        extents=site.kernel_shape[2:],
+        strides=spatial_attribute(node, "strides", [1] * axes),
+        pads=spatial_attribute(node, "pads", [0] * (2 * axes)),
+        dilations=spatial_attribute(node, "dilations", [1] * axes),
+        auto_pad=node.attributes.get_string("auto_pad", "NOTSET"),
+        group=site.group,
+        transposed=node.op_type == "Gemm" and bool(node.attributes.get_int("transA", 0)),
+    )
+
+
+def count_positions(seen_by: Window, in_shape: tuple[int, ...]) -> int:
+    """Output positions of one image; for a matrix the rows of one image."""
+    if seen_by.extents:
+        return prod(seen_by.out_extents(in_shape))
+    return 1 if seen_by.transposed else prod(in_shape[1:-1])
+
+
+def sample_positions(rng: np.random.Generator, images: int, positions: int, wanted: int) -> Positions:
+    """(images, min(wanted, positions)): for each image its own draw without repetition, every position alike."""
+    if wanted >= positions:
+        return np.broadcast_to(np.arange(positions), (images, positions))
+    if wanted * 8 >= positions:
+        return np.argpartition(rng.random((images, positions)), wanted, axis=1)[:, :wanted]
+    return np.stack([rng.choice(positions, wanted, replace=False, shuffle=False) for _ in range(images)])
+
+
+def gather_patches(data: Array, seen_by: Window, positions: Positions) -> Float32:
+    """Patches (group, images x positions, c/group k) of `data` at flat positions (images, count)."""
+    if not seen_by.extents:
+        rows = data.T if seen_by.transposed else data
+        rows = rows.reshape(len(rows), -1, rows.shape[-1])
+        taken = rows[np.arange(len(rows))[:, None], positions]
+        return np.ascontiguousarray(taken.reshape(1, -1, rows.shape[-1]), dtype=np.float32)
+    begins, ends = seen_by._pads(data.shape[2:])
+    padded = np.pad(data, [(0, 0), (0, 0), *zip(begins, ends, strict=True)]) if any(begins + ends) else data
+    axes = len(seen_by.extents)
+    index: list[Array] = [np.arange(len(data))[:, None].reshape(-1, 1, *[1] * axes)]
+    for axis, at in enumerate(np.unravel_index(positions, seen_by.out_extents(data.shape))):
+        taps = np.arange(seen_by.extents[axis]) * seen_by.dilations[axis]
+        shape = [1] * axes
+        shape[axis] = -1
+        index.append((at * seen_by.strides[axis])[..., None] + taps)
+        index[-1] = index[-1].reshape(*positions.shape, *shape)
+    channels_last = np.moveaxis(padded, 1, -1)
+    patches = channels_last[tuple(index)]  # (images, count, *k, c)
+    count, channels = positions.size, data.shape[1]
+    split = patches.reshape(count, prod(seen_by.extents), seen_by.group, channels // seen_by.group)
+    return np.ascontiguousarray(split.transpose(2, 0, 3, 1), dtype=np.float32).reshape(seen_by.group, count, -1)

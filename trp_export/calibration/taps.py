@@ -1,0 +1,137 @@
+"""Run a model in onnxruntime and read values inside it, batch by batch.
+
+Only the part of the graph that the values need is run: operators that come later may be unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from trp_export.errors import LoadError, UnsupportedError
+
+Array = NDArray[Any]
+
+_NO_LOGGING = 4
+
+
+class Tap:
+    """A session whose outputs are values inside a model: (name -> array) in, (name -> array) out."""
+
+    def __init__(self, model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], threads: int = 0) -> None:
+        """`inputs` may be inner values too: what lies before them is then not run.
+
+        Raises UnsupportedError where onnxruntime cannot run the part.
+        """
+        self.outputs = tuple(dict.fromkeys(outputs))
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = _NO_LOGGING
+        # numpy works between two runs: threads that spin would take its cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Calibration must be the same on every machine; layout changes across convs would also hide values.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        try:
+            proto = extract(model, inputs, self.outputs)
+            self._session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises many kinds.
+            raise UnsupportedError(f"onnxruntime cannot run this model: {str(error).splitlines()[0][:200]}") from error
+        self._dtypes = {value.name: _numpy_type(value.type) for value in self._session.get_inputs()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._session
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(self._dtypes)
+
+    def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Raises LoadError where the feeds do not fit the model."""
+        given = {name: np.asarray(feeds[name], dtype=dtype) for name, dtype in self._dtypes.items()}
+        try:
+            return dict(zip(self.outputs, self._session.run(list(self.outputs), given), strict=True))
+        except Exception as error:  # onnxruntime raises many kinds.
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in given.items())
+            raise LoadError(f"the model failed on the images ({shapes}): {str(error).splitlines()[0][:200]}") from error
+
+
+def extract(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+    """The part of a model between `inputs` and `outputs` as a model of its own; the model stays as it is.
+
+    Every value keeps its name. Weights are shared with the model until the proto is made.
+    """
+    cut = set(inputs)
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    values |= {value.name: value for value in model.graph.inputs}
+    kept: set[ir.Node] = set()
+    weights: set[ir.Value] = set()
+    pending = [values[name] for name in outputs]
+    while pending:
+        value = pending.pop()
+        if value.is_initializer():
+            weights.add(value)
+        node = value.producer()
+        if value.name in cut or node is None or node in kept:
+            continue
+        kept.add(node)
+        pending += [source for source in node.inputs if source is not None]
+        pending += [source for source in outer_reads(node) if source.graph is model.graph]
+    proto = onnx.ModelProto(ir_version=model.ir_version)
+    proto.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in model.graph.opset_imports.items())
+    graph = proto.graph
+    graph.name = model.graph.name or "part"
+    graph.node.extend(ir.serde.serialize_node(node) for node in model.graph if node in kept)
+    graph.initializer.extend(
+        ir.serde.serialize_tensor(value.const_value)
+        for name, value in model.graph.initializers.items()
+        if value in weights and value.const_value is not None and name not in cut
+    )
+    read = {name for node in graph.node for name in node.input} | set(outputs)
+    read |= {source.name or "" for node in kept for source in outer_reads(node)}
+    graph.input.extend(ir.serde.serialize_value(values[name]) for name in inputs if name in values and name in read)
+    for name in outputs:
+        info = onnx.ValueInfoProto(name=name)
+        dtype = values[name].dtype
+        if dtype is not None:
+            info.type.tensor_type.elem_type = int(dtype)
+        graph.output.append(info)
+    return proto
+
+
+def run_batches(tap: Tap, batches: Iterator[Array] | Sequence[Array]) -> Iterator[dict[str, Array]]:
+    """Feed the images to the model's one input. Raises UnsupportedError where it has several."""
+    if len(tap.inputs) != 1:
+        raise UnsupportedError(f"images can feed a model of one input; this one has {', '.join(tap.inputs)}.")
+    for batch in batches:
+        yield tap({tap.inputs[0]: batch})
+
+
+def outer_reads(node: ir.Node) -> Iterator[ir.Value]:
+    """Values that the subgraphs of a node (If, Loop) read from outside."""
+    for attribute in node.attributes.values():
+        graphs = (
+            [attribute.value]
+            if attribute.type == ir.AttributeType.GRAPH
+            else list(attribute.value)
+            if attribute.type == ir.AttributeType.GRAPHS
+            else []
+        )
+        for graph in graphs:
+            for inner in graph.all_nodes():
+                yield from (value for value in inner.inputs if value is not None)
+            yield from graph.outputs
+
+
+def _numpy_type(name: str) -> np.dtype[Any]:
+    """onnxruntime's "tensor(float16)" as a numpy type."""
+    inner = name.removeprefix("tensor(").removesuffix(")")
+    return np.dtype({"float": "float32", "double": "float64"}.get(inner, inner))

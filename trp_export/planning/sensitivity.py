@@ -1,0 +1,48 @@
+"""The damage to a network's output as a function of one layer's relative output error: measured points, a power law.
+
+Between the points it is interpolated in log-log. Outside it goes on at the slope next to it: clamped, rank 1 would
+look free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from trp_export.lowrank.factor import Float64
+
+# A quadratic measure of damage grows as the squared error does (slope 1); noise must not turn it round.
+_LEAST_SLOPE, _LARGEST_SLOPE = 0.5, 2.0
+_LEAST_DAMAGE = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """Of one layer: `errors` (squared, relative to its output's variance, ascending) and the `damage` each does.
+
+    Damage is the divergence of the network's outputs, in nats for classifiers.
+    """
+
+    errors: tuple[float, ...]
+    damage: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.errors or len(self.errors) != len(self.damage):
+            raise ValueError("a sensitivity needs as many errors as damages, and at least one")
+        if any(b <= a for a, b in zip((0.0, *self.errors), self.errors, strict=False)):
+            raise ValueError(f"errors must ascend from above 0: {self.errors}")
+
+    def at(self, errors: Float64) -> Float64:
+        """Damage at these relative squared errors; 0 where there is no error."""
+        known = np.log(self.errors)
+        damage = np.log(np.maximum(self.damage, _LEAST_DAMAGE))
+        slopes = np.ones(1)
+        if len(known) > 1:
+            slopes = np.clip(np.diff(damage) / np.diff(known), _LEAST_SLOPE, _LARGEST_SLOPE)
+        x = np.log(np.maximum(errors, 1e-300))
+        inside = np.interp(x, known, np.maximum.accumulate(damage))
+        below = damage[0] + slopes[0] * (x - known[0])
+        above = damage[-1] + slopes[-1] * (x - known[-1])
+        result = np.exp(np.where(x < known[0], below, np.where(x > known[-1], above, inside)))
+        return np.asarray(np.where(errors > 0, result, 0.0))

@@ -1,0 +1,1 @@
+"""Win back accuracy without labels: refit in closed form, then distillation from the original."""
