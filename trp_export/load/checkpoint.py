@@ -1,0 +1,86 @@
+"""Our own checkpoint: it names its architecture, says how its images are normalised, and may hold a plan.
+
+Its weights are dense, or the factors themselves (`kind`). Factors are multiplied out: the plan then cuts the
+products at their own rank, which gives the same pairs back, and the export can compare with the dense network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trp_export.errors import LoadError, OptionError
+from trp_export.load.source import LoadOptions, Source
+from trp_export.load.state_dict import build_module, get_architecture, load_state, strip
+from trp_export.lowrank.factor import Factors, product
+from trp_export.planning.plan import Choice, parse_plan
+
+FORMAT = "trp-checkpoint"
+VERSION = 1
+
+
+def load_checkpoint(path: Path, content: Mapping[str, Any], options: LoadOptions) -> Source:
+    """Raises LoadError for a damaged one, OptionError where options contradict it."""
+    if content.get("version") != VERSION:
+        raise LoadError(f"{path}: checkpoint version {content.get('version')!r}; this program reads {VERSION}.")
+    arch, state = content.get("arch"), content.get("state_dict")
+    if not isinstance(arch, str) or not isinstance(state, Mapping):
+        raise LoadError(f"{path} lacks its architecture or its weights; it is damaged.")
+    if options.arch is not None and options.arch != arch:
+        raise OptionError(f"{path} is a checkpoint of {arch}, not of {options.arch}; leave --arch out.")
+    if ":" in arch and not arch.startswith("torchvision:") and options.arch is None:
+        raise OptionError(f"{path} asks to import {arch}; if you trust it, say so with --arch {arch}.")
+    plan = content.get("plan")
+    tensors = strip(state)
+    if content.get("kind") == "factors":
+        tensors = _multiply_out(tensors, arch, parse_plan(plan, f"the plan inside {path}"), path)
+    source = load_state(path, arch, tensors, _default_shape(options, content))
+    mean, std = content.get("mean"), content.get("std")
+    return replace(
+        source,
+        mean=tuple(map(float, mean)) if mean else None,
+        std=tuple(map(float, std)) if std else None,
+        classes=tuple(map(str, content.get("classes") or ())),
+        plan=plan if isinstance(plan, Mapping) else None,
+    )
+
+
+def _default_shape(options: LoadOptions, content: Mapping[str, Any]) -> LoadOptions:
+    stored = content.get("input_shape")
+    if options.input_shape or not stored:
+        return options
+    return replace(options, input_shape=tuple(int(dim) for dim in stored))
+
+
+def _multiply_out(
+    tensors: Mapping[str, Tensor], arch: str, choices: tuple[Choice, ...], path: Path
+) -> dict[str, Tensor]:
+    """The state dict of the dense network that the pairs amount to."""
+    module = build_module(get_architecture(arch), None)
+    dense = dict(tensors)
+    for choice in choices:
+        if choice.scheme is None or f"{choice.name}.reduce.weight" not in dense:
+            continue
+        layer = _layer(module, choice.name, path)
+        pair = [dense.pop(f"{choice.name}.{part}.weight").double().numpy() for part in ("reduce", "expand")]
+        shape = (pair[1].shape[0], *layer.weight.shape[1:])
+        try:
+            kernel = product(Factors(*pair), choice.scheme, shape, getattr(layer, "groups", 1))
+        except ValueError as error:
+            raise LoadError(f"{path}: the factors of {choice.name} do not fit its plan.") from error
+        dense[f"{choice.name}.weight"] = torch.from_numpy(kernel).to(layer.weight.dtype)
+        if f"{choice.name}.expand.bias" in dense:
+            dense[f"{choice.name}.bias"] = dense.pop(f"{choice.name}.expand.bias")
+    return dense
+
+
+def _layer(module: nn.Module, name: str, path: Path) -> Any:
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        raise LoadError(f"{path}: its plan names {name}, which its architecture lacks.") from None
