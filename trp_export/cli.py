@@ -123,20 +123,27 @@ def main() -> NoReturn:
     try:
         command.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        _fail(error.format_message(), error.exit_code)
     except TrpError as error:
-        click.echo("error: " + str(error).replace("\n", "\n       "), err=True)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; nothing was written.", err=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.exit(1)
     except MemoryError:
-        click.echo("error: out of memory. Try a smaller --input-shape, or --skip the largest layers.", err=True)
-        sys.exit(TrpError.exit_code)
+        _fail("out of memory. Try a smaller --input-shape, or --skip the largest layers.", TrpError.exit_code)
+    except Exception as error:
+        if {"-v", "--verbose"} & set(sys.argv):
+            raise
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        _fail(f"a fault of this program, please report it ({what}).\n-v shows where.", TrpError.exit_code)
     sys.exit(0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo("error: " + message.replace("\n", "\n       "), err=True)
+    sys.exit(code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -191,7 +198,7 @@ def _progress_bar(console: Any) -> Iterator[Progress]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = TextColumn("{task.description:<20}"), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("load", total=1.0)
 
         def show(step: str, share: float) -> None:
