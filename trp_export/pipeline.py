@@ -202,8 +202,14 @@ def _whole_story(latency: Comparison | None) -> str | None:
 
 
 def _output(model: str | Path | nn.Module, options: Options) -> Path:
+    """Where the result goes. Raises OptionError for a name that is not an ONNX file's, or is the model's own."""
     name = Path(model).stem if isinstance(model, (str, Path)) else type(model).__name__.lower()
-    return options.output or Path(f"{name}.trp.onnx")
+    output = options.output or Path(f"{name}.trp.onnx")
+    if output.suffix.lower() != ".onnx":
+        raise OptionError(f"-o {output} does not end in .onnx; the report goes beside it as .json.")
+    if isinstance(model, (str, Path)) and output.resolve() == Path(model).resolve():
+        raise OptionError(f"-o {output} is the model itself; give the result another name.")
+    return output
 
 
 def _decided_words(plan: Plan) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Self
 
 import onnx_ir as ir
 
-from trp_export.errors import OutputError
+from trp_export.errors import OptionError, OutputError
 
 # protobuf ends at 2 GiB; above this weights go to a file of their own.
 _INLINE_BYTES = 1_900_000_000
@@ -33,7 +33,7 @@ class Scratch:
 class Stage(Scratch):
     """A hidden folder beside the output. `publish` moves what lies in it into place; leaving removes it.
 
-    Raises OutputError on entry where the output could not be written, before any work is done.
+    Raises OutputError or OptionError on entry where the output could not be written, before any work is done.
     """
 
     def __init__(self, output: Path, report: Path | None) -> None:
@@ -44,6 +44,10 @@ class Stage(Scratch):
         for target in (self.output, self.report):
             if target is not None and target.is_dir():
                 raise OutputError(f"{target} is a folder; name a file in it.")
+        if self.report is not None and self.report.resolve() in [file.resolve() for file in self.files[:2]]:
+            raise OptionError(f"--report {self.report} is the same file as another output.")
+        if self.report is not None and not os.access(self.report.parent, os.W_OK):
+            raise OutputError(f"{self.report.parent} cannot be written to, or is not there.")
         try:
             self.folder = Path(tempfile.mkdtemp(prefix=f".{self.output.stem}.", dir=self.output.parent))
             self.scratch = self.folder / "scratch"
@@ -52,9 +56,7 @@ class Stage(Scratch):
             raise OutputError(f"{self.output.parent} cannot be written to: {error.strerror}.") from error
         self.model = self.folder / self.output.name
         self.document = self.model.with_suffix(".json")
-        self.page = self.folder / self.report.name if self.report else None
-        if self.page in (self.model, self.document):
-            raise OutputError(f"--report {self.report} is the same file as another output.")
+        self.page = self.scratch / "page.html" if self.report else None
         return self
 
     def __exit__(
@@ -71,15 +73,15 @@ class Stage(Scratch):
         return (self.output, document, self.report) if self.report else (self.output, document)
 
     def publish(self) -> None:
-        """Move everything into place, the model last: who sees the model sees it with all its parts."""
-        for made in sorted(self.folder.iterdir(), key=lambda path: path == self.model):
-            if made == self.scratch:
-                continue
-            target = self.report if self.report is not None and made == self.page else self.output.parent / made.name
-            try:
-                os.replace(made, target)  # noqa: PTH105 - Path.replace is the same, and os says what it does.
-            except OSError:
-                shutil.move(made, target)
+        """Move everything into place, the model last: who sees the model sees it with all its parts.
+
+        The page comes first: it alone may go to another disk, where that can fail.
+        """
+        if self.page is not None and self.report is not None:
+            shutil.move(self.page, self.report)
+        made = (path for path in self.folder.iterdir() if path != self.scratch)
+        for path in sorted(made, key=lambda path: path == self.model):
+            path.replace(self.output.parent / path.name)
 
 
 def save_model(model: ir.Model, path: Path, apart: bool = False) -> None:
