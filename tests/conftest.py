@@ -1,0 +1,75 @@
+"""What many tests need: the command run in a folder of its own, and real models where they are at hand."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).parent.parent.parent / "shared"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run of the command came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def trp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Runs `trp-export` with these arguments in `tmp_path`."""
+    from trp_export.cli import main
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["trp-export", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        return Outcome(int(end.value.code or 0), *capsys.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def refuses(trp: Command, tmp_path: Path) -> Command:
+    """Runs a command that must fail: in a few plain lines on stderr, without a trace of it left in the folder."""
+
+    def run(code: int, *arguments: object) -> str:
+        before = files(tmp_path)
+        outcome = trp(*arguments)
+        assert outcome.code == code, outcome.err
+        assert outcome.out == ""
+        assert outcome.err.startswith("error: ")
+        assert "Traceback" not in outcome.err
+        assert "fault of this program" not in outcome.err
+        assert len(outcome.err.splitlines()) <= 3, outcome.err
+        assert files(tmp_path) == before
+        return outcome.err
+
+    return run
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def shared() -> Path:
+    """A folder of real models and data, beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no real models: {SHARED} is absent")
+    return SHARED
