@@ -35,9 +35,7 @@ def headline(report: Report) -> str:
         return (
             f"{changed} of {len(report.plan.decisions)} layers of {name} would become factor pairs{_planned(report)}."
         )
-    ratio = report.ratio
-    advice = " Do not ship it for speed." if ratio is not None and ratio.verdict == "slower" else ""
-    return f"{name} became {_size(report)}{_speed(ratio)}, and {_answers(report.deviation)}.{advice}"
+    return f"{name} became {_size(report)}{_speed(report.ratio)}, and {_answers(report.deviation)}.{_advice(report)}"
 
 
 def _planned(report: Report) -> str:
@@ -73,6 +71,18 @@ def sureness(ratio: Ratio) -> str:
     if not math.isfinite(ratio.high):
         return "from too few processes to be sure"
     return f"{CONFIDENCE:.0%} sure of {ratio.low:.2f} to {ratio.high:.2f}"
+
+
+def _advice(report: Report) -> str:
+    """A second sentence where the result is not what one exports a model for."""
+    ratio, own = report.ratio, report.low_rank_ratio
+    if ratio is not None and ratio.verdict == "slower":
+        return " Do not ship it for speed."
+    if ratio is None or ratio.verdict != "faster" or own is None or own.verdict == "faster":
+        return ""
+    if own.verdict == "slower":
+        return f" Cleaning the graph up without low rank gains more: low rank itself makes it SLOWER, {own}."
+    return f" All of the speed comes from cleaning the graph up, none from low rank ({own})."
 
 
 def _answers(deviation: Deviation | None) -> str:
