@@ -6,18 +6,16 @@ sends the headers that isolate the page, without which a browser has no threads 
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import queue
-import secrets
 import shutil
 import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +25,12 @@ from trp_export.bench.cases import Case
 from trp_export.bench.devices.base import Device, Runner, Settings, Start, Turn
 from trp_export.bench.devices.cache import cached
 from trp_export.bench.devices.local import ROUNDS, LocalDevice, PipeRunner, check_ready, decode
+from trp_export.bench.devices.page_server import FILES, SCRIPT, Page, PageServer
 from trp_export.bench.devices.pipe import Pipe, end_group
 from trp_export.bench.devices.staging import copy_local, write_inputs
 from trp_export.bench.environment import Machine
-from trp_export.bench.runners import python_runner
 from trp_export.errors import DeviceError
 
-SCRIPT = Path(python_runner.__file__).with_name("web_runner.mjs")
-FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (
     "--headless",
@@ -52,105 +48,15 @@ PAGE = (
 TYPES = {".html": "text/html", ".mjs": "text/javascript", ".wasm": "application/wasm", ".json": "application/json"}
 
 
-@dataclass(slots=True)
-class _Page:
-    """One page's mailbox: commands on their way there, replies back, and the outputs it sent."""
-
-    folder: Path
-    options: dict[str, Any]
-    commands: queue.Queue[str] = field(default_factory=queue.Queue)
-    replies: queue.Queue[dict[str, Any]] = field(default_factory=queue.Queue)
-    outputs: dict[str, bytes] = field(default_factory=dict)
-
-
-class _Server(http.server.ThreadingHTTPServer):
-    """Serves pages under a secret path, so that no other page in the user's browser can read or drive them."""
-
-    daemon_threads = True
-
-    def __init__(self, files: Path) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.files, self.secret = files, secrets.token_urlsafe(16)
-        self.pages: dict[str, _Page] = {}
-
-    def url(self, page: str) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/{self.secret}/{page}/page.html"
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A browser that is ended drops its connections; nothing to report."""
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    """GET /SECRET/PAGE/FILE for files and commands, POST for replies and outputs."""
-
-    protocol_version = "HTTP/1.1"
-    server: _Server
-
-    def do_GET(self) -> None:
-        """Answer with a file, or for `next` with a command as soon as there is one."""
-        page, name = self._target()
-        data = self._content(page, name)
-        if data is None:
-            self.send_error(404)
-            return
-        self._answer(data, TYPES.get(Path(name).suffix, "application/octet-stream"))
-
-    def do_POST(self) -> None:
-        """Keep a reply, or the bytes of an output."""
-        page, name = self._target()
-        data = self.rfile.read(int(self.headers["Content-Length"]))
-        found = self.server.pages.get(page)
-        if found is not None and name == "reply":
-            found.replies.put(json.loads(data))
-        elif found is not None:
-            found.outputs[name] = data
-        self._answer(b"", "text/plain")
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Silence."""
-
-    def _target(self) -> tuple[str, str]:
-        parts = self.path.split("?")[0].split("/")
-        if parts[1] != self.server.secret or len(parts) not in (3, 4):
-            return "", ""
-        return ("", parts[2]) if len(parts) == 3 else (parts[2], parts[3])
-
-    def _content(self, page: str, name: str) -> bytes | None:
-        found = self.server.pages.get(page)
-        if name == "runner.mjs":
-            return SCRIPT.read_bytes()
-        if page == "ort" and name in FILES:
-            return (self.server.files / name).read_bytes()
-        if found is None:
-            return None
-        if name == "page.html":
-            return PAGE
-        if name == "options.json":
-            return json.dumps(found.options).encode()
-        if name == "next":
-            return found.commands.get().encode()
-        return (found.folder / name).read_bytes() if name in {file.name for file in found.folder.iterdir()} else None
-
-    def _answer(self, data: bytes, kind: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
-        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
-        self.send_header("Cache-Control", "no-store")
-        self.end_headers()
-        self.wfile.write(data)
-
-
 class PageRunner:
     """A browser of its own with one page. See base.Runner."""
 
-    def __init__(self, browser: str, url: str, page: _Page, profile: Path, start: Start, what: str) -> None:
+    def __init__(self, browser: str, url: str, page: Page, profile: Path, start: Start, what: str) -> None:
         self._page, self._start, self._what = page, start, what
         root = hasattr(os, "geteuid") and os.geteuid() == 0
         argv = [browser, *FLAGS, *(["--no-sandbox"] if root else []), f"--user-data-dir={profile}", url]
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self._process: subprocess.Popen[bytes] = subprocess.Popen(argv, start_new_session=True, **quiet)  # type: ignore[call-overload]
+        quiet = subprocess.DEVNULL
+        self._process = subprocess.Popen(argv, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
         try:
             self.ready = check_ready(self._receive(), replace(start, provider="wasm"), what)
             if self.ready.threads != start.threads:
@@ -216,7 +122,7 @@ class WebDevice:
         self._engine, self._in_node, self._files, self._folder = engine, in_node, files, folder
         self._cases: tuple[Case, ...] = ()
         self._started = 0
-        self._server = _Server(files)
+        self._server = PageServer(files)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
@@ -249,7 +155,7 @@ class WebDevice:
         options = {"threads": start.threads, "data": data, "ort": str(self._files)}
         if self._in_node:
             return self._start_node(folder, options, start, what)
-        page = _Page(folder, options)
+        page = Page(folder, options)
         self._server.pages[str(self._started)] = page
         profile = self._folder / f"profile{self._started}"
         return PageRunner(self._engine, self._server.url(str(self._started)), page, profile, start, what)
