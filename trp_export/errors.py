@@ -61,3 +61,9 @@ class EnvironmentMismatchError(TrpError):
 
 
 INTERRUPTED = 130
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """The first line of a foreign error that says something, without its decoration."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:limit]

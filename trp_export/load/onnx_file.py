@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 import onnx
 import onnx_ir as ir
 
-from trp_export.errors import LoadError, UnsupportedError
+from trp_export.errors import LoadError, UnsupportedError, first_line
 from trp_export.load.source import LoadOptions, Source
 
 LEAST_OPSET = 7
@@ -26,12 +26,6 @@ def load_onnx(path: Path, options: LoadOptions) -> Source:
         raise LoadError(f"{path} is not a sound ONNX file: {first_line(error)}") from error
     size = sum(file.stat().st_size for file in {path, *external})
     return Source(name=path.stem, model=model, path=path, bytes=size, input_shape=options.input_shape)
-
-
-def first_line(error: BaseException, limit: int = 200) -> str:
-    """The first line of a foreign error that says something, without its decoration."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:limit]
 
 
 def _parse(path: Path) -> onnx.ModelProto:

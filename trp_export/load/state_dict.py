@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from models_zoo import Architecture, find_architecture
-from trp_export.errors import LoadError, OptionError
-from trp_export.load.onnx_file import first_line
+from trp_export.errors import LoadError, OptionError, first_line
 from trp_export.load.source import LoadOptions, Source
 from trp_export.load.torch_module import export_module
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trp_export.errors import LoadError, OptionError, UnsupportedError
+from trp_export.errors import LoadError, OptionError, UnsupportedError, first_line
 from trp_export.load.checkpoint import FORMAT, load_checkpoint
-from trp_export.load.onnx_file import first_line
 from trp_export.load.source import LoadOptions, Source
 from trp_export.load.state_dict import find_state, load_state
 from trp_export.load.torch_module import export_module

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trp_export.errors import TrpError
+from trp_export.errors import TrpError, first_line
 
 Array = NDArray[Any]
 Inputs = Mapping[str, Array]
@@ -40,7 +40,7 @@ def run(model: Path, batches: Iterable[Inputs]) -> list[Array]:
     except TrpError:
         raise
     except Exception as error:  # onnxruntime's errors share no base class.
-        raise CannotRunError(_first_line(error)) from error
+        raise CannotRunError(first_line(error)) from error
     return answers[0] if len(answers) == 1 else [np.concatenate(parts) for parts in zip(*answers, strict=True)]
 
 
@@ -55,7 +55,7 @@ def open_session(model: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise CannotRunError(_first_line(error)) from error
+        raise CannotRunError(first_line(error)) from error
 
 
 def noise(model: Path, shapes: Mapping[str, Sequence[int | None]], seed: int = 0) -> dict[str, Array]:
@@ -83,8 +83,3 @@ def fixed_batch(model: Path) -> tuple[int | None, Any]:
     wanted = open_session(model).get_inputs()[0]
     size = wanted.shape[0] if wanted.shape else None
     return (size if isinstance(size, int) else None), ORT_TYPES.get(wanted.type, np.float32)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

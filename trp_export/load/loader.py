@@ -1,0 +1,43 @@
+"""The choice between loaders, by what the file is. torch is imported only for what needs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trp_export.errors import LoadError, OptionError
+from trp_export.load.source import LoadOptions, Source
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def load(model: str | Path | nn.Module, options: LoadOptions) -> Source:
+    """Read a model. Raises LoadError, OptionError or UnsupportedError with the remedy."""
+    if not isinstance(model, (str, Path)):
+        from trp_export.load.torch_module import load_module
+
+        return load_module(model, options)
+    path = Path(model)
+    _require_file(path)
+    if path.suffix.lower() == ".onnx":
+        if options.arch:
+            raise OptionError("--arch is for PyTorch weights; an ONNX file holds its architecture itself.")
+        from trp_export.load.onnx_file import load_onnx
+
+        return load_onnx(path, options)
+    from trp_export.load.torch_file import load_torch
+
+    return load_torch(path, options)
+
+
+def _require_file(path: Path) -> None:
+    if path.is_dir():
+        raise LoadError(f"{path} is a folder; name the model file in it.")
+    try:
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise LoadError(f"{path} cannot be read: {error.strerror}.") from error
+    if empty:
+        raise LoadError(f"{path} is empty.")
