@@ -1,0 +1,332 @@
+"""Fill the tables of docs/results-calibration.md: accuracy against multiply-adds, with 1,024 unlabelled images.
+
+    python tools/calibration_results.py --data ../shared/data/cifar10 --models ../shared/models \
+        [--networks resnet20 resnet32] [--ratios 1.5 2 3] [--draws 3] [--tune 0] [--out runs/calibration.jsonl]
+
+Every result is a line of the JSON file as soon as it is there; a second call goes on where the first one ended. With
+--report the file is turned into the tables and pictures of the document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_export.calibration.curves import Fitted, calibrated_factors, calibrated_layers
+from trp_export.calibration.moments import Moments, gather_moments
+from trp_export.calibration.sensitivity import measure_sensitivities
+from trp_export.calibration.taps import Tap
+from trp_export.graph.batchnorm import fold_batch_norm
+from trp_export.graph.bias import add_to_bias
+from trp_export.graph.cost import count_macs
+from trp_export.graph.prepare import prepare, remove_unused
+from trp_export.graph.rewrite import rewrite
+from trp_export.graph.shapes import infer_shapes, input_shapes
+from trp_export.graph.sites import find_sites
+from trp_export.images import ImageSet, Preprocessing, load_images
+from trp_export.lowrank.factor import factorise
+from trp_export.planning.curves import Layer, make_curve, schemes_for
+from trp_export.planning.plan import Plan
+from trp_export.planning.shared_budget import lost_energy, plan_by_macs
+from trp_export.recover.refit import refit
+from trp_export.recover.tune import apply_values, tune
+
+CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet32": "resnet32-d509ac18.th"}
+IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+IMAGES = 1024
+SENSITIVITY_IMAGES = 256
+BATCH = 64
+
+# Rows of the tables: what is calibrated, how ranks are chosen, which schemes, and whether layers are refitted.
+METHODS: dict[str, dict[str, Any]] = {
+    "plain SVD, spatial-wise": {"calibrated": False, "scheme": "spatial", "sensitivity": False, "refit": False},
+    "plain SVD, auto": {"calibrated": False, "scheme": "auto", "sensitivity": False, "refit": False},
+    "calibrated": {"calibrated": True, "scheme": "auto", "sensitivity": True, "refit": False},
+    "calibrated, no sensitivity": {"calibrated": True, "scheme": "auto", "sensitivity": False, "refit": True},
+    "calibrated, spatial-wise": {"calibrated": True, "scheme": "spatial", "sensitivity": True, "refit": True},
+    "all of it": {"calibrated": True, "scheme": "auto", "sensitivity": True, "refit": True},
+}
+
+
+def main() -> None:
+    options = parse_options()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    if options.report:
+        write_report(options.out, options.report)
+        return
+    done = {key(line) for line in read(options.out)}
+    test = load_images(options.data / options.test, IMAGENET)
+    for network in options.networks:
+        model = load_network(network, options.models / CHECKPOINTS[network])
+        record(
+            options.out,
+            done,
+            {"network": network, "method": "dense", "ratio": 1.0, "draw": 0, "tuned": 0},
+            lambda model=model: {"accuracy": accuracy(model, test)},
+        )
+        for draw in range(options.draws):
+            run_draw(options, done, network, model, draw, test)
+
+
+def run_draw(
+    options: argparse.Namespace, done: set[str], network: str, model: ir.Model, draw: int, test: ImageSet
+) -> None:
+    jobs = [
+        {"network": network, "method": method, "ratio": ratio, "draw": draw, "tuned": 0}
+        for method in METHODS
+        for ratio in options.ratios
+        if draw == 0 or method == "all of it"
+    ]
+    if options.tune:
+        jobs += [
+            {"network": network, "method": "all of it", "ratio": ratio, "draw": draw, "tuned": options.tune}
+            for ratio in options.ratios
+        ]
+    if all(key(job) in done for job in jobs):
+        return
+    workshop = Workshop(model, draw_images(options.data, draw))
+    for job in jobs:
+        record(options.out, done, job, lambda job=job: evaluate(workshop, job, test))
+
+
+class Workshop:
+    """What one draw of images tells about one network, gathered when first asked for."""
+
+    def __init__(self, model: ir.Model, images: np.ndarray) -> None:
+        self.model, self.images = model, images
+        self.shapes = infer_shapes(model, input_shapes(model))
+        self.located = find_sites(model, self.shapes)
+        self.macs = count_macs(model, self.shapes)
+        self._moments: Mapping[str, Moments] | None = None
+        self._layers: dict[tuple[str, bool], Sequence[Layer]] = {}
+        self._sensitivities: Any = None
+
+    @property
+    def batches(self) -> list[np.ndarray]:
+        return [self.images[start : start + BATCH] for start in range(0, len(self.images), BATCH)]
+
+    @property
+    def moments(self) -> Mapping[str, Moments]:
+        if self._moments is None:
+            images = ImageSet("drawn", self.images, None, Preprocessing(), 3, None, ())
+            self._moments = gather_moments(self.model, self.located, images)
+        return self._moments
+
+    def layers(self, scheme: str, calibrated: bool) -> Sequence[Layer]:
+        if (scheme, calibrated) not in self._layers:
+            plain = [
+                Layer(
+                    place.site,
+                    tuple(make_curve(place.site, s, place.kernel()) for s in schemes_for(place.site, scheme)),
+                )
+                for place in self.located
+            ]
+            own = calibrated_layers(plain, self.located, self.moments) if calibrated else plain
+            self._layers[scheme, calibrated] = own
+        return self._layers[scheme, calibrated]
+
+    def sensitivities(self) -> Any:
+        if self._sensitivities is None:
+            batches = self.batches[: SENSITIVITY_IMAGES // BATCH]
+            layers = self.layers("auto", True)
+            self._sensitivities = measure_sensitivities(self.model, layers, self.moments, batches)
+        return self._sensitivities
+
+
+def evaluate(workshop: Workshop, job: Mapping[str, Any], test: ImageSet) -> dict[str, Any]:
+    started = time.monotonic()
+    model, plan = compress(workshop, METHODS[job["method"]], job["ratio"])
+    result: dict[str, Any] = {}
+    if job["tuned"]:
+        tuned = tune(workshop.model, model, workshop.images, minutes=job["tuned"], seed=job["draw"])
+        apply_values(model, tuned.values)
+        result["steps"] = tuned.steps
+    seconds = time.monotonic() - started
+    macs = count_macs(model, infer_shapes(model, input_shapes(model)))
+    layers = [
+        (d.site.name, d.scheme.name if d.scheme else None, d.rank, d.full_rank, d.macs, d.site.macs)
+        for d in plan.decisions
+    ]
+    return {
+        **result,
+        "accuracy": accuracy(model, test),
+        "macs_ratio": workshop.macs / macs,
+        "seconds": seconds,
+        "layers": layers,
+    }
+
+
+def compress(workshop: Workshop, method: Mapping[str, Any], ratio: float) -> tuple[ir.Model, Plan]:
+    """The rewritten model of a method at a ratio, and its plan."""
+    damage: Any = lost_energy
+    if method["sensitivity"]:
+        known = workshop.sensitivities()
+
+        def damage(layer: Layer, curve: Any) -> np.ndarray:
+            return known[layer.site.name].at(1 - curve.energy)
+
+    plan = plan_by_macs(workshop.layers(method["scheme"], method["calibrated"]), workshop.macs, ratio, 1, damage)
+    model = workshop.model.clone()
+    located = find_sites(model, workshop.shapes)
+    if method["calibrated"]:
+        fitted = calibrated_factors(plan, located, workshop.moments) if not method["refit"] else Fitted({}, {})
+        if method["refit"]:
+            fitted = refit(workshop.model, plan, workshop.batches, fitted)
+        add_to_bias(model, located, fitted.shifts)
+        factors = fitted.factors
+    else:
+        places = {place.site.name: place for place in located}
+        factors = {
+            c.site.name: factorise(places[c.site.name].kernel(), c.scheme, c.site.group, c.rank) for c in plan.changed
+        }
+    rewrite(model, plan, located, factors)
+    remove_unused(model)
+    return model, plan
+
+
+def accuracy(model: ir.Model, images: ImageSet) -> float:
+    """Top-1 in percent."""
+    tap = Tap(model, [model.graph.inputs[0].name or ""], [model.graph.outputs[0].name or ""])
+    logits = np.concatenate([tap({tap.inputs[0]: batch})[tap.outputs[0]] for batch in images.batches(100)])
+    return 100 * float((logits.argmax(axis=1) == images.labels).mean())
+
+
+def draw_images(data: Path, draw: int) -> np.ndarray:
+    """1,024 images out of the training shards, without their labels."""
+    shards = [load_images(data / f"train_{index}.npz", IMAGENET, count=IMAGES // 4, seed=draw) for index in range(1, 5)]
+    return np.concatenate([shard.inputs for shard in shards])
+
+
+def load_network(name: str, checkpoint: Path) -> ir.Model:
+    """The network as ONNX, batch norm folded."""
+    import torch
+
+    from models_zoo.cifar_resnet import CifarResNet
+
+    network = CifarResNet(int(name.removeprefix("resnet"))).eval()
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")["state_dict"]
+    network.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
+    batch = torch.export.Dim("batch")
+    program = torch.onnx.export(
+        network, (torch.zeros(2, 3, 32, 32),), dynamo=True, dynamic_shapes=({0: batch},), optimize=False, verbose=False
+    )
+    model = prepare(program.model)
+    fold_batch_norm(model)
+    remove_unused(model)
+    return model
+
+
+def record(path: Path, done: set[str], job: dict[str, Any], work: Any) -> None:
+    if key(job) in done:
+        return
+    line = {**job, **work()}
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    done.add(key(line))
+    print({name: value for name, value in line.items() if name != "layers"}, flush=True)
+
+
+def key(line: Mapping[str, Any]) -> str:
+    return json.dumps([line[name] for name in ("network", "method", "ratio", "draw", "tuned")])
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_report(path: Path, folder: Path) -> None:
+    """The tables as Markdown on stdout, the pictures as SVG in `folder`."""
+    lines = read(path)
+    for network in dict.fromkeys(line["network"] for line in lines):
+        own = [line for line in lines if line["network"] == network]
+        print(table(network, own))
+        draw_layers(own, folder / f"{network}-layers.svg")
+        draw_frontier(own, folder / f"{network}-frontier.svg")
+
+
+def table(network: str, lines: Sequence[Mapping[str, Any]]) -> str:
+    dense = next(line["accuracy"] for line in lines if line["method"] == "dense")
+    ratios = sorted({line["ratio"] for line in lines if line["method"] != "dense"})
+    rows = [
+        f"| {network}, {dense:.2f} dense | " + " | ".join(f"{ratio:g}x" for ratio in ratios) + " |",
+        "|---" * (len(ratios) + 1) + "|",
+    ]
+    for method, tuned in dict.fromkeys((line["method"], line["tuned"]) for line in lines if line["method"] != "dense"):
+        cells = []
+        for ratio in ratios:
+            found = [x["accuracy"] for x in lines if (x["method"], x["tuned"], x["ratio"]) == (method, tuned, ratio)]
+            cells.append(f"{np.mean(found):.2f} ({np.mean(found) - dense:+.2f}, n={len(found)})" if found else "")
+        label = f"{method}, tuned {tuned:g} min" if tuned else method
+        rows.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def draw_layers(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """For each ratio the share of its multiply-adds that every layer keeps, coloured by scheme."""
+    from matplotlib.figure import Figure
+
+    chosen = [x for x in lines if x["method"] == "all of it" and x["draw"] == 0 and not x["tuned"]]
+    if not chosen:
+        return
+    colours = {"spatial-wise": "C0", "spatial-wise-transposed": "C9", "pointwise-first": "C1", "channel-wise": "C2",
+               "network-decoupling": "C4", "matrix": "C5", None: "0.8"}  # fmt: skip
+    figure = Figure(figsize=(9, 2.2 * len(chosen)), layout="constrained")
+    axes = figure.subplots(len(chosen), 1, squeeze=False, sharex=True)[:, 0]
+    for axis, line in zip(axes, chosen, strict=True):
+        for index, (_, scheme, rank, _, macs, dense) in enumerate(line["layers"]):
+            axis.bar(index, macs / dense, color=colours[scheme])
+            axis.text(index, macs / dense, rank or "", ha="center", va="bottom", fontsize=6)
+        axis.set_ylabel(f"{line['ratio']:g}x: share of MACs", fontsize=7)
+        axis.set_ylim(0, 1.15)
+    axes[-1].set_xticks(range(len(chosen[-1]["layers"])), [x[0] for x in chosen[-1]["layers"]], rotation=90, fontsize=6)
+    for scheme, colour in colours.items():
+        axes[0].bar(0, 0, color=colour, label=scheme or "dense")
+    axes[0].legend(fontsize=6, ncols=4, loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def draw_frontier(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    dense = next(line["accuracy"] for line in lines if line["method"] == "dense")
+    axis.axhline(dense, color="0.6", linestyle=":", label="dense")
+    for method, tuned in dict.fromkeys((x["method"], x["tuned"]) for x in lines if x["method"] != "dense"):
+        ratios = sorted({x["ratio"] for x in lines if (x["method"], x["tuned"]) == (method, tuned)})
+        means = [
+            np.mean([x["accuracy"] for x in lines if (x["method"], x["tuned"], x["ratio"]) == (method, tuned, ratio)])
+            for ratio in ratios
+        ]
+        axis.plot(ratios, means, marker="o", markersize=3, label=f"{method}, tuned" if tuned else method)
+    axis.set_xlabel("times fewer MACs")
+    axis.set_ylabel("top-1 in percent")
+    axis.legend(fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10"))
+    parser.add_argument("--models", type=Path, default=Path("../shared/models"))
+    parser.add_argument("--test", default="test_half.npz", help="the file under --data that is looked at in the end")
+    parser.add_argument("--networks", nargs="+", default=list(CHECKPOINTS))
+    parser.add_argument("--ratios", nargs="+", type=float, default=[1.5, 2.0, 3.0])
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--tune", type=float, default=0.0, help="minutes of distillation on top; 0 for none")
+    parser.add_argument("--out", type=Path, default=Path("runs/calibration.jsonl"))
+    parser.add_argument("--report", type=Path, help="a folder for pictures: print the tables of what is done so far")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
