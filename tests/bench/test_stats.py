@@ -8,7 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from trp_export.bench import Measurement, Process, ratio, summary
+from trp_export.bench import Comparison, Environment, Measurement, Process, ratio, summary
+
+HERE = Environment("local", "CPU", "x86_64", "Linux", 2, "unknown", (), 1, "CPUExecutionProvider", "1.31.1", "")
 
 
 def measured(medians: list[float], *, spread: float = 0.0, samples: int = 9) -> Measurement:
@@ -55,6 +57,14 @@ def test_one_process_tells_nothing() -> None:
     assert (found.low, found.high, found.verdict) == (0.0, math.inf, "no difference")
     assert str(found) == "2.00x [unknown]"
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["high"] is None
+
+
+def test_a_run_stopped_in_its_first_round_can_still_be_saved() -> None:
+    stopped = Comparison(HERE, (measured([1.0]), measured([])), (), 1.0)
+    values = json.loads(json.dumps(stopped.to_json(), allow_nan=False))
+    assert values["models"][1]["ratio"] is None
+    assert values["models"][1]["summary"] is None
+    assert Comparison.from_json(values) == stopped
 
 
 def test_one_disturbed_process_does_not_decide() -> None:

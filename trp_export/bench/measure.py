@@ -73,16 +73,14 @@ class Comparison:
 
     def to_json(self, *, samples: bool = True) -> dict[str, Any]:
         """A plain dict: environment, each model with its statistics (and raw samples), ratios to the first model."""
-        from trp_export.bench import stats
-
-        ratios = [None, *(stats.ratio(self.measurements[0], other) for other in self.measurements[1:])]
+        ratios = [None, *(_ratio_json(self.measurements[0], other) for other in self.measurements[1:])]
         return {
             "schema": SCHEMA,
             "environment": self.environment.to_json(),
             "seconds": self.seconds,
             "noise": list(self.noise),
             "models": [
-                {**_measurement_json(one, self.environment, samples), "ratio": ratio.to_json() if ratio else None}
+                {**_measurement_json(one, self.environment, samples), "ratio": ratio}
                 for one, ratio in zip(self.measurements, ratios, strict=True)
             ],
         }
@@ -98,6 +96,14 @@ class Comparison:
             noise=tuple(values["noise"]),
             seconds=float(values["seconds"]),
         )
+
+
+def _ratio_json(reference: Measurement, other: Measurement) -> dict[str, Any] | None:
+    """The ratio as a plain dict, None where a run that was stopped has no round with samples of both."""
+    from trp_export.bench import stats
+
+    rounds = [{process.round for process in one.processes if process.samples} for one in (reference, other)]
+    return stats.ratio(reference, other).to_json() if rounds[0] & rounds[1] else None
 
 
 def _measurement_json(one: Measurement, environment: Environment, samples: bool) -> dict[str, Any]:
