@@ -49,7 +49,9 @@ def test_json_alone_on_stdout(conv_net: Path, capsys: pytest.CaptureFixture[str]
 def test_against_an_earlier_run(conv_net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = str(tmp_path / "s.json")
     assert run([str(conv_net), *FAST, "--save", saved]) == 0
-    assert run([str(conv_net), *FAST, "--against", saved, "--json"]) == 0
+    picture = tmp_path / "p.png"
+    assert run([str(conv_net), *FAST, "--against", saved, "--json", "--plot", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     document = json.loads(out[out.index("\n{") :])
     assert [model["model"] for model in document["models"]] == ["net.onnx (earlier)", "net.onnx"]

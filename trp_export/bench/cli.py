@@ -199,7 +199,7 @@ def _bench(options: Options) -> int:
     if earlier:
         found = _joined(earlier, found)
     if options.plot:
-        draw(found, profiles, options.plot)
+        draw(found, profiles, options.plot, paired=earlier is None)
     _show(found, profiles, options, paired=earlier is None)
     return 0
 

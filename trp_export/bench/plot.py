@@ -23,7 +23,7 @@ def check_plot_path(path: Path) -> None:
         raise OptionError(f"--plot draws .png or .svg, not {path.name!r}")
 
 
-def draw(comparison: Comparison, profiles: Sequence[Profile], path: Path) -> None:
+def draw(comparison: Comparison, profiles: Sequence[Profile], path: Path, *, paired: bool = True) -> None:
     """Write the picture to `path`. Raises OutputError."""
     from matplotlib.figure import Figure
 
@@ -31,7 +31,7 @@ def draw(comparison: Comparison, profiles: Sequence[Profile], path: Path) -> Non
     heights = [1.1 + 0.7 * len(comparison.measurements)] + ([0.8 + 0.16 * rows * len(profiles)] if profiles else [])
     figure = Figure(figsize=(9, sum(heights) + 1), layout="constrained")
     axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    _distributions(axes[0], comparison)
+    _distributions(axes[0], comparison, paired)
     if profiles:
         _layers(axes[1], profiles)
     environment = comparison.environment
@@ -45,7 +45,7 @@ def draw(comparison: Comparison, profiles: Sequence[Profile], path: Path) -> Non
         ) from error
 
 
-def _distributions(axes: Any, comparison: Comparison) -> None:
+def _distributions(axes: Any, comparison: Comparison, paired: bool) -> None:
     """One row per model: every process a strip of samples, the median of all a line."""
     unit = comparison.environment.unit
     scale = 1e6  # ns to ms, or instructions to millions
@@ -58,7 +58,7 @@ def _distributions(axes: Any, comparison: Comparison) -> None:
             axes.plot(points, np.full(points.size, height), ".", color=colour, markersize=2.5, alpha=0.35, clip_on=True)
         middle = float(np.median(one.samples)) / scale
         axes.plot([middle, middle], [row - 0.38, row + 0.38], color="black", linewidth=1.2)
-        note = f"{middle:.4g}" + ("" if row == 0 else f"   {ratio(comparison.measurements[0], one)}")
+        note = f"{middle:.4g}" + ("" if row == 0 else f"   {ratio(comparison.measurements[0], one, paired=paired)}")
         axes.annotate(note, (middle, row - 0.4), ha="center", va="bottom", fontsize=8)
     axes.set_yticks(range(len(comparison.measurements)), [one.model for one in comparison.measurements])
     axes.set_ylim(len(comparison.measurements) - 0.4, -0.75)
