@@ -71,13 +71,28 @@ def test_no_folder_of_the_user_is_told(page: str) -> None:
 
 def test_the_outcome_stands_first(page: str) -> None:
     lead = next(text for tag, text in Outline(page).texts if tag == "p")
-    assert lead.startswith("net became 1.61 times smaller and is 1.5")
+    assert lead.startswith("net became 1.61 times smaller and 1.5")
     assert lead.endswith("and its accuracy goes from 91.70% to 90.90% on 500 images.")
 
 
 @pytest.mark.parametrize(("speed", "words"), [(0.8, "SLOWER"), (1.001, "NOT faster")])
 def test_what_is_not_faster_is_said_in_plain_words(speed: float, words: str) -> None:
     assert words in make_page(make_report(LAYERS, speed), LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("cleaned", "words"),
+    [
+        (1.0, "on 500 images."),
+        (1.2, "Low rank itself gives 1.24x"),
+        (1.5, "none from low rank"),
+        (2.0, "SLOWER, 0.75x"),
+    ],
+)
+def test_what_cleaning_up_gains_is_not_owed_to_low_rank(cleaned: float, words: str) -> None:
+    page = make_page(replace(make_report(LAYERS), latency=make_comparison(1.5, cleaned=cleaned)), LAYERS)
+    lead = next(text for tag, text in Outline(page).texts if tag == "p")
+    assert words in lead
 
 
 def test_headings_come_in_order(page: str) -> None:
@@ -126,12 +141,13 @@ def _with_nothing(report: Report) -> Iterator[Report]:
     yield replace(report, deviation=replace(report.deviation, agreement=None, truncation=None))
     yield replace(report, latency=make_comparison(1.5, processes=1))
     yield replace(report, latency=make_comparison(1.5, unit="instructions"))
+    yield replace(report, latency=make_comparison(1.5, cleaned=None))
     yield replace(report, source=replace(report.source, path=None))
     yield replace(report, plan=make_plan(LAYERS[3:]))
     yield replace(report, plan=make_plan(()))
 
 
-@pytest.mark.parametrize("index", range(9))
+@pytest.mark.parametrize("index", range(10))
 def test_what_was_not_done_is_left_out(index: int) -> None:
     report = list(_with_nothing(make_report(LAYERS)))[index]
     page = make_page(report, LAYERS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from trp_export.bench import Comparison, Measurement, Ratio
 
 _WIDTH = 380
-_HEIGHT = 232
+_ROW = 94
 _GRID = 110
 _MOST_MEDIANS = 1.5
 
@@ -25,60 +26,66 @@ def scale_of(unit: str) -> tuple[float, str]:
     return (1e6, "ms") if unit == "ns" else (1e6, f"million {unit}")
 
 
+def shown(comparison: Comparison) -> list[tuple[str, str, Measurement]]:
+    """The measurements with a name and a class each: before, cleaned up without low rank where there, after."""
+    original, result, *cleaned = comparison.measurements
+    middle = [("cleaned up alone", "cleaned", one) for one in cleaned[:1]]
+    return [("before", "before", original), *middle, ("after", "after", result)]
+
+
 def spread_picture(comparison: Comparison) -> Markup:
     """One hill per model: the higher, the more inferences took that long. Dots: the median of each process."""
     divisor, unit = scale_of(comparison.environment.unit)
-    before, after = (np.asarray(one.samples, dtype=np.float64) / divisor for one in comparison.measurements[:2])
-    frame = Frame(10, _WIDTH - 10, 0, 196, *_span((before, after)))
-    rows = [
-        _hill(frame, samples, one, divisor, f"{name}: median {float(np.median(samples)):.4g} {unit}", class_, bottom)
-        for samples, one, name, class_, bottom in (
-            (before, comparison.measurements[0], "before", "before", 84.0),
-            (after, comparison.measurements[1], "after", "after", 178.0),
-        )
+    models = shown(comparison)
+    samples = [np.asarray(one.samples, dtype=np.float64) / divisor for _, _, one in models]
+    frame = Frame(10, _WIDTH - 10, 0, _ROW * len(models) + 8, *_span(samples))
+    labels = [
+        f"{name}: median {float(np.median(some)):.4g} {unit}"
+        for (name, _, _), some in zip(models, samples, strict=True)
     ]
-    title = (
-        f"Distribution of the time per inference in {unit}: median {float(np.median(before)):.4g} before, "
-        f"{float(np.median(after)):.4g} after."
-    )
-    return picture(_WIDTH, _HEIGHT, title, _scale(frame, unit), *rows, class_="plot")
+    hills = [
+        _hill(frame, some, one, divisor, label, class_, _ROW * (row + 1) - 10.0)
+        for row, ((_, class_, one), some, label) in enumerate(zip(models, samples, labels, strict=True))
+    ]
+    title = f"Distribution of the time per inference. {'; '.join(labels)}."
+    return picture(_WIDTH, _ROW * len(models) + 44, title, _scale(frame, unit), *hills, class_="plot")
 
 
 def share_beyond(comparison: Comparison) -> float:
     """The share of inferences that took longer than the picture of their spread shows."""
-    groups = [np.asarray(one.samples, dtype=np.float64) for one in comparison.measurements[:2]]
+    groups = [np.asarray(one.samples, dtype=np.float64) for _, _, one in shown(comparison)]
     _, high = _span(groups)
     return float(np.mean(np.concatenate(groups) > high))
 
 
-def ratio_picture(comparison: Comparison, ratio: Ratio) -> Markup:
+@dataclass(frozen=True, slots=True)
+class Against:
+    """A ratio with the ratios of its rounds, and the model that it is taken against."""
+
+    what: str
+    ratio: Ratio
+    rounds: list[float]
+
+
+def ratio_picture(compared: Sequence[Against]) -> Markup:
     """Each round's ratio as a dot, the interval of the whole as a bar, against the line of no difference."""
-    ratios = round_ratios(comparison)
-    ends = [value for value in (ratio.low, ratio.high) if math.isfinite(value) and value > 0]
-    low, high = min([1.0, ratio.value, *ratios, *ends]), max([1.0, ratio.value, *ratios, *ends])
-    margin = max(high - low, 0.04) * 0.08
-    frame = Frame(10, _WIDTH - 10, 34, 196, low - margin, high + margin)
-    title = f"Speed against the original: {ratio}, the ratios of {len(ratios)} rounds, and 1 for no difference."
-    return picture(
-        _WIDTH,
-        _HEIGHT,
-        title,
-        _scale(frame, "times as fast as the original"),
-        _no_difference(frame),
-        *(
-            element("circle", cx=frame.x(value), cy=_height(index, len(ratios)), r=3.0, class_="round")
-            for index, value in enumerate(ratios)
-        ),
-        _interval(frame, ratio) if len(ends) == 2 else None,
-        class_=f"plot {ratio.verdict.replace(' ', '-')}",
-    )
+    values = [1.0]
+    for one in compared:
+        values += [one.ratio.value, *one.rounds, *_ends(one.ratio)]
+    margin = max(max(values) - min(values), 0.04) * 0.08
+    bottom = _ROW * len(compared) + 8
+    frame = Frame(10, _WIDTH - 10, 0, bottom, min(values) - margin, max(values) + margin)
+    title = "Speed of the result, 1 for no difference. " + "; ".join(f"{one.what}: {one.ratio}" for one in compared)
+    rows = (_against(frame, one, _ROW * row) for row, one in enumerate(compared))
+    parts = _scale(frame, "times as fast"), _no_difference(frame), *rows
+    return picture(_WIDTH, bottom + 36, title, *parts, class_="plot")
 
 
-def round_ratios(comparison: Comparison) -> list[float]:
-    """Time before over time after, for each round that holds both, in order."""
+def round_ratios(reference: Measurement, other: Measurement) -> list[float]:
+    """Time of the reference over time of the other, for each round that holds both, in order."""
     first, second = (
         {process.round: float(np.median(process.samples)) for process in one.processes if process.samples}
-        for one in comparison.measurements[:2]
+        for one in (reference, other)
     )
     return [first[index] / second[index] for index in sorted(first.keys() & second.keys()) if second[index]]
 
@@ -153,22 +160,34 @@ def round_values(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def _no_difference(frame: Frame) -> Markup:
-    x = frame.x(1.0)
-    left, right = x - frame.left, frame.right - x
+    x, y = frame.x(1.0), frame.bottom - 6
     words = (
-        text(x - 6, 14, "slower", anchor="end") if left > 50 else None,
-        text(x + 6, 14, "faster") if right > 50 else None,
+        text(x - 6, y, "slower", anchor="end") if x - frame.left > 50 else None,
+        text(x + 6, y, "faster") if frame.right - x > 50 else None,
     )
     return join(line(x, 4, x, frame.bottom, "dash"), *words)
 
 
-def _height(index: int, rounds: int) -> float:
-    return 34 + 100 * (index + 0.5) / rounds
+def _against(frame: Frame, one: Against, top: float) -> Markup:
+    """What it is, its rounds as dots one below the other, and its interval as a bar."""
+    dots = [
+        element("circle", cx=frame.x(value), cy=top + 24 + 40 * (index + 0.5) / len(one.rounds), r=2.5, class_="round")
+        for index, value in enumerate(one.rounds)
+    ]
+    label = text(frame.left, top + 14, f"{one.what}: {one.ratio}", class_="strong")
+    return join(*dots, _interval(frame, one.ratio, top + 69), label)
 
 
-def _interval(frame: Frame, ratio: Ratio) -> Markup:
-    left, middle, right = frame.x(ratio.low), frame.x(ratio.value), frame.x(ratio.high)
-    bar = element("rect", x=left, y=166.0, width=max(right - left, 1.0), height=10, rx=5, class_="interval")
-    anchor = "start" if middle < _WIDTH * 0.3 else "end" if middle > _WIDTH * 0.7 else "middle"
-    label = text(middle, 158, str(ratio), anchor=anchor, class_="strong")
-    return join(bar, line(middle, 162, middle, 180, "middle"), label)
+def _interval(frame: Frame, ratio: Ratio, top: float) -> Markup | None:
+    ends = _ends(ratio)
+    if not ends:
+        return None
+    left, right = (frame.x(value) for value in ends)
+    middle, tone = frame.x(ratio.value), ratio.verdict.replace(" ", "-")
+    bar = element("rect", x=left, y=top, width=max(right - left, 1.0), height=8, rx=4, class_=f"interval {tone}")
+    return join(bar, line(middle, top - 4, middle, top + 12, "middle"))
+
+
+def _ends(ratio: Ratio) -> tuple[float, ...]:
+    """Both ends of the interval, or none where it is unbounded."""
+    return (ratio.low, ratio.high) if math.isfinite(ratio.high) else ()

@@ -15,7 +15,7 @@ from trp_export.report import evidence, reproduce, summary
 from trp_export.report import layers as layer_parts
 from trp_export.report.document import Report
 from trp_export.report.markup import Markup, element, escape, join
-from trp_export.report.words import headline, shorten
+from trp_export.report.words import headline, shorten, tone
 
 
 def make_page(report: Report, layers: Sequence[Layer]) -> str:
@@ -66,4 +66,4 @@ def _anchor(title: str) -> str:
 
 
 def _tone(report: Report) -> str:
-    return report.ratio.verdict.replace(" ", "-") if report.ratio else "untimed"
+    return (tone(report) or "untimed").replace(" ", "-")

@@ -8,7 +8,7 @@ from trp_export.report.document import Report
 from trp_export.report.latency import scale_of
 from trp_export.report.markup import Markup, element, join
 from trp_export.report.plots import bars
-from trp_export.report.words import change, count, percent, size, times
+from trp_export.report.words import change, count, percent, size, times, tone
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,10 @@ def _latency_rows(report: Report) -> list[Row]:
             there.median / here.median if here.median else None,
         )
     ]
+    if report.low_rank_ratio is not None:
+        cleaned = summary(report.latency.measurements[2])
+        cells = f"{cleaned.median / divisor:.4g}", f"{there.median / divisor:.4g}", str(report.low_rank_ratio)
+        rows.append(Row("latency, low rank alone", *cells))
     if here.peak_bytes and there.peak_bytes:
         cells = size(here.peak_bytes), size(there.peak_bytes), times(here.peak_bytes, there.peak_bytes)
         rows.append(Row("peak memory", *cells))
@@ -122,7 +126,7 @@ def _latency_tile(report: Report) -> Markup:
     if report.latency is None or ratio is None:
         return _tile("Latency", "not timed", "")
     row = _latency_rows(report)[0]
-    colour = {"faster": "good", "slower": "bad", "no difference": "warn"}[ratio.verdict]
+    colour = {"faster": "good", "slower": "bad"}.get(tone(report) or "", "warn")
     words = {"faster": "as fast", "slower": "as fast", "no difference": "no difference"}[ratio.verdict]
     figure = f"{ratio.value:.2f}x {words}" if ratio.verdict != "no difference" else words
     _, unit = scale_of(report.latency.environment.unit)

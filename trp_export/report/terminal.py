@@ -13,13 +13,13 @@ from trp_export.planning.plan import Decision
 from trp_export.report.document import Report
 from trp_export.report.markup import plain
 from trp_export.report.summary import compared
-from trp_export.report.words import SHORT_SCHEMES, change, headline, kernel, shorten, times
+from trp_export.report.words import SHORT_SCHEMES, change, headline, kernel, shorten, times, tone
 
 WIDTH_WHEN_PIPED = 120
 _SHORTEST_NAME = 14
 _LONGEST_KERNEL = 18
 _WIDEST_OUTCOME = 41  # longer reasons run on in the next line
-_TONES = {"faster": "bold green", "slower": "bold red", "no difference": "bold yellow"}
+_TONES = {None: "bold", "faster": "bold green", "slower": "bold red", "no difference": "bold yellow"}
 
 
 def standard_output() -> Console:
@@ -42,7 +42,7 @@ def print_report(report: Report, out: Console, messages: Console, verbose: bool 
     if verbose and report.latency is not None:
         for remark in report.latency.noise:
             out.print(Text(plain(f"noise: {remark}")))
-    out.print(Text(headline(report), style=_TONES[report.ratio.verdict] if report.ratio else "bold"))
+    out.print(Text(headline(report), style=_TONES[tone(report)]))
     for path in report.files:
         messages.print(Text(plain(f"wrote {path}")), soft_wrap=True)
 

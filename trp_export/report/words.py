@@ -58,10 +58,10 @@ def _size(report: Report) -> str:
 def _speed(ratio: Ratio | None) -> str:
     if ratio is None:
         return "; its speed was not measured"
-    fast = f"{ratio.value:.2f} times as fast here, {sureness(ratio)}"
+    fast, sure = f"{ratio.value:.2f} times as fast here", sureness(ratio)
     if ratio.verdict == "faster":
-        return f" and is {fast}"
-    return f" but is SLOWER ({fast})" if ratio.verdict == "slower" else f" but is NOT faster ({fast})"
+        return f" and {fast} ({sure})"
+    return f" but {'SLOWER' if ratio.verdict == 'slower' else 'NOT faster'} ({fast}, {sure})"
 
 
 def sureness(ratio: Ratio) -> str:
@@ -78,11 +78,26 @@ def _advice(report: Report) -> str:
     ratio, own = report.ratio, report.low_rank_ratio
     if ratio is not None and ratio.verdict == "slower":
         return " Do not ship it for speed."
-    if ratio is None or ratio.verdict != "faster" or own is None or own.verdict == "faster":
+    if ratio is None or ratio.verdict != "faster" or own is None:
         return ""
+    if own.verdict == "faster":
+        return "" if abs(own.value / ratio.value - 1) < _NO_MATTER else f" Low rank itself gives {own} of that."
     if own.verdict == "slower":
         return f" Cleaning the graph up without low rank gains more: low rank itself makes it SLOWER, {own}."
     return f" All of the speed comes from cleaning the graph up, none from low rank ({own})."
+
+
+_NO_MATTER = 0.03
+
+
+def tone(report: Report) -> str | None:
+    """How to colour the outcome: as its verdict, but not as faster where low rank has no part in that."""
+    ratio, own = report.ratio, report.low_rank_ratio
+    if ratio is None:
+        return None
+    if ratio.verdict == "faster" and own is not None and own.verdict != "faster":
+        return "no difference"
+    return ratio.verdict
 
 
 def _answers(deviation: Deviation | None) -> str:
