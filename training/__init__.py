@@ -2,7 +2,8 @@
 
 from training.pairs import decompose, low_rank_copy, merge
 from training.ranks import MacsBudget
-from training.trp import TRP, TRPSettings
+from training.settings import TRPSettings
+from training.trp import TRP
 from trp_export.planning.rules import Energy, Threshold
 
 __all__ = ["TRP", "Energy", "MacsBudget", "TRPSettings", "Threshold", "decompose", "low_rank_copy", "merge"]

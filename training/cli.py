@@ -7,7 +7,6 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,8 +208,8 @@ def _options(values: dict[str, Any]) -> TrainOptions:
 
 def _resumed(context: click.Context, values: dict[str, Any]) -> TrainOptions:
     """The stored options of the run, which those given now must not contradict."""
-    from training.loop import read_run, require_same_run
     from training.options import FREE, TrainOptions
+    from training.resume import read_run, require_same_run
 
     if values["output"] is None:
         raise OptionError("--resume needs the folder of the run: -o DIR.")
@@ -224,16 +223,9 @@ def _resumed(context: click.Context, values: dict[str, Any]) -> TrainOptions:
         given["factors"] = given.get("epochs", stored.get("epochs"))
     require_same_run(given, stored)
     merged = stored | {name: given[name] for name in FREE if name in given}
-    paths = {name: None if merged[name] is None else Path(merged[name]) for name in ("init", "teacher")}
-    known = {field.name for field in fields(TrainOptions)}
     try:
-        return TrainOptions(
-            **{key: value for key, value in merged.items() if key in known}
-            | paths
-            | {"output": values["output"], "only": tuple(merged["only"]), "skip": tuple(merged["skip"])}
-            | {"input_shape": tuple(merged["input_shape"]) if merged["input_shape"] else None}
-        )
-    except (TypeError, KeyError) as error:
+        return TrainOptions.from_json(merged | {"output": values["output"]})
+    except TypeError as error:
         raise LoadError(f"{values['output'] / 'last.pt'} is of another version of this program.") from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,6 @@ from training.checkpoint import (
     as_pairs,
     load_network,
     new_network,
-    read,
     save_network,
     write,
 )
@@ -30,15 +29,16 @@ from training.guard import StoppedEarly, StopRequest, require_finite
 from training.history import Record, plot, write_jsonl, write_tensorboard
 from training.layers import ByName, find_layers, paper_choice, total_macs
 from training.loss import training_loss
-from training.options import FREE, TrainOptions
+from training.options import TrainOptions
 from training.pairs import decompose, low_rank_copy
 from training.replicas import world
+from training.resume import RUN_FORMAT, RUN_VERSION, read_run
 from training.schedule import learning_rate
-from training.trp import TRP, TRPSettings, as_trained
-from trp_export.errors import LoadError, OptionError, OutputError
+from training.settings import TRPSettings
+from training.trp import TRP, as_trained
+from trp_export.errors import OptionError, OutputError
 from trp_export.planning.plan import Plan
 
-RUN_FORMAT, RUN_VERSION = "trp-run", 1
 _STATISTICS_BATCHES = 16
 
 Progress = Callable[[Record], None]
@@ -279,27 +279,6 @@ class Run:
         if not self.options.amp:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
-
-
-def read_run(output: Any) -> dict[str, Any]:
-    """The saved state of a run. Raises LoadError where there is none."""
-    path = output / "last.pt"
-    if not path.is_file():
-        raise LoadError(f"{output} holds no run to resume: last.pt is missing. Leave --resume out to start one.")
-    content = read(path)
-    if content.get("format") != RUN_FORMAT or content.get("version") != RUN_VERSION:
-        raise LoadError(f"{path} is not the saved state of a run.")
-    return content
-
-
-def require_same_run(options: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
-    """Raises OptionError where an option given on resuming differs from what the run was started with."""
-    for name, value in options.items():
-        if name not in FREE and stored.get(name) != value:
-            raise OptionError(
-                f"--{name.replace('_', '-')} {value} differs from the {stored.get(name)} this run was started with; "
-                "leave it out, or start another run."
-            )
 
 
 def _start(options: TrainOptions, classes: tuple[str, ...]) -> Network:

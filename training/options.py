@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,16 @@ class TrainOptions:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         plain = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TrainOptions:
+        """The reverse of `to_json`; options that a later version added have their defaults."""
+        names = {field.name for field in fields(cls)}
+        known = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in names
+        }
+        paths = {key: Path(known[key]) for key in ("output", "init", "teacher") if known.get(key) is not None}
+        return cls(**(known | paths))
 
 
 def _require(condition: bool, message: str) -> None:

@@ -17,70 +17,25 @@ after the GradScaler has unscaled, after gradients have been averaged over repli
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from training.batchnorm import reestimate
-from training.layers import LayerFilter, TorchLayer, find_layers, paper_choice, total_macs, unwrapped
+from training.layers import TorchLayer, find_layers, total_macs, unwrapped
 from training.matrices import fold, unfold
-from training.ranks import RAMPS, RankRule, choose_schemes, make_curve, make_plan, projection_ranks, ramped
+from training.ranks import RankRule, choose_schemes, make_curve, make_plan, projection_ranks, ramped
 from training.replicas import broadcast, share_out, world
+from training.settings import TRPSettings
 from training.spectra import Spectrum, follow, spectrum, truncate, truncate_and_pull
 from trp_export.errors import OptionError
 from trp_export.lowrank.schemes import SCHEMES, Scheme
-from trp_export.planning.curves import CHOICES, Curve, Layer, schemes_for
+from trp_export.planning.curves import Curve, Layer, schemes_for
 from trp_export.planning.plan import Plan
-from trp_export.planning.rules import Energy
 
 _MOMENTA = ("momentum_buffer", "exp_avg")
-
-
-@dataclass(frozen=True, slots=True)
-class TRPSettings:
-    """How a network is trained for low rank. The defaults are the paper's method at a period that costs nothing.
-
-    `schemes` maps patterns of layer names to a name of --scheme, the first match counts. `nuclear` is lambda: on
-    projection steps only, as the authors have it, its pull is 1/m as strong as at m = 1; with `nuclear_every_step`
-    it pulls at every step, at the price of a decomposition per step. A rule's `ramp` is over the first
-    `ramp_steps` optimizer steps. With `exact_every` above 1, only every so many projections decompose in full and
-    choose ranks; those between follow the space they left, which is what projecting on every step can afford.
-    `layer_weights` say how much lost energy hurts in each layer under a budget.
-    """
-
-    rule: RankRule = field(default_factory=lambda: Energy(0.98))
-    schemes: Mapping[str, str] = field(default_factory=lambda: {"*": "spatial"})
-    layers: LayerFilter = paper_choice
-    period: int = 20
-    nuclear: float = 0.0
-    nuclear_every_step: bool = False
-    ramp: str = "none"
-    ramp_steps: int = 0
-    momentum: str = "keep"
-    preserve_energy: bool = False
-    project: bool = True
-    exact_every: int = 1
-    layer_weights: Mapping[str, float] | None = None
-
-    def __post_init__(self) -> None:
-        if self.period < 1 or self.exact_every < 1:
-            raise OptionError(f"--period {self.period} and --exact-every {self.exact_every} must be 1 or more.")
-        if self.nuclear < 0:
-            raise OptionError(f"--nuclear {self.nuclear:g} is below 0.")
-        if self.ramp not in RAMPS:
-            raise OptionError(f"unknown ramp {self.ramp!r}; one of {', '.join(RAMPS)}.")
-        if self.momentum not in ("keep", "project", "reset"):
-            raise OptionError(f"unknown momentum treatment {self.momentum!r}; one of keep, project, reset.")
-        for choice in self.schemes.values():
-            if choice != "auto" and choice not in CHOICES:
-                raise OptionError(f"unknown scheme {choice!r}; one of auto, {', '.join(CHOICES)}.")
-
-    def choice(self, name: str) -> str:
-        """The --scheme of a layer."""
-        return next((choice for pattern, choice in self.schemes.items() if fnmatchcase(name, pattern)), "auto")
 
 
 @dataclass(slots=True)
@@ -229,7 +184,6 @@ class TRP:
             if target.pull is not None and target.weight.grad is not None:
                 pull = target.pull * self.settings.nuclear
                 target.weight.grad.add_(pull if scale is None else pull * scale)
-            target.pull = None
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Count the step, unless a fused optimizer skipped it, and project if it is time."""
@@ -237,6 +191,8 @@ class TRP:
         if found_inf is not None and bool(found_inf):
             return
         self.step += 1
+        for target in self._targets:
+            target.pull = None
         if self.step % self.settings.period:
             return
         if self.settings.project:

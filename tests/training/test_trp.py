@@ -152,14 +152,15 @@ def test_gradient_accumulation_counts_optimizer_steps() -> None:
     assert relative_rank(model.conv1.weight) == 2
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_grad_scaler_and_autocast_meet_an_unscaled_pull(dtype: torch.dtype) -> None:
+def test_grad_scaler_and_autocast_meet_an_unscaled_pull(dtype: torch.dtype, fused: bool) -> None:
     torch.manual_seed(0)
     model = Tiny(norm=False)
     twin = copy.deepcopy(model)
     results = []
     for network, scale in ((model, 1024.0), (twin, 1.0)):
-        optimizer = sgd(network)
+        optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9, fused=fused)
         TRP(network, optimizer, EVERY_STEP, SHAPE)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
         for step in range(4):
@@ -174,9 +175,10 @@ def test_grad_scaler_and_autocast_meet_an_unscaled_pull(dtype: torch.dtype) -> N
         torch.testing.assert_close(scaled, plain, rtol=0, atol=2e-3)
 
 
-def test_a_step_that_the_scaler_skips_is_not_counted() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_the_scaler_skips_is_not_counted(fused: bool) -> None:
     model = Tiny(norm=False)
-    optimizer = sgd(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, fused=fused)
     trp = TRP(model, optimizer, EVERY_STEP, SHAPE)
     scaler = torch.amp.GradScaler("cpu", init_scale=1e38, growth_interval=1000)
     optimizer.zero_grad()

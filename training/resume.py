@@ -1,0 +1,34 @@
+"""Going on with a run: its saved state, and the promise that it is the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from training.checkpoint import read
+from training.options import FREE
+from trp_export.errors import LoadError, OptionError
+
+RUN_FORMAT, RUN_VERSION = "trp-run", 1
+
+
+def read_run(output: Path) -> dict[str, Any]:
+    """The saved state of a run. Raises LoadError where there is none."""
+    path = output / "last.pt"
+    if not path.is_file():
+        raise LoadError(f"{output} holds no run to resume: last.pt is missing. Leave --resume out to start one.")
+    content = read(path)
+    if content.get("format") != RUN_FORMAT or content.get("version") != RUN_VERSION:
+        raise LoadError(f"{path} is not the saved state of a run.")
+    return content
+
+
+def require_same_run(options: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    """Raises OptionError where an option given on resuming differs from what the run was started with."""
+    for name, value in options.items():
+        if name not in FREE and stored.get(name) != value:
+            raise OptionError(
+                f"--{name.replace('_', '-')} {value} differs from the {stored.get(name)} this run was started with; "
+                "leave it out, or start another run."
+            )
