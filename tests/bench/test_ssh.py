@@ -20,7 +20,9 @@ from trp_export.bench import Comparison, Settings, compare
 from trp_export.bench.cases import read_cases
 from trp_export.bench.cli import run
 from trp_export.bench.devices import open_device
+from trp_export.bench.devices.arm import guest_python, missing_arm, qemu_command
 from trp_export.bench.devices.base import Start
+from trp_export.bench.devices.cache import cached
 from trp_export.bench.devices.ssh import parse_target
 from trp_export.errors import DeviceError
 
@@ -198,3 +200,20 @@ def test_a_hung_runner_is_killed_there(board: Board, conv_net: Path, tmp_path: P
     _, alive = psutil.wait_procs(remote, timeout=10)
     assert not alive
     assert board.leftovers() == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(missing_arm(Settings())), reason=f"arm is not set up: {missing_arm(Settings())}")
+def test_a_board_with_another_processor(board: Board, conv_net: Path, tmp_path: Path) -> None:
+    """The whole way to a Raspberry Pi, with an emulated Python at its end; its times mean nothing."""
+    home = cached("arm")
+    python = tmp_path / "python3"
+    command = [*qemu_command(home, "cortex-a72", None), guest_python(home, "cortex-a72")]
+    python.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+    python.chmod(0o755)
+    settings = replace(board.settings, remote_python=str(python), timeout_s=120)
+    found = compare([conv_net], device=board.spec, settings=settings, budget_s=1, processes=1)
+    assert found.environment.machine == "aarch64"
+    assert found.environment.cpu == "ARM part 0xd08"
+    assert found.measurements[0].deviation is not None
+    assert found.measurements[0].deviation.relative_l2 < 1e-5
