@@ -46,12 +46,12 @@ BATCH = 64
 
 # Rows of the tables: what is calibrated, how ranks are chosen, which schemes, and whether layers are refitted.
 METHODS: dict[str, dict[str, Any]] = {
+    "all of it": {"calibrated": True, "scheme": "auto", "sensitivity": True, "refit": True},
     "plain SVD, spatial-wise": {"calibrated": False, "scheme": "spatial", "sensitivity": False, "refit": False},
     "plain SVD, auto": {"calibrated": False, "scheme": "auto", "sensitivity": False, "refit": False},
     "calibrated": {"calibrated": True, "scheme": "auto", "sensitivity": True, "refit": False},
     "calibrated, no sensitivity": {"calibrated": True, "scheme": "auto", "sensitivity": False, "refit": True},
     "calibrated, spatial-wise": {"calibrated": True, "scheme": "spatial", "sensitivity": True, "refit": True},
-    "all of it": {"calibrated": True, "scheme": "auto", "sensitivity": True, "refit": True},
 }
 
 

@@ -167,12 +167,15 @@ def _moments_of(data: np.ndarray, site: Site, node: ir.Node, images: int, rng: n
     positions = sample_positions(rng, own, count_positions(seen_by, data.shape), per_image)
     patches = gather_patches(data, seen_by, positions)
     total = patches.sum(axis=1, dtype=np.float64)
-    if not np.isfinite(total).all():
-        raise LoadError(f"the inputs of {site.name} are NaN or infinite on these images. Check the preprocessing.")
-    if entries > LARGEST_PATCH:
-        outer = np.einsum("gpd,gpd->gd", patches, patches).astype(np.float64)
-    else:
-        outer = np.matmul(patches.transpose(0, 2, 1), patches).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if entries > LARGEST_PATCH:
+            outer = np.einsum("gpd,gpd->gd", patches, patches).astype(np.float64)
+        else:
+            outer = np.matmul(patches.transpose(0, 2, 1), patches).astype(np.float64)
+    if not np.isfinite(outer).all():
+        raise LoadError(
+            f"the inputs of {site.name} are NaN, infinite or huge on these images. Check model and preprocessing."
+        )
     return Moments(patches.shape[1], total, outer)
 
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from trp_export.calibration.divergence import divergence
 from trp_export.calibration.moments import Moments, is_tapped
-from trp_export.calibration.taps import Tap
 from trp_export.calibration.walk import Walk
 from trp_export.graph.bias import add_to_bias, takes_bias
 from trp_export.graph.rewrite import set_kernel
@@ -50,7 +49,7 @@ def measure_sensitivities(
     places = {place.site.name: place for place in find_sites(copy, {})}
     outputs = [value.name or "" for value in copy.graph.outputs]
     walk = Walk(copy, batches, threads)
-    reference = _concatenate(_outputs(copy, walk, outputs, threads))
+    reference = _outputs(walk, outputs)
     measured: dict[str, Sensitivity] = {}
     for index, layer in enumerate(layers):
         progress(index / len(layers))
@@ -63,7 +62,7 @@ def measure_sensitivities(
         curve = max(curves, key=lambda curve: curve.full_rank)
         points = {}
         for rank in _ranks(curve):
-            error, outcome = _replaced(copy, place, curve, rank, moments[layer.site.name], walk, outputs, threads)
+            error, outcome = _replaced(copy, place, curve, rank, moments[layer.site.name], walk, outputs)
             if error > 0:
                 points[error] = divergence(reference, outcome)
         if points:
@@ -85,7 +84,6 @@ def _replaced(
     moments: Moments,
     walk: Walk,
     outputs: Sequence[str],
-    threads: int,
 ) -> tuple[float, dict[str, NDArray[Any]]]:
     """The relative error and the network's outputs with one layer replaced; it is as before afterwards."""
     kernel, site = place.kernel().copy(), place.site
@@ -94,17 +92,11 @@ def _replaced(
     shift = bias_shift(kernel, new, moments.mean)
     set_kernel(place, new)
     add_to_bias(model, [place], {site.name: shift})
-    outcome = _concatenate(_outputs(model, walk, outputs, threads))
+    outcome = _outputs(walk, outputs)
     set_kernel(place, kernel)
     add_to_bias(model, [place], {site.name: -shift})
     return fit.relative_error, outcome
 
 
-def _outputs(model: ir.Model, walk: Walk, outputs: Sequence[str], threads: int) -> list[dict[str, NDArray[Any]]]:
-    tap = Tap(model, list(walk.values), outputs, threads)
-    count = len(next(iter(walk.values.values())))
-    return [tap({name: walk.values[name][index] for name in tap.inputs}) for index in range(count)]
-
-
-def _concatenate(parts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def _outputs(walk: Walk, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    return {name: np.concatenate(parts) for name, parts in walk.run(names).items()}

@@ -24,8 +24,15 @@ _NO_LOGGING = 4
 class Tap:
     """A session whose outputs are values inside a model: (name -> array) in, (name -> array) out."""
 
-    def __init__(self, model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], threads: int = 0) -> None:
-        """`inputs` may be inner values too: what lies before them is then not run.
+    def __init__(
+        self,
+        model: ir.Model,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        threads: int = 0,
+        types: Mapping[str, np.dtype[Any]] | None = None,
+    ) -> None:
+        """`inputs` may be inner values too: what lies before them is then not run, and `types` gives their types.
 
         Raises UnsupportedError where onnxruntime cannot run the part.
         """
@@ -38,7 +45,7 @@ class Tap:
         # Calibration must be the same on every machine; layout changes across convs would also hide values.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         try:
-            proto = extract(model, inputs, self.outputs)
+            proto = extract(model, inputs, self.outputs, types or {})
             self._session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises many kinds.
             raise UnsupportedError(f"onnxruntime cannot run this model: {str(error).splitlines()[0][:200]}") from error
@@ -64,10 +71,12 @@ class Tap:
             raise LoadError(f"the model failed on the images ({shapes}): {str(error).splitlines()[0][:200]}") from error
 
 
-def extract(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+def extract(
+    model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], types: Mapping[str, np.dtype[Any]]
+) -> onnx.ModelProto:
     """The part of a model between `inputs` and `outputs` as a model of its own; the model stays as it is.
 
-    Every value keeps its name. Weights are shared with the model until the proto is made.
+    Every value keeps its name.
     """
     cut = set(inputs)
     values = {value.name: value for node in model.graph for value in node.outputs}
@@ -97,7 +106,7 @@ def extract(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> o
     )
     read = {name for node in graph.node for name in node.input} | set(outputs)
     read |= {source.name or "" for node in kept for source in outer_reads(node)}
-    graph.input.extend(ir.serde.serialize_value(values[name]) for name in inputs if name in values and name in read)
+    graph.input.extend(_input(values[name], types) for name in inputs if name in values and name in read)
     for name in outputs:
         info = onnx.ValueInfoProto(name=name)
         dtype = values[name].dtype
@@ -113,6 +122,16 @@ def run_batches(tap: Tap, batches: Iterator[Array] | Sequence[Array]) -> Iterato
         raise UnsupportedError(f"images can feed a model of one input; this one has {', '.join(tap.inputs)}.")
     for batch in batches:
         yield tap({tap.inputs[0]: batch})
+
+
+def _input(value: ir.Value, types: Mapping[str, np.dtype[Any]]) -> onnx.ValueInfoProto:
+    """An inner value without a shape: what the graph notes may hold for another batch size."""
+    known = types.get(value.name or "")
+    if known is None or value.is_graph_input():
+        return ir.serde.serialize_value(value)
+    info = onnx.ValueInfoProto(name=value.name)
+    info.type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(known)
+    return info
 
 
 def outer_reads(node: ir.Node) -> Iterator[ir.Value]:

@@ -54,9 +54,14 @@ class Walk:
         if gone:
             raise ValueError(f"{gone[0]} lies behind")
         if new:
-            tap = Tap(self._model, list(self.values), new, self._threads)
-            count = len(next(iter(self.values.values())))
-            parts = [tap({name: self.values[name][index] for name in tap.inputs}) for index in range(count)]
-            self.values |= {name: [part[name] for part in parts] for name in new}
+            self.values |= self.run(new)
         self.values = {name: self.values[name] for name in wanted}
         self._position = stop
+
+    def run(self, names: Sequence[str]) -> dict[str, list[Array]]:
+        """Values further on, batch by batch, with the weights as they are; the walk stays where it is."""
+        types = {name: parts[0].dtype for name, parts in self.values.items()}
+        tap = Tap(self._model, list(self.values), names, self._threads, types)
+        count = len(next(iter(self.values.values())))
+        parts = [tap({name: self.values[name][index] for name in tap.inputs}) for index in range(count)]
+        return {name: [part[name] for part in parts] for name in names}

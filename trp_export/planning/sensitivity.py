@@ -36,12 +36,12 @@ class Sensitivity:
     def at(self, errors: Float64) -> Float64:
         """Damage at these relative squared errors; 0 where there is no error."""
         known = np.log(self.errors)
-        damage = np.log(np.maximum(self.damage, _LEAST_DAMAGE))
+        damage = np.log(np.maximum.accumulate(np.maximum(self.damage, _LEAST_DAMAGE)))
         slopes = np.ones(1)
         if len(known) > 1:
             slopes = np.clip(np.diff(damage) / np.diff(known), _LEAST_SLOPE, _LARGEST_SLOPE)
         x = np.log(np.maximum(errors, 1e-300))
-        inside = np.interp(x, known, np.maximum.accumulate(damage))
+        inside = np.interp(x, known, damage)
         below = damage[0] + slopes[0] * (x - known[0])
         above = damage[-1] + slopes[-1] * (x - known[-1])
         result = np.exp(np.where(x < known[0], below, np.where(x > known[-1], above, inside)))

@@ -1,0 +1,196 @@
+"""Moments against patches by hand, streaming against all at once, and files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.calibration.networks import make_images, make_network
+from trp_export.calibration import moments as module
+from trp_export.calibration.curves import calibrated_factors, calibrated_layers
+from trp_export.calibration.moments import Moments, gather_moments, load_moments, merge_moments, remarks, save_moments
+from trp_export.calibration.patches import Window, count_positions, gather_patches, sample_positions, window
+from trp_export.calibration.taps import Tap
+from trp_export.errors import LoadError, OptionError
+from trp_export.graph.bias import add_to_bias
+from trp_export.graph.rewrite import set_products
+from trp_export.graph.sites import find_sites
+from trp_export.graph.weights import set_value
+from trp_export.planning.curves import Layer, make_curve, schemes_for
+from trp_export.planning.plan import Plan
+from trp_export.planning.rules import take
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    extents=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    strides=st.tuples(st.integers(1, 2), st.integers(1, 3)),
+    pads=st.tuples(*[st.integers(0, 2)] * 4),
+    dilations=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    auto_pad=st.sampled_from(["NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"]),
+    group=st.sampled_from([1, 2]),
+)
+def test_kernel_times_patches_is_the_conv(
+    extents: tuple[int, int],
+    strides: tuple[int, int],
+    pads: tuple[int, int, int, int],
+    dilations: tuple[int, int],
+    auto_pad: str,
+    group: int,
+) -> None:
+    if auto_pad != "NOTSET":
+        pads = (0, 0, 0, 0)
+        dilations = (1, 1)  # onnxruntime refuses some dilated SAME convs.
+    rng = np.random.default_rng(0)
+    data = rng.standard_normal((2, 4, 7, 8)).astype(np.float32)
+    kernel = rng.standard_normal((6, 4 // group, *extents)).astype(np.float32)
+    attributes = {"strides": strides, "dilations": dilations, "group": group}
+    attributes |= {"pads": pads} if auto_pad == "NOTSET" else {"auto_pad": auto_pad}
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], **attributes)
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [node], "g", [info("x", 1, data.shape)], [info("y", 1, None)], [onnx.numpy_helper.from_array(kernel, "w")]
+    )
+    proto = onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    wanted = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": data})[
+        0
+    ]
+    seen_by = Window(extents, strides, pads, dilations, auto_pad, group, transposed=False)
+    assert seen_by.out_extents(data.shape) == wanted.shape[2:]
+    positions = sample_positions(rng, 2, count_positions(seen_by, data.shape), 10**6)
+    patches = gather_patches(data, seen_by, positions)
+    outputs = np.einsum("gpd,gnd->pgn", patches, kernel.reshape(group, 6 // group, -1)).reshape(2, -1, 6)
+    np.testing.assert_allclose(outputs.transpose(0, 2, 1).reshape(wanted.shape), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("wanted", [1, 5, 40])
+def test_positions_are_drawn_alike_and_once(wanted: int) -> None:
+    drawn = sample_positions(np.random.default_rng(0), 4000, 50, wanted)
+    assert drawn.shape == (4000, wanted)
+    assert (np.diff(np.sort(drawn, axis=1), axis=1) > 0).all()
+    counts = np.bincount(drawn.reshape(-1), minlength=50)
+    share = wanted / 50
+    assert np.abs(counts - 4000 * share).max() < 5 * np.sqrt(4000 * share)
+
+
+def test_moments_are_those_of_all_patches() -> None:
+    model, located = make_network()
+    images = make_images(20)
+    moments = gather_moments(model, located, images, batch_size=7)
+    assert set(moments) == {"stem", "one", "two", "grouped", "head"}
+    place = next(place for place in located if place.site.name == "grouped")
+    values = Tap(model, ["x"], ["r2"])({"x": images.inputs})["r2"]
+    seen_by = window(place.nodes[0], place.site)
+    count = count_positions(seen_by, values.shape)
+    patches = gather_patches(values, seen_by, np.broadcast_to(np.arange(count), (20, count)))
+    own = moments["grouped"]
+    assert own.count == patches.shape[1]
+    for group in range(2):
+        np.testing.assert_allclose(own.mean[group], patches[group].mean(axis=0), rtol=1e-4)
+        np.testing.assert_allclose(own.covariance[group], np.cov(patches[group].T, bias=True), atol=1e-4)
+
+
+def test_sampled_moments_are_close_and_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, located = make_network()
+    images = make_images(64)
+    full = gather_moments(model, located, images)["one"]
+    monkeypatch.setattr(module, "LEAST_SAMPLES", 64 * 50)
+    monkeypatch.setattr(module, "SAMPLES_PER_ENTRY", 1)
+    first, second = (gather_moments(model, located, images, seed=1)["one"] for _ in range(2))
+    assert first.count == 64 * 50 < full.count
+    np.testing.assert_array_equal(first.outer, second.outer)
+    gap = np.linalg.norm(first.covariance - full.covariance) / np.linalg.norm(full.covariance)
+    assert gap < 0.1
+
+
+def test_moments_add_up_and_survive_a_file(tmp_path: Path) -> None:
+    model, located = make_network()
+    images = make_images(20)
+    halves = [replace(images, pixels=images.inputs[:9]), replace(images, pixels=images.inputs[9:])]
+    parts = [gather_moments(model, located, half) for half in halves]
+    save_moments(tmp_path / "a.npz", parts[0])
+    merged = merge_moments([load_moments(tmp_path / "a.npz"), parts[1]])
+    whole = gather_moments(model, located, images)
+    for name, own in whole.items():
+        assert merged[name].count == own.count
+        np.testing.assert_allclose(merged[name].covariance, own.covariance, atol=1e-5)
+
+
+def test_moments_of_other_networks_and_other_files_are_refused(tmp_path: Path) -> None:
+    model, located = make_network()
+    moments = gather_moments(model, located, make_images(4))
+    with pytest.raises(OptionError, match="different networks"):
+        merge_moments([moments, {"stem": moments["stem"]}])
+    (tmp_path / "text.npz").write_text("no moments")
+    with pytest.raises(LoadError, match="holds no moments"):
+        load_moments(tmp_path / "text.npz")
+    np.savez(tmp_path / "other.npz", format=np.array("something"))
+    with pytest.raises(LoadError, match="holds something"):
+        load_moments(tmp_path / "other.npz")
+
+
+def test_values_that_are_not_finite_name_the_layer() -> None:
+    model, located = make_network()
+    broken = replace(make_images(4), pixels=np.full((4, 3, 12, 12), 3e38, dtype=np.float32))
+    with pytest.raises(LoadError, match="inputs of stem are NaN, infinite or huge"):
+        gather_moments(model, located, broken)
+    set_value(model.graph.initializers["stem.weight"], np.full((8, 3, 3, 3), 3e38))
+    with pytest.raises(LoadError, match="inputs of one are NaN, infinite or huge"):
+        gather_moments(model, located, make_images(4))
+
+
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    model, located = make_network()
+    wrong = replace(make_images(4), pixels=np.zeros((4, 1, 12, 12), dtype=np.float32))
+    with pytest.raises(LoadError, match=r"failed on the images \(x \(4, 1, 12, 12\)\)"):
+        gather_moments(model, located, wrong)
+
+
+def test_what_is_odd_is_remarked() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((30, 20))
+    few = Moments(30, x.sum(axis=0)[None], (x.T @ x)[None])
+    constant = Moments(100, np.full((1, 3), 200.0), np.full((1, 3, 3), 400.0))
+    wide = Moments(100, x[:1], x[:1] ** 2 * 1000)
+    notes = " ".join(remarks({"few": few, "constant": constant, "wide": wide}))
+    assert "few most of all (30 for 20 inputs): 2 times as many images" in notes
+    assert "the inputs of constant never change" in notes
+    assert "wide: over 8192 inputs" in notes
+    assert wide.covariance.shape == (1, 20, 20)
+
+
+@pytest.mark.parametrize("choice", ["channel", "spatial", "spatial-t", "pointwise", "decouple"])
+def test_calibrated_factors_lose_what_their_curve_says(choice: str) -> None:
+    model, located = make_network()
+    images = make_images(40)
+    moments = gather_moments(model, located, images)
+    plain = [
+        Layer(place.site, tuple(make_curve(place.site, s, place.kernel()) for s in schemes_for(place.site, choice)))
+        for place in located
+    ]
+    layers = calibrated_layers(plain, located, moments)
+    layer = next(layer for layer in layers if layer.site.name == "one")
+    curve = layer.curves[0]
+    rank = max(1, curve.full_rank // 2)
+    plan = Plan((take(layer.site, curve, rank),), "by hand")
+    fitted = calibrated_factors(plan, located, moments)
+    before = Tap(model, ["x"], ["c1"])({"x": images.inputs})["c1"]
+    copy = model.clone()
+    places = find_sites(copy, {})
+    set_products(copy, plan, places, fitted.factors)
+    add_to_bias(copy, places, fitted.shifts)
+    after = Tap(copy, ["x"], ["c1"])({"x": images.inputs})["c1"]
+    mean = before.mean(axis=(0, 2, 3), keepdims=True)
+    measured = float(np.sum((before - after) ** 2) / np.sum((before - mean) ** 2))
+    promised = 1 - float(curve.energy[rank - 1])
+    assert measured <= promised * 1.02
+    assert np.abs((before - after).mean(axis=(0, 2, 3))).max() < 1e-4
+    if choice == "channel":
+        assert measured == pytest.approx(promised, rel=0.02)
