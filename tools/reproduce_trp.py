@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from training.checkpoint import DENSE, FACTORS, load_network, new_network, read, save_network
-from training.data import CIFAR10_CLASSES, load_images
-from training.pairs import merge
-from trp_export.planning.plan import parse_plan
+from training.data import load_images
 
 # The paper's method from pretrained weights: lambda 3e-4 at m = 1 becomes 6e-3 on projection steps at m = 20.
 NUCLEAR, PERIOD = "6e-3", "20"
@@ -125,7 +122,7 @@ def _carry_out(
 
 
 def _trained(row: Row, data: Path, weights: Path, validation: int, folder: Path) -> Path:
-    """The row's network once it is trained, with dense weights of exactly its plan's ranks."""
+    """The row's network, once it is trained."""
     if (folder / "last.pt").exists():
         _run("training.cli", "--resume", "-o", str(folder))
     else:
@@ -135,18 +132,7 @@ def _trained(row: Row, data: Path, weights: Path, validation: int, folder: Path)
             *("--arch", "resnet20", "--data", f"npz:{data}", "--init", str(weights), *teacher),
             *("--validation", str(validation), "--keep", "last", "--amp", "-o", str(folder), *row.train),
         )
-    return as_dense(folder / "model.pt", folder / "dense.pt")
-
-
-def as_dense(source: Path, target: Path) -> Path:
-    """A checkpoint with factors, written as dense weights of the same ranks: what trp-export cuts without loss."""
-    network = load_network(source, None, CIFAR10_CLASSES)
-    if network.kind == FACTORS:
-        dense = new_network(network.arch, network.classes).module
-        choices = parse_plan(network.plan, str(source))
-        network = replace(network, module=merge(network.module, dense, choices), kind=DENSE)
-    save_network(network, target, read(source)["history"])
-    return target
+    return folder / "model.pt"
 
 
 def _predictions(onnx_file: Path, images: NDArray[np.uint8]) -> NDArray[np.int64]:

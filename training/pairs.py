@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,8 @@ from training.layers import kernel_of, unwrapped
 from training.matrices import fold, unfold
 from training.spectra import spectrum, truncate
 from trp_export.errors import OptionError
-from trp_export.lowrank.factor import Factors, factorise, product
-from trp_export.planning.plan import Change, Choice, Plan
+from trp_export.lowrank.factor import factorise
+from trp_export.planning.plan import Change, Plan
 
 
 @torch.no_grad()
@@ -28,28 +27,6 @@ def decompose(module: nn.Module, plan: Plan) -> nn.Module:
     for change in plan.changed:
         _replace(model, change)
     return model
-
-
-@torch.no_grad()
-def merge(factored: nn.Module, dense: nn.Module, choices: Iterable[Choice]) -> nn.Module:
-    """The reverse of `decompose`: `dense`, a network of the same architecture, takes over the weights of `factored`.
-
-    Each layer of the plan gets the product of its factors, exactly of the plan's rank, so nothing is lost.
-    """
-    state = dict(factored.state_dict())
-    for choice in choices:
-        if choice.scheme is None:
-            continue
-        kernel, group = kernel_of(dense, choice.name), _group(dense, choice.name)
-        reduce, expand = (
-            state.pop(f"{choice.name}.{part}.weight").double().cpu().numpy() for part in ("reduce", "expand")
-        )
-        weight = product(Factors(reduce, expand), choice.scheme, kernel.shape, group)
-        state[f"{choice.name}.weight"] = torch.from_numpy(weight).to(kernel.dtype)
-        if f"{choice.name}.expand.bias" in state:
-            state[f"{choice.name}.bias"] = state.pop(f"{choice.name}.expand.bias")
-    dense.load_state_dict(state)
-    return dense
 
 
 @torch.no_grad()

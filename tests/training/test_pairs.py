@@ -12,11 +12,11 @@ from torch import nn
 
 from models_zoo.pairs import replace_layer
 from training.layers import find_layers
-from training.pairs import decompose, low_rank_copy, merge
+from training.pairs import decompose, low_rank_copy
 from trp_export.errors import OptionError
 from trp_export.lowrank.factor import factorise, product
 from trp_export.lowrank.schemes import CHANNEL_WISE, DECOUPLING, MATRIX, SCHEMES, SPATIAL_WISE, Scheme
-from trp_export.planning.plan import Decision, Plan, parse_plan
+from trp_export.planning.plan import Decision, Plan
 
 
 def plan_for(model: nn.Module, shape: tuple[int, ...], scheme: Scheme, rank: int | None = None) -> Plan:
@@ -95,15 +95,3 @@ def test_a_plan_of_another_network_is_refused() -> None:
         decompose(nn.Sequential(nn.ReLU()), plan)
     with pytest.raises(KeyError):
         replace_layer(model, "5.conv", nn.Identity())
-
-
-@pytest.mark.parametrize("scheme", [CHANNEL_WISE, SPATIAL_WISE, DECOUPLING])
-def test_merging_undoes_a_cut(scheme: Scheme) -> None:
-    model = Tiny().eval()
-    whole_plan = plan_for(model, (1, 3, 8, 8), scheme, rank=2)
-    plan = Plan(tuple(decision for decision in whole_plan.decisions if decision.site.op == "Conv"), "test")
-    choices = parse_plan(plan.to_json(), "plan")
-    cut = decompose(model, plan)
-    whole = merge(cut, Tiny(), choices).eval()
-    x = torch.randn(3, 3, 8, 8)
-    torch.testing.assert_close(whole(x), cut(x), rtol=1e-4, atol=1e-5)
