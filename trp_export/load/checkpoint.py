@@ -39,22 +39,14 @@ def load_checkpoint(path: Path, content: Mapping[str, Any], options: LoadOptions
     tensors = strip(state)
     if content.get("kind") == "factors":
         tensors = _multiply_out(tensors, arch, parse_plan(plan, f"the plan inside {path}"), path)
-    source = load_state(path, arch, tensors, _default_shape(options, content))
-    mean, std = content.get("mean"), content.get("std")
-    return replace(
-        source,
-        mean=tuple(map(float, mean)) if mean else None,
-        std=tuple(map(float, std)) if std else None,
-        classes=tuple(map(str, content.get("classes") or ())),
-        plan=plan if isinstance(plan, Mapping) else None,
-    )
-
-
-def _default_shape(options: LoadOptions, content: Mapping[str, Any]) -> LoadOptions:
-    stored = content.get("input_shape")
-    if options.input_shape or not stored:
-        return options
-    return replace(options, input_shape=tuple(int(dim) for dim in stored))
+    try:
+        mean, std = (tuple(map(float, content.get(key) or ())) or None for key in ("mean", "std"))
+        classes = tuple(map(str, content.get("classes") or ()))
+        shape = tuple(map(int, content.get("input_shape") or ())) or None
+    except (TypeError, ValueError) as error:
+        raise LoadError(f"{path} is damaged: mean, std, classes or input_shape is not a list ({error}).") from error
+    source = load_state(path, arch, tensors, replace(options, input_shape=options.input_shape or shape))
+    return replace(source, mean=mean, std=std, classes=classes, plan=plan if isinstance(plan, Mapping) else None)
 
 
 def _multiply_out(
@@ -67,11 +59,11 @@ def _multiply_out(
         if choice.scheme is None or f"{choice.name}.reduce.weight" not in dense:
             continue
         layer = _layer(module, choice.name, path)
-        pair = [dense.pop(f"{choice.name}.{part}.weight").double().numpy() for part in ("reduce", "expand")]
-        shape = (pair[1].shape[0], *layer.weight.shape[1:])
         try:
+            pair = [dense.pop(f"{choice.name}.{part}.weight").double().numpy() for part in ("reduce", "expand")]
+            shape = (pair[1].shape[0], *layer.weight.shape[1:])
             kernel = product(Factors(*pair), choice.scheme, shape, getattr(layer, "groups", 1))
-        except ValueError as error:
+        except (ValueError, LookupError, AttributeError, ZeroDivisionError) as error:
             raise LoadError(f"{path}: the factors of {choice.name} do not fit its plan.") from error
         dense[f"{choice.name}.weight"] = torch.from_numpy(kernel).to(layer.weight.dtype)
         if f"{choice.name}.expand.bias" in dense:

@@ -56,6 +56,8 @@ def get_architecture(name: str) -> Architecture:
         raise OptionError(f"--arch: {error.args[0]}") from error
     except ImportError as error:
         raise OptionError(f"--arch {name}: {first_line(error)}; run from the folder that holds the module.") from error
+    except Exception as error:  # The module is the user's own code, and its name may be none.
+        raise OptionError(f"--arch {name} cannot be imported: {first_line(error)}") from error
 
 
 def _fit(architecture: Architecture, tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
