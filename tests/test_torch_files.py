@@ -1,0 +1,259 @@
+"""PyTorch files: what is read, what is refused, and that nothing is unpickled unasked."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import Command
+from models import relative_l2, run
+from safetensors.torch import save_file
+from torch import nn
+
+from models_zoo import find_architecture
+from trp_export import Benchmark, Options, Rank, compress
+from trp_export.errors import OptionError
+from trp_export.load import LoadOptions
+
+RULE = ("--rank", "4", "--no-bench", "--json")
+
+
+class SmallNet(nn.Module):
+    """Takes (n, 3, h, w) and gives `classes` logits."""
+
+    def __init__(self, num_classes: int = 5) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 12, 3, padding=1)
+        self.bn = nn.BatchNorm2d(12)
+        self.head = nn.Linear(12, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.bn(self.conv(x))).mean(dim=(2, 3)))
+
+
+def small_net(num_classes: int = 5) -> SmallNet:
+    torch.manual_seed(0)
+    return SmallNet(num_classes).eval()
+
+
+ARCH = ("--arch", "test_torch_files:SmallNet", "--input-shape", "1,3,8,8")
+
+
+def layers(out: str) -> dict[str, Any]:
+    return {layer["name"]: layer for layer in json.loads(out)["layers"]}
+
+
+@pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "module.", "_orig_mod.module.", "legacy"])
+def test_state_dicts_as_they_are_saved(trp: Command, tmp_path: Path, wrap: str) -> None:
+    state: dict[str, Any] = small_net().state_dict()
+    if wrap.endswith("."):
+        state = {f"{wrap}{key}": value for key, value in state.items()}
+    if wrap in ("state_dict", "model"):
+        state = {wrap: state, "epoch": 7, "optimizer": {"lr": 0.1}}
+    torch.save(state, tmp_path / "net.pt", _use_new_zipfile_serialization=wrap != "legacy")
+    outcome = trp("net.pt", *ARCH, *RULE)
+    assert outcome.code == 0, outcome.err
+    assert list(layers(outcome.out)) == ["conv", "head"]
+    assert layers(outcome.out)["conv"]["scheme"] is not None
+    graph = onnx.load(tmp_path / "net.trp.onnx").graph
+    assert [value.name for value in (*graph.input, *graph.output)] == ["input", "output"]
+    assert graph.input[0].type.tensor_type.shape.dim[0].dim_param
+
+
+def test_safetensors(trp: Command, tmp_path: Path) -> None:
+    save_file(small_net().state_dict(), tmp_path / "net.safetensors")
+    assert trp("net.safetensors", *ARCH, *RULE).code == 0
+
+
+def test_a_head_of_another_size_is_built_to_fit(trp: Command, tmp_path: Path) -> None:
+    torch.save(small_net(17).state_dict(), tmp_path / "net.pt")
+    outcome = trp("net.pt", *ARCH, *RULE)
+    assert outcome.code == 0, outcome.err
+    assert onnx.load(tmp_path / "net.trp.onnx").graph.output[0].type.tensor_type.shape.dim[1].dim_value == 17
+
+
+def test_a_module_in_memory_keeps_its_mode_and_answers(tmp_path: Path) -> None:
+    module = small_net().train()
+    options = Options(
+        rule=Rank(99), load=LoadOptions(input_shape=(1, 3, 8, 8)), benchmark=Benchmark(run=False),
+        output=tmp_path / "net.onnx",
+    )  # fmt: skip
+    report = compress(module, options)
+    assert module.training
+    x = torch.randn(4, 3, 8, 8)
+    (got,) = run(report.files[0], {"input": x.numpy()})
+    assert relative_l2(module.eval()(x).detach().numpy(), got) < 1e-5
+
+
+def test_a_module_without_an_input_shape_is_asked_for_it(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="give it, e\\.g\\. --input-shape"):
+        compress(small_net(), Options(rule=Rank(2), output=tmp_path / "net.onnx"))
+
+
+def test_static_fixes_the_batch(trp: Command, tmp_path: Path) -> None:
+    torch.save(small_net().state_dict(), tmp_path / "net.pt")
+    arch = (*ARCH[:2], "--input-shape", "3,3,8,8")
+    assert trp("net.pt", *arch, "--static", *RULE).code == 0
+    assert onnx.load(tmp_path / "net.trp.onnx").graph.input[0].type.tensor_type.shape.dim[0].dim_value == 3
+
+
+def checkpoint(**changes: Any) -> dict[str, Any]:
+    state = find_architecture("resnet20").build(None).state_dict()
+    plain = {"format": "trp-checkpoint", "version": 1, "arch": "resnet20", "state_dict": state}
+    return {**plain, "mean": [0.5] * 3, "std": [0.25] * 3, "classes": list("abcdefghij"), **changes}
+
+
+def test_our_own_checkpoint_names_its_architecture_and_plan(trp: Command, tmp_path: Path) -> None:
+    plan = {"format": "trp-plan", "version": 1, "layers": [{"name": "linear", "scheme": "matrix", "rank": 3}]}
+    torch.save(checkpoint(plan=plan), tmp_path / "own.pt")
+    outcome = trp("own.pt", "--no-bench", "--json")
+    assert outcome.code == 0, outcome.err
+    assert layers(outcome.out)["linear"]["rank"] == 3
+    assert layers(outcome.out)["conv1"]["reason"] == "not in the plan"
+
+
+@pytest.mark.parametrize(
+    ("code", "changes", "options", "message"),
+    [
+        (3, {"version": 99}, [], "checkpoint version 99; this program reads 1"),
+        (3, {"arch": None}, [], "lacks its architecture or its weights"),
+        (3, {"state_dict": 3}, [], "lacks its architecture or its weights"),
+        (2, {}, ["--arch", "resnet32"], "is a checkpoint of resnet20, not of resnet32"),
+        (2, {"arch": "os:getcwd"}, [], "asks to import os:getcwd; if you trust it, say so"),
+        (2, {"arch": "resnet21"}, [], "did you mean"),
+        (3, {"mean": ["x"]}, [], "damaged"),
+        (3, {"std": 3}, [], "damaged"),
+        (3, {"input_shape": "abc"}, [], "damaged"),
+        (3, {"classes": 3}, [], "damaged"),
+        (3, {"plan": {"format": "x"}}, None, "holds no plan"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(
+    refuses: Command, tmp_path: Path, code: int, changes: dict[str, Any], options: list[str] | None, message: str
+) -> None:
+    torch.save(checkpoint(**changes), tmp_path / "own.pt")
+    rule = [] if options is None else RULE
+    assert message in refuses(code, "own.pt", *(options or []), *rule)
+
+
+def test_a_checkpoint_of_factors_gives_its_pairs_back(trp: Command, refuses: Command, tmp_path: Path) -> None:
+    plan = {"format": "trp-plan", "version": 1, "layers": [{"name": "linear", "scheme": "matrix", "rank": 3}]}
+    content = checkpoint(plan=plan, kind="factors")
+    state = content["state_dict"]
+    del state["linear.weight"]
+    state["linear.reduce.weight"], state["linear.expand.weight"] = torch.randn(3, 64), torch.randn(10, 3)
+    state["linear.expand.bias"] = state.pop("linear.bias")
+    torch.save(content, tmp_path / "own.pt")
+    outcome = trp("own.pt", "--no-bench", "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["deviation"]["truncation"]["relative_l2"] < 1e-5
+    state["linear.reduce.weight"] = torch.randn(4, 64)
+    torch.save(content, tmp_path / "own.pt")
+    assert "the factors of linear do not fit its plan" in refuses(3, "own.pt", "--no-bench")
+    del state["linear.expand.weight"]
+    torch.save(content, tmp_path / "own.pt")
+    assert "the factors of linear do not fit its plan" in refuses(3, "own.pt", "--no-bench")
+
+
+def test_weights_that_do_not_fit_name_the_first_keys(refuses: Command, tmp_path: Path) -> None:
+    state = small_net().state_dict()
+    torch.save({**state, "conv.weight": torch.zeros(4, 3, 3, 3), "more": torch.zeros(1)}, tmp_path / "net.pt")
+    message = refuses(3, "net.pt", *ARCH, *RULE)
+    assert "net.pt does not fit test_torch_files:SmallNet: more is unknown to it" in message
+    assert "conv.weight is [4, 3, 3, 3], not [12, 3, 3, 3]" in message
+    del state["head.bias"]
+    torch.save(state, tmp_path / "net.pt")
+    assert "head.bias is missing" in refuses(3, "net.pt", *ARCH, *RULE)
+
+
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [
+        ("resnet22", "did you mean resnet32 or resnet20"),
+        ("resnet50", "did you mean torchvision:resnet50?"),
+        ("torchvision:resnet51", "did you mean torchvision:resnet50"),
+        ("zzzzz", "known are resnet20"),
+        ("no_such_module:net", "No module named 'no_such_module'; run from the folder"),
+        ("test_torch_files:Nothing", "has no factory 'Nothing'"),
+        ("json:loads", "cannot be built"),
+        ("builtins:dict", "builds a dict, not a torch.nn.Module"),
+        (":", "--arch"),
+        ("..:x", "--arch"),
+    ],
+)
+def test_unknown_architectures(refuses: Command, tmp_path: Path, arch: str, message: str) -> None:
+    torch.save(small_net().state_dict(), tmp_path / "net.pt")
+    assert message in refuses(2, "net.pt", "--arch", arch, *RULE)
+
+
+def test_a_shape_the_network_does_not_take(refuses: Command, tmp_path: Path) -> None:
+    torch.save(small_net().state_dict(), tmp_path / "net.pt")
+    shape = ("--input-shape", "1,4,8,8")
+    assert "does not take an input of shape 1,4,8,8" in refuses(2, "net.pt", *ARCH[:2], *shape, *RULE)
+    assert "the input shape of" in refuses(2, "net.pt", *ARCH[:2], *RULE)
+    assert "name their architecture" in refuses(2, "net.pt", *RULE)
+
+
+def test_weights_that_are_not_finite_are_named(refuses: Command, tmp_path: Path) -> None:
+    state = small_net().state_dict()
+    state["conv.weight"][1, 2, 0, 0] = float("nan")
+    torch.save(state, tmp_path / "net.pt")
+    assert "conv has NaN or infinite weights (conv.weight)" in refuses(3, "net.pt", *ARCH, *RULE)
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("sprung",)
+
+
+def test_pickles_are_not_opened_unasked(refuses: Command, tmp_path: Path) -> None:
+    torch.save(small_net(), tmp_path / "whole.pt")
+    assert "can run code when it is opened" in refuses(3, "whole.pt", *ARCH, *RULE)
+    torch.save({"state_dict": Trap()}, tmp_path / "trap.pt")
+    refuses(3, "trap.pt", *ARCH, *RULE)
+    torch.save({"state_dict": Trap()}, tmp_path / "trap.pt", _use_new_zipfile_serialization=False)
+    refuses(3, "trap.pt", *ARCH, *RULE)
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Trap()))
+    refuses(3, "plain.pkl", *ARCH, *RULE)
+
+
+def test_a_trusted_pickle_is_opened(trp: Command, tmp_path: Path) -> None:
+    torch.save(small_net(), tmp_path / "whole.pt")
+    outcome = trp("whole.pt", "--input-shape", "1,3,8,8", "--trust-pickle", *RULE)
+    assert outcome.code == 0, outcome.err
+
+
+def test_torchscript_is_refused_with_the_remedy(refuses: Command, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
+        archive.writestr("script/constants.pkl", b"")
+    assert "TorchScript, which is deprecated" in refuses(4, "script.pt", *ARCH, *RULE)
+
+
+def test_files_that_hold_no_weights(refuses: Command, tmp_path: Path) -> None:
+    for content in ([1, 2], {}, {"epoch": 3}, torch.zeros(3), {"state_dict": {}}, {"state_dict": [torch.zeros(1)]}):
+        torch.save(content, tmp_path / "net.pt")
+        assert "net.pt holds" in refuses(3, "net.pt", *ARCH, *RULE)
+
+
+def test_files_that_are_something_else(refuses: Command, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("net.pt", "net.safetensors", "net.th", "net"):
+        for content in (b"\0", b"PK\x03\x04", rng.bytes(2000), b"hello world", pickle.dumps(7)):
+            (tmp_path / name).write_bytes(content)
+            refuses(3, name, *ARCH, *RULE)
+
+
+def test_an_archive_that_unpacks_to_far_more_is_refused(refuses: Command, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", bytes(50_000_000))
+    assert "unpacks to far more than its own size" in refuses(3, "bomb.pt", *ARCH, *RULE)
