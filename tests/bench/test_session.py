@@ -83,6 +83,11 @@ def test_batch_goes_to_dynamic_models_only(tmp_path: Path) -> None:
         read_cases([save_conv_net(tmp_path / "fixed.onnx")], batch=4)
 
 
+def test_unequal_work_is_told(conv_net: Path, tmp_path: Path) -> None:
+    pair = save_conv_net(tmp_path / "pair.onnx", batch=2)
+    assert "different inputs" in compare([conv_net, pair], budget_s=0.1, processes=1).noise[-1]
+
+
 def test_external_data_is_hashed_and_kept_inside_its_folder(conv_net: Path, tmp_path: Path) -> None:
     model = onnx.load(conv_net)
     path = tmp_path / "external" / "net.onnx"

@@ -19,7 +19,7 @@ import numpy as np
 
 from trp_export.bench.cases import Case, read_cases, signature
 from trp_export.bench.devices import open_device
-from trp_export.bench.devices.base import Device, Runner, Settings, Start, Turn
+from trp_export.bench.devices.base import Device, Ready, Runner, Settings, Start, Turn
 from trp_export.bench.environment import Environment, Machine, choose_cores, governor_of
 from trp_export.bench.measure import Comparison, Deviation, Measurement, Process
 from trp_export.bench.noise import Watch, remarks
@@ -43,6 +43,15 @@ class _Lane:
     deviation: Deviation | None = None
     counts: dict[str, int] = field(default_factory=dict)
     estimate_ns: float = 0.0
+    taken: list[int] = field(default_factory=list)
+    peak_bytes: int = 0
+
+    def end_process(self, number: int, ready: Ready) -> None:
+        """Put away what the process of round `number` gave, if it came to that."""
+        if self.taken:
+            samples = tuple(self.taken)
+            self.processes.append(Process(number, ready.load_ms, ready.base_bytes, self.peak_bytes, samples))
+        self.taken = []
 
     def measurement(self) -> Measurement:
         return Measurement(
@@ -129,6 +138,9 @@ class _Run:
         )
         measurements = tuple(lane.measurement() for lane in self.lanes)
         notes = remarks(measurements, self.machine, self.watch.others(), environment)
+        fed = sorted({signature(lane.case) for lane in self.lanes})
+        if len(fed) > 1:
+            notes += (f"the models take different inputs ({' / '.join(fed)}): their ratio is not that of equal work",)
         return Comparison(environment, measurements, notes, seconds)
 
     def rounds(
@@ -163,39 +175,35 @@ class _Run:
     def round(self, number: int, share_s: float) -> float:
         """One fresh process per model, then turns for what is left of `share_s`. Returns the seconds before those."""
         begin = time.monotonic()
-        runners: list[tuple[_Lane, Runner]] = []
-        samples: dict[int, list[int]] = {}
-        peaks: dict[int, int] = {}
+        pairs: list[tuple[_Lane, Runner]] = []
         try:
             for index in self.random.sample(range(len(self.lanes)), len(self.lanes)):
-                lane = self.lanes[index]
-                runner = self.device.start(index, self.start)
-                runners.append((lane, runner))
-                self.onnxruntime, self.provider = runner.ready.onnxruntime, runner.ready.provider
-                lane.deviation = check_outputs(
-                    lane.case, runner.outputs(), lane.wanted, lane.deviation, self.device.name
-                )
-                self._warm(lane, runner)
+                self._start(index, pairs)
             overhead_s = time.monotonic() - begin
             turns = 0
             while turns < FEWEST_TURNS or time.monotonic() - begin < share_s:
-                for lane, runner in self.random.sample(runners, len(runners)):
+                for lane, runner in self.random.sample(pairs, len(pairs)):
                     turn = self._turn(lane, runner)
-                    samples.setdefault(id(lane), []).extend(turn.samples)
-                    peaks[id(lane)] = turn.peak_bytes
+                    lane.taken += turn.samples
+                    lane.peak_bytes = turn.peak_bytes
                 turns += 1
                 if self.device.unit != "ns":
                     break
             return overhead_s
         finally:
-            for lane, runner in runners:
-                if taken := samples.get(id(lane)):
-                    ready = runner.ready
-                    lane.processes.append(
-                        Process(number, ready.load_ms, ready.base_bytes, peaks[id(lane)], tuple(taken))
-                    )
+            for lane, runner in pairs:
+                lane.end_process(number, runner.ready)
                 with suppress(Exception):
                     runner.close()
+
+    def _start(self, index: int, pairs: list[tuple[_Lane, Runner]]) -> None:
+        """Start a process, put it among the others so that it will be ended, check what it computes, warm it up."""
+        lane = self.lanes[index]
+        runner = self.device.start(index, self.start)
+        pairs.append((lane, runner))
+        self.onnxruntime, self.provider = runner.ready.onnxruntime, runner.ready.provider
+        lane.deviation = check_outputs(lane.case, runner.outputs(), lane.wanted, lane.deviation, self.device.name)
+        self._warm(lane, runner)
 
     def _warm(self, lane: _Lane, runner: Runner) -> None:
         """Run until two windows agree. Leaves the lane's estimate of one inference in ns."""
