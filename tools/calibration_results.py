@@ -207,6 +207,7 @@ def draw_images(data: Path, draw: int) -> np.ndarray:
 def load_network(name: str, checkpoint: Path) -> ir.Model:
     """The network as ONNX, batch norm folded."""
     import torch
+    from onnxscript import optimizer
 
     from models_zoo.cifar_resnet import CifarResNet
 
@@ -217,6 +218,7 @@ def load_network(name: str, checkpoint: Path) -> ir.Model:
     program = torch.onnx.export(
         network, (torch.zeros(2, 3, 32, 32),), dynamo=True, dynamic_shapes=({0: batch},), optimize=False, verbose=False
     )
+    optimizer.fold_constants(program.model)
     model = prepare(program.model)
     fold_batch_norm(model)
     remove_unused(model)

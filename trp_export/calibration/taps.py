@@ -99,11 +99,10 @@ def extract(
     graph = proto.graph
     graph.name = model.graph.name or "part"
     graph.node.extend(ir.serde.serialize_node(node) for node in model.graph if node in kept)
-    graph.initializer.extend(
-        ir.serde.serialize_tensor(value.const_value)
-        for name, value in model.graph.initializers.items()
-        if value in weights and value.const_value is not None and name not in cut
-    )
+    for name, value in model.graph.initializers.items():
+        if value in weights and value.const_value is not None and name not in cut:
+            graph.initializer.append(ir.serde.serialize_tensor(value.const_value))
+            graph.initializer[-1].name = name
     read = {name for node in graph.node for name in node.input} | set(outputs)
     read |= {source.name or "" for node in kept for source in outer_reads(node)}
     graph.input.extend(_input(values[name], types) for name in inputs if name in values and name in read)

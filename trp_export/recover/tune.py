@@ -141,14 +141,14 @@ class _Run:
         every = max(1, steps // _CHECKS)
         for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * _schedule(step / steps)
+                group["lr"] = LEARNING_RATE * _schedule((step + 0.5) / steps)
             self._step(optimizer)
             progress((step + 1) / steps)
             if (step + 1) % every == 0 or step + 1 == steps:
                 score = self._score()
                 unlucky += 1
-                # Agreement is what users see; divergence decides where it is the same.
-                if (score[1], -score[0]) >= (best[1], -best[0]):
+                # Agreement is what users see, but coarse: it must not fall, and divergence decides.
+                if score[0] < best[0] and score[1] >= before[1]:
                     best, unlucky = score, 0
                     weights = [weight.detach().clone() for weight in self._student.weights]
                 if unlucky > _PATIENCE:

@@ -1,0 +1,112 @@
+"""Refit: it undoes what can be undone exactly, and never falls behind factors that know only the original."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from tests.calibration.networks import make_images, make_network
+from trp_export.calibration.curves import Fitted, calibrated_factors
+from trp_export.calibration.divergence import divergence
+from trp_export.calibration.moments import gather_moments
+from trp_export.calibration.taps import Tap
+from trp_export.graph.bias import add_to_bias
+from trp_export.graph.rewrite import set_products
+from trp_export.graph.sites import find_sites
+from trp_export.lowrank.factor import factorise
+from trp_export.lowrank.schemes import CHANNEL_WISE, POINTWISE_FIRST, SPATIAL_WISE, Scheme
+from trp_export.planning.plan import Decision, Plan
+from trp_export.recover.refit import refit
+
+
+def _plan(located: tuple, ranks: dict[str, tuple[Scheme, int]]) -> Plan:
+    decisions = [Decision(p.site, *ranks.get(p.site.name, (None, None)), reason="by hand") for p in located]
+    return Plan(tuple(decisions), "by hand")
+
+
+def _outputs(model: ir.Model, plan: Plan, fitted: Fitted, images: np.ndarray) -> dict[str, np.ndarray]:
+    copy = model.clone()
+    places = find_sites(copy, {})
+    set_products(copy, plan, places, fitted.factors)
+    add_to_bias(copy, places, fitted.shifts)
+    return Tap(copy, ["x"], ["c2", "y"])({"x": images})
+
+
+RANKS = {"one": (SPATIAL_WISE, 6), "two": (CHANNEL_WISE, 3), "grouped": (POINTWISE_FIRST, 2)}
+
+
+def test_full_rank_stays_the_dense_network() -> None:
+    model, located = make_network()
+    images = make_images(40).inputs
+    plan = _plan(located, {"one": (SPATIAL_WISE, 24), "two": (CHANNEL_WISE, 8), "grouped": (POINTWISE_FIRST, 4)})
+    fitted = refit(model, plan, [images[:20], images[20:]], Fitted({}, {}))
+    dense = Tap(model, ["x"], ["c2", "y"])({"x": images})
+    after = _outputs(model, plan, fitted, images)
+    for name, wanted in dense.items():
+        np.testing.assert_allclose(after[name], wanted, atol=2e-3 * float(np.abs(wanted).max()))
+
+
+def test_refit_comes_nearer_than_factors_alone_on_images_not_seen() -> None:
+    model, located = make_network()
+    seen, unseen = make_images(96), make_images(64, seed=5).inputs
+    plan = _plan(located, RANKS)
+    alone = calibrated_factors(plan, located, gather_moments(model, located, seen))
+    refitted = refit(model, plan, [seen.inputs[:48], seen.inputs[48:]], alone)
+    dense = {"y": Tap(model, ["x"], ["y"])({"x": unseen})["y"]}
+    before = divergence(dense, _outputs(model, plan, alone, unseen))
+    after = divergence(dense, _outputs(model, plan, refitted, unseen))
+    assert after < before
+
+
+def test_the_same_seed_gives_the_same_factors_and_the_model_stays() -> None:
+    model, located = make_network()
+    images = make_images(24).inputs
+    before = Tap(model, ["x"], ["y"])({"x": images})["y"]
+    plan = _plan(located, RANKS)
+    first, second = (refit(model, plan, [images], Fitted({}, {}), seed=3) for _ in range(2))
+    for name, factors in first.factors.items():
+        np.testing.assert_array_equal(factors.reduce, second.factors[name].reduce)
+        np.testing.assert_array_equal(first.shifts[name], second.shifts[name])
+    np.testing.assert_array_equal(Tap(model, ["x"], ["y"])({"x": images})["y"], before)
+
+
+def test_constant_images_keep_every_factor_finite() -> None:
+    model, located = make_network()
+    images = np.ones((8, 3, 12, 12), dtype=np.float32)
+    fitted = refit(model, _plan(located, RANKS), [images], Fitted({}, {}))
+    for factors in fitted.factors.values():
+        assert np.isfinite(factors.reduce).all()
+        assert np.isfinite(factors.expand).all()
+
+
+def test_layers_that_cannot_be_refitted_keep_what_they_are_given() -> None:
+    model, located = make_network()
+    plan = _plan(located, {"one": (CHANNEL_WISE, 3)})
+    sliced = Scheme("input-slicing", reduce_axes=(0, 1, 2), input_slices=2)
+    own = Plan((Decision(located[1].site, sliced, 2, "by hand"),), "by hand")
+    plain = factorise(located[1].kernel(), sliced, 1, 2)
+    fitted = refit(model, own, [make_images(8).inputs], Fitted({"one": plain}, {}))
+    assert fitted.factors["one"] is plain
+    assert fitted.shifts == {}
+    assert "one" in refit(model, plan, [make_images(8).inputs], Fitted({}, {})).shifts
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_shortcut_takes_back_what_it_lost(rank: int) -> None:
+    """With the stem cut, the sum after the block is nearer to the original than without its second conv's help."""
+    model, located = make_network()
+    images = make_images(96).inputs
+    plan = _plan(located, {"stem": (CHANNEL_WISE, rank), "two": (CHANNEL_WISE, 6)})
+    fitted = refit(model, plan, [images], Fitted({}, {}))
+    stem_alone = Fitted({"stem": fitted.factors["stem"]}, {"stem": fitted.shifts["stem"]})
+    copies = []
+    for chosen, own in ((plan, fitted), (_plan(located, {"stem": (CHANNEL_WISE, rank)}), stem_alone)):
+        copy = model.clone()
+        places = find_sites(copy, {})
+        set_products(copy, chosen, places, own.factors)
+        add_to_bias(copy, places, own.shifts)
+        copies.append(Tap(copy, ["x"], ["s"])({"x": images})["s"])
+    dense = Tap(model, ["x"], ["s"])({"x": images})["s"]
+    helped, alone = (float(np.sum((copy - dense) ** 2)) for copy in copies)
+    assert helped < alone

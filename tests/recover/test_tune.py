@@ -1,0 +1,182 @@
+"""The torch stand-in against onnxruntime, operator by operator, and distillation that never makes things worse."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from tests.calibration.networks import make_images, make_network
+from trp_export.calibration.curves import Fitted
+from trp_export.errors import OptionError, UnsupportedError
+from trp_export.graph.bias import add_to_bias
+from trp_export.graph.prepare import prepare, remove_unused
+from trp_export.graph.rewrite import rewrite
+from trp_export.graph.sites import find_sites
+from trp_export.lowrank.schemes import CHANNEL_WISE, SPATIAL_WISE
+from trp_export.planning.plan import Decision, Plan
+from trp_export.recover.refit import refit
+from trp_export.recover.tune import apply_values, augment, tune
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import torch
+
+from trp_export.recover.torch_graph import TorchGraph
+
+HEAD = '<ir_version: 8, opset_import: ["": {opset}]>\nnet (float[N, 4, 6, 7] x) => (float[a, b, c, d] y)\n'
+GRAPHS = {
+    "pooling": (
+        17,
+        """{
+        a = MaxPool <kernel_shape = [3, 2], strides = [2, 1], pads = [1, 0, 1, 1]> (x)
+        b = AveragePool <kernel_shape = [2, 2], pads = [1, 1, 1, 1], count_include_pad = 1> (a)
+        c = AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (b)
+        y = GlobalAveragePool (c)
+        }""",
+    ),
+    "activations": (
+        17,
+        """<float low = {-0.5}, float high = {2.0}, float[1] slope = {0.3}> {
+        a = LeakyRelu <alpha = 0.2> (x)
+        b = Clip (a, low, high)
+        c = HardSigmoid <alpha = 0.25> (b)
+        d = HardSwish (x)
+        e = Elu (d)
+        f = Tanh (e)
+        g = Erf (f)
+        h = PRelu (g, slope)
+        i = Sigmoid (x)
+        j = Softmax <axis = 1> (h)
+        k = Sqrt (i)
+        l = Mul (j, k)
+        m = Sub (l, c)
+        y = Div (m, high)
+        }""",
+    ),
+    "shapes": (
+        17,
+        """<int64[3] three = {0, -1, 7}, int64[1] two = {2}, int64[1] one = {1}, int64[1] three_ = {3},
+        int64[8] pads = {0, 1, 0, 0, 0, 1, 2, 0}, int64[1] zero = {0}, int64[1] end = {100}, int64[2] parts = {4, 3}> {
+        a = Reshape (x, three)
+        b = Transpose <perm = [0, 2, 1]> (a)
+        c = Unsqueeze (b, two)
+        d = Squeeze (c, two)
+        e0, e1 = Split <axis = 1> (d, parts)
+        e = Concat <axis = 1> (e0, e1)
+        s = Shape (x)
+        t = Gather <axis = 0> (s, zero)
+        f = Reshape (e, s)
+        g = Slice (f, one, end, three_, two)
+        h = Pad (g, pads)
+        y = Identity (h)
+        }""",
+    ),
+    "older": (
+        9,
+        """{
+        a = Clip <min = -1.0, max = 1.0> (x)
+        b = Slice <starts = [0], ends = [4], axes = [2]> (a)
+        c = ReduceMean <axes = [3], keepdims = 1> (b)
+        d = Pad <pads = [0, 0, 1, 0, 0, 0, 0, 1]> (c)
+        y = Dropout (d)
+        }""",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_torch_gives_what_onnxruntime_gives(name: str) -> None:
+    opset, body = GRAPHS[name]
+    proto = onnx.parser.parse_model(HEAD.replace("{opset}", str(opset)) + body)
+    x = np.random.default_rng(0).standard_normal((3, 4, 6, 7)).astype(np.float32)
+    wanted = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    graph = TorchGraph(prepare(ir.serde.deserialize_model(proto)))
+    with torch.no_grad():
+        np.testing.assert_allclose(graph(torch.from_numpy(x))[0].numpy(), wanted, atol=1e-5)
+
+
+def test_convs_and_heads_too() -> None:
+    model, _ = make_network()
+    images = make_images(4).inputs
+    proto = ir.serde.serialize_model(model)
+    wanted = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+        None, {"x": images}
+    )[0]
+    graph = TorchGraph(model)
+    with torch.no_grad():
+        np.testing.assert_allclose(graph(torch.from_numpy(images))[0].numpy(), wanted, atol=1e-5)
+    assert set(graph.names) == {*(f"{n}.weight" for n in ("stem", "one", "two", "grouped", "head")),
+                                *(f"{n}.bias" for n in ("stem", "one", "grouped", "head"))}  # fmt: skip
+
+
+def test_unknown_operators_are_named() -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]>\nnet (float[2, 4] x) => (float[2, 4] y) { y = CumSum (x, x) }'
+    )
+    with pytest.raises(UnsupportedError, match="tuning knows no CumSum"):
+        TorchGraph(ir.serde.deserialize_model(proto))
+
+
+def _compressed() -> tuple[ir.Model, ir.Model, np.ndarray]:
+    model, located = make_network()
+    images = make_images(64).inputs
+    ranks = {"one": (SPATIAL_WISE, 4), "two": (CHANNEL_WISE, 2)}
+    plan = Plan(tuple(Decision(p.site, *ranks.get(p.site.name, (None, None)), reason="") for p in located), "by hand")
+    fitted = refit(model, plan, [images], Fitted({}, {}))
+    small = model.clone()
+    places = find_sites(small, {})
+    add_to_bias(small, places, fitted.shifts)
+    rewrite(small, plan, places, fitted.factors)
+    remove_unused(small)
+    return model, small, images
+
+
+def test_distillation_comes_nearer_and_replays() -> None:
+    original, small, images = _compressed()
+    first, second = (tune(original, small, images, steps=30, seed=1, threads=1) for _ in range(2))
+    assert first.divergence_after < first.divergence_before
+    assert first.agreement_after >= first.agreement_before
+    assert {"one.reduce.weight", "one.expand.weight", "two.reduce.weight"} <= set(first.values)
+    for name, array in first.values.items():
+        np.testing.assert_array_equal(array, second.values[name])
+    apply_values(small, first.values)
+    np.testing.assert_array_equal(
+        small.graph.initializers["one.reduce.weight"].const_value.numpy(),  # type: ignore[union-attr]
+        first.values["one.reduce.weight"],
+    )
+
+
+def test_a_run_that_only_makes_things_worse_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trp_export.recover.tune.LEARNING_RATE", 100.0)
+    original, small, images = _compressed()
+    result = tune(original, small, images, steps=8)
+    assert result.values == {}
+    assert result.divergence_after == result.divergence_before
+
+
+def test_minutes_become_steps() -> None:
+    original, small, images = _compressed()
+    seen: list[float] = []
+    result = tune(original, small, images, minutes=0.01, progress=seen.append)
+    assert result.steps >= 1
+    assert seen[-1] <= 1
+
+
+def test_too_few_images_are_refused() -> None:
+    original, small, images = _compressed()
+    with pytest.raises(OptionError, match="at least 16 images, not 8"):
+        tune(original, small, images[:8], steps=1)
+
+
+def test_augmented_images_keep_shape_type_and_range() -> None:
+    images = make_images(12).inputs
+    made = augment(images, np.random.default_rng(0))
+    assert made.shape == images.shape
+    assert made.dtype == np.float32
+    assert images.min() <= made.min() <= made.max() <= images.max()
+    assert augment(np.ones((5, 7), dtype=np.float32), np.random.default_rng(0)).shape == (5, 7)
