@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from trp_export.errors import OptionError
 
 Record = dict[str, Any]
 
@@ -14,21 +17,24 @@ def write_jsonl(history: Sequence[Record], path: Path) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in history))
 
 
-def write_tensorboard(history: Sequence[Record], folder: Path) -> str | None:
-    """Scalars of the last epoch; the reason where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return "TensorBoard is not installed (pip install tensorboard); history.jsonl has the same figures"
-    record = history[-1]
-    writer = SummaryWriter(str(folder))
-    for key, value in record.items():
-        if isinstance(value, (int, float)) and key != "epoch":
-            writer.add_scalar(key, value, record["epoch"])
-    for name, rank in record["ranks"].items():
-        writer.add_scalar(f"rank/{name}", rank, record["epoch"])
-    writer.close()
-    return None
+def require_tensorboard() -> None:
+    """Raises OptionError where TensorBoard is not installed."""
+    if find_spec("tensorboard") is None:
+        raise OptionError(
+            "--tensorboard: it is not installed (pip install tensorboard); history.jsonl has the same figures."
+        )
+
+
+def write_tensorboard(record: Record, folder: Path) -> None:
+    """The scalars of one epoch, and its ranks by layer."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        for key, value in record.items():
+            if isinstance(value, (int, float)) and key != "epoch":
+                writer.add_scalar(key, value, record["epoch"])
+        for name, rank in record["ranks"].items():
+            writer.add_scalar(f"rank/{name}", rank, record["epoch"])
 
 
 def plot(history: Sequence[Record], path: Path) -> None:

@@ -26,7 +26,7 @@ from training.checkpoint import (
 )
 from training.data import load_images, require_fit, split
 from training.guard import StoppedEarly, StopRequest, require_finite
-from training.history import Record, plot, write_jsonl, write_tensorboard
+from training.history import Record, plot, require_tensorboard, write_jsonl, write_tensorboard
 from training.layers import ByName, find_layers, paper_choice, total_macs
 from training.loss import training_loss
 from training.options import TrainOptions
@@ -50,6 +50,8 @@ class Run:
     def __init__(self, options: TrainOptions, progress: Progress, resume: bool = False) -> None:
         self.options, self._progress = options, progress
         self.device = _device(options.device)
+        if options.tensorboard:
+            require_tensorboard()
         torch.manual_seed(options.seed)
         train, self.validation = split(load_images(options.data), options.validation, options.seed)
         self.network = _start(options, train.classes)
@@ -211,7 +213,7 @@ class Run:
             if self.history:
                 plot(self.history, output / "history.png")
                 if self.options.tensorboard and self.step == 0:
-                    write_tensorboard(self.history, output / "tensorboard")
+                    write_tensorboard(self.history[-1], output / "tensorboard")
         except OSError as error:
             raise OutputError(f"{output} cannot be written: {error.strerror}.") from error
 

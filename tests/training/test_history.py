@@ -1,0 +1,40 @@
+"""What a run leaves to look at."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from training.history import Record, plot, require_tensorboard, write_jsonl, write_tensorboard
+from trp_export.errors import OptionError
+
+
+def record(epoch: int, ranks: dict[str, int]) -> Record:
+    return {"epoch": epoch, "loss": 1.0 / epoch, "accuracy": 0.5, "cut_accuracy": 0.4, "ranks": ranks}
+
+
+def test_a_line_per_epoch_and_a_plot(tmp_path: Path) -> None:
+    # A layer can come and go: a budget may leave it dense in some epochs.
+    history = [record(1, {"a": 5}), record(2, {"a": 4, "b": 7}), record(3, {"b": 6})]
+    write_jsonl(history, tmp_path / "history.jsonl")
+    assert [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()] == history
+    for shown in (history, history[:1], [record(1, {})]):
+        plot(shown, tmp_path / "history.png")
+        with Image.open(tmp_path / "history.png") as image:
+            assert image.size == (800, 800)
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is not None, reason="TensorBoard is installed")
+def test_tensorboard_is_asked_for_in_vain() -> None:
+    with pytest.raises(OptionError, match="not installed"):
+        require_tensorboard()
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="TensorBoard is not installed")
+def test_tensorboard_events_are_written(tmp_path: Path) -> None:
+    write_tensorboard(record(1, {"a": 5}), tmp_path)
+    assert list(tmp_path.glob("events*"))
