@@ -71,7 +71,7 @@ def test_one_disturbed_process_does_not_decide() -> None:
     assert ratio(measured([1.0] * 9), measured([1.0] * 8 + [3.0])).value == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("processes", [8, 16])
+@pytest.mark.parametrize("processes", [2, 5, 8, 16])
 def test_the_interval_holds_what_it_promises(processes: int) -> None:
     """99 % intervals on normal noise miss the truth rarely, also with few processes ."""
     rng = np.random.default_rng(1)

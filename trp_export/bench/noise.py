@@ -74,7 +74,7 @@ def remarks(
     if any(_drift(one) > DRIFT for one in measurements):
         notes.append("it became slower by the round, as a CPU does that grows hot: cool it, or use a smaller --budget")
     if any(len(one.processes) < 8 for one in measurements):
-        notes.append("fewer than eight processes per file: the interval is too narrow to trust")
+        notes.append("fewer than eight processes per file make the interval wide: leave --processes out")
     return tuple(notes)
 
 

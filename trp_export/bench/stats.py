@@ -3,6 +3,8 @@
 The interval is a bootstrap over processes, not over single runs: runs inside a process share its memory placement and
 are far from independent. Few processes make percentile intervals too narrow; the expanded percentile interval of
 T. Hesterberg, "What Teachers Should Know About the Bootstrap" (2015), section 4.3, corrects that with Student's t.
+Below eight processes no resampling helps, as the range of all values holds the truth in less than 99 % of cases; the
+interval is then Student's own, and wide.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from trp_export.bench.measure import Measurement
 CONFIDENCE = 0.99
 SMALLEST_DIFFERENCE = 0.01  # below this, "no difference", however sure
 RESAMPLES = 20_000
+ENOUGH = 8
 TRIM = 0.25  # the middle half of the processes: a process that met a disturbance does not decide
 
 Verdict = Literal["faster", "slower", "no difference"]
@@ -152,13 +155,17 @@ def _middle(*groups: np.ndarray, axis: int = -1) -> Any:
 
 
 def _interval(groups: Sequence[np.ndarray], seed: int) -> tuple[float, float]:
-    """The expanded percentile interval of `_middle`."""
+    """The expanded percentile interval of `_middle`, or Student's where there are too few values to resample."""
     from scipy.stats import bootstrap, norm
     from scipy.stats import t as student
 
     fewest = min(len(group) for group in groups)
     if fewest < 2:
         return -math.inf, math.inf
+    if fewest < ENOUGH:
+        error = math.sqrt(sum(float(np.var(group, ddof=1)) / len(group) for group in groups))
+        half = float(student.ppf((1 + CONFIDENCE) / 2, fewest - 1)) * error
+        return float(_middle(*groups)) - half, float(_middle(*groups)) + half
     wider = math.sqrt(fewest / (fewest - 1)) * student.ppf((1 + CONFIDENCE) / 2, fewest - 1)
     result = bootstrap(
         groups,
