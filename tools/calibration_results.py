@@ -34,7 +34,7 @@ from trp_export.images import ImageSet, Preprocessing, load_images
 from trp_export.lowrank.factor import factorise
 from trp_export.planning.curves import Layer, make_curve, schemes_for
 from trp_export.planning.plan import Plan
-from trp_export.planning.shared_budget import lost_energy, plan_by_macs
+from trp_export.planning.shared_budget import lost_energy, measured_damage, plan_by_macs
 from trp_export.recover.refit import refit
 from trp_export.recover.tune import apply_values, tune
 
@@ -80,7 +80,7 @@ def run_draw(
 ) -> None:
     jobs = [
         {"network": network, "method": method, "ratio": ratio, "draw": draw, "tuned": 0}
-        for method in METHODS
+        for method in options.methods
         for ratio in options.ratios
         if draw == 0 or method == "all of it"
     ]
@@ -165,13 +165,9 @@ def evaluate(workshop: Workshop, job: Mapping[str, Any], test: ImageSet) -> dict
 
 def compress(workshop: Workshop, method: Mapping[str, Any], ratio: float) -> tuple[ir.Model, Plan]:
     """The rewritten model of a method at a ratio, and its plan."""
-    damage: Any = lost_energy
+    damage = lost_energy
     if method["sensitivity"]:
-        known = workshop.sensitivities()
-
-        def damage(layer: Layer, curve: Any) -> np.ndarray:
-            return known[layer.site.name].at(1 - curve.energy)
-
+        damage = measured_damage(workshop.sensitivities())
     plan = plan_by_macs(workshop.layers(method["scheme"], method["calibrated"]), workshop.macs, ratio, 1, damage)
     model = workshop.model.clone()
     located = find_sites(model, workshop.shapes)
@@ -322,6 +318,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, default=Path("../shared/models"))
     parser.add_argument("--test", default="test_half.npz", help="the file under --data that is looked at in the end")
     parser.add_argument("--networks", nargs="+", default=list(CHECKPOINTS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--ratios", nargs="+", type=float, default=[1.5, 2.0, 3.0])
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--tune", type=float, default=0.0, help="minutes of distillation on top; 0 for none")
