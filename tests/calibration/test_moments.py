@@ -11,8 +11,8 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import make_images, make_network
 
-from tests.calibration.networks import make_images, make_network
 from trp_export.calibration import moments as module
 from trp_export.calibration.curves import calibrated_factors, calibrated_layers
 from trp_export.calibration.moments import Moments, gather_moments, load_moments, merge_moments, remarks, save_moments

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import make_images, make_network
 
-from tests.calibration.networks import make_images, make_network
 from trp_export.calibration.curves import calibrated_layers
 from trp_export.calibration.divergence import agreement, divergence
 from trp_export.calibration.moments import gather_moments

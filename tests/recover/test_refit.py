@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from networks import make_images, make_network
 
-from tests.calibration.networks import make_images, make_network
 from trp_export.calibration.curves import Fitted, calibrated_factors
 from trp_export.calibration.divergence import divergence
 from trp_export.calibration.moments import gather_moments

@@ -9,8 +9,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from networks import make_images, make_network
 
-from tests.calibration.networks import make_images, make_network
 from trp_export.calibration.curves import Fitted
 from trp_export.errors import OptionError, UnsupportedError
 from trp_export.graph.bias import add_to_bias
