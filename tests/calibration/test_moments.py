@@ -166,6 +166,13 @@ def test_what_is_odd_is_remarked() -> None:
     assert wide.covariance.shape == (1, 20, 20)
 
 
+def test_preprocessing_unlike_that_of_training_is_remarked() -> None:
+    mean = np.ones((1, 4))
+    seen = {"a": Moments(100, 250 * mean * 100, 10 * np.eye(4)[None])}
+    assert "24900 % away from what batch norm saw" in " ".join(remarks(seen, {"a": mean}))
+    assert "batch norm" not in " ".join(remarks(seen, {"a": 220 * mean, "b": mean}))
+
+
 @pytest.mark.parametrize("choice", ["channel", "spatial", "spatial-t", "pointwise", "decouple"])
 def test_calibrated_factors_lose_what_their_curve_says(choice: str) -> None:
     model, located = make_network()
