@@ -17,6 +17,7 @@ from trp_export.graph.sites import find_sites
 from trp_export.lowrank.factor import factorise
 from trp_export.lowrank.schemes import CHANNEL_WISE, POINTWISE_FIRST, SPATIAL_WISE, Scheme
 from trp_export.planning.plan import Decision, Plan
+from trp_export.recover.outcome import closest
 from trp_export.recover.refit import refit
 
 
@@ -110,3 +111,23 @@ def test_a_shortcut_takes_back_what_it_lost(rank: int) -> None:
     dense = Tap(model, ["x"], ["s"])({"x": images})["s"]
     helped, alone = (float(np.sum((copy - dense) ** 2)) for copy in copies)
     assert helped < alone
+
+
+def test_the_closest_set_of_factors_is_told() -> None:
+    model, located = make_network()
+    images = make_images(48)
+    plan = _plan(located, RANKS)
+    plain = Fitted(
+        {c.site.name: factorise(_kernel(located, c.site.name), c.scheme, c.site.group, c.rank) for c in plan.changed},
+        {},
+    )
+    refitted = refit(model, plan, [images.inputs], plain)
+    index, scores = closest(model, plan, [plain, refitted], [images.inputs[:24], images.inputs[24:]])
+    assert index == 1
+    assert scores[1] < scores[0]
+    dense = {"y": Tap(model, ["x"], ["y"])({"x": images.inputs})["y"]}
+    assert scores[0] == pytest.approx(divergence(dense, _outputs(model, plan, plain, images.inputs)), rel=1e-4)
+
+
+def _kernel(located: tuple, name: str) -> np.ndarray:
+    return next(place for place in located if place.site.name == name).kernel()
