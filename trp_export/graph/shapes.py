@@ -49,7 +49,7 @@ def infer_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Shap
         for info in (*graph.input, *graph.value_info, *graph.output):
             if info.type.HasField("tensor_type") and info.type.tensor_type.HasField("shape"):
                 shapes[info.name] = tuple(
-                    dim.dim_value if dim.HasField("dim_value") else None for dim in info.type.tensor_type.shape.dim
+                    dim.dim_value if dim.dim_value > 0 else None for dim in info.type.tensor_type.shape.dim
                 )
     for name, initializer in model.graph.initializers.items():
         if initializer.const_value is not None:
@@ -58,7 +58,8 @@ def infer_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Shap
 
 
 def _dims(shape: ir.Shape) -> Shape:
-    return tuple(dim if isinstance(dim, int) else None for dim in shape)
+    """Some files write an open dimension as 0 or -1."""
+    return tuple(dim if isinstance(dim, int) and dim > 0 else None for dim in shape)
 
 
 def _agree(name: str, declared: Shape | None, given: tuple[int, ...]) -> Shape:

@@ -116,13 +116,28 @@ def _site(name: str, nodes: list[ir.Node], weight: Constant | None, shapes: Shap
     node = nodes[0]
     if weight is None or len(weight.shape) < 2:
         return Site(name, node.op_type, (), 1, (), refusal)
-    shape = _kernel_shape(node, weight.shape)
-    group = _group(node)
-    if node.op_type == "Conv" and shape[0] % group:
-        return Site(name, node.op_type, (), 1, (), "its channels do not divide into its groups")
+    if not all(_is_sound(n, weight.shape) for n in nodes):
+        return Site(name, node.op_type, (), 1, (), "its attributes do not fit its weight")
+    shape, group = _kernel_shape(node, weight.shape), _group(node)
     is_conv = node.op_type == "Conv"
     uses = tuple(_conv_use(n, len(shape) - 2, shapes) if is_conv else _matrix_use(n, shapes) for n in nodes)
     return Site(name, node.op_type, shape, group, uses, refusal)
+
+
+def _is_sound(node: ir.Node, shape: tuple[int, ...]) -> bool:
+    """False for a Conv whose attributes no weight of this shape can have: the checker lets such files pass."""
+    if node.op_type != "Conv":
+        return True
+    axes, group = len(shape) - 2, _group(node)
+    strides, dilations = (spatial_attribute(node, name, [1] * axes) for name in ("strides", "dilations"))
+    return (
+        group >= 1
+        and shape[0] % group == 0
+        and len(strides) == len(dilations) == axes
+        and min((*strides, *dilations), default=1) >= 1
+        and len(spatial_attribute(node, "pads", [0] * (2 * axes))) == 2 * axes
+        and spatial_attribute(node, "kernel_shape", shape[2:]) == shape[2:]
+    )
 
 
 def _conv_use(node: ir.Node, axes: int, shapes: Shapes) -> Use:
