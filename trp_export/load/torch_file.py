@@ -45,9 +45,9 @@ def _read(path: Path, trust_pickle: bool) -> object:
 
 def _zip_names(path: Path) -> list[str]:
     """Names in the archive, none where the file is not one; archives that unpack to more than they are, refused."""
-    if not zipfile.is_zipfile(path):
-        return []
     try:
+        if not zipfile.is_zipfile(path):
+            return []
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError) as error:
