@@ -11,14 +11,14 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import make_images, make_network
+from networks import RESIDUAL, make_images, make_network
 
 from trp_export.calibration import moments as module
 from trp_export.calibration.curves import calibrated_factors, calibrated_layers
 from trp_export.calibration.moments import Moments, gather_moments, load_moments, merge_moments, remarks, save_moments
 from trp_export.calibration.patches import Window, count_positions, gather_patches, sample_positions, window
-from trp_export.calibration.taps import Tap
-from trp_export.errors import LoadError, OptionError
+from trp_export.calibration.taps import Tap, feed
+from trp_export.errors import LoadError, OptionError, UnsupportedError
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_products
 from trp_export.graph.sites import find_sites
@@ -83,7 +83,7 @@ def test_positions_are_drawn_alike_and_once(wanted: int) -> None:
 def test_moments_are_those_of_all_patches() -> None:
     model, located = make_network()
     images = make_images(20)
-    moments = gather_moments(model, located, images, batch_size=7)
+    moments = gather_moments(model, located, images)
     assert set(moments) == {"stem", "one", "two", "grouped", "head"}
     place = next(place for place in located if place.site.name == "grouped")
     values = Tap(model, ["x"], ["r2"])({"x": images.inputs})["r2"]
@@ -151,6 +151,19 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
     wrong = replace(make_images(4), pixels=np.zeros((4, 1, 12, 12), dtype=np.float32))
     with pytest.raises(LoadError, match=r"failed on the images \(x \(4, 1, 12, 12\)\)"):
         gather_moments(model, located, wrong)
+
+
+def test_a_fixed_batch_is_respected() -> None:
+    text = RESIDUAL.replace("float[N, 3, 12, 12] x", "float[6, 3, 12, 12] x")
+    model, _ = make_network(text)
+    images = make_images(20)
+    assert [len(batch) for batch in feed(model, images)] == [6, 6, 6]
+    assert [len(batch) for batch in feed(make_network()[0], images)] == [20]
+    with pytest.raises(LoadError, match="takes 6 images at a time; made has 4"):
+        list(feed(model, make_images(4)))
+    pair = RESIDUAL.replace("x) =>", "x, float z) =>")
+    with pytest.raises(UnsupportedError, match="this one has x, z"):
+        list(feed(make_network(pair)[0], images))
 
 
 def test_what_is_odd_is_remarked() -> None:

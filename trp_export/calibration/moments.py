@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_export.calibration.patches import count_positions, gather_patches, sample_positions, window
-from trp_export.calibration.taps import Tap, run_batches
+from trp_export.calibration.taps import Tap, feed
 from trp_export.errors import LoadError, OptionError
 from trp_export.graph.sites import LocatedSite
 from trp_export.images import ImageSet
@@ -72,7 +72,6 @@ def gather_moments(
     images: ImageSet,
     *,
     seed: int = 0,
-    batch_size: int = 16,
     threads: int = 0,
     progress: Progress = lambda share: None,
 ) -> dict[str, Moments]:
@@ -85,14 +84,15 @@ def gather_moments(
     rng = np.random.default_rng(seed)
     moments: dict[str, Moments] = {}
     done = 0
-    for values in run_batches(tap, images.batches(batch_size)):
+    for batch in feed(model, images):
+        values = tap({tap.inputs[0]: batch})
         for place in places:
             for node in place.nodes:
                 new = _moments_of(values[_input(node)], place.site, node, len(images), rng)
                 old = moments.get(place.site.name)
                 moments[place.site.name] = new if old is None else old + new
-        done += batch_size
-        progress(min(done / len(images), 1.0))
+        done += len(batch)
+        progress(done / len(images))
     return moments
 
 

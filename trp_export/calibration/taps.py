@@ -15,10 +15,14 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from trp_export.errors import LoadError, UnsupportedError
+from trp_export.images import ImageSet
 
 Array = NDArray[Any]
 
 _NO_LOGGING = 4
+_LARGEST_BATCH = 64
+# Eight images of 3x224x224: every layer's input is in memory at once.
+_BATCH_ELEMENTS = 8 * 3 * 224 * 224
 
 
 class Tap:
@@ -115,12 +119,28 @@ def extract(
     return proto
 
 
-def run_batches(tap: Tap, batches: Iterator[Array] | Sequence[Array]) -> Iterator[dict[str, Array]]:
-    """Feed the images to the model's one input. Raises UnsupportedError where it has several."""
-    if len(tap.inputs) != 1:
-        raise UnsupportedError(f"images can feed a model of one input; this one has {', '.join(tap.inputs)}.")
-    for batch in batches:
-        yield tap({tap.inputs[0]: batch})
+def feed(model: ir.Model, images: ImageSet) -> Iterator[Array]:
+    """The images in batches that the model takes and memory holds; those that do not fill a fixed batch are left out.
+
+    Raises UnsupportedError where the model has several inputs, LoadError where a fixed batch is never filled.
+    """
+    if len(model.graph.inputs) != 1:
+        names = ", ".join(value.name or "" for value in model.graph.inputs)
+        raise UnsupportedError(f"images can feed a model of one input; this one has {names}.")
+    fixed = fixed_batch(model)
+    if fixed is not None and fixed > len(images):
+        raise LoadError(f"the model takes {fixed} images at a time; {images.name} has {len(images)}.")
+    size = fixed or int(np.clip(_BATCH_ELEMENTS // images.batch(0, 1).size, 1, _LARGEST_BATCH))
+    for start in range(0, len(images), size):
+        if fixed is None or start + size <= len(images):
+            yield images.batch(start, min(start + size, len(images)))
+
+
+def fixed_batch(model: ir.Model) -> int | None:
+    """The number of images that a model takes at a time, or None where it takes any."""
+    shape = model.graph.inputs[0].shape
+    first = shape[0] if shape is not None and len(shape) else None
+    return first if isinstance(first, int) else None
 
 
 def _input(value: ir.Value, types: Mapping[str, np.dtype[Any]]) -> onnx.ValueInfoProto:

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.calibration.divergence import agreement, divergence
-from trp_export.calibration.taps import Tap
+from trp_export.calibration.taps import Tap, fixed_batch
 from trp_export.errors import OptionError, UnsupportedError
 from trp_export.graph.weights import set_value
 
@@ -76,6 +76,8 @@ def tune(
     """
     if len(images) < _LEAST_IMAGES:
         raise OptionError(f"tuning needs at least {_LEAST_IMAGES} images, not {len(images)}.")
+    if fixed_batch(compressed) is not None:
+        raise UnsupportedError("tuning needs a model that takes any number of images at a time; leave --tune out.")
     import torch
 
     if threads:
