@@ -205,10 +205,13 @@ def test_a_hung_runner_is_killed_there(phone: Phone, conv_net: Path) -> None:
     from trp_export.bench.cases import read_cases
     from trp_export.bench.devices import open_device
     from trp_export.bench.devices.base import Start
+    from trp_export.bench.devices.local import PipeRunner
 
-    with open_device("adb", replace(phone.settings, timeout_s=3)) as device:
+    with open_device("adb", phone.settings) as device:
         device.stage(read_cases([conv_net]))
-        runner = device.start(0, Start(1, (), "CPUExecutionProvider", 3))
+        runner = device.start(0, Start(1, (), "CPUExecutionProvider", 60))
+        assert isinstance(runner, PipeRunner)
+        runner._start = replace(runner._start, timeout_s=2)
         remote = [p for p in psutil.process_iter(["cmdline"]) if "../trp-runner" in (p.info["cmdline"] or [])]
         assert remote
         for process in remote:

@@ -23,6 +23,7 @@ from trp_export.bench.devices import open_device
 from trp_export.bench.devices.arm import guest_python, missing_arm, qemu_command
 from trp_export.bench.devices.base import Start
 from trp_export.bench.devices.cache import cached
+from trp_export.bench.devices.local import PipeRunner
 from trp_export.bench.devices.ssh import parse_target
 from trp_export.errors import DeviceError
 
@@ -186,10 +187,11 @@ def test_the_board_goes_away(tmp_path: Path, conv_net: Path, no_process_left: No
 
 
 def test_a_hung_runner_is_killed_there(board: Board, conv_net: Path, tmp_path: Path) -> None:
-    settings = replace(board.settings, timeout_s=3)
-    with open_device(board.spec, settings) as device:
+    with open_device(board.spec, board.settings) as device:
         device.stage(read_cases([conv_net]))
-        runner = device.start(0, Start(1, (), "CPUExecutionProvider", 3))
+        runner = device.start(0, Start(1, (), "CPUExecutionProvider", 60))
+        assert isinstance(runner, PipeRunner)
+        runner._start = replace(runner._start, timeout_s=2)
         remote = [p for p in psutil.process_iter(["cmdline"]) if "../runner.py" in (p.info["cmdline"] or [])]
         assert remote
         for process in remote:

@@ -41,6 +41,7 @@ def test_chromium(conv_net: Path, no_process_left: None) -> None:
         assert one.deviation.relative_l2 <= one.deviation.limit
 
 
+@pytest.mark.slow
 @needs_browser
 def test_threads_are_really_used(conv_net: Path) -> None:
     assert compare([conv_net], device="web", threads=2, budget_s=0.5, processes=1).environment.threads == 2
