@@ -14,7 +14,10 @@ from models import build, save
 ROOT = Path(__file__).parent.parent
 # Third-party packages that only some parts may import, and those parts.
 MAY_IMPORT = {
-    "torch": ("trp_export/load/torch_", "trp_export/recover/", "training/", "models_zoo/", "tools/", "tests/"),
+    "torch": (
+        *("trp_export/load/torch_", "trp_export/load/checkpoint.py", "trp_export/load/state_dict.py"),
+        *("trp_export/recover/", "training/", "models_zoo/", "tools/", "tests/"),
+    ),
     "onnxruntime": (
         *("trp_export/calibration/", "trp_export/recover/", "trp_export/verify/", "trp_export/ship/"),
         *("trp_export/bench/", "tools/", "tests/"),

@@ -63,9 +63,10 @@ def bias_on_both(model: ir.Model) -> None:
 @pytest.mark.parametrize("fault", [shift_pads, swap_ranks, scale_factor, lose_bias, bias_on_both])
 @pytest.mark.parametrize("whole", [True, False], ids=["whole model", "layer by layer"])
 def test_a_wrong_rewrite_is_caught(fault: Fault, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(model: ir.Model, *rest: Any) -> None:
-        rewriter.rewrite(model, *rest)
+    def broken(model: ir.Model, *rest: Any) -> rewriter.WeightNames:
+        names = rewriter.rewrite(model, *rest)
         fault(model)
+        return names
 
     monkeypatch.setattr(pipeline, "rewrite", broken)
     proto = build()

@@ -8,11 +8,12 @@ from typing import Any
 
 from trp_export.errors import LoadError, OptionError
 from trp_export.load import Source
-from trp_export.options import Macs, Rule, SavedPlan, Selection
+from trp_export.network import Network
+from trp_export.options import Macs, Params, Rule, SavedPlan, Selection
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Choice, Plan, parse_plan
 from trp_export.planning.rules import plan_by_choices, plan_by_rule
-from trp_export.planning.shared_budget import plan_by_macs
+from trp_export.planning.shared_budget import Damage, lost_energy, plan_by_macs, plan_by_params
 from trp_export.target import block_size
 
 
@@ -37,12 +38,19 @@ def saved_choices(rule: Rule | None, source: Source) -> tuple[Choice, ...]:
 
 
 def make_plan(
-    layers: Sequence[Layer], total_macs: int, rule: Rule | None, saved: Sequence[Choice], selection: Selection
+    layers: Sequence[Layer],
+    network: Network,
+    rule: Rule | None,
+    saved: Sequence[Choice],
+    selection: Selection,
+    damage: Damage = lost_energy,
 ) -> Plan:
-    """The plan that the rule makes. Raises OptionError for a rule that cannot be met."""
+    """The plan that the rule makes; budgets do the least damage. Raises OptionError for a rule that cannot be met."""
     align = block_size() if selection.align == "auto" else selection.align
     if isinstance(rule, Macs):
-        return plan_by_macs(layers, total_macs, rule.ratio, align)
+        return plan_by_macs(layers, network.macs, rule.ratio, align, damage)
+    if isinstance(rule, Params):
+        return plan_by_params(layers, network.params, rule.ratio, align, damage)
     if rule is None or isinstance(rule, SavedPlan):
         where = f"plan {rule.path.name}" if isinstance(rule, SavedPlan) else "the plan inside the checkpoint"
         return plan_by_choices(layers, saved, where)

@@ -19,7 +19,8 @@ import click
 from trp_export.errors import INTERRUPTED, OptionError, TrpError
 
 if TYPE_CHECKING:
-    from trp_export.options import Options, Rule
+    from trp_export.images import Preprocessing
+    from trp_export.options import Calibration, Options, Rule
     from trp_export.pipeline import Progress
     from trp_export.report.document import Report
 
@@ -29,6 +30,7 @@ Examples:
   trp-export model.onnx --energy 0.98
   trp-export resnet50.pt --arch torchvision:resnet50 --macs 2
   trp-export model.onnx --macs 1.5 --dry-run
+  trp-export model.onnx --macs 2 --calib photos/ --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
   trp-export model.onnx --energy 0.95 --skip 'head.*' --scheme spatial -o small.onnx --report small.html
   trp-export model.onnx --plan small.json
 
@@ -69,6 +71,7 @@ def _align(context: click.Context, parameter: click.Parameter, value: str) -> in
 @click.option("--absolute", is_flag=True, help="With --threshold: drop singular values below the number itself.")
 @click.option("--rank", type=int, help="One rank for every layer.")
 @click.option("--macs", type=float, help="This many times fewer multiply-adds, shared out over the network.")
+@click.option("--params", type=float, help="This many times fewer parameters, shared out over the network.")
 @click.option("--plan", type=click.Path(path_type=Path), help="Replay a plan, or a report that holds one.")
 @click.option(
     "--scheme",
@@ -84,6 +87,16 @@ def _align(context: click.Context, parameter: click.Parameter, value: str) -> in
 @click.option("--input-shape", callback=_shape, metavar="N,C,H,W", help="Default: the architecture's, or the file's.")
 @click.option("--static", is_flag=True, help="Fix the batch size of the input shape (PyTorch models).")
 @click.option("--trust-pickle", is_flag=True, help="Open pickled modules, which can run code. Only if you trust them.")
+@click.option(
+    "--calib", type=click.Path(path_type=Path), help="Unlabelled images: factors then keep outputs, not weights."
+)
+@click.option("--calib-count", type=int, default=1024, show_default=True, help="At most this many of them, by --seed.")
+@click.option("--seed", type=int, default=0, show_default=True, help="For the choice of images and positions.")
+@click.option("--no-recover", is_flag=True, help="With --calib: do not refit the factors layer after layer.")
+@click.option("--tune", type=float, metavar="MINUTES", help="With --calib: distil from the original afterwards.")
+@click.option("--tune-steps", type=int, help="The same for a number of steps, which repeats an earlier run.")
+@click.option("--save-moments", type=click.Path(path_type=Path), help="With --calib: keep what the images told.")
+@click.option("--moments", multiple=True, type=click.Path(path_type=Path), help="Add what other runs kept.")
 @click.option("--eval", "evaluate", type=click.Path(path_type=Path), help="Images to compare on: a folder, .npz, .npy.")
 @click.option("--mean", callback=_numbers, help="Of the images, per channel. Default: the checkpoint's.")
 @click.option("--std", callback=_numbers, help="Of the images, per channel. Default: the checkpoint's.")
@@ -157,13 +170,14 @@ def _options(given: dict[str, Any]) -> Options:
 
     crop = given["crop"]
     preprocessing = Preprocessing(given["mean"], given["std"], given["resize"], (crop, crop) if crop else None)
-    if given["evaluate"] is None and preprocessing != Preprocessing():
-        raise OptionError("--mean, --std, --resize and --crop prepare images; they need --eval.")
+    if given["evaluate"] is None and given["calib"] is None and preprocessing != Preprocessing():
+        raise OptionError("--mean, --std, --resize and --crop prepare images; they need --eval or --calib.")
     return Options(
         rule=_rule(given),
         load=LoadOptions(given["arch"], given["input_shape"], given["static"], given["trust_pickle"]),
         selection=Selection(given["scheme"], given["only"], given["skip"], given["align"]),
         images=Images(given["evaluate"], preprocessing) if given["evaluate"] else None,
+        calibration=_calibration(given, preprocessing),
         benchmark=Benchmark(not given["no_bench"], given["threads"], given["budget"], given["require_speedup"]),
         output=given["output"],
         report=given["report"],
@@ -171,9 +185,30 @@ def _options(given: dict[str, Any]) -> Options:
     )
 
 
+def _calibration(given: dict[str, Any], preprocessing: Preprocessing) -> Calibration | None:
+    from trp_export.options import Calibration
+
+    if given["calib"] is None:
+        useless = [name for name in ("no_recover", "tune", "tune_steps", "save_moments", "moments") if given[name]]
+        if useless:
+            raise OptionError(f"--{useless[0].replace('_', '-')} needs images: --calib PATH.")
+        return None
+    return Calibration(
+        given["calib"],
+        preprocessing,
+        given["calib_count"],
+        given["seed"],
+        not given["no_recover"],
+        given["tune"],
+        given["tune_steps"],
+        given["moments"],
+        given["save_moments"],
+    )
+
+
 def _rule(given: dict[str, Any]) -> Rule | None:
     """The one rule that was given. Raises OptionError for two, and for --absolute without --threshold."""
-    from trp_export.options import Macs, SavedPlan
+    from trp_export.options import Macs, Params, SavedPlan
     from trp_export.planning.rules import Energy, Rank, Threshold
 
     made: dict[str, Any] = {
@@ -181,6 +216,7 @@ def _rule(given: dict[str, Any]) -> Rule | None:
         "threshold": lambda value: Threshold(value, given["absolute"]),
         "rank": Rank,
         "macs": Macs,
+        "params": Params,
         "plan": SavedPlan,
     }
     named = [name for name in made if given[name] is not None]

@@ -7,7 +7,7 @@ usable becomes a note, what is not usable an error.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,10 @@ class Preprocessing:
             raise OptionError(f"--resize {self.resize} is below 1 pixel.")
         if self.crop is not None and min(self.crop) < 1:
             raise OptionError(f"--crop {self.crop[0]},{self.crop[1]} is below 1 pixel.")
+
+    def or_else(self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Preprocessing:
+        """The same with another mean and std where neither is given."""
+        return self if self.mean is not None or self.std is not None else replace(self, mean=mean, std=std)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

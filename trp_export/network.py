@@ -11,8 +11,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from trp_export.errors import UnsupportedError
+from trp_export.graph.batchnorm import fold_batch_norm
 from trp_export.graph.cost import count_macs, count_params
-from trp_export.graph.prepare import prepare
+from trp_export.graph.prepare import prepare, remove_unused
 from trp_export.graph.shapes import Shape, Shapes, infer_shapes, input_shapes
 from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.load import Source
@@ -46,13 +47,18 @@ class Network:
     params: int
 
 
-def analyse(source: Source, folder: Path) -> Network:
+def analyse(source: Source, folder: Path, fold: bool = False) -> Network:
     """Bring the model into normal form and find its layers.
 
-    The normal form goes to `folder` and is read back lazily, so that weights are in memory only while used.
+    `fold` folds batch norm first: what images tell is about outputs as the next layer sees them. The normal form
+    goes to `folder` and is read back lazily, so that weights are in memory only while used.
     """
     file = folder / "dense.onnx"
-    save_model(prepare(source.model), file, apart=True)
+    prepared = prepare(source.model)
+    if fold:
+        fold_batch_norm(prepared)
+        remove_unused(prepared)
+    save_model(prepared, file, apart=True)
     model = ir.load(file)
     inputs = input_shapes(model, source.input_shape)
     shapes = infer_shapes(model, inputs)

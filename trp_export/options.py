@@ -27,13 +27,24 @@ class Macs:
 
 
 @dataclass(frozen=True, slots=True)
+class Params:
+    """The whole network with this many times fewer parameters."""
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        if not self.ratio > 1:
+            raise OptionError(f"--params {self.ratio:g} is not above 1: it says how many times fewer parameters.")
+
+
+@dataclass(frozen=True, slots=True)
 class SavedPlan:
     """A plan, or a report that holds one."""
 
     path: Path
 
 
-Rule = Energy | Threshold | Rank | Macs | SavedPlan
+Rule = Energy | Threshold | Rank | Macs | Params | SavedPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,33 @@ class Images:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """Unlabelled images that show what each layer sees, and what is done with them.
+
+    `recover` refits the factors layer after layer; `tune_minutes` or `tune_steps` then distil the whole network
+    from the original. `moments` are files of earlier runs to be added, `save_moments` keeps those of this one.
+    """
+
+    path: Path
+    preprocessing: Preprocessing = Preprocessing()
+    count: int | None = 1024
+    seed: int = 0
+    recover: bool = True
+    tune_minutes: float | None = None
+    tune_steps: int | None = None
+    moments: tuple[Path, ...] = ()
+    save_moments: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.tune_minutes is not None and self.tune_steps is not None:
+            raise OptionError("--tune and --tune-steps contradict each other; give one.")
+        if self.tune_minutes is not None and not self.tune_minutes > 0:
+            raise OptionError(f"--tune {self.tune_minutes:g} must be above 0 minutes.")
+        if self.tune_steps is not None and self.tune_steps < 1:
+            raise OptionError(f"--tune-steps {self.tune_steps} is below 1.")
+
+
+@dataclass(frozen=True, slots=True)
 class Benchmark:
     """How the speed-up is measured; `require` makes an export that is not faster an error."""
 
@@ -91,6 +129,7 @@ class Options:
     load: LoadOptions = LoadOptions()
     selection: Selection = Selection()
     images: Images | None = None
+    calibration: Calibration | None = None
     benchmark: Benchmark = Benchmark()
     output: Path | None = None
     report: Path | None = None

@@ -6,30 +6,34 @@ load > prepare > sites > plan > factor > rewrite > fold batch norm, simplify > v
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from trp_export.choose import make_plan, saved_choices
 from trp_export.errors import LoadError, NotFasterError, OptionError, UnsupportedError
+from trp_export.fit import Known, fit, look
 from trp_export.graph.batchnorm import fold_batch_norm
+from trp_export.graph.bias import add_to_bias
 from trp_export.graph.cost import count_macs, count_params
 from trp_export.graph.prepare import remove_unused, strip_traces
-from trp_export.graph.rewrite import path_names, rewrite, set_products, tag_nodes
+from trp_export.graph.rewrite import WeightNames, read_factors, rewrite, set_products, tag_nodes
 from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.simplify import simplify
-from trp_export.graph.sites import note_decided
+from trp_export.graph.sites import find_sites, note_decided
 from trp_export.load import load
-from trp_export.lowrank.factor import Factors, factorise
 from trp_export.network import Network, analyse, measure_layers
-from trp_export.options import Benchmark, Options
-from trp_export.parallel import map_layers
+from trp_export.options import Benchmark, Calibration, Options
 from trp_export.planning.curves import Layer
-from trp_export.planning.plan import Change, Plan
+from trp_export.planning.plan import Plan
+from trp_export.planning.shared_budget import lost_energy
+from trp_export.recover.tune import apply_values, tune
 from trp_export.report.document import Cost, Report
 from trp_export.save import Scratch, Stage, save_model, size_bytes
 from trp_export.verify import Files, verify_export
@@ -53,41 +57,55 @@ def compress(model: str | Path | nn.Module, options: Options = Options(), progre
     """
     if options.dry_run:
         with Scratch() as scratch:
-            _, _, report = plan_export(model, options, scratch.folder, progress)
-        return report
+            return plan_export(model, options, scratch.folder, progress).report
     with Stage(_output(model, options), options.report) as stage:
-        network, layers, report = plan_export(model, options, stage.scratch, progress)
-        report = carry_out(network, options, report, stage, progress)
+        planned = plan_export(model, options, stage.scratch, progress)
+        report = carry_out(planned, options, stage, progress)
         stage.document.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
         if stage.page is not None:
             from trp_export.report.page import make_page
 
-            stage.page.write_text(make_page(report, layers), encoding="utf-8")
+            stage.page.write_text(make_page(report, planned.layers), encoding="utf-8")
         stage.publish()
     return report
 
 
-def plan_export(
-    model: str | Path | nn.Module, options: Options, folder: Path, progress: Progress
-) -> tuple[Network, tuple[Layer, ...], Report]:
-    """The network, what each layer could become, and the plan, in a report that has no results yet."""
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The network, what each layer could become, what images told, and a report that holds the plan so far."""
+
+    network: Network
+    layers: tuple[Layer, ...]
+    known: Known | None
+    report: Report
+
+
+def plan_export(model: str | Path | nn.Module, options: Options, folder: Path, progress: Progress) -> Planned:
+    """Everything up to the plan; the model is as it was."""
     progress("load", 0)
-    network = analyse(load(model, options.load), folder)
+    calibration = options.calibration
+    network = analyse(load(model, options.load), folder, fold=calibration is not None)
     saved = saved_choices(options.rule, network.source)
     by_name = {choice.name: choice for choice in saved}
     layers = measure_layers(network, options.selection, by_name, partial(progress, "singular values"))
-    plan = make_plan(layers, network.macs, options.rule, saved, options.selection)
+    known, notes = None, network.source.notes
+    if calibration is not None:
+        known, layers = look(network, layers, calibration, options.rule, progress)
+        notes = (*notes, *known.notes)
+    damage = known.damage if known is not None else lost_energy
+    plan = make_plan(layers, network, options.rule, saved, options.selection, damage)
     before = Cost(network.params, network.macs, network.original_bytes)
-    return network, layers, Report(network.source, options, plan, before, notes=network.source.notes)
+    return Planned(network, layers, known, Report(network.source, options, plan, before, notes=notes))
 
 
-def carry_out(network: Network, options: Options, report: Report, stage: Stage, progress: Progress) -> Report:
+def carry_out(planned: Planned, options: Options, stage: Stage, progress: Progress) -> Report:
     """Everything that follows from the plan: factors, graph, evidence. The report says how it went."""
-    made = build(network, report.plan, stage, progress)
+    network, report = planned.network, planned.report
+    made = build(planned, options.calibration, stage, progress)
     progress("verify", 0)
     deviation = verify_export(network.source, network.inputs, made.files, report.plan, options.images, progress)
     latency, unmeasured = measure(network, report.plan, made.files, options.benchmark, stage, progress)
-    remarks = (made.not_simplified, unmeasured, _whole_story(latency))
+    remarks = (*made.notes, unmeasured, _whole_story(latency))
     return replace(
         report,
         after=made.cost,
@@ -100,42 +118,64 @@ def carry_out(network: Network, options: Options, report: Report, stage: Stage, 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The rewritten model's files and cost, and why onnxsim passed it by, where it did."""
+    """The rewritten model's files and cost, and what is worth saying of how it was made."""
 
     files: Files
     cost: Cost
-    not_simplified: str | None
+    notes: tuple[str | None, ...]
 
 
-def build(network: Network, plan: Plan, stage: Stage, progress: Progress) -> Made:
-    """Factor, rewrite, fold and simplify, in the stage."""
-    factors = factor(network, plan, progress)
+def build(planned: Planned, calibration: Calibration | None, stage: Stage, progress: Progress) -> Made:
+    """Factor, rewrite, tune, fold and simplify, in the stage."""
+    network, plan = planned.network, planned.report.plan
+    fitted = fit(network, plan, planned.known, calibration, progress)
     progress("rewrite", 0)
-    files = Files(network.original, network.file, stage.scratch / "products.onnx", stage.model)
+    model = network.model.clone()
+    located = find_sites(model, network.shapes)
+    add_to_bias(model, located, fitted.shifts)
+    names = rewrite(model, plan, located, fitted.factors)
+    remove_unused(model)
+    tuned, told = _tune(network, model, planned.known, calibration, progress)
+    apply_values(model, tuned)
+
+    # What the result must equal: the same biases and kept weights, and the products of the same factors.
+    add_to_bias(network.model, network.located, fitted.shifts)
+    apply_values(network.model, tuned)
+    factors = read_factors(model, names) if tuned else fitted.factors
     set_products(network.model, plan, network.located, factors)
+    files = Files(network.original, network.file, stage.scratch / "products.onnx", stage.model)
     save_model(network.model, files.products, apart=True)
-    rewrite(network.model, plan, network.located, factors)
-    model, passed_by = finish(network.model)
-    tag_nodes(model, plan)
-    note_decided(model, _decided_words(plan))
+
+    model, passed_by = finish(model)
+    tag_nodes(model, plan, names)
+    note_decided(model, _decided_words(plan, names))
     model.metadata_props["trp_export.rule"] = plan.rule
     save_model(model, files.result)
     macs = count_macs(model, infer_shapes(model, network.inputs))
-    return Made(files, Cost(count_params(model), macs, size_bytes(files.result)), passed_by)
+    return Made(files, Cost(count_params(model), macs, size_bytes(files.result)), (told, passed_by))
 
 
-def factor(network: Network, plan: Plan, progress: Progress) -> dict[str, Factors]:
-    """The factors of every layer that the plan changes, by site name, in the precision of its weight."""
-    places = {place.site.name: place for place in network.located}
-
-    def make(change: Change) -> Factors:
-        place = places[change.site.name]
-        factors = factorise(place.kernel(), change.scheme, change.site.group, change.rank)
-        dtype = place.constant.dtype.numpy()
-        return Factors(factors.reduce.astype(dtype), factors.expand.astype(dtype))
-
-    made = map_layers(make, plan.changed, partial(progress, "factor"))
-    return {change.site.name: factors for change, factors in zip(plan.changed, made, strict=True)}
+def _tune(
+    network: Network, model: ir.Model, known: Known | None, calibration: Calibration | None, progress: Progress
+) -> tuple[Mapping[str, NDArray[Any]], str | None]:
+    """New values of initializers after distillation from the original, where asked for, and a word on it."""
+    if known is None or calibration is None or not (calibration.tune_minutes or calibration.tune_steps):
+        return {}, None
+    tuned = tune(
+        network.model,
+        model,
+        np.concatenate(known.batches),
+        minutes=calibration.tune_minutes,
+        steps=calibration.tune_steps,
+        seed=calibration.seed,
+        progress=partial(progress, "tune"),
+    )
+    agreement = f"{tuned.agreement_before:.2%} to {tuned.agreement_after:.2%}"
+    divergence = f"{tuned.divergence_before:.3g} to {tuned.divergence_after:.3g}"
+    return tuned.values, (
+        f"tuned for {tuned.steps} steps (--tune-steps {tuned.steps} repeats it): on held-out calibration images "
+        f"agreement with the original {agreement}, divergence {divergence}"
+    )
 
 
 def finish(model: ir.Model) -> tuple[ir.Model, str | None]:
@@ -212,11 +252,10 @@ def _output(model: str | Path | nn.Module, options: Options) -> Path:
     return output
 
 
-def _decided_words(plan: Plan) -> dict[str, str]:
+def _decided_words(plan: Plan, names: WeightNames) -> dict[str, str]:
     """What a later export should know of each layer, and of each part that a layer became."""
     words = {decision.site.name: "kept" for decision in plan.decisions if decision.scheme is None}
     for change in plan.changed:
-        for path in path_names(change):
-            for part in ("reduce", "expand"):
-                words[f"{path}.{part}"] = f"made ({change.scheme.name}, rank {change.rank})"
+        for name in (name for path in names[change.site.name] for name in path):
+            words[name.removesuffix(".weight")] = f"made ({change.scheme.name}, rank {change.rank})"
     return words

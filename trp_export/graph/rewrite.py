@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_export.graph.sites import LocatedSite
-from trp_export.graph.weights import add_initializer, set_value, spatial_attribute
+from trp_export.graph.weights import add_initializer, find_constant, set_value, spatial_attribute
 from trp_export.lowrank.factor import Factors, product
 from trp_export.lowrank.schemes import Array, pair_shape
 from trp_export.planning.plan import Change, Plan
@@ -26,6 +26,8 @@ from trp_export.planning.plan import Change, Plan
 LEAST_GEMM_WITHOUT_BIAS = 11  # opset
 
 Attributes = dict[str, object]
+# By site name, for each path the names of the weights of its reduce and its expand.
+WeightNames = Mapping[str, tuple[tuple[str, str], ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +43,17 @@ class _Path:
     zero: ir.Value | None
 
 
-def rewrite(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], factors: Mapping[str, Factors]) -> None:
-    """Replace layers in place; `factors` by site name."""
+def rewrite(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], factors: Mapping[str, Factors]) -> WeightNames:
+    """Replace layers in place; `factors` by site name. Returns what the new weights are called."""
     places = {place.site.name: place for place in located}
+    names = {}
     for change in plan.changed:
         place = places[change.site.name]
         paths = _register(model, change, place, factors[change.site.name])
         for node in place.nodes:
             _replace(node, _make_nodes(node, change, paths))
+        names[change.site.name] = tuple((path.reduce.name or "", path.expand.name or "") for path in paths)
+    return names
 
 
 def set_products(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], factors: Mapping[str, Factors]) -> None:
@@ -66,18 +71,42 @@ def set_kernel(place: LocatedSite, kernel: Array) -> None:
     set_value(weight.root, seen.transpose([weight.axes.index(axis) for axis in range(seen.ndim)]))
 
 
-def tag_nodes(model: ir.Model, plan: Plan) -> None:
+def read_factors(model: ir.Model, names: WeightNames) -> dict[str, Factors]:
+    """The factors of every rewritten layer as they stand in the graph, by site name: the inverse of `rewrite`."""
+    found = {}
+    for layer, paths in names.items():
+        reduces, expands = (
+            [_as_kernel(model.graph.initializers[name]) for name in part] for part in zip(*paths, strict=True)
+        )
+        found[layer] = Factors(_interleave(reduces, axis=0), _interleave(expands, axis=1))
+    return found
+
+
+def _interleave(parts: Sequence[Array], axis: int) -> Array:
+    """Path i of a decoupled layer holds every rank-th channel, from the i-th on."""
+    shape = list(parts[0].shape)
+    shape[axis] *= len(parts)
+    return np.stack(parts, axis=axis + 1).reshape(shape)
+
+
+def _as_kernel(value: ir.Value) -> Array:
+    constant = find_constant(value)
+    if constant is None:
+        raise ValueError(f"{value.name} holds no value")
+    return constant.array() if _stored_as_kernel(value.consumers()[0]) else constant.array().T
+
+
+def tag_nodes(model: ir.Model, plan: Plan, names: WeightNames) -> None:
     """Note on every node made from a layer what it came from, for those who look at the file."""
     for change in plan.changed:
-        for path in path_names(change):
-            for part in (f"{path}.reduce", f"{path}.expand"):
-                weight = model.graph.initializers.get(f"{part}.weight")
-                for node in weight.consumers() if weight is not None else ():
-                    what = f"{change.scheme.name}, rank {change.rank}"
-                    node.metadata_props["trp_export.layer"] = f"{change.site.name}: {what}"
+        for name in (name for path in names[change.site.name] for name in path):
+            weight = model.graph.initializers.get(name)
+            for node in weight.consumers() if weight is not None else ():
+                what = f"{change.scheme.name}, rank {change.rank}"
+                node.metadata_props["trp_export.layer"] = f"{change.site.name}: {what}"
 
 
-def path_names(change: Change) -> tuple[str, ...]:
+def _path_names(change: Change) -> tuple[str, ...]:
     """The names of a layer's paths: its own, or one for each rank of a decoupled layer."""
     if not _is_decoupled(change):
         return (change.site.name,)
@@ -102,7 +131,7 @@ def _register(model: ir.Model, change: Change, place: LocatedSite, factors: Fact
     zero = None
     if site.op == "Gemm" and model.opset_imports.get("", LEAST_GEMM_WITHOUT_BIAS) < LEAST_GEMM_WITHOUT_BIAS:
         zero = add_initializer(model.graph, f"{site.name}.reduce.bias", np.zeros(1), place.constant.dtype)
-    names = path_names(change)
+    names = _path_names(change)
     return tuple(
         _Path(
             name=name.removeprefix(site.name),

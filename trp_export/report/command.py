@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from trp_export.images import Preprocessing
 from trp_export.load import Source
 from trp_export.load.source import LoadOptions
-from trp_export.options import Benchmark, Images, Macs, Options, Rule, SavedPlan, Selection
+from trp_export.options import Benchmark, Calibration, Macs, Options, Params, Rule, SavedPlan, Selection
 from trp_export.planning.rules import Energy, Rank, Threshold
 
 
@@ -22,7 +23,9 @@ def command_line(source: Source, options: Options) -> str:
         *_rule(options.rule),
         *_selection(options.selection),
         *_load(options.load),
-        *(_images(options.images) if options.images else ()),
+        *(_calibration(options.calibration) if options.calibration else ()),
+        *(("--eval", options.images.path.name) if options.images else ()),
+        *_preprocessing(options),
         *_benchmark(options.benchmark),
         *(("-o", options.output.name) if options.output else ()),
         *(("--report", options.report.name) if options.report else ()),
@@ -40,6 +43,8 @@ def _rule(rule: Rule | None) -> tuple[str, ...]:
             return "--rank", str(rule.value)
         case Macs():
             return "--macs", repr(rule.ratio)
+        case Params():
+            return "--params", repr(rule.ratio)
         case SavedPlan():
             return "--plan", rule.path.name
         case None:
@@ -69,9 +74,29 @@ def _load(options: LoadOptions) -> Iterator[str]:
         yield "--trust-pickle"
 
 
-def _images(images: Images) -> Iterator[str]:
-    chosen = images.preprocessing
-    yield from ("--eval", images.path.name)
+def _calibration(calibration: Calibration) -> Iterator[str]:
+    default = Calibration(calibration.path)
+    yield from ("--calib", calibration.path.name)
+    if calibration.count != default.count:
+        yield from ("--calib-count", str(calibration.count))
+    if calibration.seed != default.seed:
+        yield from ("--seed", str(calibration.seed))
+    if not calibration.recover:
+        yield "--no-recover"
+    if calibration.tune_minutes is not None:
+        yield from ("--tune", f"{calibration.tune_minutes:g}")
+    if calibration.tune_steps is not None:
+        yield from ("--tune-steps", str(calibration.tune_steps))
+    for path in calibration.moments:
+        yield from ("--moments", path.name)
+    if calibration.save_moments is not None:
+        yield from ("--save-moments", calibration.save_moments.name)
+
+
+def _preprocessing(options: Options) -> Iterator[str]:
+    """Of the images of --calib and --eval: the command prepares both alike."""
+    given = options.images or options.calibration
+    chosen = given.preprocessing if given else Preprocessing()
     for name, values in (("--mean", chosen.mean), ("--std", chosen.std)):
         if values is not None:
             yield from (name, _list(values))

@@ -123,4 +123,4 @@ def _plain(value: object) -> Any:
     return value
 
 
-_RULES = ("Energy", "Threshold", "Rank", "Macs", "SavedPlan")
+_RULES = ("Energy", "Threshold", "Rank", "Macs", "Params", "SavedPlan")

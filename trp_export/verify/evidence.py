@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from trp_export.errors import LoadError, OptionError, VerifyError
 from trp_export.graph.shapes import Shape
-from trp_export.images import ImageSet, Preprocessing, load_images
+from trp_export.images import ImageSet, load_images
 from trp_export.load import Source
 from trp_export.options import Images
 from trp_export.planning.plan import Plan
@@ -123,7 +123,7 @@ def _agreement(
     if len(shapes) != 1:
         raise OptionError(f"--eval feeds one image input; this model has {len(shapes)} inputs.")
     (name, shape) = next(iter(shapes.items()))
-    chosen = _with_defaults(images.preprocessing, source)
+    chosen = images.preprocessing.or_else(source.mean, source.std)
     image_set = load_images(images.path, chosen, input_shape=(None, *shape[1:]), count=images.count)
     before = _classes(files.original, image_set, name, lambda done: progress("compare", done / 2))
     after = _classes(files.result, image_set, name, lambda done: progress("compare", 0.5 + done / 2))
@@ -148,9 +148,3 @@ def _batches(images: ImageSet, model: Path, name: str, progress: Callable[[float
         if fixed is None or len(inputs) == fixed:
             yield {name: inputs.astype(dtype)}
         progress(min(1.0, (index + 1) * size / len(images)))
-
-
-def _with_defaults(preprocessing: Preprocessing, source: Source) -> Preprocessing:
-    if preprocessing.mean is not None or preprocessing.std is not None or source.mean is None:
-        return preprocessing
-    return Preprocessing(source.mean, source.std, preprocessing.resize, preprocessing.crop)

@@ -1,0 +1,126 @@
+"""What the plan's layers become: their factors, and what is added to their biases.
+
+From the weights alone, plain truncated SVD; where batch norm tells the mean input of a layer, the bias takes back
+what truncation does to the mean of its output. From images, the factors that keep most of each layer's output,
+refitted layer after layer to what the compressed network feeds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trp_export.calibration.curves import Fitted, calibrated_factors, calibrated_layers
+from trp_export.calibration.moments import Moments, gather_moments, load_moments, merge_moments, remarks, save_moments
+from trp_export.calibration.sensitivity import measure_sensitivities
+from trp_export.errors import OptionError
+from trp_export.graph.bias import takes_bias
+from trp_export.graph.statistics import mean_inputs
+from trp_export.images import load_images
+from trp_export.lowrank.calibrated import bias_shift
+from trp_export.lowrank.factor import Factors, Float64, factorise, product
+from trp_export.network import Network
+from trp_export.options import Calibration, Macs, Params, Rule
+from trp_export.parallel import map_layers
+from trp_export.planning.curves import Layer
+from trp_export.planning.plan import Change, Plan
+from trp_export.planning.shared_budget import Damage, lost_energy, measured_damage
+from trp_export.recover.refit import refit
+
+Progress = Callable[[str, float], None]
+
+# Sensitivities need fewer images than moments: they are averages over whole outputs.
+_SENSITIVITY_IMAGES = 256
+_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Known:
+    """What images told about a network: moments of each layer's inputs, and how damage shows in the output.
+
+    `batches` are the images themselves, inputs (n, C, H, W); `notes` what the user should know about them.
+    """
+
+    batches: Sequence[NDArray[Any]]
+    moments: Mapping[str, Moments]
+    damage: Damage
+    notes: tuple[str, ...]
+
+
+def look(
+    network: Network, layers: Sequence[Layer], calibration: Calibration, rule: Rule | None, progress: Progress
+) -> tuple[Known, tuple[Layer, ...]]:
+    """Run the images through the network; the layers' curves then speak of kept output, not of kept weight."""
+    shape = next(iter(network.inputs.values()))
+    if len(network.inputs) != 1:
+        raise OptionError(f"--calib feeds one image input; this model has {len(network.inputs)} inputs.")
+    images = load_images(
+        calibration.path,
+        calibration.preprocessing.or_else(network.source.mean, network.source.std),
+        input_shape=(None, *shape[1:]),
+        count=calibration.count,
+        seed=calibration.seed,
+    )
+    ir.external_data.load_to_model(network.model)  # Parts of it are run from memory from here on.
+    own = gather_moments(
+        network.model, network.located, images, seed=calibration.seed, progress=partial(progress, "calibrate")
+    )
+    moments = merge_moments([own, *(load_moments(path) for path in calibration.moments)])
+    if calibration.save_moments is not None:
+        save_moments(calibration.save_moments, own)
+    batches = tuple(images.batches(_BATCH))
+    layers = calibrated_layers(layers, network.located, moments, partial(progress, "output errors"))
+    damage: Damage = lost_energy
+    if isinstance(rule, Macs | Params):
+        few = batches[: -(-_SENSITIVITY_IMAGES // _BATCH)]
+        damage = measured_damage(
+            measure_sensitivities(network.model, layers, moments, few, progress=partial(progress, "sensitivities"))
+        )
+    return Known(batches, moments, damage, (*images.notes, *remarks(moments))), layers
+
+
+def fit(
+    network: Network, plan: Plan, known: Known | None, calibration: Calibration | None, progress: Progress
+) -> Fitted:
+    """Factors of every layer that the plan changes, in the precision of its weight, and shifts of biases."""
+    fitted = Fitted({}, {})
+    if known is not None and calibration is not None:
+        fitted = calibrated_factors(plan, network.located, known.moments, partial(progress, "factor"))
+        if calibration.recover:
+            fitted = refit(
+                network.model, plan, known.batches, fitted, seed=calibration.seed, progress=partial(progress, "refit")
+            )
+    plain = _plain(network, [change for change in plan.changed if change.site.name not in fitted.factors], progress)
+    factors = {**plain.factors, **fitted.factors}
+    return Fitted(_rounded(network, factors), {**plain.shifts, **fitted.shifts})
+
+
+def _plain(network: Network, changes: Sequence[Change], progress: Progress) -> Fitted:
+    places = {place.site.name: place for place in network.located}
+    means = mean_inputs(network.located)
+
+    def make(change: Change) -> tuple[Factors, Float64 | None]:
+        site, place = change.site, places[change.site.name]
+        kernel = place.kernel()
+        factors = factorise(kernel, change.scheme, site.group, change.rank)
+        if site.name not in means or not takes_bias(place):
+            return factors, None
+        new = product(factors, change.scheme, site.kernel_shape, site.group)
+        return factors, bias_shift(kernel, new, means[site.name])
+
+    made = map_layers(make, changes, partial(progress, "factor"))
+    named = {change.site.name: one for change, one in zip(changes, made, strict=True)}
+    shifts = {name: shift for name, (_, shift) in named.items() if shift is not None}
+    return Fitted({name: factors for name, (factors, _) in named.items()}, shifts)
+
+
+def _rounded(network: Network, factors: Mapping[str, Factors]) -> dict[str, Factors]:
+    types = {place.site.name: place.constant.dtype.numpy() for place in network.located if place.site.name in factors}
+    return {
+        name: Factors(own.reduce.astype(types[name]), own.expand.astype(types[name])) for name, own in factors.items()
+    }
