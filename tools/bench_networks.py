@@ -215,7 +215,7 @@ def tables(networks: Sequence[Network], clock: Clock) -> None:
     DOCS.mkdir(parents=True, exist_ok=True)
     for network in networks:
         rows = [row for version in versions(network) if (row := table_row(version))]
-        if not rows:
+        if not rows or not (timed(network) or (WORK / "counts" / f"{network.name}.json").is_file()):
             continue
         picture = DOCS / f"{network.name}.svg"
         text = [f"# {network.name}", "", *where(network), *TABLE_HEAD, *rows, ""]
@@ -283,6 +283,8 @@ def where(network: Network) -> list[str]:
         found = sorted((WORK / "times").glob(f"{network.name}-*-t{threads}.json"))
         if found:
             lines += [describe([read(path) for path in found], threads), ""]
+    if not timed(network):
+        lines += ["Latencies have not been measured yet.", ""]
     counted = read(WORK / "counts" / f"{network.name}.json")
     if counted:
         environment = counted["environment"]
@@ -294,6 +296,11 @@ def where(network: Network) -> list[str]:
             "",
         ]
     return lines
+
+
+def timed(network: Network) -> list[Path]:
+    """The results of the step `time`."""
+    return sorted((WORK / "times").glob(f"{network.name}-*-t?.json"))
 
 
 def describe(results: list[Any], threads: int) -> str:
