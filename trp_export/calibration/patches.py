@@ -31,7 +31,7 @@ class Window:
     transposed: bool
 
     def out_extents(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
-        begins, ends = self._pads(in_shape[2:])
+        begins, ends = self.padding(in_shape[2:])
         return tuple(
             (size + begin + end - (extent - 1) * dilation - 1) // stride + 1
             for size, begin, end, extent, dilation, stride in zip(
@@ -39,7 +39,8 @@ class Window:
             )
         )
 
-    def _pads(self, sizes: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def padding(self, sizes: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What is added before and after each axis of these sizes."""
         axes = len(self.extents)
         if self.auto_pad == "VALID":
             return (0,) * axes, (0,) * axes
@@ -91,7 +92,7 @@ def gather_patches(data: Array, seen_by: Window, positions: Positions) -> Float3
         rows = rows.reshape(len(rows), -1, rows.shape[-1])
         taken = rows[np.arange(len(rows))[:, None], positions]
         return np.ascontiguousarray(taken.reshape(1, -1, rows.shape[-1]), dtype=np.float32)
-    begins, ends = seen_by._pads(data.shape[2:])
+    begins, ends = seen_by.padding(data.shape[2:])
     padded = np.pad(data, [(0, 0), (0, 0), *zip(begins, ends, strict=True)]) if any(begins + ends) else data
     axes = len(seen_by.extents)
     index: list[Array] = [np.arange(len(data))[:, None].reshape(-1, 1, *[1] * axes)]

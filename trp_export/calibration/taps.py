@@ -6,7 +6,7 @@ Only the part of the graph that the values need is run: operators that come late
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import onnx
@@ -46,7 +46,7 @@ class Tap:
         options.log_severity_level = _NO_LOGGING
         # numpy works between two runs: threads that spin would take its cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Calibration must be the same on every machine; layout changes across convs would also hide values.
+        # No layouts of one machine: the same images must give the same moments.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         try:
             proto = extract(model, inputs, self.outputs, types or {})
@@ -54,12 +54,6 @@ class Tap:
         except Exception as error:  # onnxruntime raises many kinds.
             raise UnsupportedError(f"onnxruntime cannot run this model: {str(error).splitlines()[0][:200]}") from error
         self._dtypes = {value.name: _numpy_type(value.type) for value in self._session.get_inputs()}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        del self._session
 
     @property
     def inputs(self) -> tuple[str, ...]:
