@@ -1,0 +1,44 @@
+"""The trained networks that ship are what their names and cards say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from models_zoo.cifar_resnet import CifarResNet
+from training.batches import Normalisation, evaluation_batches
+from training.checkpoint import load_network
+from training.data import load_images
+from training.layers import find_layers, total_macs
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "models_zoo" / "weights").glob("resnet20-trp-*.pt"))
+DATA = ROOT.parent / "shared" / "data" / "cifar10"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_ratio_is_that_of_the_name(path: Path) -> None:
+    network = load_network(path, None, ())
+    dense = total_macs(find_layers(CifarResNet(20), network.input_shape))
+    promised = float(re.findall(r"-([\d.]+)x$", path.stem)[0])
+    assert dense / total_macs(find_layers(network.module, network.input_shape)) >= promised
+    assert path.with_suffix(".md").exists()
+    assert path.stat().st_size < 5_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the test images in {DATA}")
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_accuracy_is_that_of_the_card(path: Path) -> None:
+    network = load_network(path, None, ())
+    images = load_images(f"npz:{DATA}", "test")
+    network.module.eval()
+    hits = 0
+    with torch.no_grad():
+        for x, y in evaluation_batches(images, Normalisation(network.mean, network.std), torch.device("cpu")):
+            hits += int((network.module(x).argmax(1) == y).sum())
+    (promised,) = re.findall(r"\| reaches \| ([\d.]+) %", path.with_suffix(".md").read_text())
+    assert 100 * hits / len(images) == pytest.approx(float(promised), abs=0.05)
