@@ -72,8 +72,11 @@ def _fit(architecture: Architecture, tensors: Mapping[str, Tensor], path: Path) 
     if problems:
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
         raise LoadError(f"{path} does not fit {architecture.name}: {shown}.")
-    # Auxiliary heads that the file lacks play no part in inference.
-    module.load_state_dict(dict(tensors), strict=False)
+    # Laid over the module's own: auxiliary heads that the file lacks play no part in inference, and a few
+    # architectures insist on the version notes that a plain dict has lost.
+    state = module.state_dict()
+    state.update(tensors)
+    module.load_state_dict(state)
     return module.eval()
 
 

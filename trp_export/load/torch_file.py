@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +51,7 @@ def _zip_names(path: Path) -> list[str]:
             return []
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except Exception as error:  # BadZipFile, NotImplementedError and more, by what is damaged.
         raise LoadError(f"{path} is a damaged archive: {first_line(error)}") from error
     if sum(entry.file_size for entry in entries) > 2 * path.stat().st_size + 2**20:
         raise LoadError(f"{path} unpacks to far more than its own size; PyTorch does not write such files.")
@@ -68,7 +69,9 @@ def _read_safetensors(path: Path) -> object:
 
 def _read_pickle(path: Path, trust_pickle: bool) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # What is odd about a file is said once, in the error.
+            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except Exception as error:  # torch.load raises whatever the pickle machinery does.
         message = str(error)
         if "Weights only load failed" in message and "Unsupported" in message:
