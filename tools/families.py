@@ -1,0 +1,145 @@
+"""Send one network of every torchvision family, and model files where there are any, through `trp-export`.
+
+    python tools/families.py [NAME ...] [--models FOLDER] [--output docs/families.md]
+
+Weights are random and seeded, so outputs mean nothing; what is shown is whether a family goes through, what
+becomes of its layers, and how exact the rewrite is. FOLDER may hold .onnx files and CIFAR ResNets as
+resnet20*.th; the table names them by file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+FAMILIES = (
+    "alexnet",
+    "vgg16_bn",
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "wide_resnet50_2",
+    "densenet121",
+    "squeezenet1_1",
+    "googlenet",
+    "inception_v3",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "mnasnet1_0",
+    "shufflenet_v2_x1_0",
+    "efficientnet_b0",
+    "regnet_y_400mf",
+    "convnext_tiny",
+)
+RULE = ("--macs", "1.5", "--no-bench")
+
+HEADER = """# Families of networks
+
+One network of every torchvision classification family (random weights, seed 0, batch norm with the statistics of
+one batch of noise), and model files as they are found, through
+
+    trp-export NETWORK.pt --arch torchvision:NETWORK --macs 1.5 --no-bench
+
+Random weights have no low rank to find, so the change of the outputs says nothing about trained networks; it is
+here because it must be a number. The rewrite error is the relative L2 distance between the result and the
+original whose kernels are the products of the factors: rounding, nothing else.
+
+| network | layers changed | kept, and why | MACs | params | rewrite error | output change | CPU s | notes |
+|---|---:|---|---:|---:|---:|---:|---:|---|
+"""
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, command in _jobs(Path(folder), arguments.names, arguments.models):
+            rows.append(_row(name, command, Path(folder)))
+            print(rows[-1], flush=True)
+    made_by = (
+        f"\nCPU seconds (all threads) of the whole command: reading, exporting from PyTorch, factoring, verifying. "
+        f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
+        f"{platform.machine()}. Made by `tools/families.py`.\n"
+    )
+    arguments.output.write_text(HEADER + "\n".join(rows) + "\n" + made_by, encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", default=FAMILIES, help="networks of torchvision; default: one per family")
+    parser.add_argument("--models", type=Path, help="a folder with .onnx and .th files")
+    parser.add_argument("--output", type=Path, default=Path("docs/families.md"))
+    return parser
+
+
+def _jobs(folder: Path, names: Sequence[str], models: Path | None) -> Iterator[tuple[str, list[str]]]:
+    """Names, and the arguments of the command."""
+    for name in names:
+        yield name, [str(_save_random(name, folder)), "--arch", f"torchvision:{name}"]
+    for path in sorted(models.iterdir()) if models else ():
+        if path.suffix == ".onnx":
+            yield path.name, [str(path)]
+        elif path.suffix == ".th":
+            yield path.name, [str(path), "--arch", path.name.split("-")[0]]
+
+
+def _save_random(name: str, folder: Path) -> Path:
+    """Random weights; batch norm gets the statistics of a batch of noise, or signals would fade on the way."""
+    torch.manual_seed(0)
+    extra: dict[str, Any] = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    network = torchvision.models.get_model(name, weights=None, **extra)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    extent = 299 if name == "inception_v3" else 224
+    with torch.no_grad():
+        network(torch.randn(8, 3, extent, extent))
+    path = folder / f"{name}.pt"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def _row(name: str, arguments: list[str], folder: Path) -> str:
+    output = folder / f"{name}.trp.onnx"
+    command = [sys.executable, "-m", "trp_export.cli", *arguments, *RULE, "--json", "-o", str(output)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    if done.returncode:
+        return f"| {name} | exit {done.returncode} | {done.stderr.strip()} |" + " |" * 6
+    return _cells(name, json.loads(done.stdout), seconds)
+
+
+def _cells(name: str, report: dict[str, Any], seconds: float) -> str:
+    layers, deviation = report["layers"], report["deviation"]
+    kept = Counter(layer["reason"] for layer in layers if layer["scheme"] is None)
+    before, after, truncation = report["before"], report["after"], deviation["truncation"]
+    cells = (
+        name,
+        f"{sum(layer['scheme'] is not None for layer in layers)} of {len(layers)}",
+        ", ".join(f"{count} {reason}" for reason, count in kept.most_common()) or "none",
+        f"{before['macs'] / after['macs']:.2f}x",
+        f"{before['params'] / after['params']:.2f}x",
+        f"{deviation['rewrite']['relative_l2']:.1e}",
+        f"{truncation['relative_l2']:.2f}" if truncation else "cannot run",
+        f"{seconds:.0f}",
+        "; ".join(note for note in report["notes"] if not note.startswith("not measured")) or "",
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()
