@@ -30,5 +30,10 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev]'
 	touch $@ $(VENV)/.installed
 
+bench: $(VENV)/.installed-test
+	$(BIN)/python tools/bench_export.py
+	$(BIN)/python tools/bench_verdicts.py
+	$(BIN)/python tools/bench_training.py
+
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
