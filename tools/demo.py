@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL = "models_zoo/weights/resnet20-cifar10.pt"
+MODEL = "models_zoo/weights/resnet20-trp-spatial-2.84x.pt"
 IMAGES = "models_zoo/images/cifar10-256.npz"
 
 
@@ -17,8 +17,6 @@ def main() -> int:
     command = Path(sys.executable).with_name("trp-export")
     arguments = [
         MODEL,
-        "--energy",
-        "0.98",
         "--eval",
         IMAGES,
         "-o",
