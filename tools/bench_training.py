@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -55,22 +56,27 @@ class Contestant:
         if settings is not None:
             TRP(self.model, self.optimizer, settings, architecture.input_shape)
 
-    def seconds(self, steps: int) -> float:
-        started = time.perf_counter()
+    def seconds(self, steps: int, clock: Callable[[], float] = time.perf_counter) -> float:
+        started = clock()
         for _ in range(steps):
             self.optimizer.zero_grad()
             functional.cross_entropy(self.model(self.x), self.y).backward()
             self.optimizer.step()
-        return time.perf_counter() - started
+        return clock() - started
 
 
 @click.command()
 @click.argument("networks", nargs=-1)
 @click.option("--scheme", type=click.Choice(list(SETTINGS)), default="channel", show_default=True)
 @click.option("--blocks", default=5, help="Blocks of 20 steps for each contestant.", show_default=True)
+@click.option("--cpu-time", is_flag=True, help="Count CPU time of one thread instead, where the machine is busy.")
+@click.option("--memory/--no-memory", default=True, help="Measure peak memory as well, each in its own process.")
 @click.option("--only", hidden=True, help="Run this contestant alone and print its peak memory.")
-def main(networks: tuple[str, ...], scheme: str, blocks: int, only: str | None) -> None:
-    print(f"{platform.machine()} {_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32")
+def main(networks: tuple[str, ...], scheme: str, blocks: int, cpu_time: bool, memory: bool, only: str | None) -> None:
+    if cpu_time:
+        torch.set_num_threads(1)
+    clock = "CPU time" if cpu_time else "wall time"
+    print(f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32, {clock}")
     for name in networks or tuple(NETWORKS):
         arch, batch = NETWORKS[name]
         if only:
@@ -78,26 +84,28 @@ def main(networks: tuple[str, ...], scheme: str, blocks: int, only: str | None) 
             print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
             return
         print(f"{name}, batch {batch}, {scheme}-wise at 2x MACs, {blocks} blocks of {BLOCK} steps each:")
-        _compare(name, arch, batch, scheme, blocks)
+        _compare(name, arch, batch, scheme, blocks, time.process_time if cpu_time else time.perf_counter, memory)
 
 
-def _compare(name: str, arch: str, batch: int, scheme: str, blocks: int) -> None:
+def _compare(
+    name: str, arch: str, batch: int, scheme: str, blocks: int, clock: Callable[[], float], memory: bool
+) -> None:
     contestants = {label: Contestant(arch, batch, settings) for label, settings in SETTINGS[scheme].items()}
     for contestant in contestants.values():
         contestant.seconds(1)
     times = {label: np.empty(blocks) for label in contestants}
     for block in range(blocks):
         for label, contestant in contestants.items():
-            times[label][block] = contestant.seconds(BLOCK)
+            times[label][block] = contestant.seconds(BLOCK, clock)
     plain = times["plain SGD"]
-    memory = {label: _peak_bytes(name, scheme, label) for label in contestants}
+    peak_bytes = {label: _peak_bytes(name, scheme, label) for label in contestants} if memory else {}
     for label, taken in times.items():
         ratios = taken / plain
         low, high = _interval(ratios)
         print(
             f"  {label:22} {1e3 * np.median(taken) / BLOCK:8.1f} ms a step, {batch * BLOCK / np.median(taken):7.1f} "
-            f"images/s, {np.median(ratios):.3f}x [{low:.3f}, {high:.3f}] of plain, "
-            f"peak memory {memory[label] / memory['plain SGD']:.3f}x"
+            f"images/s, {np.median(ratios):.3f}x [{low:.3f}, {high:.3f}] of plain"
+            + (f", peak memory {peak_bytes[label] / peak_bytes['plain SGD']:.3f}x" if memory else "")
         )
 
 
