@@ -90,10 +90,12 @@ class TrainOptions:
     def from_json(cls, values: Mapping[str, Any]) -> TrainOptions:
         """The reverse of `to_json`; options that a later version added have their defaults."""
         names = {field.name for field in fields(cls)}
-        known = {
+        known: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in names
         }
-        paths = {key: Path(known[key]) for key in ("output", "init", "teacher") if known.get(key) is not None}
+        paths: dict[str, Any] = {
+            key: Path(known[key]) for key in ("output", "init", "teacher") if known.get(key) is not None
+        }
         return cls(**(known | paths))
 
 
