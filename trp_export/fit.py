@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from trp_export.calibration.curves import Fitted, calibrated_factors, calibrated_layers
 from trp_export.calibration.moments import Moments, gather_moments, load_moments, merge_moments, remarks, save_moments
 from trp_export.calibration.sensitivity import measure_sensitivities
-from trp_export.errors import OptionError
+from trp_export.calibration.taps import feed
 from trp_export.graph.bias import takes_bias
-from trp_export.graph.statistics import mean_inputs
 from trp_export.images import load_images
 from trp_export.lowrank.calibrated import bias_shift
 from trp_export.lowrank.factor import Factors, Float64, factorise, product
@@ -30,13 +29,13 @@ from trp_export.parallel import map_layers
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Change, Plan
 from trp_export.planning.shared_budget import Damage, lost_energy, measured_damage
+from trp_export.recover.outcome import closest
 from trp_export.recover.refit import refit
 
 Progress = Callable[[str, float], None]
 
 # Sensitivities need fewer images than moments: they are averages over whole outputs.
 _SENSITIVITY_IMAGES = 256
-_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,8 +56,6 @@ def look(
 ) -> tuple[Known, tuple[Layer, ...]]:
     """Run the images through the network; the layers' curves then speak of kept output, not of kept weight."""
     shape = next(iter(network.inputs.values()))
-    if len(network.inputs) != 1:
-        raise OptionError(f"--calib feeds one image input; this model has {len(network.inputs)} inputs.")
     images = load_images(
         calibration.path,
         calibration.preprocessing.or_else(network.source.mean, network.source.std),
@@ -73,54 +70,77 @@ def look(
     moments = merge_moments([own, *(load_moments(path) for path in calibration.moments)])
     if calibration.save_moments is not None:
         save_moments(calibration.save_moments, own)
-    batches = tuple(images.batches(_BATCH))
+    batches = tuple(feed(network.model, images))
     layers = calibrated_layers(layers, network.located, moments, partial(progress, "output errors"))
     damage: Damage = lost_energy
     if isinstance(rule, Macs | Params):
-        few = batches[: -(-_SENSITIVITY_IMAGES // _BATCH)]
+        few = batches[: -(-_SENSITIVITY_IMAGES // len(batches[0]))]
         damage = measured_damage(
             measure_sensitivities(network.model, layers, moments, few, progress=partial(progress, "sensitivities"))
         )
-    return Known(batches, moments, damage, (*images.notes, *remarks(moments))), layers
+    return Known(batches, moments, damage, (*images.notes, *remarks(moments, network.means))), layers
 
 
 def fit(
     network: Network, plan: Plan, known: Known | None, calibration: Calibration | None, progress: Progress
 ) -> Fitted:
-    """Factors of every layer that the plan changes, in the precision of its weight, and shifts of biases."""
-    fitted = Fitted({}, {})
-    if known is not None and calibration is not None:
-        fitted = calibrated_factors(plan, network.located, known.moments, partial(progress, "factor"))
+    """Factors of every layer that the plan changes, in the precision of its weight, and shifts of biases.
+
+    With images, the closest to the original of plain, calibrated and refitted factors: on a network that was trained
+    for low rank plain ones are exact, and nothing can be closer.
+    """
+    plain = _plain(network, plan, progress)
+    candidates = [plain]
+    if known is not None and calibration is not None and plan.changed:
+        calibrated = calibrated_factors(plan, network.located, known.moments, partial(progress, "factor"))
+        candidates.append(_completed(calibrated, plain))
         if calibration.recover:
-            fitted = refit(
-                network.model, plan, known.batches, fitted, seed=calibration.seed, progress=partial(progress, "refit")
+            refitted = refit(
+                network.model,
+                plan,
+                known.batches,
+                candidates[-1],
+                seed=calibration.seed,
+                progress=partial(progress, "refit"),
             )
-    plain = _plain(network, [change for change in plan.changed if change.site.name not in fitted.factors], progress)
-    factors = {**plain.factors, **fitted.factors}
-    return Fitted(_rounded(network, factors), {**plain.shifts, **fitted.shifts})
+            candidates.append(_completed(refitted, plain))
+        best, _ = closest(network.model, plan, candidates, known.batches)
+        return _rounded(network, candidates[best])
+    return _rounded(network, plain)
 
 
-def _plain(network: Network, changes: Sequence[Change], progress: Progress) -> Fitted:
+def _completed(fitted: Fitted, plain: Fitted) -> Fitted:
+    """With plain factors where nothing better is known, and their shifts with them."""
+    missing = plain.factors.keys() - fitted.factors.keys()
+    shifts = {name: shift for name, shift in plain.shifts.items() if name in missing}
+    return Fitted({**plain.factors, **fitted.factors}, {**shifts, **fitted.shifts})
+
+
+def _plain(network: Network, plan: Plan, progress: Progress) -> Fitted:
     places = {place.site.name: place for place in network.located}
-    means = mean_inputs(network.located)
 
     def make(change: Change) -> tuple[Factors, Float64 | None]:
         site, place = change.site, places[change.site.name]
         kernel = place.kernel()
         factors = factorise(kernel, change.scheme, site.group, change.rank)
-        if site.name not in means or not takes_bias(place):
+        if site.name not in network.means or not takes_bias(place):
             return factors, None
         new = product(factors, change.scheme, site.kernel_shape, site.group)
-        return factors, bias_shift(kernel, new, means[site.name])
+        return factors, bias_shift(kernel, new, network.means[site.name])
 
-    made = map_layers(make, changes, partial(progress, "factor"))
-    named = {change.site.name: one for change, one in zip(changes, made, strict=True)}
+    made = map_layers(make, plan.changed, partial(progress, "factor"))
+    named = {change.site.name: one for change, one in zip(plan.changed, made, strict=True)}
     shifts = {name: shift for name, (_, shift) in named.items() if shift is not None}
     return Fitted({name: factors for name, (factors, _) in named.items()}, shifts)
 
 
-def _rounded(network: Network, factors: Mapping[str, Factors]) -> dict[str, Factors]:
-    types = {place.site.name: place.constant.dtype.numpy() for place in network.located if place.site.name in factors}
-    return {
-        name: Factors(own.reduce.astype(types[name]), own.expand.astype(types[name])) for name, own in factors.items()
+def _rounded(network: Network, fitted: Fitted) -> Fitted:
+    """The factors in the precision that the graph stores: what verification holds the result against."""
+    types = {
+        place.site.name: place.constant.dtype.numpy() for place in network.located if place.site.name in fitted.factors
     }
+    factors = {
+        name: Factors(own.reduce.astype(types[name]), own.expand.astype(types[name]))
+        for name, own in fitted.factors.items()
+    }
+    return Fitted(factors, fitted.shifts)

@@ -16,7 +16,9 @@ from trp_export.graph.cost import count_macs, count_params
 from trp_export.graph.prepare import prepare, remove_unused
 from trp_export.graph.shapes import Shape, Shapes, infer_shapes, input_shapes
 from trp_export.graph.sites import LocatedSite, find_sites
+from trp_export.graph.statistics import mean_inputs
 from trp_export.load import Source
+from trp_export.lowrank.factor import Float64
 from trp_export.options import Selection
 from trp_export.parallel import map_layers
 from trp_export.planning.curves import Curve, Layer, make_curve, schemes_for
@@ -32,6 +34,7 @@ class Network:
     """A prepared model, its file, its layers and its cost.
 
     `original` is the file that results are compared with: the user's own, or the export of their module.
+    `means` are the mean inputs of layers, by site name, as far as batch norm tells them.
     The model in memory is changed in place by the rewriter; the file stays as it is.
     """
 
@@ -45,6 +48,7 @@ class Network:
     located: tuple[LocatedSite, ...]
     macs: int
     params: int
+    means: Mapping[str, Float64]
 
 
 def analyse(source: Source, folder: Path, fold: bool = False) -> Network:
@@ -55,6 +59,7 @@ def analyse(source: Source, folder: Path, fold: bool = False) -> Network:
     """
     file = folder / "dense.onnx"
     prepared = prepare(source.model)
+    means = mean_inputs(find_sites(prepared, infer_shapes(prepared, input_shapes(prepared, source.input_shape))))
     if fold:
         fold_batch_norm(prepared)
         remove_unused(prepared)
@@ -74,6 +79,7 @@ def analyse(source: Source, folder: Path, fold: bool = False) -> Network:
         located=find_sites(model, shapes),
         macs=count_macs(model, shapes),
         params=count_params(model),
+        means=means,
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +24,6 @@ class Factors:
 
     reduce: Array
     expand: Array
-
-
-class Metric(Protocol):
-    """An inner product on the rows of the unfolded kernel, from what is known about the layer's inputs."""
-
-    def whiten(self, matrices: Float64) -> Float64: ...
-    def unwhiten(self, left: Float64) -> Float64: ...
 
 
 def spectrum(kernel: Array, scheme: Scheme, group: int) -> Float64:
