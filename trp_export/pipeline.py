@@ -6,6 +6,7 @@ load > prepare > sites > plan > factor > rewrite > fold batch norm, simplify > v
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +33,7 @@ from trp_export.network import Network, analyse, measure_layers
 from trp_export.options import Benchmark, Calibration, Options
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Plan
+from trp_export.planning.recognise import recognise, sharp_drop
 from trp_export.planning.shared_budget import lost_energy
 from trp_export.recover.tune import apply_values, tune
 from trp_export.report.document import Cost, Report
@@ -88,7 +90,7 @@ def plan_export(model: str | Path | nn.Module, options: Options, folder: Path, p
     saved = saved_choices(options.rule, network.source)
     by_name = {choice.name: choice for choice in saved}
     layers = measure_layers(network, options.selection, by_name, partial(progress, "singular values"))
-    known, notes = None, network.source.notes
+    known, notes = None, (*network.source.notes, *_low_rank_already(layers))
     if calibration is not None:
         known, layers = look(network, layers, calibration, options.rule, progress)
         notes = (*notes, *known.notes)
@@ -224,6 +226,18 @@ def measure(
         if benchmark.require and ratio.verdict != "faster":
             raise NotFasterError(f"the result is not faster than {what}: {ratio}; nothing was written.")
     return comparison, None
+
+
+def _low_rank_already(layers: tuple[Layer, ...]) -> tuple[str, ...]:
+    """A word where the network was trained for low rank, by whomever: its spectra drop sharply."""
+    sharpest = [
+        max(layer.curves, key=lambda curve: sharp_drop(curve.singular_values) or 0) for layer in layers if layer.curves
+    ]
+    found = recognise(sharpest)
+    if found is None:
+        return ()
+    energy = min(math.floor(found.energy * 1e6) / 1e6, 0.999999)  # 1 would keep what is only rounding.
+    return (f"{found.layers} of {found.of_layers} layers have low rank already: --energy {energy:g} costs nothing",)
 
 
 def _whole_story(latency: Comparison | None) -> str | None:
