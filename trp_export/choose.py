@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from trp_export.errors import LoadError, OptionError
 from trp_export.load import Source
-from trp_export.network import Network
+from trp_export.network import Network, left_out
 from trp_export.options import Macs, Params, Rule, SavedPlan, Selection
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Choice, Plan, parse_plan
@@ -47,11 +48,18 @@ def make_plan(
 ) -> Plan:
     """The plan that the rule makes; budgets do the least damage. Raises OptionError for a rule that cannot be met."""
     align = block_size() if selection.align == "auto" else selection.align
-    if isinstance(rule, Macs):
-        return plan_by_macs(layers, network.macs, rule.ratio, align, damage)
-    if isinstance(rule, Params):
-        return plan_by_params(layers, network.params, rule.ratio, align, damage)
     if rule is None or isinstance(rule, SavedPlan):
         where = f"plan {rule.path.name}" if isinstance(rule, SavedPlan) else "the plan inside the checkpoint"
-        return plan_by_choices(layers, saved, where)
-    return plan_by_rule(layers, rule, align)
+        wanted = [choice if left_out(choice.name, selection) is None else keep_dense(choice) for choice in saved]
+        return plan_by_choices(layers, wanted, where)
+    if isinstance(rule, Macs):
+        plan = plan_by_macs(layers, network.macs, rule.ratio, align, damage)
+    elif isinstance(rule, Params):
+        plan = plan_by_params(layers, network.params, rule.ratio, align, damage)
+    else:
+        plan = plan_by_rule(layers, rule, align)
+    return replace(plan, align=align)
+
+
+def keep_dense(choice: Choice) -> Choice:
+    return replace(choice, scheme=None, rank=None, reason="left out by --only or --skip")

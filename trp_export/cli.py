@@ -132,7 +132,9 @@ def command(model: Path, **given: Any) -> None:
 
 def main() -> NoReturn:
     """The entry point: errors become one or two lines on stderr and a documented exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
     try:
         command.main(standalone_mode=False)
     except click.ClickException as error:

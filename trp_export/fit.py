@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.calibration.curves import Fitted, calibrated_factors, calibrated_layers
-from trp_export.calibration.moments import Moments, gather_moments, load_moments, merge_moments, remarks, save_moments
+from trp_export.calibration.moments import Moments, gather_moments, load_moments, merge_moments, remarks
 from trp_export.calibration.sensitivity import measure_sensitivities
 from trp_export.calibration.taps import feed
 from trp_export.graph.bias import takes_bias
@@ -68,8 +68,6 @@ def look(
         network.model, network.located, images, seed=calibration.seed, progress=partial(progress, "calibrate")
     )
     moments = merge_moments([own, *(load_moments(path) for path in calibration.moments)])
-    if calibration.save_moments is not None:
-        save_moments(calibration.save_moments, own)
     batches = tuple(feed(network.model, images))
     layers = calibrated_layers(layers, network.located, moments, partial(progress, "output errors"))
     damage: Damage = lost_energy

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
 import onnx_ir as ir
 
-from trp_export.errors import UnsupportedError
+from trp_export.errors import OptionError, UnsupportedError
 from trp_export.graph.batchnorm import fold_batch_norm
 from trp_export.graph.cost import count_macs, count_params
 from trp_export.graph.prepare import prepare, remove_unused
-from trp_export.graph.shapes import Shape, Shapes, infer_shapes, input_shapes
+from trp_export.graph.shapes import OPEN_EXTENT, Shape, Shapes, infer_shapes, input_shapes, open_extents
 from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.graph.statistics import mean_inputs
 from trp_export.load import Source
@@ -40,6 +41,7 @@ class Network:
 
     source: Source
     model: ir.Model
+    notes: tuple[str, ...]
     file: Path
     original: Path
     original_bytes: int
@@ -71,6 +73,7 @@ def analyse(source: Source, folder: Path, fold: bool = False) -> Network:
     return Network(
         source=replace(source, model=model),
         model=model,
+        notes=(*source.notes, *_assumed(model, source)),
         file=file,
         original=source.path or file,
         original_bytes=source.bytes or size_bytes(file),
@@ -92,7 +95,7 @@ def measure_layers(
     """
 
     def measure(place: LocatedSite) -> Layer:
-        site = replace(place.site, refusal=place.site.refusal or _left_out(place.site.name, selection))
+        site = replace(place.site, refusal=place.site.refusal or left_out(place.site.name, selection))
         return Layer(site, () if site.refusal else _curves(place, selection, saved.get(site.name)))
 
     return tuple(map_layers(measure, network.located, progress))
@@ -106,7 +109,28 @@ def _curves(place: LocatedSite, selection: Selection, choice: Choice | None) -> 
     return tuple(make_curve(place.site, scheme, kernel) for scheme in schemes)
 
 
-def _left_out(name: str, selection: Selection) -> str | None:
+def _assumed(model: ir.Model, source: Source) -> tuple[str, ...]:
+    names = open_extents(model, source.input_shape)
+    if not names:
+        return ()
+    return (
+        f"{', '.join(names)} leaves its height or width open: {OPEN_EXTENT} is taken; --input-shape says otherwise",
+    )
+
+
+def require_matches(located: Sequence[LocatedSite], selection: Selection) -> None:
+    """Raises OptionError, with near names, for a pattern that matches no layer: it would protect nothing."""
+    names = [place.site.name for place in located]
+    for option, patterns in (("--only", selection.only), ("--skip", selection.skip)):
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                near = ", ".join(difflib.get_close_matches(pattern, names, 3, 0.3) or names[:3])
+                raise OptionError(
+                    f"{option} {pattern!r} matches no layer; there are {near} and others (--dry-run lists all)."
+                )
+
+
+def left_out(name: str, selection: Selection) -> str | None:
     if selection.only and not any(fnmatch.fnmatchcase(name, pattern) for pattern in selection.only):
         return "not among --only"
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in selection.skip):

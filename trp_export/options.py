@@ -94,6 +94,10 @@ class Calibration:
     save_moments: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.save_moments is not None and not self.save_moments.parent.is_dir():
+            raise OptionError(f"--save-moments: the folder {self.save_moments.parent} is not there.")
+        if self.seed < 0:
+            raise OptionError(f"--seed {self.seed} is below 0.")
         if self.tune_minutes is not None and self.tune_steps is not None:
             raise OptionError("--tune and --tune-steps contradict each other; give one.")
         if self.tune_minutes is not None and not self.tune_minutes > 0:
@@ -114,6 +118,8 @@ class Benchmark:
     def __post_init__(self) -> None:
         if self.threads < 1:
             raise OptionError(f"--threads {self.threads} is below 1.")
+        if not self.budget_s > 0:
+            raise OptionError(f"--budget {self.budget_s:g} must be above 0 seconds.")
         if self.require and not self.run:
             raise OptionError("--require-speedup needs the benchmark; leave --no-bench out.")
 
@@ -134,3 +140,8 @@ class Options:
     output: Path | None = None
     report: Path | None = None
     dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        fixed = isinstance(self.rule, SavedPlan)
+        if fixed and (self.selection.scheme != "auto" or self.selection.align != 1):
+            raise OptionError("--plan says scheme and rank of every layer; leave --scheme and --align out.")

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trp_export.calibration.moments import save_moments
 from trp_export.choose import make_plan, saved_choices
 from trp_export.errors import LoadError, NotFasterError, OptionError, UnsupportedError
 from trp_export.fit import Known, fit, look
@@ -29,7 +30,7 @@ from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.simplify import simplify
 from trp_export.graph.sites import find_sites, note_decided
 from trp_export.load import load
-from trp_export.network import Network, analyse, measure_layers
+from trp_export.network import Network, analyse, measure_layers, require_matches
 from trp_export.options import Benchmark, Calibration, Options
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Plan
@@ -61,14 +62,17 @@ def compress(model: str | Path | nn.Module, options: Options = Options(), progre
         with Scratch() as scratch:
             return plan_export(model, options, scratch.folder, progress).report
     with Stage(_output(model, options), options.report) as stage:
+        stage.require_apart(_inputs(model, options))
         planned = plan_export(model, options, stage.scratch, progress)
         report = carry_out(planned, options, stage, progress)
-        stage.document.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+        stage.document.write_text(json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         if stage.page is not None:
             from trp_export.report.page import make_page
 
             stage.page.write_text(make_page(report, planned.layers), encoding="utf-8")
         stage.publish()
+        if planned.known is not None and options.calibration and options.calibration.save_moments:
+            save_moments(options.calibration.save_moments, planned.known.moments)
     return report
 
 
@@ -89,8 +93,9 @@ def plan_export(model: str | Path | nn.Module, options: Options, folder: Path, p
     network = analyse(load(model, options.load), folder, fold=calibration is not None)
     saved = saved_choices(options.rule, network.source)
     by_name = {choice.name: choice for choice in saved}
+    require_matches(network.located, options.selection)
     layers = measure_layers(network, options.selection, by_name, partial(progress, "singular values"))
-    known, notes = None, (*network.source.notes, *_low_rank_already(layers))
+    known, notes = None, (*network.notes, *_low_rank_already(layers))
     if calibration is not None:
         known, layers = look(network, layers, calibration, options.rule, progress)
         notes = (*notes, *known.notes)
@@ -219,7 +224,7 @@ def measure(
     except (LoadError, UnsupportedError, OptionError) as error:
         if benchmark.require:
             raise
-        return None, f"not measured: {error}"
+        return None, f"not measured: {str(error).replace(str(files.original), files.original.name)}"
     original, result, dense = comparison.measurements
     for reference, what in ((original, "the original"), (dense, "the original cleaned up without low rank")):
         ratio = bench.ratio(reference, result)
@@ -228,13 +233,17 @@ def measure(
     return comparison, None
 
 
+# Lost energy that is rounding and no more.
+_NOTHING = 1e-6
+
+
 def _low_rank_already(layers: tuple[Layer, ...]) -> tuple[str, ...]:
     """A word where the network was trained for low rank, by whomever: its spectra drop sharply."""
     sharpest = [
         max(layer.curves, key=lambda curve: sharp_drop(curve.singular_values) or 0) for layer in layers if layer.curves
     ]
     found = recognise(sharpest)
-    if found is None:
+    if found is None or 1 - found.energy > _NOTHING:
         return ()
     energy = min(math.floor(found.energy * 1e6) / 1e6, 0.999999)  # 1 would keep what is only rounding.
     return (f"{found.layers} of {found.of_layers} layers have low rank already: --energy {energy:g} costs nothing",)
@@ -253,6 +262,17 @@ def _whole_story(latency: Comparison | None) -> str | None:
     return (
         f"cleaning up without low rank makes the original {alone} as fast; low rank adds {bench.ratio(dense, result)}"
     )
+
+
+def _inputs(model: str | Path | nn.Module, options: Options) -> list[Path]:
+    """The user's files that an export reads, none of which it may write over.
+
+    A report whose plan is replayed may be renewed: the new one holds the same plan.
+    """
+    calibration = options.calibration
+    files = [Path(model)] if isinstance(model, (str, Path)) else []
+    files += [options.images.path] if options.images else []
+    return files + ([calibration.path, *calibration.moments] if calibration else [])
 
 
 def _output(model: str | Path | nn.Module, options: Options) -> Path:

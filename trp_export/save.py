@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -65,6 +66,15 @@ class Stage(Scratch):
         shutil.rmtree(self.folder, ignore_errors=True)
         if isinstance(error, OSError):
             raise OutputError(f"{self.output} cannot be written: {error.strerror or error}.") from error
+
+    def require_apart(self, inputs: Sequence[Path]) -> None:
+        """Raises OptionError where an output would take the place of a file that is read."""
+        read = {path.resolve() for path in inputs}
+        for target in (*self.files, self.output.with_name(f"{self.output.name}.data")):
+            if target.resolve() in read:
+                raise OptionError(
+                    f"{target} is read and would be written over; choose another place with -o or --report."
+                )
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from trp_export.graph.weights import Constant, add_initializer, find_bias, find_constant, set_value
+from trp_export.graph.weights import Constant, add_initializer, find_bias, find_constant, find_readers, set_value
 from trp_export.lowrank.factor import Float64
 
 _FOLDS_INTO = ("Conv", "ConvTranspose", "Gemm")
@@ -69,7 +69,7 @@ def _layers_before(value: ir.Value | None, graph: object) -> list[ir.Node]:
 def _term(layer: ir.Node) -> _Term | None:
     """None where the weight or bias is not a constant of this layer's own."""
     weight = find_constant(layer.inputs[1])
-    if weight is None or len(weight.root.uses()) != 1 or weight.root.is_graph_output():
+    if weight is None or len(find_readers(weight.root)) != 1 or weight.root.is_graph_output():
         return None
     bias = find_bias(layer)
     return None if bias is None else _Term(layer, weight, bias)

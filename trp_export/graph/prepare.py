@@ -14,8 +14,10 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from trp_export.errors import LoadError
+from trp_export.graph.weights import find_readers
 
 LEAST_IR_VERSION = 4
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization")
 
 
 def prepare(model: ir.Model) -> ir.Model:
@@ -46,9 +48,15 @@ def name_nodes(model: ir.Model) -> None:
 
 
 def require_finite_weights(model: ir.Model) -> None:
+    """Infinity is refused only where it is a weight: as a bound of Clip or in a mask it has its place."""
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if tensor is not None and tensor.dtype.is_floating_point() and not np.isfinite(tensor.numpy()).all():
+        if tensor is None or not tensor.dtype.is_floating_point():
+            continue
+        array = tensor.numpy()
+        if np.isfinite(array).all():
+            continue
+        if np.isnan(array).any() or any(node.op_type in _LAYERS for node, _ in find_readers(value)):
             layer = name.removesuffix(".weight")
             raise LoadError(f"{layer} has NaN or infinite weights ({name}). Export the model from a sound checkpoint.")
 

@@ -15,12 +15,15 @@ Shape = tuple[int | None, ...]
 Shapes = Mapping[str, Shape]
 
 BATCH = 1
+# For images whose height or width a file leaves open: large enough that every tap of every kernel is used.
+OPEN_EXTENT = 224
 
 
 def input_shapes(model: ir.Model, given: Sequence[int] | None = None) -> dict[str, Shape]:
     """A concrete shape for every input: `given` for the first, batch 1 where that is open.
 
-    A dimension that stays open is None. Raises OptionError where `given` contradicts the model.
+    Open extents of images are taken as 224, other open dimensions stay None. Raises OptionError where `given`
+    contradicts the model.
     """
     shapes: dict[str, Shape] = {}
     for index, value in enumerate(model.graph.inputs):
@@ -28,7 +31,7 @@ def input_shapes(model: ir.Model, given: Sequence[int] | None = None) -> dict[st
         if index == 0 and given is not None:
             shapes[value.name or ""] = _agree(value.name or "", declared, tuple(given))
         elif declared is not None:
-            shapes[value.name or ""] = (declared[0] or BATCH, *declared[1:]) if declared else ()
+            shapes[value.name or ""] = _filled(declared)
     return shapes
 
 
@@ -55,6 +58,23 @@ def infer_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Shap
         if initializer.const_value is not None:
             shapes[name] = tuple(int(dim) for dim in initializer.const_value.shape.numpy())
     return shapes
+
+
+def open_extents(model: ir.Model, given: Sequence[int] | None) -> tuple[str, ...]:
+    """The inputs for which a size had to be assumed."""
+    names = []
+    for index, value in enumerate(model.graph.inputs):
+        declared = _dims(value.shape) if value.shape is not None else ()
+        if not (index == 0 and given) and len(declared) == 4 and None in declared[2:]:
+            names.append(value.name or "")
+    return tuple(names)
+
+
+def _filled(declared: Shape) -> Shape:
+    if len(declared) == 4:
+        batch, channels, *extents = declared
+        return batch or BATCH, channels, *(extent or OPEN_EXTENT for extent in extents)
+    return (declared[0] or BATCH, *declared[1:]) if declared else ()
 
 
 def _dims(shape: ir.Shape) -> Shape:

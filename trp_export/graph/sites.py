@@ -10,7 +10,7 @@ from math import prod
 import onnx_ir as ir
 
 from trp_export.graph.shapes import Shape, Shapes
-from trp_export.graph.weights import Constant, find_constant, spatial_attribute
+from trp_export.graph.weights import Constant, find_constant, find_readers, spatial_attribute
 from trp_export.lowrank.schemes import Array
 from trp_export.lowrank.site import Site, Use
 
@@ -93,7 +93,7 @@ def _refusal(nodes: list[ir.Node], weight: Constant | None) -> str | None:
         return f"its weight has {len(weight.shape)} axes"
     if prod(weight.shape) == 0:
         return "its weight is empty"
-    others = [node.op_type for node, index in _readers(weight.root) if node not in nodes or index != 1]
+    others = [node.op_type for node, index in find_readers(weight.root) if node not in nodes or index != 1]
     if others:
         return f"its weight is also read by {others[0]}"
     if len({(node.op_type, _group(node), _orientation(node)) for node in nodes}) > 1:
@@ -101,15 +101,6 @@ def _refusal(nodes: list[ir.Node], weight: Constant | None) -> str | None:
     if nodes[0].op_type == "Conv" and _group(nodes[0]) > 1 and weight.shape[:2] == (_group(nodes[0]), 1):
         return "depthwise: nothing to gain"
     return None
-
-
-def _readers(value: ir.Value) -> list[tuple[ir.Node, int]]:
-    """The nodes that read a value and at which input, Identity and Transpose seen through."""
-    readers: list[tuple[ir.Node, int]] = []
-    for node, index in value.uses():
-        seen_through = node.op_type in ("Identity", "Transpose") and find_constant(node.outputs[0]) is not None
-        readers += _readers(node.outputs[0]) if seen_through else [(node, index)]
-    return readers
 
 
 def _site(name: str, nodes: list[ir.Node], weight: Constant | None, shapes: Shapes, refusal: str | None) -> Site:

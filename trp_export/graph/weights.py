@@ -68,6 +68,15 @@ def find_bias(node: ir.Node) -> Float64 | None:
     return np.asarray(beta * constant.array().astype(np.float64).reshape(-1))
 
 
+def find_readers(value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """The nodes that read a value and at which input, Identity and Transpose seen through."""
+    readers: list[tuple[ir.Node, int]] = []
+    for node, index in value.uses():
+        seen_through = node.op_type in ("Identity", "Transpose") and find_constant(node.outputs[0]) is not None
+        readers += find_readers(node.outputs[0]) if seen_through else [(node, index)]
+    return readers
+
+
 def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType) -> ir.Value:
     """Register a new initializer under a name that is not yet taken by another."""
     unique, count = name, 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,11 @@ if TYPE_CHECKING:
 
 def load(model: str | Path | nn.Module, options: LoadOptions) -> Source:
     """Read a model. Raises LoadError, OptionError or UnsupportedError with the remedy."""
+    with redirect_stdout(sys.stderr):  # A model's own code may print; stdout is for the report.
+        return _load(model, options)
+
+
+def _load(model: str | Path | nn.Module, options: LoadOptions) -> Source:
     if not isinstance(model, (str, Path)):
         from trp_export.load.torch_module import load_module
 

@@ -21,31 +21,41 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 def load_state(path: Path, arch: str, tensors: Mapping[str, Tensor], options: LoadOptions) -> Source:
     """Build the architecture, give it the weights, export it. Raises OptionError, LoadError, UnsupportedError."""
     architecture = get_architecture(arch)
-    module = _fit(architecture, tensors, path)
+    module = _fit(architecture, _best_prefix(build_module(architecture, None), tensors), path)
     shape = options.input_shape or architecture.input_shape
     return export_module(module, path.stem, replace(options, input_shape=shape, arch=arch), arch)
 
 
 def find_state(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, or the checkpoint itself, without the prefixes of wrappers."""
+    """The state dict in a checkpoint, or the checkpoint itself."""
     for key in _STATE_KEYS:
         inner = content.get(key)
         if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
-            return strip(inner)
+            return _tensors(inner)
     if any(isinstance(value, Tensor) for value in content.values()):
-        return strip(content)
+        return _tensors(content)
     keys = ", ".join(list(map(str, content))[:5])
     raise LoadError(f"{path} holds no state dict: its keys are {keys or 'none'}, and none of them leads to tensors.")
 
 
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+
+
 def strip(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a state dict without the prefixes that wrappers leave on every key."""
-    stripped = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    stripped = _tensors(state)
     while True:
         prefix = next((p for p in _PREFIXES if stripped and all(key.startswith(p) for key in stripped)), None)
         if prefix is None:
             return stripped
         stripped = {key.removeprefix(prefix): value for key, value in stripped.items()}
+
+
+def _best_prefix(module: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """With or without the prefixes of wrappers, whichever names more of the module's own keys: some are part of it."""
+    own = module.state_dict().keys()
+    return max((strip(tensors), tensors), key=lambda named: len(own & named.keys()))
 
 
 def get_architecture(name: str) -> Architecture:

@@ -34,11 +34,12 @@ def export_module(module: nn.Module, name: str, options: LoadOptions, what: str)
     if options.input_shape is None:
         raise OptionError(f"the input shape of {what} is unknown: give it, e.g. --input-shape 1,3,224,224.")
     _require_finite(module)
-    was_training = module.training
+    training = {inner: inner.training for inner in module.modules()}
     try:
         return _export(module.eval(), name, options, what)
     finally:
-        module.train(was_training)
+        for inner, was in training.items():
+            inner.training = was
 
 
 def _export(module: nn.Module, name: str, options: LoadOptions, what: str) -> Source:

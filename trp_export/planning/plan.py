@@ -58,10 +58,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All decisions, in the order of the graph, and the rule that made them in the user's words."""
+    """All decisions, in the order of the graph, the rule that made them in the user's words, and the multiple that
+    ranks were rounded up to."""
 
     decisions: tuple[Decision, ...]
     rule: str
+    align: int = 1
 
     @property
     def changed(self) -> tuple[Change, ...]:
@@ -81,7 +83,7 @@ class Plan:
             }
             for decision in self.decisions
         ]
-        return {"format": FORMAT, "version": VERSION, "rule": self.rule, "layers": layers}
+        return {"format": FORMAT, "version": VERSION, "rule": self.rule, "align": self.align, "layers": layers}
 
 
 @dataclass(frozen=True, slots=True)

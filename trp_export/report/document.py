@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -116,6 +117,8 @@ def _plain(value: object) -> Any:
         return value.name
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     fields = getattr(value, "__dataclass_fields__", None)
     if fields is not None:
         named = {name: _plain(getattr(value, name)) for name in fields}

@@ -77,10 +77,16 @@ def verify_export(
         inputs = noise(files.original, shapes)
         original = run(files.original, [inputs])
     except CannotRunError as error:
+        if error.opened and all(None not in shape for shape in shapes.values()):
+            sizes = "; ".join(f"{name} {','.join(str(size or 1) for size in shape)}" for name, shape in shapes.items())
+            raise OptionError(
+                f"the original does not run on inputs of these shapes ({sizes}): {error}\n"
+                "Give the right one with --input-shape."
+            ) from error
         if images is not None:
             raise LoadError(f"--eval: onnxruntime cannot run the original: {error}") from error
         exact = verify_layers(files.products, files.result, plan, tolerance)
-        how = f"each changed layer alone, since onnxruntime cannot run the whole model: {error}"
+        how = f"each layer alone, since onnxruntime cannot run the whole model: {error}"
         return Deviation("noise, standard normal, seed 0", how, exact, None)
     try:
         if source.probe is not None:

@@ -27,7 +27,14 @@ ORT_TYPES = {
 
 
 class CannotRunError(Exception):
-    """onnxruntime cannot run this model, for example for lack of a custom operator."""
+    """onnxruntime cannot run this model, for example for lack of a custom operator.
+
+    `opened` is True where it could be opened but not run on these inputs. The message names no folder.
+    """
+
+    def __init__(self, reason: str, model: Path, opened: bool = False) -> None:
+        super().__init__(reason.replace(str(model), model.name).replace(str(model.resolve()), model.name))
+        self.opened = opened
 
 
 def run(model: Path, batches: Iterable[Inputs]) -> list[Array]:
@@ -40,7 +47,7 @@ def run(model: Path, batches: Iterable[Inputs]) -> list[Array]:
     except TrpError:
         raise
     except Exception as error:  # onnxruntime's errors share no base class.
-        raise CannotRunError(first_line(error)) from error
+        raise CannotRunError(first_line(error), model, opened=True) from error
     return answers[0] if len(answers) == 1 else [np.concatenate(parts) for parts in zip(*answers, strict=True)]
 
 
@@ -55,7 +62,7 @@ def open_session(model: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise CannotRunError(first_line(error)) from error
+        raise CannotRunError(first_line(error), model) from error
 
 
 def noise(model: Path, shapes: Mapping[str, Sequence[int | None]], seed: int = 0) -> dict[str, Array]:
@@ -67,7 +74,7 @@ def noise(model: Path, shapes: Mapping[str, Sequence[int | None]], seed: int = 0
     made: dict[str, Array] = {}
     for wanted in open_session(model).get_inputs():
         if wanted.type not in ORT_TYPES:
-            raise CannotRunError(f"input {wanted.name} is {wanted.type}")
+            raise CannotRunError(f"input {wanted.name} is {wanted.type}", model)
         declared = shapes.get(wanted.name, ())
         shape = [size or 1 for size in declared]
         dtype = ORT_TYPES[wanted.type]

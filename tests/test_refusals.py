@@ -1,0 +1,67 @@
+"""What an export must refuse or get right although the file is valid: cases that once went wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import build, save
+
+from trp_export import Benchmark, Energy, Options, Rank, Selection, compress
+from trp_export.errors import OptionError
+from trp_export.planning.rules import LayerRule
+
+TWICE = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[1, 4, 12, 12] x) => (float[1, 8, 12, 12] y)
+    <float[8, 4, 3, 3] w, float[8] g, float[8] s, float[8] m, float[8] v, float[8] h>
+    { k = Identity (w)
+      a = Conv <pads = [1, 1, 1, 1]> (x, k)  b = Conv <pads = [1, 1, 1, 1]> (x, k)
+      c = BatchNormalization (a, g, s, m, v)  d = BatchNormalization (b, h, s, m, v)
+      y = Add (c, d) }"""
+CLIP = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[1, 4, 12, 12] x) => (float[1, 8, 12, 12] y)
+    <float[8, 4, 3, 3] w, float low = {0.0}>
+    { a = Conv <pads = [1, 1, 1, 1]> (x, w)  high = Constant <value_float = inf> ()  y = Clip (a, low, high) }"""
+OPEN = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[N, 4, H, W] x) => (float[N, 8, P, Q] y)
+    <float[8, 4, 3, 3] w>
+    { y = Conv (x, w) }"""
+
+
+def run(folder: Path, source: str, rule: LayerRule | None = None, **given: object) -> object:
+    path = save(build(source), folder / "model.onnx")
+    options = Options(rule=rule or Rank(2), benchmark=Benchmark(run=False), output=folder / "small.onnx", **given)  # type: ignore[arg-type]
+    return compress(path, options)
+
+
+def test_a_weight_read_twice_through_identity_is_not_folded_twice(tmp_path: Path) -> None:
+    report = run(tmp_path, TWICE, Energy(1))
+    assert report.deviation.rewrite.relative_l2 < 1e-5  # type: ignore[attr-defined]
+
+
+def test_infinity_as_a_bound_is_no_broken_weight(tmp_path: Path) -> None:
+    proto = build(CLIP.replace("value_float = inf", "value_float = 1.0"))
+    for node in proto.graph.node:
+        if node.op_type == "Constant":
+            node.attribute[0].f = np.inf
+    path = save(proto, tmp_path / "model.onnx")
+    compress(path, Options(rule=Rank(2), benchmark=Benchmark(run=False), output=tmp_path / "small.onnx"))
+
+
+def test_open_extents_are_verified_at_a_real_size(tmp_path: Path) -> None:
+    report = run(tmp_path, OPEN)
+    assert report.deviation.how == "whole model"  # type: ignore[attr-defined]
+    assert any("224 is taken" in note for note in report.notes)  # type: ignore[attr-defined]
+
+
+def test_a_report_never_takes_the_place_of_the_model(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="would be written over"):
+        run(tmp_path, OPEN, report=tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("selection", [Selection(skip=("convv*",)), Selection(only=("typo",))])
+def test_a_pattern_that_matches_nothing_is_told(selection: Selection, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="matches no layer"):
+        run(tmp_path, OPEN, selection=selection)
+    assert not (tmp_path / "small.onnx").exists()
