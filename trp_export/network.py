@@ -27,7 +27,7 @@ from trp_export.planning.plan import Choice
 from trp_export.save import save_model, size_bytes
 
 # An untrusted file must not make onnxruntime allocate without bounds.
-_MOST_BYTES = 16 * 2**30
+_MOST_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,9 @@ def analyse(source: Source, folder: Path, fold: bool = False) -> Network:
     """
     file = folder / "dense.onnx"
     prepared = prepare(source.model)
-    means = mean_inputs(find_sites(prepared, infer_shapes(prepared, input_shapes(prepared, source.input_shape))))
+    shapes = infer_shapes(prepared, input_shapes(prepared, source.input_shape))
+    _require_bounded(shapes)
+    means = mean_inputs(find_sites(prepared, shapes))
     if fold:
         fold_batch_norm(prepared)
         remove_unused(prepared)
@@ -69,7 +71,6 @@ def analyse(source: Source, folder: Path, fold: bool = False) -> Network:
     model = ir.load(file)
     inputs = input_shapes(model, source.input_shape)
     shapes = infer_shapes(model, inputs)
-    _require_bounded(shapes)
     return Network(
         source=replace(source, model=model),
         model=model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path, PurePosixPath
 
 import onnx
@@ -44,35 +45,19 @@ def _check_tensors(proto: onnx.ModelProto, path: Path) -> set[Path]:
     for tensor in _tensors(proto.graph):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             files.add(_check_external(tensor, path))
-        elif tensor.HasField("raw_data") and tensor.data_type in _BITS:
+        elif tensor.HasField("raw_data"):
             _check_size(tensor, len(tensor.raw_data), path)
         if any(dim < 0 for dim in tensor.dims):
             raise LoadError(f"{path}: tensor {tensor.name} has a negative dimension.")
     return files
 
 
-_BITS: dict[int, int] = {
-    onnx.TensorProto.FLOAT: 32,
-    onnx.TensorProto.DOUBLE: 64,
-    onnx.TensorProto.FLOAT16: 16,
-    onnx.TensorProto.BFLOAT16: 16,
-    onnx.TensorProto.INT8: 8,
-    onnx.TensorProto.UINT8: 8,
-    onnx.TensorProto.INT16: 16,
-    onnx.TensorProto.UINT16: 16,
-    onnx.TensorProto.INT32: 32,
-    onnx.TensorProto.UINT32: 32,
-    onnx.TensorProto.INT64: 64,
-    onnx.TensorProto.UINT64: 64,
-    onnx.TensorProto.BOOL: 8,
-}
-
-
 def _check_size(tensor: onnx.TensorProto, size_bytes: int, path: Path) -> None:
-    count = 1
-    for dim in tensor.dims:
-        count *= dim
-    if tensor.data_type in _BITS and count * _BITS[tensor.data_type] // 8 != size_bytes:
+    try:
+        bits = ir.DataType(tensor.data_type).bitwidth
+    except (ValueError, TypeError) as error:
+        raise LoadError(f"{path}: tensor {tensor.name} is of a type without a size ({tensor.data_type}).") from error
+    if -(-prod(tensor.dims) * bits // 8) != size_bytes:
         raise LoadError(f"{path}: tensor {tensor.name} of shape {list(tensor.dims)} holds {size_bytes} bytes.")
 
 
