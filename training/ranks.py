@@ -9,9 +9,8 @@ from math import cos, isfinite, pi
 import numpy as np
 
 from trp_export.errors import OptionError
-from trp_export.lowrank.factor import Float64, kept_energy
+from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Scheme
-from trp_export.lowrank.site import Site
 from trp_export.planning.curves import Curve, Layer
 from trp_export.planning.plan import Plan
 from trp_export.planning.rules import Energy, LayerRule, Threshold, plan_by_rule
@@ -53,18 +52,6 @@ def ramped(rule: RankRule, ramp: str, progress: float) -> RankRule:
         case Threshold(value, absolute):
             return Threshold(max(value * share, 1e-12), absolute)
     return rule
-
-
-def make_curve(site: Site, scheme: Scheme, singular_values: Float64) -> Curve:
-    """As `trp_export.planning.curves.make_curve`, from singular values (matrices, full rank) already at hand."""
-    return Curve(
-        scheme=scheme,
-        singular_values=singular_values,
-        energy=kept_energy(singular_values),
-        macs_per_rank=site.macs_per_rank(scheme),
-        params_per_rank=site.params_per_rank(scheme),
-        break_even=site.break_even(scheme),
-    )
 
 
 def make_plan(

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from training.batchnorm import reestimate
 from training.layers import TorchLayer, find_layers, total_macs, unwrapped
 from training.matrices import fold, unfold
-from training.ranks import RankRule, choose_schemes, make_curve, make_plan, projection_ranks, ramped
+from training.ranks import RankRule, choose_schemes, make_plan, projection_ranks, ramped
 from training.replicas import broadcast, share_out, world
 from training.settings import TRPSettings
 from training.spectra import Spectrum, follow, spectrum, truncate, truncate_and_pull
 from trp_export.errors import OptionError
 from trp_export.lowrank.schemes import SCHEMES, Scheme
-from trp_export.planning.curves import Curve, Layer, schemes_for
+from trp_export.planning.curves import Curve, Layer, curve_of, schemes_for
 from trp_export.planning.plan import Plan
 
 _MOMENTA = ("momentum_buffer", "exp_avg")
@@ -223,7 +223,7 @@ class TRP:
         ]
         broadcast(values, self._owners())
         for target, found in zip(self._targets, values, strict=True):
-            target.curve = make_curve(target.layer.site, target.curve.scheme, found.cpu().numpy())
+            target.curve = curve_of(target.layer.site, target.curve.scheme, found.cpu().numpy())
         return known
 
     @torch.no_grad()
@@ -315,7 +315,7 @@ def _left_alone(layer: TorchLayer) -> Layer:
 
 def _curve(layer: TorchLayer, scheme: Scheme) -> Curve:
     values = spectrum(unfold(layer.weight.detach(), scheme, layer.site.group)).values
-    return make_curve(layer.site, scheme, values.cpu().numpy())
+    return curve_of(layer.site, scheme, values.cpu().numpy())
 
 
 def _few(layers: Sequence[TorchLayer]) -> str:

@@ -73,11 +73,15 @@ def schemes_for(site: Site, choice: str) -> tuple[Scheme, ...]:
 
 
 def make_curve(site: Site, scheme: Scheme, kernel: Array) -> Curve:
-    values = spectrum(kernel, scheme, site.group)
+    return curve_of(site, scheme, spectrum(kernel, scheme, site.group))
+
+
+def curve_of(site: Site, scheme: Scheme, singular_values: Float64) -> Curve:
+    """The curve of singular values (matrices, full rank) that are at hand already."""
     return Curve(
         scheme=scheme,
-        singular_values=values,
-        energy=kept_energy(values),
+        singular_values=singular_values,
+        energy=kept_energy(singular_values),
         macs_per_rank=site.macs_per_rank(scheme),
         params_per_rank=site.params_per_rank(scheme),
         break_even=site.break_even(scheme),
