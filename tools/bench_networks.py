@@ -27,7 +27,7 @@ SCHEMES = ("channel", "spatial", "spatial-t", "pointwise", "decouple", "auto")
 RATIOS = (1.5, 2.0, 3.0)
 ALIGNS = ("1", "auto")
 THREADS = (1, 2)
-BUDGET_S = 30.0
+BUDGET_S = 15.0
 ARM = "cortex-a76"
 
 
