@@ -1,0 +1,232 @@
+"""The manifest of a bundle as a value, its JSON, and the way back, which trusts nothing. Fields: docs/bundle.md.
+
+The JSON is canonical: sorted keys, two spaces, one newline at the end. Its sha256 is the bundle's digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from trp_export.errors import LoadError
+from trp_export.ship.fields import Fields, plain_json
+
+NAME = "manifest.json"
+FORMAT = "trp-bundle"
+VERSION = 1
+PRECISIONS = ("fp32", "fp16", "int8")
+TARGETS = ("arm", "x86")
+
+MOST_BYTES = 8 * 2**20
+MOST_FILES = 256
+MOST_TENSORS = 1024
+MOST_AXES = 32
+MOST_CLASSES = 100_000
+LONGEST_PATH = 255
+LONGEST_TEXT = 4096
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+# Names that Windows gives to devices, whatever their suffix.
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file's sha256, in lower-case hex, and size."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An input or output; None in the shape is an extent left open. `type` is ONNX's name, such as float32."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """From uint8 pixels to the input: resize, cut the centre, times `scale`, minus mean, over std, to `layout`.
+
+    `resize` scales the shorter side to so many pixels; "cover" scales until `crop` is just covered; None leaves the
+    size. `crop` is (height, width), None where the network takes any. Mean and std have one number per channel.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: int | str | None
+    crop: tuple[int, int] | None
+    channels: str = "RGB"
+    layout: str = "NCHW"
+    scale: float = 1 / 255
+    interpolation: str = "bilinear"
+
+
+@dataclass(frozen=True, slots=True)
+class Ort:
+    """The model once more in ORT format, tied to one version of onnxruntime and one kind of processor."""
+
+    model: str
+    operators: str
+    target: str
+    onnxruntime: str
+    max_abs: float
+    relative_l2: float
+    usability: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a bundle holds and where it comes from. Paths are relative, with forward slashes.
+
+    `provenance` and `evidence` are plain JSON; docs/bundle.md names their fields.
+    """
+
+    model: str
+    files: Mapping[str, File]
+    opset: Mapping[str, int]
+    ir_version: int
+    precision: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    preprocessing: Preprocessing | None = None
+    classes: tuple[str, ...] | None = None
+    ort: Ort | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """The canonical JSON. Raises LoadError for what `parse_manifest` would refuse."""
+        document = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        written = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        parse_manifest(written)
+        return written
+
+
+def digest(written: bytes) -> str:
+    """The sha256 of a manifest's bytes, which stands for the whole bundle."""
+    return hashlib.sha256(written).hexdigest()
+
+
+def is_digest(text: str) -> bool:
+    """Whether a text is a sha256 in lower-case hex."""
+    return _HEX.fullmatch(text) is not None
+
+
+def parse_manifest(written: bytes) -> Manifest:
+    """Raises LoadError, naming the field, for anything but a manifest within bounds."""
+    if len(written) > MOST_BYTES:
+        raise LoadError(f"{NAME} has {len(written):,} bytes; at most {MOST_BYTES:,} are read.")
+    fields = Fields(plain_json(written, NAME, LONGEST_TEXT), NAME)
+    if fields.text("format") != FORMAT:
+        raise LoadError(f'{NAME} is not a bundle\'s: "format" is not "{FORMAT}".')
+    if fields.whole("version") != VERSION:
+        raise LoadError(f"{NAME}: this program reads version {VERSION} only.")
+    files = {path: _file(one) for path, one in fields.named("files", MOST_FILES)}
+    for path in files:
+        require_inside(path)
+    folded = [path.casefold() for path in files]
+    if len(set(folded)) < len(folded):
+        raise LoadError(f"{NAME} lists names that differ in upper and lower case alone.")
+    opset = fields.inner("opset")
+    manifest = Manifest(
+        model=fields.text("model"),
+        files=files,
+        opset={domain: opset.whole(domain) for domain in opset.values},
+        ir_version=fields.whole("ir_version"),
+        precision=fields.one_of("precision", PRECISIONS),
+        inputs=tuple(_tensor(one) for one in fields.listed("inputs", MOST_TENSORS)),
+        outputs=tuple(_tensor(one) for one in fields.listed("outputs", MOST_TENSORS)),
+        preprocessing=_preprocessing(fields.inner("preprocessing")) if fields.has("preprocessing") else None,
+        classes=fields.texts("classes", MOST_CLASSES) if fields.has("classes") else None,
+        ort=_ort(fields.inner("ort")) if fields.has("ort") else None,
+        provenance=fields.inner("provenance").values,
+        evidence=fields.inner("evidence").values,
+    )
+    fields.nothing_more()
+    named = (manifest.model, *((manifest.ort.model, manifest.ort.operators) if manifest.ort else ()))
+    for path in named:
+        if path not in files:
+            raise LoadError(f"{NAME} names {path!r} but does not list it under files.")
+    return manifest
+
+
+def require_inside(path: str) -> None:
+    """Raises LoadError for a path that is not plainly inside the folder, on any system."""
+    parts = path.split("/")
+    odd = (
+        not path
+        or len(path) > LONGEST_PATH
+        or not path.isprintable()
+        or path == NAME
+        or "\\" in path
+        or ":" in path
+        or any(part in ("", ".", "..") or part != part.strip() or part.endswith(".") for part in parts)
+        or any(_DEVICES.fullmatch(part) for part in parts)
+    )
+    if odd:
+        raise LoadError(f"{NAME} lists {path[:80]!r}, which is not a plain path inside the bundle.")
+
+
+def _file(fields: Fields) -> File:
+    file = File(fields.text("sha256"), fields.whole("bytes"))
+    if not is_digest(file.sha256):
+        raise LoadError(f"{fields.where}: 'sha256' must be 64 digits in lower-case hex.")
+    fields.nothing_more()
+    return file
+
+
+def _tensor(fields: Fields) -> Tensor:
+    shape = fields.values_of("shape", MOST_AXES)
+    if not all(extent is None or (type(extent) is int and extent >= 0) for extent in shape):
+        raise LoadError(f"{fields.where}: 'shape' must hold whole numbers and nulls.")
+    tensor = Tensor(fields.text("name"), tuple(shape), fields.text("type"))
+    fields.nothing_more()
+    return tensor
+
+
+def _preprocessing(fields: Fields) -> Preprocessing:
+    resize = fields.values.get("resize")
+    if resize is not None and resize != "cover":
+        fields.whole("resize")
+    crop = fields.values_of("crop", 2) if fields.has("crop") else None
+    if crop is not None and not (len(crop) == 2 and all(type(side) is int and side > 0 for side in crop)):
+        raise LoadError(f"{fields.where}: 'crop' must be a height and a width, or null.")
+    fields.has("resize")
+    made = Preprocessing(
+        mean=fields.numbers("mean", MOST_AXES),
+        std=fields.numbers("std", MOST_AXES),
+        resize=resize,
+        crop=(crop[0], crop[1]) if crop else None,
+        channels=fields.one_of("channels", ("RGB", "L")),
+        layout=fields.one_of("layout", ("NCHW",)),
+        scale=fields.number("scale"),
+        interpolation=fields.one_of("interpolation", ("bilinear",)),
+    )
+    if len(made.mean) != len(made.channels) or len(made.std) != len(made.channels) or min(made.std) <= 0:
+        raise LoadError(f"{fields.where}: mean and std need a number per channel, std above 0.")
+    if resize == "cover" and crop is None:
+        raise LoadError(f"{fields.where}: 'resize' cannot cover without 'crop'.")
+    fields.nothing_more()
+    return made
+
+
+def _ort(fields: Fields) -> Ort:
+    made = Ort(
+        model=fields.text("model"),
+        operators=fields.text("operators"),
+        target=fields.one_of("target", TARGETS),
+        onnxruntime=fields.text("onnxruntime"),
+        max_abs=fields.number("max_abs"),
+        relative_l2=fields.number("relative_l2"),
+        usability=fields.text("usability"),
+    )
+    fields.nothing_more()
+    return made
