@@ -17,6 +17,8 @@ from conftest import Command, files
 from models import build, noise, operators, relative_l2, run, save
 from onnx import TensorProto, helper, numpy_helper
 
+from trp_export.cli import SECTIONS, command
+
 RULE = ("--energy", "0.98", "--no-bench")
 
 
@@ -323,3 +325,8 @@ def test_help_documents_every_exit_code(trp: Command) -> None:
     assert outcome.code == 0
     for code in (0, 2, 3, 4, 5, 6, 7, 130):
         assert f"{code} " in outcome.out[outcome.out.index("Exit codes") :]
+
+
+def test_every_section_of_the_help_opens_at_an_option() -> None:
+    names = {parameter.name for parameter in command.params}
+    assert set(SECTIONS) <= names

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from trp_export.errors import INTERRUPTED, OptionError, TrpError
+from trp_export.help import SectionedCommand
 
 if TYPE_CHECKING:
     from trp_export.images import Preprocessing
@@ -38,6 +39,19 @@ Examples:
 Exit codes: 0 done, 2 bad options, 3 unreadable input, 4 unsupported model, 5 verification failed,
 6 not faster (--require-speedup), 7 cannot write, 130 interrupted. Nothing is written unless it is 0.
 """
+
+# The option that opens each section of the help.
+SECTIONS = {
+    "energy": "How small, one of",
+    "scheme": "Which layers, which decompositions",
+    "arch": "The model",
+    "calib": "Images without labels, to keep outputs",
+    "evaluate": "Images to check on",
+    "mean": "How images are prepared",
+    "output": "What is written",
+    "no_bench": "What is measured",
+    "verbose": "Other",
+}
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
@@ -64,7 +78,12 @@ def _align(context: click.Context, parameter: click.Parameter, value: str) -> in
     return value if value == "auto" else int(value)
 
 
-@click.command(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(
+    cls=SectionedCommand,
+    sections=SECTIONS,
+    epilog=EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--energy", type=float, help="Keep this share of the squared singular values in every layer, e.g. 0.98.")
 @click.option("--threshold", type=float, help="Drop singular values below this share of the layer's largest.")
