@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from trp_export.errors import INTERRUPTED, LoadError, OptionError, OutputError, TrpError
+from trp_export.help import SectionedCommand
 
 if TYPE_CHECKING:
     from training.options import TrainOptions
@@ -27,6 +28,17 @@ Examples:
   torchrun --nproc-per-node 2 -m training.cli --arch resnet20 --data npz:DATA --energy 0.98 -o run/
   trp-export run/model.pt
 """
+
+# The option that opens each section of the help.
+SECTIONS = {
+    "arch": "Network and data",
+    "scheme": "Low rank",
+    "epochs": "Training",
+    "init": "Pretrained weights, and a teacher",
+    "validation": "Model kept",
+    "amp": "Speed",
+    "seed": "The run",
+}
 
 _path = click.Path(path_type=Path)
 
@@ -63,8 +75,12 @@ def _read_config(context: click.Context, parameter: click.Parameter, path: Path 
     return path
 
 
-@click.command(epilog=EXAMPLES, context_settings={"show_default": True})
-@click.option("--config", type=_path, is_eager=True, callback=_read_config, help="TOML file with these options.")
+@click.command(
+    cls=SectionedCommand,
+    sections=SECTIONS,
+    epilog=EXAMPLES,
+    context_settings={"show_default": True, "help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.option("--arch", help="resnet20, torchvision:resnet18 or package.module:factory.")
 @click.option("--input-shape", type=_Shape(), help="1,3,224,224; default the architecture's own.")
 @click.option("--data", metavar="SPEC", help="npz:DIR, imagefolder:DIR or torchvision:CIFAR10:DIR.")
@@ -94,9 +110,9 @@ def _read_config(context: click.Context, parameter: click.Parameter, path: Path 
 )
 @click.option("--batch", default=128, help="Images per step, over all processes.")
 @click.option("--lr", default=0.1, help="Peak learning rate.")
-@click.option("--momentum", default=0.9)
-@click.option("--nesterov", is_flag=True)
-@click.option("--weight-decay", default=1e-4)
+@click.option("--momentum", default=0.9, help="Of SGD.")
+@click.option("--nesterov", is_flag=True, help="Nesterov's momentum.")
+@click.option("--weight-decay", default=1e-4, help="L2, on all parameters.")
 @click.option("--schedule", default="step", help="step (the TRP authors') or cosine.")
 @click.option("--init", type=_path, help="Weights to start from: a checkpoint, or a state dict with --arch.")
 @click.option("--teacher", type=_path, help="Weights of a network to distil from.")
@@ -108,7 +124,8 @@ def _read_config(context: click.Context, parameter: click.Parameter, path: Path 
 @click.option("--amp", is_flag=True, help="bfloat16 autocast.")
 @click.option("--compile", is_flag=True, help="torch.compile the network.")
 @click.option("--device", default="auto", help="cpu, cuda, cuda:1.")
-@click.option("--seed", default=0)
+@click.option("--seed", default=0, help="For the split, the order, the augmentation and fresh weights.")
+@click.option("--config", type=_path, is_eager=True, callback=_read_config, help="TOML file with these options.")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard events too.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --output; other options may be left out.")
 @click.option("--dry-run", is_flag=True, help="Print what would be trained, and the plan of a cut now; write nothing.")
