@@ -12,7 +12,7 @@ import pytest
 from conftest import files
 from models import build, save
 
-import trp_export.pipeline as pipeline
+import trp_export.build as building
 from trp_export import Benchmark, Options, Rank, compress
 from trp_export.errors import VerifyError
 from trp_export.graph import rewrite as rewriter
@@ -68,7 +68,7 @@ def test_a_wrong_rewrite_is_caught(fault: Fault, whole: bool, tmp_path: Path, mo
         fault(model)
         return names
 
-    monkeypatch.setattr(pipeline, "rewrite", broken)
+    monkeypatch.setattr(building, "rewrite", broken)
     proto = build()
     if not whole:
         proto.graph.node[-1].domain = "far"
@@ -87,7 +87,7 @@ def test_batch_norm_folded_wrongly_is_caught(tmp_path: Path, monkeypatch: pytest
             norm.outputs[0].replace_all_uses_with(norm.inputs[0])
         return len(norms)
 
-    monkeypatch.setattr(pipeline, "fold_batch_norm", forget)
+    monkeypatch.setattr(building, "fold_batch_norm", forget)
     save(build(), tmp_path / "model.onnx")
     options = Options(rule=Rank(2), benchmark=Benchmark(run=False), output=tmp_path / "small.onnx")
     with pytest.raises(VerifyError, match="the result against its own factors"):

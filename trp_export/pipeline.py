@@ -7,44 +7,31 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import onnx_ir as ir
-from numpy.typing import NDArray
-
+from trp_export.build import build
 from trp_export.calibration.moments import save_moments
 from trp_export.choose import make_plan, saved_choices
-from trp_export.errors import LoadError, NotFasterError, OptionError, UnsupportedError
-from trp_export.fit import Known, fit, look
-from trp_export.graph.batchnorm import fold_batch_norm
-from trp_export.graph.bias import add_to_bias
-from trp_export.graph.cost import count_macs, count_params
-from trp_export.graph.prepare import remove_unused, strip_traces
-from trp_export.graph.rewrite import WeightNames, read_factors, rewrite, set_products, tag_nodes
-from trp_export.graph.shapes import infer_shapes
-from trp_export.graph.simplify import simplify
-from trp_export.graph.sites import find_sites, note_decided
+from trp_export.errors import OptionError
+from trp_export.fit import Known, look
 from trp_export.load import load
+from trp_export.measure import measure, whole_story
 from trp_export.network import Network, analyse, measure_layers, require_matches
-from trp_export.options import Benchmark, Calibration, Options
+from trp_export.options import Options
 from trp_export.planning.curves import Layer
-from trp_export.planning.plan import Plan
 from trp_export.planning.recognise import recognise, sharp_drop
 from trp_export.planning.shared_budget import lost_energy
-from trp_export.recover.tune import apply_values, tune
 from trp_export.report.document import Cost, Report
-from trp_export.save import Scratch, Stage, save_model, size_bytes
-from trp_export.verify import Files, verify_export
+from trp_export.save import Scratch, Stage
+from trp_export.verify import verify_export
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from trp_export.bench import Comparison
 
 Progress = Callable[[str, float], None]
 
@@ -108,11 +95,11 @@ def plan_export(model: str | Path | nn.Module, options: Options, folder: Path, p
 def carry_out(planned: Planned, options: Options, stage: Stage, progress: Progress) -> Report:
     """Everything that follows from the plan: factors, graph, evidence. The report says how it went."""
     network, report = planned.network, planned.report
-    made = build(planned, options.calibration, stage, progress)
+    made = build(network, report.plan, planned.known, options.calibration, stage.model, stage.scratch, progress)
     progress("verify", 0)
     deviation = verify_export(network.source, network.inputs, made.files, report.plan, options.images, progress)
     latency, unmeasured = measure(network, report.plan, made.files, options.benchmark, stage, progress)
-    remarks = (*made.notes, unmeasured, _whole_story(latency))
+    remarks = (*made.notes, unmeasured, whole_story(latency))
     return replace(
         report,
         after=made.cost,
@@ -121,116 +108,6 @@ def carry_out(planned: Planned, options: Options, stage: Stage, progress: Progre
         notes=(*report.notes, *(remark for remark in remarks if remark)),
         files=stage.files,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """The rewritten model's files and cost, and what is worth saying of how it was made."""
-
-    files: Files
-    cost: Cost
-    notes: tuple[str | None, ...]
-
-
-def build(planned: Planned, calibration: Calibration | None, stage: Stage, progress: Progress) -> Made:
-    """Factor, rewrite, tune, fold and simplify, in the stage."""
-    network, plan = planned.network, planned.report.plan
-    fitted = fit(network, plan, planned.known, calibration, progress)
-    progress("rewrite", 0)
-    model = network.model.clone()
-    located = find_sites(model, network.shapes)
-    add_to_bias(model, located, fitted.shifts)
-    names = rewrite(model, plan, located, fitted.factors)
-    remove_unused(model)
-    tuned, told = _tune(network, model, planned.known, calibration, progress)
-    apply_values(model, tuned)
-
-    # What the result must equal: the same biases and kept weights, and the products of the same factors.
-    add_to_bias(network.model, network.located, fitted.shifts)
-    apply_values(network.model, tuned)
-    factors = read_factors(model, names) if tuned else fitted.factors
-    set_products(network.model, plan, network.located, factors)
-    files = Files(network.original, network.file, stage.scratch / "products.onnx", stage.model)
-    save_model(network.model, files.products, apart=True)
-
-    model, passed_by = finish(model)
-    tag_nodes(model, plan, names)
-    note_decided(model, _decided_words(plan, names))
-    model.metadata_props["trp_export.rule"] = plan.rule
-    save_model(model, files.result)
-    macs = count_macs(model, infer_shapes(model, network.inputs))
-    return Made(files, Cost(count_params(model), macs, size_bytes(files.result)), (told, passed_by))
-
-
-def _tune(
-    network: Network, model: ir.Model, known: Known | None, calibration: Calibration | None, progress: Progress
-) -> tuple[Mapping[str, NDArray[Any]], str | None]:
-    """New values of initializers after distillation from the original, where asked for, and a word on it."""
-    if known is None or calibration is None or not (calibration.tune_minutes or calibration.tune_steps):
-        return {}, None
-    tuned = tune(
-        network.model,
-        model,
-        np.concatenate(known.batches),
-        minutes=calibration.tune_minutes,
-        steps=calibration.tune_steps,
-        seed=calibration.seed,
-        progress=partial(progress, "tune"),
-    )
-    agreement = f"{tuned.agreement_before:.2%} to {tuned.agreement_after:.2%}"
-    divergence = f"{tuned.divergence_before:.3g} to {tuned.divergence_after:.3g}"
-    return tuned.values, (
-        f"tuned for {tuned.steps} steps (--tune-steps {tuned.steps} repeats it): on held-out calibration images "
-        f"agreement with the original {agreement}, divergence {divergence}"
-    )
-
-
-def finish(model: ir.Model) -> tuple[ir.Model, str | None]:
-    """Fold batch norm, simplify, strip what is private. Returns why onnxsim passed by, where it did."""
-    fold_batch_norm(model)
-    remove_unused(model)
-    model, passed_by = simplify(model)
-    strip_traces(model)
-    return model, f"not simplified: {passed_by}" if passed_by else None
-
-
-def measure(
-    network: Network, plan: Plan, files: Files, benchmark: Benchmark, stage: Stage, progress: Progress
-) -> tuple[Comparison | None, str | None]:
-    """Original, result, and the original cleaned up without low rank, side by side; or the reason why not.
-
-    The third keeps the figures honest: what cleaning up alone gains is not owed to low rank.
-    Raises NotFasterError on request.
-    """
-    if not plan.changed:
-        if benchmark.require:
-            raise NotFasterError("no layer gains, so the result is not faster; nothing was written.")
-        return None, "not measured: no layer changed"
-    if not benchmark.run:
-        return None, "not measured: --no-bench"
-    from trp_export import bench
-
-    cleaned = stage.scratch / "cleaned.onnx"
-    save_model(finish(ir.load(files.dense))[0], cleaned)
-    shapes = {name: tuple(size or 1 for size in shape) for name, shape in network.inputs.items()}
-    try:
-        comparison = bench.compare(
-            [files.original, files.result, cleaned],
-            threads=benchmark.threads,
-            budget_s=benchmark.budget_s,
-            shapes=shapes,
-            progress=partial(progress, "measure"),
-        )
-    except (LoadError, UnsupportedError, OptionError) as error:
-        if benchmark.require:
-            raise
-        return None, f"not measured: {str(error).replace(str(files.original), files.original.name)}"
-    original, result, dense = comparison.measurements
-    for reference, what in ((original, "the original"), (dense, "the original cleaned up without low rank")):
-        ratio = bench.ratio(reference, result)
-        if benchmark.require and ratio.verdict != "faster":
-            raise NotFasterError(f"the result is not faster than {what}: {ratio}; nothing was written.")
-    return comparison, None
 
 
 # Lost energy that is rounding and no more.
@@ -247,21 +124,6 @@ def _low_rank_already(layers: tuple[Layer, ...]) -> tuple[str, ...]:
         return ()
     energy = min(math.floor(found.energy * 1e6) / 1e6, 0.999999)  # 1 would keep what is only rounding.
     return (f"{found.layers} of {found.of_layers} layers have low rank already: --energy {energy:g} costs nothing",)
-
-
-def _whole_story(latency: Comparison | None) -> str | None:
-    """Where cleaning up alone changes the speed, how much of the gain is low rank's."""
-    if latency is None:
-        return None
-    from trp_export import bench
-
-    original, result, dense = latency.measurements
-    alone = bench.ratio(original, dense)
-    if alone.verdict == "no difference":
-        return None
-    return (
-        f"cleaning up without low rank makes the original {alone} as fast; low rank adds {bench.ratio(dense, result)}"
-    )
 
 
 def _inputs(model: str | Path | nn.Module, options: Options) -> list[Path]:
@@ -284,12 +146,3 @@ def _output(model: str | Path | nn.Module, options: Options) -> Path:
     if isinstance(model, (str, Path)) and output.resolve() == Path(model).resolve():
         raise OptionError(f"-o {output} is the model itself; give the result another name.")
     return output
-
-
-def _decided_words(plan: Plan, names: WeightNames) -> dict[str, str]:
-    """What a later export should know of each layer, and of each part that a layer became."""
-    words = {decision.site.name: "kept" for decision in plan.decisions if decision.scheme is None}
-    for change in plan.changed:
-        for name in (name for path in names[change.site.name] for name in path):
-            words[name.removesuffix(".weight")] = f"made ({change.scheme.name}, rank {change.rank})"
-    return words
