@@ -82,7 +82,7 @@ def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType
     unique, count = name, 1
     while unique in graph.initializers:
         unique, count = f"{name}.{count}", count + 1
-    tensor = ir.tensor(np.ascontiguousarray(array.astype(dtype.numpy())), dtype=dtype, name=unique)
+    tensor = ir.tensor(np.asarray(array.astype(dtype.numpy()), order="C"), dtype=dtype, name=unique)
     value = ir.Value(name=unique, type=ir.TensorType(dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
     return value

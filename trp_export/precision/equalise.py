@@ -1,0 +1,115 @@
+"""Give the channels between two layers like ranges, so that one grid suits them all.
+
+    expand(reduce(x)) = (expand / a)(a reduce(x))   for any a > 0 per channel, with a Relu between as well
+
+Nothing changes in floats. In 8 bits the weights have a scale per channel, the values between them only one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trp_export.calibration.taps import Tap
+from trp_export.graph.weights import Constant, find_bias, find_constant, set_value
+from trp_export.lowrank.factor import Float64
+
+Batches = Sequence[NDArray[Any]]
+
+# Half of the way, in logarithms: what the values gain the second layer's weights lose.
+_STRENGTH = 0.5
+_LARGEST_FACTOR = 2.0**10
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pair:
+    """A conv whose output one other conv reads, and the value between them as the second reads it."""
+
+    first: ir.Node
+    between: ir.Value
+    second: ir.Node
+
+
+def equalise(model: ir.Model, batches: Batches, threads: int = 0) -> int:
+    """Rescale the channels between every two convs in a row, in place. Returns the number of pairs."""
+    pairs = list(_pairs(model))
+    if not pairs:
+        return 0
+    ranges = _channel_ranges(model, [pair.between.name or "" for pair in pairs], batches, threads)
+    for pair in pairs:
+        _rescale(pair, _factors(ranges[pair.between.name or ""]))
+    return len(pairs)
+
+
+def _pairs(model: ir.Model) -> Iterator[_Pair]:
+    for node in model.graph:
+        if node.op_type != "Conv" or not _owns_weights(node):
+            continue
+        between = node.outputs[0]
+        reader = _only_reader(between)
+        if reader is not None and reader.op_type == "Relu":
+            between = reader.outputs[0]
+            reader = _only_reader(between)
+        if reader is not None and reader.op_type == "Conv" and reader.inputs[0] is between and _owns_weights(reader):
+            yield _Pair(node, between, reader)
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    readers = value.consumers()
+    return readers[0] if len(readers) == 1 and not value.is_graph_output() and not readers[0].domain else None
+
+
+def _owns_weights(conv: ir.Node) -> bool:
+    """True where weight and bias are constants that no other layer reads."""
+    constants = [find_constant(value) for value in conv.inputs[1:] if value is not None]
+    return all(one is not None and one.root in conv.inputs and len(one.root.uses()) == 1 for one in constants)
+
+
+def _channel_ranges(model: ir.Model, names: Sequence[str], batches: Batches, threads: int) -> dict[str, Float64]:
+    """The largest absolute value of each channel: (n,)."""
+    tap = Tap(model, [model.graph.inputs[0].name or ""], names, threads)
+    found: dict[str, Float64] = {}
+    for batch in batches:
+        for name, array in tap({tap.inputs[0]: batch}).items():
+            own = np.abs(array).max(axis=(0, *range(2, array.ndim))).astype(np.float64)
+            found[name] = np.maximum(found.get(name, own), own)
+    return found
+
+
+def _factors(ranges: Float64) -> Float64:
+    """What each channel is multiplied by; channels that are always zero stay as they are."""
+    alive = ranges > 0
+    if not alive.any():
+        return np.ones_like(ranges)
+    middle = np.exp(np.log(ranges[alive]).mean())
+    wanted = (middle / np.where(alive, ranges, middle)) ** _STRENGTH
+    return np.clip(wanted, 1 / _LARGEST_FACTOR, _LARGEST_FACTOR)
+
+
+def _rescale(pair: _Pair, factors: Float64) -> None:
+    first, second = _constant(pair.first, 1), _constant(pair.second, 1)
+    set_value(first.root, first.array() * _along(factors, 0, first.array().ndim))
+    if len(pair.first.inputs) > 2 and pair.first.inputs[2] is not None:
+        bias = find_bias(pair.first)
+        assert bias is not None
+        set_value(_constant(pair.first, 2).root, bias * factors)
+    group = pair.second.attributes.get_int("group", 1)
+    kernel = second.array()  # (n, c/group, *k): each group of outputs reads its own part of the channels
+    parts = kernel.reshape(group, -1, *kernel.shape[1:])
+    own = factors.reshape(group, 1, -1, *[1] * (kernel.ndim - 2))
+    set_value(second.root, (parts / own).reshape(kernel.shape))
+
+
+def _constant(node: ir.Node, index: int) -> Constant:
+    constant = find_constant(node.inputs[index])
+    assert constant is not None
+    return constant
+
+
+def _along(values: Float64, axis: int, axes: int) -> Float64:
+    return values.reshape([-1 if other == axis else 1 for other in range(axes)])

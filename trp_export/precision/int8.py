@@ -1,0 +1,140 @@
+"""A model in 8 bits: channels equalised, ranges from images, and float again where 8 bits do measurable damage.
+
+Most images show the ranges; those held out decide between ways to choose grids and which units stay float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trp_export.calibration.divergence import divergence
+from trp_export.calibration.taps import Tap
+from trp_export.errors import TrpError, UnsupportedError, first_line
+from trp_export.graph.skeleton import fill_skeleton, make_skeleton
+from trp_export.precision.equalise import equalise
+from trp_export.precision.grid import Grid
+from trp_export.precision.ranges import METHODS, Spread, gather_spreads
+from trp_export.precision.rounding import LEAST_OPSET, round_model, rounded_values
+from trp_export.precision.units import find_units
+
+Batches = Sequence[NDArray[Any]]
+Outputs = Mapping[str, NDArray[Any]]
+Progress = Callable[[float], None]
+
+LEAST_IMAGES = 16
+_HELD_OUT = 4  # one in so many batches
+_ENOUGH = 1e-2  # divergence up to which nothing is left in float
+_MOST_IN_FLOAT = 0.25  # share of the units
+
+
+class UselessImagesError(TrpError):
+    """The images cannot tell ranges."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Int8:
+    """The model in 8 bits and how it was made: the way grids were chosen, and the units left in float."""
+
+    model: ir.Model
+    method: str
+    in_float: tuple[str, ...]
+    divergence: float
+
+
+def to_int8(model: ir.Model, batches: Batches, progress: Progress = lambda share: None) -> Int8:
+    """The model in 8 bits; the one given stays as it is. `batches` are inputs (n, C, H, W).
+
+    Raises UselessImagesError where the images cannot tell ranges, UnsupportedError where nothing can be rounded.
+    """
+    shown, held_out = _split(batches)
+    model = _raise_opset(model.clone())
+    if not any(unit.weight is not None for unit in find_units(model)):
+        raise UnsupportedError("no layer of this model can run in 8 bits.")
+    reference = _outputs(model, held_out)
+    equalise(model, shown)
+    progress(0.1)
+    spreads = gather_spreads(model, sorted(set(rounded_values(model).values())), shown)
+    progress(0.4)
+    trials = [_Trial(model, name, _grids(spreads, name), held_out, reference) for name in METHODS]
+    best = min(trials, key=lambda trial: trial.damage(()))
+    progress(0.6)
+    kept = best.keep_float(progress)
+    made = model.clone()
+    round_model(made, best.grids, kept)
+    return Int8(made, best.method, kept, best.damage(kept))
+
+
+def _split(batches: Batches) -> tuple[Batches, Batches]:
+    """Batches that show ranges, and those held out; a single batch is cut in two."""
+    images = sum(len(batch) for batch in batches)
+    if images < LEAST_IMAGES:
+        raise UselessImagesError(f"{images} calibration images are too few for int8: it takes {LEAST_IMAGES}.")
+    if all(float(np.ptp(image)) == 0 for batch in batches for image in batch):
+        raise UselessImagesError("the calibration images are all of one colour and cannot tell ranges.")
+    if len(batches) < _HELD_OUT:
+        batches = [part for batch in batches for part in np.array_split(batch, min(_HELD_OUT, len(batch)))]
+    return [b for i, b in enumerate(batches) if i % _HELD_OUT], list(batches[::_HELD_OUT])
+
+
+def _raise_opset(model: ir.Model) -> ir.Model:
+    """The model in an opset that knows a scale for each channel."""
+    if model.opset_imports.get("", LEAST_OPSET) >= LEAST_OPSET:
+        return model
+    skeleton, weights = make_skeleton(model)
+    try:
+        raised = fill_skeleton(onnx.version_converter.convert_version(skeleton, LEAST_OPSET), weights)
+    except Exception as error:  # The converter raises many kinds.
+        raise UnsupportedError(f"opset {LEAST_OPSET}, which int8 takes: {first_line(error)}") from error
+    raised.metadata_props.update(model.metadata_props)
+    return raised
+
+
+def _grids(spreads: Mapping[str, Spread], method: str) -> dict[str, Grid]:
+    return {name: METHODS[method](spread) for name, spread in spreads.items()}
+
+
+def _outputs(model: ir.Model, batches: Batches) -> Outputs:
+    names = [value.name or "" for value in model.graph.outputs]
+    tap = Tap(model, [model.graph.inputs[0].name or ""], names)
+    parts = [tap({tap.inputs[0]: batch}) for batch in batches]
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Trial:
+    """One way to choose grids, and what it does to the outputs on held-out images."""
+
+    model: ir.Model
+    method: str
+    grids: Mapping[str, Grid]
+    held_out: Batches
+    reference: Outputs
+
+    def damage(self, kept: Collection[str]) -> float:
+        """Divergence from the float model with the units `kept` in float."""
+        copy = self.model.clone()
+        round_model(copy, self.grids, kept)
+        return divergence(self.reference, _outputs(copy, self.held_out))
+
+    def keep_float(self, progress: Progress) -> tuple[str, ...]:
+        """The units that stay float: the most damaging ones, one after another, until the rest does little damage."""
+        kept: tuple[str, ...] = ()
+        units = [unit.name for unit in find_units(self.model)]
+        if self.damage(()) <= _ENOUGH:
+            return kept
+        alone = {}
+        for index, name in enumerate(units):
+            progress(0.6 + 0.3 * index / len(units))
+            alone[name] = self.damage([other for other in units if other != name])
+        for name in sorted(units, key=lambda name: -alone[name])[: int(_MOST_IN_FLOAT * len(units))]:
+            kept = (*kept, name)
+            if self.damage(kept) <= _ENOUGH:
+                break
+        return kept

@@ -1,0 +1,97 @@
+"""Ranges of values inside a network over images: a histogram each, whatever the number of images.
+
+Two passes, batch by batch: ends first, then how often values fall where between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trp_export.calibration.taps import Tap
+from trp_export.errors import LoadError
+from trp_export.precision.grid import Grid, grid_between
+
+Batches = Sequence[NDArray[Any]]
+
+_BINS = 2048
+# Shares of the full range that are tried for the least error.
+_SHARES = np.linspace(0.3, 1.0, 71)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spread:
+    """How values spread: counts in bins of equal width from `low` to `high`."""
+
+    low: float
+    high: float
+    counts: NDArray[np.int64]
+
+
+def gather_spreads(model: ir.Model, names: Sequence[str], batches: Batches, threads: int = 0) -> dict[str, Spread]:
+    """The spread of every named value. Raises LoadError where one is not finite."""
+    tap = Tap(model, [model.graph.inputs[0].name or ""], names, threads)
+    ends: dict[str, tuple[float, float]] = {}
+    for batch in batches:
+        for name, array in tap({tap.inputs[0]: batch}).items():
+            low, high = float(array.min()), float(array.max())
+            if not np.isfinite(low + high):
+                raise LoadError(f"{name} is not finite on the calibration images.")
+            before = ends.get(name, (low, high))
+            ends[name] = min(before[0], low), max(before[1], high)
+    counts = {name: np.zeros(_BINS, dtype=np.int64) for name in ends}
+    for batch in batches:
+        for name, array in tap({tap.inputs[0]: batch}).items():
+            counts[name] += _count(array, *ends[name])
+    return {name: Spread(*ends[name], counts[name]) for name in ends}
+
+
+def _count(array: NDArray[Any], low: float, high: float) -> NDArray[np.int64]:
+    width = (high - low) / _BINS
+    if not width > 0:
+        return np.zeros(_BINS, dtype=np.int64)
+    index = ((array.reshape(-1) - low) * np.float32(1 / width)).astype(np.int32)
+    return np.bincount(np.minimum(index, _BINS - 1), minlength=_BINS)
+
+
+def least_error(spread: Spread) -> Grid:
+    """The grid with the least mean squared error: cutting a few values may be cheaper than coarser steps for all."""
+    width = (spread.high - spread.low) / _BINS
+    centres = spread.low + width * (np.arange(_BINS) + 0.5)
+    best, least = grid_between(spread.low, spread.high), np.inf
+    for share in _SHARES:
+        grid = grid_between(spread.low * share, spread.high * share)
+        ends = -grid.zero * grid.scale, (255 - grid.zero) * grid.scale
+        beyond = centres - np.clip(centres, *ends)
+        # Inside, rounding errors are even over a step.
+        error = float(np.dot(spread.counts, np.where(beyond == 0, grid.scale**2 / 12, beyond**2)))
+        if error <= least:
+            best, least = grid, error
+    return best
+
+
+def full_range(spread: Spread) -> Grid:
+    return grid_between(spread.low, spread.high)
+
+
+def percentile(spread: Spread, share: float = 0.9999) -> Grid:
+    """The grid that leaves out the rarest values at both ends."""
+    total = np.cumsum(spread.counts)
+    width = (spread.high - spread.low) / _BINS
+    if not width > 0:
+        return full_range(spread)
+    low = int(np.searchsorted(total, (1 - share) * total[-1], side="right"))
+    high = int(np.searchsorted(total, share * total[-1]))
+    return grid_between(spread.low + low * width, spread.low + (high + 1) * width)
+
+
+METHODS: Mapping[str, Callable[[Spread], Grid]] = {
+    "full range": full_range,
+    "least error": least_error,
+    "percentile": percentile,
+}

@@ -1,0 +1,127 @@
+"""Put rounding into a graph: QuantizeLinear and DequantizeLinear around what shall run in 8 bits. No choices are made.
+
+onnxruntime merges each operator with the pairs around it into one that computes in 8 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trp_export.graph.weights import add_initializer, find_bias
+from trp_export.precision.grid import Grid, round_bias, round_weight, weight_scales
+from trp_export.precision.units import MOVERS, Unit, find_units
+
+LEAST_OPSET = 13  # a scale for each channel
+
+
+def rounded_values(model: ir.Model, kept: Collection[str] = ()) -> dict[str, str]:
+    """The values to be rounded, each with the one whose grid it takes: its own name, or that of the value it moves.
+
+    `kept` are units, by name, that stay float.
+    """
+    chosen = {
+        value.name or "": value
+        for unit in find_units(model)
+        if unit.name not in kept
+        for value in (*unit.inputs, unit.output)
+        if value is not None
+    }
+    sources = {name: name for name in chosen}
+    nodes = list(model.graph)
+    for node in reversed(nodes):
+        if _moves(node) and node.outputs[0].name in chosen:
+            source = node.inputs[0]
+            assert source is not None
+            chosen[source.name or ""] = source
+            sources.setdefault(source.name or "", source.name or "")
+    for node in nodes:
+        if _moves(node) and node.inputs[0].name in chosen:  # type: ignore[union-attr]
+            sources[node.outputs[0].name or ""] = sources[node.inputs[0].name or ""]  # type: ignore[union-attr]
+    return sources
+
+
+def _moves(node: ir.Node) -> bool:
+    first = node.inputs[0] if node.inputs else None
+    floats = first is not None and not first.is_initializer() and first.dtype in (None, ir.DataType.FLOAT)
+    return floats and node.domain in ("", "ai.onnx") and node.op_type in MOVERS and len(node.outputs) == 1
+
+
+def round_model(model: ir.Model, grids: Mapping[str, Grid], kept: Collection[str] = ()) -> None:
+    """Make all units but the `kept` run in 8 bits, in place; `grids` by value name, one for each rounded value."""
+    units = [unit for unit in find_units(model) if unit.name not in kept]
+    sources = rounded_values(model, kept)
+    values = {value.name or "": value for value in model.graph.inputs}
+    values |= {value.name or "": value for node in model.graph for value in node.outputs}
+    _Rounder(model, {name: grids[source] for name, source in sources.items()}).all(units, values)
+
+
+@dataclass(slots=True)
+class _Rounder:
+    model: ir.Model
+    grids: Mapping[str, Grid]
+
+    def all(self, units: Sequence[Unit], values: Mapping[str, ir.Value]) -> None:
+        for unit in units:
+            if unit.weight is not None:
+                self._weight(unit, self.grids[unit.inputs[0].name or ""])
+        for name, grid in self.grids.items():
+            self._activation(values[name], grid)
+
+    def _activation(self, value: ir.Value, grid: Grid) -> None:
+        graph, name = self.model.graph, value.name or ""
+        scale = add_initializer(graph, f"{name}.scale", np.array(grid.scale), ir.DataType.FLOAT)
+        zero = add_initializer(graph, f"{name}.zero", np.array(grid.zero), ir.DataType.UINT8)
+        quantise = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}.quantize")
+        dequantise = ir.node("DequantizeLinear", [quantise.outputs[0], scale, zero], name=f"{name}.dequantize")
+        quantise.outputs[0].name, after = f"{name}.uint8", dequantise.outputs[0]
+        after.name, after.type, after.shape = f"{name}.rounded", value.type, value.shape
+        producer = value.producer()
+        value.replace_all_uses_with(after, replace_graph_outputs=True)
+        quantise.replace_input_with(0, value)
+        if after.is_graph_output():
+            after.name, value.name = name, f"{name}.float"
+        if producer is None:
+            graph.insert_before(graph[0], [quantise, dequantise])
+        else:
+            graph.insert_after(producer, [quantise, dequantise])
+
+    def _weight(self, unit: Unit, grid: Grid) -> None:
+        assert unit.weight is not None
+        node, axis, kernel = unit.node, unit.output_axis, unit.weight.array()
+        bias = _bias(unit) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+        scales = weight_scales(kernel, axis, bias, grid.scale)
+        name = unit.weight.root.name or unit.name
+        whole = round_weight(kernel, scales, axis)
+        node.replace_input_with(1, self._constant(node, name, whole, scales, axis, ir.DataType.INT8))
+        if bias is not None:
+            steps = (scales.astype(np.float64) * grid.scale).astype(np.float32)
+            made = self._constant(node, f"{unit.name}.bias", round_bias(bias, steps), steps, 0, ir.DataType.INT32)
+            node.replace_input_with(2, made)
+
+    def _constant(
+        self, reader: ir.Node, name: str, whole: NDArray[np.signedinteger], scales: NDArray[np.float32], axis: int,
+        dtype: ir.DataType,
+    ) -> ir.Value:  # fmt: skip
+        """Whole numbers in place of a constant, and the node that gives them back as floats to their reader."""
+        graph = self.model.graph
+        stored = add_initializer(graph, f"{name}.{dtype.name.lower()}", whole, dtype)  # type: ignore[arg-type]
+        scale = add_initializer(graph, f"{name}.scale", scales, ir.DataType.FLOAT)
+        zero = add_initializer(graph, f"{name}.zero", np.zeros(scales.shape), dtype)
+        node = ir.node("DequantizeLinear", [stored, scale, zero], {"axis": axis}, name=f"{name}.dequantize")
+        node.outputs[0].name = f"{name}.rounded"
+        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(whole.shape)
+        graph.insert_before(reader, node)
+        return node.outputs[0]
+
+
+def _bias(unit: Unit) -> NDArray[np.float64]:
+    """The bias with one entry for each output channel."""
+    assert unit.weight is not None
+    bias = find_bias(unit.node)
+    assert bias is not None
+    return np.broadcast_to(bias, (unit.weight.shape[unit.output_axis],))

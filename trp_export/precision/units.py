@@ -1,0 +1,100 @@
+"""The parts of a graph that onnxruntime computes in 8 bits once what they read and make is rounded.
+
+A Relu, or a Clip from 0, after such an operator costs nothing: the lower end of the grid does its work. Operators that
+only move values pass 8-bit values on as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from trp_export.graph.weights import Constant, find_bias, find_constant
+
+_WITH_WEIGHT = ("Conv", "Gemm", "MatMul")
+_WITHOUT_WEIGHT = ("Add", "GlobalAveragePool", "AveragePool", "Concat")
+MOVERS = ("MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "DepthToSpace")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unit:
+    """An operator that can run in 8 bits: the activations it reads, its weight, and the value it ends in.
+
+    `output` is None where the result stays float at no cost: a matrix product that is the model's own output.
+    """
+
+    node: ir.Node
+    inputs: tuple[ir.Value, ...]
+    weight: Constant | None
+    output: ir.Value | None
+
+    @property
+    def name(self) -> str:
+        return self.node.name or ""
+
+    @property
+    def output_axis(self) -> int:
+        """The axis of the output channels in the weight as stored."""
+        transposed = self.node.op_type == "Gemm" and self.node.attributes.get_int("transB", 0) == 1
+        return 0 if self.node.op_type == "Conv" or transposed else 1
+
+
+def find_units(model: ir.Model) -> tuple[Unit, ...]:
+    """All units of the main graph, in its order."""
+    units = (_unit(node) for node in model.graph if node.domain in ("", "ai.onnx"))
+    return tuple(unit for unit in units if unit is not None)
+
+
+def _unit(node: ir.Node) -> Unit | None:
+    if node.op_type in _WITH_WEIGHT:
+        return _with_weight(node)
+    if node.op_type not in _WITHOUT_WEIGHT:
+        return None
+    inputs = [value for value in node.inputs if value is not None and _is_activation(value)]
+    if len(inputs) < len(node.inputs):
+        return None
+    return Unit(node, tuple(inputs), None, _end(node))
+
+
+def _with_weight(node: ir.Node) -> Unit | None:
+    data, weight = node.inputs[0], find_constant(node.inputs[1])
+    if data is None or weight is None or not _is_activation(data) or weight.dtype != ir.DataType.FLOAT:
+        return None
+    if weight.root is not node.inputs[1] or find_bias(node) is None:
+        return None
+    if node.op_type != "Conv" and len(weight.shape) != 2:
+        return None
+    if node.op_type == "Gemm" and not _is_plain(node):
+        return None
+    is_last = node.op_type != "Conv" and node.outputs[0].is_graph_output()
+    return Unit(node, (data,), weight, None if is_last else _end(node))
+
+
+def _is_plain(gemm: ir.Node) -> bool:
+    attributes = gemm.attributes
+    scales = attributes.get_float("alpha", 1.0), attributes.get_float("beta", 1.0)
+    return scales == (1.0, 1.0) and not attributes.get_int("transA", 0)
+
+
+def _is_activation(value: ir.Value) -> bool:
+    """A float that is computed or fed. A type that nobody noted is what its reader takes: float."""
+    return value.dtype in (None, ir.DataType.FLOAT) and find_constant(value) is None
+
+
+def _end(node: ir.Node) -> ir.Value:
+    """The output, or that of the one Relu or Clip that reads it."""
+    output = node.outputs[0]
+    readers = output.consumers()
+    if len(readers) != 1 or output.is_graph_output() or not _is_free(readers[0]):
+        return output
+    return readers[0].outputs[0]
+
+
+def _is_free(node: ir.Node) -> bool:
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    if node.op_type != "Clip":
+        return node.op_type == "Relu"
+    low = find_constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    return low is not None and low.array().size == 1 and float(low.array().reshape(())) == 0.0
