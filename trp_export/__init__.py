@@ -13,7 +13,7 @@ from trp_export.errors import TrpError
 
 if TYPE_CHECKING:
     from trp_export.load import LoadOptions
-    from trp_export.options import Benchmark, Images, Macs, Options, SavedPlan, Selection
+    from trp_export.options import Benchmark, Images, Macs, MaxDrop, Options, SavedPlan, Selection
     from trp_export.pipeline import compress
     from trp_export.planning.rules import Energy, Rank, Threshold
 
@@ -22,6 +22,7 @@ _HOMES = {
     "Benchmark": "trp_export.options",
     "Images": "trp_export.options",
     "Macs": "trp_export.options",
+    "MaxDrop": "trp_export.options",
     "Options": "trp_export.options",
     "SavedPlan": "trp_export.options",
     "Selection": "trp_export.options",
@@ -37,6 +38,7 @@ __all__ = [
     "Images",
     "LoadOptions",
     "Macs",
+    "MaxDrop",
     "Options",
     "Rank",
     "SavedPlan",

@@ -10,7 +10,7 @@ from typing import Any
 from trp_export.errors import LoadError, OptionError
 from trp_export.load import Source
 from trp_export.network import Network, left_out
-from trp_export.options import Macs, Params, Rule, SavedPlan, Selection
+from trp_export.options import Macs, MaxDrop, Params, Rule, SavedPlan, Selection
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Choice, Plan, parse_plan
 from trp_export.planning.rules import plan_by_choices, plan_by_rule
@@ -18,7 +18,7 @@ from trp_export.planning.shared_budget import Damage, lost_energy, plan_by_macs,
 from trp_export.target import block_size
 
 
-def saved_choices(rule: Rule | None, source: Source) -> tuple[Choice, ...]:
+def saved_choices(rule: Rule | MaxDrop | None, source: Source) -> tuple[Choice, ...]:
     """The choices of --plan, or without any rule those inside the checkpoint; none under other rules.
 
     Raises LoadError for a plan that cannot be read, OptionError where there is neither rule nor plan.

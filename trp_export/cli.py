@@ -32,6 +32,7 @@ Examples:
   trp-export resnet50.pt --arch torchvision:resnet50 --macs 2
   trp-export model.onnx --macs 1.5 --dry-run
   trp-export model.onnx --macs 2 --calib photos/ --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+  trp-export model.onnx --max-drop 0.5 --eval labelled.npz --calib photos/
   trp-export model.onnx --energy 0.95 --skip 'head.*' --scheme spatial -o small.onnx --report small.html
   trp-export model.onnx --plan small.json
 
@@ -91,6 +92,8 @@ def _align(context: click.Context, parameter: click.Parameter, value: str) -> in
 @click.option("--rank", type=int, help="One rank for every layer.")
 @click.option("--macs", type=float, help="This many times fewer multiply-adds, shared out over the network.")
 @click.option("--params", type=float, help="This many times fewer parameters, shared out over the network.")
+@click.option("--max-drop", type=float, metavar="PP", help="The smallest that loses at most these points on --eval.")
+@click.option("--by", type=click.Choice(["macs", "params"]), help="With --max-drop: what is small.  [default: macs]")
 @click.option("--plan", type=click.Path(path_type=Path), help="Replay a plan, or a report that holds one.")
 @click.option(
     "--scheme",
@@ -116,7 +119,12 @@ def _align(context: click.Context, parameter: click.Parameter, value: str) -> in
 @click.option("--tune-steps", type=int, help="The same for a number of steps, which repeats an earlier run.")
 @click.option("--save-moments", type=click.Path(path_type=Path), help="With --calib: keep what the images told.")
 @click.option("--moments", multiple=True, type=click.Path(path_type=Path), help="Add what other runs kept.")
-@click.option("--eval", "evaluate", type=click.Path(path_type=Path), help="Images to compare on: a folder, .npz, .npy.")
+@click.option(
+    "--eval",
+    "evaluate",
+    type=click.Path(path_type=Path),
+    help="Images with labels, for accuracy before and after; without, for how often the class stays.",
+)
 @click.option("--mean", callback=_numbers, help="Of the images, per channel. Default: the checkpoint's.")
 @click.option("--std", callback=_numbers, help="Of the images, per channel. Default: the checkpoint's.")
 @click.option("--resize", type=int, help="Shorter side of the images, before --crop.")
@@ -229,7 +237,7 @@ def _calibration(given: dict[str, Any], preprocessing: Preprocessing) -> Calibra
 
 def _rule(given: dict[str, Any]) -> Rule | None:
     """The one rule that was given. Raises OptionError for two, and for --absolute without --threshold."""
-    from trp_export.options import Macs, Params, SavedPlan
+    from trp_export.options import Macs, MaxDrop, Params, SavedPlan
     from trp_export.planning.rules import Energy, Rank, Threshold
 
     made: dict[str, Any] = {
@@ -238,13 +246,17 @@ def _rule(given: dict[str, Any]) -> Rule | None:
         "rank": Rank,
         "macs": Macs,
         "params": Params,
+        "max_drop": lambda value: MaxDrop(value, given["by"] or "macs"),
         "plan": SavedPlan,
     }
     named = [name for name in made if given[name] is not None]
     if len(named) > 1:
-        raise OptionError(f"--{named[0]} and --{named[1]} contradict each other; give one rule.")
+        first, second = (name.replace("_", "-") for name in named[:2])
+        raise OptionError(f"--{first} and --{second} contradict each other; give one rule.")
     if given["absolute"] and named != ["threshold"]:
         raise OptionError("--absolute goes with --threshold.")
+    if given["by"] and named != ["max_drop"]:
+        raise OptionError("--by goes with --max-drop.")
     rule: Rule | None = made[named[0]](given[named[0]]) if named else None
     return rule
 

@@ -19,6 +19,7 @@ from trp_export.errors import LoadError, OptionError
 
 Float32 = NDArray[np.float32]
 Pixels = tuple[Path, ...] | NDArray[Any]
+_Found = tuple[Pixels, NDArray[np.int64] | None, tuple[str, ...], tuple[str, ...]]
 InputShape = Sequence[int | None]
 
 # Images normalised by any usual mean and std stay well inside; pixels of 0 to 255 do not.
@@ -59,7 +60,8 @@ class ImageSet:
     """Images in a fixed order, decoded when asked for. `notes` are what the user should know about them.
 
     `pixels` are paths, or one array: uint8 (N, H, W, C), or float (N, C, H, W) fed as it is. `size` is the
-    (height, width) that images are resized and cut to where the preprocessing says nothing.
+    (height, width) that images are resized and cut to where the preprocessing says nothing. `classes` are the names
+    that labels of a folder count.
     """
 
     name: str
@@ -69,6 +71,7 @@ class ImageSet:
     channels: int
     size: tuple[int, int] | None
     notes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -145,7 +148,7 @@ def load_images(
         raise OptionError(f"a count of {count} images is below 1.")
     path = Path(path)
     channels, size = _wanted(input_shape)
-    pixels, labels, notes = _list_folder(path) if path.is_dir() else _read_arrays(path)
+    pixels, labels, classes, notes = _list_folder(path) if path.is_dir() else _read_arrays(path)
     if isinstance(pixels, tuple):
         channels = channels or 3
         if channels not in (1, 3):
@@ -163,7 +166,7 @@ def load_images(
     if chosen is not None:
         pixels = tuple(pixels[i] for i in chosen) if isinstance(pixels, tuple) else pixels[chosen]
         labels = labels[chosen] if labels is not None else None
-    return ImageSet(str(path), pixels, labels, preprocessing, channels, size, notes)
+    return ImageSet(str(path), pixels, labels, preprocessing, channels, size, notes, classes)
 
 
 def _wanted(input_shape: InputShape | None) -> tuple[int | None, tuple[int, int] | None]:
@@ -175,7 +178,8 @@ def _wanted(input_shape: InputShape | None) -> tuple[int | None, tuple[int, int]
     return channels, (height, width) if height and width else None
 
 
-def _list_folder(path: Path) -> tuple[Pixels, NDArray[np.int64] | None, tuple[str, ...]]:
+def _list_folder(path: Path) -> _Found:
+    """The images, their labels, the classes that these count, and notes."""
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     images = tuple(file for file in files if _is_image(file))
     others = [file for file in files if file not in set(images)]
@@ -185,9 +189,9 @@ def _list_folder(path: Path) -> tuple[Pixels, NDArray[np.int64] | None, tuple[st
     notes = (f"{path}: {len(others)} of {len(files)} files are no images and left out: {named}",) if others else ()
     folders = [image.relative_to(path).parts[0] for image in images]
     if any(image.parent == path for image in images):
-        return images, None, notes
-    classes = sorted(set(folders))
-    return images, np.array([classes.index(folder) for folder in folders], dtype=np.int64), notes
+        return images, None, (), notes
+    classes = tuple(sorted(set(folders)))
+    return images, np.array([classes.index(folder) for folder in folders], dtype=np.int64), classes, notes
 
 
 def _is_image(path: Path) -> bool:
@@ -198,7 +202,7 @@ def _is_image(path: Path) -> bool:
         return False
 
 
-def _read_arrays(path: Path) -> tuple[Pixels, NDArray[np.int64] | None, tuple[str, ...]]:
+def _read_arrays(path: Path) -> _Found:
     if not path.exists():
         raise LoadError(f"{path} does not exist.")
     if path.suffix not in (".npz", ".npy"):
@@ -217,10 +221,10 @@ def _read_arrays(path: Path) -> tuple[Pixels, NDArray[np.int64] | None, tuple[st
         raise LoadError(f"{path}: images have shape {images.shape}; four axes with something in each are needed.")
     labels = arrays.get("labels")
     if labels is None:
-        return images, None, ()
+        return images, None, (), ()
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise LoadError(f"{path}: labels are {labels.dtype} {labels.shape}; {len(images)} whole numbers are needed.")
-    return images, labels.astype(np.int64), ()
+    return images, labels.astype(np.int64), (), ()
 
 
 def _require_fit(path: Path, images: NDArray[Any], input_shape: InputShape | None, channels: int) -> None:

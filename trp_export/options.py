@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from trp_export.errors import OptionError
 from trp_export.images import Preprocessing
@@ -47,6 +48,34 @@ class SavedPlan:
 Rule = Energy | Threshold | Rank | Macs | Params | SavedPlan
 
 
+By = Literal["macs", "params"]
+
+
+@dataclass(frozen=True, slots=True)
+class MaxDrop:
+    """The smallest network that loses at most so many percentage points of what --eval or `evaluate` measures.
+
+    `by` names the budget that is searched over.
+    """
+
+    points: float
+    by: By = "macs"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.points < 100:
+            raise OptionError(f"--max-drop {self.points:g} is outside 0 to 100 percentage points.")
+        if self.by not in get_args(By):
+            raise OptionError(f"--by {self.by} is unknown; one of {', '.join(get_args(By))}.")
+
+    def budget(self, ratio: float) -> Rule:
+        """The rule that asks for this ratio."""
+        match self.by:
+            case "macs":
+                return Macs(ratio)
+            case "params":
+                return Params(ratio)
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which layers, which decompositions, which ranks: what holds for every rule.
@@ -64,6 +93,10 @@ class Selection:
             raise OptionError(f"--scheme {self.scheme} is unknown; one of auto, {', '.join(CHOICES)}.")
         if self.align != "auto" and self.align < 1:
             raise OptionError(f"--align {self.align} is below 1.")
+
+
+# A measure of the user's own: what a model file is worth, a share of 1, more for better.
+Evaluate = Callable[[Path], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +162,15 @@ class Options:
     """Everything `compress` can be told. `rule` None: the plan inside the checkpoint.
 
     `output` None: `<stem>.trp.onnx` in the current folder. `<output>.json` always lies beside it.
+    `evaluate` stands in for `images` where a network answers something other than classes: it takes the path of an
+    ONNX file and returns a share of 1, more for better, such as 0.387 for a mAP of 38.7.
     """
 
-    rule: Rule | None = None
+    rule: Rule | MaxDrop | None = None
     load: LoadOptions = LoadOptions()
     selection: Selection = Selection()
     images: Images | None = None
+    evaluate: Evaluate | None = None
     calibration: Calibration | None = None
     benchmark: Benchmark = Benchmark()
     output: Path | None = None
@@ -145,3 +181,7 @@ class Options:
         fixed = isinstance(self.rule, SavedPlan)
         if fixed and (self.selection.scheme != "auto" or self.selection.align != 1):
             raise OptionError("--plan says scheme and rank of every layer; leave --scheme and --align out.")
+        if self.images is not None and self.evaluate is not None:
+            raise OptionError("images and evaluate both measure what is lost; give one.")
+        if isinstance(self.rule, MaxDrop) and self.images is None and self.evaluate is None:
+            raise OptionError("--max-drop needs images to measure what is lost: --eval PATH.")

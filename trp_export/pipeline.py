@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trp_export.build import build
+from trp_export.build import Made, build
 from trp_export.calibration.moments import save_moments
 from trp_export.choose import make_plan, saved_choices
 from trp_export.errors import OptionError
@@ -21,13 +21,14 @@ from trp_export.fit import Known, look
 from trp_export.load import load
 from trp_export.measure import measure, whole_story
 from trp_export.network import Network, analyse, measure_layers, require_matches
-from trp_export.options import Options
+from trp_export.options import Calibration, MaxDrop, Options
 from trp_export.planning.curves import Layer
 from trp_export.planning.recognise import recognise, sharp_drop
 from trp_export.planning.shared_budget import lost_energy
 from trp_export.report.document import Cost, Report
 from trp_export.save import Scratch, Stage
-from trp_export.verify import verify_export
+from trp_export.search import search, untuned, within
+from trp_export.verify import Deviation, Judge, open_judge, verify_export
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,39 +66,50 @@ def compress(model: str | Path | nn.Module, options: Options = Options(), progre
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """The network, what each layer could become, what images told, and a report that holds the plan so far."""
+    """The network, what each layer could become, what images told, who judges the result, and a report that holds
+    the plan so far."""
 
     network: Network
     layers: tuple[Layer, ...]
     known: Known | None
+    judge: Judge | None
     report: Report
 
 
 def plan_export(model: str | Path | nn.Module, options: Options, folder: Path, progress: Progress) -> Planned:
     """Everything up to the plan; the model is as it was."""
     progress("load", 0)
-    calibration = options.calibration
+    calibration, rule = options.calibration, options.rule
     network = analyse(load(model, options.load), folder, fold=calibration is not None)
     saved = saved_choices(options.rule, network.source)
     by_name = {choice.name: choice for choice in saved}
     require_matches(network.located, options.selection)
     layers = measure_layers(network, options.selection, by_name, partial(progress, "singular values"))
-    known, notes = None, (*network.notes, *_low_rank_already(layers))
+    judge, seen = _judge(network, options, progress)
+    known, notes = None, (*network.notes, *_low_rank_already(layers), *seen, *_same_images(options))
     if calibration is not None:
-        known, layers = look(network, layers, calibration, options.rule, progress)
+        known, layers = look(network, layers, calibration, rule, progress)
         notes = (*notes, *known.notes)
-    damage = known.damage if known is not None else lost_energy
-    plan = make_plan(layers, network, options.rule, saved, options.selection, damage)
+    frontier = None
+    if isinstance(rule, MaxDrop):
+        assert judge is not None
+        plan, frontier = search(rule, network, layers, known, judge, options, folder, progress)
+    else:
+        damage = known.damage if known is not None else lost_energy
+        plan = make_plan(layers, network, rule, saved, options.selection, damage)
     before = Cost(network.params, network.macs, network.original_bytes)
-    return Planned(network, layers, known, Report(network.source, options, plan, before, notes=notes))
+    report = Report(network.source, options, plan, before, frontier=frontier, notes=tuple(dict.fromkeys(notes)))
+    return Planned(network, layers, known, judge, report)
 
 
 def carry_out(planned: Planned, options: Options, stage: Stage, progress: Progress) -> Report:
     """Everything that follows from the plan: factors, graph, evidence. The report says how it went."""
     network, report = planned.network, planned.report
-    made = build(network, report.plan, planned.known, options.calibration, stage.model, stage.scratch, progress)
-    progress("verify", 0)
-    deviation = verify_export(network.source, network.inputs, made.files, report.plan, options.images, progress)
+    made, deviation = _make(planned, options.calibration, stage, progress)
+    if isinstance(options.rule, MaxDrop) and not within(deviation, options.rule):
+        # Tuning alone can do that: its candidate was within the limit without.
+        made, deviation = _make(planned, untuned(options.calibration), stage, progress)
+        made = replace(made, notes=(*made.notes, "not tuned: after tuning more was lost than --max-drop allows"))
     latency, unmeasured = measure(network, report.plan, made.files, options.benchmark, stage, progress)
     remarks = (*made.notes, unmeasured, whole_story(latency))
     return replace(
@@ -108,6 +120,37 @@ def carry_out(planned: Planned, options: Options, stage: Stage, progress: Progre
         notes=(*report.notes, *(remark for remark in remarks if remark)),
         files=stage.files,
     )
+
+
+def _make(
+    planned: Planned, calibration: Calibration | None, stage: Stage, progress: Progress
+) -> tuple[Made, Deviation]:
+    """The result, and how far it is from the original."""
+    network, plan = planned.network, planned.report.plan
+    made = build(network, plan, planned.known, calibration, stage.model, stage.scratch, progress)
+    progress("verify", 0)
+    return made, verify_export(network.source, network.inputs, made.files, plan, planned.judge, progress)
+
+
+def _judge(network: Network, options: Options, progress: Progress) -> tuple[Judge | None, tuple[str, ...]]:
+    """Who says what is lost, ready before long work is done; a plan alone is judged only where it is searched for."""
+    if options.dry_run and not isinstance(options.rule, MaxDrop):
+        return None, ()
+    return open_judge(
+        network.source,
+        network.inputs,
+        network.original,
+        options.images,
+        options.evaluate,
+        lambda share: progress("original's answers", share),
+    )
+
+
+def _same_images(options: Options) -> tuple[str, ...]:
+    images, calibration = options.images, options.calibration
+    if images is None or calibration is None or images.path.resolve() != calibration.path.resolve():
+        return ()
+    return ("--eval and --calib are the same images: on others expect somewhat more to be lost",)
 
 
 # Lost energy that is rounding and no more.

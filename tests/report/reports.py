@@ -15,12 +15,12 @@ from trp_export.lowrank.schemes import CHANNEL_WISE, SPATIAL_WISE
 from trp_export.lowrank.site import Site, Use
 from trp_export.options import Benchmark, Images, Options
 from trp_export.planning.curves import Layer, make_curve
+from trp_export.planning.frontier import Frontier, Point
 from trp_export.planning.plan import Decision, Plan
 from trp_export.planning.rules import Energy, keep, take
 from trp_export.report.document import Cost, Report
-from trp_export.verify import Deviation
+from trp_export.verify import Agreement, Deviation
 from trp_export.verify.compare import Distance
-from trp_export.verify.evidence import Agreement
 
 HOSTILE = (
     "</title><script>alert(1)</script>",
@@ -78,7 +78,7 @@ def make_report(layers: tuple[Layer, ...], speed: float = 1.5, name: str = "net"
     source = Source(name, ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), path=Path("/home/someone/net.onnx"))
     images = Images(Path("/home/someone/pictures.npz"), Preprocessing((0.5,), (0.25,)))
     options = Options(Energy(0.9), images=images, benchmark=Benchmark(budget_s=5), output=Path("/tmp/small.onnx"))
-    agreement = Agreement(500, 0.98, 0.917, 0.909)
+    agreement = Agreement(500, 0.98, 0.917, 0.909, lost=7, gained=3)
     return Report(
         source=source,
         options=options,
@@ -90,6 +90,16 @@ def make_report(layers: tuple[Layer, ...], speed: float = 1.5, name: str = "net"
         notes=("the images have one channel",),
         files=(Path("small.onnx"), Path("small.json")),
     )
+
+
+def make_frontier(chosen: int = 1) -> Frontier:
+    """Three networks seen, the middle one chosen."""
+    points = (
+        Point(1.5, 1.51, 70_000, 13_200_000, 0.915, 0.003, holds=True),
+        Point(2.0, 2.02, 51_000, 9_900_000, 0.909, 0.004, holds=True),
+        Point(3.0, 3.05, 34_000, 6_600_000, 0.871, 0.008, holds=False),
+    )
+    return Frontier("accuracy", 500, 0.917, 1.0, "macs", points, chosen)
 
 
 def bare(report: Report) -> Report:

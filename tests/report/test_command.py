@@ -11,7 +11,7 @@ import pytest
 from trp_export.cli import _options, command
 from trp_export.images import Preprocessing
 from trp_export.load import LoadOptions, Source
-from trp_export.options import Benchmark, Images, Macs, Options, SavedPlan, Selection
+from trp_export.options import Benchmark, Images, Macs, MaxDrop, Options, SavedPlan, Selection
 from trp_export.planning.rules import Energy, Rank, Threshold
 from trp_export.report.command import command_line
 
@@ -28,6 +28,8 @@ SOURCE = Source("a net", ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), pa
         Options(Rank(7), benchmark=Benchmark(run=False)),
         Options(Macs(1.5), benchmark=Benchmark(threads=4, budget_s=2.5, require=True)),
         Options(SavedPlan(Path("plan.json")), LoadOptions("resnet20", (1, 3, 32, 32), True, True)),
+        Options(MaxDrop(0.5), images=Images(Path("i.npz"))),
+        Options(MaxDrop(2, "params"), images=Images(Path("i.npz"))),
         Options(Energy(0.9), images=Images(Path("i.npz"), Preprocessing((0.485, 0.4), (0.2, 0.25), 256, (224, 224)))),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 from trp_export.report.document import Report
 from trp_export.report.page import make_page
 
-from .reports import HOSTILE, LAYERS, bare, make_comparison, make_layer, make_plan, make_report
+from .reports import HOSTILE, LAYERS, bare, make_comparison, make_frontier, make_layer, make_plan, make_report
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -107,6 +107,26 @@ def test_every_picture_has_a_text(page: str) -> None:
     assert len([picture for picture in pictures if picture.get("role") == "img"]) == 2 + 3
     for picture in pictures:
         assert picture.get("aria-hidden") == "true" or len(picture["aria-label"] or "") > 20
+
+
+def test_a_search_is_a_picture_and_a_table() -> None:
+    outline = Outline(make_page(replace(make_report(LAYERS), frontier=make_frontier()), LAYERS))
+    assert [attributes["class"] for _, attributes in outline.tags if "point" in (attributes.get("class") or "")] == [
+        "point holds",
+        "point chosen",
+        "point beyond",
+    ]
+    words = {text for _, text in outline.texts}
+    assert {"limit, 90.70%", "original, 91.70%", "2.02x, 90.90%", "-4.60 ± 0.80 pp"} <= words
+
+
+@pytest.mark.parametrize("error", [None, 0.0])
+def test_a_search_by_a_measure_without_an_error(error: float | None) -> None:
+    frontier = make_frontier()
+    alone = replace(frontier.points[0], error=error, after=frontier.before)
+    page = make_page(replace(make_report(LAYERS), frontier=replace(frontier, points=(alone,), chosen=0)), LAYERS)
+    assert not [name for _, name in Outline(page).tags if "error" in (name.get("class") or "")]
+    assert not re.search(r"\b(None|nan|inf)\b", re.sub("<style>.*</style>", "", page, flags=re.DOTALL))
 
 
 def test_cells_of_a_table_have_headings(page: str) -> None:

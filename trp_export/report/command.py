@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from trp_export.images import Preprocessing
 from trp_export.load import Source
 from trp_export.load.source import LoadOptions
-from trp_export.options import Benchmark, Calibration, Macs, Options, Params, Rule, SavedPlan, Selection
+from trp_export.options import Benchmark, Calibration, Macs, MaxDrop, Options, Params, Rule, SavedPlan, Selection
 from trp_export.planning.rules import Energy, Rank, Threshold
 
 
@@ -33,7 +33,7 @@ def command_line(source: Source, options: Options) -> str:
     return shlex.join(parts)
 
 
-def _rule(rule: Rule | None) -> tuple[str, ...]:
+def _rule(rule: Rule | MaxDrop | None) -> tuple[str, ...]:
     match rule:
         case Energy():
             return "--energy", repr(rule.share)
@@ -45,6 +45,8 @@ def _rule(rule: Rule | None) -> tuple[str, ...]:
             return "--macs", repr(rule.ratio)
         case Params():
             return "--params", repr(rule.ratio)
+        case MaxDrop():
+            return ("--max-drop", repr(rule.points), *(("--by", rule.by) if rule.by != "macs" else ()))
         case SavedPlan():
             return "--plan", rule.path.name
         case None:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from trp_export.load import Source
 from trp_export.options import Options
+from trp_export.planning.frontier import Frontier
 from trp_export.planning.plan import Decision, Plan
 from trp_export.verify import Deviation
 
 if TYPE_CHECKING:
     from trp_export.bench import Comparison, Ratio
+    from trp_export.variants import Forms
 
 SCHEMA = 1
 _PACKAGES = ("trp-export", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxsim", "torch", "torchvision")
@@ -41,6 +43,8 @@ class Report:
     after: Cost | None = None
     deviation: Deviation | None = None
     latency: Comparison | None = None
+    frontier: Frontier | None = None
+    forms: Forms | None = None
     notes: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
 
@@ -76,6 +80,8 @@ class Report:
             "layers": [_layer(decision) for decision in self.plan.decisions],
             "deviation": _plain(self.deviation),
             "latency": self.latency.to_json(samples=False) if self.latency else None,
+            "frontier": asdict(self.frontier) if self.frontier else None,
+            "variants": [one.to_json(one is self.forms.chosen) for one in self.forms.variants] if self.forms else [],
             "notes": list(self.notes),
             "plan": self.plan.to_json(),
         }
@@ -119,6 +125,8 @@ def _plain(value: object) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__name__)
     fields = getattr(value, "__dataclass_fields__", None)
     if fields is not None:
         named = {name: _plain(getattr(value, name)) for name in fields}
@@ -126,4 +134,4 @@ def _plain(value: object) -> Any:
     return value
 
 
-_RULES = ("Energy", "Threshold", "Rank", "Macs", "Params", "SavedPlan")
+_RULES = ("Energy", "Threshold", "Rank", "Macs", "Params", "MaxDrop", "SavedPlan")

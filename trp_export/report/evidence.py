@@ -16,8 +16,8 @@ from trp_export.report.latency import (
     spread_picture,
 )
 from trp_export.report.markup import Markup, element, join
-from trp_export.report.summary import points
-from trp_export.report.words import percent, sureness
+from trp_export.report.words import percent, points, sureness
+from trp_export.verify import Agreement
 from trp_export.verify.compare import Distance
 
 if TYPE_CHECKING:
@@ -111,18 +111,26 @@ def _distance(found: Distance) -> str:
 
 
 def _on_images(report: Report) -> list[tuple[str, str, str]]:
-    found = report.deviation.agreement if report.deviation else None
-    if found is None:
+    if report.deviation is None:
         return []
+    found, graded = report.deviation.agreement, report.deviation.graded
     path = report.options.images.path.name if report.options.images else "the images given"
-    rows = [
-        ("same class", percent(found.top1), f"The largest output of both models, on {found.images:,} images of {path}.")
-    ]
-    if found.accuracy_before is not None and found.accuracy_after is not None:
-        change = points(found.accuracy_before, found.accuracy_after)
-        amount = f"{percent(found.accuracy_before)} → {percent(found.accuracy_after)} ({change})"
-        rows.append(("accuracy", amount, "Against the labels of the same images."))
+    rows = []
+    if found is not None:
+        how = f"The largest output of both models, on {found.images:,} images of {path}."
+        rows.append(("same class", percent(found.top1), how))
+    if graded is not None:
+        change = points(graded.before, graded.after, graded.error)
+        how = _against_labels(graded) if isinstance(graded, Agreement) else "By a measure of your own."
+        rows.append((graded.what, f"{percent(graded.before)} → {percent(graded.after)} ({change})", how))
     return rows
+
+
+def _against_labels(found: Agreement) -> str:
+    return (
+        f"Against the labels of the same images: {found.lost:,} are wrong now and were right, {found.gained:,} the "
+        "reverse. ± is the standard error of the change."
+    )
 
 
 def _quantiles(comparison: Comparison) -> Markup:

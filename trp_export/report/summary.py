@@ -8,7 +8,7 @@ from trp_export.report.document import Report
 from trp_export.report.latency import scale_of
 from trp_export.report.markup import Markup, element, join
 from trp_export.report.plots import bars
-from trp_export.report.words import change, count, percent, size, times, tone
+from trp_export.report.words import change, count, percent, points, size, times, tone
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +91,18 @@ def _latency_rows(report: Report) -> list[Row]:
 
 
 def _accuracy_rows(report: Report) -> list[Row]:
-    agreement = report.deviation.agreement if report.deviation else None
-    if agreement is None:
+    deviation = report.deviation
+    if deviation is None:
         return []
-    rows = [Row(f"same class, {agreement.images:,} images", "", percent(agreement.top1), "")]
-    if agreement.accuracy_before is not None and agreement.accuracy_after is not None:
-        change = points(agreement.accuracy_before, agreement.accuracy_after)
-        cells = percent(agreement.accuracy_before), percent(agreement.accuracy_after), change
-        rows.append(Row(f"accuracy, {agreement.images:,} images", *cells))
+    agreement, graded = deviation.agreement, deviation.graded
+    rows = []
+    if agreement is not None:
+        rows.append(Row(f"same class, {agreement.images:,} images", "", percent(agreement.top1), ""))
+    if graded is not None:
+        what = f"{graded.what}, {graded.images:,} images" if graded.images else graded.what
+        change = points(graded.before, graded.after, graded.error)
+        rows.append(Row(what, percent(graded.before), percent(graded.after), change))
     return rows
-
-
-def points(before: float, after: float) -> str:
-    """The change of a share in percentage points."""
-    return f"{(after - before) * 100:+.2f} pp"
 
 
 def _file_tile(report: Report) -> Markup | None:
@@ -138,11 +136,11 @@ def _answer_tile(report: Report) -> Markup:
     if deviation is None:
         return _tile("Outputs", "not compared", "")
     agreement = deviation.agreement
-    if agreement is not None and agreement.accuracy_before is not None and agreement.accuracy_after is not None:
-        before, after = agreement.accuracy_before, agreement.accuracy_after
-        return _tile(
-            "Accuracy", points(before, after), f"{percent(before)} → {percent(after)}", after / max(before, 1e-9)
-        )
+    graded = deviation.graded
+    if graded is not None:
+        before, after = graded.before, graded.after
+        moved, ends = points(before, after), f"{percent(before)} → {percent(after)}"
+        return _tile(graded.what.capitalize(), moved, ends, after / max(before, 1e-9))
     if agreement is not None:
         return _tile("Same class", percent(agreement.top1), f"on {agreement.images:,} images")
     if deviation.truncation is None:

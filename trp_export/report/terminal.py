@@ -9,11 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trp_export.planning.frontier import Frontier
 from trp_export.planning.plan import Decision
 from trp_export.report.document import Report
+from trp_export.report.frontier import SMALLER, limit, measured_on, tried
 from trp_export.report.markup import plain
 from trp_export.report.summary import compared
 from trp_export.report.words import SHORT_SCHEMES, change, headline, kernel, shorten, times, tone
+from trp_export.verify import Agreement
 
 WIDTH_WHEN_PIPED = 120
 _SHORTEST_NAME = 14
@@ -34,6 +37,9 @@ def print_report(report: Report, out: Console, messages: Console, verbose: bool 
     if report.after is not None:
         out.print()
         out.print(_summary_table(report))
+    if report.frontier is not None:
+        out.print()
+        out.print(_frontier_table(report.frontier))
     out.print()
     for line in _evidence(report):
         out.print(Text(plain(line), style="dim"))
@@ -102,13 +108,37 @@ def _summary_table(report: Report) -> Table:
     return table
 
 
+def _frontier_table(frontier: Frontier) -> Table:
+    """Every network that a search saw, the chosen one in bold."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    heads = ("tried: " + limit(frontier), SMALLER[frontier.by], measured_on(frontier), "change")
+    for index, name in enumerate(heads):
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
+    for one in tried(frontier):
+        style = {"chosen": "bold", "beyond": "dim"}.get(one.verdict)
+        table.add_row(one.verdict, one.smaller, one.after, one.change, style=style)
+    return table
+
+
 def _evidence(report: Report) -> list[str]:
     """What was compared, and how far apart it was."""
     deviation = report.deviation
     if deviation is None:
         return []
+    found = deviation.agreement
+    differing = [_differing(found)] if found is not None and found.lost + found.gained else []
     exact = f"Rewrite exact to {deviation.rewrite.relative_l2:.1e} relative L2 ({deviation.how})."
     if deviation.truncation is None:
-        return [exact]
+        return [exact, *differing]
     moved = change(deviation.truncation.relative_l2)
-    return [exact, f"Outputs moved by {moved} relative L2 ({deviation.inputs})."]
+    return [exact, f"Outputs moved by {moved} relative L2 ({deviation.inputs}).", *differing]
+
+
+def _differing(found: Agreement) -> str:
+    """On how many images the two models differ, from which the standard error comes."""
+    if found.accuracy_after is None:
+        return f"{found.lost:,} of {found.images:,} images get another class; ± is the standard error."
+    return (
+        f"{found.lost:,} of {found.images:,} images are wrong now and were right, {found.gained:,} the reverse; "
+        "± is the standard error of the change."
+    )

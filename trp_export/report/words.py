@@ -104,10 +104,11 @@ def _answers(deviation: Deviation | None) -> str:
     if deviation is None:
         return "its outputs were not compared"
     agreement = deviation.agreement
-    if agreement is not None and agreement.accuracy_before is not None and agreement.accuracy_after is not None:
-        before, after = percent(agreement.accuracy_before), percent(agreement.accuracy_after)
+    graded = deviation.graded
+    if graded is not None:
+        before, after = percent(graded.before), percent(graded.after)
         how = "stays at" if before == after else f"goes from {before} to"
-        return f"its accuracy {how} {after} on {agreement.images:,} images"
+        return f"its {graded.what} {how} {after}" + (f" on {graded.images:,} images" if graded.images else "")
     if agreement is not None:
         return f"it answers with the same class on {percent(agreement.top1)} of {agreement.images:,} images"
     if deviation.truncation is None:
@@ -118,6 +119,12 @@ def _answers(deviation: Deviation | None) -> str:
 def percent(share: float, digits: int = 2) -> str:
     """A share of 1 in percent."""
     return f"{share:.{digits}%}"
+
+
+def points(before: float, after: float, error: float | None = None) -> str:
+    """The change of a share in percentage points, with its standard error where that is known."""
+    moved = f"{(after - before) * 100:+.2f}"
+    return f"{moved} ± {error * 100:.2f} pp" if error else f"{moved} pp"
 
 
 def change(relative: float) -> str:

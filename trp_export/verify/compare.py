@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from trp_export.errors import LoadError, VerifyError
 from trp_export.verify.sessions import Array
@@ -47,11 +46,6 @@ def require_finite(outputs: Sequence[Array], what: str) -> None:
     for output in outputs:
         if np.issubdtype(output.dtype, np.floating) and not np.isfinite(output).all():
             raise LoadError(f"{what} answers NaN or infinity to ordinary inputs; nothing can be verified on it.")
-
-
-def top1(outputs: Array) -> NDArray[np.intp]:
-    """The class of each image from logits (N, classes, ...)."""
-    return np.asarray(outputs.reshape(len(outputs), -1).argmax(axis=1))
 
 
 def _distance(a: Array, b: Array) -> Distance:

@@ -7,35 +7,22 @@ rewrite is wrong. The first and the last tell what truncation did.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
-from trp_export.errors import LoadError, OptionError, VerifyError
+from trp_export.errors import OptionError, VerifyError
 from trp_export.graph.shapes import Shape
-from trp_export.images import ImageSet, load_images
 from trp_export.load import Source
-from trp_export.options import Images
 from trp_export.planning.plan import Plan
-from trp_export.verify.compare import TOLERANCE, Distance, distance, require_equal, require_finite, top1
+from trp_export.verify.compare import TOLERANCE, Distance, distance, require_equal, require_finite
+from trp_export.verify.judge import Agreement, Judge, Score
 from trp_export.verify.layers import verify_layers
-from trp_export.verify.sessions import Array, CannotRunError, Inputs, fixed_batch, noise, run
+from trp_export.verify.sessions import Array, CannotRunError, noise, run
 
 Progress = Callable[[str, float], None]
-_BATCH = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """Classes of the two models on real images, and their accuracy where the images have labels; shares of 1."""
-
-    images: int
-    top1: float
-    accuracy_before: float | None = None
-    accuracy_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +37,18 @@ class Deviation:
     rewrite: Distance
     truncation: Distance | None
     agreement: Agreement | None = None
+    score: Score | None = None
+
+    @property
+    def judged(self) -> Agreement | Score | None:
+        """What the judge found, if there was one."""
+        return self.agreement or self.score
+
+    @property
+    def graded(self) -> Agreement | Score | None:
+        """The same where it holds against a truth from outside: labels, or the user's own measure."""
+        found = self.judged
+        return None if isinstance(found, Agreement) and found.accuracy_after is None else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ def verify_export(
     shapes: Mapping[str, Shape],
     files: Files,
     plan: Plan,
-    images: Images | None,
+    judge: Judge | None,
     progress: Progress,
 ) -> Deviation:
     """Raises VerifyError where the rewrite is wrong, LoadError where the original itself cannot be trusted."""
@@ -83,8 +82,6 @@ def verify_export(
                 f"the original does not run on inputs of these shapes ({sizes}): {error}\n"
                 "Give the right one with --input-shape."
             ) from error
-        if images is not None:
-            raise LoadError(f"--eval: onnxruntime cannot run the original: {error}") from error
         exact = verify_layers(files.products, files.result, plan, tolerance)
         how = f"each layer alone, since onnxruntime cannot run the whole model: {error}"
         return Deviation("noise, standard normal, seed 0", how, exact, None)
@@ -102,9 +99,15 @@ def verify_export(
     require_equal(outputs.original, outputs.dense, tolerance, "the prepared graph against the original")
     exact = require_equal(outputs.products, outputs.result, tolerance, "the result against its own factors")
     truncation = distance(outputs.original, outputs.result)
-    agreement = _agreement(source, shapes, files, images, progress) if images is not None else None
-    what = "noise, standard normal, seed 0"
-    return Deviation(what, "whole model", exact, truncation, agreement)
+    found = judge(files.result, lambda share: progress("compare", share)) if judge is not None else None
+    return Deviation(
+        "noise, standard normal, seed 0",
+        "whole model",
+        exact,
+        truncation,
+        agreement=found if isinstance(found, Agreement) else None,
+        score=found if isinstance(found, Score) else None,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,37 +123,3 @@ def _weight_type(model: Path) -> ir.DataType:
     tensors = (value.const_value for value in ir.load(model).graph.initializers.values())
     types = {tensor.dtype for tensor in tensors if tensor is not None}
     return ir.DataType.FLOAT16 if ir.DataType.FLOAT16 in types else ir.DataType.FLOAT
-
-
-def _agreement(
-    source: Source, shapes: Mapping[str, Shape], files: Files, images: Images, progress: Progress
-) -> Agreement:
-    """Classes of original and result on real images, and accuracy where there are labels."""
-    if len(shapes) != 1:
-        raise OptionError(f"--eval feeds one image input; this model has {len(shapes)} inputs.")
-    (name, shape) = next(iter(shapes.items()))
-    chosen = images.preprocessing.or_else(source.mean, source.std)
-    image_set = load_images(images.path, chosen, input_shape=(None, *shape[1:]), count=images.count)
-    before = _classes(files.original, image_set, name, lambda done: progress("compare", done / 2))
-    after = _classes(files.result, image_set, name, lambda done: progress("compare", 0.5 + done / 2))
-    labels = None if image_set.labels is None else image_set.labels[: len(before)]
-    return Agreement(
-        images=len(before),
-        top1=float(np.mean(before == after)),
-        accuracy_before=None if labels is None else float(np.mean(before == labels)),
-        accuracy_after=None if labels is None else float(np.mean(after == labels)),
-    )
-
-
-def _classes(model: Path, images: ImageSet, name: str, progress: Callable[[float], None]) -> Array:
-    return top1(run(model, _batches(images, model, name, progress))[0])
-
-
-def _batches(images: ImageSet, model: Path, name: str, progress: Callable[[float], None]) -> Iterator[Inputs]:
-    """The images as the model takes them; under a fixed batch size, what is left over at the end is not fed."""
-    fixed, dtype = fixed_batch(model)
-    size = fixed or _BATCH
-    for index, inputs in enumerate(images.batches(size)):
-        if fixed is None or len(inputs) == fixed:
-            yield {name: inputs.astype(dtype)}
-        progress(min(1.0, (index + 1) * size / len(images)))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trp_export.errors import TrpError, first_line
+from trp_export.errors import first_line
 
 Array = NDArray[Any]
 Inputs = Mapping[str, Array]
@@ -39,16 +39,19 @@ class CannotRunError(Exception):
 
 def run(model: Path, batches: Iterable[Inputs]) -> list[Array]:
     """The outputs of a model file, batch after batch, joined along the first axis. Raises CannotRunError."""
-    session = open_session(model)
-    answers: list[list[Array]] = []
-    try:
-        for inputs in batches:
-            answers.append([np.asarray(output) for output in session.run(None, dict(inputs))])
-    except TrpError:
-        raise
-    except Exception as error:  # onnxruntime's errors share no base class.
-        raise CannotRunError(first_line(error), model, opened=True) from error
+    answers = list(stream(model, batches))
     return answers[0] if len(answers) == 1 else [np.concatenate(parts) for parts in zip(*answers, strict=True)]
+
+
+def stream(model: Path, batches: Iterable[Inputs]) -> Iterator[list[Array]]:
+    """The outputs of a model file for each batch. Raises CannotRunError."""
+    session = open_session(model)
+    for inputs in batches:
+        try:
+            answer = session.run(None, dict(inputs))
+        except Exception as error:  # onnxruntime's errors share no base class.
+            raise CannotRunError(first_line(error), model, opened=True) from error
+        yield [np.asarray(output) for output in answer]
 
 
 def open_session(model: Path) -> Any:

@@ -1,0 +1,70 @@
+"""The frontier of size against quality, and the search for its largest point within a limit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+START = 2.0
+STEP = 1.5
+# Less is not worth an export, and closer than this the images cannot tell networks apart.
+LEAST = 1.05
+CLOSE = 1.02
+MOST = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A network that was built and judged: what its budget asked for, what it costs, how well it answers.
+
+    `reached` is how many times smaller it is by what the budget counts; `after` a share of 1, `error` the standard
+    error of its change; `holds` says whether it is within the limit.
+    """
+
+    ratio: float
+    reached: float
+    params: int
+    macs: int
+    after: float
+    error: float | None
+    holds: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """Every point seen, from the largest network to the smallest, and which of them was chosen.
+
+    `what` is measured on so many `images`: `before` for the original, a share of 1; `max_drop` is the limit, in
+    percentage points; `by` names the budget.
+    """
+
+    what: str
+    images: int | None
+    before: float
+    max_drop: float
+    by: str
+    points: tuple[Point, ...]
+    chosen: int
+
+    @property
+    def limit(self) -> float:
+        """The least share of 1 that holds."""
+        return self.before - self.max_drop / 100
+
+
+def explore(see: Callable[[float], bool | None]) -> None:
+    """Show `see` the ratios at which the largest that holds is looked for; it answers whether one does.
+
+    None stands for a ratio that cannot be reached, which costs nothing. First a bracket, then halves of it on a
+    logarithmic scale. That smaller networks do worse is taken as a guide, not as a rule: the caller keeps the best.
+    """
+    holds, fails, ratio, seen = 1.0, math.inf, START, 0
+    while seen < MOST and ratio >= LEAST and fails / holds > CLOSE:
+        found = see(ratio)
+        seen += found is not None
+        if found:
+            holds = ratio
+        else:
+            fails = ratio
+        ratio = round(holds * STEP if math.isinf(fails) else math.sqrt(holds * fails), 3)

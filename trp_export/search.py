@@ -1,0 +1,139 @@
+"""Choose a plan by what it does to the network: the smallest that stays within a limit, on the user's own images.
+
+The images that calibrate have been looked at by then. Each ratio costs one plan, one build in closed form and one
+round of the judge; what is chosen is built once more, like any other plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from trp_export.build import build
+from trp_export.choose import make_plan
+from trp_export.errors import OptionError
+from trp_export.fit import Known
+from trp_export.network import Network
+from trp_export.options import Calibration, MaxDrop, Options
+from trp_export.planning.curves import Layer
+from trp_export.planning.frontier import Frontier, Point, explore
+from trp_export.planning.plan import Plan
+from trp_export.planning.shared_budget import lost_energy
+from trp_export.verify import Agreement, Deviation, Judge, Score
+
+Progress = Callable[[str, float], None]
+
+# A share that equals the limit but for rounding is within it.
+_ROUNDING = 1e-9
+
+
+def search(
+    rule: MaxDrop,
+    network: Network,
+    layers: Sequence[Layer],
+    known: Known | None,
+    judge: Judge,
+    options: Options,
+    folder: Path,
+    progress: Progress,
+) -> tuple[Plan, Frontier]:
+    """The plan of the smallest network seen within the limit, and all that was seen.
+
+    Raises OptionError, naming the nearest, where none is.
+    """
+    trials = _Trials(rule, network, layers, known, judge, options, folder, progress)
+    explore(trials.see)
+    return trials.outcome()
+
+
+def within(deviation: Deviation, rule: MaxDrop) -> bool:
+    """The same for a result; true where nothing was judged."""
+    return deviation.judged is None or holds(deviation.judged, rule)
+
+
+def holds(found: Agreement | Score, rule: MaxDrop) -> bool:
+    """True where no more than the limit is lost."""
+    return found.before - found.after <= rule.points / 100 + _ROUNDING
+
+
+def untuned(calibration: Calibration | None) -> Calibration | None:
+    """The same without distillation: for candidates, of which there are many."""
+    return replace(calibration, tune_minutes=None, tune_steps=None) if calibration is not None else None
+
+
+@dataclass(slots=True)
+class _Trials:
+    """What has been tried, so that no network is built twice."""
+
+    rule: MaxDrop
+    network: Network
+    layers: Sequence[Layer]
+    known: Known | None
+    judge: Judge
+    options: Options
+    folder: Path
+    progress: Progress
+    seen: list[tuple[Plan, Point]] = field(default_factory=list)
+    found: Agreement | Score | None = None
+
+    def see(self, ratio: float) -> bool | None:
+        """Whether the plan for this ratio holds; None where there is no such plan."""
+        damage = self.known.damage if self.known is not None else lost_energy
+        try:
+            budget = self.rule.budget(ratio)
+            plan = make_plan(self.layers, self.network, budget, (), self.options.selection, damage)
+        except OptionError:
+            return None
+        point = next((point for seen, point in self.seen if seen.changed == plan.changed), None)
+        if point is None:
+            point = self._try(ratio, plan)
+            self.seen.append((plan, point))
+        return point.holds
+
+    def _try(self, ratio: float, plan: Plan) -> Point:
+        def progress(step: str, share: float) -> None:
+            self.progress(f"{ratio:.2f}x: {step}", share)
+
+        result = self.folder / "candidate.onnx"
+        calibration = untuned(self.options.calibration)
+        made = build(self.network, plan, self.known, calibration, result, self.folder, progress)
+        self.found = found = self.judge(result, lambda share: progress("compare", share))
+        before, after = {
+            "macs": (self.network.macs, made.cost.macs),
+            "params": (self.network.params, made.cost.params),
+        }[self.rule.by]
+        reached = before / after
+        return Point(
+            ratio, reached, made.cost.params, made.cost.macs, found.after, found.error, holds(found, self.rule)
+        )
+
+    def outcome(self) -> tuple[Plan, Frontier]:
+        """Raises OptionError where nothing that was tried holds."""
+        if self.found is None:
+            raise OptionError("--max-drop: no plan makes this network smaller; --dry-run --energy 0.9 says why.")
+        seen = sorted(self.seen, key=lambda pair: pair[1].reached)
+        held = [index for index, (_, point) in enumerate(seen) if point.holds]
+        frontier = Frontier(
+            what=self.found.what,
+            images=self.found.images,
+            before=self.found.before,
+            max_drop=self.rule.points,
+            by=self.rule.by,
+            points=tuple(point for _, point in seen),
+            chosen=held[-1] if held else 0,
+        )
+        if not held:
+            raise OptionError(_nothing_holds(frontier))
+        plan = seen[held[-1]][0]
+        return replace(plan, rule=f"at most {self.rule.points:g} pp lost: {plan.rule}"), frontier
+
+
+def _nothing_holds(frontier: Frontier) -> str:
+    nearest = max(frontier.points, key=lambda point: point.after)
+    on = f" on {frontier.images:,} images" if frontier.images else ""
+    return (
+        f"--max-drop {frontier.max_drop:g} is out of reach: of {len(frontier.points)} networks the nearest, "
+        f"{nearest.reached:.2f}x smaller in {frontier.by}, goes from {frontier.before:.2%} to {nearest.after:.2%} "
+        f"{frontier.what}{on}.\nAllow more, or give images with --calib; nothing was written."
+    )

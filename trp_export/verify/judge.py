@@ -1,0 +1,197 @@
+"""How well a model answers beside the original: on images with labels or without, or by the user's own measure.
+
+A judge is opened once, when the original has answered, and then asks any number of models the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trp_export.errors import LoadError, OptionError
+from trp_export.graph.shapes import Shape
+from trp_export.images import ImageSet, load_images
+from trp_export.load import Source
+from trp_export.options import Evaluate, Images
+from trp_export.verify.sessions import Array, CannotRunError, Inputs, fixed_batch, run, stream
+
+Progress = Callable[[float], None]
+Labels = NDArray[np.int64]
+_BATCH = 100
+# The class of an image whose outputs are not finite: no label, and nothing agrees with it.
+_NONE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Classes of the two models on real images, and their accuracy where the images have labels; shares of 1.
+
+    `lost` counts the images that the original gets right and the other does not, `gained` the reverse; without
+    labels, the original is right.
+    """
+
+    images: int
+    top1: float
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+    lost: int = 0
+    gained: int = 0
+
+    @property
+    def what(self) -> str:
+        return "same class" if self.accuracy_after is None else "accuracy"
+
+    @property
+    def before(self) -> float:
+        return 1.0 if self.accuracy_before is None else self.accuracy_before
+
+    @property
+    def after(self) -> float:
+        return self.top1 if self.accuracy_after is None else self.accuracy_after
+
+    @property
+    def error(self) -> float | None:
+        """The standard error of the change, from the images on which the two differ (as in McNemar's test)."""
+        differing, net = self.lost + self.gained, self.lost - self.gained
+        return math.sqrt(differing - net**2 / self.images) / self.images
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What the user's own measure says of the two models, shares of 1."""
+
+    before: float
+    after: float
+    what: str = "score"
+    images: int | None = None
+    error: float | None = None
+
+
+Judge = Callable[[Path, Progress], Agreement | Score]
+
+
+def open_judge(
+    source: Source,
+    shapes: Mapping[str, Shape],
+    original: Path,
+    images: Images | None,
+    evaluate: Evaluate | None,
+    progress: Progress,
+) -> tuple[Judge | None, tuple[str, ...]]:
+    """The judge that the options ask for, if any, and what the user should know of its images.
+
+    Raises LoadError for images or labels that cannot be used, OptionError for a network that answers something other
+    than classes, or a measure that is no share.
+    """
+    if evaluate is not None:
+        before = _share(evaluate, original)
+        return lambda model, progress: Score(before, _share(evaluate, model)), ()
+    if images is None:
+        return None, ()
+    if len(shapes) != 1:
+        raise OptionError(f"--eval feeds one image input; this model has {len(shapes)} inputs.")
+    name, shape = next(iter(shapes.items()))
+    chosen = images.preprocessing.or_else(source.mean, source.std)
+    image_set = load_images(images.path, chosen, input_shape=(None, *shape[1:]), count=images.count)
+    try:
+        count = _class_count(original, image_set, name)
+        labels, notes = labels_of(image_set, count, source.classes)
+        before_classes = _classes(original, image_set, name, progress)
+    except CannotRunError as error:
+        raise LoadError(f"--eval: onnxruntime cannot run the original: {error}") from error
+
+    def judge(model: Path, progress: Progress) -> Agreement:
+        return _compare(before_classes, _classes(model, image_set, name, progress), labels)
+
+    return judge, (*image_set.notes, *notes)
+
+
+def top1(outputs: Array) -> NDArray[np.intp]:
+    """The class of each image from logits (N, classes, 1, ...); -1 where they are not finite."""
+    rows = outputs.reshape(len(outputs), -1)
+    found = np.asarray(rows.argmax(axis=1))
+    return found if rows.dtype.kind != "f" else np.where(np.isfinite(rows).all(axis=1), found, _NONE)
+
+
+def _share(evaluate: Evaluate, model: Path) -> float:
+    score = float(evaluate(model))
+    if not 0 <= score <= 1:
+        raise OptionError(
+            f"evaluate returned {score:g}; it must return a share of 1, more for better. Divide percentages by 100."
+        )
+    return score
+
+
+def _compare(before: Array, after: Array, labels: Labels | None) -> Agreement:
+    truth = before if labels is None else labels[: len(before)]
+    right, still = before == truth, after == truth
+    return Agreement(
+        images=len(before),
+        top1=float(np.mean((before == after) & (before != _NONE))),
+        accuracy_before=None if labels is None else float(right.mean()),
+        accuracy_after=None if labels is None else float(still.mean()),
+        lost=int((right & ~still).sum()),
+        gained=int((still & ~right).sum()),
+    )
+
+
+def _class_count(original: Path, images: ImageSet, name: str) -> int:
+    """How many classes the first output tells apart. Raises OptionError where it tells something else."""
+    first = next(_batches(images, original, name, lambda share: None), None)
+    if first is None:
+        raise LoadError(f"{images.name}: {len(images)} images are fewer than the batch that the network insists on.")
+    shape = run(original, [first])[0].shape
+    if len(shape) < 2 or shape[0] != len(first[name]) or shape[1] < 2 or math.prod(shape[2:]) != 1:
+        raise OptionError(
+            f"--eval compares classes, and this network's first output is {list(shape)} for {len(first[name])} images. "
+            "In Python, Options(evaluate=...) takes a measure of your own."
+        )
+    return int(shape[1])
+
+
+def labels_of(images: ImageSet, count: int, names: Sequence[str]) -> tuple[Labels | None, tuple[str, ...]]:
+    """The labels in the network's own count of classes, if they can be known, and a note where they cannot."""
+    labels = images.labels
+    if labels is None:
+        return None, ()
+    if images.classes:
+        return _labels_by_name(images, labels, count, names)
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= count:
+        raise LoadError(f"{images.name}: labels run from {low} to {high}; the network tells classes 0 to {count - 1}.")
+    return labels, ()
+
+
+def _labels_by_name(
+    images: ImageSet, labels: Labels, count: int, names: Sequence[str]
+) -> tuple[Labels | None, tuple[str, ...]]:
+    """Folders are classes: by the names in the checkpoint, else in the order of the alphabet where all are there."""
+    if len(names) == count and set(images.classes) <= set(names):
+        index = np.array([names.index(name) for name in images.classes], dtype=np.int64)
+        return index[labels], ()
+    if len(images.classes) == count:
+        return labels, ()
+    return None, (
+        f"{images.name}: {len(images.classes)} folders for {count} classes, so which is which is not known: "
+        "the classes of both models are compared, not accuracy",
+    )
+
+
+def _classes(model: Path, images: ImageSet, name: str, progress: Progress) -> NDArray[Any]:
+    return np.concatenate([top1(answer[0]) for answer in stream(model, _batches(images, model, name, progress))])
+
+
+def _batches(images: ImageSet, model: Path, name: str, progress: Progress) -> Iterator[Inputs]:
+    """The images as the model takes them; under a fixed batch size, what is left over at the end is not fed."""
+    fixed, dtype = fixed_batch(model)
+    size = fixed or _BATCH
+    for index, inputs in enumerate(images.batches(size)):
+        if fixed is None or len(inputs) == fixed:
+            yield {name: inputs.astype(dtype)}
+        progress(min(1.0, (index + 1) * size / len(images)))
