@@ -16,7 +16,8 @@ from trp_export.fit import Known, fit
 from trp_export.graph.batchnorm import fold_batch_norm
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.cost import count_macs, count_params
-from trp_export.graph.prepare import remove_unused, strip_traces
+from trp_export.graph.metadata import sign, strip_traces
+from trp_export.graph.prepare import remove_unused
 from trp_export.graph.rewrite import WeightNames, read_factors, rewrite, set_products, tag_nodes
 from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.simplify import simplify
@@ -73,9 +74,9 @@ def build(
     model, passed_by = finish(model)
     tag_nodes(model, plan, names)
     note_decided(model, _decided_words(plan, names))
-    model.metadata_props["trp_export.rule"] = plan.rule
-    save_model(model, files.result)
     macs = count_macs(model, infer_shapes(model, network.inputs))
+    sign(model, {"rule": plan.rule, "plan": _summary(plan, network.macs, macs)})
+    save_model(model, files.result)
     return Made(files, Cost(count_params(model), macs, size_bytes(files.result)), (told, passed_by))
 
 
@@ -109,6 +110,12 @@ def finish(model: ir.Model) -> tuple[ir.Model, str | None]:
     model, passed_by = simplify(model)
     strip_traces(model)
     return model, f"not simplified: {passed_by}" if passed_by else None
+
+
+def _summary(plan: Plan, macs_before: int, macs_after: int) -> str:
+    """The plan in a line, for who looks at the file alone."""
+    summary = f"{len(plan.changed)} of {len(plan.decisions)} layers are factor pairs"
+    return f"{summary}, {macs_before / macs_after:.2f} times fewer MACs" if macs_before and macs_after else summary
 
 
 def _decided_words(plan: Plan, names: WeightNames) -> dict[str, str]:

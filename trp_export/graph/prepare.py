@@ -4,7 +4,7 @@
 2. Initializers listed as graph inputs (IR 3) are plain initializers; IR 4 is the least that allows it.
 3. Constant nodes become initializers, and those of subgraphs move to the main graph.
 4. What nothing reads is removed.
-Names of the model's inputs and outputs stay.
+5. Names lose local paths. Names of the model's inputs and outputs stay.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from trp_export.errors import LoadError
+from trp_export.graph.metadata import name_without_paths
 from trp_export.graph.weights import find_readers
 
 LEAST_IR_VERSION = 4
@@ -28,6 +29,7 @@ def prepare(model: ir.Model) -> ir.Model:
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
     remove_unused(model)
+    name_without_paths(model)
     name_nodes(model)
     require_finite_weights(model)
     return model
@@ -59,15 +61,3 @@ def require_finite_weights(model: ir.Model) -> None:
         if np.isnan(array).any() or any(node.op_type in _LAYERS for node, _ in find_readers(value)):
             layer = name.removesuffix(".weight")
             raise LoadError(f"{layer} has NaN or infinite weights ({name}). Export the model from a sound checkpoint.")
-
-
-def strip_traces(model: ir.Model) -> None:
-    """Remove what exporters leave on nodes and values: stack traces with local paths, scopes, doc strings."""
-    for graph in (model.graph, *model.graph.subgraphs()):
-        for value in (*graph.inputs, *graph.initializers.values()):
-            value.metadata_props.clear()
-        for node in graph:
-            node.doc_string = None
-            node.metadata_props.clear()
-            for output in node.outputs:
-                output.metadata_props.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +21,7 @@ def load_onnx(path: Path, options: LoadOptions) -> Source:
     external = _check_tensors(proto, path)
     _check_opset(proto, path)
     _check_model(path)
+    _strip_tensors(proto)
     try:
         model = ir.serde.deserialize_model(proto)
         ir.external_data.set_base_dir(model.graph, path.parent)
@@ -52,6 +54,14 @@ def _check_tensors(proto: onnx.ModelProto, path: Path) -> set[Path]:
     return files
 
 
+def _strip_tensors(proto: onnx.ModelProto) -> None:
+    """What a tensor says besides its values goes here: onnx_ir keeps it as it is."""
+    inside = [tensor for function in proto.functions for tensor in _attribute_tensors(function.node)]
+    for tensor in (*_tensors(proto.graph), *inside):
+        tensor.ClearField("doc_string")
+        tensor.ClearField("metadata_props")
+
+
 def _check_size(tensor: onnx.TensorProto, size_bytes: int, path: Path) -> None:
     try:
         bits = ir.DataType(tensor.data_type).bitwidth
@@ -81,8 +91,12 @@ def _check_external(tensor: onnx.TensorProto, path: Path) -> Path:
 
 
 def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
-    found = list(graph.initializer)
-    for node in graph.node:
+    return [*graph.initializer, *_attribute_tensors(graph.node)]
+
+
+def _attribute_tensors(nodes: Iterable[onnx.NodeProto]) -> list[onnx.TensorProto]:
+    found: list[onnx.TensorProto] = []
+    for node in nodes:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 found.append(attribute.t)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trp_export.errors import LoadError, OptionError, UnsupportedError, first_line
-from trp_export.graph.prepare import strip_traces
+from trp_export.graph.metadata import strip_traces
 from trp_export.load.source import LoadOptions, Probe, Source
 
 # Traced at 2 and probed at 3: a batch size that an exporter froze shows up as a difference.

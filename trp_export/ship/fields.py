@@ -34,8 +34,9 @@ class Fields:
     def whole(self, name: str) -> int:
         """A whole number of at least 0."""
         value = self._get(name)
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        return value if whole else self._refuse(name, "a whole number of at least 0")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            self._refuse(name, "a whole number of at least 0")
+        return value
 
     def number(self, name: str) -> float:
         return self._number(self._get(name), name)
@@ -48,7 +49,7 @@ class Fields:
         return tuple(values) if all(isinstance(value, str) for value in values) else self._refuse(name, "texts only")
 
     def one_of(self, name: str, allowed: Sequence[str]) -> str:
-        value = self._get(name)
+        value = self.text(name)
         return value if value in allowed else self._refuse(name, "one of " + ", ".join(allowed))
 
     def inner(self, name: str) -> Self:

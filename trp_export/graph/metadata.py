@@ -1,0 +1,86 @@
+"""What a model file says besides what it computes: stripped of what is private, signed with what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+import onnx_ir as ir
+
+from trp_export.privacy import is_private, without_paths
+
+LICENCE_KEYS = ("licence", "license")
+
+
+def strip_traces(model: ir.Model) -> None:
+    """Remove what exporters leave everywhere: stack traces with local paths, scopes, doc strings, who they are.
+
+    Entries of the model's own metadata stay, for apps read them, unless they hold something private.
+    """
+    model.producer_name = model.producer_version = model.domain = model.doc_string = None
+    model.model_version = None
+    for key, text in list(model.metadata_props.items()):
+        if is_private(key) or is_private(text):
+            del model.metadata_props[key]
+    for graph in _graphs(model):
+        graph.doc_string = None
+        graph.metadata_props.clear()
+        for node in graph:
+            node.doc_string = None
+            node.metadata_props.clear()
+            for attribute in node.attributes.values():
+                attribute.doc_string = None
+    for value in _values(model):
+        value.doc_string = None
+        value.metadata_props.clear()
+
+
+def name_without_paths(model: ir.Model) -> None:
+    """Names that hold local paths keep the last part. Those of inputs and outputs are the user's interface and stay."""
+    interface = {*model.graph.inputs, *model.graph.outputs}
+    taken = {value.name for value in _values(model)}
+    for value in (value for value in _values(model) if value not in interface):
+        name = value.name or ""
+        short = without_paths(name)
+        if short != name:
+            value.name = _free(short or "value", taken)
+            taken.add(value.name)
+    for node in model.graph.all_nodes():
+        if node.name:
+            node.name = without_paths(node.name)
+
+
+def sign(model: ir.Model, words: Mapping[str, str]) -> None:
+    """Say who made the model, and what should be known of how."""
+    model.producer_name = "trp-export"
+    try:
+        model.producer_version = version("trp-export")
+    except PackageNotFoundError:
+        model.producer_version = None
+    model.metadata_props.update({f"trp_export.{key}": text for key, text in words.items()})
+
+
+def licence(model: ir.Model) -> str | None:
+    """The licence that a model's metadata name, if they do."""
+    named = (text for key, text in model.metadata_props.items() if key.lower() in LICENCE_KEYS)
+    return next((text for text in named if text and not is_private(text)), None)
+
+
+def _graphs(model: ir.Model) -> tuple[ir.Graph, ...]:
+    return (model.graph, *model.graph.subgraphs())
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    """Every value once: inputs, initializers, outputs of nodes."""
+    for graph in _graphs(model):
+        yield from dict.fromkeys((*graph.inputs, *graph.initializers.values()))
+        for node in graph:
+            yield from node.outputs
+
+
+def _free(name: str, taken: set[str | None]) -> str:
+    number, free = 0, name
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    return free
