@@ -40,7 +40,7 @@ def test_it_gives_up_soon_where_nothing_holds(limit: float) -> None:
     assert len(seen_under(limit)) < MOST
 
 
-@given(st.floats(LEAST * CLOSE, 10))
+@given(st.floats(1.1, 10))
 def test_what_cannot_be_built_ends_the_bracket(reach: float) -> None:
     seen = seen_under(limit=math.inf, reach=reach)
     assert sum(holds is not None for _, holds in seen) <= MOST
