@@ -19,28 +19,40 @@ from pathlib import Path
 
 from trp_export.bench.devices.cache import cached
 from trp_export.bench.devices.web import FILES
+from trp_export.errors import DeviceError
+
+VERSION = "1.30.0"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=cached("web"))
-    parser.add_argument("--version", default="1.30.0")
+    parser.add_argument("--version", default=VERSION)
     options = parser.parse_args()
     folder: Path = options.folder.absolute()
     if all((folder / name).is_file() for name in FILES):
         print(f"{folder} is ready")
         return 0
+    try:
+        fetch(folder, options.version)
+    except DeviceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{folder} is ready: onnxruntime-web {options.version}")
+    return 0
+
+
+def fetch(folder: Path, version: str = VERSION) -> None:
+    """Put the two files of that version in `folder`. Raises DeviceError."""
     npm = shutil.which("npm")
     if not npm:
-        print("error: install first: apt-get install npm", file=sys.stderr)
-        return 1
+        raise DeviceError("install npm first: apt-get install npm")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
-        command = [npm, "pack", "--json", f"onnxruntime-web@{options.version}"]
+        command = [npm, "pack", "--json", f"onnxruntime-web@{version}"]
         done = subprocess.run(command, cwd=place, capture_output=True, text=True)
         if done.returncode:
-            print(f"error: npm cannot fetch onnxruntime-web {options.version}: {done.stderr[-300:]}", file=sys.stderr)
-            return 1
+            raise DeviceError(f"npm cannot fetch onnxruntime-web {version}: {done.stderr[-300:]}")
         said = json.loads(done.stdout)
         packed = next(iter(said.values())) if isinstance(said, dict) else said[0]
         with tarfile.open(Path(place) / packed["filename"]) as archive:
@@ -48,8 +60,6 @@ def main() -> int:
                 member = archive.extractfile(f"package/dist/{name}")
                 assert member is not None
                 (folder / name).write_bytes(member.read())
-    print(f"{folder} is ready: onnxruntime-web {options.version}")
-    return 0
 
 
 if __name__ == "__main__":

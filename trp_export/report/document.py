@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,7 +35,10 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Before, after, plan, deviation, measurement. What is None has not been done."""
+    """Before, after, plan, deviation, measurement. What is None has not been done.
+
+    `layer_ms` are the times of layers in the cleaned-up original and in the float result, by name.
+    """
 
     source: Source
     options: Options
@@ -43,6 +47,7 @@ class Report:
     after: Cost | None = None
     deviation: Deviation | None = None
     latency: Comparison | None = None
+    layer_ms: Mapping[str, tuple[float, float]] | None = None
     frontier: Frontier | None = None
     forms: Forms | None = None
     notes: tuple[str, ...] = ()
@@ -77,7 +82,7 @@ class Report:
             "environment": {"system": platform.platform(), "machine": platform.machine()},
             "before": asdict(self.before),
             "after": asdict(self.after) if self.after else None,
-            "layers": [_layer(decision) for decision in self.plan.decisions],
+            "layers": [_layer(decision, self.layer_ms or {}) for decision in self.plan.decisions],
             "deviation": _plain(self.deviation),
             "latency": self.latency.to_json(samples=False) if self.latency else None,
             "frontier": asdict(self.frontier) if self.frontier else None,
@@ -98,8 +103,9 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def _layer(decision: Decision) -> dict[str, Any]:
+def _layer(decision: Decision, layer_ms: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
     site = decision.site
+    dense_ms, pair_ms = layer_ms.get(site.name, (None, None))
     return {
         "name": site.name,
         "op": site.op,
@@ -113,6 +119,8 @@ def _layer(decision: Decision) -> dict[str, Any]:
         "params_after": decision.params,
         "macs_before": site.macs,
         "macs_after": decision.macs,
+        "ms_before": dense_ms,
+        "ms_after": pair_ms,
         "reason": decision.reason,
     }
 

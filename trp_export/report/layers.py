@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from trp_export.planning.curves import Curve, Layer
@@ -17,24 +17,35 @@ MOST_PICTURES = 120
 _NAME = 90
 _REASON = 240
 _T = TypeVar("_T")
+Times = Mapping[str, tuple[float, float]]  # ms by layer, dense and in the result
 
 
-def table(plan: Plan) -> Markup:
+def table(plan: Plan, layer_ms: Times | None = None) -> Markup:
     """One row per layer, in the order of the graph: what it becomes, what that costs, and why."""
     shown = _costliest(plan.decisions, MOST_ROWS, lambda decision: decision.site.macs)
     largest = max((max(decision.site.macs, decision.macs) for decision in shown), default=1)
     intro = f"{len(plan.changed)} of {len(plan.decisions)} layers become factor pairs by the rule “{plan.rule}”."
     left_out = f" The {MOST_ROWS} costliest are listed." if len(shown) < len(plan.decisions) else ""
-    names = (("layer", None), ("becomes", "becomes"), ("MACs, dense above pair", "macs"), ("why", "why"))
+    timed = layer_ms or {}
+    slowest = max((max(timed.get(decision.site.name, (0.0, 0.0))) for decision in shown), default=0.0)
+    names = [("layer", None), ("becomes", "becomes"), ("MACs, dense above pair", "macs"), ("why", "why")]
+    if timed:
+        names.insert(3, ("ms, dense above pair", "ms"))
     head = element("tr", *(element("th", name, scope="col", class_=class_) for name, class_ in names))
-    rows = (_row(decision, largest) for decision in shown)
+    rows = (_row(decision, largest, _milliseconds(decision, timed, slowest) if timed else None) for decision in shown)
     return join(
         element("p", intro, left_out),
-        element("table", element("thead", head), element("tbody", *rows), class_="layers"),
+        element("p", _sum_of(shown, timed)) if timed else None,
+        element(
+            "table",
+            element("thead", head),
+            element("tbody", *rows),
+            class_="layers timed" if timed else "layers",
+        ),
     )
 
 
-def pictures(plan: Plan, layers: Sequence[Layer]) -> Markup | None:
+def pictures(plan: Plan, layers: Sequence[Layer], layer_ms: Times | None = None) -> Markup | None:
     """A picture for each layer that was looked at; none for those that could not be factored at all."""
     by_name = {layer.site.name: layer for layer in layers}
     drawn = [
@@ -46,7 +57,7 @@ def pictures(plan: Plan, layers: Sequence[Layer]) -> Markup | None:
         return None
     shown = _costliest(drawn, MOST_PICTURES, lambda pair: pair[0].site.macs)
     left_out = f" The {MOST_PICTURES} costliest layers are drawn." if len(shown) < len(drawn) else ""
-    cards = (_card(decision, curve) for decision, curve in shown)
+    cards = (_card(decision, curve, (layer_ms or {}).get(decision.site.name)) for decision, curve in shown)
     return join(
         element("p", _INTRO, left_out),
         _key(),
@@ -60,7 +71,7 @@ _INTRO = (
 )
 
 
-def _row(decision: Decision, largest: int) -> Markup:
+def _row(decision: Decision, largest: int, milliseconds: Markup | None) -> Markup:
     site = decision.site
     kept = decision.scheme is None
     detail = f"{site.op} {kernel(site.kernel_shape, site.group)}" if site.kernel_shape else site.op
@@ -75,7 +86,33 @@ def _row(decision: Decision, largest: int) -> Markup:
     drawn = bars(site.macs, None if kept else decision.macs, largest)
     macs = element("td", drawn, element("small", costs), class_="macs")
     why = element("td", shorten(decision.reason, _REASON), class_="why kept" if kept else "why")
-    return element("tr", name, becomes, macs, why, class_="refused" if kept and not site.macs else None)
+    return element("tr", name, becomes, macs, milliseconds, why, class_="refused" if kept and not site.macs else None)
+
+
+def _milliseconds(decision: Decision, timed: Times, slowest: float) -> Markup:
+    """The layer's own time before and after; a dash where the profile cannot tell it from others."""
+    found = timed.get(decision.site.name)
+    if found is None:
+        return element("td", element("small", "-"), class_="ms")
+    words = _dense_and_pair(found) if decision.scheme is not None else f"{found[0]:.3g} ms"
+    drawn = bars(found[0], found[1] if decision.scheme is not None else None, slowest)
+    return element("td", drawn, element("small", words), class_="ms")
+
+
+def _dense_and_pair(found: tuple[float, float]) -> str:
+    return f"{found[0]:.3g} → {found[1]:.3g} ms, {times(*found)}"
+
+
+def _sum_of(shown: Sequence[Decision], timed: Times) -> str:
+    """How the times of layers were taken, and the layers that a pair makes slower."""
+    changed = [timed[one.site.name] for one in shown if one.scheme is not None and one.site.name in timed]
+    slower = sum(after > before for before, after in changed)
+    dense, pairs = (sum(found[index] for found in changed) for index in (0, 1))
+    told = f"{slower} of {len(changed)} pairs are slower than their layer." if slower else ""
+    return (
+        f"Times of single layers are from onnxruntime's profiler, one process each, and rougher than those of the "
+        f"whole network: the layers that became pairs took {dense:.3g} ms, the pairs take {pairs:.3g} ms. {told}"
+    )
 
 
 def _curve(decision: Decision, layer: Layer | None) -> Curve | None:
@@ -91,9 +128,11 @@ def _best_energy(curve: Curve) -> float:
     return float(curve.energy[curve.top_rank - 1]) if curve.top_rank else 0.0
 
 
-def _card(decision: Decision, curve: Curve) -> Markup:
+def _card(decision: Decision, curve: Curve, found_ms: tuple[float, float] | None) -> Markup:
     name = shorten(decision.site.name, _NAME)
     words = _caption(decision, curve)
+    if found_ms is not None and decision.scheme is not None:
+        words = f"{words}; {_dense_and_pair(found_ms)}"
     rank = decision.rank if decision.scheme is not None else None
     return element(
         "figure",

@@ -1,0 +1,150 @@
+"""Build a page that runs a bundle in the browser, the original beside the compressed model.
+
+    python tools/web_demo.py BUNDLE -o site/ [--original MODEL] [--serve [PORT]]
+
+BUNDLE is what `trp-export --bundle` wrote; it is checked before anything is copied. --original takes the ONNX file or
+the checkpoint that was exported. The site is static: copy it to any host. onnxruntime-web comes from npm at build time
+and must have the digests below. --serve shows the site on this computer with the headers that allow threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import http.server
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import ClassVar
+
+from setup_web import VERSION, fetch
+
+from trp_export.bench.devices.cache import cached
+from trp_export.errors import DeviceError, OutputError, TrpError
+from trp_export.graph.metadata import strip_traces
+from trp_export.load import LoadOptions, load
+from trp_export.save import save_model
+from trp_export.ship.verify import verify
+
+PAGE = Path(__file__).with_name("web_demo")
+# onnxruntime-web 1.30.0, as npm had it.
+RUNTIME = {
+    "ort.wasm.bundle.min.mjs": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
+    "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+}
+# With these two a browser gives a page threads and a finer clock.
+ISOLATION = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="SITE")
+    parser.add_argument("--original", type=Path, metavar="MODEL")
+    parser.add_argument("--serve", type=int, nargs="?", const=8000, metavar="PORT")
+    options = parser.parse_args()
+    try:
+        build(options.bundle, options.output, options.original)
+    except TrpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {options.output}")
+    if options.serve is not None:
+        serve(options.output, options.serve)
+    return 0
+
+
+def build(bundle: Path, site: Path, original: Path | None = None) -> None:
+    """Write the site, whole or not at all. An earlier site in its place is replaced, nothing else is.
+
+    Raises LoadError for a bundle or an original that cannot be used, OutputError, DeviceError.
+    """
+    if site.exists() and not (site / "site.json").is_file():
+        raise OutputError(f"{site} is there and was not made by this tool; name another folder.")
+    try:
+        site.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{site.name}.", dir=site.parent) as folder:
+            made = Path(folder) / "site"
+            shutil.copytree(PAGE, made)
+            copy_runtime(made / "ort")
+            described = {
+                "digest": copy_bundle(bundle, made / "bundle"),
+                "original": copy_original(original, made / "original.onnx") if original else None,
+            }
+            (made / "site.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+            if site.exists():
+                shutil.rmtree(site)
+            made.rename(site)
+    except OSError as error:
+        raise OutputError(f"{site} cannot be written: {error}.") from error
+
+
+def copy_runtime(folder: Path) -> None:
+    """onnxruntime-web: from where trp-bench keeps it, else from npm; either way the very files that are pinned."""
+    folder.mkdir()
+    here = cached("web")
+    if not all((here / name).is_file() and sha256(here / name) == pinned for name, pinned in RUNTIME.items()):
+        fetch(folder, VERSION)
+        here = folder
+    for name, pinned in RUNTIME.items():
+        if sha256(here / name) != pinned:
+            raise DeviceError(f"{name} of onnxruntime-web {VERSION} has not the digest that is pinned here.")
+        if here != folder:
+            shutil.copy(here / name, folder / name)
+
+
+def copy_bundle(bundle: Path, folder: Path) -> str:
+    """Copy a bundle that is what its manifest says. Returns its digest."""
+    found = verify(bundle)
+    shutil.copytree(bundle, folder)
+    return found.digest
+
+
+def copy_original(original: Path, target: Path) -> dict[str, str | int]:
+    """The original as one ONNX file: as it is where it is one, else exported. Returns what the page must know."""
+    source = load(original, LoadOptions())
+    if source.path is not None and source.bytes == source.path.stat().st_size:
+        shutil.copy(source.path, target)
+    else:
+        strip_traces(source.model)
+        save_model(source.model, target)
+    return {"path": target.name, "sha256": sha256(target), "bytes": target.stat().st_size}
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Static files with the headers that isolate the page."""
+
+    extensions_map: ClassVar[dict[str, str]] = {
+        **http.server.SimpleHTTPRequestHandler.extensions_map,
+        ".mjs": "text/javascript",
+    }
+
+    def end_headers(self) -> None:
+        for name, value in ISOLATION.items():
+            self.send_header(name, value)
+        super().end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Silence."""
+
+
+def serve(site: Path, port: int) -> None:
+    """Show the site on this computer until Ctrl-C."""
+    handler = functools.partial(Handler, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+        print(f"http://localhost:{port}  (Ctrl-C ends it)")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
