@@ -19,6 +19,8 @@ from PIL import Image
 from trp_export import Benchmark, Images, MaxDrop, Options, Rank, compress
 from trp_export.errors import OptionError
 from trp_export.images import load_images
+from trp_export.options import Calibration
+from trp_export.planning import frontier
 from trp_export.verify import Agreement
 from trp_export.verify.judge import labels_of, top1
 
@@ -106,17 +108,17 @@ def test_the_smallest_that_holds_is_chosen(
     images = store(tmp_path / "eval.npz", inputs, labels)
     rule = MaxDrop(points, by)  # type: ignore[arg-type]
     report = compress(model, Options(rule, images=images, benchmark=QUIET, output=tmp_path / "small.onnx"))
-    frontier = report.frontier
-    assert frontier is not None
+    seen = report.frontier
+    assert seen is not None
     assert report.after is not None
-    chosen = frontier.points[frontier.chosen]
+    chosen = seen.points[seen.chosen]
     accuracy = (classes(tmp_path / "small.onnx", inputs) == labels).mean()
-    assert chosen.after == accuracy >= frontier.limit == 0.8 - points / 100
+    assert chosen.after == accuracy >= seen.limit == 0.8 - points / 100
     assert (chosen.macs, chosen.params) == (report.after.macs, report.after.params)
     assert chosen.reached == getattr(report.before, by) / getattr(report.after, by)
-    assert all(point.holds == (point.after >= frontier.limit) for point in frontier.points)
-    assert all(point.reached <= chosen.reached for point in frontier.points if point.holds)
-    assert json.loads((tmp_path / "small.json").read_text())["frontier"]["chosen"] == frontier.chosen
+    assert all(point.holds == (point.after >= seen.limit) for point in seen.points)
+    assert all(point.reached <= chosen.reached for point in seen.points if point.holds)
+    assert json.loads((tmp_path / "small.json").read_text())["frontier"]["chosen"] == seen.chosen
 
 
 def test_a_second_search_writes_the_same_model(
@@ -157,6 +159,44 @@ def test_nothing_is_written_where_nothing_holds(model: Path, tmp_path: Path) -> 
     with pytest.raises(OptionError, match=r"--max-drop 1 is out of reach: .* from 100.00% to 50"):
         compress(model, Options(MaxDrop(1), evaluate=perfect, benchmark=QUIET, output=tmp_path / "small.onnx"))
     assert files(tmp_path) == before
+
+
+def test_a_network_without_layers_has_nothing_to_search(tmp_path: Path) -> None:
+    text = '<ir_version: 8, opset_import: ["" : 17]> net (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }'
+    relu = save(build(text), tmp_path / "relu.onnx")
+    with pytest.raises(OptionError, match="no plan makes this network smaller"):
+        compress(relu, Options(MaxDrop(1), evaluate=lambda path: 1.0, output=tmp_path / "small.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("tuned_score", "note"),
+    [(0.5, "not tuned: with tuning more than 10 pp were lost"), (0.99, "after tuning 1.00 of 10 pp are lost")],
+)
+def test_tuning_is_for_the_last_and_left_out_where_it_costs(
+    model: Path,
+    inputs: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tuned_score: float,
+    note: str,
+) -> None:
+    monkeypatch.setattr(frontier, "MOST", 2)
+    images = store(tmp_path / "calib.npz", inputs)
+    judged: list[str] = []
+
+    def moody(path: Path) -> float:
+        """Everything is perfect but the first tuned result."""
+        judged.append(path.name)
+        return tuned_score if judged.count("tuned.onnx") == 1 and path.name == "tuned.onnx" else 1.0
+
+    for name, steps in (("plain.onnx", None), ("tuned.onnx", 2)):
+        calibration = Calibration(images.path, tune_steps=steps)
+        options = Options(MaxDrop(10), evaluate=moody, calibration=calibration, benchmark=QUIET, output=tmp_path / name)
+        report = compress(model, options)
+    assert any(note in one for one in report.notes)
+    assert (judged.count("plain.onnx"), judged.count("tuned.onnx")) == (1, 1 + (tuned_score == 0.5))
+    same = (tmp_path / "plain.onnx").read_bytes() == (tmp_path / "tuned.onnx").read_bytes()
+    assert same == (tuned_score == 0.5)
 
 
 @pytest.mark.parametrize("score", [38.7, -0.1, float("nan")])

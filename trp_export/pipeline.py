@@ -27,7 +27,7 @@ from trp_export.planning.recognise import recognise, sharp_drop
 from trp_export.planning.shared_budget import lost_energy
 from trp_export.report.document import Cost, Report
 from trp_export.save import Scratch, Stage
-from trp_export.search import search, untuned, within
+from trp_export.search import room_left, search, within, without_tuning
 from trp_export.verify import Deviation, Judge, open_judge, verify_export
 
 if TYPE_CHECKING:
@@ -105,11 +105,7 @@ def plan_export(model: str | Path | nn.Module, options: Options, folder: Path, p
 def carry_out(planned: Planned, options: Options, stage: Stage, progress: Progress) -> Report:
     """Everything that follows from the plan: factors, graph, evidence. The report says how it went."""
     network, report = planned.network, planned.report
-    made, deviation = _make(planned, options.calibration, stage, progress)
-    if isinstance(options.rule, MaxDrop) and not within(deviation, options.rule):
-        # Tuning alone can do that: its candidate was within the limit without.
-        made, deviation = _make(planned, untuned(options.calibration), stage, progress)
-        made = replace(made, notes=(*made.notes, "not tuned: after tuning more was lost than --max-drop allows"))
+    made, deviation = _make(planned, options, stage, progress)
     latency, unmeasured = measure(network, report.plan, made.files, options.benchmark, stage, progress)
     remarks = (*made.notes, unmeasured, whole_story(latency))
     return replace(
@@ -122,10 +118,22 @@ def carry_out(planned: Planned, options: Options, stage: Stage, progress: Progre
     )
 
 
-def _make(
+def _make(planned: Planned, options: Options, stage: Stage, progress: Progress) -> tuple[Made, Deviation]:
+    """The result, and how far it is from the original; not tuned where --max-drop holds only without."""
+    rule, untuned = options.rule, without_tuning(options.calibration)
+    made, deviation = _make_once(planned, options.calibration, stage, progress)
+    if not isinstance(rule, MaxDrop) or untuned == options.calibration:
+        return made, deviation
+    if within(deviation, rule):
+        return replace(made, notes=(*made.notes, room_left(deviation, rule))), deviation
+    made, deviation = _make_once(planned, untuned, stage, progress)
+    note = f"not tuned: with tuning more than {rule.points:g} pp were lost"
+    return replace(made, notes=(*made.notes, note)), deviation
+
+
+def _make_once(
     planned: Planned, calibration: Calibration | None, stage: Stage, progress: Progress
 ) -> tuple[Made, Deviation]:
-    """The result, and how far it is from the original."""
     network, plan = planned.network, planned.report.plan
     made = build(network, plan, planned.known, calibration, stage.model, stage.scratch, progress)
     progress("verify", 0)

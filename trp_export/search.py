@@ -26,6 +26,8 @@ Progress = Callable[[str, float], None]
 
 # A share that equals the limit but for rounding is within it.
 _ROUNDING = 1e-9
+# The share of the limit up to which a tuned network leaves room.
+_MUCH = 0.5
 
 
 def search(
@@ -57,7 +59,16 @@ def holds(found: Agreement | Score, rule: MaxDrop) -> bool:
     return found.before - found.after <= rule.points / 100 + _ROUNDING
 
 
-def untuned(calibration: Calibration | None) -> Calibration | None:
+def room_left(deviation: Deviation, rule: MaxDrop) -> str | None:
+    """A word where tuning won back so much that a smaller network may do."""
+    found = deviation.judged
+    if found is None or found.before - found.after > _MUCH * rule.points / 100:
+        return None
+    lost = max(0.0, found.before - found.after) * 100
+    return f"after tuning {lost:.2f} of {rule.points:g} pp are lost: tuned, a smaller network may hold; try --{rule.by}"
+
+
+def without_tuning(calibration: Calibration | None) -> Calibration | None:
     """The same without distillation: for candidates, of which there are many."""
     return replace(calibration, tune_minutes=None, tune_steps=None) if calibration is not None else None
 
@@ -96,7 +107,7 @@ class _Trials:
             self.progress(f"{ratio:.2f}x: {step}", share)
 
         result = self.folder / "candidate.onnx"
-        calibration = untuned(self.options.calibration)
+        calibration = without_tuning(self.options.calibration)
         made = build(self.network, plan, self.known, calibration, result, self.folder, progress)
         self.found = found = self.judge(result, lambda share: progress("compare", share))
         before, after = {
