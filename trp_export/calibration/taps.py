@@ -46,8 +46,6 @@ class Tap:
         options.log_severity_level = _NO_LOGGING
         # numpy works between two runs: threads that spin would take its cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # No layouts of one machine: the same images must give the same moments.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         try:
             proto = extract(model, inputs, self.outputs, types or {})
             self._session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -14,6 +14,7 @@ turns of conjugate gradients on U and exact V lower the error further. No turn c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -27,8 +28,12 @@ RIDGE = 1e-4
 _TURNS = 6
 _CG_STEPS = 5
 _LEAST_GAIN = 2e-3
+# Of the largest array that a stack of problems makes; larger stacks are worked on in parts.
+_STACK_BYTES = 192 * 2**20
 # Keeps a Cholesky decomposition sound where a basis is all but dependent.
 _JITTER = 1e-11
+# Share of the largest variance below which an eigenvalue tells nothing.
+_NOISE = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +55,25 @@ def output_errors(kernel: Array, scheme: Scheme, group: int, covariance: Float64
     `covariance` is (group, d, d) over patches (c/group, *k). With several taps it is what the start reaches; the
     factors of `calibrate` lose a little less.
     """
-    problems = _problems(kernel, scheme, group, covariance)
-    total = sum(problem.total for problem in problems)
-    if total == 0:
-        return np.zeros(min(problem.full_rank for problem in problems))
-    return np.asarray(np.maximum(sum(_start_errors(problem) for problem in problems) / total, 0.0))
+    total, lost = 0.0, 0.0
+    for stack in _stacks(kernel, scheme, group, covariance):
+        variances = stack.variances()
+        total += float(variances.sum())
+        lost = lost + _start_errors(stack, variances)
+    return np.maximum(lost / total, 0.0) if total else np.zeros_like(lost)
 
 
 def calibrate(
     kernel: Array, scheme: Scheme, group: int, rank: int, covariance: Float64, turns: int = _TURNS
 ) -> Calibrated:
     """The pair of a rank (counted per matrix) with the least output error found, balanced."""
-    problems = _problems(kernel, scheme, group, covariance)
-    pairs = [_alternate(problem, rank, turns) for problem in problems]
-    lost = sum(problem.error(left, right) for problem, (left, right) in zip(problems, pairs, strict=True))
-    total = sum(problem.total for problem in problems)
-    balanced = [balance(left, _columns(right)) for left, right in pairs]
-    left, right = (np.stack(side) for side in zip(*balanced, strict=True))
+    total, lost, pairs = 0.0, 0.0, []
+    for stack in _stacks(kernel, scheme, group, covariance):
+        left, right = _alternate(stack, rank, turns)
+        lost += float(stack.errors(left, right).sum())
+        total += float(stack.variances().sum())
+        pairs.append(balance(left, _columns(right)))
+    left, right = (np.concatenate(side) for side in zip(*pairs, strict=True))
     reduce, expand = fold_pair(left, right, scheme, kernel.shape, group)
     factors = Factors(np.ascontiguousarray(reduce), np.ascontiguousarray(expand))
     return Calibrated(factors, max(0.0, lost / total) if total else 0.0)
@@ -80,161 +87,188 @@ def bias_shift(kernel: Array, new_kernel: Array, mean: Float64) -> Float64:
 
 
 def balance(left: Float64, right: Float64) -> tuple[Float64, Float64]:
-    """The same product with the square root of its singular values on each side: (a, r), (r, q) -> the same."""
+    """The same products with the square root of their singular values on each side: (..., a, r), (..., r, q)."""
     left_basis, left_core = np.linalg.qr(left)
-    right_basis, right_core = np.linalg.qr(right.T)
-    u, values, vt = np.linalg.svd(left_core @ right_core.T)
+    right_basis, right_core = np.linalg.qr(np.swapaxes(right, -1, -2))
+    u, values, vt = np.linalg.svd(left_core @ np.swapaxes(right_core, -1, -2))
     root = np.sqrt(values)
-    return (left_basis @ u) * root, root[:, None] * (vt @ right_basis.T)
+    return (left_basis @ u) * root[..., None, :], root[..., :, None] * (vt @ np.swapaxes(right_basis, -1, -2))
 
 
 @dataclass(frozen=True, slots=True)
-class _Problem:
-    """One matrix to factor: w (n, a, b) under m (a, b, a, b)."""
+class _Stack:
+    """Matrices to factor, each on its own, under the same moments: w (p, n, a, b), m (a, b, a, b)."""
 
     w: Float64
     m: Float64
 
     @property
-    def taps(self) -> int:
+    def rows(self) -> int:
         return int(self.w.shape[2])
 
     @property
-    def full_rank(self) -> int:
-        return int(min(self.w.shape[1], self.w.shape[0] * self.taps))
+    def taps(self) -> int:
+        return int(self.w.shape[3])
 
     @property
-    def total(self) -> float:
-        """Variance of the output, summed over its channels."""
-        return float(np.sum(self.wm() * self.w.reshape(len(self.w), -1)))
+    def full_rank(self) -> int:
+        return min(self.rows, self.w.shape[1] * self.taps)
 
-    def wm(self) -> Float64:
-        size = self.w.shape[1] * self.taps
-        return np.asarray(self.w.reshape(-1, size) @ self.m.reshape(size, size))
+    def variances(self) -> Float64:
+        """Of each matrix's output, summed over its channels: (p,)."""
+        return np.asarray(np.einsum("pnab,pnab->p", self.under_m(self.w), self.w))
 
-    def error(self, left: Float64, right: Float64) -> float:
-        """Expected squared error of U (a, r), V (n, r, b)."""
-        size = self.w.shape[1] * self.taps
-        lost = (self.w - np.einsum("ar,nrb->nab", left, right, optimize=True)).reshape(-1, size)
-        return float(np.sum((lost @ self.m.reshape(size, size)) * lost))
+    def errors(self, left: Float64, right: Float64) -> Float64:
+        """Expected squared errors of U (p, a, r), V (p, n, r, b): (p,)."""
+        made = (left @ _columns(right)).reshape(len(left), self.rows, -1, self.taps)
+        lost = self.w - made.swapaxes(1, 2)
+        return np.asarray(np.einsum("pnab,pnab->p", self.under_m(lost), lost))
+
+    def under_m(self, kernels: Float64) -> Float64:
+        """(p, n, a, b) times the moments."""
+        size = self.rows * self.taps
+        return np.asarray((kernels.reshape(-1, size) @ self.m.reshape(size, size)).reshape(kernels.shape))
 
 
-def _problems(kernel: Array, scheme: Scheme, group: int, covariance: Float64) -> list[_Problem]:
-    """One problem per group and output slice, in the order in which `unfold` counts its matrices."""
+def _stacks(kernel: Array, scheme: Scheme, group: int, covariance: Float64) -> Iterator[_Stack]:
+    """The problems of each group, in the order in which `unfold` counts its matrices."""
     n, c, *extents = kernel.shape
     _, slices_out = scheme.slices(kernel.shape, group)
     rows = [1, *(2 + axis for axis in range(len(extents)) if axis in scheme.reduce_axes)]
     taps = [2 + axis for axis in range(len(extents)) if axis not in scheme.reduce_axes]
     row_count = prod(kernel.shape[axis] for axis in rows)
     patch = [axis - 1 for axis in (*rows, *taps)]
-    problems = []
     for index, own in enumerate(covariance):
         d = len(own)
-        m = own + RIDGE * np.trace(own) / d * np.eye(d)
-        m = m.reshape(c, *extents, c, *extents).transpose(*patch, *(axis + 1 + len(extents) for axis in patch))
-        m = np.ascontiguousarray(m).reshape(row_count, d // row_count, row_count, d // row_count)
+        m = np.empty((d, d)).reshape([kernel.shape[1 + axis] for axis in (*patch, *patch)])
+        m[...] = own.reshape(c, *extents, c, *extents).transpose(*patch, *(axis + 1 + len(extents) for axis in patch))
+        m = m.reshape(d, d)
+        m[np.diag_indices(d)] += RIDGE * np.trace(own) / d
+        m = m.reshape(row_count, d // row_count, row_count, d // row_count)
         w = kernel[index * (n // group) : (index + 1) * (n // group)].astype(np.float64)
         w = w.transpose(0, *rows, *taps).reshape(slices_out, -1, row_count, d // row_count)
-        problems += [_Problem(part, m) for part in w]
-    return problems
+        whole = _Stack(w, m)
+        size = max(1, _STACK_BYTES // (8 * whole.full_rank * whole.taps * d))
+        yield from (_Stack(w[start : start + size], m) for start in range(0, slices_out, size))
 
 
-def _start(problem: _Problem, rank: int) -> Float64:
-    """U (a, r): the whitened SVD under the sum of the taps' covariances, columns of unit output variance."""
-    shared = np.einsum("abcb->ac", problem.m)
-    x = problem.w.transpose(1, 0, 2).reshape(len(shared), -1)
-    if x.shape[1] <= x.shape[0]:
-        _, vectors = np.linalg.eigh(x.T @ shared @ x)
-        left = x @ vectors[:, ::-1][:, :rank]
+def _start(stack: _Stack, rank: int) -> Float64:
+    """U (p, a, r): the whitened SVD under the sum of the taps' covariances, columns of unit output variance."""
+    shared = np.einsum("abcb->ac", stack.m)
+    x = stack.w.transpose(0, 2, 1, 3).reshape(len(stack.w), stack.rows, -1)
+    if x.shape[2] <= x.shape[1]:
+        _, vectors = np.linalg.eigh(np.swapaxes(x, 1, 2) @ (shared @ x))
+        left = x @ vectors[:, :, ::-1][:, :, :rank]
     else:
         scale = np.trace(shared) / len(shared) or 1.0
         root = np.linalg.cholesky(shared + _JITTER * scale * np.eye(len(shared)))
-        _, vectors = np.linalg.eigh((root.T @ x) @ (x.T @ root))
-        left = np.linalg.solve(root.T, vectors[:, ::-1][:, :rank])
-    size = np.sqrt(np.einsum("ar,ar->r", left, shared @ left))
-    return np.asarray(left / np.where(size > 0, size, 1.0))
+        whitened = root.T @ x
+        _, vectors = np.linalg.eigh(whitened @ np.swapaxes(whitened, 1, 2))
+        left = np.linalg.solve(root.T, vectors[:, :, ::-1][:, :, :rank])
+    variances = np.einsum("par,par->pr", left, shared @ left)
+    # What is left of the smallest is rounding: columns of zeros, which nothing is then built on.
+    sound = variances > _NOISE * variances.max(axis=1, keepdims=True)
+    scale = np.where(sound, 1 / np.sqrt(np.where(sound, variances, 1.0)), 0.0)
+    return np.asarray(left * scale[:, None])
 
 
-def _normal_equations(problem: _Problem, left: Float64) -> tuple[Float64, Float64]:
-    """What V solves: G (r b, r b) and H (r b, n)."""
-    rank, taps = left.shape[1], problem.taps
-    half = np.einsum("abcd,ar->rbcd", problem.m, left, optimize=True)
-    g = np.einsum("rbcd,cs->rbsd", half, left, optimize=True).reshape(rank * taps, rank * taps)
-    h = half.reshape(rank * taps, -1) @ problem.w.reshape(len(problem.w), -1).T
-    scale = np.trace(g) / len(g) or 1.0
-    return g + _JITTER * scale * np.eye(len(g)), np.asarray(h)
+def _normal_equations(stack: _Stack, left: Float64) -> tuple[Float64, Float64]:
+    """What V solves: G (p, r b, r b) and H (p, r b, n)."""
+    count, rows, rank = left.shape
+    taps = stack.taps
+    half = np.swapaxes(left, 1, 2).reshape(-1, rows) @ stack.m.reshape(rows, -1)
+    half = half.reshape(count, rank * taps, rows, taps)
+    h = half.reshape(count, rank * taps, -1) @ stack.w.reshape(count, -1, rows * taps).transpose(0, 2, 1)
+    g = np.swapaxes(half, 2, 3).reshape(count, -1, rows) @ left
+    g = np.swapaxes(g.reshape(count, rank * taps, taps, rank), 2, 3).reshape(count, rank * taps, rank * taps)
+    diagonal = np.einsum("paa->pa", g)
+    diagonal[...] = np.where(diagonal > 0, diagonal * (1 + _JITTER), 1.0)
+    return g, h
 
 
-def _start_errors(problem: _Problem) -> Float64:
+def _start_errors(stack: _Stack, variances: Float64) -> Float64:
     """Errors of all ranks at once: the bases are nested, so one Cholesky decomposition holds every solution."""
-    g, h = _normal_equations(problem, _start(problem, problem.full_rank))
-    explained = np.sum(np.linalg.solve(np.linalg.cholesky(g), h) ** 2, axis=1)
-    return np.asarray(problem.total - np.cumsum(explained.reshape(-1, problem.taps).sum(axis=1)))
+    g, h = _normal_equations(stack, _start(stack, stack.full_rank))
+    explained = np.sum(np.linalg.solve(np.linalg.cholesky(g), h) ** 2, axis=(0, 2))
+    return np.asarray(variances.sum() - np.cumsum(explained.reshape(-1, stack.taps).sum(axis=1)))
 
 
-def _best_right(problem: _Problem, left: Float64) -> Float64:
-    """V (n, r, b), exact for this U."""
-    g, h = _normal_equations(problem, left)
-    return np.asarray(np.linalg.solve(g, h).T.reshape(-1, left.shape[1], problem.taps))
+def _best_right(stack: _Stack, left: Float64) -> Float64:
+    """V (p, n, r, b), exact for this U."""
+    g, h = _normal_equations(stack, left)
+    count, _, rank = left.shape
+    return np.asarray(np.swapaxes(np.linalg.solve(g, h), 1, 2).reshape(count, -1, rank, stack.taps))
 
 
-def _alternate(problem: _Problem, rank: int, turns: int) -> tuple[Float64, Float64]:
+def _alternate(stack: _Stack, rank: int, turns: int) -> tuple[Float64, Float64]:
     """Turns of U and V until they gain little; the last step is V, so that it is exact."""
-    left = _start(problem, rank)
-    right = _best_right(problem, left)
-    if problem.taps == 1 or rank >= problem.full_rank:
+    left = _start(stack, rank)
+    right = _best_right(stack, left)
+    if stack.taps == 1 or rank >= stack.full_rank:
         return left, right
-    error = problem.error(left, right)
+    errors = stack.errors(left, right)
     for _ in range(turns):
-        new_left = _better_left(problem, left, right)
-        new_right = _best_right(problem, new_left)
-        new_error = problem.error(new_left, new_right)
-        if not new_error < error:
-            break
-        gain, left, right, error = 1 - new_error / error, new_left, new_right, new_error
-        if gain < _LEAST_GAIN:
+        new_left = _better_left(stack, left, right)
+        new_right = _best_right(stack, new_left)
+        new_errors = stack.errors(new_left, new_right)
+        lower = new_errors < errors
+        gain = float(np.sum((errors - new_errors)[lower]))
+        left = np.where(lower[:, None, None], new_left, left)
+        right = np.where(lower[:, None, None, None], new_right, right)
+        errors = np.where(lower, new_errors, errors)
+        if gain < _LEAST_GAIN * float(errors.sum()):
             break
     return left, right
 
 
-def _better_left(problem: _Problem, left: Float64, right: Float64) -> Float64:
+def _better_left(stack: _Stack, left: Float64, right: Float64) -> Float64:
     """A few steps of conjugate gradients on U for this V, from where it is.
 
     The preconditioner takes the taps as independent: it is the inverse of a Kronecker product of small matrices.
     """
-    rows, taps = left.shape[0], problem.taps
-    grams = np.einsum("nrb,nsd->rbsd", right, right, optimize=True)
-    by_tap = problem.m.transpose(1, 0, 2, 3).reshape(taps, rows, rows * taps)
-    shared = np.einsum("abcb->ac", problem.m)
-    own = np.einsum("rbsb->rs", grams)
-    shared_inverse, own_inverse = _inverse(shared), _inverse(own)
+    count, rows, rank = left.shape
+    taps = stack.taps
+    flat = right.transpose(0, 2, 3, 1).reshape(count, rank * taps, -1)
+    grams = (flat @ np.swapaxes(flat, 1, 2)).reshape(count, rank, taps, rank, taps)
+    spreads = np.ascontiguousarray(grams.transpose(0, 1, 4, 2, 3)).reshape(count, rank, -1)
+    moments = stack.m.reshape(rows, -1)
+    shared_inverse = _inverse(np.einsum("abcb->ac", stack.m))
+    own_inverse = _inverse(np.einsum("prbsb->prs", grams))
 
     def apply(u: Float64) -> Float64:
-        spread = np.einsum("cs,sdrb->bcdr", u, grams, optimize=True).reshape(taps, rows * taps, -1)
-        return np.asarray((by_tap @ spread).sum(axis=0))
+        """Over c, d, s and b the sum of m[a, b, c, d] u[c, s] grams[s, d, r, b]."""
+        spread = (u @ spreads).reshape(count, rows, taps, taps, rank).transpose(2, 1, 3, 0, 4)
+        return (moments @ spread.reshape(-1, count * rank)).reshape(rows, count, rank).swapaxes(0, 1)
 
-    wanted = np.einsum("nab,nrb->ar", problem.wm().reshape(problem.w.shape), right, optimize=True)
-    residual = wanted - apply(left)
-    preconditioned = shared_inverse @ residual @ own_inverse
-    direction, slope = preconditioned, float(np.sum(residual * preconditioned))
+    wanted = stack.under_m(stack.w).transpose(0, 2, 1, 3).reshape(count, rows, -1)
+    residual = wanted @ right.swapaxes(2, 3).reshape(count, -1, rank) - apply(left)
+    direction = shared_inverse @ residual @ own_inverse
+    slope = _dot(residual, direction)
     for _ in range(_CG_STEPS):
         image = apply(direction)
-        curvature = float(np.sum(direction * image))
-        if slope <= 0 or curvature <= 0:
+        curvature = _dot(direction, image)
+        sound = (slope > 0) & (curvature > 0)
+        if not sound.any():
             break
-        step = slope / curvature
+        step = np.where(sound, slope / np.where(sound, curvature, 1.0), 0.0)
         left, residual = left + step * direction, residual - step * image
         preconditioned = shared_inverse @ residual @ own_inverse
-        slope, old = float(np.sum(residual * preconditioned)), slope
-        direction = preconditioned + slope / old * direction
+        slope, old = _dot(residual, preconditioned), slope
+        direction = preconditioned + slope / np.where(sound, old, 1.0) * direction
     return left
 
 
+def _dot(a: Float64, b: Float64) -> Float64:
+    """One inner product for each of a stack of matrices: (p, 1, 1)."""
+    return np.asarray(np.sum(a * b, axis=(1, 2), keepdims=True))
+
+
 def _inverse(matrix: Float64) -> Float64:
-    scale = np.trace(matrix) / len(matrix) or 1.0
-    return np.asarray(np.linalg.inv(matrix + 1e-8 * scale * np.eye(len(matrix))))
+    size = matrix.shape[-1]
+    scale = np.trace(matrix, axis1=-2, axis2=-1)[..., None, None] / size
+    return np.asarray(np.linalg.inv(matrix + 1e-8 * np.where(scale > 0, scale, 1.0) * np.eye(size)))
 
 
 def _columns(right: Float64) -> Float64:
-    """V (n, r, b) -> (r, n b), the columns of the unfolded matrix."""
-    return np.asarray(right.transpose(1, 0, 2).reshape(right.shape[1], -1))
+    """V (p, n, r, b) -> (p, r, n b), the columns of the unfolded matrices."""
+    return np.asarray(np.swapaxes(right, 1, 2).reshape(len(right), right.shape[2], -1))
