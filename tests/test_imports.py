@@ -20,7 +20,7 @@ MAY_IMPORT = {
     ),
     "onnxruntime": (
         *("trp_export/calibration/", "trp_export/recover/", "trp_export/verify/", "trp_export/ship/"),
-        *("trp_export/bench/", "tools/", "tests/"),
+        *("trp_export/precision/", "trp_export/bench/", "tools/", "tests/"),
     ),
     "click": ("trp_export/cli.py", "trp_export/help.py", "trp_export/bench/cli.py", "training/", "tools/", "tests/"),
 }

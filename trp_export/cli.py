@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from trp_export.errors import INTERRUPTED, OptionError, TrpError
+from trp_export.errors import INTERRUPTED, OptionError, PrecisionError, TrpError
 from trp_export.help import SectionedCommand
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ Examples:
 
 \b
 Exit codes: 0 done, 2 bad options, 3 unreadable input, 4 unsupported model, 5 verification failed,
-6 not faster (--require-speedup), 7 cannot write, 130 interrupted. Nothing is written unless it is 0.
+6 not faster (--require-speedup), 7 cannot write, 10 written in fp32, since int8 or fp16 failed, 130 interrupted.
+Nothing is written unless it is 0 or 10.
 """
 
 # The option that opens each section of the help.
@@ -49,7 +50,7 @@ SECTIONS = {
     "calib": "Images without labels, to keep outputs",
     "evaluate": "Images to check on",
     "mean": "How images are prepared",
-    "output": "What is written",
+    "precision": "What is written",
     "no_bench": "What is measured",
     "verbose": "Other",
 }
@@ -129,6 +130,14 @@ def _align(context: click.Context, parameter: click.Parameter, value: str) -> in
 @click.option("--std", callback=_numbers, help="Of the images, per channel. Default: the checkpoint's.")
 @click.option("--resize", type=int, help="Shorter side of the images, before --crop.")
 @click.option("--crop", type=int, help="Centre square of the images.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="Of the result; int8 needs --calib.",
+)
+@click.option("--best", is_flag=True, help="The fastest of fp32, fp16 and, with --calib, int8 that stays near enough.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: <stem>.trp.onnx in this folder.")
 @click.option("--report", type=click.Path(path_type=Path), help="Also write an HTML page with plots.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout, and nothing else there.")
@@ -155,6 +164,8 @@ def command(model: Path, **given: Any) -> None:
     with _progress_bar(console) as progress:
         report = compress(model, options, progress)
     _show(report, console, given)
+    if report.forms is not None and report.forms.missed is not None:
+        raise PrecisionError(f"{report.forms.missed}.\nThe float model was written to {report.files[0]}.")
 
 
 def main() -> NoReturn:
@@ -211,6 +222,8 @@ def _options(given: dict[str, Any]) -> Options:
         output=given["output"],
         report=given["report"],
         dry_run=given["dry_run"],
+        precision=given["precision"],
+        best=given["best"],
     )
 
 

@@ -54,6 +54,12 @@ class DeviceError(TrpError):
     exit_code = 8
 
 
+class PrecisionError(TrpError):
+    """The model cannot be had in the precision asked for. The float model has been written instead."""
+
+    exit_code = 10
+
+
 class EnvironmentMismatchError(TrpError):
     """Measurements from unlike environments or of unlike models would have been compared."""
 

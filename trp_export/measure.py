@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -11,9 +12,9 @@ import onnx_ir as ir
 from trp_export.build import finish
 from trp_export.errors import LoadError, NotFasterError, OptionError, UnsupportedError
 from trp_export.network import Network
-from trp_export.options import Benchmark
+from trp_export.options import Benchmark, Options
 from trp_export.planning.plan import Plan
-from trp_export.save import Stage, save_model
+from trp_export.save import save_model
 from trp_export.verify import Files
 
 if TYPE_CHECKING:
@@ -22,28 +23,24 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float], None]
 
 
-def measure(
-    network: Network, plan: Plan, files: Files, benchmark: Benchmark, stage: Stage, progress: Progress
-) -> tuple[Comparison | None, str | None]:
-    """Original, result, and the original cleaned up without low rank, side by side; or the reason why not.
+def clean(files: Files, folder: Path) -> Path:
+    """The original cleaned up without low rank, in `folder`: it keeps the figures honest, since what cleaning up alone
+    gains is not owed to low rank."""
+    cleaned = folder / "cleaned.onnx"
+    save_model(finish(ir.load(files.dense))[0], cleaned)
+    return cleaned
 
-    The third keeps the figures honest: what cleaning up alone gains is not owed to low rank.
-    Raises NotFasterError on request.
-    """
-    if not plan.changed:
-        if benchmark.require:
-            raise NotFasterError("no layer gains, so the result is not faster; nothing was written.")
-        return None, "not measured: no layer changed"
-    if not benchmark.run:
-        return None, "not measured: --no-bench"
+
+def measure(
+    network: Network, models: Sequence[Path], benchmark: Benchmark, progress: Progress
+) -> tuple[Comparison | None, str | None]:
+    """The models side by side, the original first; or the reason why not."""
     from trp_export import bench
 
-    cleaned = stage.scratch / "cleaned.onnx"
-    save_model(finish(ir.load(files.dense))[0], cleaned)
     shapes = {name: tuple(size or 1 for size in shape) for name, shape in network.inputs.items()}
     try:
         comparison = bench.compare(
-            [files.original, files.result, cleaned],
+            models,
             threads=benchmark.threads,
             budget_s=benchmark.budget_s,
             shapes=shapes,
@@ -52,13 +49,28 @@ def measure(
     except (LoadError, UnsupportedError, OptionError) as error:
         if benchmark.require:
             raise
-        return None, f"not measured: {str(error).replace(str(files.original), files.original.name)}"
+        return None, f"not measured: {str(error).replace(str(models[0]), models[0].name)}"
+    return comparison, None
+
+
+def unmeasured(plan: Plan, options: Options) -> str | None:
+    """Why there is nothing to measure, where that is so. Raises NotFasterError on request."""
+    if not plan.changed and not options.precisions:
+        if options.benchmark.require:
+            raise NotFasterError("no layer gains, so the result is not faster; nothing was written.")
+        return "not measured: no layer changed"
+    return None if options.benchmark.run else "not measured: --no-bench"
+
+
+def require_faster(comparison: Comparison) -> None:
+    """Of original, result, and the original cleaned up the second must be the fastest. Raises NotFasterError."""
+    from trp_export import bench
+
     original, result, dense = comparison.measurements
     for reference, what in ((original, "the original"), (dense, "the original cleaned up without low rank")):
         ratio = bench.ratio(reference, result)
-        if benchmark.require and ratio.verdict != "faster":
+        if ratio.verdict != "faster":
             raise NotFasterError(f"the result is not faster than {what}: {ratio}; nothing was written.")
-    return comparison, None
 
 
 def whole_story(latency: Comparison | None) -> str | None:

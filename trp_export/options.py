@@ -95,6 +95,8 @@ class Selection:
             raise OptionError(f"--align {self.align} is below 1.")
 
 
+Precision = Literal["fp32", "fp16", "int8"]
+
 # A measure of the user's own: what a model file is worth, a share of 1, more for better.
 Evaluate = Callable[[Path], float]
 
@@ -176,8 +178,25 @@ class Options:
     output: Path | None = None
     report: Path | None = None
     dry_run: bool = False
+    precision: Precision = "fp32"
+    best: bool = False
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Those to be made beside the float model: the one asked for, or all that --best chooses from."""
+        if self.best:
+            return ("fp16", "int8") if self.calibration is not None else ("fp16",)
+        return () if self.precision == "fp32" else (self.precision,)
 
     def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise OptionError(f"--precision {self.precision} is unknown; one of {', '.join(get_args(Precision))}.")
+        if self.precision == "int8" and self.calibration is None:
+            raise OptionError("--precision int8 needs images that show the ranges of values: --calib PATH.")
+        if self.best and self.precision != "fp32":
+            raise OptionError("--best chooses the precision; leave --precision out.")
+        if self.best and not self.benchmark.run:
+            raise OptionError("--best needs the benchmark; leave --no-bench out.")
         fixed = isinstance(self.rule, SavedPlan)
         if fixed and (self.selection.scheme != "auto" or self.selection.align != 1):
             raise OptionError("--plan says scheme and rank of every layer; leave --scheme and --align out.")

@@ -19,15 +19,16 @@ from trp_export.choose import make_plan, saved_choices
 from trp_export.errors import OptionError
 from trp_export.fit import Known, look
 from trp_export.load import load
-from trp_export.measure import measure, whole_story
+from trp_export.measure import clean, measure, require_faster, unmeasured, whole_story
 from trp_export.network import Network, analyse, measure_layers, require_matches
 from trp_export.options import Calibration, MaxDrop, Options
 from trp_export.planning.curves import Layer
 from trp_export.planning.recognise import recognise, sharp_drop
 from trp_export.planning.shared_budget import lost_energy
 from trp_export.report.document import Cost, Report
-from trp_export.save import Scratch, Stage
+from trp_export.save import Scratch, Stage, size_bytes
 from trp_export.search import room_left, search, within, without_tuning
+from trp_export.variants import as_compared, as_shipped, choose, make_variants, remarks, ship, timed
 from trp_export.verify import Deviation, Judge, open_judge, verify_export
 
 if TYPE_CHECKING:
@@ -106,14 +107,29 @@ def carry_out(planned: Planned, options: Options, stage: Stage, progress: Progre
     """Everything that follows from the plan: factors, graph, evidence. The report says how it went."""
     network, report = planned.network, planned.report
     made, deviation = _make(planned, options, stage, progress)
-    latency, unmeasured = measure(network, report.plan, made.files, options.benchmark, stage, progress)
-    remarks = (*made.notes, unmeasured, whole_story(latency))
+    why_not = unmeasured(report.plan, options)
+    cleaned = clean(made.files, stage.scratch) if why_not is None else None
+    known = planned.known.batches if planned.known is not None else ()
+    variants = make_variants(report.plan, made.files, cleaned, known, planned.judge, options, stage.scratch, progress)
+    latency, models = None, [made.files.original, made.files.result]
+    if cleaned is not None:
+        models += [cleaned, *(one.file for one in variants[1:] if one.file not in (None, cleaned))]
+        latency, why_not = measure(network, models, options.benchmark, progress)
+    forms = choose(timed(variants, models, latency), options)
+    if forms is not None:
+        ship(forms, stage.model)
+    if latency is not None:
+        latency = as_compared(latency, forms)
+        if options.benchmark.require:
+            require_faster(latency)
+    told = (*made.notes, why_not, whole_story(latency), *(remarks(forms) if forms is not None else ()))
     return replace(
         report,
-        after=made.cost,
-        deviation=deviation,
+        after=replace(made.cost, bytes=size_bytes(stage.model)),
+        deviation=as_shipped(deviation, forms, network, made.files),
         latency=latency,
-        notes=(*report.notes, *(remark for remark in remarks if remark)),
+        forms=forms,
+        notes=(*report.notes, *(remark for remark in told if remark)),
         files=stage.files,
     )
 

@@ -29,7 +29,7 @@ Outputs = Mapping[str, NDArray[Any]]
 Progress = Callable[[float], None]
 
 LEAST_IMAGES = 16
-_HELD_OUT = 4  # one in so many batches
+_HELD_OUT = 4
 _ENOUGH = 1e-2  # divergence up to which nothing is left in float
 _MOST_IN_FLOAT = 0.25  # share of the units
 
@@ -53,16 +53,17 @@ def to_int8(model: ir.Model, batches: Batches, progress: Progress = lambda share
 
     Raises UselessImagesError where the images cannot tell ranges, UnsupportedError where nothing can be rounded.
     """
-    shown, held_out = _split(batches)
+    _require_telling(batches)
+    shown, tested = shown_and_held_out(batches)
     model = _raise_opset(model.clone())
     if not any(unit.weight is not None for unit in find_units(model)):
         raise UnsupportedError("no layer of this model can run in 8 bits.")
-    reference = _outputs(model, held_out)
+    reference = _outputs(model, tested)
     equalise(model, shown)
     progress(0.1)
     spreads = gather_spreads(model, sorted(set(rounded_values(model).values())), shown)
     progress(0.4)
-    trials = [_Trial(model, name, _grids(spreads, name), held_out, reference) for name in METHODS]
+    trials = [_Trial(model, name, _grids(spreads, name), tested, reference) for name in METHODS]
     best = min(trials, key=lambda trial: trial.damage(()))
     progress(0.6)
     kept = best.keep_float(progress)
@@ -71,16 +72,19 @@ def to_int8(model: ir.Model, batches: Batches, progress: Progress = lambda share
     return Int8(made, best.method, kept, best.damage(kept))
 
 
-def _split(batches: Batches) -> tuple[Batches, Batches]:
-    """Batches that show ranges, and those held out; a single batch is cut in two."""
+def shown_and_held_out(batches: Batches) -> tuple[Batches, Batches]:
+    """Batches that show ranges, and those held out: one in four, of few batches one image in four."""
+    if len(batches) < _HELD_OUT:
+        return [batch[np.arange(len(batch)) % _HELD_OUT > 0] for batch in batches], [b[::_HELD_OUT] for b in batches]
+    return [batch for index, batch in enumerate(batches) if index % _HELD_OUT], batches[::_HELD_OUT]
+
+
+def _require_telling(batches: Batches) -> None:
     images = sum(len(batch) for batch in batches)
     if images < LEAST_IMAGES:
         raise UselessImagesError(f"{images} calibration images are too few for int8: it takes {LEAST_IMAGES}.")
     if all(float(np.ptp(image)) == 0 for batch in batches for image in batch):
         raise UselessImagesError("the calibration images are all of one colour and cannot tell ranges.")
-    if len(batches) < _HELD_OUT:
-        batches = [part for batch in batches for part in np.array_split(batch, min(_HELD_OUT, len(batch)))]
-    return [b for i, b in enumerate(batches) if i % _HELD_OUT], list(batches[::_HELD_OUT])
 
 
 def _raise_opset(model: ir.Model) -> ir.Model:
@@ -114,14 +118,14 @@ class _Trial:
     model: ir.Model
     method: str
     grids: Mapping[str, Grid]
-    held_out: Batches
+    tested: Batches
     reference: Outputs
 
     def damage(self, kept: Collection[str]) -> float:
         """Divergence from the float model with the units `kept` in float."""
         copy = self.model.clone()
         round_model(copy, self.grids, kept)
-        return divergence(self.reference, _outputs(copy, self.held_out))
+        return divergence(self.reference, _outputs(copy, self.tested))
 
     def keep_float(self, progress: Progress) -> tuple[str, ...]:
         """The units that stay float: the most damaging ones, one after another, until the rest does little damage."""

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trp_export.graph.prepare import remove_unused
 from trp_export.graph.weights import add_initializer, find_bias
 from trp_export.precision.grid import Grid, round_bias, round_weight, weight_scales
 from trp_export.precision.units import MOVERS, Unit, find_units
@@ -58,6 +59,7 @@ def round_model(model: ir.Model, grids: Mapping[str, Grid], kept: Collection[str
     values = {value.name or "": value for value in model.graph.inputs}
     values |= {value.name or "": value for node in model.graph for value in node.outputs}
     _Rounder(model, {name: grids[source] for name, source in sources.items()}).all(units, values)
+    remove_unused(model)  # The float weights.
 
 
 @dataclass(slots=True)

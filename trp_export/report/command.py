@@ -26,6 +26,8 @@ def command_line(source: Source, options: Options) -> str:
         *(_calibration(options.calibration) if options.calibration else ()),
         *(("--eval", options.images.path.name) if options.images else ()),
         *_preprocessing(options),
+        *(("--precision", options.precision) if options.precision != "fp32" else ()),
+        *(("--best",) if options.best else ()),
         *_benchmark(options.benchmark),
         *(("-o", options.output.name) if options.output else ()),
         *(("--report", options.report.name) if options.report else ()),

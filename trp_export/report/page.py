@@ -11,7 +11,7 @@ from importlib.resources import files
 from string import Template
 
 from trp_export.planning.curves import Layer
-from trp_export.report import evidence, frontier, reproduce, summary
+from trp_export.report import evidence, frontier, reproduce, summary, variants
 from trp_export.report import layers as layer_parts
 from trp_export.report.document import Report
 from trp_export.report.markup import Markup, element, escape, join
@@ -44,6 +44,7 @@ def _sections(report: Report, layers: Sequence[Layer]) -> tuple[tuple[str, Marku
         ("Before and after", summary.table(report)),
         ("Speed", speed) if speed else None,
         ("Agreement", evidence.agreement(report)),
+        ("Precision", variants.section(report)) if report.forms else None,
         ("Frontier", frontier.section(report.frontier)) if report.frontier else None,
         ("Layers", layer_parts.table(report.plan)),
         ("What each rank keeps", pictures) if pictures else None,

@@ -15,6 +15,7 @@ from trp_export.report.document import Report
 from trp_export.report.frontier import SMALLER, limit, measured_on, tried
 from trp_export.report.markup import plain
 from trp_export.report.summary import compared
+from trp_export.report.variants import lines
 from trp_export.report.words import SHORT_SCHEMES, change, headline, kernel, shorten, times, tone
 from trp_export.verify import Agreement
 
@@ -37,6 +38,9 @@ def print_report(report: Report, out: Console, messages: Console, verbose: bool 
     if report.after is not None:
         out.print()
         out.print(_summary_table(report))
+    if report.forms is not None:
+        out.print()
+        out.print(_variants_table(report))
     if report.frontier is not None:
         out.print()
         out.print(_frontier_table(report.frontier))
@@ -105,6 +109,17 @@ def _summary_table(report: Report) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for row in compared(report):
         table.add_row(row.what, row.before, row.after, row.ratio)
+    return table
+
+
+def _variants_table(report: Report) -> Table:
+    """Every precision beside the others, the shipped one in bold."""
+    heads, found = lines(report)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for index, name in enumerate(heads):
+        table.add_column(name, justify="right" if index else "left", no_wrap=not index)
+    for line in found:
+        table.add_row(*map(plain, line.cells), style="bold" if line.shipped else None)
     return table
 
 

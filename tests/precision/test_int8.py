@@ -1,0 +1,189 @@
+"""Models in 8 bits: exact where 8 bits suffice, all of it in 8-bit kernels, refused where images tell nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from models import build, relative_l2, run
+from networks import make_images, make_network
+
+from trp_export.errors import UnsupportedError
+from trp_export.graph.weights import set_value
+from trp_export.precision import int8 as module
+from trp_export.precision.equalise import equalise
+from trp_export.precision.grid import Grid
+from trp_export.precision.half import to_fp16
+from trp_export.precision.int8 import UselessImagesError, shown_and_held_out, to_int8
+from trp_export.precision.ranges import full_range, gather_spreads
+from trp_export.precision.rounding import round_model, rounded_values
+from trp_export.precision.units import find_units
+
+LINEAR = """<ir_version: 8, opset_import: ["" : 13]>
+net (float[N, 6] x) => (float[N, 4] y)
+<float[4, 6] w, float[4] b>
+{ y = Gemm <transB = 1> (x, w, b) }
+"""
+OLD = """<ir_version: 4, opset_import: ["" : 9]>
+net (float[N, 3, 12, 12] image) => (float[N, 8, 12, 12] y)
+<float[8, 3, 3, 3] conv__weight, float[8] conv__bias>
+{ a = Conv <pads = [1, 1, 1, 1]> (image, conv__weight, conv__bias)
+  y = Relu (a) }
+"""
+
+
+def batches(count: int = 64, size: int = 8) -> list[np.ndarray]:
+    inputs = make_images(count).inputs[:, :, :12, :12]
+    return [inputs[start : start + size] for start in range(0, count, size)]
+
+
+def proto(model: ir.Model) -> onnx.ModelProto:
+    return ir.serde.serialize_model(model)
+
+
+def kernels(model: ir.Model, folder: Path) -> list[str]:
+    """What onnxruntime makes of a model."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    onnxruntime.InferenceSession(proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node]
+
+
+def test_numbers_that_8_bits_hold_come_out_exactly() -> None:
+    """Whole inputs of 0 to 255, whole weights of -127 to 127: nothing is rounded, so nothing may change."""
+    rng = np.random.default_rng(0)
+    model = ir.serde.deserialize_model(build(LINEAR))
+    weight = rng.integers(-127, 128, (4, 6)) * 0.25
+    weight[:, 0] = 127 * 0.25
+    set_value(model.graph.initializers["w"], weight)
+    set_value(model.graph.initializers["b"], rng.integers(-1000, 1000, 4) * 0.25)
+    inputs = rng.integers(0, 256, (32, 6)).astype(np.float32)
+    inputs[0, 0], inputs[0, 1] = 0, 255
+    before = run(proto(model), {"x": inputs})[0]
+    round_model(model, {"x": Grid(1.0, 0)})
+    np.testing.assert_allclose(run(proto(model), {"x": inputs})[0], before, rtol=1e-6)
+
+
+def test_every_layer_runs_in_8_bits(tmp_path: Path) -> None:
+    model, _ = make_network()
+    made = to_int8(model, batches())
+    onnx.checker.check_model(proto(made.model), full_check=True)
+    assert made.in_float == ()
+    found = kernels(made.model, tmp_path)
+    assert found.count("QLinearConv") == 4
+    assert {"QLinearAdd", "QGemm"} <= set(found)
+    assert not {"Conv", "FusedConv", "Gemm", "Add", "Relu"} & set(found)
+    assert not any(tensor.data_type == onnx.TensorProto.FLOAT and tensor.name.endswith(".weight")
+                   for tensor in proto(made.model).graph.initializer)  # fmt: skip
+
+
+def test_8_bits_answer_as_floats_do_and_leave_the_model_alone() -> None:
+    model, _ = make_network()
+    given = proto(model).SerializeToString()
+    made = to_int8(model, batches())
+    assert proto(model).SerializeToString() == given
+    inputs = {"x": make_images(32, seed=5).inputs[:, :, :12, :12]}
+    assert relative_l2(run(proto(model), inputs)[0], run(proto(made.model), inputs)[0]) < 0.03
+
+
+def test_what_stays_float_computes_as_before(tmp_path: Path) -> None:
+    """With all units in float nothing is rounded; with one, its own kernel is a float one."""
+    model, _ = make_network()
+    inputs = {"x": make_images(4).inputs[:, :, :12, :12]}
+    before = run(proto(model), inputs)[0]
+    names = [unit.name for unit in find_units(model)]
+    spreads = gather_spreads(model, sorted(set(rounded_values(model).values())), batches())
+    grids = {name: full_range(spread) for name, spread in spreads.items()}
+    whole, part = model.clone(), model.clone()
+    round_model(whole, grids, names)
+    np.testing.assert_array_equal(run(proto(whole), inputs)[0], before)
+    round_model(part, grids, names[:1])
+    found = kernels(part, tmp_path)
+    assert found.count("QLinearConv") == 3
+    assert sum(name in ("Conv", "FusedConv") for name in found) == 1
+
+
+def test_damage_beyond_the_limit_puts_layers_back_into_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = make_network()
+    whole = to_int8(model, batches())
+    monkeypatch.setattr(module, "_ENOUGH", whole.divergence / 2)
+    part = to_int8(model, batches())
+    assert part.in_float
+    assert part.divergence < whole.divergence
+
+
+def test_equalised_channels_change_nothing_but_their_ranges() -> None:
+    model, _ = make_network()
+    convs = [node for node in model.graph if node.op_type == "Conv"]
+    uneven = np.geomspace(1e-3, 1e3, 8).reshape(-1, 1, 1, 1)
+    for index, factor in ((1, uneven), (2, 1 / uneven.reshape(1, -1, 1, 1))):
+        value = convs[index].inputs[1]
+        assert value is not None
+        assert value.const_value is not None
+        set_value(value, value.const_value.numpy() * factor)
+    bias = convs[1].inputs[2]
+    assert bias is not None
+    assert bias.const_value is not None
+    set_value(bias, bias.const_value.numpy() * uneven.reshape(-1))
+    inputs = {"x": make_images(8).inputs[:, :, :12, :12]}
+    before = run(proto(model), inputs)[0]
+    assert equalise(model, batches()) >= 1
+    assert relative_l2(before, run(proto(model), inputs)[0]) < 1e-5
+    weight = convs[1].inputs[1]
+    assert weight is not None
+    assert weight.const_value is not None
+    rows = np.abs(weight.const_value.numpy()).max(axis=(1, 2, 3))
+    assert rows.max() / rows.min() < 1e6 / 100
+
+
+def test_an_old_opset_is_raised() -> None:
+    model = ir.serde.deserialize_model(build(OLD))
+    made = to_int8(model, batches())
+    assert made.model.opset_imports[""] >= 13
+    inputs = {"image": make_images(4).inputs[:, :, :12, :12]}
+    assert relative_l2(run(proto(model), inputs)[0], run(proto(made.model), inputs)[0]) < 0.03
+
+
+def test_outputs_keep_their_names() -> None:
+    model = ir.serde.deserialize_model(build(OLD))
+    made = to_int8(model, batches())
+    assert [value.name for value in made.model.graph.outputs] == ["y"]
+
+
+def test_images_that_tell_nothing_are_refused() -> None:
+    model, _ = make_network()
+    with pytest.raises(UselessImagesError, match="too few"):
+        to_int8(model, [np.zeros((8, 3, 12, 12), dtype=np.float32)])
+    flat = np.ones((32, 3, 12, 12), dtype=np.float32) * np.arange(32, dtype=np.float32).reshape(-1, 1, 1, 1)
+    with pytest.raises(UselessImagesError, match="one colour"):
+        to_int8(model, [flat])
+
+
+def test_a_model_without_layers_is_refused() -> None:
+    text = '<ir_version: 8, opset_import: ["" : 17]> net (float[N, 3] x) => (float[N, 3] y) { y = Relu (x) }'
+    with pytest.raises(UnsupportedError, match="no layer"):
+        to_int8(ir.serde.deserialize_model(build(text)), [np.random.default_rng(0).random((32, 3), dtype=np.float32)])
+
+
+@pytest.mark.parametrize(("count", "size"), [(64, 8), (16, 16), (40, 20), (17, 17)])
+def test_every_image_shows_ranges_or_is_held_out(count: int, size: int) -> None:
+    given = np.arange(count, dtype=np.float32).reshape(-1, 1, 1, 1)
+    parts = shown_and_held_out([given[start : start + size] for start in range(0, count, size)])
+    seen = [set(np.concatenate(part).reshape(-1).tolist()) for part in parts]
+    assert not seen[0] & seen[1]
+    assert seen[0] | seen[1] == set(range(count))
+    assert len(seen[1]) <= count / 3
+
+
+def test_fp16_is_half_the_size_and_keeps_its_inputs() -> None:
+    model, _ = make_network()
+    half = to_fp16(model)
+    assert half.graph.inputs[0].dtype == ir.DataType.FLOAT
+    inputs = {"x": make_images(8).inputs[:, :, :12, :12]}
+    assert relative_l2(run(proto(model), inputs)[0], run(proto(half), inputs)[0]) < 5e-3
+    assert len(proto(half).SerializeToString()) < 0.8 * len(proto(model).SerializeToString())

@@ -1,0 +1,119 @@
+"""A model in another precision, held against the float model before it is trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trp_export.calibration.divergence import agreement, divergence
+from trp_export.errors import TrpError, first_line
+from trp_export.precision.half import to_fp16
+from trp_export.precision.int8 import shown_and_held_out, to_int8
+from trp_export.save import save_model, size_bytes
+from trp_export.verify import Agreement, Score
+from trp_export.verify.sessions import CannotRunError, Inputs, run
+
+if TYPE_CHECKING:
+    from trp_export.bench import Measurement
+
+Batches = Sequence[NDArray[Any]]
+Progress = Callable[[str, float], None]
+
+# Share of the outputs' spread: beyond it a variant is no stand-in for the float model.
+LARGEST_DIVERGENCE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How a variant answers beside the float model that it was made from; agreement of classes is a share of 1."""
+
+    images: int
+    agreement: float
+    divergence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One form of the model. `refused` says why there is none, or why it may not ship.
+
+    Without `low_rank` it is the original in that precision, which one could ship instead. `how` tells how it was
+    made, `judged` what --eval says of it, `latency` how long it takes.
+    """
+
+    precision: str
+    low_rank: bool
+    file: Path | None
+    bytes: int | None
+    how: str = ""
+    parity: Parity | None = None
+    refused: str | None = None
+    judged: Agreement | Score | None = None
+    latency: Measurement | None = None
+
+    @property
+    def name(self) -> str:
+        return f"low rank, {self.precision}" if self.low_rank else f"{self.precision} alone"
+
+    def to_json(self, shipped: bool) -> dict[str, Any]:
+        """Without the file, which is gone when the export is over."""
+        from trp_export.bench import summary
+
+        return {
+            "name": self.name,
+            "precision": self.precision,
+            "low_rank": self.low_rank,
+            "shipped": shipped,
+            "bytes": self.bytes,
+            "how": self.how,
+            "refused": self.refused,
+            "parity": asdict(self.parity) if self.parity else None,
+            "judged": asdict(self.judged) if self.judged else None,
+            "median_ms": summary(self.latency).median / 1e6 if self.latency else None,
+        }
+
+
+def convert(precision: str, source: Path, file: Path, batches: Batches, low_rank: bool, progress: Progress) -> Variant:
+    """The model in `source` in another precision, written to `file`; `batches` of images are what int8 needs.
+
+    What fails makes a refused variant and no error: the float model is there to ship.
+    """
+    model = ir.load(source)
+    ir.external_data.load_to_model(model)
+    try:
+        made, how = _in(precision, model, batches, progress)
+        save_model(made, file)
+        parity = _compare(source, file, model, shown_and_held_out(batches)[1]) if batches else None
+    except (TrpError, CannotRunError) as error:
+        return Variant(precision, low_rank, None, None, refused=first_line(error))
+    return Variant(precision, low_rank, file, size_bytes(file), how, parity, _too_far(parity))
+
+
+def _in(precision: str, model: ir.Model, batches: Batches, progress: Progress) -> tuple[ir.Model, str]:
+    if precision == "fp16":
+        return to_fp16(model), ""
+    made = to_int8(model, batches, lambda share: progress("int8", share))
+    kept = f"; in float: {', '.join(made.in_float)}" if made.in_float else ""
+    return made.model, f"grids by {made.method}{kept}"
+
+
+def _compare(source: Path, file: Path, model: ir.Model, batches: Batches) -> Parity:
+    """On images that did not show ranges."""
+    name = model.graph.inputs[0].name or ""
+    inputs: list[Inputs] = [{name: batch} for batch in batches]
+    outputs = [value.name or "" for value in model.graph.outputs]
+    own, other = (dict(zip(outputs, run(one, inputs), strict=True)) for one in (source, file))
+    return Parity(sum(len(batch) for batch in batches), agreement(own, other), divergence(own, other))
+
+
+def _too_far(parity: Parity | None) -> str | None:
+    if parity is None or parity.divergence <= LARGEST_DIVERGENCE:
+        return None
+    return (
+        f"its outputs diverge from the float model's by {parity.divergence:.0%} of their spread "
+        f"({LARGEST_DIVERGENCE:.0%} is allowed), same class on {parity.agreement:.1%} of {parity.images} images"
+    )
