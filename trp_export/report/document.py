@@ -19,7 +19,6 @@ from trp_export.verify import Deviation
 if TYPE_CHECKING:
     from trp_export.bench import Comparison, Ratio
     from trp_export.variants import Forms
-    from trp_export.variants import Forms
 
 SCHEMA = 1
 _PACKAGES = ("trp-export", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxsim", "torch", "torchvision")
@@ -50,7 +49,6 @@ class Report:
     latency: Comparison | None = None
     layer_ms: Mapping[str, tuple[float, float]] | None = None
     frontier: Frontier | None = None
-    forms: Forms | None = None
     forms: Forms | None = None
     notes: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
@@ -88,7 +86,6 @@ class Report:
             "deviation": _plain(self.deviation),
             "latency": self.latency.to_json(samples=False) if self.latency else None,
             "frontier": asdict(self.frontier) if self.frontier else None,
-            "variants": [one.to_json(one is self.forms.chosen) for one in self.forms.variants] if self.forms else [],
             "variants": [one.to_json(one is self.forms.chosen) for one in self.forms.variants] if self.forms else [],
             "notes": list(self.notes),
             "plan": self.plan.to_json(),
