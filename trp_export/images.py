@@ -209,7 +209,7 @@ def _read_arrays(path: Path) -> _Found:
         raise LoadError(f"{path} is not a set of images: give a folder, an .npz or an .npy.")
     try:
         loaded = np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix == ".npy" else None)
-        arrays = {"images": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded}
+        arrays = {"images": loaded} if isinstance(loaded, np.ndarray) else _unpack(loaded)
     except Exception as error:  # numpy and zipfile raise many kinds for damaged files.
         raise LoadError(f"{path} cannot be read as numpy arrays ({error}).") from error
     if "images" not in arrays:
@@ -225,6 +225,11 @@ def _read_arrays(path: Path) -> _Found:
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise LoadError(f"{path}: labels are {labels.dtype} {labels.shape}; {len(images)} whole numbers are needed.")
     return images, labels.astype(np.int64), (), ()
+
+
+def _unpack(archive: Any) -> dict[str, NDArray[Any]]:
+    with archive:
+        return {key: archive[key] for key in archive}
 
 
 def _require_fit(path: Path, images: NDArray[Any], input_shape: InputShape | None, channels: int) -> None:

@@ -21,8 +21,9 @@ from trp_export.fit import Known, look
 from trp_export.load import load
 from trp_export.measure import clean, measure, require_faster, unmeasured, whole_story
 from trp_export.network import Network, analyse, measure_layers, require_matches
-from trp_export.options import Calibration, MaxDrop, Options
+from trp_export.options import Calibration, MaxDrop, Options, Rule
 from trp_export.planning.curves import Layer
+from trp_export.planning.plan import Plan
 from trp_export.planning.recognise import recognise, sharp_drop
 from trp_export.planning.shared_budget import lost_energy
 from trp_export.report.document import Cost, Report
@@ -91,13 +92,17 @@ def plan_export(model: str | Path | nn.Module, options: Options, folder: Path, p
     if calibration is not None:
         known, layers = look(network, layers, calibration, rule, progress)
         notes = (*notes, *known.notes)
+    damage = known.damage if known is not None else lost_energy
+
+    def plan_by(rule: Rule | None) -> Plan:
+        return make_plan(layers, network, rule, saved, options.selection, damage)
+
     frontier = None
     if isinstance(rule, MaxDrop):
         assert judge is not None
-        plan, frontier = search(rule, network, layers, known, judge, options, folder, progress)
+        plan, frontier = search(rule, plan_by, network, known, judge, calibration, folder, progress)
     else:
-        damage = known.damage if known is not None else lost_energy
-        plan = make_plan(layers, network, rule, saved, options.selection, damage)
+        plan = plan_by(rule)
     before = Cost(network.params, network.macs, network.original_bytes)
     report = Report(network.source, options, plan, before, frontier=frontier, notes=tuple(dict.fromkeys(notes)))
     return Planned(network, layers, known, judge, report)

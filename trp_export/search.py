@@ -6,20 +6,17 @@ round of the judge; what is chosen is built once more, like any other plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trp_export.build import build
-from trp_export.choose import make_plan
 from trp_export.errors import OptionError
 from trp_export.fit import Known
 from trp_export.network import Network
-from trp_export.options import Calibration, MaxDrop, Options
-from trp_export.planning.curves import Layer
+from trp_export.options import Calibration, MaxDrop, Rule
 from trp_export.planning.frontier import Frontier, Point, explore
 from trp_export.planning.plan import Plan
-from trp_export.planning.shared_budget import lost_energy
 from trp_export.verify import Agreement, Deviation, Judge, Score
 
 Progress = Callable[[str, float], None]
@@ -32,19 +29,19 @@ _MUCH = 0.5
 
 def search(
     rule: MaxDrop,
+    plan_by: Callable[[Rule], Plan],
     network: Network,
-    layers: Sequence[Layer],
     known: Known | None,
     judge: Judge,
-    options: Options,
+    calibration: Calibration | None,
     folder: Path,
     progress: Progress,
 ) -> tuple[Plan, Frontier]:
     """The plan of the smallest network seen within the limit, and all that was seen.
 
-    Raises OptionError, naming the nearest, where none is.
+    `plan_by` makes the plan for a budget. Raises OptionError, naming the nearest, where none is.
     """
-    trials = _Trials(rule, network, layers, known, judge, options, folder, progress)
+    trials = _Trials(rule, plan_by, network, known, judge, without_tuning(calibration), folder, progress)
     explore(trials.see)
     return trials.outcome()
 
@@ -78,11 +75,11 @@ class _Trials:
     """What has been tried, so that no network is built twice."""
 
     rule: MaxDrop
+    plan_by: Callable[[Rule], Plan]
     network: Network
-    layers: Sequence[Layer]
     known: Known | None
     judge: Judge
-    options: Options
+    calibration: Calibration | None
     folder: Path
     progress: Progress
     seen: list[tuple[Plan, Point]] = field(default_factory=list)
@@ -90,11 +87,11 @@ class _Trials:
 
     def see(self, ratio: float) -> bool | None:
         """Whether the plan for this ratio holds; None where there is no such plan."""
-        damage = self.known.damage if self.known is not None else lost_energy
         try:
-            budget = self.rule.budget(ratio)
-            plan = make_plan(self.layers, self.network, budget, (), self.options.selection, damage)
+            plan = self.plan_by(self.rule.budget(ratio))
         except OptionError:
+            return None
+        if not plan.changed:
             return None
         point = next((point for seen, point in self.seen if seen.changed == plan.changed), None)
         if point is None:
@@ -107,8 +104,7 @@ class _Trials:
             self.progress(f"{ratio:.2f}x: {step}", share)
 
         result = self.folder / "candidate.onnx"
-        calibration = without_tuning(self.options.calibration)
-        made = build(self.network, plan, self.known, calibration, result, self.folder, progress)
+        made = build(self.network, plan, self.known, self.calibration, result, self.folder, progress)
         self.found = found = self.judge(result, lambda share: progress("compare", share))
         before, after = {
             "macs": (self.network.macs, made.cost.macs),
