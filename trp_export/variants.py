@@ -15,6 +15,7 @@ from trp_export.options import MaxDrop, Options
 from trp_export.planning.plan import Plan
 from trp_export.precision.convert import Variant, convert
 from trp_export.save import save_model, size_bytes
+from trp_export.search import holds
 from trp_export.verify import Agreement, Deviation, Files, Judge, Score
 from trp_export.verify.compare import distance
 from trp_export.verify.sessions import noise, run
@@ -93,8 +94,8 @@ def choose(variants: Sequence[Variant], options: Options) -> Forms | None:
     if options.best:
         return Forms(tuple(variants), _fastest(variants, options))
     asked = variants[1]
-    missed = f"{asked.precision}: {asked.refused}" if asked.refused else None
-    return Forms(tuple(variants), 0 if missed else 1, missed)
+    why = asked.refused or _beyond(asked, options)
+    return Forms(tuple(variants), 0 if why else 1, f"{asked.precision}: {why}" if why else None)
 
 
 def _fastest(variants: Sequence[Variant], options: Options) -> int:
@@ -116,11 +117,19 @@ def _fastest(variants: Sequence[Variant], options: Options) -> int:
 
 
 def _is_near(variant: Variant, options: Options) -> bool:
-    if variant.refused is not None:
+    if variant.refused is not None or _beyond(variant, options):
         return False
-    if isinstance(options.rule, MaxDrop) and variant.judged is not None:
-        return variant.judged.before - variant.judged.after <= options.rule.points / 100
-    return variant.parity is None or variant.parity.agreement >= LEAST_AGREEMENT
+    if isinstance(options.rule, MaxDrop) or variant.parity is None:
+        return True
+    return variant.parity.agreement >= LEAST_AGREEMENT
+
+
+def _beyond(variant: Variant, options: Options) -> str | None:
+    """What is said of a variant that loses more than --max-drop allows."""
+    rule, judged = options.rule, variant.judged
+    if not isinstance(rule, MaxDrop) or judged is None or holds(judged, rule):
+        return None
+    return f"it loses {100 * (judged.before - judged.after):.2f} pp, and --max-drop allows {rule.points:g}"
 
 
 def ship(forms: Forms, result: Path) -> None:

@@ -1,0 +1,106 @@
+"""The command with --precision: what is written, and what is delivered when it cannot be had."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import Command
+from models import build, operators, run, save
+
+from trp_export.precision import convert
+
+UPSAMPLING = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[N, 3, 12, 12] image) => (float[N, 8, 24, 24] y)
+<float[3, 8, 2, 2] up__weight>
+{ a = ConvTranspose <strides = [2, 2]> (image, up__weight)
+  y = Relu (a) }
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save(build(), tmp_path / "model.onnx")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    path = tmp_path / "images.npy"
+    np.save(path, np.random.default_rng(0).standard_normal((64, 3, 12, 12)).astype(np.float32))
+    return path
+
+
+QUIET = ("--rank", "2", "--no-bench", "-o", "small.onnx")
+
+
+def variants(folder: Path) -> dict[str, dict[str, object]]:
+    return {one["name"]: one for one in json.loads((folder / "small.json").read_text())["variants"]}
+
+
+def test_int8_ships_and_the_report_says_how_it_answers(trp: Command, model: Path, images: Path, tmp_path: Path) -> None:
+    outcome = trp(model, *QUIET, "--calib", images, "--precision", "int8")
+    assert outcome.code == 0, outcome.err
+    assert "QuantizeLinear" in operators(tmp_path / "small.onnx")
+    found = variants(tmp_path)
+    assert found["low rank, int8"]["shipped"]
+    assert found["low rank, int8"]["parity"]["agreement"] > 0.9  # type: ignore[index]
+    assert (
+        json.loads((tmp_path / "small.json").read_text())["after"]["bytes"] == (tmp_path / "small.onnx").stat().st_size
+    )
+    inputs = {"image": np.load(images)[:8]}
+    before, after = run(model, inputs)[0], run(tmp_path / "small.onnx", inputs)[0]
+    assert np.linalg.norm(after - before) < 0.05 * np.linalg.norm(before)
+
+
+def test_fp16_ships(trp: Command, model: Path, tmp_path: Path) -> None:
+    assert trp(model, *QUIET, "--precision", "fp16").code == 0
+    types = {tensor.data_type for tensor in onnx.load(tmp_path / "small.onnx").graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in types
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (np.ones((64, 3, 12, 12), dtype=np.float32), "one colour"),
+        (np.random.default_rng(0).standard_normal((6, 3, 12, 12)).astype(np.float32), "too few"),
+    ],
+)
+def test_useless_images_leave_the_float_model(
+    trp: Command, model: Path, tmp_path: Path, pixels: np.ndarray, words: str
+) -> None:
+    np.save(tmp_path / "useless.npy", pixels)
+    delivers_floats(trp, tmp_path, words, model, *QUIET, "--calib", "useless.npy", "--precision", "int8")
+
+
+def test_a_variant_that_disagrees_leaves_the_float_model(
+    trp: Command, model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, "LARGEST_DIVERGENCE", 1e-12)
+    delivers_floats(trp, tmp_path, "diverge", model, *QUIET, "--calib", images, "--precision", "int8")
+
+
+def test_a_model_that_8_bits_cannot_run_leaves_the_float_model(trp: Command, images: Path, tmp_path: Path) -> None:
+    model = save(build(UPSAMPLING), tmp_path / "model.onnx")
+    arguments = (model, "--energy", "0.9", "--no-bench", "-o", "small.onnx", "--calib", images, "--precision", "int8")
+    delivers_floats(trp, tmp_path, "no layer", *arguments)
+
+
+def delivers_floats(trp: Command, folder: Path, words: str, *arguments: object) -> None:
+    """Exit code 10, a plain line, and a float model that runs, with nothing else beside it."""
+    outcome = trp(*arguments)
+    assert outcome.code == 10, outcome.err
+    assert words in outcome.err
+    assert "float model was written" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert not {"QuantizeLinear", "DequantizeLinear"} & set(operators(folder / "small.onnx"))
+    assert run(folder / "small.onnx", {"image": np.zeros((2, 3, 12, 12), dtype=np.float32)})
+    assert {path.name for path in folder.iterdir() if path.name.startswith((".", "low-rank", "int8"))} == set()
+
+
+def test_contradictions(refuses: Command, model: Path, images: Path) -> None:
+    assert "--calib PATH" in refuses(2, model, "--rank", "2", "--precision", "int8")
+    assert "--no-bench" in refuses(2, model, "--rank", "2", "--best", "--no-bench")
+    assert "--precision" in refuses(2, model, "--rank", "2", "--best", "--precision", "fp16")

@@ -1,0 +1,267 @@
+"""Fill the tables of docs/results-precision.md: low rank and int8 together, beside either alone.
+
+    python tools/precision_results.py accuracy --data ../shared/data/cifar10 --models ../shared/models \
+        [--networks resnet20 resnet32] [--ratios 1.5 2 3] [--test train_5.npz] [--out runs/precision]
+    python tools/precision_results.py latency --networks resnet20 resnet18 [--device local] [--budget 60]
+    python tools/precision_results.py tables
+
+Calibration takes 1,024 images of training shards 1 to 4, without labels; accuracy is that on --test. Every result is a
+line of a JSON file as soon as it is there; a second call goes on where the first one ended. `resnet18` is torchvision's
+with random weights: it has a latency and no accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_export import Benchmark, Options, compress
+from trp_export.calibration.divergence import agreement, divergence
+from trp_export.calibration.taps import Tap
+from trp_export.graph.weights import set_value
+from trp_export.images import ImageSet, Preprocessing, load_images
+from trp_export.load import LoadOptions
+from trp_export.options import Calibration, Macs
+from trp_export.planning.rules import Energy
+from trp_export.precision import int8
+from trp_export.precision.convert import convert
+from trp_export.precision.equalise import equalise
+from trp_export.precision.grid import round_weight, weight_scales
+from trp_export.precision.ranges import METHODS, gather_spreads
+from trp_export.precision.rounding import round_model, rounded_values
+from trp_export.precision.units import find_units
+from trp_export.save import save_model, size_bytes
+
+CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet32": "resnet32-d509ac18.th"}
+IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+IMAGES = 1024
+BATCH = 64
+
+
+def main() -> None:
+    options = parse_options()
+    options.out.mkdir(parents=True, exist_ok=True)
+    {"accuracy": run_accuracy, "ablation": run_ablation, "latency": run_latency, "tables": print_tables}[options.job](
+        options
+    )
+
+
+def run_accuracy(options: argparse.Namespace) -> None:
+    """Dense and low rank in fp32, int8 and fp16, and int8 before low rank."""
+    test = load_images(options.data / options.test, IMAGENET)
+    batches = calibration_batches(options)
+    for network in options.networks:
+        for ratio in (1.0, *options.ratios):
+            for form in ("fp32", "int8", "fp16") if ratio == 1 else ("fp32", "int8", "int8 first"):
+                job = {"job": "accuracy", "test": options.test, "network": network, "ratio": ratio, "form": form}
+
+                def work(network: str = network, ratio: float = ratio, form: str = form) -> dict[str, Any]:
+                    file, how = make(options, network, ratio, form, batches)
+                    return {"accuracy": accuracy(file, test), "bytes": size_bytes(file), "how": how}
+
+                record(options.out / "accuracy.jsonl", job, work)
+
+
+def make(
+    options: argparse.Namespace, network: str, ratio: float, form: str, batches: Sequence[np.ndarray]
+) -> tuple[Path, str]:
+    """The file of a network at a ratio in a form, and how it was made. Files are kept."""
+    file = options.out / f"{network}-{ratio:g}-{form.replace(' ', '-')}.onnx"
+    if form == "fp32":
+        if not file.exists():
+            export(options, options.models / CHECKPOINTS[network], ratio, file)
+        return file, ""
+    if form == "int8 first":
+        rounded = options.out / f"{network}-rounded.onnx"
+        if not rounded.exists():
+            save_model(with_rounded_weights(make(options, network, 1.0, "fp32", batches)[0]), rounded)
+        source = options.out / f"{network}-{ratio:g}-of-rounded.onnx"
+        if not source.exists():
+            export(options, rounded, ratio, source)
+        form = "int8"
+    else:
+        source, _ = make(options, network, ratio, "fp32", batches)
+    made = convert(form, source, file, batches, ratio > 1, lambda step, share: None)
+    if made.refused:
+        raise SystemExit(f"{file.name}: {made.refused}")
+    assert made.parity is not None
+    return file, f"{made.how}; divergence {made.parity.divergence:.2g}, agreement {made.parity.agreement:.4f}"
+
+
+def export(options: argparse.Namespace, model: Path, ratio: float, output: Path) -> None:
+    calibration = Calibration(calibration_file(options), IMAGENET, count=None) if ratio > 1 else None
+    arch = next((name for name, file in CHECKPOINTS.items() if file == model.name), None)
+    compress(
+        model,
+        Options(
+            rule=Macs(ratio) if ratio > 1 else Energy(1.0),
+            load=LoadOptions(arch=arch),
+            calibration=calibration,
+            benchmark=Benchmark(run=False),
+            output=output,
+        ),
+    )
+
+
+def with_rounded_weights(file: Path) -> ir.Model:
+    """The model whose kernels are what int8 makes of them, as floats."""
+    model = ir.load(file)
+    for unit in find_units(model):
+        if unit.weight is not None:
+            kernel, axis = unit.weight.array(), unit.output_axis
+            scales = weight_scales(kernel, axis)
+            shape = [-1 if other == axis else 1 for other in range(kernel.ndim)]
+            set_value(unit.weight.root, round_weight(kernel, scales, axis) * scales.reshape(shape))
+    return model
+
+
+def run_ablation(options: argparse.Namespace) -> None:
+    """What each choice is worth: divergence from the float model on held-out calibration images."""
+    batches = calibration_batches(options)
+    shown, tested = int8.shown_and_held_out(batches)
+    for network in options.networks:
+        for ratio in (1.0, *options.ratios):
+            file, _ = make(options, network, ratio, "fp32", batches)
+            model = ir.load(file)
+            reference = outputs(model, tested)
+            for equal in (False, True):
+                own = model.clone()
+                if equal:
+                    equalise(own, shown)
+                spreads = None
+                for images in options.shown:
+                    few = shown[: max(1, images // BATCH)]
+                    spreads = gather_spreads(own, sorted(set(rounded_values(own).values())), few)
+                    for method in METHODS:
+                        for kept in ("none", "Add", "Conv first", "Gemm"):
+                            if kept != "none" and (method != "least error" or images != options.shown[-1]):
+                                continue
+                            job = {"job": "ablation", "network": network, "ratio": ratio, "equalised": equal,
+                                   "images": images, "method": method, "kept": kept}  # fmt: skip
+
+                            def work(
+                                own=own, spreads=spreads, method=method, kept=kept, reference=reference
+                            ) -> dict[str, Any]:  # type: ignore[no-untyped-def]
+                                copy = own.clone()
+                                grids = {name: METHODS[method](one) for name, one in spreads.items()}
+                                round_model(copy, grids, kept_units(own, kept))
+                                found = outputs(copy, tested)
+                                return {
+                                    "divergence": divergence(reference, found),
+                                    "agreement": agreement(reference, found),
+                                }
+
+                            record(options.out / "ablation.jsonl", job, work)
+
+
+def kept_units(model: ir.Model, kept: str) -> list[str]:
+    units = find_units(model)
+    if kept == "Conv first":
+        return [next(unit.name for unit in units if unit.node.op_type == "Conv")]
+    return [unit.name for unit in units if unit.node.op_type == kept]
+
+
+def outputs(model: ir.Model, batches: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    names = [value.name or "" for value in model.graph.outputs]
+    tap = Tap(model, [model.graph.inputs[0].name or ""], names)
+    parts = [tap({tap.inputs[0]: batch}) for batch in batches]
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+
+def accuracy(file: Path, images: ImageSet) -> float:
+    """Top-1 in percent."""
+    model = ir.load(file)
+    found = outputs(model, list(images.batches(100)))
+    assert images.labels is not None
+    return 100 * float((next(iter(found.values())).argmax(axis=1) == images.labels).mean())
+
+
+def run_latency(options: argparse.Namespace) -> None:
+    """All forms of a network side by side, one thread."""
+    from trp_export import bench
+
+    for network in options.networks:
+        files = sorted(options.out.glob(f"{network}-*.onnx"), key=order)
+        files = [file for file in files if "rounded" not in file.name and "first" not in file.name]
+        path = options.out / f"latency-{network}-{options.device.partition(':')[0]}.json"
+        if not path.exists():
+            result = bench.compare(files, device=options.device, threads=1, budget_s=options.budget)
+            bench.save(result, path)
+        result = bench.load(path)
+        print(f"{network}: {result.environment.cpu}, onnxruntime {result.environment.onnxruntime}")
+        alone = next(one for one in result.measurements if one.model == f"{network}-1-int8.onnx")
+        for one in result.measurements:
+            against = bench.ratio(result.measurements[0], one), bench.ratio(alone, one)
+            print(f"| {one.model} | {bench.summary(one).median / 1e6:.4g} | {against[0]} | {against[1]} |")
+
+
+def order(file: Path) -> tuple[float, str]:
+    _, ratio, form = file.stem.split("-", 2)
+    return float(ratio), {"fp32": "0"}.get(form, form)
+
+
+def calibration_file(options: argparse.Namespace) -> Path:
+    """1,024 images out of the training shards 1 to 4, without their labels."""
+    path: Path = options.out / "calibration.npz"
+    if not path.exists():
+        shards = [
+            load_images(options.data / f"train_{index}.npz", count=IMAGES // 4, seed=0).pixels for index in range(1, 5)
+        ]
+        np.savez(path, images=np.concatenate([np.asarray(shard) for shard in shards]))
+    return path
+
+
+def calibration_batches(options: argparse.Namespace) -> list[np.ndarray]:
+    return list(load_images(calibration_file(options), IMAGENET).batches(BATCH))
+
+
+def record(path: Path, job: Mapping[str, Any], work: Callable[[], Mapping[str, Any]]) -> None:
+    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if any(all(line.get(name) == value for name, value in job.items()) for line in done):
+        return
+    line = {**job, **work()}
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(line, flush=True)
+
+
+def print_tables(options: argparse.Namespace) -> None:
+    """Accuracy as Markdown."""
+    lines = [json.loads(line) for line in (options.out / "accuracy.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["test"] == options.test]
+    for network in dict.fromkeys(line["network"] for line in lines):
+        own = {(line["ratio"], line["form"]): line for line in lines if line["network"] == network}
+        forms = list(dict.fromkeys(form for _, form in own))
+        print(f"| {network} | " + " | ".join(forms) + " |\n" + "|---" * (len(forms) + 1) + "|")
+        for ratio in dict.fromkeys(ratio for ratio, _ in own):
+            cells = [own.get((ratio, form)) for form in forms]
+            print(
+                f"| {'dense' if ratio == 1 else f'{ratio:g}x'} | "
+                + " | ".join(f"{cell['accuracy']:.2f}, {cell['bytes']:,} bytes" if cell else "" for cell in cells)
+                + " |"
+            )
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("job", choices=["accuracy", "ablation", "latency", "tables"])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10"))
+    parser.add_argument("--models", type=Path, default=Path("../shared/models"))
+    parser.add_argument("--test", default="train_5.npz", help="test_half.npz is looked at in the end")
+    parser.add_argument("--networks", nargs="+", default=list(CHECKPOINTS))
+    parser.add_argument("--ratios", nargs="+", type=float, default=[1.5, 2.0, 3.0])
+    parser.add_argument("--shown", nargs="+", type=int, default=[64, 256, 768], help="images that show ranges")
+    parser.add_argument("--device", default="local")
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds of a latency comparison")
+    parser.add_argument("--out", type=Path, default=Path("runs/precision"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
