@@ -1,0 +1,181 @@
+"""Make a bundle out of an exported model: describe it, add the page, the card and the loaders, list them all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import external_data_helper
+
+from trp_export.images import ImageSet, load_images
+from trp_export.images import Preprocessing as Given
+from trp_export.options import Options
+from trp_export.report.document import Report
+from trp_export.ship.card import make_card
+from trp_export.ship.manifest import NAME, File, Manifest, Preprocessing, Tensor, digest
+from trp_export.ship.verify import hash_file
+
+LOADERS = ("load.py", "load.mjs", "Load.kt")
+_LONGEST = 2000
+
+
+def write_bundle(folder: Path, model: Path, report: Report, source: Sequence[Path], licence: str | None) -> str:
+    """Complete the bundle in `folder`, where model and page lie already. Returns its digest.
+
+    `source` are the files that the model was read from.
+    """
+    for name in LOADERS:
+        text = files("trp_export.ship").joinpath("loaders", name).read_text(encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    manifest = describe(model, report, source, licence)
+    (folder / "README.md").write_text(make_card(manifest, report), encoding="utf-8", newline="\n")
+    written = replace(manifest, files=list_files(folder)).to_bytes()
+    (folder / NAME).write_bytes(written)
+    return digest(written)
+
+
+def source_files(model: Path) -> tuple[Path, ...]:
+    """The files that a model was read from: itself, and external data beside it."""
+    if model.suffix.lower() != ".onnx":
+        return (model,)
+    proto = onnx.load(model, load_external_data=False)
+    apart = {
+        entry.value
+        for tensor in external_data_helper._get_all_tensors(proto)
+        if external_data_helper.uses_external_data(tensor)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return (model, *(model.parent / name for name in sorted(apart)))
+
+
+def list_files(folder: Path) -> dict[str, File]:
+    """Every file in the folder but the manifest, by its path."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
+    return {path.relative_to(folder).as_posix(): File(*hash_file(path)) for path in sorted(found)}
+
+
+def describe(model: Path, report: Report, source: Sequence[Path], licence: str | None) -> Manifest:
+    """The manifest but for its files."""
+    proto = onnx.load(model, load_external_data=False)
+    inputs, outputs = (tuple(map(_tensor, values)) for values in (proto.graph.input, proto.graph.output))
+    images = _image_set(report.options, inputs)
+    document = report.to_json()
+    return Manifest(
+        model=model.name,
+        files={},
+        opset={one.domain: one.version for one in proto.opset_import},
+        ir_version=proto.ir_version,
+        precision=_precision(proto),
+        inputs=inputs,
+        outputs=outputs,
+        preprocessing=_preprocessing(report, inputs, images),
+        classes=_classes(report, outputs, images),
+        ort=report.ort,
+        provenance={
+            "source": {
+                "name": report.source.name,
+                "arch": report.source.arch,
+                "files": {path.name: asdict(File(*hash_file(path))) for path in source},
+            },
+            "options": {key: value for key, value in document["options"].items() if key not in _PLACES},
+            "plan": document["plan"],
+            "versions": document["versions"],
+            "licence": licence,
+        },
+        evidence=_shortened(
+            {
+                "parity": _without(document["deviation"], "agreement"),
+                "accuracy": (document["deviation"] or {}).get("agreement"),
+                "latency": document["latency"],
+                "precision": document["variants"] or None,
+                "cost": {"before": document["before"], "after": document["after"]},
+                "notes": document["notes"],
+            }
+        ),
+    )
+
+
+# Where things were put is not how they were made: the same export into another folder is the same bundle.
+_PLACES = ("output", "report", "bundle", "dry_run")
+
+
+def _without(values: Mapping[str, Any] | None, name: str) -> dict[str, Any] | None:
+    return None if values is None else {key: value for key, value in values.items() if key != name}
+
+
+def _shortened(value: Any) -> Any:
+    """Texts within the manifest's bound."""
+    if isinstance(value, str):
+        return value if len(value) <= _LONGEST else value[:_LONGEST] + "..."
+    if isinstance(value, dict):
+        return {key: _shortened(inner) for key, inner in value.items()}
+    return [_shortened(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _tensor(value: onnx.ValueInfoProto) -> Tensor:
+    kind = value.type.tensor_type
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
+    if not value.type.HasField("tensor_type"):
+        return Tensor(value.name, shape, "other")
+    if kind.elem_type == onnx.TensorProto.STRING:
+        return Tensor(value.name, shape, "string")
+    return Tensor(value.name, shape, str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name))
+
+
+def _precision(proto: onnx.ModelProto) -> str:
+    """What most of the arithmetic is done in, told by the file itself."""
+    operators = {node.op_type for node in proto.graph.node}
+    if operators & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"}:
+        return "int8"
+    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in proto.graph.initializer)
+    return "fp16" if half else "fp32"
+
+
+def _image_set(options: Options, inputs: Sequence[Tensor]) -> ImageSet | None:
+    """The images that the export was shown, if any."""
+    shown = options.images or options.calibration
+    if shown is None or len(inputs) != 1:
+        return None
+    return load_images(shown.path, shown.preprocessing, input_shape=(None, *inputs[0].shape[1:]))
+
+
+def _preprocessing(report: Report, inputs: Sequence[Tensor], images: ImageSet | None) -> Preprocessing | None:
+    """How an image becomes the input, as far as it is known. None where the input is no image of 1 or 3 channels."""
+    options = report.options
+    shown = options.images or options.calibration
+    given = shown.preprocessing if shown else options.bundle.preprocessing if options.bundle else Given()
+    given = given.or_else(report.source.mean, report.source.std)
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] not in (1, 3):
+        return None
+    if images is not None and isinstance(images.pixels, np.ndarray) and images.pixels.dtype != np.uint8:
+        return None  # Fed as they are: what was done to them before is not known here.
+    if images is None and given == Given():
+        return None
+    _, channels, height, width = inputs[0].shape
+    size = (height, width) if height and width else None
+    plain = given.resize is None and given.crop is None
+    return Preprocessing(
+        mean=_per_channel(given.mean, 0.0, channels or 1),
+        std=_per_channel(given.std, 1.0, channels or 1),
+        resize="cover" if plain and size else given.resize,
+        crop=size if plain else given.crop,
+        channels="RGB" if channels == 3 else "L",
+    )
+
+
+def _per_channel(values: tuple[float, ...] | None, otherwise: float, channels: int) -> tuple[float, ...]:
+    values = values or (otherwise,)
+    return tuple(map(float, values * channels if len(values) == 1 else values))
+
+
+def _classes(report: Report, outputs: Sequence[Tensor], images: ImageSet | None) -> tuple[str, ...] | None:
+    """Names in the order of the outputs: the checkpoint's, else the folders of the images where all are there."""
+    count = outputs[0].shape[1] if outputs and len(outputs[0].shape) > 1 else None
+    named = report.source.classes or (images.classes if images is not None else ())
+    return tuple(named) if named and len(named) == count else None

@@ -1,0 +1,65 @@
+// Open the model of this bundle, after checking that it is the one that was meant.
+//
+//   val (session, manifest) = load(OrtEnvironment.getEnvironment(), File("path/to/bundle"), "...")
+//
+// The digest is what trp-export printed; keep it in your source. Needs com.microsoft.onnxruntime:onnxruntime-android (on
+// a JVM com.microsoft.onnxruntime:onnxruntime and org.json:json). On Android, copy the bundle out of the assets first.
+
+import ai.onnxruntime.OnnxTensor
+import ai.onnxruntime.OrtEnvironment
+import ai.onnxruntime.OrtSession
+import java.io.File
+import java.nio.FloatBuffer
+import java.security.MessageDigest
+import org.json.JSONObject
+
+private const val MOST_MANIFEST_BYTES = 8L * 1024 * 1024
+
+data class Bundle(val session: OrtSession, val manifest: JSONObject)
+
+/** Throws IllegalArgumentException where a byte of the manifest or the model is not as it was. */
+fun load(environment: OrtEnvironment, folder: File, digest: String): Bundle {
+    val file = File(folder, "manifest.json")
+    require(file.length() <= MOST_MANIFEST_BYTES) { "manifest.json is larger than any manifest is" }
+    val written = file.readBytes()
+    require(sha256(written) == digest.trim().lowercase()) { "manifest.json is not the one that this digest stands for" }
+    val manifest = JSONObject(String(written, Charsets.UTF_8))
+    require(manifest.getString("format") == "trp-bundle" && manifest.getInt("version") == 1) { "not a bundle of version 1" }
+    val name = manifest.getString("model")
+    require(!manifest.getJSONObject("files").has("$name.data")) { "weights above 2 GB are not for phones" }
+    return Bundle(environment.createSession(checked(folder, manifest, name)), manifest)
+}
+
+/** The input (1, C, H, W) from pixels as Bitmap.getPixels gives them, 0xAARRGGBB, scaled and cut to the input's size. */
+fun prepare(environment: OrtEnvironment, pixels: IntArray, width: Int, height: Int, manifest: JSONObject): OnnxTensor {
+    val steps = manifest.getJSONObject("preprocessing")
+    val mean = steps.getJSONArray("mean")
+    val std = steps.getJSONArray("std")
+    val scale = steps.getDouble("scale")
+    val channels = mean.length()
+    val values = FloatBuffer.allocate(channels * pixels.size)
+    for (channel in 0 until channels) {
+        for (pixel in pixels) {
+            val value = if (channels == 1) grey(pixel) else (pixel shr (16 - 8 * channel)) and 0xff
+            values.put(((value * scale - mean.getDouble(channel)) / std.getDouble(channel)).toFloat())
+        }
+    }
+    values.rewind()
+    return OnnxTensor.createTensor(environment, values, longArrayOf(1, channels.toLong(), height.toLong(), width.toLong()))
+}
+
+private fun checked(folder: File, manifest: JSONObject, name: String): ByteArray {
+    val listed = manifest.getJSONObject("files").getJSONObject(name)
+    val file = File(folder, name)
+    require(File(name).name == name && file.length() == listed.getLong("bytes")) { "$name is not the file that was promised" }
+    val bytes = file.readBytes()
+    require(sha256(bytes) == listed.getString("sha256")) { "$name is not the file that was promised" }
+    return bytes
+}
+
+private fun sha256(bytes: ByteArray): String =
+    MessageDigest.getInstance("SHA-256").digest(bytes).joinToString("") { "%02x".format(it) }
+
+/** ITU-R 601, as Pillow does. */
+private fun grey(pixel: Int): Int =
+    (((pixel shr 16) and 0xff) * 19595 + ((pixel shr 8) and 0xff) * 38470 + (pixel and 0xff) * 7471 + 0x8000) shr 16

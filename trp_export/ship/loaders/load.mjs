@@ -1,0 +1,72 @@
+// Open the model of this bundle, after checking that it is the one that was meant.
+//
+//   import * as ort from "onnxruntime-web";
+//   import { load, prepare } from "./load.mjs";
+//   const { session, manifest } = await load(ort, "path/to/bundle/", "...");  // the digest that trp-export printed
+//   const pixels = canvas.getContext("2d").getImageData(0, 0, width, height); // scaled and cut to the input's size
+//   const input = prepare(ort, pixels, manifest);
+//   const outputs = await session.run({ [manifest.inputs[0].name]: input });
+//
+// Browsers compute digests on https and localhost only. Elsewhere than on a site, as in Node.js, pass `read`: a function
+// from a file's name to its bytes as Uint8Array.
+
+const MOST_MANIFEST_BYTES = 8 * 2 ** 20;
+
+// {session, manifest}. Throws where a byte of either is not as it was.
+export async function load(ort, folder, digest, { read = (name) => fetchBytes(folder, name), ...options } = {}) {
+  const written = await read("manifest.json");
+  if (written.length > MOST_MANIFEST_BYTES || (await sha256(written)) !== digest.trim().toLowerCase()) {
+    throw new Error("manifest.json is not the one that this digest stands for");
+  }
+  const manifest = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(written));
+  if (manifest.format !== "trp-bundle" || manifest.version !== 1) throw new Error("not a bundle of version 1");
+  const model = await checked(read, manifest, manifest.model);
+  const data = `${manifest.model}.data`; // weights above 2 GB lie apart
+  if (Object.hasOwn(manifest.files, data)) {
+    options.externalData = [{ path: data, data: await checked(read, manifest, data) }];
+  }
+  return { session: await ort.InferenceSession.create(model, options), manifest };
+}
+
+// The input tensor (1, C, H, W) from ImageData, {data: RGBA bytes, width, height}, in the input's size.
+export function prepare(ort, { data, width, height }, manifest) {
+  const steps = manifest.preprocessing;
+  if (steps === null) throw new Error("this bundle does not say how images are prepared");
+  const channels = steps.mean.length;
+  const area = width * height;
+  const values = new Float32Array(channels * area);
+  for (let channel = 0; channel < channels; channel++) {
+    for (let pixel = 0; pixel < area; pixel++) {
+      const at = 4 * pixel;
+      const value = channels === 1 ? grey(data[at], data[at + 1], data[at + 2]) : data[at + channel];
+      values[channel * area + pixel] = (value * steps.scale - steps.mean[channel]) / steps.std[channel];
+    }
+  }
+  return new ort.Tensor("float32", values, [1, channels, height, width]);
+}
+
+async function checked(read, manifest, name) {
+  if (!Object.hasOwn(manifest.files, name)) throw new Error(`manifest.json does not list ${name}`);
+  const bytes = await read(name);
+  const listed = manifest.files[name];
+  if (bytes.length !== listed.bytes || (await sha256(bytes)) !== listed.sha256) {
+    throw new Error(`${name} is not the file that was promised`);
+  }
+  return bytes;
+}
+
+async function fetchBytes(folder, name) {
+  const answer = await fetch(new URL(name, new URL(folder, globalThis.location?.href)));
+  if (!answer.ok) throw new Error(`${name}: ${answer.status}`);
+  return new Uint8Array(await answer.arrayBuffer());
+}
+
+async function sha256(bytes) {
+  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  return Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+// ITU-R 601, as Pillow does.
+function grey(red, green, blue) {
+  return Math.floor((red * 19595 + green * 38470 + blue * 7471 + 0x8000) / 0x10000);
+}

@@ -1,0 +1,96 @@
+"""Open the model of this bundle, after checking that it is the one that was meant.
+
+    session, manifest = load("path/to/bundle", digest="...")      # what trp-export printed; keep it in your source
+    outputs = session.run(None, {manifest["inputs"][0]["name"]: prepare(image, manifest)[None]})
+
+Needs numpy and onnxruntime, and Pillow to scale images. `python load.py DIR DIGEST [IMAGE]` tries it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+MOST_MANIFEST_BYTES = 8 * 2**20
+
+
+def load(folder: str | Path, digest: str) -> tuple[Any, dict[str, Any]]:
+    """An onnxruntime session and the manifest. Raises ValueError where a byte of either is not as it was."""
+    import onnxruntime
+
+    manifest = read_manifest(Path(folder), digest)
+    model = _checked(Path(folder), manifest, manifest["model"])
+    data = f"{manifest['model']}.data"
+    if data in manifest["files"]:  # Weights above 2 GB lie apart, and onnxruntime reads them by itself.
+        _checked(Path(folder), manifest, data)
+        return onnxruntime.InferenceSession(Path(folder) / manifest["model"]), manifest
+    return onnxruntime.InferenceSession(model), manifest
+
+
+def read_manifest(folder: Path, digest: str) -> dict[str, Any]:
+    """The manifest whose sha256 is `digest`. Raises ValueError for any other."""
+    with (folder / "manifest.json").open("rb") as file:
+        written = file.read(MOST_MANIFEST_BYTES + 1)
+    if hashlib.sha256(written).hexdigest() != digest.strip().lower():
+        raise ValueError(f"{folder}: manifest.json is not the one that this digest stands for")
+    manifest: dict[str, Any] = json.loads(written)
+    if manifest.get("format") != "trp-bundle" or manifest.get("version") != 1:
+        raise ValueError(f"{folder}: not a bundle of version 1")
+    return manifest
+
+
+def prepare(image: Any, manifest: dict[str, Any]) -> Any:
+    """The input (C, H, W) as float32, from a Pillow image or uint8 pixels (H, W, C)."""
+    import numpy as np
+
+    steps = manifest["preprocessing"]
+    if steps is None:
+        raise ValueError("this bundle does not say how images are prepared")
+    if hasattr(image, "convert"):
+        image = _resized(image.convert(steps["channels"]), steps["resize"], steps["crop"])
+    pixels = np.asarray(image, dtype=np.uint8).reshape(*np.shape(image)[:2], -1)
+    scaled = pixels.astype(np.float32) / np.float32(255)  # `scale`, without its rounding
+    normal = (scaled - np.array(steps["mean"], np.float32)) / np.array(steps["std"], np.float32)
+    return np.ascontiguousarray(normal.transpose(2, 0, 1))
+
+
+def _resized(image: Any, resize: int | str | None, crop: list[int] | None) -> Any:
+    if resize is not None:
+        if resize == "cover":
+            assert crop is not None
+            scale = max(crop[0] / image.height, crop[1] / image.width)
+        else:
+            scale = int(resize) / min(image.height, image.width)
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        image = image if size == image.size else image.resize(size, 2)  # bilinear
+    if crop is None:
+        return image
+    top, left = (image.height - crop[0]) // 2, (image.width - crop[1]) // 2
+    return image.crop((left, top, left + crop[1], top + crop[0]))
+
+
+def _checked(folder: Path, manifest: dict[str, Any], name: str) -> bytes:
+    """The bytes of a listed file, which are what the manifest says."""
+    if Path(name).name != name:
+        raise ValueError(f"{name} leaves the bundle")
+    listed, path = manifest["files"][name], folder / name
+    if path.stat().st_size != listed["bytes"]:
+        raise ValueError(f"{path} is not the file that was promised: its size differs")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != listed["sha256"]:
+        raise ValueError(f"{path} is not the file that was promised: its sha256 differs")
+    return content
+
+
+if __name__ == "__main__":
+    session, manifest = load(sys.argv[1], sys.argv[2])
+    print(f"{manifest['model']}: {', '.join(one['name'] for one in manifest['inputs'])} in, digest matches")
+    if len(sys.argv) > 3:
+        from PIL import Image
+
+        inputs = prepare(Image.open(sys.argv[3]), manifest)[None]
+        best = int(session.run(None, {manifest["inputs"][0]["name"]: inputs})[0].argmax())
+        print(manifest["classes"][best] if manifest["classes"] else best)

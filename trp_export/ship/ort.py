@@ -1,0 +1,70 @@
+"""The model once more in ORT format, for apps that build onnxruntime with the operators they need and no more.
+
+onnxruntime's own tools do it, in a process of their own: they print and log as they like, and a crash or a hang of
+native code must not be ours.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from trp_export.errors import first_line
+from trp_export.options import Target
+from trp_export.ship.manifest import Ort
+from trp_export.verify.compare import distance
+from trp_export.verify.sessions import CannotRunError, noise, run
+
+MODEL, OPERATORS = "model.ort", "required_operators.config"
+_WORKER = Path(__file__).with_name("ort_worker.py")
+_TIMEOUT_S = 300
+# Relative L2 between two layouts of one float model, and of one whose values are steps.
+_TOLERANCE, _STEPS_TOLERANCE = 1e-3, 5e-2
+
+
+def convert(
+    model: Path, target: Target, shapes: Mapping[str, Sequence[int | None]], steps: bool = False
+) -> tuple[Ort | None, tuple[str, ...]]:
+    """Write `model.ort` and the operators it needs beside a model; None and the reason where that cannot be done.
+
+    `steps`: the model is int8, so that rounding the other way moves a value by a whole step.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, str(_WORKER), model.name, ".", target],
+            cwd=model.parent,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return _refuse(model, f"onnxruntime's converter took longer than {_TIMEOUT_S} s")
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        return _refuse(model, lines[-1][:300] if lines else f"exit status {done.returncode}")
+    made = model.with_name(MODEL)
+    try:
+        inputs = noise(model, shapes)
+        apart = distance(run(model, [inputs]), run(made, [inputs]))
+    except CannotRunError as error:
+        return _refuse(model, first_line(error))
+    if not apart.relative_l2 <= (_STEPS_TOLERANCE if steps else _TOLERANCE):
+        return _refuse(model, f"loaded back, its outputs are {apart.relative_l2:.2g} apart (relative L2)")
+    usability = json.loads(done.stdout)["usability"]
+    ort = Ort(MODEL, OPERATORS, target, version("onnxruntime"), apart.max_abs, apart.relative_l2, usability)
+    return ort, (
+        f"{MODEL} is for {target} and onnxruntime {ort.onnxruntime}: other versions may not open it, and on another "
+        f"kind of processor it is slower; its outputs are within {apart.relative_l2:.1e} relative L2 of {model.name}",
+        f"onnxruntime's check for mobile use: {usability}",
+    )
+
+
+def _refuse(model: Path, reason: str) -> tuple[None, tuple[str, ...]]:
+    for name in (MODEL, OPERATORS, f"{model.stem}.ort", f"{model.stem}.required_operators.config"):
+        model.with_name(name).unlink(missing_ok=True)
+    return None, (f"not in ORT format: {reason}; {model.name} is as it should be",)

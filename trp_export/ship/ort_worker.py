@@ -1,0 +1,62 @@
+"""Run as a program: MODEL FOLDER TARGET -> model.ort and required_operators.config in FOLDER, a verdict on stdout.
+
+See ort.py. onnxruntime's tools print, log and call sys.exit as they like; none of it may happen in our process.
+"""
+
+import json
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    model, folder, target = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # What the tools print must not mix with the answer.
+    _convert(model, folder, {"arm": "arm", "x86": "amd64"}[target])
+    json.dump({"usability": _usability(model)}, answer)
+    answer.close()
+
+
+def _convert(model: Path, folder: Path, platform: str) -> None:
+    from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
+
+    convert_onnx_models_to_ort(model, folder, [OptimizationStyle.Fixed], target_platform=platform)
+    (folder / f"{model.stem}.ort").replace(folder / "model.ort")
+    config = folder / f"{model.stem}.required_operators.config"
+    lines = config.read_text(encoding="utf-8").splitlines()
+    # Its comments name the folder it was made in.
+    kept = "\n".join(line for line in lines if line and not line.startswith("#"))
+    (folder / "required_operators.config").write_text(kept + "\n", encoding="utf-8")
+    config.unlink()
+
+
+def _usability(model: Path) -> str:
+    """What the check for mobile use says of each provider, in a line."""
+    from onnxruntime.tools.mobile_helpers import usability_checker
+
+    said: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    logger = logging.getLogger("usability")
+    logger.handlers, logger.propagate = [Keep()], False
+    logger.setLevel(logging.INFO)
+    try:
+        usability_checker.analyze_model(model, logger=logger)
+    except Exception as error:  # The tool raises whatever it meets.
+        return f"the check failed ({type(error).__name__})"
+    verdicts: dict[str, str] = {}
+    for line in said:
+        if found := re.match(r"Model should perform well with (.+?) (as is|if modified.*): (\w+)$", line):
+            fixed = "" if found[2] == "as is" else " with fixed input shapes"
+            verdicts[found[1]] = f"{verdicts[found[1]]}, {found[3]}{fixed}" if found[1] in verdicts else found[3]
+    return "; ".join(f"{provider} {verdict}" for provider, verdict in verdicts.items()) or "no verdict"
+
+
+if __name__ == "__main__":
+    main()
