@@ -21,7 +21,7 @@ from trp_export.help import SectionedCommand
 
 if TYPE_CHECKING:
     from trp_export.images import Preprocessing
-    from trp_export.options import Calibration, Options, Rule
+    from trp_export.options import Bundle, Calibration, Options, Rule
     from trp_export.pipeline import Progress
     from trp_export.report.document import Report
 
@@ -86,7 +86,7 @@ def _align(context: click.Context, parameter: click.Parameter, value: str) -> in
     epilog=EXAMPLES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(path_type=Path), required=False)
 @click.option("--energy", type=float, help="Keep this share of the squared singular values in every layer, e.g. 0.98.")
 @click.option("--threshold", type=float, help="Drop singular values below this share of the layer's largest.")
 @click.option("--absolute", is_flag=True, help="With --threshold: drop singular values below the number itself.")
@@ -140,6 +140,11 @@ def _align(context: click.Context, parameter: click.Parameter, value: str) -> in
 @click.option("--best", is_flag=True, help="The fastest of fp32, fp16 and, with --calib, int8 that stays near enough.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: <stem>.trp.onnx in this folder.")
 @click.option("--report", type=click.Path(path_type=Path), help="Also write an HTML page with plots.")
+@click.option("--bundle", type=click.Path(path_type=Path), help="Instead: a folder to ship, with page, card, loaders.")
+@click.option("--ort", is_flag=True, help="With --bundle: in ORT format, too, for reduced builds of onnxruntime.")
+@click.option("--target", type=click.Choice(["arm", "x86"]), help="Of --ort.  [default: arm]")
+@click.option("--verify", type=click.Path(path_type=Path), metavar="DIR", help="Check a bundle and do nothing else.")
+@click.option("--digest", help="With --verify: what the export printed, which tells origin from integrity.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout, and nothing else there.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--no-bench", is_flag=True, help="Do not measure the speed-up.")
@@ -149,12 +154,17 @@ def _align(context: click.Context, parameter: click.Parameter, value: str) -> in
 @click.option("-v", "--verbose", is_flag=True, help="Say more.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 @click.version_option(package_name="trp-export")
-def command(model: Path, **given: Any) -> None:
+def command(model: Path | None, **given: Any) -> None:
     """Make MODEL smaller by low rank, verify it, measure it, and write it as ONNX.
 
     MODEL is an .onnx file, a .safetensors file, a PyTorch state dict or checkpoint (with --arch), or a
     checkpoint of trp-train, which knows its architecture.
     """
+    if given["verify"] is not None:
+        _verify(model, given["verify"], given["digest"])
+        return
+    if model is None:
+        raise click.UsageError("Missing argument 'MODEL'.")
     from rich.console import Console
 
     from trp_export.pipeline import compress
@@ -210,8 +220,9 @@ def _options(given: dict[str, Any]) -> Options:
 
     crop = given["crop"]
     preprocessing = Preprocessing(given["mean"], given["std"], given["resize"], (crop, crop) if crop else None)
-    if given["evaluate"] is None and given["calib"] is None and preprocessing != Preprocessing():
-        raise OptionError("--mean, --std, --resize and --crop prepare images; they need --eval or --calib.")
+    images = [given[name] for name in ("evaluate", "calib", "bundle")]
+    if images == [None, None, None] and preprocessing != Preprocessing():
+        raise OptionError("--mean, --std, --resize and --crop prepare images; they need --eval, --calib or --bundle.")
     return Options(
         rule=_rule(given),
         load=LoadOptions(given["arch"], given["input_shape"], given["static"], given["trust_pickle"]),
@@ -221,10 +232,25 @@ def _options(given: dict[str, Any]) -> Options:
         benchmark=Benchmark(not given["no_bench"], given["threads"], given["budget"], given["require_speedup"]),
         output=given["output"],
         report=given["report"],
+        bundle=_bundle(given, preprocessing),
         dry_run=given["dry_run"],
         precision=given["precision"],
         best=given["best"],
     )
+
+
+def _bundle(given: dict[str, Any], preprocessing: Preprocessing) -> Bundle | None:
+    from trp_export.options import Bundle
+
+    if given["digest"] is not None:
+        raise OptionError("--digest goes with --verify.")
+    if given["target"] is not None and not given["ort"]:
+        raise OptionError("--target goes with --ort.")
+    if given["bundle"] is None:
+        if given["ort"]:
+            raise OptionError("--ort goes into a bundle: --bundle DIR.")
+        return None
+    return Bundle(given["bundle"], preprocessing, (given["target"] or "arm") if given["ort"] else None)
 
 
 def _calibration(given: dict[str, Any], preprocessing: Preprocessing) -> Calibration | None:
@@ -287,6 +313,20 @@ def _progress_bar(console: Any) -> Iterator[Progress]:
             bar.update(task, description=step, completed=share)
 
         yield show
+
+
+def _verify(model: Path | None, folder: Path, digest: str | None) -> None:
+    """Say that a bundle is what its manifest says, and with a digest the one that was meant."""
+    from trp_export.ship.verify import verify
+
+    if model is not None:
+        raise OptionError("--verify checks a bundle and exports nothing; leave MODEL out.")
+    found = verify(folder, digest)
+    click.echo(f"{folder}: {len(found.manifest.files)} files, {found.bytes:,} bytes, each as its manifest says")
+    if found.origin:
+        click.echo(f"digest {found.digest}, as expected: integrity and origin")
+    else:
+        click.echo(f"digest {found.digest}: integrity, not origin; --digest tells whether it is the one that was meant")
 
 
 def _show(report: Report, messages: Any, given: dict[str, Any]) -> None:

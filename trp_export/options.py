@@ -159,11 +159,28 @@ class Benchmark:
             raise OptionError("--require-speedup needs the benchmark; leave --no-bench out.")
 
 
+# The kind of processor that a model in ORT format is laid out for.
+Target = Literal["arm", "x86"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A folder to ship. `preprocessing` tells the app how images are prepared where neither --eval nor --calib does.
+
+    `ort` adds the model in ORT format for one kind of processor.
+    """
+
+    folder: Path
+    preprocessing: Preprocessing = Preprocessing()
+    ort: Target | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """Everything `compress` can be told. `rule` None: the plan inside the checkpoint.
 
-    `output` None: `<stem>.trp.onnx` in the current folder. `<output>.json` always lies beside it.
+    `output` None: `<stem>.trp.onnx` in the current folder. `<output>.json` always lies beside it. A `bundle` takes
+    the place of both and of `report`.
     `evaluate` stands in for `images` where a network answers something other than classes: it takes the path of an
     ONNX file and returns a share of 1, more for better, such as 0.387 for a mAP of 38.7.
     """
@@ -177,6 +194,7 @@ class Options:
     benchmark: Benchmark = Benchmark()
     output: Path | None = None
     report: Path | None = None
+    bundle: Bundle | None = None
     dry_run: bool = False
     precision: Precision = "fp32"
     best: bool = False
@@ -189,6 +207,8 @@ class Options:
         return () if self.precision == "fp32" else (self.precision,)
 
     def __post_init__(self) -> None:
+        if self.bundle is not None and (self.output is not None or self.report is not None):
+            raise OptionError("--bundle is the only output, report included; leave -o and --report out.")
         if self.precision not in get_args(Precision):
             raise OptionError(f"--precision {self.precision} is unknown; one of {', '.join(get_args(Precision))}.")
         if self.precision == "int8" and self.calibration is None:

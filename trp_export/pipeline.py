@@ -18,10 +18,11 @@ from trp_export.calibration.moments import save_moments
 from trp_export.choose import make_plan, saved_choices
 from trp_export.errors import OptionError
 from trp_export.fit import Known, look
+from trp_export.graph.metadata import licence
 from trp_export.load import load
 from trp_export.measure import clean, measure, require_faster, unmeasured, whole_story
 from trp_export.network import Network, analyse, measure_layers, require_matches
-from trp_export.options import Calibration, MaxDrop, Options, Rule
+from trp_export.options import Calibration, MaxDrop, Options, Rule, Target
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Plan
 from trp_export.planning.recognise import recognise, sharp_drop
@@ -51,15 +52,21 @@ def compress(model: str | Path | nn.Module, options: Options = Options(), progre
     if options.dry_run:
         with Scratch() as scratch:
             return plan_export(model, options, scratch.folder, progress).report
-    with Stage(_output(model, options), options.report) as stage:
+    with _stage(model, options) as stage:
         stage.require_apart(_inputs(model, options))
         planned = plan_export(model, options, stage.scratch, progress)
         report = carry_out(planned, options, stage, progress)
-        stage.document.write_text(json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        report = report.without_paths(_inputs(model, options))
+        if options.bundle is not None and options.bundle.ort is not None:
+            report = _with_ort(report, options.bundle.ort, stage.model, planned.network)
         if stage.page is not None:
             from trp_export.report.page import make_page
 
             stage.page.write_text(make_page(report, planned.layers), encoding="utf-8")
+        if options.bundle is not None:
+            report = _with_bundle(report, model, stage, planned.network)
+        else:
+            stage.document.write_text(json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         stage.publish()
         if planned.known is not None and options.calibration and options.calibration.save_moments:
             save_moments(options.calibration.save_moments, planned.known.moments)
@@ -196,6 +203,30 @@ def _low_rank_already(layers: tuple[Layer, ...]) -> tuple[str, ...]:
         return ()
     energy = min(math.floor(found.energy * 1e6) / 1e6, 0.999999)  # 1 would keep what is only rounding.
     return (f"{found.layers} of {found.of_layers} layers have low rank already: --energy {energy:g} costs nothing",)
+
+
+def _stage(model: str | Path | nn.Module, options: Options) -> Stage:
+    """Where the result is made: beside a file to be, or beside a bundle."""
+    if options.bundle is None:
+        return Stage(_output(model, options), options.report)
+    from trp_export.ship.stage import BundleStage
+
+    return BundleStage(options.bundle.folder)
+
+
+def _with_ort(report: Report, target: Target, model: Path, network: Network) -> Report:
+    from trp_export.ship.ort import convert
+
+    ort, notes = convert(model, target, network.inputs)
+    return replace(report, ort=ort, notes=(*report.notes, *notes))
+
+
+def _with_bundle(report: Report, model: str | Path | nn.Module, stage: Stage, network: Network) -> Report:
+    from trp_export.ship.bundle import source_files, write_bundle
+
+    source = source_files(Path(model)) if isinstance(model, (str, Path)) else ()
+    digest = write_bundle(stage.model.parent, stage.model, report, source, licence(network.model))
+    return replace(report, digest=digest)
 
 
 def _inputs(model: str | Path | nn.Module, options: Options) -> list[Path]:

@@ -31,6 +31,8 @@ def command_line(source: Source, options: Options) -> str:
         *_benchmark(options.benchmark),
         *(("-o", options.output.name) if options.output else ()),
         *(("--report", options.report.name) if options.report else ()),
+        *(("--bundle", "DIR") if options.bundle else ()),
+        *(("--ort", "--target", options.bundle.ort) if options.bundle and options.bundle.ort else ()),
     ]
     return shlex.join(parts)
 
@@ -99,7 +101,7 @@ def _calibration(calibration: Calibration) -> Iterator[str]:
 
 def _preprocessing(options: Options) -> Iterator[str]:
     """Of the images of --calib and --eval: the command prepares both alike."""
-    given = options.images or options.calibration
+    given = options.images or options.calibration or options.bundle
     chosen = given.preprocessing if given else Preprocessing()
     for name, values in (("--mean", chosen.mean), ("--std", chosen.std)):
         if values is not None:

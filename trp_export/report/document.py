@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,12 @@ from trp_export.load import Source
 from trp_export.options import Options
 from trp_export.planning.frontier import Frontier
 from trp_export.planning.plan import Decision, Plan
+from trp_export.privacy import without_paths
 from trp_export.verify import Deviation
 
 if TYPE_CHECKING:
     from trp_export.bench import Comparison, Ratio
+    from trp_export.ship.manifest import Ort
     from trp_export.variants import Forms
 
 SCHEMA = 1
@@ -52,6 +54,8 @@ class Report:
     forms: Forms | None = None
     notes: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+    ort: Ort | None = None
+    digest: str | None = None
 
     @property
     def ratio(self) -> Ratio | None:
@@ -72,6 +76,15 @@ class Report:
         _, result, cleaned = self.latency.measurements
         return ratio(cleaned, result)
 
+    def without_paths(self, known: Sequence[Path]) -> Report:
+        """The same with files by their names alone in everything that was said on the way."""
+
+        def cut(text: str) -> str:
+            return without_paths(text, known)
+
+        deviation = self.deviation and replace(self.deviation, how=cut(self.deviation.how))
+        return replace(self, deviation=deviation, notes=tuple(map(cut, self.notes)))
+
     def to_json(self) -> dict[str, Any]:
         """The document. Times in ms, extents as they are; None where a thing was not done."""
         return {
@@ -88,6 +101,7 @@ class Report:
             "frontier": asdict(self.frontier) if self.frontier else None,
             "variants": [one.to_json(one is self.forms.chosen) for one in self.forms.variants] if self.forms else [],
             "notes": list(self.notes),
+            "digest": self.digest,
             "plan": self.plan.to_json(),
         }
 

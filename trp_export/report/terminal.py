@@ -53,6 +53,8 @@ def print_report(report: Report, out: Console, messages: Console, verbose: bool 
         for remark in report.latency.noise:
             out.print(Text(plain(f"noise: {remark}")))
     out.print(Text(headline(report), style=_TONES[tone(report)]))
+    if report.digest is not None:
+        out.print(Text(f"digest {report.digest}"), soft_wrap=True)
     for path in report.files:
         messages.print(Text(plain(f"wrote {path}")), soft_wrap=True)
 
