@@ -6,7 +6,6 @@ their node names, sometimes with a word before or after. Time that finds no laye
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,15 +16,17 @@ from typing import Any
 import numpy as np
 
 from trp_export.bench.cases import Case
-from trp_export.bench.devices.base import Start
-from trp_export.bench.devices.local import LocalDevice
+from trp_export.bench.devices.base import Device, Start
+from trp_export.bench.devices.local import LocalDevice, PipeRunner
 from trp_export.bench.devices.staging import copy_local
+from trp_export.errors import DeviceError
 
 WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "FusedConv": 1, "FusedGemm": 1, "QLinearConv": 3}
 HEAVY = ("Conv", "Gemm", "MatMul")  # words in the names of the kernels that do a layer's multiply-adds
 NESTING = ("If", "Loop", "Scan")  # their time contains that of the nodes inside, which are listed themselves
 WARM_RUNS = 5
 PROFILE_NS = 1.5e9
+FEWEST_RUNS = 10
 PARTS = (".reduce", ".expand")
 
 
@@ -47,11 +48,20 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """All layers with weights in order of execution, and the time of everything else. Times are ms per inference."""
+    """All layers with weights in order of execution, and the time of everything else. Times are ms per inference.
+
+    `others` names the kernels behind `other_ms`; `kernels` counts all that ran in one inference.
+    """
 
     model: str
     layers: tuple[Layer, ...]
-    other_ms: float
+    others: Mapping[str, float]
+    kernels: int
+
+    @property
+    def other_ms(self) -> float:
+        """The time of everything that is no layer."""
+        return sum(self.others.values())
 
     @property
     def total_ms(self) -> float:
@@ -81,19 +91,40 @@ def profile_models(cases: Sequence[Case], start: Start) -> tuple[Profile, ...]:
         named = [_with_names(case, folder / f"model{i}") for i, case in enumerate(cases)]
         device = LocalDevice(folder)
         device.stage(named)
-        return tuple(_profile(device, index, case, folder, start) for index, case in enumerate(named))
+        return tuple(_profile(device, index, case, start) for index, case in enumerate(named))
 
 
-def _profile(device: LocalDevice, index: int, case: Case, folder: Path, start: Start) -> Profile:
-    runner = device.start(index, replace(start, profile=str(folder / f"profile{index}")))
+def _profile(device: LocalDevice, index: int, case: Case, start: Start) -> Profile:
+    runner = device.start(index, replace(start, profile=f"profile{index}"))
     try:
         slowest = max(runner.run(WARM_RUNS, 1).samples)
-        runner.run(max(20, min(500, int(PROFILE_NS / slowest))), 1)
-        file = runner.ask("profile")["file"]
+        runner.run(_within(PROFILE_NS, slowest, 2 * FEWEST_RUNS), 1)
+        return read_profile(case, runner.events())
     finally:
         runner.close()
-    events = json.loads(Path(file).read_text(encoding="utf-8"))
-    return read_profile(case, [event for event in events if event.get("cat") == "Node"])
+
+
+def profile_and_time(device: Device, index: int, case: Case, start: Start, budget_ns: float) -> tuple[Profile, float]:
+    """A shorter profile, and the ms of an inference in the same process once its profiler has stopped.
+
+    Both are means of the faster half. The nodes of `case` need names of their own. Raises DeviceError, which also
+    says so of a device whose runner has no profiler.
+    """
+    runner = device.start(index, replace(start, profile=f"profile{index}"))
+    try:
+        if not isinstance(runner, PipeRunner):
+            raise DeviceError(f"{device.name} has no profiler.")
+        slowest = max(runner.run(WARM_RUNS, 1).samples)
+        runner.run(_within(budget_ns, slowest, FEWEST_RUNS), 1)
+        found = read_profile(case, runner.events())
+        times = runner.run(_within(budget_ns / 4, slowest, FEWEST_RUNS // 2), 1).samples
+        return found, _typical([sample / 1e6 for sample in times])
+    finally:
+        runner.close()
+
+
+def _within(budget_ns: float, slowest_ns: float, fewest: int) -> int:
+    return max(fewest, min(500, int(budget_ns / slowest_ns)))
 
 
 def read_profile(case: Case, events: Iterable[Mapping[str, Any]]) -> Profile:
@@ -112,17 +143,20 @@ def read_profile(case: Case, events: Iterable[Mapping[str, Any]]) -> Profile:
         outputs[key] = shapes[0] if shapes else []
     runs = max((len(times) for times in durations.values()), default=1)
     layers: dict[str, Layer] = {}
-    other_ms = 0.0
+    others: dict[str, float] = defaultdict(float)
+    kernels = 0
     for key, times in durations.items():
-        ms = _typical(times[WARM_RUNS:] or times) * max(1, round(len(times) / runs))
+        times_each = max(1, round(len(times) / runs))
+        kernels += times_each
+        ms = _typical(times[WARM_RUNS:] or times) * times_each
         node = graph.find(key[0]) if any(word in operators[key] for word in HEAVY) else None
         if node is None:
-            other_ms += ms
+            others[key[0]] += ms
             continue
         name, macs = graph.layer(node), graph.macs(node, outputs[key])
         old = layers.get(name, Layer(name, node.op_type, 0.0, 0, 0))
         layers[name] = Layer(name, old.op, old.ms + ms, old.macs + macs, old.parts + 1)
-    return Profile(case.label, tuple(layers.values()), other_ms)
+    return Profile(case.label, tuple(layers.values()), others, kernels)
 
 
 def _typical(times: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""A plan for the whole network under a budget of multiply-adds or parameters: one trade-off over all layers."""
+"""A plan for the whole network under a budget: one trade-off over all layers, whatever it is that costs."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trp_export.errors import OptionError
 from trp_export.lowrank.factor import Float64
-from trp_export.lowrank.site import Site
-from trp_export.planning.budget import Menu, allocate
+from trp_export.planning.budget import Allocation, Menu, allocate
 from trp_export.planning.curves import Curve, Layer, ranks_at
 from trp_export.planning.plan import Decision, Plan
 from trp_export.planning.rules import keep, take
 from trp_export.planning.sensitivity import Sensitivity
 
 Damage = Callable[[Layer, Curve], Float64]
+Ranks = NDArray[np.intp]
+NO_RANKS: Ranks = np.zeros(0, dtype=np.intp)
 
 
 def lost_energy(layer: Layer, curve: Curve) -> Float64:
@@ -44,24 +46,34 @@ def measured_damage(sensitivities: Mapping[str, Sensitivity]) -> Damage:
     return damage
 
 
-@dataclass(frozen=True, slots=True)
-class _Budget:
-    """What is counted: its option, its words, and how to read it off a site and a curve."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Timing:
+    """What one layer takes on a device, in the device's unit: dense, and by scheme name at the ranks on offer.
 
-    option: str
-    words: str
-    of_site: Callable[[Site], int]
-    per_rank: Callable[[Curve], int]
+    A pair is a tuple of ranks, ascending, and their costs.
+    """
 
-
-_MACS = _Budget("--macs", "macs", lambda site: site.macs, lambda curve: curve.macs_per_rank)
-_PARAMS = _Budget("--params", "params", lambda site: site.params, lambda curve: curve.params_per_rank)
+    dense: float
+    pairs: Mapping[str, tuple[Ranks, Float64]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Option:
     curve: Curve | None
     rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """What one layer may become, with what each option costs and the damage it does."""
+
+    layer: Layer
+    options: tuple[_Option, ...]
+    menu: Menu
+
+
+# The ranks to consider for a curve of a layer, and what each costs.
+Costs = Callable[[Layer, Curve], tuple[Ranks, Float64]]
 
 
 def plan_by_macs(
@@ -71,40 +83,81 @@ def plan_by_macs(
 
     Raises OptionError, naming the best that can be reached, where no plan is small enough.
     """
-    return _plan(layers, _MACS, total_macs, ratio, align, damage)
+
+    def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
+        ranks = ranks_at(curve, align)
+        return ranks, ranks * float(curve.macs_per_rank)
+
+    offers = [_offer(layer, layer.site.macs, costs, damage) for layer in layers]
+    return _plan(offers, "macs", total_macs, ratio)
 
 
 def plan_by_params(
     layers: Sequence[Layer], total_params: int, ratio: float, align: int = 1, damage: Damage = lost_energy
 ) -> Plan:
     """The same with at most total_params / ratio parameters; no layer takes more multiply-adds than before."""
-    return _plan(layers, _PARAMS, total_params, ratio, align, damage)
 
-
-def _plan(layers: Sequence[Layer], budget: _Budget, total: int, ratio: float, align: int, damage: Damage) -> Plan:
-    offers = [_offer(layer, budget, align, damage) for layer in layers]
-    menus = [menu for menu, _ in offers]
-    fixed = total - sum(budget.of_site(layer.site) for layer in layers)
-    allocation = allocate(menus, total / ratio - fixed)
-    if allocation is None:
-        least = fixed + sum(float(menu.cost.min()) for menu in menus)
-        raise OptionError(f"{budget.option} {ratio:g} is out of reach: at rank 1 everywhere it is {total / least:.2f}.")
-    decisions = (
-        _decide(layer, options[chosen])
-        for layer, (_, options), chosen in zip(layers, offers, allocation.options, strict=True)
-    )
-    return Plan(tuple(decisions), f"{budget.words} {ratio:g}x fewer")
-
-
-def _offer(layer: Layer, budget: _Budget, align: int, damage: Damage) -> tuple[Menu, list[_Option]]:
-    options = [_Option(None, 0)]
-    costs, damages = [np.array([float(budget.of_site(layer.site))])], [np.zeros(1)]
-    for curve in layer.curves:
+    def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
         ranks = ranks_at(curve, align)
+        return ranks, ranks * float(curve.params_per_rank)
+
+    offers = [_offer(layer, layer.site.params, costs, damage) for layer in layers]
+    return _plan(offers, "params", total_params, ratio)
+
+
+def plan_by_latency(
+    layers: Sequence[Layer], timings: Mapping[str, Timing], budget: float, rule: str, damage: Damage = lost_energy
+) -> Plan:
+    """The plan of least damage whose layers take at most `budget` together, or the fastest where none does.
+
+    `timings` by site name; a layer without one stays as it is and counts for nothing. No pair is taken that is not
+    faster than its layer. `rule` is what the plan shall say of itself.
+    """
+
+    def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
+        ranks, taken = timings[layer.site.name].pairs.get(curve.scheme.name, (NO_RANKS, np.zeros(0)))
+        faster = (taken < timings[layer.site.name].dense) & (ranks <= curve.full_rank)
+        return ranks[faster], taken[faster]
+
+    offers = [
+        _offer(layer, timings[layer.site.name].dense, costs, damage)
+        if layer.site.name in timings
+        else _offer(Layer(layer.site, ()), 0.0, costs, damage)
+        for layer in layers
+    ]
+    allocation = allocate([offer.menu for offer in offers], max(budget, _least(offers) * (1 + 1e-9)))
+    assert allocation is not None
+    return Plan(_decisions(offers, allocation), rule)
+
+
+def _plan(offers: Sequence[_Offer], counted: str, total: int, ratio: float) -> Plan:
+    fixed = total - sum(float(offer.menu.cost[0]) for offer in offers)
+    allocation = allocate([offer.menu for offer in offers], total / ratio - fixed)
+    if allocation is None:
+        best = total / (fixed + _least(offers))
+        raise OptionError(f"--{counted} {ratio:g} is out of reach: at rank 1 everywhere it is {best:.2f}.")
+    return Plan(_decisions(offers, allocation), f"{counted} {ratio:g}x fewer")
+
+
+def _least(offers: Sequence[_Offer]) -> float:
+    return sum(float(offer.menu.cost.min()) for offer in offers)
+
+
+def _offer(layer: Layer, dense: float, costs: Costs, damage: Damage) -> _Offer:
+    options = [_Option(None, 0)]
+    all_costs, damages = [np.array([float(dense)])], [np.zeros(1)]
+    for curve in layer.curves:
+        ranks, taken = costs(layer, curve)
         options += [_Option(curve, int(rank)) for rank in ranks]
-        costs.append(ranks * float(budget.per_rank(curve)))
+        all_costs.append(taken)
         damages.append(damage(layer, curve)[ranks - 1])
-    return Menu(np.concatenate(costs), np.concatenate(damages)), options
+    return _Offer(layer, tuple(options), Menu(np.concatenate(all_costs), np.concatenate(damages)))
+
+
+def _decisions(offers: Sequence[_Offer], allocation: Allocation) -> tuple[Decision, ...]:
+    return tuple(
+        _decide(offer.layer, offer.options[chosen]) for offer, chosen in zip(offers, allocation.options, strict=True)
+    )
 
 
 def _decide(layer: Layer, option: _Option) -> Decision:

@@ -30,7 +30,7 @@ class Settings:
 class Start:
     """How a runner is started. `timeout_s` bounds every reply; a runner that stays silent longer is ended.
 
-    `profile` is a file prefix for onnxruntime's own profile, empty for none (local only).
+    `profile` is a file prefix in the scratch folder for onnxruntime's own profile, empty for none (local and ssh).
     """
 
     threads: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +45,11 @@ class PipeRunner:
     def outputs(self) -> list[np.ndarray | None]:
         """See base.Runner."""
         return [self._read_output(value) for value in self.ask("outputs")["outputs"]]
+
+    def events(self) -> list[dict[str, Any]]:
+        """The kernels that ran since the start, by onnxruntime's own profile; what runs after is not profiled."""
+        events = json.loads(self._fetch(self.ask("profile")["file"]))
+        return [event for event in events if event.get("cat") == "Node"]
 
     def ask(self, command: str) -> dict[str, Any]:
         """See base.Runner."""
@@ -90,9 +96,10 @@ def check_ready(said: dict[str, Any], start: Start, what: str) -> Ready:
 
 
 def serve_arguments(start: Start) -> list[str]:
-    """The options of a runner, the same for the Python and the native one."""
+    """The options of a runner, the same for the Python and the native one, which knows no profile."""
     cores = ["--cores", ",".join(map(str, start.cores))] if start.cores else []
-    return ["--threads", str(start.threads), "--provider", start.provider, *cores]
+    profile = ["--profile", start.profile] if start.profile else []
+    return ["--threads", str(start.threads), "--provider", start.provider, *cores, *profile]
 
 
 class LocalDevice:
@@ -127,7 +134,6 @@ class LocalDevice:
         case, folder = self._cases[index], self._folder / str(index)
         argv = [sys.executable, str(RUNNER), "serve", str(case.path.resolve()), str(folder / MANIFEST)]
         argv += [*serve_arguments(start), "--scratch", str(folder)]
-        argv += ["--profile", start.profile] if start.profile else []
         pipe = Pipe(argv, what=f"the process that runs {case.label}")
         return PipeRunner(pipe, start, lambda name: (folder / name).read_bytes())
 

@@ -151,8 +151,7 @@ def open_session(options: argparse.Namespace) -> Any:
     settings.log_severity_level = 3
     if options.profile:
         settings.enable_profiling = True
-        settings.profile_file_prefix = options.profile
-        settings.optimized_model_filepath = options.profile + ".onnx"
+        settings.profile_file_prefix = os.path.join(options.scratch, options.profile)  # noqa: PTH118
     return ort.InferenceSession(options.model, settings, providers=[options.provider])
 
 

@@ -1,0 +1,227 @@
+"""The tables and pictures of docs/results-latency.md: plans by latency, predicted and measured, beside other plans.
+
+    python tools/bench_plans.py models      dense networks (torchvision, random weights) and their singular values
+    python tools/bench_plans.py time        the latency table, plans at several speed-ups, and rivals pushed to 2x
+    python tools/bench_plans.py tables      docs/results-latency/ from what was measured
+
+Each step takes up where it was stopped, and with --seconds stops by itself. Results lie in runs/bench_plans. `time`
+wants a quiet machine: every figure is a ratio of interleaved runs in fresh processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench_networks import NETWORKS as EXPORTED
+from bench_networks import Clock, dense, export_dense, read, write
+
+from trp_export.errors import OptionError
+from trp_export.graph.sites import LocatedSite
+from trp_export.latency.device import DeviceUnderTest
+from trp_export.latency.network import NetworkLatency, measure_network
+from trp_export.latency.search import plan_for_speedup, predicted_plan
+from trp_export.latency.table import Table, cache_file
+from trp_export.load import load
+from trp_export.load.source import LoadOptions
+from trp_export.lowrank.factor import spectrum
+from trp_export.network import Network, analyse
+from trp_export.planning.curves import Layer, curve_of, schemes_for
+from trp_export.planning.plan import Decision, Plan
+from trp_export.planning.shared_budget import lost_energy, plan_by_macs
+from trp_export.target import block_size
+
+ROOT = Path(__file__).parents[1]
+WORK = ROOT / "runs" / "bench_plans"
+DOCS = ROOT / "docs" / "results-latency"
+NETWORKS = ("resnet18", "vgg16", "mobilenet_v2", "resnet50")
+PREDICTED = (1.25, 1.5, 2.0, 2.5, 3.0)
+WISHED = (1.5, 2.0)
+RIVALS = ("macs", "channel", "spatial", "pointwise")
+RIVALRY = ("resnet18", "vgg16")
+GOAL = 2.0
+NEAR = 0.02
+TRIES = 6
+
+
+def models(names: Sequence[str], clock: Clock) -> None:
+    for name in names:
+        version = dense(EXPORTED[name])
+        if not version.model.is_file():
+            export_dense(version)
+        network = analyse(load(version.model, LoadOptions()), _folder(name))
+        for place in network.located:
+            if clock.over():
+                return
+            make_layer(name, place)
+        print(name, "done", flush=True)
+
+
+def make_layer(name: str, place: LocatedSite) -> Layer:
+    """A layer with its curves; singular values are kept, since those of VGG-16's linear layers take a minute."""
+    if place.site.refusal:
+        return Layer(place.site, ())
+    curves = []
+    for scheme in schemes_for(place.site, "auto"):
+        file = WORK / "spectra" / name / f"{place.site.name}-{scheme.name}.npy"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, spectrum(place.kernel(), scheme, place.site.group))
+        curves.append(curve_of(place.site, scheme, np.load(file)))
+    return Layer(place.site, tuple(curves))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network with its layers' curves, and its latency here."""
+
+    name: str
+    network: Network
+    layers: tuple[Layer, ...]
+    latency: NetworkLatency
+
+
+def measure(names: Sequence[str], clock: Clock) -> None:
+    for name in names:
+        subject = open_subject(name)
+        for what, key, work in list_work(subject):
+            if key in load_facts(name):
+                continue
+            if clock.over():
+                return
+            facts = work()
+            write(WORK / f"{name}.json", {**load_facts(name), key: facts})
+            print(name, what, json.dumps({k: v for k, v in facts.items() if k != "layers"}), flush=True)
+
+
+def list_work(subject: Subject) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
+    for ratio in PREDICTED:
+        yield "predicted", f"predicted {ratio:g}", lambda ratio=ratio: predict(subject, ratio)
+    for ratio in WISHED:
+        yield "wished", f"wished {ratio:g}", lambda ratio=ratio: wish(subject, ratio)
+    for rival in RIVALS if subject.name in RIVALRY else ():
+        yield "rival", f"rival {rival}", lambda rival=rival: push(subject, rival)
+
+
+def predict(subject: Subject, ratio: float) -> dict[str, Any]:
+    """The plan that the table alone makes, and what it measures."""
+    latency = subject.latency
+    plan = predicted_plan(subject.layers, latency, latency.original / ratio, ratio, lost_energy)
+    return describe(subject, plan)
+
+
+def wish(subject: Subject, ratio: float) -> dict[str, Any]:
+    """The plan as --speedup makes it, or its refusal."""
+    try:
+        plan = plan_for_speedup(subject.layers, subject.latency, ratio, lost_energy, lambda share: None)
+    except OptionError as error:
+        return {"refused": str(error)}
+    return describe(subject, plan)
+
+
+def push(subject: Subject, rival: str) -> dict[str, Any]:
+    """Another way to plan, its own ratio raised until 2x is measured."""
+    low, high, ratio = 1.0, 60.0, GOAL
+    best: Plan | None = None
+    for _ in range(TRIES):
+        plan = rival_plan(subject, rival, ratio)
+        found = subject.latency.measured(plan)
+        if best is None or abs(found - GOAL) < abs(subject.latency.measured(best) - GOAL):
+            best = plan
+        if abs(found / GOAL - 1) < NEAR:
+            break
+        low, high = (ratio, high) if found < GOAL else (low, ratio)
+        step = ratio * GOAL / found
+        ratio = step if low < step < high else (low * high) ** 0.5
+    assert best is not None
+    return describe(subject, best)
+
+
+def rival_plan(subject: Subject, rival: str, ratio: float) -> Plan:
+    """The MACs plan with aligned ranks, or one scheme with the same ratio in every layer, aligned too."""
+    if rival == "macs":
+        return plan_by_macs(subject.layers, subject.network.macs, ratio, block_size())
+    return Plan(tuple(alike(layer, rival, ratio) for layer in subject.layers), f"{rival} {ratio:.3f}")
+
+
+def alike(layer: Layer, choice: str, ratio: float) -> Decision:
+    schemes = schemes_for(layer.site, choice) if layer.curves else ()
+    for curve in layer.curves:
+        if curve.scheme in schemes:
+            rank = layer.site.macs / ratio / curve.macs_per_rank
+            block = block_size()
+            aligned = max(block, round(rank / block) * block) if curve.top_rank >= block else max(1, round(rank))
+            if aligned <= curve.top_rank:
+                return Decision(layer.site, curve.scheme, aligned, choice, float(curve.energy[aligned - 1]))
+    return Decision(layer.site, None, None, "kept")
+
+
+def describe(subject: Subject, plan: Plan) -> dict[str, Any]:
+    latency, network = subject.latency, subject.network
+    after = network.macs - sum(decision.site.macs - decision.macs for decision in plan.decisions)
+    speedup = latency.measured(plan)
+    try:
+        predicted: float | None = latency.original / latency.predicted(plan)
+    except KeyError:  # a rival's rank that the table does not offer
+        predicted = None
+    return {
+        "rule": plan.rule,
+        "original_ms": latency.original,
+        "predicted": predicted,
+        "measured": speedup,
+        "macs": network.macs / after,
+        "quotient": speedup / (network.macs / after),
+        "damage": sum(1 - decision.energy for decision in plan.decisions),
+        "layers": [
+            [decision.site.name, decision.scheme.name if decision.scheme else None, decision.rank]
+            for decision in plan.decisions
+        ],
+    }
+
+
+def open_subject(name: str) -> Subject:
+    network = analyse(load(dense(EXPORTED[name]).model, LoadOptions()), _folder(name))
+    layers = tuple(make_layer(name, place) for place in network.located)
+    shapes = {key: tuple(size or 1 for size in shape) for key, shape in network.inputs.items()}
+    device = DeviceUnderTest("local", 1, shapes)
+    conditions = device.conditions()
+    table = Table(conditions, cache_file(WORK / "tables", conditions))
+    begin = time.monotonic()
+
+    def progress(share: float) -> None:
+        print(f"{name}: table {share:.0%}, {time.monotonic() - begin:.0f} s", flush=True)
+
+    latency = measure_network(network, layers, device, table, _folder(name), 1, progress)
+    return Subject(name, network, layers, latency)
+
+
+def _folder(name: str) -> Path:
+    folder = WORK / "work" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def load_facts(name: str) -> dict[str, Any]:
+    return dict(read(WORK / f"{name}.json") or {})
+
+
+STEPS = {"models": models, "time": measure}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=STEPS)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--seconds", type=float, default=36000.0)
+    options = parser.parse_args()
+    STEPS[options.step](options.networks, Clock(options.seconds / 60))
+
+
+if __name__ == "__main__":
+    main()

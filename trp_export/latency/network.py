@@ -1,0 +1,192 @@
+"""What a network takes on a device, as it is and under any plan: predicted from the table, or measured whole.
+
+predicted = the dense network, measured whole + over its layers (pair - dense)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_export.errors import DeviceError
+from trp_export.graph.shapes import infer_shapes
+from trp_export.graph.sites import find_sites
+from trp_export.latency.candidates import offered_ranks
+from trp_export.latency.device import DeviceUnderTest
+from trp_export.latency.sampling import (
+    Subject,
+    costs_of,
+    dense_key,
+    extra_kernels,
+    kernel_cost,
+    pair_key,
+    plans_to_measure,
+    take_sample,
+)
+from trp_export.latency.signature import network_digest, plan_digest, signature
+from trp_export.latency.standin import save_standin
+from trp_export.latency.table import Table
+from trp_export.lowrank.factor import Float64
+from trp_export.lowrank.schemes import Scheme
+from trp_export.network import Network
+from trp_export.planning.curves import Layer
+from trp_export.planning.plan import Change, Plan
+from trp_export.planning.shared_budget import Ranks, Timing
+from trp_export.target import block_size
+
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NetworkLatency:
+    """A network on a device. `original` and `dense` are the costs of the user's file and of its normal form without
+    low rank; `timings` those of its layers by site name; all in the unit of the table's conditions."""
+
+    network: Network
+    device: DeviceUnderTest
+    table: Table
+    timings: Mapping[str, Timing]
+    digest: str
+    folder: Path
+    original: float
+    dense: float
+
+    def predicted(self, plan: Plan) -> float:
+        """The cost of the whole network under a plan whose ranks are on offer."""
+        return self.dense + sum(self._cost(change) - self.timings[change.site.name].dense for change in plan.changed)
+
+    def measured(self, plan: Plan) -> float:
+        """How many times as fast as the original the network is under a plan; measured once, then in the table.
+
+        Raises DeviceError.
+        """
+        key = f"plan {plan_digest(self.digest, plan)}"
+        if key not in self.table:
+            file = self.folder / "plan.onnx"
+            save_standin(self.network, plan, file)
+            self.table.add({key: _speedup(self.device, self.network.original, file)})
+        return self.table.get(key) or 0.0
+
+    def layer_cost(self, change: Change) -> tuple[float, float]:
+        """Dense and as the pair, predicted."""
+        return self.timings[change.site.name].dense, self._cost(change)
+
+    def _cost(self, change: Change) -> float:
+        ranks, costs = self.timings[change.site.name].pairs[change.scheme.name]
+        return float(np.interp(change.rank, ranks, costs))
+
+
+def _speedup(device: DeviceUnderTest, original: Path, file: Path) -> float:
+    from trp_export.bench import ratio
+
+    return ratio(*device.compare([original, file]).measurements).value
+
+
+def measure_network(
+    network: Network,
+    layers: Sequence[Layer],
+    device: DeviceUnderTest,
+    table: Table,
+    folder: Path,
+    align: int,
+    progress: Progress,
+) -> NetworkLatency:
+    """Measure what the table lacks for this network. What is measured is kept even where the device is lost then.
+
+    Raises DeviceError, and LoadError or UnsupportedError for a network that the device cannot run.
+    """
+    subjects = _subjects(network, layers, folder, align)
+    try:
+        digest = network_digest(ir.load(network.original), str(sorted(device.shapes.items())))
+        _fill(network, subjects, device, table, digest, folder, progress)
+        original, dense = _whole(network, device, table, digest, folder)
+    except DeviceError as error:
+        raise DeviceError(f"{error}\nWhat was measured so far is kept; the same command goes on from there.") from error
+    kernel = table.get(_kernel_key(digest)) or 0.0
+    timings = {subject.site.name: timing for subject in subjects if (timing := _timing(subject, table, kernel))}
+    return NetworkLatency(network, device, table, timings, digest, folder, original, dense)
+
+
+def _subjects(network: Network, layers: Sequence[Layer], folder: Path, align: int) -> tuple[Subject, ...]:
+    """The layers that may become pairs, with their signatures in the network that will run."""
+    file = folder / "dense-standin.onnx"
+    save_standin(network, Plan((), "dense"), file)
+    model = ir.load(file)
+    places = {place.site.name: place for place in find_sites(model, infer_shapes(model, network.inputs))}
+    block = block_size()
+    return tuple(
+        Subject(
+            layer.site,
+            signature(places[layer.site.name]),
+            tuple((curve.scheme, offered_ranks(layer.site, curve.scheme, block, align)) for curve in layer.curves),
+        )
+        for layer in layers
+        if layer.curves and layer.site.name in places
+    )
+
+
+def _fill(
+    network: Network,
+    subjects: Sequence[Subject],
+    device: DeviceUnderTest,
+    table: Table,
+    digest: str,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Sample by sample, each put down at once."""
+    sites = [place.site for place in network.located]
+    plans = plans_to_measure(subjects, sites, table)
+    samples = []
+    for index, plan in enumerate(plans):
+        progress(index / len(plans))
+        samples.append(take_sample(network, plan, device, folder))
+        table.add(costs_of(samples[-1], plan, subjects))
+    if plans and not plans[0].changed:
+        table.add({_kernel_key(digest): kernel_cost(samples)})
+
+
+def _kernel_key(digest: str) -> str:
+    return f"network {digest} kernel"
+
+
+def _whole(network: Network, device: DeviceUnderTest, table: Table, digest: str, folder: Path) -> tuple[float, float]:
+    """The original, and its normal form without low rank."""
+    keys = f"network {digest} original", f"network {digest} dense"
+    if any(key not in table for key in keys):
+        from trp_export.bench import median, ratio
+
+        original, dense = device.compare([network.original, folder / "dense-standin.onnx"]).measurements
+        cost = median(original) / 1e6
+        table.add(dict(zip(keys, (cost, cost / ratio(original, dense).value), strict=True)))
+    known = tuple(table.get(key) or 0.0 for key in keys)
+    return known[0], known[1]
+
+
+def _timing(subject: Subject, table: Table, kernel: float) -> Timing | None:
+    """A layer's costs at every rank on offer, interpolated between those measured; None where it was not seen."""
+    dense = table.get(dense_key(subject))
+    if dense is None:
+        return None
+    pairs = {
+        scheme.name: costs
+        for scheme, ranks in subject.offers
+        if (costs := _pair_costs(subject, scheme, ranks, table, kernel)) is not None
+    }
+    return Timing(dense, pairs)
+
+
+def _pair_costs(
+    subject: Subject, scheme: Scheme, ranks: Sequence[int], table: Table, kernel: float
+) -> tuple[Ranks, Float64] | None:
+    known = [(rank, cost) for rank in ranks if (cost := table.get(pair_key(subject, scheme, rank))) is not None]
+    if not known:
+        return None
+    offered = np.array([rank for rank in ranks if known[0][0] <= rank <= known[-1][0]], dtype=np.intp)
+    costs = np.interp(offered, *zip(*known, strict=True))
+    kernels = np.array([extra_kernels(Change(subject.site, scheme, int(rank))) for rank in offered])
+    return offered, np.maximum(costs + kernel * kernels, 1e-6)

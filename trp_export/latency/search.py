@@ -1,0 +1,57 @@
+"""The plan for a speed-up: predicted by the table, measured whole, and the budget corrected until the two agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from trp_export.errors import OptionError
+from trp_export.latency.network import NetworkLatency
+from trp_export.planning.curves import Layer
+from trp_export.planning.plan import Plan
+from trp_export.planning.shared_budget import Damage, plan_by_latency
+
+# A wish is met within this share; steps of whole blocks of channels are coarser in a small network.
+_NEAR = 0.015
+# Short of the wish by more than this, the fastest plan is not what was asked for.
+_REACHED = 0.95
+_MOST_TRIES = 6
+
+
+def plan_for_speedup(
+    layers: Sequence[Layer],
+    latency: NetworkLatency,
+    ratio: float,
+    damage: Damage,
+    progress: Callable[[float], None],
+) -> Plan:
+    """The plan of least predicted damage that measures `ratio` times as fast as the original.
+
+    Raises OptionError, naming the best that was measured, where no plan is fast enough; DeviceError.
+    """
+    budget = latency.original / ratio
+    tried: dict[float, Plan] = {}
+    for attempt in range(_MOST_TRIES):
+        progress(attempt / _MOST_TRIES)
+        plan = predicted_plan(layers, latency, budget, ratio, damage)
+        found = latency.measured(plan)
+        again = found in tried
+        tried[found] = plan
+        fastest = latency.predicted(plan) > budget * (1 + 1e-6)
+        if fastest and found < ratio * _REACHED:
+            raise OptionError(
+                f"--speedup {ratio:g} is out of reach on this device: the fastest plan measured {max(tried):.2f}x."
+            )
+        if again or fastest or abs(found / ratio - 1) <= _NEAR:
+            break
+        budget *= found / ratio
+    return tried[min(tried, key=lambda found: abs(math.log(found / ratio)))]
+
+
+def predicted_plan(
+    layers: Sequence[Layer], latency: NetworkLatency, budget: float, ratio: float, damage: Damage
+) -> Plan:
+    """The plan of least damage that is predicted to cost at most `budget`, or the fastest where none does."""
+    of_layers = sum(timing.dense for timing in latency.timings.values())
+    spare = budget - (latency.dense - of_layers)
+    return plan_by_latency(layers, latency.timings, spare, f"speed-up {ratio:g}x", damage)
