@@ -80,6 +80,8 @@ def gather_moments(
     Raises LoadError for inputs that do not fit and for activations that are not finite, naming the layer.
     """
     places = [place for place in located if is_tapped(model, place)]
+    if not places:
+        return {}
     tap = Tap(model, _names(model.graph.inputs), [_input(node) for place in places for node in place.nodes], threads)
     rng = np.random.default_rng(seed)
     moments: dict[str, Moments] = {}
