@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -96,6 +96,8 @@ class Selection:
 
 
 Precision = Literal["fp32", "fp16", "int8"]
+# onnxruntime's fast 8-bit convs take input channels four at a time.
+INT8_CHANNELS = 4
 
 # A measure of the user's own: what a model file is worth, a share of 1, more for better.
 Evaluate = Callable[[Path], float]
@@ -205,6 +207,12 @@ class Options:
         if self.best:
             return ("fp16", "int8") if self.calibration is not None else ("fp16",)
         return () if self.precision == "fp32" else (self.precision,)
+
+    @property
+    def aligned(self) -> Selection:
+        """The selection, with ranks in multiples that 8-bit kernels take at all: others fall back to slow ones."""
+        odd = self.selection.align != "auto" and self.selection.align < INT8_CHANNELS
+        return replace(self.selection, align=INT8_CHANNELS) if "int8" in self.precisions and odd else self.selection
 
     def __post_init__(self) -> None:
         if self.bundle is not None and (self.output is not None or self.report is not None):

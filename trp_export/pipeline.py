@@ -30,7 +30,16 @@ from trp_export.planning.shared_budget import lost_energy
 from trp_export.report.document import Cost, Report
 from trp_export.save import Scratch, Stage, size_bytes
 from trp_export.search import room_left, search, within, without_tuning
-from trp_export.variants import as_compared, as_shipped, choose, make_variants, remarks, ship, timed
+from trp_export.variants import (
+    as_compared,
+    as_shipped,
+    choose,
+    judge_as_shipped,
+    make_variants,
+    remarks,
+    ship,
+    timed,
+)
 from trp_export.verify import Deviation, Judge, open_judge, verify_export
 
 if TYPE_CHECKING:
@@ -102,12 +111,13 @@ def plan_export(model: str | Path | nn.Module, options: Options, folder: Path, p
     damage = known.damage if known is not None else lost_energy
 
     def plan_by(rule: Rule | None) -> Plan:
-        return make_plan(layers, network, rule, saved, options.selection, damage)
+        return make_plan(layers, network, rule, saved, options.aligned, damage)
 
     frontier = None
     if isinstance(rule, MaxDrop):
         assert judge is not None
-        plan, frontier = search(rule, plan_by, network, known, judge, calibration, folder, progress)
+        shipped = judge_as_shipped(judge, options, known.batches if known is not None else (), folder)
+        plan, frontier = search(rule, plan_by, network, known, shipped, calibration, folder, progress)
     else:
         plan = plan_by(rule)
     before = Cost(network.params, network.macs, network.original_bytes)

@@ -73,6 +73,19 @@ def make_variants(
     return tuple(_judged(one, judge, progress) for one in made)
 
 
+def judge_as_shipped(judge: Judge, options: Options, batches: Batches, folder: Path) -> Judge:
+    """A judge who sees every model in the precision that ships; the float model where it cannot be had in that."""
+    if options.precision == "fp32":
+        return judge
+
+    def judged(model: Path, progress: Callable[[float], None]) -> Agreement | Score:
+        file = folder / f"{model.stem}-{options.precision}.onnx"
+        made = convert(options.precision, model, file, batches, True, lambda step, share: None)
+        return judge(made.file or model, progress)
+
+    return judged
+
+
 def _judged(variant: Variant, judge: Judge | None, progress: Progress) -> Variant:
     if judge is None or variant.file is None:
         return variant
