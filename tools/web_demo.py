@@ -111,7 +111,12 @@ def copy_original(original: Path, target: Path) -> dict[str, str | int]:
     else:
         strip_traces(source.model)
         save_model(source.model, target)
-    return {"path": target.name, "sha256": sha256(target), "bytes": target.stat().st_size}
+    return {
+        "path": target.name,
+        "sha256": sha256(target),
+        "bytes": target.stat().st_size,
+        "made_from": sha256(original),
+    }
 
 
 def sha256(path: Path) -> str:

@@ -87,6 +87,7 @@ def make_report(layers: tuple[Layer, ...], speed: float = 1.5, name: str = "net"
         after=Cost(60_000, 12_000_000, 700_000),
         deviation=Deviation("noise", "whole model", Distance(3e-7, 1e-6), Distance(0.04, 0.3), agreement),
         latency=make_comparison(speed),
+        layer_ms={"conv1": (0.031, 0.02), "conv2": (0.03, 0.033), "conv3": (0.04, 0.04)},
         notes=("the images have one channel",),
         files=(Path("small.onnx"), Path("small.json")),
     )

@@ -1,53 +1,62 @@
-"""The page in a real browser: nothing sticks out on a phone, dark is dark, and it prints."""
+"""The page in a real browser: nothing sticks out on a phone, dark is dark, what can be seen can be read aloud."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
+import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, MISSING, Page, chromium
 from PIL import Image
 
 from trp_export.report.page import make_page
 
 from .reports import LAYERS, make_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-OFFLINE = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars")
-QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
-DARK = "--blink-settings=preferredColorScheme=0"
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason=MISSING)
+GROUNDS = {False: (255, 255, 255), True: (0x13, 0x17, 0x1B)}
 
 
-def _browse(folder: Path, *options: str) -> None:
-    page = folder / "page.html"
-    page.write_text(make_page(make_report(LAYERS, name="net_" * 12), LAYERS), encoding="utf-8")
-    command = [str(CHROMIUM), *OFFLINE, *QUIET, f"--user-data-dir={folder / 'profile'}", *options, page.as_uri()]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    folder = tmp_path_factory.mktemp("report")
+    file = folder / "page.html"
+    file.write_text(make_page(make_report(LAYERS, name="net_" * 12), LAYERS), encoding="utf-8")
+    with chromium(folder) as page:
+        page.open(file.as_uri())
+        yield page
 
 
-@pytest.mark.parametrize(
-    ("width", "options", "ground"),
-    [
-        pytest.param(1100, (), (255, 255, 255), id="light", marks=pytest.mark.slow),
-        pytest.param(390, (DARK,), (0x13, 0x17, 0x1B), id="phone, dark"),
-    ],
-)
-def test_a_screenshot(tmp_path: Path, width: int, options: tuple[str, ...], ground: tuple[int, int, int]) -> None:
-    shot = tmp_path / "shot.png"
-    _browse(tmp_path, f"--screenshot={shot}", f"--window-size={width},2400", *options)
-    pixels = np.asarray(Image.open(shot).convert("RGB"))
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [320, 390, 1100])
+def test_a_screenshot(page: Page, tmp_path: Path, width: int, dark: bool) -> None:
+    page.resize(width, 2400, dark=dark)
+    page.screenshot(tmp_path / "shot.png", whole=False)
+    pixels = np.asarray(Image.open(io.BytesIO((tmp_path / "shot.png").read_bytes())).convert("RGB"))
     assert pixels.shape == (2400, width, 3)
-    assert (pixels[:, -8:] == ground).all(), "something reaches the right edge"
-    drawn = (pixels != ground).any(axis=2)
+    assert (pixels[:, -8:] == GROUNDS[dark]).all(), "something reaches the right edge"
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    drawn = (pixels != GROUNDS[dark]).any(axis=2)
     assert 0.05 < drawn.mean() < 0.9
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
 
 
-@pytest.mark.slow
-def test_it_prints(tmp_path: Path) -> None:
-    _browse(tmp_path, f"--print-to-pdf={tmp_path / 'page.pdf'}")
+def test_it_prints(page: Page, tmp_path: Path) -> None:
+    page.pdf(tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_it_can_be_read_aloud(page: Page) -> None:
+    nodes = [node for node in page.call("Accessibility.getFullAXTree")["nodes"] if not node["ignored"]]
+    roles = [node["role"]["value"] for node in nodes]
+    assert page.evaluate("document.documentElement.lang") == "en"
+    assert {"main", "navigation", "banner", "contentinfo", "table", "columnheader", "rowheader"} <= set(roles)
+    named = [node for node in nodes if node["role"]["value"] in ("image", "img", "link", "heading", "navigation")]
+    assert [node["role"]["value"] for node in named if not node.get("name", {}).get("value")] == []
+
+
+def test_the_browser_has_nothing_to_complain_about(page: Page) -> None:
+    assert page.problems == []
+    assert page.evaluate("performance.getEntriesByType('resource').length") == 0

@@ -133,6 +133,19 @@ def test_cells_of_a_table_have_headings(page: str) -> None:
     assert all(heading.get("scope") in ("row", "col") for heading in Outline(page).named("th"))
 
 
+def test_layers_are_timed_dense_and_as_pairs(page: str) -> None:
+    texts = [text for _, text in Outline(page).texts]
+    assert "ms, dense above pair" in texts
+    assert "0.031 → 0.02 ms, 1.55x" in texts
+    assert "0.03 → 0.033 ms, 0.91x" in texts
+    assert "0.04 ms" in texts, "a layer left dense has one time"
+    told = next(text for text in texts if text.startswith("Times of single layers"))
+    assert told.endswith("took 0.061 ms, their pairs 0.053 ms. Of 2 pairs, 1 took as long as their layer or longer.")
+    untimed = make_page(replace(make_report(LAYERS), layer_ms=None), LAYERS)
+    assert "dense above pair" in untimed
+    assert "ms, dense above pair" not in untimed
+
+
 def test_hostile_names_stay_text() -> None:
     layers = tuple(make_layer(name, index) for index, name in enumerate(HOSTILE))
     report = replace(make_report(layers, name=HOSTILE[0]), notes=HOSTILE)

@@ -27,11 +27,11 @@ const runtime = loadRuntime();
 async function loadSite() {
   const site = JSON.parse(new TextDecoder().decode(await fromSite(SITE)("site.json")));
   const bundle = await readBundle(fromSite(new URL("bundle/", SITE)), site.digest);
-  if (!site.original) return use(bundle, null);
+  if (!site.original) return use(bundle, null, { folder: "bundle/" });
   const original = await fromSite(SITE)(site.original.path);
   if (original === null) throw new Error(`${site.original.path} is missing from this site.`);
   await requireDigest(original, site.original, site.original.path);
-  return use(bundle, original, "bundle/");
+  return use(bundle, original, { folder: "bundle/", madeFrom: site.original.made_from });
 }
 
 async function loadChosen(files, original, digest) {
@@ -39,21 +39,21 @@ async function loadChosen(files, original, digest) {
   return use(bundle, original ? new Uint8Array(await original.arrayBuffer()) : null);
 }
 
-async function use(bundle, original, folder = null) {
+// `madeFrom` is the sha256 of the file that the original was made from, its own where it is not given.
+async function use(bundle, original, { folder = null, madeFrom = null } = {}) {
   const ort = await runtime;
   const networks = original ? [await Network.load(ort, original, "original")] : [];
   networks.push(await Network.load(ort, bundle.model, "compressed"));
   for (const network of state.loaded?.networks ?? []) await network.release();
   state.loaded = { bundle, networks, classes: bundle.manifest.classes };
-  const vouched = original ? await isSource(bundle.manifest, original) : null;
+  const vouched = original ? isSource(bundle.manifest, madeFrom ?? (await sha256(original))) : null;
   showFacts({ bundle, networks, vouched, folder, threads: ort.env.wasm.numThreads });
   byId("images").disabled = false;
   status("Ready.");
 }
 
-// Whether the original is the very file that the bundle was made from.
-async function isSource(manifest, original) {
-  const digest = await sha256(original);
+// Whether a file is one of those that the bundle was made from.
+function isSource(manifest, digest) {
   return Object.values(manifest.provenance?.source?.files ?? {}).some((file) => file.sha256 === digest);
 }
 

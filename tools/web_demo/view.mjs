@@ -31,7 +31,7 @@ export function showFacts({ bundle, networks, vouched, folder, threads }) {
   byId("title").textContent = `${name}, compressed`;
   document.title = `${name}, compressed`;
   byId("lead").textContent = `Runs in this browser, in ${size(last.bytes)}.${smaller} No image leaves this device.`;
-  const source = { true: "the file that the bundle was made from", false: "not among the files the bundle names" }[vouched];
+  const source = { true: "what the bundle was made from", false: "not the file that the bundle was made from" }[vouched];
   const cost = manifest.evidence?.cost;
   const facts = [
     ["digest", origin ? `${digest}: as expected` : `${digest}: files belong together; who made them is not known`, "good"],

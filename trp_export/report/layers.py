@@ -104,14 +104,14 @@ def _dense_and_pair(found: tuple[float, float]) -> str:
 
 
 def _sum_of(shown: Sequence[Decision], timed: Times) -> str:
-    """How the times of layers were taken, and the layers that a pair makes slower."""
+    """How the times of layers were taken, and how many pairs gain nothing."""
     changed = [timed[one.site.name] for one in shown if one.scheme is not None and one.site.name in timed]
-    slower = sum(after > before for before, after in changed)
     dense, pairs = (sum(found[index] for found in changed) for index in (0, 1))
-    told = f"{slower} of {len(changed)} pairs are slower than their layer." if slower else ""
+    slower = sum(after >= before for before, after in changed)
+    told = f" Of {len(changed)} pairs, {slower} took as long as their layer or longer." if slower else ""
     return (
-        f"Times of single layers are from onnxruntime's profiler, one process each, and rougher than those of the "
-        f"whole network: the layers that became pairs took {dense:.3g} ms, the pairs take {pairs:.3g} ms. {told}"
+        "Times of single layers come from onnxruntime's profiler, one process for each network, and are rougher than "
+        f"those of the whole: the layers that became pairs took {dense:.3g} ms, their pairs {pairs:.3g} ms.{told}"
     )
 
 

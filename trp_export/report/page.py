@@ -39,14 +39,14 @@ def make_page(report: Report, layers: Sequence[Layer]) -> str:
 
 def _sections(report: Report, layers: Sequence[Layer]) -> tuple[tuple[str, Markup] | None, ...]:
     """What the page tells, in order: the outcome, its proof, where it comes from, how to get it again."""
-    speed, pictures = evidence.speed(report), layer_parts.pictures(report.plan, layers)
+    speed, pictures = evidence.speed(report), layer_parts.pictures(report.plan, layers, report.layer_ms)
     return (
         ("Before and after", summary.table(report)),
         ("Speed", speed) if speed else None,
         ("Agreement", evidence.agreement(report)),
         ("Precision", variants.section(report)) if report.forms else None,
         ("Frontier", frontier.section(report.frontier)) if report.frontier else None,
-        ("Layers", layer_parts.table(report.plan)),
+        ("Layers", layer_parts.table(report.plan, report.layer_ms)),
         ("What each rank keeps", pictures) if pictures else None,
         ("Environment", reproduce.environment(report)),
         ("Notes", reproduce.notes(report)) if report.notes else None,
