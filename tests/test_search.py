@@ -156,7 +156,7 @@ def test_nothing_is_written_where_nothing_holds(model: Path, tmp_path: Path) -> 
         return 1.0 if path.samefile(model) else 0.5
 
     before = files(tmp_path)
-    with pytest.raises(OptionError, match=r"--max-drop 1 is out of reach: .* from 100.00% to 50"):
+    with pytest.raises(OptionError, match=r"--max-drop 1 is out of reach: .* loses 50.00 pp of score"):
         compress(model, Options(MaxDrop(1), evaluate=perfect, benchmark=QUIET, output=tmp_path / "small.onnx"))
     assert files(tmp_path) == before
 

@@ -131,16 +131,19 @@ class _Trials:
             chosen=held[-1] if held else 0,
         )
         if not held:
-            raise OptionError(_nothing_holds(frontier))
+            raise OptionError(_nothing_holds(frontier, self.calibration is not None))
         plan = seen[held[-1]][0]
         return replace(plan, rule=f"at most {self.rule.points:g} pp lost: {plan.rule}"), frontier
 
 
-def _nothing_holds(frontier: Frontier) -> str:
+def _nothing_holds(frontier: Frontier, calibrated: bool) -> str:
     nearest = max(frontier.points, key=lambda point: point.after)
+    lost = f"{(frontier.before - nearest.after) * 100:.2f}"
+    if nearest.error:
+        lost += f" +- {nearest.error * 100:.2f}"
     on = f" on {frontier.images:,} images" if frontier.images else ""
     return (
         f"--max-drop {frontier.max_drop:g} is out of reach: of {len(frontier.points)} networks the nearest, "
-        f"{nearest.reached:.2f}x smaller in {frontier.by}, goes from {frontier.before:.2%} to {nearest.after:.2%} "
-        f"{frontier.what}{on}.\nAllow more, or give images with --calib; nothing was written."
+        f"{nearest.reached:.2f}x by {frontier.by}, loses {lost} pp of {frontier.what}{on}.\n"
+        f"Allow more{'' if calibrated else ', or give images with --calib'}; nothing was written."
     )

@@ -145,7 +145,7 @@ def _axes(plane: _Plane, label: str) -> Markup:
 
 def _limit_line(plane: _Plane, frontier: Frontier) -> Markup:
     y = plane.y(frontier.limit)
-    label = text(plane.frame.right, y - 5, f"limit, {percent(frontier.limit)}", anchor="end", class_="even")
+    label = text(plane.frame.left + 4, y + 14, f"limit, {percent(frontier.limit)}", class_="even")
     return join(line(plane.frame.left, y, plane.frame.right, y, "dash"), label)
 
 
