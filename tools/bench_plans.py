@@ -119,7 +119,7 @@ def predict(subject: Subject, ratio: float) -> dict[str, Any]:
 def wish(subject: Subject, ratio: float) -> dict[str, Any]:
     """The plan as --speedup makes it, or its refusal."""
     try:
-        plan = plan_for_speedup(subject.layers, subject.latency, ratio, lost_energy, lambda share: None)
+        plan = plan_for_speedup(subject.layers, subject.latency, ratio, lost_energy)
     except OptionError as error:
         return {"refused": str(error)}
     return describe(subject, plan)
@@ -194,8 +194,8 @@ def open_subject(name: str) -> Subject:
     table = Table(conditions, cache_file(WORK / "tables", conditions))
     begin = time.monotonic()
 
-    def progress(share: float) -> None:
-        print(f"{name}: table {share:.0%}, {time.monotonic() - begin:.0f} s", flush=True)
+    def progress(step: str, share: float) -> None:
+        print(f"{name}: {step} {share:.0%}, {time.monotonic() - begin:.0f} s", flush=True)
 
     latency = measure_network(network, layers, device, table, _folder(name), 1, progress)
     return Subject(name, network, layers, latency)

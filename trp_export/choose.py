@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trp_export.errors import LoadError, OptionError
 from trp_export.load import Source
 from trp_export.network import Network, left_out
-from trp_export.options import Macs, MaxDrop, Params, Rule, SavedPlan, Selection
+from trp_export.options import Macs, MaxDrop, Params, Rule, SavedPlan, Selection, Speedup
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Choice, Plan, parse_plan
 from trp_export.planning.rules import plan_by_choices, plan_by_rule
 from trp_export.planning.shared_budget import Damage, lost_energy, plan_by_macs, plan_by_params
 from trp_export.target import block_size
+
+if TYPE_CHECKING:
+    from trp_export.latency.network import NetworkLatency
 
 
 def saved_choices(rule: Rule | MaxDrop | None, source: Source) -> tuple[Choice, ...]:
@@ -45,8 +48,12 @@ def make_plan(
     saved: Sequence[Choice],
     selection: Selection,
     damage: Damage = lost_energy,
+    latency: NetworkLatency | None = None,
 ) -> Plan:
-    """The plan that the rule makes; budgets do the least damage. Raises OptionError for a rule that cannot be met."""
+    """The plan that the rule makes; budgets do the least damage. A speed-up needs the network's `latency`.
+
+    Raises OptionError for a rule that cannot be met, DeviceError where a speed-up can no longer be measured.
+    """
     align = block_size() if selection.align == "auto" else selection.align
     if rule is None or isinstance(rule, SavedPlan):
         where = f"plan {rule.path.name}" if isinstance(rule, SavedPlan) else "the plan inside the checkpoint"
@@ -54,6 +61,11 @@ def make_plan(
         return plan_by_choices(layers, wanted, where)
     if isinstance(rule, Macs):
         plan = plan_by_macs(layers, network.macs, rule.ratio, align, damage)
+    elif isinstance(rule, Speedup):
+        from trp_export.latency.search import plan_for_speedup
+
+        assert latency is not None
+        plan = plan_for_speedup(layers, latency, rule.ratio, damage)
     elif isinstance(rule, Params):
         plan = plan_by_params(layers, network.params, rule.ratio, align, damage)
     else:

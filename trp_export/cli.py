@@ -32,13 +32,15 @@ Examples:
   trp-export resnet50.pt --arch torchvision:resnet50 --macs 2
   trp-export model.onnx --macs 1.5 --dry-run
   trp-export model.onnx --macs 2 --calib photos/ --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+  trp-export model.onnx --speedup 1.5 --device ssh:pi@raspberrypi.local
   trp-export model.onnx --max-drop 0.5 --eval labelled.npz --calib photos/
   trp-export model.onnx --energy 0.95 --skip 'head.*' --scheme spatial -o small.onnx --report small.html
   trp-export model.onnx --plan small.json
 
 \b
 Exit codes: 0 done, 2 bad options, 3 unreadable input, 4 unsupported model, 5 verification failed,
-6 not faster (--require-speedup), 7 cannot write, 10 written in fp32, since int8 or fp16 failed, 130 interrupted.
+6 not faster (--speedup, --require-speedup), 7 cannot write, 10 written in fp32, since int8 or fp16 failed,
+130 interrupted.
 Nothing is written unless it is 0 or 10.
 """
 
@@ -93,6 +95,7 @@ def _align(context: click.Context, parameter: click.Parameter, value: str) -> in
 @click.option("--rank", type=int, help="One rank for every layer.")
 @click.option("--macs", type=float, help="This many times fewer multiply-adds, shared out over the network.")
 @click.option("--params", type=float, help="This many times fewer parameters, shared out over the network.")
+@click.option("--speedup", type=float, help="This many times as fast, by latency measured on --device.")
 @click.option("--max-drop", type=float, metavar="PP", help="The smallest that loses at most these points on --eval.")
 @click.option("--by", type=click.Choice(["macs", "params"]), help="With --max-drop: what is small.  [default: macs]")
 @click.option("--plan", type=click.Path(path_type=Path), help="Replay a plan, or a report that holds one.")
@@ -148,9 +151,12 @@ def _align(context: click.Context, parameter: click.Parameter, value: str) -> in
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout, and nothing else there.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--no-bench", is_flag=True, help="Do not measure the speed-up.")
+@click.option("--device", default="local", show_default=True, metavar="SPEC", help="See trp-bench --list-devices.")
 @click.option("--threads", type=int, default=1, show_default=True, help="For the benchmark.")
 @click.option("--budget", type=float, default=20.0, show_default=True, help="Seconds for the benchmark.")
 @click.option("--require-speedup", is_flag=True, help="Write nothing, and exit with 6, unless measured faster.")
+@click.option("--save-latency", type=click.Path(path_type=Path), help="With --speedup: keep what layers take.")
+@click.option("--latency", multiple=True, type=click.Path(path_type=Path), help="With --speedup: tables to go by.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 @click.version_option(package_name="trp-export")
@@ -216,7 +222,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _options(given: dict[str, Any]) -> Options:
     from trp_export.images import Preprocessing
     from trp_export.load import LoadOptions
-    from trp_export.options import Benchmark, Images, Options, Selection
+    from trp_export.options import Benchmark, Images, LatencyTables, Options, Selection
 
     crop = given["crop"]
     preprocessing = Preprocessing(given["mean"], given["std"], given["resize"], (crop, crop) if crop else None)
@@ -229,7 +235,10 @@ def _options(given: dict[str, Any]) -> Options:
         selection=Selection(given["scheme"], given["only"], given["skip"], given["align"]),
         images=Images(given["evaluate"], preprocessing) if given["evaluate"] else None,
         calibration=_calibration(given, preprocessing),
-        benchmark=Benchmark(not given["no_bench"], given["threads"], given["budget"], given["require_speedup"]),
+        benchmark=Benchmark(
+            not given["no_bench"], given["threads"], given["budget"], given["require_speedup"], given["device"]
+        ),
+        tables=LatencyTables(given["latency"], given["save_latency"]),
         output=given["output"],
         report=given["report"],
         bundle=_bundle(given, preprocessing),
@@ -276,7 +285,7 @@ def _calibration(given: dict[str, Any], preprocessing: Preprocessing) -> Calibra
 
 def _rule(given: dict[str, Any]) -> Rule | None:
     """The one rule that was given. Raises OptionError for two, and for --absolute without --threshold."""
-    from trp_export.options import Macs, MaxDrop, Params, SavedPlan
+    from trp_export.options import Macs, MaxDrop, Params, SavedPlan, Speedup
     from trp_export.planning.rules import Energy, Rank, Threshold
 
     made: dict[str, Any] = {
@@ -285,6 +294,7 @@ def _rule(given: dict[str, Any]) -> Rule | None:
         "rank": Rank,
         "macs": Macs,
         "params": Params,
+        "speedup": Speedup,
         "max_drop": lambda value: MaxDrop(value, given["by"] or "macs"),
         "plan": SavedPlan,
     }

@@ -24,7 +24,7 @@ from trp_export.images import load_images
 from trp_export.lowrank.calibrated import bias_shift
 from trp_export.lowrank.factor import Factors, Float64, factorise, product
 from trp_export.network import Network
-from trp_export.options import Calibration, Macs, MaxDrop, Params, Rule
+from trp_export.options import Calibration, Macs, MaxDrop, Params, Rule, Speedup
 from trp_export.parallel import map_layers
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Change, Plan
@@ -71,7 +71,7 @@ def look(
     batches = tuple(feed(network.model, images))
     layers = calibrated_layers(layers, network.located, moments, partial(progress, "output errors"))
     damage: Damage = lost_energy
-    if isinstance(rule, Macs | Params | MaxDrop):
+    if isinstance(rule, Macs | Params | Speedup | MaxDrop):
         few = batches[: -(-_SENSITIVITY_IMAGES // len(batches[0]))]
         damage = measured_damage(
             measure_sensitivities(network.model, layers, moments, few, progress=partial(progress, "sensitivities"))

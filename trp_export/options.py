@@ -39,13 +39,24 @@ class Params:
 
 
 @dataclass(frozen=True, slots=True)
+class Speedup:
+    """The whole network this many times as fast as the original, measured on the device of the benchmark."""
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        if not 1 < self.ratio < float("inf"):
+            raise OptionError(f"--speedup {self.ratio:g} is not a number above 1: it says how many times as fast.")
+
+
+@dataclass(frozen=True, slots=True)
 class SavedPlan:
     """A plan, or a report that holds one."""
 
     path: Path
 
 
-Rule = Energy | Threshold | Rank | Macs | Params | SavedPlan
+Rule = Energy | Threshold | Rank | Macs | Params | Speedup | SavedPlan
 
 
 By = Literal["macs", "params"]
@@ -145,12 +156,16 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """How the speed-up is measured; `require` makes an export that is not faster an error."""
+    """How the speed-up is measured; `require` makes an export that is not faster an error.
+
+    `device` is one of `trp-bench --list-devices`.
+    """
 
     run: bool = True
     threads: int = 1
     budget_s: float = 20.0
     require: bool = False
+    device: str = "local"
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -159,6 +174,18 @@ class Benchmark:
             raise OptionError(f"--budget {self.budget_s:g} must be above 0 seconds.")
         if self.require and not self.run:
             raise OptionError("--require-speedup needs the benchmark; leave --no-bench out.")
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyTables:
+    """Tables of what layers take: `given` are merged and believed before anything is measured, `save` keeps all."""
+
+    given: tuple[Path, ...] = ()
+    save: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.save is not None and not self.save.parent.is_dir():
+            raise OptionError(f"--save-latency: the folder {self.save.parent} is not there.")
 
 
 # The kind of processor that a model in ORT format is laid out for.
@@ -194,6 +221,7 @@ class Options:
     evaluate: Evaluate | None = None
     calibration: Calibration | None = None
     benchmark: Benchmark = Benchmark()
+    tables: LatencyTables = LatencyTables()
     output: Path | None = None
     report: Path | None = None
     bundle: Bundle | None = None
@@ -225,6 +253,8 @@ class Options:
             raise OptionError("--best chooses the precision; leave --precision out.")
         if self.best and not self.benchmark.run:
             raise OptionError("--best needs the benchmark; leave --no-bench out.")
+        if self.tables != LatencyTables() and not isinstance(self.rule, Speedup):
+            raise OptionError("--latency and --save-latency go with --speedup.")
         fixed = isinstance(self.rule, SavedPlan)
         if fixed and (self.selection.scheme != "auto" or self.selection.align != 1):
             raise OptionError("--plan says scheme and rank of every layer; leave --scheme and --align out.")

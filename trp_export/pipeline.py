@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,10 @@ from trp_export.choose import make_plan, saved_choices
 from trp_export.errors import OptionError
 from trp_export.fit import Known, look
 from trp_export.graph.metadata import licence
-from trp_export.layer_times import layer_times
 from trp_export.load import load
 from trp_export.measure import clean, measure, require_faster, unmeasured, whole_story
 from trp_export.network import Network, analyse, measure_layers, require_matches
-from trp_export.options import Calibration, MaxDrop, Options, Rule, Target
+from trp_export.options import Calibration, MaxDrop, Options, Rule, Speedup, Target
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Plan
 from trp_export.planning.recognise import recognise, sharp_drop
@@ -46,6 +45,7 @@ from trp_export.verify import Deviation, Judge, open_judge, verify_export
 if TYPE_CHECKING:
     from torch import nn
 
+    from trp_export.latency.network import NetworkLatency
 
 Progress = Callable[[str, float], None]
 
@@ -61,7 +61,9 @@ def compress(model: str | Path | nn.Module, options: Options = Options(), progre
     """
     if options.dry_run:
         with Scratch() as scratch:
-            return plan_export(model, options, scratch.folder, progress).report
+            planned = plan_export(model, options, scratch.folder, progress)
+            _save_latency(planned, options)
+            return planned.report
     with _stage(model, options) as stage:
         stage.require_apart(_inputs(model, options))
         planned = plan_export(model, options, stage.scratch, progress)
@@ -80,18 +82,25 @@ def compress(model: str | Path | nn.Module, options: Options = Options(), progre
         stage.publish()
         if planned.known is not None and options.calibration and options.calibration.save_moments:
             save_moments(options.calibration.save_moments, planned.known.moments)
+        _save_latency(planned, options)
     return report
+
+
+def _save_latency(planned: Planned, options: Options) -> None:
+    if planned.latency is not None and options.tables.save is not None:
+        planned.latency.table.save(options.tables.save)
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """The network, what each layer could become, what images told, who judges the result, and a report that holds
-    the plan so far."""
+    """The network, what each layer could become, what images told, who judges the result, what layers take on the
+    device, and a report that holds the plan so far."""
 
     network: Network
     layers: tuple[Layer, ...]
     known: Known | None
     judge: Judge | None
+    latency: NetworkLatency | None
     report: Report
 
 
@@ -110,9 +119,10 @@ def plan_export(model: str | Path | nn.Module, options: Options, folder: Path, p
         known, layers = look(network, layers, calibration, rule, progress)
         notes = (*notes, *known.notes)
     damage = known.damage if known is not None else lost_energy
+    latency = _latency(network, layers, options, folder, progress)
 
     def plan_by(rule: Rule | None) -> Plan:
-        return make_plan(layers, network, rule, saved, options.aligned, damage)
+        return make_plan(layers, network, rule, saved, options.aligned, damage, latency)
 
     frontier = None
     if isinstance(rule, MaxDrop):
@@ -122,8 +132,27 @@ def plan_export(model: str | Path | nn.Module, options: Options, folder: Path, p
     else:
         plan = plan_by(rule)
     before = Cost(network.params, network.macs, network.original_bytes)
-    report = Report(network.source, options, plan, before, frontier=frontier, notes=tuple(dict.fromkeys(notes)))
-    return Planned(network, layers, known, judge, report)
+    report = Report(
+        network.source,
+        options,
+        plan,
+        before,
+        frontier=frontier,
+        forecast=latency.forecast(plan) if latency is not None else None,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+    return Planned(network, layers, known, judge, latency, report)
+
+
+def _latency(
+    network: Network, layers: Sequence[Layer], options: Options, folder: Path, progress: Progress
+) -> NetworkLatency | None:
+    """What the network and its layers take on the device, where a speed-up is asked for."""
+    if not isinstance(options.rule, Speedup):
+        return None
+    from trp_export.latency.session import open_latency
+
+    return open_latency(network, layers, options.selection, options.benchmark, options.tables, folder, progress)
 
 
 def carry_out(planned: Planned, options: Options, stage: Stage, progress: Progress) -> Report:
@@ -134,12 +163,10 @@ def carry_out(planned: Planned, options: Options, stage: Stage, progress: Progre
     cleaned = clean(made.files, stage.scratch) if why_not is None else None
     known = planned.known.batches if planned.known is not None else ()
     variants = make_variants(report.plan, made.files, cleaned, known, planned.judge, options, stage.scratch, progress)
-    latency, layer_ms, models = None, None, [made.files.original, made.files.result]
+    latency, models = None, [made.files.original, made.files.result]
     if cleaned is not None:
         models += [cleaned, *(one.file for one in variants[1:] if one.file not in (None, cleaned))]
-        latency, why_not = measure(network, models, options.benchmark, progress)
-        if latency is not None and stage.page is not None and report.plan.changed:
-            layer_ms = layer_times(network, cleaned, made.files.result, latency.environment)
+        latency, why_not = measure(network, models, options, progress)
     forms = choose(timed(variants, models, latency), options)
     if forms is not None:
         ship(forms, stage.model)
@@ -147,13 +174,14 @@ def carry_out(planned: Planned, options: Options, stage: Stage, progress: Progre
         latency = as_compared(latency, forms)
         if options.benchmark.require:
             require_faster(latency)
+        elif isinstance(options.rule, Speedup):
+            require_faster(latency, low_rank=False)
     told = (*made.notes, why_not, whole_story(latency), *(remarks(forms) if forms is not None else ()))
     return replace(
         report,
         after=replace(made.cost, bytes=size_bytes(stage.model)),
         deviation=as_shipped(deviation, forms, network, made.files),
         latency=latency,
-        layer_ms=layer_ms,
         forms=forms,
         notes=(*report.notes, *(remark for remark in told if remark)),
         files=stage.files,
@@ -251,6 +279,7 @@ def _inputs(model: str | Path | nn.Module, options: Options) -> list[Path]:
     calibration = options.calibration
     files = [Path(model)] if isinstance(model, (str, Path)) else []
     files += [options.images.path] if options.images else []
+    files += options.tables.given
     return files + ([calibration.path, *calibration.moments] if calibration else [])
 
 

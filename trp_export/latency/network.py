@@ -17,6 +17,7 @@ from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.latency.candidates import offered_ranks
 from trp_export.latency.device import DeviceUnderTest
+from trp_export.latency.forecast import Forecast
 from trp_export.latency.sampling import (
     Subject,
     costs_of,
@@ -38,7 +39,7 @@ from trp_export.planning.plan import Change, Plan
 from trp_export.planning.shared_budget import Ranks, Timing
 from trp_export.target import block_size
 
-Progress = Callable[[float], None]
+Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +55,18 @@ class NetworkLatency:
     folder: Path
     original: float
     dense: float
+    progress: Progress
+
+    @property
+    def unit(self) -> str:
+        """What costs are counted in."""
+        return self.table.conditions.unit
+
+    def forecast(self, plan: Plan) -> Forecast:
+        """What was predicted of a plan beside what it measures."""
+        conditions = self.table.conditions
+        what = f"{self.device.specification}, {conditions.cpu}, onnxruntime {conditions.onnxruntime}"
+        return Forecast(what, self.unit, self.original, self.predicted(plan), self.measured(plan))
 
     def predicted(self, plan: Plan) -> float:
         """The cost of the whole network under a plan whose ranks are on offer."""
@@ -70,10 +83,6 @@ class NetworkLatency:
             save_standin(self.network, plan, file)
             self.table.add({key: _speedup(self.device, self.network.original, file)})
         return self.table.get(key) or 0.0
-
-    def layer_cost(self, change: Change) -> tuple[float, float]:
-        """Dense and as the pair, predicted."""
-        return self.timings[change.site.name].dense, self._cost(change)
 
     def _cost(self, change: Change) -> float:
         ranks, costs = self.timings[change.site.name].pairs[change.scheme.name]
@@ -108,7 +117,7 @@ def measure_network(
         raise DeviceError(f"{error}\nWhat was measured so far is kept; the same command goes on from there.") from error
     kernel = table.get(_kernel_key(digest)) or 0.0
     timings = {subject.site.name: timing for subject in subjects if (timing := _timing(subject, table, kernel))}
-    return NetworkLatency(network, device, table, timings, digest, folder, original, dense)
+    return NetworkLatency(network, device, table, timings, digest, folder, original, dense, progress)
 
 
 def _subjects(network: Network, layers: Sequence[Layer], folder: Path, align: int) -> tuple[Subject, ...]:
@@ -143,7 +152,7 @@ def _fill(
     plans = plans_to_measure(subjects, sites, table)
     samples = []
     for index, plan in enumerate(plans):
-        progress(index / len(plans))
+        progress("latency table", index / len(plans))
         samples.append(take_sample(network, plan, device, folder))
         table.add(costs_of(samples[-1], plan, subjects))
     if plans and not plans[0].changed:

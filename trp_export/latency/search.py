@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from trp_export.errors import OptionError
 from trp_export.latency.network import NetworkLatency
@@ -23,7 +23,6 @@ def plan_for_speedup(
     latency: NetworkLatency,
     ratio: float,
     damage: Damage,
-    progress: Callable[[float], None],
 ) -> Plan:
     """The plan of least predicted damage that measures `ratio` times as fast as the original.
 
@@ -32,7 +31,7 @@ def plan_for_speedup(
     budget = latency.original / ratio
     tried: dict[float, Plan] = {}
     for attempt in range(_MOST_TRIES):
-        progress(attempt / _MOST_TRIES)
+        latency.progress("speed-up", attempt / _MOST_TRIES)
         plan = predicted_plan(layers, latency, budget, ratio, damage)
         found = latency.measured(plan)
         again = found in tried
@@ -54,4 +53,4 @@ def predicted_plan(
     """The plan of least damage that is predicted to cost at most `budget`, or the fastest where none does."""
     of_layers = sum(timing.dense for timing in latency.timings.values())
     spare = budget - (latency.dense - of_layers)
-    return plan_by_latency(layers, latency.timings, spare, f"speed-up {ratio:g}x", damage)
+    return plan_by_latency(layers, latency.timings, spare, latency.unit, f"speed-up {ratio:g}x", damage)

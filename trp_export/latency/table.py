@@ -83,10 +83,9 @@ class Table:
                     self._path.parent.mkdir(parents=True, exist_ok=True)
                 save_costs(self._path, self.conditions, self._own)
 
-    @property
-    def costs(self) -> Costs:
-        """All that is known."""
-        return {**self._own, **self._given}
+    def save(self, path: Path) -> None:
+        """Write all that is known, for others. Raises OutputError."""
+        save_costs(path, self.conditions, {**self._own, **self._given})
 
 
 def cache_file(folder: Path, conditions: Conditions) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,12 +106,17 @@ def plan_by_params(
 
 
 def plan_by_latency(
-    layers: Sequence[Layer], timings: Mapping[str, Timing], budget: float, rule: str, damage: Damage = lost_energy
+    layers: Sequence[Layer],
+    timings: Mapping[str, Timing],
+    budget: float,
+    unit: str,
+    rule: str,
+    damage: Damage = lost_energy,
 ) -> Plan:
     """The plan of least damage whose layers take at most `budget` together, or the fastest where none does.
 
     `timings` by site name; a layer without one stays as it is and counts for nothing. No pair is taken that is not
-    faster than its layer. `rule` is what the plan shall say of itself.
+    faster than its layer. `unit` is that of costs, `rule` what the plan shall say of itself.
     """
 
     def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
@@ -127,7 +132,15 @@ def plan_by_latency(
     ]
     allocation = allocate([offer.menu for offer in offers], max(budget, _least(offers) * (1 + 1e-9)))
     assert allocation is not None
-    return Plan(_decisions(offers, allocation), rule)
+    decisions = (
+        replace(decision, reason=_timed(offer, int(chosen), unit)) if decision.scheme is not None else decision
+        for decision, offer, chosen in zip(_decisions(offers, allocation), offers, allocation.options, strict=True)
+    )
+    return Plan(tuple(decisions), rule)
+
+
+def _timed(offer: _Offer, chosen: int, unit: str) -> str:
+    return f"{offer.menu.cost[0]:.3g} to {offer.menu.cost[chosen]:.3g} {unit}"
 
 
 def _plan(offers: Sequence[_Offer], counted: str, total: int, ratio: float) -> Plan:

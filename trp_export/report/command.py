@@ -8,7 +8,18 @@ from collections.abc import Iterator
 from trp_export.images import Preprocessing
 from trp_export.load import Source
 from trp_export.load.source import LoadOptions
-from trp_export.options import Benchmark, Calibration, Macs, MaxDrop, Options, Params, Rule, SavedPlan, Selection
+from trp_export.options import (
+    Benchmark,
+    Calibration,
+    Macs,
+    MaxDrop,
+    Options,
+    Params,
+    Rule,
+    SavedPlan,
+    Selection,
+    Speedup,
+)
 from trp_export.planning.rules import Energy, Rank, Threshold
 
 
@@ -29,6 +40,8 @@ def command_line(source: Source, options: Options) -> str:
         *(("--precision", options.precision) if options.precision != "fp32" else ()),
         *(("--best",) if options.best else ()),
         *_benchmark(options.benchmark),
+        *(word for path in options.tables.given for word in ("--latency", path.name)),
+        *(("--save-latency", options.tables.save.name) if options.tables.save else ()),
         *(("-o", options.output.name) if options.output else ()),
         *(("--report", options.report.name) if options.report else ()),
         *(("--bundle", "DIR") if options.bundle else ()),
@@ -49,6 +62,8 @@ def _rule(rule: Rule | MaxDrop | None) -> tuple[str, ...]:
             return "--macs", repr(rule.ratio)
         case Params():
             return "--params", repr(rule.ratio)
+        case Speedup():
+            return "--speedup", repr(rule.ratio)
         case MaxDrop():
             return ("--max-drop", repr(rule.points), *(("--by", rule.by) if rule.by != "macs" else ()))
         case SavedPlan():
@@ -122,6 +137,8 @@ def _benchmark(benchmark: Benchmark) -> Iterator[str]:
         yield from ("--budget", f"{benchmark.budget_s:g}")
     if benchmark.require:
         yield "--require-speedup"
+    if benchmark.device != default.device:
+        yield from ("--device", benchmark.device)
 
 
 def _list(values: tuple[float, ...]) -> str:

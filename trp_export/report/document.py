@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trp_export.latency.forecast import Forecast
 from trp_export.load import Source
 from trp_export.options import Options
 from trp_export.planning.frontier import Frontier
@@ -51,6 +52,7 @@ class Report:
     latency: Comparison | None = None
     layer_ms: Mapping[str, tuple[float, float]] | None = None
     frontier: Frontier | None = None
+    forecast: Forecast | None = None
     forms: Forms | None = None
     notes: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
@@ -99,6 +101,7 @@ class Report:
             "deviation": _plain(self.deviation),
             "latency": self.latency.to_json(samples=False) if self.latency else None,
             "frontier": asdict(self.frontier) if self.frontier else None,
+            "forecast": asdict(self.forecast) if self.forecast else None,
             "variants": [one.to_json(one is self.forms.chosen) for one in self.forms.variants] if self.forms else [],
             "notes": list(self.notes),
             "digest": self.digest,
@@ -156,4 +159,4 @@ def _plain(value: object) -> Any:
     return value
 
 
-_RULES = ("Energy", "Threshold", "Rank", "Macs", "Params", "MaxDrop", "SavedPlan")
+_RULES = ("Energy", "Threshold", "Rank", "Macs", "Params", "Speedup", "MaxDrop", "SavedPlan")

@@ -45,6 +45,7 @@ def speed(report: Report) -> Markup | None:
             element("figure", ratio_picture(compared), element("figcaption", rounds, sure)),
             class_="pictures pair",
         ),
+        element("p", str(report.forecast)) if report.forecast is not None else None,
         element("p", _CLEANED) if len(compared) > 1 else None,
         _quantiles(report.latency),
         _disturbances(report.latency.noise),

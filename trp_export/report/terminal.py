@@ -138,17 +138,18 @@ def _frontier_table(frontier: Frontier) -> Table:
 
 
 def _evidence(report: Report) -> list[str]:
-    """What was compared, and how far apart it was."""
+    """What was foretold and compared, and how far apart it was."""
+    foretold = [str(report.forecast)] if report.forecast is not None else []
     deviation = report.deviation
     if deviation is None:
-        return []
+        return foretold
     found = deviation.agreement
     differing = [_differing(found)] if found is not None and found.lost + found.gained else []
     exact = f"Rewrite exact to {deviation.rewrite.relative_l2:.1e} relative L2 ({deviation.how})."
     if deviation.truncation is None:
-        return [exact, *differing]
+        return [*foretold, exact, *differing]
     moved = change(deviation.truncation.relative_l2)
-    return [exact, f"Outputs moved by {moved} relative L2 ({deviation.inputs}).", *differing]
+    return [*foretold, exact, f"Outputs moved by {moved} relative L2 ({deviation.inputs}).", *differing]
 
 
 def _differing(found: Agreement) -> str:
