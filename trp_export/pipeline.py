@@ -19,6 +19,7 @@ from trp_export.choose import make_plan, saved_choices
 from trp_export.errors import OptionError
 from trp_export.fit import Known, look
 from trp_export.graph.metadata import licence
+from trp_export.layer_times import layer_times
 from trp_export.load import load
 from trp_export.measure import clean, measure, require_faster, unmeasured, whole_story
 from trp_export.network import Network, analyse, measure_layers, require_matches
@@ -163,10 +164,12 @@ def carry_out(planned: Planned, options: Options, stage: Stage, progress: Progre
     cleaned = clean(made.files, stage.scratch) if why_not is None else None
     known = planned.known.batches if planned.known is not None else ()
     variants = make_variants(report.plan, made.files, cleaned, known, planned.judge, options, stage.scratch, progress)
-    latency, models = None, [made.files.original, made.files.result]
+    latency, layer_ms, models = None, None, [made.files.original, made.files.result]
     if cleaned is not None:
         models += [cleaned, *(one.file for one in variants[1:] if one.file not in (None, cleaned))]
         latency, why_not = measure(network, models, options, progress)
+        if latency is not None and stage.page is not None and report.plan.changed:
+            layer_ms = layer_times(network, cleaned, made.files.result, latency.environment)
     forms = choose(timed(variants, models, latency), options)
     if forms is not None:
         ship(forms, stage.model)
@@ -182,6 +185,7 @@ def carry_out(planned: Planned, options: Options, stage: Stage, progress: Progre
         after=replace(made.cost, bytes=size_bytes(stage.model)),
         deviation=as_shipped(deviation, forms, network, made.files),
         latency=latency,
+        layer_ms=layer_ms,
         forms=forms,
         notes=(*report.notes, *(remark for remark in told if remark)),
         files=stage.files,
