@@ -83,8 +83,9 @@ def test_one_image_beside_the_original(page: Page, pixels: np.ndarray, tmp_path:
     assert min(latencies) > 0
     assert page.evaluate("document.querySelectorAll('.model li').length") == 10
     assert page.evaluate("[document.querySelector('#seen').width, document.querySelector('#seen').height]") == [32, 32]
-    assert page.text("h1") == "<b>resnet20</b>, compressed", "a name is text"
+    assert page.text("h1") == "resnet20-trp-spatial-2.84x, compressed"
     assert "as expected" in page.text("#facts")
+    assert "what the bundle was made from" in page.text("#facts")
     assert page.problems == []
 
 
@@ -134,7 +135,7 @@ def _compare_board(page: Page, site: Path, folder: Path) -> None:
         assert float(share.removesuffix(" %")) == pytest.approx(100 * expected.max(), abs=0.1)
 
 
-def test_another_bundle(page: Page, bundle: Path) -> None:
+def test_another_bundle(page: Page, bundle: Path, tmp_path: Path) -> None:
     digest = json.loads(page.evaluate("fetch('site.json').then((answer) => answer.text())"))["digest"]
     files = [bundle / "manifest.json", bundle / "model.onnx"]
     page.evaluate("document.querySelector('details').open = true")
@@ -156,6 +157,16 @@ def test_another_bundle(page: Page, bundle: Path) -> None:
     assert "who made them is not known" in page.text("#facts")
     load(digest.upper(), files)
     assert "as expected" in page.text("#facts")
+    assert page.problems == []
+    manifest = json.loads(files[0].read_text(encoding="utf-8"))
+    manifest["provenance"]["source"]["name"] = "<img src=x onerror=alert(1)>"
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    load("", [tmp_path / "manifest.json", files[1]])
+    assert page.text("h1") == "<img src=x onerror=alert(1)>, compressed", "a name is text"
+    manifest["inputs"][0]["type"] = "int64"
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    load("", [tmp_path / "manifest.json", files[1]])
+    assert page.text("#error") == "This page feeds images of float32; the model wants int64 (1, 3, 32, 32)."
     assert page.problems == []
 
 

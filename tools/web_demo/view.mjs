@@ -27,10 +27,10 @@ export function showFacts({ bundle, networks, vouched, folder, threads }) {
   const { manifest, digest, origin } = bundle;
   const [first, last] = [networks[0], networks.at(-1)];
   const name = manifest.provenance?.source?.name ?? "The network";
-  const smaller = first === last ? "" : ` ${times(first.bytes / last.bytes)} smaller than the original beside it.`;
+  const smaller = first === last ? "" : `, ${times(first.bytes / last.bytes)} smaller than the original beside it`;
   byId("title").textContent = `${name}, compressed`;
   document.title = `${name}, compressed`;
-  byId("lead").textContent = `Runs in this browser, in ${size(last.bytes)}.${smaller} No image leaves this device.`;
+  byId("lead").textContent = `Runs in this browser in ${size(last.bytes)}${smaller}. No image leaves this device.`;
   const source = { true: "what the bundle was made from", false: "not the file that the bundle was made from" }[vouched];
   const cost = manifest.evidence?.cost;
   const facts = [

@@ -110,8 +110,9 @@ def _sum_of(shown: Sequence[Decision], timed: Times) -> str:
     slower = sum(after >= before for before, after in changed)
     told = f" Of {len(changed)} pairs, {slower} took as long as their layer or longer." if slower else ""
     return (
-        "Times of single layers come from onnxruntime's profiler, one process for each network, and are rougher than "
-        f"those of the whole: the layers that became pairs took {dense:.3g} ms, their pairs {pairs:.3g} ms.{told}"
+        "Times of single layers, in float32, come from onnxruntime's profiler, one process for each network, and are "
+        "rougher than those of the whole: "
+        f"the layers that became pairs took {dense:.3g} ms, their pairs {pairs:.3g} ms.{told}"
     )
 
 
