@@ -97,7 +97,9 @@ def _align(context: click.Context, parameter: click.Parameter, value: str) -> in
 @click.option("--params", type=float, help="This many times fewer parameters, shared out over the network.")
 @click.option("--speedup", type=float, help="This many times as fast, by latency measured on --device.")
 @click.option("--max-drop", type=float, metavar="PP", help="The smallest that loses at most these points on --eval.")
-@click.option("--by", type=click.Choice(["macs", "params"]), help="With --max-drop: what is small.  [default: macs]")
+@click.option(
+    "--by", type=click.Choice(["macs", "params", "speed"]), help="With --max-drop: what is small.  [default: macs]"
+)
 @click.option("--plan", type=click.Path(path_type=Path), help="Replay a plan, or a report that holds one.")
 @click.option(
     "--scheme",

@@ -59,7 +59,7 @@ class SavedPlan:
 Rule = Energy | Threshold | Rank | Macs | Params | Speedup | SavedPlan
 
 
-By = Literal["macs", "params"]
+By = Literal["macs", "params", "speed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,8 @@ class MaxDrop:
                 return Macs(ratio)
             case "params":
                 return Params(ratio)
+            case "speed":
+                return Speedup(ratio)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +232,11 @@ class Options:
     best: bool = False
 
     @property
+    def by_latency(self) -> bool:
+        """True where plans are made by what layers take on the device."""
+        return isinstance(self.rule, Speedup) or (isinstance(self.rule, MaxDrop) and self.rule.by == "speed")
+
+    @property
     def precisions(self) -> tuple[Precision, ...]:
         """Those to be made beside the float model: the one asked for, or all that --best chooses from."""
         if self.best:
@@ -253,8 +260,8 @@ class Options:
             raise OptionError("--best chooses the precision; leave --precision out.")
         if self.best and not self.benchmark.run:
             raise OptionError("--best needs the benchmark; leave --no-bench out.")
-        if self.tables != LatencyTables() and not isinstance(self.rule, Speedup):
-            raise OptionError("--latency and --save-latency go with --speedup.")
+        if self.tables != LatencyTables() and not self.by_latency:
+            raise OptionError("--latency and --save-latency go with --speedup, or with --by speed.")
         fixed = isinstance(self.rule, SavedPlan)
         if fixed and (self.selection.scheme != "auto" or self.selection.align != 1):
             raise OptionError("--plan says scheme and rank of every layer; leave --scheme and --align out.")

@@ -23,7 +23,7 @@ from trp_export.layer_times import layer_times
 from trp_export.load import load
 from trp_export.measure import clean, measure, require_faster, unmeasured, whole_story
 from trp_export.network import Network, analyse, measure_layers, require_matches
-from trp_export.options import Calibration, MaxDrop, Options, Rule, Speedup, Target
+from trp_export.options import Calibration, MaxDrop, Options, Rule, Target
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Plan
 from trp_export.planning.recognise import recognise, sharp_drop
@@ -129,7 +129,7 @@ def plan_export(model: str | Path | nn.Module, options: Options, folder: Path, p
     if isinstance(rule, MaxDrop):
         assert judge is not None
         shipped = judge_as_shipped(judge, options, known.batches if known is not None else (), folder)
-        plan, frontier = search(rule, plan_by, network, known, shipped, calibration, folder, progress)
+        plan, frontier = search(rule, plan_by, network, known, shipped, latency, calibration, folder, progress)
     else:
         plan = plan_by(rule)
     before = Cost(network.params, network.macs, network.original_bytes)
@@ -149,7 +149,7 @@ def _latency(
     network: Network, layers: Sequence[Layer], options: Options, folder: Path, progress: Progress
 ) -> NetworkLatency | None:
     """What the network and its layers take on the device, where a speed-up is asked for."""
-    if not isinstance(options.rule, Speedup):
+    if not options.by_latency:
         return None
     from trp_export.latency.session import open_latency
 
@@ -177,7 +177,7 @@ def carry_out(planned: Planned, options: Options, stage: Stage, progress: Progre
         latency = as_compared(latency, forms)
         if options.benchmark.require:
             require_faster(latency)
-        elif isinstance(options.rule, Speedup):
+        elif options.by_latency:
             require_faster(latency, low_rank=False)
     told = (*made.notes, why_not, whole_story(latency), *(remarks(forms) if forms is not None else ()))
     return replace(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trp_export.build import build
 from trp_export.errors import OptionError
@@ -17,7 +18,11 @@ from trp_export.network import Network
 from trp_export.options import Calibration, MaxDrop, Rule
 from trp_export.planning.frontier import Frontier, Point, explore
 from trp_export.planning.plan import Plan
+from trp_export.report.document import Cost
 from trp_export.verify import Agreement, Deviation, Judge, Score
+
+if TYPE_CHECKING:
+    from trp_export.latency.network import NetworkLatency
 
 Progress = Callable[[str, float], None]
 
@@ -33,6 +38,7 @@ def search(
     network: Network,
     known: Known | None,
     judge: Judge,
+    latency: NetworkLatency | None,
     calibration: Calibration | None,
     folder: Path,
     progress: Progress,
@@ -41,7 +47,7 @@ def search(
 
     `plan_by` makes the plan for a budget. Raises OptionError, naming the nearest, where none is.
     """
-    trials = _Trials(rule, plan_by, network, known, judge, without_tuning(calibration), folder, progress)
+    trials = _Trials(rule, plan_by, network, known, judge, latency, without_tuning(calibration), folder, progress)
     explore(trials.see)
     return trials.outcome()
 
@@ -79,6 +85,7 @@ class _Trials:
     network: Network
     known: Known | None
     judge: Judge
+    latency: NetworkLatency | None
     calibration: Calibration | None
     folder: Path
     progress: Progress
@@ -106,14 +113,21 @@ class _Trials:
         result = self.folder / "candidate.onnx"
         made = build(self.network, plan, self.known, self.calibration, result, self.folder, progress)
         self.found = found = self.judge(result, lambda share: progress("compare", share))
-        before, after = {
-            "macs": (self.network.macs, made.cost.macs),
-            "params": (self.network.params, made.cost.params),
-        }[self.rule.by]
-        reached = before / after
+        reached = self._reached(plan, made.cost)
         return Point(
             ratio, reached, made.cost.params, made.cost.macs, found.after, found.error, holds(found, self.rule)
         )
+
+    def _reached(self, plan: Plan, cost: Cost) -> float:
+        """How many times smaller, or as fast, the network has become, by what is searched over."""
+        match self.rule.by:
+            case "macs":
+                return self.network.macs / cost.macs
+            case "params":
+                return self.network.params / cost.params
+            case "speed":
+                assert self.latency is not None
+                return self.latency.measured(plan)
 
     def outcome(self) -> tuple[Plan, Frontier]:
         """Raises OptionError where nothing that was tried holds."""

@@ -44,10 +44,10 @@ net became 1.61 times smaller and 1.50 times as fast here (99% sure of 1.49 to
 
 
 SEARCH = """\
-tried: at most 1 pp below 91.70%  fewer MACs  accuracy, 500 images           change
-holds                                  1.51x                91.50%  -0.20 ± 0.30 pp
-chosen                                 2.02x                90.90%  -0.80 ± 0.40 pp
-beyond                                 3.05x                87.10%  -4.60 ± 0.80 pp
+tried: at most 1 pp below 91.70%  times fewer MACs  accuracy, 500 images           change
+holds                                        1.51x                91.50%  -0.20 ± 0.30 pp
+chosen                                       2.02x                90.90%  -0.80 ± 0.40 pp
+beyond                                       3.05x                87.10%  -4.60 ± 0.80 pp
 """
 
 

@@ -10,7 +10,7 @@ from trp_export.report.markup import Markup, element, join
 from trp_export.report.plots import Frame, line, picture, text
 from trp_export.report.words import percent, points
 
-SMALLER = {"macs": "fewer MACs", "params": "fewer parameters"}
+SMALLER = {"macs": "times fewer MACs", "params": "times fewer parameters", "speed": "times as fast"}
 _WIDTH, _HEIGHT = 380, 270
 _NARROWEST = 1.1
 _LEAST_HEIGHT = 0.002
@@ -111,13 +111,13 @@ def _plane(frontier: Frontier) -> _Plane:
 def _picture(frontier: Frontier) -> Markup:
     """Quality against size, the limit as a dashed line, the original at 1."""
     plane = _plane(frontier)
-    title = f"{measured_on(frontier)}, in percent, against times {SMALLER[frontier.by]}; {limit(frontier)}"
+    title = f"{measured_on(frontier)}, in percent, against {SMALLER[frontier.by]}; {limit(frontier)}"
     x, y = plane.x(1), plane.y(frontier.before)
     return picture(
         _WIDTH,
         _HEIGHT,
         title,
-        _axes(plane, f"times {SMALLER[frontier.by]}"),
+        _axes(plane, SMALLER[frontier.by]),
         _limit_line(plane, frontier),
         element("circle", cx=x, cy=y, r=4, class_="median before"),
         text(x + 8, y - 7, f"original, {percent(frontier.before)}"),
