@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from networks import make_images, make_network
+from networks import RESIDUAL, make_images, make_network
 
 from trp_export.calibration.curves import Fitted
 from trp_export.errors import OptionError, UnsupportedError
@@ -20,12 +20,13 @@ from trp_export.graph.sites import find_sites
 from trp_export.lowrank.schemes import CHANNEL_WISE, SPATIAL_WISE
 from trp_export.planning.plan import Decision, Plan
 from trp_export.recover.refit import refit
-from trp_export.recover.tune import apply_values, augment, tune
+from trp_export.recover.tune import apply_values, tune
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import torch
 
+from trp_export.recover.distil import _flip_and_shift, augment
 from trp_export.recover.torch_graph import TorchGraph
 
 HEAD = '<ir_version: 8, opset_import: ["": {opset}]>\nnet (float[N, 4, 6, 7] x) => (float[a, b, c, d] y)\n'
@@ -122,12 +123,13 @@ def test_unknown_operators_are_named() -> None:
         TorchGraph(ir.serde.deserialize_model(proto))
 
 
-def _compressed() -> tuple[ir.Model, ir.Model, np.ndarray]:
-    model, located = make_network()
-    images = make_images(64).inputs
+def _compressed(batch: int | None = None) -> tuple[ir.Model, ir.Model, np.ndarray]:
+    text = RESIDUAL.replace("float[N,", f"float[{batch},") if batch else RESIDUAL
+    model, located = make_network(text)
+    images = make_images(60).inputs
     ranks = {"one": (SPATIAL_WISE, 4), "two": (CHANNEL_WISE, 2)}
     plan = Plan(tuple(Decision(p.site, *ranks.get(p.site.name, (None, None)), reason="") for p in located), "by hand")
-    fitted = refit(model, plan, [images], Fitted({}, {}))
+    fitted = refit(model, plan, np.split(images, len(images) // (batch or 12)), Fitted({}, {}))
     small = model.clone()
     places = find_sites(small, {})
     add_to_bias(small, places, fitted.shifts)
@@ -152,7 +154,7 @@ def test_distillation_comes_nearer_and_replays() -> None:
 
 
 def test_a_run_that_only_makes_things_worse_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trp_export.recover.tune.LEARNING_RATE", 100.0)
+    monkeypatch.setattr("trp_export.recover.distil.LEARNING_RATE", 100.0)
     original, small, images = _compressed()
     result = tune(original, small, images, steps=8)
     assert result.values == {}
@@ -174,9 +176,28 @@ def test_too_few_images_are_refused() -> None:
 
 
 def test_augmented_images_keep_shape_type_and_range() -> None:
-    images = make_images(12).inputs
-    made = augment(images, np.random.default_rng(0))
+    images = torch.from_numpy(make_images(12).inputs)
+    made = augment(images, torch.Generator().manual_seed(0))
     assert made.shape == images.shape
-    assert made.dtype == np.float32
+    assert made.dtype == torch.float32
     assert images.min() <= made.min() <= made.max() <= images.max()
-    assert augment(np.ones((5, 7), dtype=np.float32), np.random.default_rng(0)).shape == (5, 7)
+    assert augment(torch.ones(5, 7), torch.Generator().manual_seed(0)).shape == (5, 7)
+
+
+def test_shifted_images_are_windows_of_the_padded_ones() -> None:
+    rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    images = torch.stack([rows, columns]).expand(6, 2, 16, 16)
+    made = _flip_and_shift(images, torch.Generator().manual_seed(0))
+    inner = made[:, :, 4:12, 4:12]
+    assert (inner[:, 0].diff(dim=1) == 1).all()
+    steps = inner[:, 1].diff(dim=2)
+    assert (steps.abs() == 1).all()
+    assert {float(steps[i, 0, 0]) for i in range(6)} == {-1.0, 1.0}
+    assert (made[:, 0, 8, 8] - 8).abs().max() <= 2
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_a_fixed_batch_is_tuned_too(batch: int) -> None:
+    original, small, images = _compressed(batch)
+    result = tune(original, small, images, steps=12, threads=1)
+    assert result.divergence_after < result.divergence_before

@@ -47,14 +47,15 @@ class TorchGraph(nn.Module):
                 tensor = tensor.float()
             if value in trained and tensor.is_floating_point():
                 self.names.append(name)
-                parameters.append(nn.Parameter(tensor))
+                # Channels last: convs of few channels take half the time.
+                parameters.append(nn.Parameter(_channels_last(tensor)))
             else:
                 self._constants[name] = tensor
         self.weights = nn.ParameterList(parameters)
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         values: dict[str, Any] = {**self._constants, **dict(zip(self.names, self.weights, strict=True))}
-        values |= zip(self._inputs, inputs, strict=True)
+        values |= zip(self._inputs, map(_channels_last, inputs), strict=True)
         for node in self._nodes:
             given = [values[value.name or ""] if value is not None else None for value in node.inputs]
             made = _RULES[node.op_type](node, given)
@@ -65,6 +66,10 @@ class TorchGraph(nn.Module):
 
 def _known(node: ir.Node) -> bool:
     return node.domain in ("", "ai.onnx") and node.op_type in _RULES
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def _ints(value: Any) -> list[int]:
@@ -184,10 +189,9 @@ def _slice(node: ir.Node, given: Inputs) -> Tensor:
     steps = _ints(given[4]) if len(given) > 4 and given[4] is not None else [1] * len(starts)
     x = given[0]
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        index = torch.arange(x.shape[axis])[slice(start, end, step)] if step > 0 else None
-        if index is None:
+        if step < 0:
             raise UnsupportedError(f"tuning knows no Slice backwards ({node.name}); leave --tune out.")
-        x = x.index_select(axis, index)
+        x = x[(slice(None),) * (axis % x.ndim) + (slice(start, end, step),)]
     return x  # type: ignore[no-any-return]
 
 

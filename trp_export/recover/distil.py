@@ -1,0 +1,188 @@
+"""Train the compressed network in torch to answer as the original does, on images that both are shown changed.
+
+The loss is the relative squared distance of the outputs and, as a guide, of the last map of features that both
+networks have. Images are flipped, shifted and mixed: the original answers for whatever comes out.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from trp_export.calibration.divergence import agreement, divergence
+from trp_export.calibration.taps import Tap, fixed_batch
+from trp_export.errors import UnsupportedError
+from trp_export.recover.muon import Muon
+from trp_export.recover.torch_graph import TorchGraph
+
+Array = NDArray[Any]
+
+BATCH_SIZE = 32
+LEARNING_RATE = 2e-3
+HELD_OUT = 1 / 8
+# Adam's learning rate for biases, as a share of Muon's for kernels.
+_BIAS_SHARE = 0.2
+_WARM_UP = 0.05
+_TIMED_STEPS = 10
+_SOUND = 1e-3
+
+
+class Distillation:
+    """The two networks, the images split in two, and an optimiser; the weights are the compressed network's.
+
+    Raises UnsupportedError for models that torch cannot stand in for.
+    """
+
+    def __init__(self, original: ir.Model, compressed: ir.Model, images: Array, seed: int) -> None:
+        self._outputs = [value.name or "" for value in original.graph.outputs]
+        names = [*self._outputs, *_guides(original, compressed)]
+        self._teacher, self._student = TorchGraph(original, names), TorchGraph(compressed, names)
+        self._teacher.requires_grad_(False)
+        self._chunk = fixed_batch(compressed)
+        self._random = torch.Generator().manual_seed(seed)
+        shuffled = torch.from_numpy(images)[torch.randperm(len(images), generator=self._random)]
+        held_out = max(1, round(len(images) * HELD_OUT))
+        self._held_out, self._images = shuffled[:held_out], shuffled[held_out:]
+        self._wanted = self._answers(self._teacher, self._held_out)
+        self._require_sound(compressed)
+        self._optimizers = self._new_optimizers()
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of what is trained, by the names of initializers."""
+        return {n: w.detach().clone() for n, w in zip(self._student.names, self._student.weights, strict=True)}
+
+    def seconds_per_step(self) -> float:
+        """Timed on a few steps; everything is then as it was."""
+        weights, state = self.weights, self._random.get_state()
+        self.step(0.0)
+        begun = time.monotonic()
+        for _ in range(_TIMED_STEPS):
+            self.step(0.0)
+        seconds = (time.monotonic() - begun) / _TIMED_STEPS
+        with torch.no_grad():
+            for own, saved in zip(self._student.weights, weights.values(), strict=True):
+                own.copy_(saved)
+        self._random.set_state(state)
+        self._optimizers = self._new_optimizers()
+        return seconds
+
+    def step(self, done: float) -> None:
+        """One step of training; `done` is the share of all steps that lie behind."""
+        chosen = torch.randint(len(self._images), (BATCH_SIZE,), generator=self._random)
+        batch = augment(self._images[chosen], self._random)
+        with _half_precision():
+            with torch.no_grad():
+                wanted = self._run(self._teacher, batch)
+            got = self._run(self._student, batch)
+        terms = [_distance(own, reference) for own, reference in zip(got, wanted, strict=True)]
+        loss: Any = sum(terms)
+        self._student.zero_grad()
+        loss.backward()
+        for optimizer, rate in self._optimizers:
+            optimizer.param_groups[0]["lr"] = rate * _schedule(done)
+            optimizer.step()
+
+    def score(self) -> tuple[float, float]:
+        """Divergence and agreement on the held-out images."""
+        got = self._answers(self._student, self._held_out)
+        return divergence(self._wanted, got), agreement(self._wanted, got)
+
+    def _new_optimizers(self) -> list[tuple[torch.optim.Optimizer, float]]:
+        """With their learning rates: Muon for kernels and matrices, Adam for biases."""
+        kernels = [weight for weight in self._student.weights if weight.ndim > 1]
+        biases = [weight for weight in self._student.weights if weight.ndim <= 1]
+        made: list[tuple[torch.optim.Optimizer, float]] = [(Muon(kernels, LEARNING_RATE), LEARNING_RATE)]
+        if biases:
+            rate = LEARNING_RATE * _BIAS_SHARE
+            made.append((torch.optim.Adam(biases, rate), rate))
+        return made
+
+    def _answers(self, network: TorchGraph, images: Tensor) -> dict[str, Array]:
+        with torch.no_grad():
+            parts = [self._run(network, part) for part in images.split(BATCH_SIZE)]
+        values = [torch.cat(part).numpy() for part in zip(*parts, strict=True)]
+        return dict(zip(self._outputs, values, strict=False))
+
+    def _run(self, network: TorchGraph, images: Tensor) -> list[Tensor]:
+        """A model of a fixed batch is run as often as it takes, its last batch filled up."""
+        if self._chunk is None:
+            return network(images)  # type: ignore[no-any-return]
+        count = len(images)
+        filled = images[torch.arange(-(-count // self._chunk) * self._chunk) % count]
+        parts = [network(part) for part in filled.split(self._chunk)]
+        return [torch.cat(part)[:count] for part in zip(*parts, strict=True)]
+
+    def _require_sound(self, compressed: ir.Model) -> None:
+        """Raises UnsupportedError where torch does not compute what onnxruntime does."""
+        tap = Tap(compressed, [compressed.graph.inputs[0].name or ""], self._outputs)
+        probe = self._held_out[: self._chunk or BATCH_SIZE]
+        own = self._answers(self._student, probe)
+        for name, wanted in tap({tap.inputs[0]: probe.numpy()}).items():
+            gap = np.linalg.norm(own[name] - wanted) / max(float(np.linalg.norm(wanted)), 1e-30)
+            if not gap < _SOUND:
+                raise UnsupportedError(
+                    f"torch gives {name} {gap:.2g} apart from onnxruntime on this model; leave --tune out."
+                )
+
+
+def augment(batch: Tensor, random: torch.Generator) -> Tensor:
+    """Flip, shift by up to an eighth, and mix with one another: (n, C, H, W), or rows of features mixed only."""
+    count = len(batch)
+    if batch.ndim == 4:
+        batch = _flip_and_shift(batch, random)
+    share = torch.rand(count, *[1] * (batch.ndim - 1), generator=random)
+    # Half of the batch stays unmixed.
+    share[torch.rand(count, generator=random) < 0.5] = 1.0
+    return share * batch + (1 - share) * batch[torch.randperm(count, generator=random)]
+
+
+def _flip_and_shift(batch: Tensor, random: torch.Generator) -> Tensor:
+    count, _, height, width = batch.shape
+    down, right = height // 8, width // 8
+    padded = functional.pad(batch, (right, right, down, down), mode="reflect")
+    top = torch.randint(2 * down + 1, (count, 1), generator=random)
+    left = torch.randint(2 * right + 1, (count, 1), generator=random)
+    columns = torch.arange(width).expand(count, width)
+    columns = torch.where(torch.rand(count, 1, generator=random) < 0.5, columns, columns.flip(1))
+    rows, columns = top + torch.arange(height), left + columns
+    picked = padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return picked.permute(0, 3, 1, 2)
+
+
+def _guides(original: ir.Model, compressed: ir.Model) -> list[str]:
+    """The last map of features that the compressed network has under the name that it has in the original."""
+    present = {out.name for node in compressed.graph for out in node.outputs}
+    present -= {value.name for value in original.graph.outputs}
+    shared = [
+        node.outputs[0].name or ""
+        for node in original.graph
+        if node.op_type in ("Conv", "Add") and node.outputs[0].name in present
+    ]
+    return shared[-1:]
+
+
+def _distance(own: Tensor, wanted: Tensor) -> Tensor:
+    """Squared distance over the spread of what is wanted about its mean over the batch."""
+    own, wanted = own.float(), wanted.float()
+    spread = (wanted - wanted.mean(dim=0, keepdim=True)).square().mean()
+    return (own - wanted).square().mean() / (spread + 1e-12)
+
+
+def _half_precision() -> AbstractContextManager[Any]:
+    """bfloat16 where the processor has instructions for it, half the time of float32; elsewhere it is slower."""
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.autocast("cpu", torch.bfloat16, enabled=native)
+
+
+def _schedule(done: float) -> float:
+    """Linear warm-up, then half a cosine to zero."""
+    return min(done / _WARM_UP, 0.5 * (1 + float(np.cos(np.pi * done))))
