@@ -29,7 +29,10 @@ def pair_for(layer: nn.Module, scheme: Scheme, rank: int) -> nn.Sequential:
         reduce: nn.Module = nn.Linear(layer.in_features, rank, bias=False)
         expand: nn.Module = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
     elif isinstance(layer, _Conv) and not layer.transposed:
-        shape = pair_shape(scheme, tuple(layer.weight.shape), layer.groups, rank)
+        kernel_shape = tuple(layer.weight.shape)
+        if not scheme.divides(kernel_shape, layer.groups):
+            raise TypeError(f"the channels of {kernel_shape} do not divide for {scheme.name}")
+        shape = pair_shape(scheme, kernel_shape, layer.groups, rank)
         reduce, expand = _reduce_conv(layer, scheme, shape), _expand_conv(layer, scheme, shape)
     else:
         raise TypeError(f"a {type(layer).__name__} cannot become a factor pair")

@@ -17,7 +17,7 @@ from trp_export.lowrank.schemes import SCHEMES
 from trp_export.lowrank.site import Site, Use
 from trp_export.options import Macs
 from trp_export.planning.budget import Menu, allocate
-from trp_export.planning.curves import CHOICES, Layer, align_rank, make_curve, schemes_for
+from trp_export.planning.curves import FIXED, Layer, align_rank, make_curve, schemes_for
 from trp_export.planning.plan import Choice, Decision, Plan, parse_plan
 from trp_export.planning.rules import Energy, Rank, Threshold, keep, plan_by_choices, plan_by_rule
 from trp_export.planning.shared_budget import plan_by_macs
@@ -68,12 +68,12 @@ def test_rank_stops_at_full_rank() -> None:
 
 def test_auto_takes_the_fewest_macs() -> None:
     (best,) = plan_by_rule([layer()], Energy(0.5)).decisions
-    each = [plan_by_rule([layer(choice=choice)], Energy(0.5)).decisions[0] for choice in CHOICES]
+    each = [plan_by_rule([layer(choice=choice)], Energy(0.5)).decisions[0] for choice in FIXED]
     assert best.macs == min(decision.macs for decision in each if decision.scheme)
 
 
 def test_a_rank_at_break_even_is_never_taken() -> None:
-    for choice in CHOICES:
+    for choice in FIXED:
         curve = layer(choice=choice).curves[0]
         (at,) = plan_by_rule([layer(choice=choice)], Rank(curve.break_even)).decisions
         assert at.scheme is None or at.rank < curve.break_even

@@ -8,61 +8,73 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trp_export.lowrank.factor import factorise, kept_energy, product, spectrum
-from trp_export.lowrank.schemes import SCHEMES, Scheme, fold, full_rank, pair_shape, unfold
-
-schemes = st.sampled_from(list(SCHEMES.values()))
+from trp_export.lowrank.schemes import (
+    ALL_AXES,
+    DECOUPLING,
+    SCHEMES,
+    Scheme,
+    fold,
+    full_rank,
+    input_sliced,
+    output_sliced,
+    pair_shape,
+    scheme_named,
+    unfold,
+)
+from trp_export.lowrank.site import Site
+from trp_export.lowrank.space import all_schemes, sliced_schemes
 
 
 @st.composite
-def kernels(draw: st.DrawFn) -> tuple[np.ndarray, int]:
-    """A kernel (n, c/group, *k) with nought to three spatial axes, and its group."""
+def kernels(draw: st.DrawFn) -> tuple[np.ndarray, int, Scheme]:
+    """A kernel (n, c/group, *k) with nought to three spatial axes, its group, and a scheme that its channels allow."""
     group = draw(st.integers(1, 3))
-    n, c = group * draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    n, c = group * draw(st.integers(1, 6)), draw(st.integers(1, 6))
     spatial = (
         draw(st.lists(st.integers(1, 3), max_size=3))
         if group == 1
         else draw(st.lists(st.integers(1, 3), max_size=3, min_size=1))
     )
     seed = draw(st.integers(0, 2**32 - 1))
-    return np.random.default_rng(seed).standard_normal((n, c, *spatial)), group
+    # Any axes with any slices, whether they have a name or not.
+    part_in, part_out = (draw(st.sampled_from([k for k in range(1, m + 1) if m % k == 0])) for m in (c, n // group))
+    axes = draw(st.sampled_from([ALL_AXES, (0,), (1,), ()]))
+    scheme = draw(st.sampled_from([*SCHEMES.values(), Scheme("unnamed", axes, part_in, part_out)]))
+    return np.random.default_rng(seed).standard_normal((n, c, *spatial)), group, scheme
 
 
-@given(kernels(), schemes)
-def test_fold_undoes_unfold(kernel_and_group: tuple[np.ndarray, int], scheme: Scheme) -> None:
-    kernel, group = kernel_and_group
+@given(kernels())
+def test_fold_undoes_unfold(case: tuple[np.ndarray, int, Scheme]) -> None:
+    kernel, group, scheme = case
     assert np.array_equal(fold(unfold(kernel, scheme, group), scheme, kernel.shape, group), kernel)
 
 
-@given(kernels(), schemes)
-def test_full_rank_is_exact(kernel_and_group: tuple[np.ndarray, int], scheme: Scheme) -> None:
-    kernel, group = kernel_and_group
+@given(kernels())
+def test_full_rank_is_exact(case: tuple[np.ndarray, int, Scheme]) -> None:
+    kernel, group, scheme = case
     factors = factorise(kernel, scheme, group, full_rank(scheme, kernel.shape, group))
     assert np.allclose(product(factors, scheme, kernel.shape, group), kernel, atol=1e-7)
 
 
-@given(kernels(), schemes, st.data())
-def test_squared_error_is_one_minus_energy(
-    kernel_and_group: tuple[np.ndarray, int], scheme: Scheme, data: st.DataObject
-) -> None:
-    kernel, group = kernel_and_group
+@given(kernels(), st.data())
+def test_squared_error_is_one_minus_energy(case: tuple[np.ndarray, int, Scheme], data: st.DataObject) -> None:
+    kernel, group, scheme = case
     rank = data.draw(st.integers(1, full_rank(scheme, kernel.shape, group)))
     energy = kept_energy(spectrum(kernel, scheme, group))[rank - 1]
     made = product(factorise(kernel, scheme, group, rank), scheme, kernel.shape, group)
     assert np.sum((made - kernel) ** 2) / np.sum(kernel**2) == pytest.approx(1 - energy, abs=1e-12)
 
 
-@given(kernels(), schemes)
-def test_singular_values_are_those_of_numpy(kernel_and_group: tuple[np.ndarray, int], scheme: Scheme) -> None:
-    kernel, group = kernel_and_group
+@given(kernels())
+def test_singular_values_are_those_of_numpy(case: tuple[np.ndarray, int, Scheme]) -> None:
+    kernel, group, scheme = case
     wanted = np.linalg.svd(unfold(kernel, scheme, group), compute_uv=False)
     assert np.allclose(spectrum(kernel, scheme, group), wanted, atol=1e-7 * wanted.max())
 
 
-@given(kernels(), schemes, st.integers(1, 3))
-def test_factors_have_the_shapes_of_the_pair(
-    kernel_and_group: tuple[np.ndarray, int], scheme: Scheme, rank: int
-) -> None:
-    kernel, group = kernel_and_group
+@given(kernels(), st.integers(1, 3))
+def test_factors_have_the_shapes_of_the_pair(case: tuple[np.ndarray, int, Scheme], rank: int) -> None:
+    kernel, group, scheme = case
     rank = min(rank, full_rank(scheme, kernel.shape, group))
     factors, shape = factorise(kernel, scheme, group, rank), pair_shape(scheme, kernel.shape, group, rank)
     assert (factors.reduce.shape, factors.expand.shape) == (shape.reduce, shape.expand)
@@ -86,6 +98,45 @@ def test_kernels_of_any_size_factor(scheme: Scheme, scale: float) -> None:
     energy = kept_energy(spectrum(kernel, scheme, 1))
     assert np.isfinite(energy).all()
     assert energy[-1] == 1
+
+
+def test_names_stand_for_schemes_and_nothing_else() -> None:
+    site = Site("conv", "Conv", (12, 8, 3, 3), 1, ())
+    for scheme in all_schemes(site):
+        assert scheme_named(scheme.name) == scheme
+    assert scheme_named("input-sliced-1") == SCHEMES["channel-wise"]
+    assert scheme_named("output-sliced-1") == SCHEMES["pointwise-first"]
+    for name in ("", "sliced-2", "input-sliced-0", "input-sliced-02", "input-sliced--2", "output-sliced-9999999"):
+        assert scheme_named(name) is None
+
+
+def test_every_number_of_slices_that_divides_is_offered_once() -> None:
+    names = [scheme.name for scheme in sliced_schemes(Site("conv", "Conv", (24, 8, 3, 3), 2, ()))]
+    inputs, outputs = (2, 4, 8), (2, 3, 4, 6)
+    assert names == [
+        "channel-wise",
+        *(f"input-sliced-{slices}" for slices in inputs),
+        "pointwise-first",
+        *(f"output-sliced-{slices}" for slices in outputs),
+        "network-decoupling",
+    ]
+    everything = all_schemes(Site("conv", "Conv", (24, 8, 3, 3), 2, ()))
+    assert len(everything) == len(set(everything)) == len(names) + 2
+    assert [scheme.name for scheme in all_schemes(Site("fc", "Gemm", (24, 8), 1, ()))] == ["matrix"]
+
+
+def test_the_ends_of_slicing_are_the_schemes_they_are_said_to_be() -> None:
+    kernel = np.random.default_rng(0).standard_normal((6, 4, 3, 3))
+    by_channel, decoupled = pair_shape(input_sliced(4), kernel.shape, 1, 2), pair_shape(DECOUPLING, kernel.shape, 1, 2)
+    assert (by_channel.reduce, by_channel.reduce_group, by_channel.expand) == ((8, 1, 3, 3), 4, (6, 8, 1, 1))
+    assert pair_shape(output_sliced(6), kernel.shape, 1, 2) == decoupled
+    assert np.array_equal(spectrum(kernel, output_sliced(6), 1), spectrum(kernel, DECOUPLING, 1))
+
+
+def test_slices_that_do_not_divide_are_seen() -> None:
+    assert not input_sliced(3).divides((6, 4, 3, 3), 1)
+    assert output_sliced(3).divides((6, 4, 3, 3), 1)
+    assert not output_sliced(3).divides((8, 4, 3, 3), 2)
 
 
 def test_energy_tells_ranks_apart_that_differ_by_little() -> None:

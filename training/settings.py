@@ -49,8 +49,8 @@ class TRPSettings:
         if self.momentum not in ("keep", "project", "reset"):
             raise OptionError(f"unknown momentum treatment {self.momentum!r}; one of keep, project, reset.")
         for choice in self.schemes.values():
-            if choice != "auto" and choice not in CHOICES:
-                raise OptionError(f"unknown scheme {choice!r}; one of auto, {', '.join(CHOICES)}.")
+            if choice not in CHOICES:
+                raise OptionError(f"unknown scheme {choice!r}; one of {', '.join(CHOICES)}.")
 
     def choice(self, name: str) -> str:
         """The --scheme of a layer."""

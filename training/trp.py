@@ -31,7 +31,7 @@ from training.replicas import broadcast, share_out, world
 from training.settings import TRPSettings
 from training.spectra import Spectrum, follow, spectrum, truncate, truncate_and_pull
 from trp_export.errors import OptionError
-from trp_export.lowrank.schemes import SCHEMES, Scheme
+from trp_export.lowrank.schemes import Scheme, scheme_named
 from trp_export.planning.curves import Curve, Layer, curve_of, schemes_for
 from trp_export.planning.plan import Plan
 
@@ -143,7 +143,11 @@ class TRP:
         self.step = int(state["step"])
         for target in self._targets:
             target.rank = int(state["ranks"][target.name])
-            target.curve = _curve(target.layer, SCHEMES[state["schemes"][target.name]])
+            name = state["schemes"][target.name]
+            scheme = scheme_named(name)
+            if scheme is None:
+                raise OptionError(f"{target.name} was trained under {name!r}, which is unknown.")
+            target.curve = _curve(target.layer, scheme)
             pull = state["pulls"].get(target.name)
             target.pull = None if pull is None else pull.to(target.weight.device)
             space = state.get("spaces", {}).get(target.name)

@@ -103,7 +103,7 @@ def _align(context: click.Context, parameter: click.Parameter, value: str) -> in
 @click.option("--plan", type=click.Path(path_type=Path), help="Replay a plan, or a report that holds one.")
 @click.option(
     "--scheme",
-    type=click.Choice(["auto", "channel", "spatial", "spatial-t", "pointwise", "decouple"]),
+    type=click.Choice(["auto", "sliced", "all", "channel", "spatial", "spatial-t", "pointwise", "decouple"]),
     default="auto",
     show_default=True,
     help="How a conv is cut in two; auto takes the cheapest per layer.",

@@ -20,6 +20,8 @@ from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.graph.statistics import mean_inputs
 from trp_export.load import Source
 from trp_export.lowrank.factor import Float64
+from trp_export.lowrank.schemes import Scheme
+from trp_export.lowrank.site import Site
 from trp_export.options import Selection
 from trp_export.parallel import map_layers
 from trp_export.planning.curves import Curve, Layer, make_curve, schemes_for
@@ -106,8 +108,20 @@ def _curves(place: LocatedSite, selection: Selection, choice: Choice | None) -> 
     schemes = schemes_for(place.site, selection.scheme)
     if choice is not None:
         schemes = (choice.scheme,) if choice.scheme is not None else ()
+        require_divides(place.site, schemes)
     kernel = place.kernel()
     return tuple(make_curve(place.site, scheme, kernel) for scheme in schemes)
+
+
+def require_divides(site: Site, schemes: Sequence[Scheme]) -> None:
+    """Raises OptionError for slices that the channels of a layer cannot be cut into."""
+    for scheme in schemes:
+        if not scheme.divides(site.kernel_shape, site.group):
+            inside, out = site.kernel_shape[1], site.kernel_shape[0] // site.group
+            raise OptionError(
+                f"the plan wants {scheme.name} for {site.name}, whose {inside} input and {out} output channels "
+                "do not divide so."
+            )
 
 
 def _assumed(model: ir.Model, source: Source) -> tuple[str, ...]:

@@ -102,8 +102,8 @@ class Selection:
     align: int | Literal["auto"] = 1
 
     def __post_init__(self) -> None:
-        if self.scheme not in ("auto", *CHOICES):
-            raise OptionError(f"--scheme {self.scheme} is unknown; one of auto, {', '.join(CHOICES)}.")
+        if self.scheme not in CHOICES:
+            raise OptionError(f"--scheme {self.scheme} is unknown; one of {', '.join(CHOICES)}.")
         if self.align != "auto" and self.align < 1:
             raise OptionError(f"--align {self.align} is below 1.")
 

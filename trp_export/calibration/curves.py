@@ -10,7 +10,7 @@ import numpy as np
 from trp_export.calibration.moments import Moments
 from trp_export.graph.bias import takes_bias
 from trp_export.graph.sites import LocatedSite
-from trp_export.lowrank.calibrated import bias_shift, calibrate, is_calibratable, output_errors
+from trp_export.lowrank.calibrated import bias_shift, calibrate, output_errors
 from trp_export.lowrank.factor import Factors, Float64, product
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Plan
@@ -34,7 +34,7 @@ def calibrated_layers(
 ) -> tuple[Layer, ...]:
     """The same layers with the share of output variance that each rank keeps in place of the energy of the kernel.
 
-    A layer without moments, or a scheme that moments cannot serve, keeps the curve it has.
+    A layer without moments keeps the curves it has.
     """
     places = {place.site.name: place for place in located}
     result = []
@@ -61,7 +61,7 @@ def calibrated_factors(
     for index, change in enumerate(plan.changed):
         progress(index / len(plan.changed))
         site, own = change.site, moments.get(change.site.name)
-        if own is None or not is_calibratable(change.scheme):
+        if own is None:
             continue
         place = places[site.name]
         kernel = place.kernel()
@@ -79,8 +79,6 @@ def _calibrated(layer: Layer, place: LocatedSite, own: Moments) -> Layer:
     second = own.covariance if takes_bias(place) else own.second
     curves = []
     for curve in layer.curves:
-        if is_calibratable(curve.scheme):
-            errors = output_errors(place.kernel(), curve.scheme, layer.site.group, second)
-            curve = replace(curve, energy=1.0 - np.minimum(errors, 1.0))
-        curves.append(curve)
+        errors = output_errors(place.kernel(), curve.scheme, layer.site.group, second)
+        curves.append(replace(curve, energy=1.0 - np.minimum(errors, 1.0)))
     return replace(layer, curves=tuple(curves))

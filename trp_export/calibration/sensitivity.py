@@ -19,7 +19,7 @@ from trp_export.calibration.walk import Walk
 from trp_export.graph.bias import add_to_bias, takes_bias
 from trp_export.graph.rewrite import set_kernel
 from trp_export.graph.sites import LocatedSite, find_sites
-from trp_export.lowrank.calibrated import bias_shift, calibrate, is_calibratable
+from trp_export.lowrank.calibrated import bias_shift, calibrate
 from trp_export.lowrank.factor import product
 from trp_export.planning.curves import Curve, Layer
 from trp_export.planning.sensitivity import Sensitivity
@@ -54,12 +54,11 @@ def measure_sensitivities(
     for index, layer in enumerate(layers):
         progress(index / len(layers))
         place = places[layer.site.name]
-        curves = [curve for curve in layer.curves if is_calibratable(curve.scheme)]
-        if not curves or layer.site.name not in moments or not is_tapped(copy, place) or not takes_bias(place):
+        if not layer.curves or layer.site.name not in moments or not is_tapped(copy, place) or not takes_bias(place):
             continue
         walk.to([place.nodes[0].inputs[0].name or ""])  # type: ignore[union-attr]
         # The scheme with the most ranks comes nearest to the levels.
-        curve = max(curves, key=lambda curve: curve.full_rank)
+        curve = max(layer.curves, key=lambda curve: curve.full_rank)
         points = {}
         for rank in _ranks(curve):
             error, outcome = _replaced(copy, place, curve, rank, moments[layer.site.name], walk, outputs)

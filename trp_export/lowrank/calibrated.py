@@ -10,6 +10,9 @@ A scheme splits a patch entry into a row a (what `reduce` covers) and a tap b (w
 With one tap the whitened SVD is exact (Zhang et al. 2015). With several, all taps share U: a whitened SVD under the
 sum of the taps' own covariances gives a start, V is then the exact least-squares solution under all of M, and
 turns of conjugate gradients on U and exact V lower the error further. No turn can raise it.
+
+Slices of the input cut the rows: U is then block-diagonal, a block of r columns for each slice, and since what the
+slices contribute adds up, one V is fitted to all of them together.
 """
 
 from __future__ import annotations
@@ -44,11 +47,6 @@ class Calibrated:
     relative_error: float
 
 
-def is_calibratable(scheme: Scheme) -> bool:
-    """False where slices of the input would be factored apart although their contributions add up."""
-    return scheme.input_slices == 1
-
-
 def output_errors(kernel: Array, scheme: Scheme, group: int, covariance: Float64) -> Float64:
     """Share of the output's variance that each rank loses: (full rank,), descending.
 
@@ -72,7 +70,7 @@ def calibrate(
         left, right = _alternate(stack, rank, turns)
         lost += float(stack.errors(left, right).sum())
         total += float(stack.variances().sum())
-        pairs.append(balance(left, _columns(right)))
+        pairs.append(balance(*_pairs(stack, left, right)))
     left, right = (np.concatenate(side) for side in zip(*pairs, strict=True))
     reduce, expand = fold_pair(left, right, scheme, kernel.shape, group)
     factors = Factors(np.ascontiguousarray(reduce), np.ascontiguousarray(expand))
@@ -97,10 +95,14 @@ def balance(left: Float64, right: Float64) -> tuple[Float64, Float64]:
 
 @dataclass(frozen=True, slots=True)
 class _Stack:
-    """Matrices to factor, each on its own, under the same moments: w (p, n, a, b), m (a, b, a, b)."""
+    """Matrices to factor, each on its own, under the same moments: w (p, n, a, b), m (a, b, a, b).
+
+    The rows a are cut into slices. Columns of U count ranks, and slices within each: R = r x slices.
+    """
 
     w: Float64
     m: Float64
+    slices: int
 
     @property
     def rows(self) -> int:
@@ -112,14 +114,20 @@ class _Stack:
 
     @property
     def full_rank(self) -> int:
-        return min(self.rows, self.w.shape[1] * self.taps)
+        """The rank of each slice at which nothing is lost."""
+        return min(self.rows // self.slices, self.w.shape[1] * self.taps)
 
     def variances(self) -> Float64:
         """Of each matrix's output, summed over its channels: (p,)."""
         return np.asarray(np.einsum("pnab,pnab->p", self.under_m(self.w), self.w))
 
+    def mask(self, rank: int) -> Float64:
+        """1 where a row and a column of U belong to the same slice, 0 elsewhere: (a, R)."""
+        one = np.repeat(np.eye(self.slices), self.rows // self.slices, axis=0)
+        return np.tile(one, (1, rank))
+
     def errors(self, left: Float64, right: Float64) -> Float64:
-        """Expected squared errors of U (p, a, r), V (p, n, r, b): (p,)."""
+        """Expected squared errors of U (p, a, R), V (p, n, R, b): (p,)."""
         made = (left @ _columns(right)).reshape(len(left), self.rows, -1, self.taps)
         lost = self.w - made.swapaxes(1, 2)
         return np.asarray(np.einsum("pnab,pnab->p", self.under_m(lost), lost))
@@ -133,7 +141,7 @@ class _Stack:
 def _stacks(kernel: Array, scheme: Scheme, group: int, covariance: Float64) -> Iterator[_Stack]:
     """The problems of each group, in the order in which `unfold` counts its matrices."""
     n, c, *extents = kernel.shape
-    _, slices_out = scheme.slices(kernel.shape, group)
+    slices_in, slices_out = scheme.slices(kernel.shape, group)
     rows = [1, *(2 + axis for axis in range(len(extents)) if axis in scheme.reduce_axes)]
     taps = [2 + axis for axis in range(len(extents)) if axis not in scheme.reduce_axes]
     row_count = prod(kernel.shape[axis] for axis in rows)
@@ -147,15 +155,25 @@ def _stacks(kernel: Array, scheme: Scheme, group: int, covariance: Float64) -> I
         m = m.reshape(row_count, d // row_count, row_count, d // row_count)
         w = kernel[index * (n // group) : (index + 1) * (n // group)].astype(np.float64)
         w = w.transpose(0, *rows, *taps).reshape(slices_out, -1, row_count, d // row_count)
-        whole = _Stack(w, m)
-        size = max(1, _STACK_BYTES // (8 * whole.full_rank * whole.taps * d))
-        yield from (_Stack(w[start : start + size], m) for start in range(0, slices_out, size))
+        whole = _Stack(w, m, slices_in)
+        size = max(1, _STACK_BYTES // (8 * whole.full_rank * slices_in * whole.taps * d))
+        yield from (_Stack(w[start : start + size], m, slices_in) for start in range(0, slices_out, size))
 
 
 def _start(stack: _Stack, rank: int) -> Float64:
-    """U (p, a, r): the whitened SVD under the sum of the taps' covariances, columns of unit output variance."""
+    """U (p, a, R): of each slice the whitened SVD under the sum of the taps' covariances."""
     shared = np.einsum("abcb->ac", stack.m)
     x = stack.w.transpose(0, 2, 1, 3).reshape(len(stack.w), stack.rows, -1)
+    rows = stack.rows // stack.slices
+    left = np.zeros((len(x), stack.rows, rank, stack.slices))
+    for index in range(stack.slices):
+        own = slice(index * rows, (index + 1) * rows)
+        left[:, own, :, index] = _whitened(shared[own, own], x[:, own], rank)
+    return left.reshape(len(x), stack.rows, -1)
+
+
+def _whitened(shared: Float64, x: Float64, rank: int) -> Float64:
+    """The leading left factors (p, a, r) of x (p, a, q) under a covariance (a, a), of unit output variance."""
     if x.shape[2] <= x.shape[1]:
         _, vectors = np.linalg.eigh(np.swapaxes(x, 1, 2) @ (shared @ x))
         left = x @ vectors[:, :, ::-1][:, :, :rank]
@@ -173,7 +191,7 @@ def _start(stack: _Stack, rank: int) -> Float64:
 
 
 def _normal_equations(stack: _Stack, left: Float64) -> tuple[Float64, Float64]:
-    """What V solves: G (p, r b, r b) and H (p, r b, n)."""
+    """What V solves: G (p, R b, R b) and H (p, R b, n)."""
     count, rows, rank = left.shape
     taps = stack.taps
     half = np.swapaxes(left, 1, 2).reshape(-1, rows) @ stack.m.reshape(rows, -1)
@@ -189,12 +207,25 @@ def _normal_equations(stack: _Stack, left: Float64) -> tuple[Float64, Float64]:
 def _start_errors(stack: _Stack, variances: Float64) -> Float64:
     """Errors of all ranks at once: the bases are nested, so one Cholesky decomposition holds every solution."""
     g, h = _normal_equations(stack, _start(stack, stack.full_rank))
-    explained = np.sum(np.linalg.solve(np.linalg.cholesky(g), h) ** 2, axis=(0, 2))
-    return np.asarray(variances.sum() - np.cumsum(explained.reshape(-1, stack.taps).sum(axis=1)))
+    explained = np.sum(np.linalg.solve(_cholesky(g), h) ** 2, axis=(0, 2))
+    return np.asarray(variances.sum() - np.cumsum(explained.reshape(stack.full_rank, -1).sum(axis=1)))
+
+
+def _cholesky(g: Float64) -> Float64:
+    """Lower triangles (p, q, q). With far fewer samples than entries, rounding can outweigh the first jitter."""
+    jitter = 0.0
+    while True:
+        try:
+            return np.linalg.cholesky(g)
+        except np.linalg.LinAlgError:
+            jitter = max(100 * jitter, 100 * _JITTER)
+            if jitter > 1:
+                raise
+            np.einsum("paa->pa", g)[...] *= 1 + jitter
 
 
 def _best_right(stack: _Stack, left: Float64) -> Float64:
-    """V (p, n, r, b), exact for this U."""
+    """V (p, n, R, b), exact for this U."""
     g, h = _normal_equations(stack, left)
     count, _, rank = left.shape
     return np.asarray(np.swapaxes(np.linalg.solve(g, h), 1, 2).reshape(count, -1, rank, stack.taps))
@@ -204,7 +235,7 @@ def _alternate(stack: _Stack, rank: int, turns: int) -> tuple[Float64, Float64]:
     """Turns of U and V until they gain little; the last step is V, so that it is exact."""
     left = _start(stack, rank)
     right = _best_right(stack, left)
-    if stack.taps == 1 or rank >= stack.full_rank:
+    if stack.taps == stack.slices == 1 or rank >= stack.full_rank:
         return left, right
     errors = stack.errors(left, right)
     for _ in range(turns):
@@ -234,6 +265,7 @@ def _better_left(stack: _Stack, left: Float64, right: Float64) -> Float64:
     moments = stack.m.reshape(rows, -1)
     shared_inverse = _inverse(np.einsum("abcb->ac", stack.m))
     own_inverse = _inverse(np.einsum("prbsb->prs", grams))
+    mask = stack.mask(rank // stack.slices)
 
     def apply(u: Float64) -> Float64:
         """Over c, d, s and b the sum of m[a, b, c, d] u[c, s] grams[s, d, r, b]."""
@@ -241,18 +273,18 @@ def _better_left(stack: _Stack, left: Float64, right: Float64) -> Float64:
         return (moments @ spread.reshape(-1, count * rank)).reshape(rows, count, rank).swapaxes(0, 1)
 
     wanted = stack.under_m(stack.w).transpose(0, 2, 1, 3).reshape(count, rows, -1)
-    residual = wanted @ right.swapaxes(2, 3).reshape(count, -1, rank) - apply(left)
-    direction = shared_inverse @ residual @ own_inverse
+    residual = mask * (wanted @ right.swapaxes(2, 3).reshape(count, -1, rank) - apply(left))
+    direction = mask * (shared_inverse @ residual @ own_inverse)
     slope = _dot(residual, direction)
     for _ in range(_CG_STEPS):
-        image = apply(direction)
+        image = mask * apply(direction)
         curvature = _dot(direction, image)
         sound = (slope > 0) & (curvature > 0)
         if not sound.any():
             break
         step = np.where(sound, slope / np.where(sound, curvature, 1.0), 0.0)
         left, residual = left + step * direction, residual - step * image
-        preconditioned = shared_inverse @ residual @ own_inverse
+        preconditioned = mask * (shared_inverse @ residual @ own_inverse)
         slope, old = _dot(residual, preconditioned), slope
         direction = preconditioned + slope / np.where(sound, old, 1.0) * direction
     return left
@@ -270,5 +302,14 @@ def _inverse(matrix: Float64) -> Float64:
 
 
 def _columns(right: Float64) -> Float64:
-    """V (p, n, r, b) -> (p, r, n b), the columns of the unfolded matrices."""
+    """V (p, n, R, b) -> (p, R, n b)."""
     return np.asarray(np.swapaxes(right, 1, 2).reshape(len(right), right.shape[2], -1))
+
+
+def _pairs(stack: _Stack, left: Float64, right: Float64) -> tuple[Float64, Float64]:
+    """U (p, a, R), V (p, n, R, b) -> factors of the unfolded matrices: (p slices, a / slices, r), (..., r, n b)."""
+    count, slices = len(left), stack.slices
+    blocks = left.reshape(count, slices, stack.rows // slices, -1, slices)
+    blocks = np.einsum("psars->psar", blocks).reshape(count * slices, stack.rows // slices, -1)
+    columns = _columns(right).reshape(count, -1, slices, right.shape[1] * stack.taps).swapaxes(1, 2)
+    return blocks, columns.reshape(count * slices, -1, columns.shape[-1])

@@ -12,6 +12,7 @@ Slices cut the channels of one side and factor each slice on its own (Yu & Bouga
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -39,6 +40,11 @@ class Scheme:
         channels_out, channels_in = kernel_shape[0] // group, kernel_shape[1]
         return self.input_slices or channels_in, self.output_slices or channels_out
 
+    def divides(self, kernel_shape: Sequence[int], group: int) -> bool:
+        """True where the channels of a kernel (n, c/group, *k) can be cut into these slices."""
+        slices_in, slices_out = self.slices(kernel_shape, group)
+        return kernel_shape[1] % slices_in == 0 and kernel_shape[0] // group % slices_out == 0
+
 
 CHANNEL_WISE = Scheme("channel-wise", reduce_axes=ALL_AXES)
 SPATIAL_WISE = Scheme("spatial-wise", reduce_axes=(0,))
@@ -51,6 +57,29 @@ SCHEMES = {
     scheme.name: scheme
     for scheme in (CHANNEL_WISE, SPATIAL_WISE, SPATIAL_WISE_TRANSPOSED, POINTWISE_FIRST, DECOUPLING, MATRIX)
 }
+
+_SLICED = re.compile(r"(input|output)-sliced-([1-9]\d{0,5})")
+
+
+def input_sliced(slices: int) -> Scheme:
+    """Channel-wise within each slice of the input channels; in slices of one channel, depthwise then pointwise."""
+    return CHANNEL_WISE if slices == 1 else Scheme(f"input-sliced-{slices}", ALL_AXES, input_slices=slices)
+
+
+def output_sliced(slices: int) -> Scheme:
+    """Pointwise-first for each slice of the output channels; in slices of one channel, network decoupling."""
+    return POINTWISE_FIRST if slices == 1 else Scheme(f"output-sliced-{slices}", (), output_slices=slices)
+
+
+def scheme_named(name: str) -> Scheme | None:
+    """The scheme of a name, None for a name that stands for none. Whether its slices divide a layer is not asked."""
+    if name in SCHEMES:
+        return SCHEMES[name]
+    sliced = _SLICED.fullmatch(name)
+    if sliced is None:
+        return None
+    side, slices = sliced[1], int(sliced[2])
+    return input_sliced(slices) if side == "input" else output_sliced(slices)
 
 
 @dataclass(frozen=True, slots=True)

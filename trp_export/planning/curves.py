@@ -18,15 +18,19 @@ from trp_export.lowrank.schemes import (
     Scheme,
 )
 from trp_export.lowrank.site import Site
+from trp_export.lowrank.space import all_schemes, sliced_schemes, usual_schemes
 
-# The names of --scheme. `auto` tries them in this order and keeps the first of equals.
-CHOICES = {
+# The names of --scheme: those that stand for one decomposition, and those that offer several. Of several the first of
+# equals is kept.
+FIXED = {
     "channel": CHANNEL_WISE,
     "spatial": SPATIAL_WISE,
     "spatial-t": SPATIAL_WISE_TRANSPOSED,
     "pointwise": POINTWISE_FIRST,
     "decouple": DECOUPLING,
 }
+SEVERAL = {"auto": usual_schemes, "sliced": sliced_schemes, "all": all_schemes}
+CHOICES = (*SEVERAL, *FIXED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +67,9 @@ class Layer:
 
 def schemes_for(site: Site, choice: str) -> tuple[Scheme, ...]:
     """The decompositions to try for a site under `--scheme`; one matrix form where all come to the same."""
-    if site.is_matrix:
-        return (MATRIX,)
-    if choice != "auto":
-        return (CHOICES[choice],)
-    if len(site.kernel_shape) == 4:
-        return tuple(CHOICES.values())
-    return CHANNEL_WISE, POINTWISE_FIRST, DECOUPLING
+    if choice in SEVERAL:
+        return SEVERAL[choice](site)
+    return (MATRIX,) if site.is_matrix else (FIXED[choice],)
 
 
 def make_curve(site: Site, scheme: Scheme, kernel: Array) -> Curve:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from trp_export.errors import LoadError
-from trp_export.lowrank.schemes import SCHEMES, Scheme
+from trp_export.lowrank.schemes import SCHEMES, Scheme, scheme_named
 from trp_export.lowrank.site import Site
 
 FORMAT = "trp-plan"
 VERSION = 1
+_SCHEME_NAMES = ", ".join((*SCHEMES, "input-sliced-N", "output-sliced-N"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +98,13 @@ class Choice:
 
 
 def parse_plan(document: object, where: str) -> tuple[Choice, ...]:
-    """The choices in a plan, or in a report that holds one under `plan`.
+    """The choices in a plan, in a report that holds one under `plan`, or in the manifest of a bundle.
 
     Raises LoadError, naming `where` and the line at fault.
     """
-    if isinstance(document, Mapping) and isinstance(document.get("plan"), Mapping):
-        document = document["plan"]
+    for name in ("provenance", "plan"):
+        if isinstance(document, Mapping) and isinstance(document.get(name), Mapping):
+            document = document[name]
     if not isinstance(document, Mapping) or document.get("format") != FORMAT:
         raise LoadError(f'{where} holds no plan: "format": "{FORMAT}" is missing. Make one with --dry-run --json.')
     if document.get("version") != VERSION:
@@ -124,9 +126,10 @@ def _parse_choice(layer: object, where: str) -> Choice:
     name, scheme, rank = layer["name"], layer.get("scheme"), layer.get("rank")
     if (scheme is None) != (rank is None):
         raise LoadError(f"{where} ({name}): give both scheme and rank, or neither.")
-    if scheme is not None and (not isinstance(scheme, str) or scheme not in SCHEMES):
-        raise LoadError(f"{where} ({name}): unknown scheme {scheme!r}; one of {', '.join(SCHEMES)}.")
+    known = scheme_named(scheme) if isinstance(scheme, str) else None
+    if scheme is not None and known is None:
+        raise LoadError(f"{where} ({name}): unknown scheme {scheme!r}; one of {_SCHEME_NAMES}.")
     if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
         raise LoadError(f"{where} ({name}): rank must be a whole number of at least 1, not {rank!r}.")
     reason = layer.get("reason", "")
-    return Choice(name, SCHEMES[scheme] if scheme else None, rank, reason if isinstance(reason, str) else "")
+    return Choice(name, known, rank, reason if isinstance(reason, str) else "")

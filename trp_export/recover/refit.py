@@ -26,7 +26,7 @@ from trp_export.graph.bias import add_to_bias, takes_bias
 from trp_export.graph.rewrite import set_kernel
 from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.graph.weights import find_bias
-from trp_export.lowrank.calibrated import calibrate, is_calibratable
+from trp_export.lowrank.calibrated import calibrate
 from trp_export.lowrank.factor import Factors, Float64, product
 from trp_export.lowrank.site import Site
 from trp_export.planning.plan import Change, Plan
@@ -47,8 +47,8 @@ class _Samples:
 
 
 def can_refit(model: ir.Model, place: LocatedSite, change: Change) -> bool:
-    """True for a layer applied once, in the main graph, with a bias that can move and a scheme that moments serve."""
-    return is_tapped(model, place) and len(place.nodes) == 1 and takes_bias(place) and is_calibratable(change.scheme)
+    """True for a layer applied once, in the main graph, with a bias that can move."""
+    return is_tapped(model, place) and len(place.nodes) == 1 and takes_bias(place)
 
 
 def refit(
