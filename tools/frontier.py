@@ -151,6 +151,7 @@ def draw(found: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
             )
     axis.set_xlabel("latency in ms, one thread, one image; labels: times fewer MACs")
     axis.set_ylabel("top-1 in percent, validation")
+    axis.margins(x=0.1)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
