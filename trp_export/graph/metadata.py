@@ -45,9 +45,10 @@ def name_without_paths(model: ir.Model) -> None:
         if short != name:
             value.name = _free(short or "value", taken)
             taken.add(value.name)
-    for node in model.graph.all_nodes():
-        if node.name:
-            node.name = without_paths(node.name)
+    for graph in _graphs(model):
+        graph.name = graph.name and without_paths(graph.name)
+        for node in graph:
+            node.name = node.name and without_paths(node.name)
 
 
 def sign(model: ir.Model, words: Mapping[str, str]) -> None:

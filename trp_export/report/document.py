@@ -85,7 +85,8 @@ class Report:
             return without_paths(text, known)
 
         deviation = self.deviation and replace(self.deviation, how=cut(self.deviation.how))
-        return replace(self, deviation=deviation, notes=tuple(map(cut, self.notes)))
+        latency = self.latency and _named(self.latency)
+        return replace(self, deviation=deviation, latency=latency, notes=tuple(map(cut, self.notes)))
 
     def to_json(self) -> dict[str, Any]:
         """The document. Times in ms, extents as they are; None where a thing was not done."""
@@ -107,6 +108,15 @@ class Report:
             "digest": self.digest,
             "plan": self.plan.to_json(),
         }
+
+
+def _named(latency: Comparison) -> Comparison:
+    """Models by the names of their files, which may be the same for original and result."""
+    names = [Path(one.model).name for one in latency.measurements]
+    if names[0] in names[1:]:
+        names[0] += " (original)"
+    named = (replace(one, model=name) for one, name in zip(latency.measurements, names, strict=True))
+    return replace(latency, measurements=tuple(named))
 
 
 def versions() -> dict[str, str]:

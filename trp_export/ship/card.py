@@ -54,8 +54,7 @@ val (session, manifest) = load(environment, File("DIR"), "...")      // Kotlin: 
 
 _LIMITS = """\
 Accuracy and latency hold for the images and the machine they were measured on, and for nothing else; where a figure is
-missing it was not measured. The model answers as well as its original does at best, and shares what the original gets
-wrong."""
+missing it was not measured. What the original gets wrong, this model gets wrong, too."""
 
 
 def _tensors(manifest: Manifest) -> Iterator[tuple[str, ...]]:
@@ -75,7 +74,10 @@ def _preprocessing(steps: Preprocessing | None) -> str:
     size = "as they are"
     if steps.crop is not None:
         cut = f"{steps.crop[0]} x {steps.crop[1]} cut from the centre"
-        size = {None: cut, "cover": f"scaled to just cover {cut}"}.get(
+        size = {
+            None: cut,
+            "cover": f"scaled to just cover {steps.crop[0]} x {steps.crop[1]}, which are cut from the centre",
+        }.get(
             steps.resize if not isinstance(steps.resize, int) else "", f"shorter side scaled to {steps.resize}, {cut}"
         )
     elif steps.resize is not None:

@@ -53,9 +53,9 @@ def _usability(model: Path) -> str:
     verdicts: dict[str, str] = {}
     for line in said:
         if found := re.match(r"Model should perform well with (.+?) (as is|if modified.*): (\w+)$", line):
-            fixed = "" if found[2] == "as is" else " with fixed input shapes"
-            verdicts[found[1]] = f"{verdicts[found[1]]}, {found[3]}{fixed}" if found[1] in verdicts else found[3]
-    return "; ".join(f"{provider} {verdict}" for provider, verdict in verdicts.items()) or "no verdict"
+            verdict = found[3].lower() + ("" if found[2] == "as is" else " with fixed input shapes")
+            verdicts[found[1]] = f"{verdicts[found[1]]}, {verdict}" if found[1] in verdicts else verdict
+    return "; ".join(f"{provider}: {verdict}" for provider, verdict in verdicts.items()) or "no verdict"
 
 
 if __name__ == "__main__":
