@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -64,11 +65,14 @@ def look(
         seed=calibration.seed,
     )
     ir.external_data.load_to_model(network.model)  # Parts of it are run from memory from here on.
+    batches = tuple(feed(network.model, images))
+    if all(float(np.ptp(image)) == 0 for batch in batches for image in batch):
+        notes = (*images.notes, f"{images.name}: all images are of one colour; factors are made without them")
+        return Known(batches, {}, lost_energy, notes), tuple(layers)
     own = gather_moments(
         network.model, network.located, images, seed=calibration.seed, progress=partial(progress, "calibrate")
     )
     moments = merge_moments([own, *(load_moments(path) for path in calibration.moments)])
-    batches = tuple(feed(network.model, images))
     layers = calibrated_layers(layers, network.located, moments, partial(progress, "output errors"))
     damage: Damage = lost_energy
     if isinstance(rule, Macs | Params | Speedup | MaxDrop):
@@ -89,7 +93,7 @@ def fit(
     """
     plain = _plain(network, plan, progress)
     candidates = [plain]
-    if known is not None and calibration is not None and plan.changed:
+    if known is not None and known.moments and calibration is not None and plan.changed:
         calibrated = calibrated_factors(plan, network.located, known.moments, partial(progress, "factor"))
         candidates.append(_completed(calibrated, plain))
         if calibration.recover:

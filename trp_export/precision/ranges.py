@@ -79,19 +79,4 @@ def full_range(spread: Spread) -> Grid:
     return grid_between(spread.low, spread.high)
 
 
-def percentile(spread: Spread, share: float = 0.9999) -> Grid:
-    """The grid that leaves out the rarest values at both ends."""
-    total = np.cumsum(spread.counts)
-    width = (spread.high - spread.low) / _BINS
-    if not width > 0:
-        return full_range(spread)
-    low = int(np.searchsorted(total, (1 - share) * total[-1], side="right"))
-    high = int(np.searchsorted(total, share * total[-1]))
-    return grid_between(spread.low + low * width, spread.low + (high + 1) * width)
-
-
-METHODS: Mapping[str, Callable[[Spread], Grid]] = {
-    "full range": full_range,
-    "least error": least_error,
-    "percentile": percentile,
-}
+METHODS: Mapping[str, Callable[[Spread], Grid]] = {"full range": full_range, "least error": least_error}

@@ -25,31 +25,32 @@ def rounded_values(model: ir.Model, kept: Collection[str] = ()) -> dict[str, str
 
     `kept` are units, by name, that stay float.
     """
-    chosen = {
-        value.name or "": value
+    names = {
+        value.name or ""
         for unit in find_units(model)
         if unit.name not in kept
         for value in (*unit.inputs, unit.output)
         if value is not None
     }
-    sources = {name: name for name in chosen}
-    nodes = list(model.graph)
-    for node in reversed(nodes):
-        if _moves(node) and node.outputs[0].name in chosen:
-            source = node.inputs[0]
-            assert source is not None
-            chosen[source.name or ""] = source
-            sources.setdefault(source.name or "", source.name or "")
-    for node in nodes:
-        if _moves(node) and node.inputs[0].name in chosen:  # type: ignore[union-attr]
-            sources[node.outputs[0].name or ""] = sources[node.inputs[0].name or ""]  # type: ignore[union-attr]
-    return sources
+    moves = [move for node in model.graph if (move := _move(node)) is not None]
+    for source, moved in reversed(moves):
+        if moved in names:
+            names.add(source)
+    grids = {name: name for name in names}
+    for source, moved in moves:
+        if source in names:
+            grids[moved] = grids[source]
+    return grids
 
 
-def _moves(node: ir.Node) -> bool:
-    first = node.inputs[0] if node.inputs else None
-    floats = first is not None and not first.is_initializer() and first.dtype in (None, ir.DataType.FLOAT)
-    return floats and node.domain in ("", "ai.onnx") and node.op_type in MOVERS and len(node.outputs) == 1
+def _move(node: ir.Node) -> tuple[str, str] | None:
+    """The names of what a node reads and makes, where it only moves floats."""
+    if node.domain not in ("", "ai.onnx") or node.op_type not in MOVERS or len(node.outputs) != 1:
+        return None
+    source = node.inputs[0]
+    if source is None or source.is_initializer() or source.dtype not in (None, ir.DataType.FLOAT):
+        return None
+    return source.name or "", node.outputs[0].name or ""
 
 
 def round_model(model: ir.Model, grids: Mapping[str, Grid], kept: Collection[str] = ()) -> None:
