@@ -66,12 +66,14 @@ def main() -> None:
 
 
 def run_accuracy(options: argparse.Namespace) -> None:
-    """Dense and low rank in fp32, int8 and fp16, and int8 before low rank."""
+    """Dense and low rank in every form; "int8 first" is low rank of weights that were rounded before."""
     test = load_images(options.data / options.test, IMAGENET)
     batches = calibration_batches(options)
     for network in options.networks:
         for ratio in (1.0, *options.ratios):
-            for form in ("fp32", "int8", "fp16") if ratio == 1 else ("fp32", "int8", "int8 first"):
+            for form in options.forms:
+                if ratio == 1 and form == "int8 first":
+                    continue
                 job = {"job": "accuracy", "test": options.test, "network": network, "ratio": ratio, "form": form}
 
                 def work(network: str = network, ratio: float = ratio, form: str = form) -> dict[str, Any]:
@@ -413,6 +415,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--test", default="train_5.npz", help="test_half.npz is looked at in the end")
     parser.add_argument("--networks", nargs="+", default=list(CHECKPOINTS))
     parser.add_argument("--ratios", nargs="+", type=float, default=[1.5, 2.0, 3.0])
+    parser.add_argument("--forms", nargs="+", default=["fp32", "int8", "int8 first"], help="fp16 is another")
     parser.add_argument("--shown", nargs="+", type=int, default=[64, 256, 768], help="images that show ranges")
     parser.add_argument("--device", default="local")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of a latency comparison")
