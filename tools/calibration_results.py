@@ -1,7 +1,7 @@
 """Fill the tables of docs/results-calibration.md: accuracy against multiply-adds, with 1,024 unlabelled images.
 
     python tools/calibration_results.py --data ../shared/data/cifar10 --models ../shared/models \
-        [--networks resnet20 resnet32] [--ratios 1.5 2 3] [--draws 3] [--tune 0] [--out runs/calibration.jsonl]
+        [--networks resnet20 resnet32] [--ratios 1.5 2 3] [--draws 3] [--tune-steps 0] [--out runs/calibration.jsonl]
 
 Every result is a line of the JSON file as soon as it is there; a second call goes on where the first one ended. With
 --report the file is turned into the tables and pictures of the document.
@@ -84,9 +84,9 @@ def run_draw(
         for ratio in options.ratios
         if draw == 0 or method == "all of it"
     ]
-    if options.tune:
+    if options.tune_steps:
         jobs += [
-            {"network": network, "method": "all of it", "ratio": ratio, "draw": draw, "tuned": options.tune}
+            {"network": network, "method": "all of it", "ratio": ratio, "draw": draw, "tuned": options.tune_steps}
             for ratio in options.ratios
         ]
     if all(key(job) in done for job in jobs):
@@ -145,9 +145,8 @@ def evaluate(workshop: Workshop, job: Mapping[str, Any], test: ImageSet) -> dict
     model, plan = compress(workshop, METHODS[job["method"]], job["ratio"])
     result: dict[str, Any] = {}
     if job["tuned"]:
-        tuned = tune(workshop.model, model, workshop.images, minutes=job["tuned"], seed=job["draw"])
+        tuned = tune(workshop.model, model, workshop.images, steps=job["tuned"], seed=job["draw"])
         apply_values(model, tuned.values)
-        result["steps"] = tuned.steps
     seconds = time.monotonic() - started
     macs = count_macs(model, infer_shapes(model, input_shapes(model)))
     layers = [
@@ -261,7 +260,7 @@ def table(network: str, lines: Sequence[Mapping[str, Any]]) -> str:
         for ratio in ratios:
             found = [x["accuracy"] for x in lines if (x["method"], x["tuned"], x["ratio"]) == (method, tuned, ratio)]
             cells.append(f"{np.mean(found):.2f} ({np.mean(found) - dense:+.2f}, n={len(found)})" if found else "")
-        label = f"{method}, tuned {tuned:g} min" if tuned else method
+        label = f"{method}, tuned for {tuned:,} steps" if tuned else method
         rows.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
 
@@ -321,7 +320,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--ratios", nargs="+", type=float, default=[1.5, 2.0, 3.0])
     parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument("--tune", type=float, default=0.0, help="minutes of distillation on top; 0 for none")
+    parser.add_argument("--tune-steps", type=int, default=0, help="steps of distillation on top; 0 for none")
     parser.add_argument("--out", type=Path, default=Path("runs/calibration.jsonl"))
     parser.add_argument("--report", type=Path, help="a folder for pictures: print the tables of what is done so far")
     return parser.parse_args()

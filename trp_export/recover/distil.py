@@ -25,8 +25,8 @@ from trp_export.recover.torch_graph import TorchGraph
 
 Array = NDArray[Any]
 
-BATCH_SIZE = 32
-LEARNING_RATE = 2e-3
+BATCH_SIZE = 64
+LEARNING_RATE = 3e-3
 HELD_OUT = 1 / 8
 # Adam's learning rate for biases, as a share of Muon's for kernels.
 _BIAS_SHARE = 0.2
