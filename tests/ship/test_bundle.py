@@ -1,0 +1,223 @@
+"""`--bundle DIR`: what lies in it, that it is the same every time, and that it is there whole or not at all."""
+
+from __future__ import annotations
+
+import gc
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import Command, files
+from models import build, noise, relative_l2, run, save
+from PIL import Image
+
+from trp_export.ship.verify import verify
+
+RULE = ("--rank", "2", "--no-bench")
+PARTS = {"manifest.json", "model.onnx", "report.html", "README.md", "load.py", "load.mjs", "Load.kt"}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    made = build()
+    made.metadata_props.add(key="license", value="Apache-2.0")
+    return save(made, tmp_path / "model.onnx")
+
+
+def test_a_bundle_is_the_only_output_and_says_its_digest(trp: Command, model: Path, tmp_path: Path) -> None:
+    outcome = trp("model.onnx", *RULE, "--bundle", "app")
+    assert outcome.code == 0, outcome.err
+    assert files(tmp_path) == {"model.onnx", "app", *(f"app/{name}" for name in PARTS)}
+    digest = verify(tmp_path / "app").digest
+    assert f"digest {digest}" in outcome.out.splitlines()
+    assert outcome.err.splitlines() == ["wrote app"]
+    (wanted,), (got,) = run(model, noise(build())), run(tmp_path / "app" / "model.onnx", noise(build()))
+    assert relative_l2(wanted, got) < 1e-5
+
+    checked = trp("--verify", "app", "--digest", digest)
+    assert checked.code == 0
+    assert "integrity and origin" in checked.out
+    assert "integrity, not origin" in trp("--verify", "app").out
+
+
+def test_the_manifest_describes_the_model(trp: Command, model: Path, tmp_path: Path) -> None:
+    mean = ("--mean", "0.1,0.2,0.3", "--std", "0.5")
+    assert trp("model.onnx", *RULE, *mean, "--bundle", "app").code == 0
+    values = json.loads((tmp_path / "app" / "manifest.json").read_text())
+    assert values["inputs"] == [{"name": "image", "shape": [None, 3, 12, 12], "type": "float32"}]
+    assert values["outputs"] == [{"name": "logits", "shape": [None, 10], "type": "float32"}]
+    assert (values["precision"], values["opset"], values["classes"]) == ("fp32", {"": 17}, None)
+    steps = values["preprocessing"]
+    assert (steps["mean"], steps["std"]) == ([0.1, 0.2, 0.3], [0.5, 0.5, 0.5])
+    assert (steps["resize"], steps["crop"]) == ("cover", [12, 12])
+    assert values["provenance"]["licence"] == "Apache-2.0"
+    assert values["provenance"]["source"]["files"]["model.onnx"]["bytes"] == model.stat().st_size
+    assert values["evidence"]["parity"]["rewrite"]["relative_l2"] < 1e-5
+    assert values["evidence"]["latency"] is None
+
+
+def test_images_tell_classes_and_preprocessing(trp: Command, model: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        folder = tmp_path / "photos" / f"class{number}"
+        folder.mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(folder / "one.png")
+    given = ("--eval", "photos", "--resize", "14", "--crop", "12")
+    assert trp("model.onnx", *RULE, *given, "--bundle", "app").code == 0
+    values = json.loads((tmp_path / "app" / "manifest.json").read_text())
+    assert values["classes"] == [f"class{number}" for number in range(10)]
+    assert (values["preprocessing"]["resize"], values["preprocessing"]["crop"]) == (14, [12, 12])
+    assert values["preprocessing"]["mean"] == [0.0, 0.0, 0.0]
+    assert values["evidence"]["accuracy"]["images"] == 10
+
+
+def test_the_plan_in_a_manifest_can_be_replayed(trp: Command, model: Path, tmp_path: Path) -> None:
+    assert trp("model.onnx", "--macs", "1.5", "--no-bench", "--bundle", "app").code == 0
+    assert trp("model.onnx", "--plan", "app/manifest.json", "--no-bench", "--bundle", "again").code == 0
+    first, second = (tmp_path / name / "model.onnx" for name in ("app", "again"))
+    for one, two in zip(onnx.load(first).graph.initializer, onnx.load(second).graph.initializer, strict=True):
+        assert one == two
+
+
+def test_the_same_input_gives_the_same_bundle(trp: Command, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    assert trp("model.onnx", *RULE, "--bundle", "app").code == 0
+    assert trp(model, *RULE, "--bundle", tmp_path / "elsewhere" / "other").code == 0
+    for name in PARTS:
+        assert (tmp_path / "app" / name).read_bytes() == (tmp_path / "elsewhere" / "other" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("kind", ["foreign", "spoilt", "file", "link", "cwd"])
+def test_only_a_sound_bundle_is_replaced(
+    refuses: Command, trp: Command, model: Path, tmp_path: Path, kind: str
+) -> None:
+    place = tmp_path / "app"
+    if kind == "foreign":
+        place.mkdir()
+        (place / "thesis.txt").write_text("years of work")
+    elif kind == "spoilt":
+        assert trp("model.onnx", *RULE, "--bundle", "app").code == 0
+        (place / "notes.txt").write_text("added by hand")
+    elif kind == "file":
+        place.write_text("a file")
+    elif kind == "link":
+        (tmp_path / "folder").mkdir()
+        place.symlink_to(tmp_path / "folder")
+    before = content(tmp_path)
+    assert "--bundle" in refuses(7, "model.onnx", *RULE, "--bundle", "." if kind == "cwd" else "app")
+    assert content(tmp_path) == before
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_older_bundle_and_an_empty_folder_are_replaced(trp: Command, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    assert trp("model.onnx", *RULE, "--bundle", "app").code == 0
+    first = verify(tmp_path / "app").digest
+    assert trp("model.onnx", "--rank", "1", "--no-bench", "--bundle", "app").code == 0
+    assert verify(tmp_path / "app").digest != first
+    assert files(tmp_path) == {"model.onnx", "app", *(f"app/{name}" for name in PARTS)}
+
+
+def test_an_older_bundle_survives_a_failure(trp: Command, model: Path, tmp_path: Path) -> None:
+    assert trp("model.onnx", *RULE, "--bundle", "app").code == 0
+    before = content(tmp_path)
+    assert trp("model.onnx", "--energy", "2", "--bundle", "app").code == 2
+    assert trp("model.onnx", "--macs", "1e9", "--no-bench", "--bundle", "app").code == 2
+    assert content(tmp_path) == before
+
+
+def test_the_older_bundle_comes_back_where_the_last_step_fails(
+    trp: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert trp("model.onnx", *RULE, "--bundle", "app").code == 0
+    before, rename = content(tmp_path), Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name == "bundle":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    assert trp("model.onnx", *RULE, "--bundle", "app").code == 7
+    monkeypatch.undo()
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model.onnx", *RULE, "--bundle", "app", "-o", "small.onnx"], "leave -o and --report out"),
+        (["model.onnx", *RULE, "--bundle", "app", "--report", "page.html"], "leave -o and --report out"),
+        (["model.onnx", *RULE, "--ort"], "--ort goes into a bundle"),
+        (["model.onnx", *RULE, "--bundle", "app", "--target", "arm"], "--target goes with --ort"),
+        (["model.onnx", *RULE, "--bundle", "app", "--digest", "0" * 64], "--digest goes with --verify"),
+        (["model.onnx", "--verify", "app"], "leave MODEL out"),
+        (["--verify", "app", "--digest", "abc"], "is not a sha256"),
+        ([], "Missing argument 'MODEL'"),
+    ],
+)
+def test_contradictions(refuses: Command, model: Path, arguments: list[str], message: str) -> None:
+    assert message in refuses(2, *arguments)
+
+
+def test_what_is_read_is_never_written_over(refuses: Command, trp: Command, model: Path, tmp_path: Path) -> None:
+    assert trp("model.onnx", *RULE, "--bundle", "app").code == 0
+    assert "lies in the bundle" in refuses(2, "app/model.onnx", *RULE, "--bundle", "app")
+
+
+def test_places_that_cannot_be_written_to(refuses: Command, model: Path) -> None:
+    assert "nowhere cannot be written to" in refuses(7, "model.onnx", *RULE, "--bundle", "nowhere/app")
+
+
+def test_a_changed_bundle_fails_the_command(refuses: Command, trp: Command, model: Path, tmp_path: Path) -> None:
+    assert trp("model.onnx", *RULE, "--bundle", "app").code == 0
+    with (tmp_path / "app" / "model.onnx").open("r+b") as file:
+        file.seek(100)
+        file.write(b"\x01\x02\x03")
+    assert "not what the manifest says" in refuses(3, "--verify", "app")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 100 kB: enough for the model, too little for the page."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "none", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no right to mount a small file system")
+    yield folder
+    gc.collect()  # Weights that were read from there.
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk(refuses: Command, model: Path, small_disk: Path) -> None:
+    assert "No space left" in refuses(7, "model.onnx", *RULE, "--bundle", "small/app")
+
+
+def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
+    save(build(), tmp_path / "model.onnx")
+    command = [sys.executable, "-m", "trp_export.cli", "model.onnx", "--rank", "2", "--budget", "60", "--bundle", "app"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and files(tmp_path) == {"model.onnx"}:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "interrupted; nothing was written."
+    assert files(tmp_path) == {"model.onnx"}
+
+
+def test_verify_imports_nothing_heavy(tmp_path: Path) -> None:
+    program = "import sys, trp_export.ship.verify; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert {"torch", "onnx", "onnx_ir", "onnxruntime", "rich"}.isdisjoint(done.stdout.split())

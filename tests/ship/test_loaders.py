@@ -1,0 +1,131 @@
+"""The loaders in a bundle run as they lie there, answer as Python does, and refuse what was changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+
+from trp_export.bench.devices.cache import cached
+from trp_export.images import Preprocessing, load_images
+
+from .conftest import IMAGES, Made
+
+COUNT = 12
+RUNTIME = cached("web") / "ort.wasm.bundle.min.mjs"
+needs_web = pytest.mark.skipif(
+    not RUNTIME.is_file() or not shutil.which("node"), reason="needs Node and python tools/setup_web.py"
+)
+
+PYTHON = """
+import sys, json, numpy as np
+sys.path.insert(0, sys.argv[1])
+from load import load, prepare
+session, manifest = load(sys.argv[1], digest=sys.argv[2])
+pixels = np.load(sys.argv[3])
+inputs = np.stack([prepare(image, manifest) for image in pixels])
+print(json.dumps(session.run(None, {manifest["inputs"][0]["name"]: inputs})[0].tolist()))
+"""
+
+JAVASCRIPT = """
+import { readFile } from "node:fs/promises";
+const [folder, digest, runtime, images] = process.argv.slice(2);
+const ort = await import(runtime);
+ort.env.wasm.numThreads = 1;
+const { load, prepare } = await import(folder + "/load.mjs");
+const read = async (name) => new Uint8Array(await readFile(folder + "/" + name));
+const { session, manifest } = await load(ort, folder, digest, { read });
+const answers = [];
+for (const data of JSON.parse(await readFile(images, "utf-8"))) {
+  const input = prepare(ort, { data, width: 32, height: 32 }, manifest);
+  const outputs = await session.run({ [manifest.inputs[0].name]: input });
+  answers.push(Array.from(outputs[manifest.outputs[0].name].data));
+}
+console.log(JSON.stringify(answers));
+"""
+
+
+@pytest.fixture
+def copy(resnet20: Made, tmp_path: Path) -> Path:
+    shutil.copytree(resnet20.folder, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    return np.load(IMAGES)["images"][:COUNT]
+
+
+@pytest.fixture
+def wanted(resnet20: Made) -> np.ndarray:
+    """What the model answers, through the project's own preparation of images."""
+    steps = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    inputs = load_images(IMAGES, steps, input_shape=(None, 3, 32, 32)).inputs[:COUNT]
+    session = onnxruntime.InferenceSession(resnet20.folder / "model.onnx")
+    return np.asarray(session.run(None, {"input": inputs})[0])
+
+
+def in_python(folder: Path, digest: str, images: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", PYTHON, str(folder), digest, str(images)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def in_node(folder: Path, digest: str, images: Path) -> subprocess.CompletedProcess[str]:
+    script = images.with_name("try.mjs")
+    script.write_text(JAVASCRIPT)
+    command = ["node", str(script), str(folder), digest, str(RUNTIME), str(images)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_python(resnet20: Made, pixels: np.ndarray, wanted: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "pixels.npy", pixels)
+    done = in_python(resnet20.folder, resnet20.digest, tmp_path / "pixels.npy")
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(json.loads(done.stdout), wanted, atol=1e-4)
+
+
+def test_python_as_a_program_scales_images(resnet20: Made, pixels: np.ndarray, tmp_path: Path) -> None:
+    """Each pixel four times over: scaled down again, the image is what it was."""
+    Image.fromarray(pixels[0].repeat(4, axis=0).repeat(4, axis=1)).save(tmp_path / "large.png")
+    command = [sys.executable, "load.py", ".", resnet20.digest, str(tmp_path / "large.png")]
+    done = subprocess.run(command, cwd=resnet20.folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(resnet20.folder / "__pycache__", ignore_errors=True)
+    manifest = json.loads((resnet20.folder / "manifest.json").read_text())
+    assert done.stdout.splitlines()[-1] in manifest["classes"]
+
+
+@needs_web
+def test_javascript(resnet20: Made, pixels: np.ndarray, wanted: np.ndarray, tmp_path: Path) -> None:
+    rgba = np.concatenate([pixels, np.full((*pixels.shape[:3], 1), 255, np.uint8)], axis=3)
+    (tmp_path / "pixels.json").write_text(json.dumps(rgba.reshape(COUNT, -1).tolist()))
+    done = in_node(resnet20.folder, resnet20.digest, tmp_path / "pixels.json")
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(json.loads(done.stdout), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("runner", [in_python, pytest.param(in_node, marks=needs_web)])
+@pytest.mark.parametrize("kind", ["digest", "manifest", "model", "size"])
+def test_what_was_changed_is_refused(runner: object, copy: Path, resnet20: Made, kind: str, tmp_path: Path) -> None:
+    digest = resnet20.digest
+    name = "manifest.json" if kind == "manifest" else "model.onnx"
+    content = bytearray((copy / name).read_bytes())
+    if kind == "digest":
+        digest = "0" * 64
+    elif kind == "size":
+        content += b"\0"
+    else:
+        content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    np.save(tmp_path / "images", np.zeros((0, 32, 32, 3), np.uint8))
+    done = runner(copy, digest, tmp_path / "images.npy")  # type: ignore[operator]
+    assert done.returncode != 0
+    said = "not the one that this digest stands for" if kind in ("digest", "manifest") else "that was promised"
+    assert said in done.stderr

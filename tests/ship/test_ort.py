@@ -1,0 +1,82 @@
+"""ORT format: made, loaded back, compared; refused with the float model still delivered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from conftest import Command
+from models import build, noise, relative_l2, run, save
+from onnx import helper
+
+from trp_export.options import Target
+from trp_export.ship.ort import convert
+from trp_export.ship.verify import verify
+
+from .conftest import Made
+
+SHAPES = {"image": (None, 3, 12, 12)}
+
+
+@pytest.mark.parametrize("target", ["arm", "x86"])
+def test_the_ort_model_answers_as_the_onnx_model(target: Target, tmp_path: Path) -> None:
+    model = save(build(), tmp_path / "model.onnx")
+    ort, notes = convert(model, target, SHAPES)
+    assert ort is not None
+    assert (ort.target, ort.onnxruntime) == (target, onnxruntime.__version__)
+    (wanted,), (got,) = (run(tmp_path / name, noise(build())) for name in ("model.onnx", "model.ort"))
+    assert relative_l2(wanted, got) < 1e-5
+    assert (tmp_path / "model.ort").read_bytes()[4:8] == b"ORTM"
+    operators = (tmp_path / "required_operators.config").read_text()
+    assert "Conv" in operators
+    assert str(tmp_path) not in operators
+    assert "#" not in operators
+    assert "other versions may not open it" in notes[0]
+    for provider in ("NNAPI", "CoreML"):
+        assert provider in notes[1]
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "model.ort", "required_operators.config"}
+
+
+def test_layouts_differ_between_targets(tmp_path: Path) -> None:
+    """An x86 model may hold blocked convs, which no ARM processor runs."""
+    made = {}
+    for target in ("arm", "x86"):
+        folder = tmp_path / target
+        folder.mkdir()
+        assert convert(save(build(), folder / "model.onnx"), target, SHAPES)[0] is not None  # type: ignore[arg-type]
+        made[target] = (folder / "required_operators.config").read_text()
+    assert "nchwc" not in made["arm"]
+
+
+def test_a_bundle_lists_it(resnet20: Made) -> None:
+    manifest = verify(resnet20.folder, resnet20.digest).manifest
+    assert manifest.ort is not None
+    assert {manifest.ort.model, manifest.ort.operators} <= set(manifest.files)
+    assert manifest.ort.relative_l2 < 1e-5
+    values = json.loads((resnet20.folder / "manifest.json").read_text())
+    assert any("mobile use" in note for note in values["evidence"]["notes"])
+    assert "mobile use" in (resnet20.folder / "report.html").read_text()
+
+
+def test_an_unknown_operator_is_said_and_the_float_model_delivered(trp: Command, tmp_path: Path) -> None:
+    model = build()
+    model.opset_import.append(helper.make_opsetid("com.example", 1))
+    model.graph.node.append(helper.make_node("Sharpen", ["logits"], ["sharp"], domain="com.example"))
+    model.graph.output[0].name = "sharp"
+    save(model, tmp_path / "model.onnx")
+    outcome = trp("model.onnx", "--rank", "2", "--no-bench", "--bundle", "app", "--ort")
+    assert outcome.code == 0, outcome.err
+    assert "not in ORT format" in outcome.out
+    assert verify(tmp_path / "app").manifest.ort is None
+    assert not (tmp_path / "app" / "model.ort").exists()
+
+
+def test_a_hang_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trp_export.ship.ort._TIMEOUT_S", 0.01)
+    ort, notes = convert(save(build(), tmp_path / "model.onnx"), "arm", SHAPES)
+    assert ort is None
+    assert "took longer" in notes[0]
+    assert np.all([path.name == "model.onnx" for path in tmp_path.iterdir()])
