@@ -9,7 +9,7 @@ import { byId, showAll, showFacts, showModels, showProblem, showSeen, showVerdic
 const SITE = new URL("./", import.meta.url);
 const WINDOW = 30; // frames of the camera that a shown latency is the median of
 
-const state = { loaded: null, busy: false };
+const state = { loaded: null, busy: false, next: null };
 const camera = new Camera(byId("video"));
 const board = new Board(byId("board"), byId("pen"), byId("pen-width"), () => attempt(classifyDrawing));
 
@@ -120,19 +120,20 @@ async function classifyCamera() {
   }
 }
 
-// One task at a time; what goes wrong is told, and the page stays usable.
+// One task at a time; of those that come meanwhile the latest is kept. What goes wrong is told, and the page stays usable.
 async function attempt(task) {
+  if (camera.running) stopCamera();
+  state.next = task;
   if (state.busy) return;
   state.busy = true;
-  showProblem(null);
-  try {
-    await task();
-  } catch (error) {
-    showProblem(error);
-  } finally {
-    state.busy = false;
+  while (state.next) {
+    const current = state.next;
+    state.next = null;
+    showProblem(null);
+    await current().catch(showProblem);
     document.body.dataset.finished = String(Number(document.body.dataset.finished ?? 0) + 1);
   }
+  state.busy = false;
 }
 
 function stopCamera() {
@@ -153,7 +154,7 @@ async function runCamera() {
 
 for (const choice of document.querySelectorAll('[name="source"]')) {
   choice.addEventListener("change", () => {
-    if (camera.running) stopCamera();
+    stopCamera();
     for (const panel of document.querySelectorAll(".panel")) panel.hidden = panel.id !== choice.value;
   });
 }

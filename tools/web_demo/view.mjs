@@ -34,7 +34,8 @@ export function showFacts({ bundle, networks, vouched, folder, threads }) {
   const source = { true: "what the bundle was made from", false: "not the file that the bundle was made from" }[vouched];
   const cost = manifest.evidence?.cost;
   const facts = [
-    ["digest", origin ? `${digest}: as expected` : `${digest}: files belong together; who made them is not known`, "good"],
+    origin ? ["digest", `${digest}: as expected`, "good"]
+      : ["digest", `${digest}: the files belong together; who made them is not known`],
     ["compressed model", `${size(last.bytes)}, ${manifest.precision}, sha256 as the manifest says`],
     first !== last && ["original", source ? `${size(first.bytes)}, ${source}` : size(first.bytes)],
     cost?.after && ["multiply-adds", `${count(cost.before.macs)} before, ${count(cost.after.macs)} after`],
