@@ -62,7 +62,8 @@ function requireImages({ inputs, outputs, preprocessing }) {
   if (inputs?.length !== 1 || !outputs?.length) throw new Error("This page feeds models of one input only.");
   const [{ shape, type }] = inputs;
   if (shape.length !== 4 || type !== "float32") {
-    throw new Error(`This page feeds images of float32; the model wants ${type} (${shape.map((size) => size ?? "?").join(", ")}).`);
+    const sizes = shape.map((size) => size ?? "?").join(", ");
+    throw new Error(`This page feeds images of float32; the model wants ${type} (${sizes}).`);
   }
   if (preprocessing === null) throw new Error("The bundle does not say how pixels become inputs (preprocessing).");
   const { interpolation, layout, channels } = preprocessing;

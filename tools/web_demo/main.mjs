@@ -120,7 +120,8 @@ async function classifyCamera() {
   }
 }
 
-// One task at a time; of those that come meanwhile the latest is kept. What goes wrong is told, and the page stays usable.
+// One task at a time; of those that come meanwhile the latest is kept. What goes wrong is told, and the page stays
+// usable.
 async function attempt(task) {
   if (camera.running) stopCamera();
   state.next = task;

@@ -111,7 +111,8 @@ export class Board {
   }
 
   lineTo(to) {
-    Object.assign(this.context, { strokeStyle: this.pen.value, lineWidth: Number(this.penWidth.value), lineCap: "round" });
+    const style = { strokeStyle: this.pen.value, lineWidth: Number(this.penWidth.value), lineCap: "round" };
+    Object.assign(this.context, style);
     this.context.beginPath();
     this.context.moveTo(...this.at);
     this.context.lineTo(...to);

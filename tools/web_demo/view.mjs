@@ -31,7 +31,8 @@ export function showFacts({ bundle, networks, vouched, folder, threads }) {
   byId("title").textContent = `${name}, compressed`;
   document.title = `${name}, compressed`;
   byId("lead").textContent = `Runs in this browser in ${size(last.bytes)}${smaller}. No image leaves this device.`;
-  const source = { true: "what the bundle was made from", false: "not the file that the bundle was made from" }[vouched];
+  const source = vouched === null ? null
+    : vouched ? "what the bundle was made from" : "not the file that the bundle was made from";
   const cost = manifest.evidence?.cost;
   const facts = [
     origin ? ["digest", `${digest}: as expected`, "good"]
@@ -58,7 +59,7 @@ function threadWords(threads) {
 export function showSeen({ width, height, channels, data }, what) {
   const pixels = new ImageData(width, height);
   for (let i = 0; i < width * height; i++) {
-    for (let channel = 0; channel < 3; channel++) pixels.data[4 * i + channel] = data[i * channels + (channel % channels)];
+    for (let colour = 0; colour < 3; colour++) pixels.data[4 * i + colour] = data[i * channels + (colour % channels)];
     pixels.data[4 * i + 3] = 255;
   }
   Object.assign(byId("seen"), { width, height }).getContext("2d").putImageData(pixels, 0, 0);
