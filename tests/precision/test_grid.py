@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trp_export.precision.grid import grid_between, round_bias, round_weight, weight_scales
+from trp_export.precision.grid import LEVELS, WEIGHT_LIMIT, grid_between, round_bias, round_weight, weight_scales
 from trp_export.precision.ranges import METHODS, Spread
 
 ENDS = st.floats(-1e4, 1e4, allow_nan=False).filter(lambda end: end == 0 or abs(end) > 1e-6)
@@ -21,6 +21,11 @@ def test_a_grid_holds_zero_and_rounds_by_half_a_step(low: float, high: float, sh
     values = min(low, 0.0) + (max(high, 0.0) - min(low, 0.0)) * np.array(shares)
     # The zero point is rounded too: at the ends that may cost another half step.
     assert np.abs(grid.rounded(values) - values).max() <= grid.scale * (1 + 1e-6)
+
+
+def test_two_products_fit_into_16_bits() -> None:
+    """What x86 without VNNI adds up before it widens."""
+    assert 2 * LEVELS * WEIGHT_LIMIT <= np.iinfo(np.int16).max
 
 
 def test_what_never_falls_below_zero_spends_nothing_there() -> None:
@@ -39,7 +44,7 @@ def test_weights_round_by_half_a_step_and_biases_fit(
     biases = np.full(len(weight), bias)
     scales = weight_scales(weight, 0, biases, input_scale)
     whole = round_weight(weight, scales, 0)
-    assert np.abs(whole.astype(int)).max() <= 127
+    assert np.abs(whole.astype(int)).max() <= WEIGHT_LIMIT
     assert (np.abs(whole * scales[:, None].astype(float) - weight) <= scales[:, None] * (0.5 + 1e-4)).all()
     steps = (scales.astype(np.float64) * input_scale).astype(np.float32)
     apart = np.abs(round_bias(biases, steps) * steps.astype(np.float64) - biases)

@@ -16,7 +16,7 @@ from trp_export.errors import UnsupportedError
 from trp_export.graph.weights import set_value
 from trp_export.precision import int8 as module
 from trp_export.precision.equalise import equalise
-from trp_export.precision.grid import Grid
+from trp_export.precision.grid import WEIGHT_LIMIT, Grid
 from trp_export.precision.half import to_fp16
 from trp_export.precision.int8 import UselessImagesError, shown_and_held_out, to_int8
 from trp_export.precision.ranges import full_range, gather_spreads
@@ -55,11 +55,11 @@ def kernels(model: ir.Model, folder: Path) -> list[str]:
 
 
 def test_numbers_that_8_bits_hold_come_out_exactly() -> None:
-    """Whole inputs of 0 to 255, whole weights of -127 to 127: nothing is rounded, so nothing may change."""
+    """Whole inputs of 0 to 255, whole weights within the limit: nothing is rounded, so nothing may change."""
     rng = np.random.default_rng(0)
     model = ir.serde.deserialize_model(build(LINEAR))
-    weight = rng.integers(-127, 128, (4, 6)) * 0.25
-    weight[:, 0] = 127 * 0.25
+    weight = rng.integers(-WEIGHT_LIMIT, WEIGHT_LIMIT + 1, (4, 6)) * 0.25
+    weight[:, 0] = WEIGHT_LIMIT * 0.25
     set_value(model.graph.initializers["w"], weight)
     set_value(model.graph.initializers["b"], rng.integers(-1000, 1000, 4) * 0.25)
     inputs = rng.integers(0, 256, (32, 6)).astype(np.float32)
