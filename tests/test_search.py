@@ -19,7 +19,7 @@ from PIL import Image
 from trp_export import Benchmark, Images, MaxDrop, Options, Rank, compress
 from trp_export.errors import OptionError
 from trp_export.images import load_images
-from trp_export.options import Calibration
+from trp_export.options import By, Calibration, Macs, Params, Rule, Speedup
 from trp_export.planning import frontier
 from trp_export.verify import Agreement
 from trp_export.verify.judge import labels_of, top1
@@ -103,10 +103,10 @@ def test_answers_that_are_not_finite_are_of_no_class() -> None:
 
 @pytest.mark.parametrize(("by", "points"), [("macs", 2.0), ("params", 20.0)])
 def test_the_smallest_that_holds_is_chosen(
-    model: Path, inputs: np.ndarray, labels: np.ndarray, tmp_path: Path, by: str, points: float
+    model: Path, inputs: np.ndarray, labels: np.ndarray, tmp_path: Path, by: By, points: float
 ) -> None:
     images = store(tmp_path / "eval.npz", inputs, labels)
-    rule = MaxDrop(points, by)  # type: ignore[arg-type]
+    rule = MaxDrop(points, by)
     report = compress(model, Options(rule, images=images, benchmark=QUIET, output=tmp_path / "small.onnx"))
     seen = report.frontier
     assert seen is not None
@@ -149,6 +149,15 @@ def test_a_search_is_judged_by_a_measure_of_ones_own(model: Path, tmp_path: Path
 
 def size(path: Path) -> int:
     return sum(numpy_helper.to_array(tensor).size for tensor in onnx.load(path).graph.initializer)
+
+
+@pytest.mark.parametrize(
+    ("by", "rule", "by_latency"), [("macs", Macs(2), False), ("params", Params(2), False), ("speed", Speedup(2), True)]
+)
+def test_each_budget_is_asked_for_by_its_own_rule(by: By, rule: Rule, by_latency: bool) -> None:
+    assert MaxDrop(1, by).budget(2) == rule
+    assert Options(MaxDrop(1, by), evaluate=lambda path: 1.0).by_latency == by_latency
+    assert Options(rule).by_latency == by_latency
 
 
 def test_nothing_is_written_where_nothing_holds(model: Path, tmp_path: Path) -> None:
