@@ -1,7 +1,8 @@
 """Factor pairs as modules: the two convs, or Linear layers, that a layer becomes at a scheme and a rank.
 
 A pair stands where the layer stood, as a Sequential of `reduce` and `expand`: `layer1.0.conv1.weight` becomes
-`layer1.0.conv1.reduce.weight` and `layer1.0.conv1.expand.weight`, and a bias moves to `expand`.
+`layer1.0.conv1.reduce.weight` and `layer1.0.conv1.expand.weight`, and a bias moves to `expand`. Where a layer becomes
+several pairs they are numbered: `layer1.0.conv1.0.reduce.weight`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from trp_export.lowrank.schemes import PairShape, Scheme, pair_shape
+from trp_export.lowrank.schemes import Branches, PairShape, Scheme, pair_shape
 
 _CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _Conv = nn.modules.conv._ConvNd
@@ -40,17 +41,38 @@ def pair_for(layer: nn.Module, scheme: Scheme, rank: int) -> nn.Sequential:
     return pair.to(layer.weight.device, layer.weight.dtype).train(layer.training)
 
 
-def with_pairs(model: nn.Module, choices: Iterable[tuple[str, Scheme, int]]) -> nn.Module:
-    """`model` with an untrained pair in place of each layer named, ready for the weights of a cut network.
+class Sum(nn.ModuleList):
+    """Pairs whose outputs are added."""
 
-    Raises KeyError where there is no such layer, TypeError where it cannot become a pair.
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor = self[0](x)
+        for pair in self[1:]:
+            total = total + pair(x)
+        return total
+
+
+def branches_for(layer: nn.Module, branches: Branches) -> nn.Sequential | Sum:
+    """Untrained pairs in place of a Conv or Linear: one, or a sum of which the first has the bias.
+
+    Raises TypeError where it cannot become that.
     """
-    for name, scheme, rank in choices:
+    first, *rest = (pair_for(layer, branch.scheme, branch.rank) for branch in branches)
+    for pair in rest:
+        pair.get_submodule("expand").bias = None
+    return Sum([first, *rest]) if rest else first
+
+
+def with_pairs(model: nn.Module, choices: Iterable[tuple[str, Branches]]) -> nn.Module:
+    """`model` with untrained pairs in place of each layer named, ready for the weights of a cut network.
+
+    Raises KeyError where there is no such layer, TypeError where it cannot become that.
+    """
+    for name, branches in choices:
         try:
             layer = model.get_submodule(name)
         except AttributeError:
             raise KeyError(name) from None
-        replace_layer(model, name, pair_for(layer, scheme, rank))
+        replace_layer(model, name, branches_for(layer, branches))
     return model
 
 

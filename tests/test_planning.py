@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trp_export.errors import LoadError, OptionError
-from trp_export.lowrank.schemes import SCHEMES
+from trp_export.lowrank.schemes import SCHEMES, Branch
 from trp_export.lowrank.site import Site, Use
 from trp_export.options import Macs
 from trp_export.planning.budget import Menu, allocate
@@ -69,20 +69,20 @@ def test_rank_stops_at_full_rank() -> None:
 def test_auto_takes_the_fewest_macs() -> None:
     (best,) = plan_by_rule([layer()], Energy(0.5)).decisions
     each = [plan_by_rule([layer(choice=choice)], Energy(0.5)).decisions[0] for choice in FIXED]
-    assert best.macs == min(decision.macs for decision in each if decision.scheme)
+    assert best.macs == min(decision.macs for decision in each if decision.branches)
 
 
 def test_a_rank_at_break_even_is_never_taken() -> None:
     for choice in FIXED:
         curve = layer(choice=choice).curves[0]
         (at,) = plan_by_rule([layer(choice=choice)], Rank(curve.break_even)).decisions
-        assert at.scheme is None or at.rank < curve.break_even
-        assert "not below break-even" in at.reason or at.rank == curve.full_rank
+        assert not at.branches or at.branches[0].rank < curve.break_even
+        assert "not below break-even" in at.reason or at.branches[0].rank == curve.full_rank
 
 
 def test_a_refused_layer_keeps_its_reason() -> None:
     (decision,) = plan_by_rule([refused()], Energy(0.9)).decisions
-    assert (decision.scheme, decision.rank, decision.reason) == (None, None, "depthwise: nothing to gain")
+    assert (decision.branches, decision.reason) == ((), "depthwise: nothing to gain")
 
 
 @given(st.integers(1, 100), st.integers(1, 40), st.integers(1, 100))
@@ -220,12 +220,15 @@ def test_any_json_is_a_plan_or_is_refused(whole: Any, layers: Any) -> None:
     ("choice", "message"),
     [
         (
-            Choice("other", CHANNEL, 2, ""),
+            Choice("other", (Branch(CHANNEL, 2),), ""),
             "the plan names other, which this model lacks; its layers are conv, depthwise",
         ),
-        (Choice("conv", CHANNEL, 17, ""), "wants rank 17 for conv, whose full rank is 16"),
-        (Choice("conv", SPATIAL, 2, ""), "wants spatial-wise for conv, where only channel-wise applies"),
-        (Choice("depthwise", CHANNEL, 1, ""), "factors depthwise, which cannot be: depthwise: nothing to gain"),
+        (Choice("conv", (Branch(CHANNEL, 17),), ""), "wants rank 17 for conv, whose full rank is 16"),
+        (Choice("conv", (Branch(SPATIAL, 2),), ""), "wants spatial-wise for conv, where only channel-wise applies"),
+        (
+            Choice("depthwise", (Branch(CHANNEL, 1),), ""),
+            "factors depthwise, which cannot be: depthwise: nothing to gain",
+        ),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(choice: Choice, message: str) -> None:
@@ -233,15 +236,15 @@ def test_a_plan_that_does_not_fit_is_refused(choice: Choice, message: str) -> No
         plan_by_choices([layer(choice="channel"), refused()], [choice], "plan.json")
 
 
-def test_a_decision_needs_scheme_and_rank_together() -> None:
-    site = layer().site
-    with pytest.raises(ValueError, match="needs a rank"):
-        Decision(site, CHANNEL, None, "")
+def test_a_rank_is_at_least_one_and_a_matrix_is_one_pair() -> None:
     with pytest.raises(ValueError, match="below 1"):
-        Decision(site, CHANNEL, 0, "")
+        Branch(CHANNEL, 0)
+    matrix = Site("fc", "Gemm", (8, 8), 1, ())
+    with pytest.raises(ValueError, match="one of a higher rank"):
+        Decision(matrix, (Branch(SCHEMES["matrix"], 1), Branch(SCHEMES["matrix"], 2)), "")
 
 
 def test_only_what_has_a_scheme_counts_as_changed() -> None:
     site = layer().site
-    plan = Plan((keep(site, "no"), Decision(site, CHANNEL, 2, "yes")), "rule")
+    plan = Plan((keep(site, "no"), Decision(site, (Branch(CHANNEL, 2),), "yes")), "rule")
     assert [change.rank for change in plan.changed] == [2]

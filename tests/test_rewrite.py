@@ -18,8 +18,8 @@ from trp_export.graph.prepare import prepare, remove_unused
 from trp_export.graph.rewrite import rewrite, set_products
 from trp_export.graph.shapes import infer_shapes, input_shapes
 from trp_export.graph.sites import LocatedSite, find_sites
-from trp_export.lowrank.factor import Factors, factorise
-from trp_export.lowrank.schemes import MATRIX, SCHEMES, Scheme
+from trp_export.lowrank.branches import Pairs, factorise_branches
+from trp_export.lowrank.schemes import MATRIX, SCHEMES, Branch, Scheme
 from trp_export.lowrank.site import Site
 from trp_export.lowrank.space import sliced_schemes
 from trp_export.planning.plan import Decision, Plan
@@ -92,15 +92,16 @@ def locate(proto: onnx.ModelProto) -> tuple[ir.Model, tuple[LocatedSite, ...]]:
 
 def decompose(
     proto: onnx.ModelProto, scheme: Scheme | int, rank: int | None = None
-) -> tuple[ir.Model, Plan, tuple[LocatedSite, ...], dict[str, Factors]]:
+) -> tuple[ir.Model, Plan, tuple[LocatedSite, ...], dict[str, Pairs]]:
     """The model with its one layer decomposed, at full rank unless told otherwise, and how that was done."""
     model, located = locate(proto)
     (place,) = located
     site = place.site
     chosen = picked(site, scheme) if isinstance(scheme, int) else scheme
     rank = min(rank or site.full_rank(chosen), site.full_rank(chosen))
-    plan = Plan((Decision(site, chosen, rank, ""),), "test")
-    factors = {site.name: factorise(place.kernel(), chosen, site.group, rank)}
+    branches = (Branch(chosen, rank),)
+    plan = Plan((Decision(site, branches, ""),), "test")
+    factors = {site.name: factorise_branches(place.kernel(), branches, site.group)}
     rewrite(model, plan, located, factors)
     remove_unused(model)
     return model, plan, located, factors

@@ -31,7 +31,8 @@ from trp_export.graph.rewrite import rewrite
 from trp_export.graph.shapes import infer_shapes, input_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.images import ImageSet, Preprocessing, load_images
-from trp_export.lowrank.factor import factorise
+from trp_export.lowrank.branches import factorise_branches
+from trp_export.lowrank.schemes import describe
 from trp_export.planning.curves import Layer, make_curve, schemes_for
 from trp_export.planning.plan import Plan
 from trp_export.planning.shared_budget import lost_energy, measured_damage, plan_by_macs
@@ -149,10 +150,7 @@ def evaluate(workshop: Workshop, job: Mapping[str, Any], test: ImageSet) -> dict
         apply_values(model, tuned.values)
     seconds = time.monotonic() - started
     macs = count_macs(model, infer_shapes(model, input_shapes(model)))
-    layers = [
-        (d.site.name, d.scheme.name if d.scheme else None, d.rank, d.full_rank, d.macs, d.site.macs)
-        for d in plan.decisions
-    ]
+    layers = [(d.site.name, describe(d.branches) or None, d.macs, d.site.macs) for d in plan.decisions]
     return {
         **result,
         "accuracy": accuracy(model, test),
@@ -179,7 +177,8 @@ def compress(workshop: Workshop, method: Mapping[str, Any], ratio: float) -> tup
     else:
         places = {place.site.name: place for place in located}
         factors = {
-            c.site.name: factorise(places[c.site.name].kernel(), c.scheme, c.site.group, c.rank) for c in plan.changed
+            c.site.name: factorise_branches(places[c.site.name].kernel(), c.branches, c.site.group)
+            for c in plan.changed
         }
     rewrite(model, plan, located, factors)
     remove_unused(model)

@@ -130,7 +130,7 @@ def as_pairs(module: nn.Module, plan: object, where: str) -> nn.Module:
     """`module` with untrained pairs in place of the plan's layers. Raises LoadError where they do not fit."""
     choices = parse_plan(plan, where)
     try:
-        return with_pairs(module, [(c.name, c.scheme, c.rank) for c in choices if c.scheme and c.rank])
+        return with_pairs(module, [(c.name, c.branches) for c in choices if c.branches])
     except (KeyError, TypeError) as error:
         raise LoadError(f"{where}: its plan does not fit the network: {error.args[0]}.") from error
 

@@ -252,9 +252,10 @@ def _print_plan(run: Any) -> None:
         return
     plan = run.trp.measure()
     for decision in plan.decisions:
-        name, scheme = decision.site.name, decision.scheme.name if decision.scheme else "kept"
-        rank = f"rank {decision.rank} of {decision.full_rank}" if decision.rank else decision.reason
-        click.echo(f"{name:24} {scheme:24} {rank}")
+        what, why = "kept", decision.reason
+        for branch in decision.branches:
+            what, why = branch.scheme.name, f"rank {branch.rank} of {decision.site.full_rank(branch.scheme)}"
+        click.echo(f"{decision.site.name:24} {what:24} {why}")
     ratio = sum(d.site.macs for d in plan.decisions) / sum(d.macs for d in plan.decisions)
     click.echo(f"{len(run.batches)} steps an epoch; {plan.rule}: {ratio:.2f}x fewer MACs if cut now.")
 

@@ -7,12 +7,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from models_zoo.pairs import pair_for, replace_layer
+from models_zoo.pairs import Sum, branches_for, replace_layer
 from training.layers import kernel_of, unwrapped
 from training.matrices import fold, unfold
 from training.spectra import spectrum, truncate
 from trp_export.errors import OptionError
-from trp_export.lowrank.factor import factorise
+from trp_export.lowrank.branches import factorise_branches
 from trp_export.planning.plan import Change, Plan
 
 
@@ -35,29 +35,33 @@ def low_rank_copy(module: nn.Module, plan: Plan) -> nn.Module:
     model = copy.deepcopy(unwrapped(module))
     for change in plan.changed:
         weight = kernel_of(model, change.site.name)
-        matrices = unfold(weight, change.scheme, change.site.group)
-        ranks = torch.full((len(matrices),), change.rank, device=weight.device)
-        kept = truncate(matrices, spectrum(matrices), ranks)
-        weight.copy_(fold(kept, change.scheme, weight.shape, change.site.group))
+        total = torch.zeros_like(weight)
+        for branch in change.branches:
+            matrices = unfold(weight - total, branch.scheme, change.site.group)
+            ranks = torch.full((len(matrices),), branch.rank, device=weight.device)
+            kept = truncate(matrices, spectrum(matrices), ranks)
+            total += fold(kept, branch.scheme, weight.shape, change.site.group)
+        weight.copy_(total)
     return model
 
 
 def _replace(model: nn.Module, change: Change) -> None:
-    name, scheme, rank = change.site.name, change.scheme, change.rank
+    name, branches = change.site.name, change.branches
     try:
         layer = model.get_submodule(name)
-        pair = pair_for(layer, scheme, rank)
+        made = branches_for(layer, branches)
     except (AttributeError, TypeError) as error:
         raise OptionError(f"the plan factors {name}, which this network cannot: {error}.") from None
-    factors = factorise(kernel_of(model, name).detach().cpu().numpy(), scheme, _group(model, name), rank)
-    for part, kernel in (("reduce", factors.reduce), ("expand", factors.expand)):
-        weight = kernel_of(pair, part)
-        weight.copy_(torch.from_numpy(kernel).reshape(weight.shape))
-    if isinstance(layer.bias, Tensor):
+    factors = factorise_branches(kernel_of(model, name).detach().cpu().numpy(), branches, _group(model, name))
+    for pair, own in zip(made if isinstance(made, Sum) else [made], factors, strict=True):
+        for part, kernel in (("reduce", own.reduce), ("expand", own.expand)):
+            weight = kernel_of(pair, part)
+            weight.copy_(torch.from_numpy(kernel).reshape(weight.shape))
         bias = pair.get_submodule("expand").bias
-        assert isinstance(bias, Tensor)
-        bias.copy_(layer.bias)
-    replace_layer(model, name, pair)
+        if isinstance(bias, Tensor):
+            assert isinstance(layer.bias, Tensor)
+            bias.copy_(layer.bias)
+    replace_layer(model, name, made)
 
 
 def _group(model: nn.Module, name: str) -> int:

@@ -303,7 +303,7 @@ class TRP:
 def as_trained(plan: Plan) -> Plan:
     """The same choices for weights that have their ranks exactly, so that a cut loses nothing."""
     decisions = (
-        replace(decision, reason="trained rank", energy=1.0) if decision.rank else decision
+        replace(decision, reason="trained rank", energy=1.0) if decision.branches else decision
         for decision in plan.decisions
     )
     return Plan(tuple(decisions), f"trained for {plan.rule}")

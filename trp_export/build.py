@@ -22,6 +22,7 @@ from trp_export.graph.rewrite import WeightNames, read_factors, rewrite, set_pro
 from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.simplify import simplify
 from trp_export.graph.sites import find_sites, note_decided
+from trp_export.lowrank.schemes import describe
 from trp_export.network import Network
 from trp_export.options import Calibration
 from trp_export.planning.plan import Plan
@@ -67,7 +68,7 @@ def build(
     located = find_sites(products, network.shapes)
     add_to_bias(products, located, fitted.shifts)
     apply_values(products, tuned)
-    set_products(products, plan, located, read_factors(model, names) if tuned else fitted.factors)
+    set_products(products, plan, located, read_factors(model, plan, names) if tuned else fitted.factors)
     files = Files(network.original, network.file, scratch / "products.onnx", result)
     save_model(products, files.products, apart=True)
 
@@ -120,8 +121,8 @@ def _summary(plan: Plan, macs_before: int, macs_after: int) -> str:
 
 def _decided_words(plan: Plan, names: WeightNames) -> dict[str, str]:
     """What a later export should know of each layer, and of each part that a layer became."""
-    words = {decision.site.name: "kept" for decision in plan.decisions if decision.scheme is None}
+    words = {decision.site.name: "kept" for decision in plan.decisions if not decision.branches}
     for change in plan.changed:
         for name in (name for path in names[change.site.name] for name in path):
-            words[name.removesuffix(".weight")] = f"made ({change.scheme.name}, rank {change.rank})"
+            words[name.removesuffix(".weight")] = f"made ({describe(change.branches)})"
     return words

@@ -74,4 +74,4 @@ def make_plan(
 
 
 def keep_dense(choice: Choice) -> Choice:
-    return replace(choice, scheme=None, rank=None, reason="left out by --only or --skip")
+    return replace(choice, branches=(), reason="left out by --only or --skip")

@@ -22,8 +22,9 @@ from trp_export.calibration.sensitivity import measure_sensitivities
 from trp_export.calibration.taps import feed
 from trp_export.graph.bias import takes_bias
 from trp_export.images import load_images
+from trp_export.lowrank.branches import Pairs, factorise_branches, sum_products
 from trp_export.lowrank.calibrated import bias_shift
-from trp_export.lowrank.factor import Factors, Float64, factorise, product
+from trp_export.lowrank.factor import Factors, Float64
 from trp_export.network import Network
 from trp_export.options import Calibration, Macs, MaxDrop, Params, Rule, Speedup
 from trp_export.parallel import map_layers
@@ -121,13 +122,13 @@ def _completed(fitted: Fitted, plain: Fitted) -> Fitted:
 def _plain(network: Network, plan: Plan, progress: Progress) -> Fitted:
     places = {place.site.name: place for place in network.located}
 
-    def make(change: Change) -> tuple[Factors, Float64 | None]:
+    def make(change: Change) -> tuple[Pairs, Float64 | None]:
         site, place = change.site, places[change.site.name]
         kernel = place.kernel()
-        factors = factorise(kernel, change.scheme, site.group, change.rank)
+        factors = factorise_branches(kernel, change.branches, site.group)
         if site.name not in network.means or not takes_bias(place):
             return factors, None
-        new = product(factors, change.scheme, site.kernel_shape, site.group)
+        new = sum_products(factors, change.branches, site.kernel_shape, site.group)
         return factors, bias_shift(kernel, new, network.means[site.name])
 
     made = map_layers(make, plan.changed, partial(progress, "factor"))
@@ -142,7 +143,7 @@ def _rounded(network: Network, fitted: Fitted) -> Fitted:
         place.site.name: place.constant.dtype.numpy() for place in network.located if place.site.name in fitted.factors
     }
     factors = {
-        name: Factors(own.reduce.astype(types[name]), own.expand.astype(types[name]))
-        for name, own in fitted.factors.items()
+        name: tuple(Factors(own.reduce.astype(types[name]), own.expand.astype(types[name])) for own in pairs)
+        for name, pairs in fitted.factors.items()
     }
     return Fitted(factors, fitted.shifts)

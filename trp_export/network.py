@@ -20,7 +20,7 @@ from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.graph.statistics import mean_inputs
 from trp_export.load import Source
 from trp_export.lowrank.factor import Float64
-from trp_export.lowrank.schemes import Scheme
+from trp_export.lowrank.schemes import Branches
 from trp_export.lowrank.site import Site
 from trp_export.options import Selection
 from trp_export.parallel import map_layers
@@ -105,17 +105,19 @@ def measure_layers(
 
 
 def _curves(place: LocatedSite, selection: Selection, choice: Choice | None) -> tuple[Curve, ...]:
-    schemes = schemes_for(place.site, selection.scheme)
-    if choice is not None:
-        schemes = (choice.scheme,) if choice.scheme is not None else ()
-        require_divides(place.site, schemes)
-    kernel = place.kernel()
-    return tuple(make_curve(place.site, scheme, kernel) for scheme in schemes)
+    site, kernel = place.site, place.kernel()
+    if choice is None:
+        return tuple(make_curve(site, scheme, kernel) for scheme in schemes_for(site, selection.scheme))
+    if not choice.branches:
+        return ()
+    require_divides(site, choice.branches)
+    *after, last = choice.branches
+    return (make_curve(site, last.scheme, kernel, tuple(after)),)
 
 
-def require_divides(site: Site, schemes: Sequence[Scheme]) -> None:
+def require_divides(site: Site, branches: Branches) -> None:
     """Raises OptionError for slices that the channels of a layer cannot be cut into."""
-    for scheme in schemes:
+    for scheme in (branch.scheme for branch in branches):
         if not scheme.divides(site.kernel_shape, site.group):
             inside, out = site.kernel_shape[1], site.kernel_shape[0] // site.group
             raise OptionError(

@@ -22,7 +22,8 @@ from trp_export.graph.sites import find_sites
 from trp_export.graph.statistics import mean_inputs
 from trp_export.images import Preprocessing, load_images
 from trp_export.load import LoadOptions, load
-from trp_export.lowrank.factor import Factors, Float64, factorise
+from trp_export.lowrank.branches import factorise_branches
+from trp_export.lowrank.factor import Factors, Float64
 from trp_export.planning.curves import Layer, make_curve, schemes_for
 from trp_export.planning.plan import Plan
 from trp_export.planning.shared_budget import plan_by_macs
@@ -51,7 +52,7 @@ def test_resnet20_at_half_its_macs(shared: Path) -> None:
     assert sum(decision.macs for decision in plan.decisions) <= total / 2
     places = {place.site.name: place for place in located}
     by_weight = {
-        c.site.name: factorise(places[c.site.name].kernel(), c.scheme, c.site.group, c.rank) for c in plan.changed
+        c.site.name: factorise_branches(places[c.site.name].kernel(), c.branches, c.site.group) for c in plan.changed
     }
     alone = calibrated_factors(plan, located, moments)
     refitted = refit(model, plan, list(seen.batches(64)), alone)

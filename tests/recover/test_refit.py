@@ -14,15 +14,18 @@ from trp_export.calibration.taps import Tap
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_products
 from trp_export.graph.sites import find_sites
-from trp_export.lowrank.factor import factorise
-from trp_export.lowrank.schemes import CHANNEL_WISE, POINTWISE_FIRST, SPATIAL_WISE, Scheme
+from trp_export.lowrank.branches import factorise_branches
+from trp_export.lowrank.schemes import CHANNEL_WISE, POINTWISE_FIRST, SPATIAL_WISE, Branch, Scheme, input_sliced
 from trp_export.planning.plan import Decision, Plan
 from trp_export.recover.outcome import closest
 from trp_export.recover.refit import refit
 
 
 def _plan(located: tuple, ranks: dict[str, tuple[Scheme, int]]) -> Plan:
-    decisions = [Decision(p.site, *ranks.get(p.site.name, (None, None)), reason="by hand") for p in located]
+    decisions = [
+        Decision(p.site, (Branch(*ranks[p.site.name]),) if p.site.name in ranks else (), reason="by hand")
+        for p in located
+    ]
     return Plan(tuple(decisions), "by hand")
 
 
@@ -66,8 +69,8 @@ def test_the_same_seed_gives_the_same_factors_and_the_model_stays() -> None:
     before = Tap(model, ["x"], ["y"])({"x": images})["y"]
     plan = _plan(located, RANKS)
     first, second = (refit(model, plan, [images], Fitted({}, {}), seed=3) for _ in range(2))
-    for name, factors in first.factors.items():
-        np.testing.assert_array_equal(factors.reduce, second.factors[name].reduce)
+    for name, (factors,) in first.factors.items():
+        np.testing.assert_array_equal(factors.reduce, second.factors[name][0].reduce)
         np.testing.assert_array_equal(first.shifts[name], second.shifts[name])
     np.testing.assert_array_equal(Tap(model, ["x"], ["y"])({"x": images})["y"], before)
 
@@ -76,21 +79,35 @@ def test_constant_images_keep_every_factor_finite() -> None:
     model, located = make_network()
     images = np.ones((8, 3, 12, 12), dtype=np.float32)
     fitted = refit(model, _plan(located, RANKS), [images], Fitted({}, {}))
-    for factors in fitted.factors.values():
+    for (factors,) in fitted.factors.values():
         assert np.isfinite(factors.reduce).all()
         assert np.isfinite(factors.expand).all()
 
 
-def test_layers_that_cannot_be_refitted_keep_what_they_are_given() -> None:
+def test_layers_that_cannot_be_refitted_keep_what_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     model, located = make_network()
     plan = _plan(located, {"one": (CHANNEL_WISE, 3)})
-    sliced = Scheme("input-slicing", reduce_axes=(0, 1, 2), input_slices=2)
-    own = Plan((Decision(located[1].site, sliced, 2, "by hand"),), "by hand")
-    plain = factorise(located[1].kernel(), sliced, 1, 2)
-    fitted = refit(model, own, [make_images(8).inputs], Fitted({"one": plain}, {}))
-    assert fitted.factors["one"] is plain
+    given = factorise_branches(located[1].kernel(), (Branch(CHANNEL_WISE, 3),), 1)
+    assert "one" in refit(model, plan, [make_images(8).inputs], Fitted({"one": given}, {})).shifts
+    monkeypatch.setattr("trp_export.recover.refit.can_refit", lambda *_: False)
+    fitted = refit(model, plan, [make_images(8).inputs], Fitted({"one": given}, {}))
+    assert fitted.factors["one"] is given
     assert fitted.shifts == {}
-    assert "one" in refit(model, plan, [make_images(8).inputs], Fitted({}, {})).shifts
+
+
+def test_a_second_pair_is_fitted_to_what_the_first_leaves() -> None:
+    model, located = make_network()
+    images = make_images(96).inputs
+    sums = {"one": (Branch(SPATIAL_WISE, 2), Branch(CHANNEL_WISE, 1)), "two": (Branch(input_sliced(2), 1),) * 2}
+    losses = []
+    for count in (1, 2):
+        decisions = (Decision(p.site, sums.get(p.site.name, ())[:count], "by hand") for p in located)
+        plan = Plan(tuple(decisions), "by hand")
+        fitted = refit(model, plan, [images], Fitted({}, {}))
+        assert all(len(pairs) == count for pairs in fitted.factors.values())
+        dense = {"y": Tap(model, ["x"], ["y"])({"x": images})["y"]}
+        losses.append(divergence(dense, _outputs(model, plan, fitted, images)))
+    assert losses[1] < losses[0]
 
 
 @pytest.mark.parametrize("rank", [1, 3])
@@ -118,7 +135,7 @@ def test_the_closest_set_of_factors_is_told() -> None:
     images = make_images(48)
     plan = _plan(located, RANKS)
     plain = Fitted(
-        {c.site.name: factorise(_kernel(located, c.site.name), c.scheme, c.site.group, c.rank) for c in plan.changed},
+        {c.site.name: factorise_branches(_kernel(located, c.site.name), c.branches, 1) for c in plan.changed},
         {},
     )
     refitted = refit(model, plan, [images.inputs], plain)

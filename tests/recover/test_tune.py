@@ -17,7 +17,7 @@ from trp_export.graph.bias import add_to_bias
 from trp_export.graph.prepare import prepare, remove_unused
 from trp_export.graph.rewrite import rewrite
 from trp_export.graph.sites import find_sites
-from trp_export.lowrank.schemes import CHANNEL_WISE, SPATIAL_WISE
+from trp_export.lowrank.schemes import CHANNEL_WISE, SPATIAL_WISE, Branch
 from trp_export.planning.plan import Decision, Plan
 from trp_export.recover.refit import refit
 from trp_export.recover.tune import apply_values, tune
@@ -128,7 +128,12 @@ def _compressed(batch: int | None = None) -> tuple[ir.Model, ir.Model, np.ndarra
     model, located = make_network(text)
     images = make_images(60).inputs
     ranks = {"one": (SPATIAL_WISE, 4), "two": (CHANNEL_WISE, 2)}
-    plan = Plan(tuple(Decision(p.site, *ranks.get(p.site.name, (None, None)), reason="") for p in located), "by hand")
+    plan = Plan(
+        tuple(
+            Decision(p.site, (Branch(*ranks[p.site.name]),) if p.site.name in ranks else (), reason="") for p in located
+        ),
+        "by hand",
+    )
     fitted = refit(model, plan, np.split(images, len(images) // (batch or 12)), Fitted({}, {}))
     small = model.clone()
     places = find_sites(small, {})

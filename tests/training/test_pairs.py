@@ -15,13 +15,15 @@ from training.layers import find_layers
 from training.pairs import decompose, low_rank_copy
 from trp_export.errors import OptionError
 from trp_export.lowrank.factor import factorise, product
-from trp_export.lowrank.schemes import CHANNEL_WISE, DECOUPLING, MATRIX, SCHEMES, SPATIAL_WISE, Scheme
+from trp_export.lowrank.schemes import CHANNEL_WISE, DECOUPLING, MATRIX, SCHEMES, SPATIAL_WISE, Branch, Scheme
 from trp_export.planning.plan import Decision, Plan
 
 
 def plan_for(model: nn.Module, shape: tuple[int, ...], scheme: Scheme, rank: int | None = None) -> Plan:
     sites = [layer.site for layer in find_layers(model, shape)]
-    return Plan(tuple(Decision(site, scheme, rank or site.full_rank(scheme), "test") for site in sites), "test")
+    return Plan(
+        tuple(Decision(site, (Branch(scheme, rank or site.full_rank(scheme)),), "test") for site in sites), "test"
+    )
 
 
 @st.composite

@@ -33,7 +33,7 @@ def test_a_budget_is_kept_and_used(layers: list[Layer], ratio: float) -> None:
     assert total / ratio - cheapest <= macs <= total / ratio
     ranks = projection_ranks(layers, MacsBudget(ratio), total)
     for layer, decision in zip(layers, plan.decisions, strict=True):
-        assert ranks[layer.site.name] == (decision.rank or layer.curves[0].full_rank)
+        assert ranks[layer.site.name] == (decision.branches[0].rank if decision.branches else layer.curves[0].full_rank)
 
 
 def test_a_budget_out_of_reach_says_how_far_one_can_go(layers: list[Layer]) -> None:

@@ -72,11 +72,12 @@ def test_a_run_learns_and_leaves_a_network_of_low_rank(stripes: Path, tmp_path: 
     assert run.history[-1]["cut_accuracy"] > 0.9
     assert run.history[-1]["macs_ratio"] >= 1.6
     for choice in parse_plan(network.plan, "plan"):
-        if choice.scheme is None:
+        if not choice.branches:
             continue
+        (branch,) = choice.branches
         weight = network.module.get_submodule(choice.name).weight.detach().double().numpy()
-        (matrix,) = schemes.unfold(weight, choice.scheme, 1)
-        assert np.linalg.matrix_rank(matrix, tol=1e-5 * np.linalg.norm(matrix, 2)) == choice.rank
+        (matrix,) = schemes.unfold(weight, branch.scheme, 1)
+        assert np.linalg.matrix_rank(matrix, tol=1e-5 * np.linalg.norm(matrix, 2)) == branch.rank
     lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 9))
     assert (tmp_path / "run" / "history.png").stat().st_size > 0

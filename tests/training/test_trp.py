@@ -110,15 +110,11 @@ def test_finish_leaves_exactly_the_ranks_of_its_plan() -> None:
     for decision in plan.changed:
         assert relative_rank(model.get_submodule(decision.site.name).weight) == decision.rank
     again = make_plan(
-        [
-            Layer(d.site, (make_curve(d.site, d.scheme, weight_of(model, d.site.name)),))
-            for d in plan.decisions
-            if d.scheme
-        ],
+        [Layer(c.site, (make_curve(c.site, c.scheme, weight_of(model, c.site.name)),)) for c in plan.changed],
         Energy(1 - 1e-10),
         1,
     )
-    assert [d.rank for d in again.decisions] == [c.rank for c in plan.changed]
+    assert [d.branches[0].rank for d in again.decisions] == [c.rank for c in plan.changed]
     dense = sum(decision.site.macs for decision in plan.decisions)
     assert dense / sum(decision.macs for decision in plan.decisions) >= 1.8
     weights = [parameter.clone() for parameter in model.parameters()]

@@ -10,8 +10,9 @@ import numpy as np
 from trp_export.calibration.moments import Moments
 from trp_export.graph.bias import takes_bias
 from trp_export.graph.sites import LocatedSite
-from trp_export.lowrank.calibrated import bias_shift, calibrate, output_errors
-from trp_export.lowrank.factor import Factors, Float64, product
+from trp_export.lowrank.branches import Pairs, calibrate_branches, calibrated_errors, sum_products
+from trp_export.lowrank.calibrated import bias_shift
+from trp_export.lowrank.factor import Float64
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Plan
 
@@ -22,7 +23,7 @@ Progress = Callable[[float], None]
 class Fitted:
     """What a plan's layers become, by site name: their factors, and what is added to their biases (n,)."""
 
-    factors: Mapping[str, Factors]
+    factors: Mapping[str, Pairs]
     shifts: Mapping[str, Float64]
 
 
@@ -56,7 +57,7 @@ def calibrated_factors(
     A layer without moments is absent: factor it plainly.
     """
     places = {place.site.name: place for place in located}
-    factors: dict[str, Factors] = {}
+    factors: dict[str, Pairs] = {}
     shifts: dict[str, Float64] = {}
     for index, change in enumerate(plan.changed):
         progress(index / len(plan.changed))
@@ -66,10 +67,9 @@ def calibrated_factors(
         place = places[site.name]
         kernel = place.kernel()
         second = own.covariance if takes_bias(place) else own.second
-        fit = calibrate(kernel, change.scheme, site.group, change.rank, second)
-        factors[site.name] = fit.factors
+        factors[site.name] = calibrate_branches(kernel, change.branches, site.group, second)
         if takes_bias(place):
-            new = product(fit.factors, change.scheme, site.kernel_shape, site.group)
+            new = sum_products(factors[site.name], change.branches, site.kernel_shape, site.group)
             shifts[site.name] = bias_shift(kernel, new, own.mean)
     return Fitted(factors, shifts)
 
@@ -79,6 +79,6 @@ def _calibrated(layer: Layer, place: LocatedSite, own: Moments) -> Layer:
     second = own.covariance if takes_bias(place) else own.second
     curves = []
     for curve in layer.curves:
-        errors = output_errors(place.kernel(), curve.scheme, layer.site.group, second)
+        errors = calibrated_errors(place.kernel(), curve.scheme, layer.site.group, second, curve.after)
         curves.append(replace(curve, energy=1.0 - np.minimum(errors, 1.0)))
     return replace(layer, curves=tuple(curves))

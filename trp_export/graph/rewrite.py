@@ -6,21 +6,24 @@ since an axis with kernel 1 and stride 1 is never padded. The bias goes to the s
 
 Where every output channel is a slice of its own (network decoupling), the second conv would be grouped with
 one output a group, which onnxruntime runs slowly; the pair then becomes one path per rank, a depthwise conv
-at the end of each, and the paths are summed.
+at the end of each, and the paths are summed. So are the paths of all pairs where a layer becomes several.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import onnx_ir as ir
 
 from trp_export.graph.sites import LocatedSite
 from trp_export.graph.weights import add_initializer, find_constant, set_value, spatial_attribute
-from trp_export.lowrank.factor import Factors, product
-from trp_export.lowrank.schemes import Array, pair_shape
+from trp_export.lowrank.branches import Pairs, sum_products
+from trp_export.lowrank.factor import Factors
+from trp_export.lowrank.schemes import Array, Branch, Scheme, describe, pair_shape
+from trp_export.lowrank.site import Site
 from trp_export.planning.plan import Change, Plan
 
 LEAST_GEMM_WITHOUT_BIAS = 11  # opset
@@ -32,18 +35,19 @@ WeightNames = Mapping[str, tuple[tuple[str, str], ...]]
 
 @dataclass(frozen=True, slots=True)
 class _Path:
-    """The weights of one reduce and one expand; all but network decoupling have a single path.
+    """The weights of one reduce and one expand; a single pair has a single path, unless it is decoupled.
 
     `zero` is the bias of a reduce that must have one: of a Gemm before opset 11.
     """
 
     name: str
+    scheme: Scheme
     reduce: ir.Value
     expand: ir.Value
     zero: ir.Value | None
 
 
-def rewrite(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], factors: Mapping[str, Factors]) -> WeightNames:
+def rewrite(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], factors: Mapping[str, Pairs]) -> WeightNames:
     """Replace layers in place; `factors` by site name. Returns what the new weights are called."""
     places = {place.site.name: place for place in located}
     names = {}
@@ -56,12 +60,12 @@ def rewrite(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], factors
     return names
 
 
-def set_products(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], factors: Mapping[str, Factors]) -> None:
+def set_products(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], factors: Mapping[str, Pairs]) -> None:
     """Set each chosen layer's kernel to the product of its factors, in place: what the pairs must equal."""
     places = {place.site.name: place for place in located}
     for change in plan.changed:
-        kernel = product(factors[change.site.name], change.scheme, change.site.kernel_shape, change.site.group)
-        set_kernel(places[change.site.name], kernel)
+        site = change.site
+        set_kernel(places[site.name], sum_products(factors[site.name], change.branches, site.kernel_shape, site.group))
 
 
 def set_kernel(place: LocatedSite, kernel: Array) -> None:
@@ -71,15 +75,21 @@ def set_kernel(place: LocatedSite, kernel: Array) -> None:
     set_value(weight.root, seen.transpose([weight.axes.index(axis) for axis in range(seen.ndim)]))
 
 
-def read_factors(model: ir.Model, names: WeightNames) -> dict[str, Factors]:
+def read_factors(model: ir.Model, plan: Plan, names: WeightNames) -> dict[str, Pairs]:
     """The factors of every rewritten layer as they stand in the graph, by site name: the inverse of `rewrite`."""
     found = {}
-    for layer, paths in names.items():
-        reduces, expands = (
-            [_as_kernel(model.graph.initializers[name]) for name in part] for part in zip(*paths, strict=True)
-        )
-        found[layer] = Factors(_interleave(reduces, axis=0), _interleave(expands, axis=1))
+    for change in plan.changed:
+        paths = iter(names[change.site.name])
+        counts = [_path_count(change.site, branch) for branch in change.branches]
+        found[change.site.name] = tuple(_read_pair(model, list(islice(paths, count))) for count in counts)
     return found
+
+
+def _read_pair(model: ir.Model, paths: Sequence[tuple[str, str]]) -> Factors:
+    reduces, expands = (
+        [_as_kernel(model.graph.initializers[name]) for name in part] for part in zip(*paths, strict=True)
+    )
+    return Factors(_interleave(reduces, axis=0), _interleave(expands, axis=1))
 
 
 def _interleave(parts: Sequence[Array], axis: int) -> Array:
@@ -102,27 +112,18 @@ def tag_nodes(model: ir.Model, plan: Plan, names: WeightNames) -> None:
         for name in (name for path in names[change.site.name] for name in path):
             weight = model.graph.initializers.get(name)
             for node in weight.consumers() if weight is not None else ():
-                what = f"{change.scheme.name}, rank {change.rank}"
-                node.metadata_props["trp_export.layer"] = f"{change.site.name}: {what}"
+                node.metadata_props["trp_export.layer"] = f"{change.site.name}: {describe(change.branches)}"
 
 
-def _path_names(change: Change) -> tuple[str, ...]:
-    """The names of a layer's paths: its own, or one for each rank of a decoupled layer."""
-    if not _is_decoupled(change):
-        return (change.site.name,)
-    return tuple(f"{change.site.name}.{index}" for index in range(change.rank))
+def _path_count(site: Site, branch: Branch) -> int:
+    """One, or one for each rank of a decoupled pair."""
+    unit = pair_shape(branch.scheme, site.kernel_shape, site.group, 1)
+    return branch.rank if len(unit.expand) > 2 and unit.expand_group == unit.expand[0] else 1
 
 
-def _is_decoupled(change: Change) -> bool:
-    unit = pair_shape(change.scheme, change.site.kernel_shape, change.site.group, 1)
-    return change.rank > 1 and len(unit.expand) > 2 and unit.expand_group == unit.expand[0]
-
-
-def _register(model: ir.Model, change: Change, place: LocatedSite, factors: Factors) -> tuple[_Path, ...]:
+def _register(model: ir.Model, change: Change, place: LocatedSite, pairs: Pairs) -> tuple[_Path, ...]:
+    """The weights of all paths, numbered where there are several."""
     site = change.site
-    shape = pair_shape(change.scheme, site.kernel_shape, site.group, change.rank)
-    if factors.reduce.shape != shape.reduce or factors.expand.shape != shape.expand:
-        raise ValueError(f"{site.name}: factors {factors.reduce.shape}, {factors.expand.shape} are not {shape}")
 
     def register(name: str, kernel: Array) -> ir.Value:
         stored = kernel if _stored_as_kernel(place.nodes[0]) else kernel.T
@@ -131,16 +132,31 @@ def _register(model: ir.Model, change: Change, place: LocatedSite, factors: Fact
     zero = None
     if site.op == "Gemm" and model.opset_imports.get("", LEAST_GEMM_WITHOUT_BIAS) < LEAST_GEMM_WITHOUT_BIAS:
         zero = add_initializer(model.graph, f"{site.name}.reduce.bias", np.zeros(1), place.constant.dtype)
-    names = _path_names(change)
+    parts = [
+        (branch.scheme, reduce, expand)
+        for branch, factors in zip(change.branches, pairs, strict=True)
+        for reduce, expand in _paths(site, branch, factors)
+    ]
+    labels = [""] if len(parts) == 1 else [f".{index}" for index in range(len(parts))]
     return tuple(
         _Path(
-            name=name.removeprefix(site.name),
-            reduce=register(f"{name}.reduce", factors.reduce[index :: len(names)]),
-            expand=register(f"{name}.expand", factors.expand[:, index :: len(names)]),
+            name=label,
+            scheme=scheme,
+            reduce=register(f"{site.name}{label}.reduce", reduce),
+            expand=register(f"{site.name}{label}.expand", expand),
             zero=zero,
         )
-        for index, name in enumerate(names)
+        for label, (scheme, reduce, expand) in zip(labels, parts, strict=True)
     )
+
+
+def _paths(site: Site, branch: Branch, factors: Factors) -> list[tuple[Array, Array]]:
+    """The kernels of one pair, path by path."""
+    shape = pair_shape(branch.scheme, site.kernel_shape, site.group, branch.rank)
+    if factors.reduce.shape != shape.reduce or factors.expand.shape != shape.expand:
+        raise ValueError(f"{site.name}: factors {factors.reduce.shape}, {factors.expand.shape} are not {shape}")
+    count = _path_count(site, branch)
+    return [(factors.reduce[index::count], factors.expand[:, index::count]) for index in range(count)]
 
 
 def _stored_as_kernel(node: ir.Node) -> bool:
@@ -150,10 +166,10 @@ def _stored_as_kernel(node: ir.Node) -> bool:
 
 def _make_nodes(node: ir.Node, change: Change, paths: Sequence[_Path]) -> list[ir.Node]:
     """The nodes that take the place of one, the last of them giving its output."""
-    first, second = _attributes(node, change)
     nodes: list[ir.Node] = []
     total: ir.Value | None = None
     for path in paths:
+        first, second = _attributes(node, change.site, path.scheme)
         inputs = [node.inputs[0], path.reduce, *([path.zero] if path.zero else [])]
         reduce = _node(node, f"{path.name}.reduce", node.op_type, inputs, first)
         bias = [] if nodes else node.inputs[2:]
@@ -176,14 +192,13 @@ def _node(
     return new
 
 
-def _attributes(node: ir.Node, change: Change) -> tuple[Attributes, Attributes]:
+def _attributes(node: ir.Node, site: Site, scheme: Scheme) -> tuple[Attributes, Attributes]:
     if node.op_type == "Conv":
-        return _conv_attributes(node, change)
+        return _conv_attributes(node, site, scheme)
     return _gemm_attributes(node) if node.op_type == "Gemm" else ({}, {})
 
 
-def _conv_attributes(node: ir.Node, change: Change) -> tuple[Attributes, Attributes]:
-    site, scheme = change.site, change.scheme
+def _conv_attributes(node: ir.Node, site: Site, scheme: Scheme) -> tuple[Attributes, Attributes]:
     axes = len(site.kernel_shape) - 2
     strides = spatial_attribute(node, "strides", [1] * axes)
     dilations = spatial_attribute(node, "dilations", [1] * axes)

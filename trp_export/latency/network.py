@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from trp_export.bench import median, ratio
 from trp_export.errors import DeviceError
 from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.latency.candidates import offered_ranks
 from trp_export.latency.device import DeviceUnderTest
 from trp_export.latency.forecast import Forecast
+from trp_export.latency.isolated import measure_alone
 from trp_export.latency.sampling import (
     Subject,
     costs_of,
@@ -32,7 +34,7 @@ from trp_export.latency.signature import network_digest, plan_digest, signature
 from trp_export.latency.standin import save_standin
 from trp_export.latency.table import Table
 from trp_export.lowrank.factor import Float64
-from trp_export.lowrank.schemes import Scheme
+from trp_export.lowrank.schemes import Branch, Scheme
 from trp_export.network import Network
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Change, Plan
@@ -40,6 +42,8 @@ from trp_export.planning.shared_budget import Ranks, Timing
 from trp_export.target import block_size
 
 Progress = Callable[[str, float], None]
+
+_DENSE = "dense-standin.onnx"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +69,7 @@ class NetworkLatency:
     def forecast(self, plan: Plan) -> Forecast:
         """What was predicted of a plan beside what it measures."""
         conditions = self.table.conditions
-        what = f"{self.device.specification}, {conditions.cpu}, onnxruntime {conditions.onnxruntime}"
+        what = f"{conditions.device}, {conditions.cpu}, onnxruntime {conditions.onnxruntime}"
         return Forecast(what, self.unit, self.original, self.predicted(plan), self.measured(plan))
 
     def predicted(self, plan: Plan) -> float:
@@ -90,8 +94,6 @@ class NetworkLatency:
 
 
 def _speedup(device: DeviceUnderTest, original: Path, file: Path) -> float:
-    from trp_export.bench import ratio
-
     return ratio(*device.compare([original, file]).measurements).value
 
 
@@ -108,7 +110,7 @@ def measure_network(
 
     Raises DeviceError, and LoadError or UnsupportedError for a network that the device cannot run.
     """
-    subjects = _subjects(network, layers, folder, align)
+    subjects = _subjects(network, layers, folder, align, alone=not device.profiled)
     try:
         digest = network_digest(ir.load(network.original), str(sorted(device.shapes.items())))
         _fill(network, subjects, device, table, digest, folder, progress)
@@ -120,9 +122,9 @@ def measure_network(
     return NetworkLatency(network, device, table, timings, digest, folder, original, dense, progress)
 
 
-def _subjects(network: Network, layers: Sequence[Layer], folder: Path, align: int) -> tuple[Subject, ...]:
+def _subjects(network: Network, layers: Sequence[Layer], folder: Path, align: int, alone: bool) -> tuple[Subject, ...]:
     """The layers that may become pairs, with their signatures in the network that will run."""
-    file = folder / "dense-standin.onnx"
+    file = folder / _DENSE
     save_standin(network, Plan((), "dense"), file)
     model = ir.load(file)
     places = {place.site.name: place for place in find_sites(model, infer_shapes(model, network.inputs))}
@@ -130,7 +132,7 @@ def _subjects(network: Network, layers: Sequence[Layer], folder: Path, align: in
     return tuple(
         Subject(
             layer.site,
-            signature(places[layer.site.name]),
+            signature(places[layer.site.name], alone),
             tuple((curve.scheme, offered_ranks(layer.site, curve.scheme, block, align)) for curve in layer.curves),
         )
         for layer in layers
@@ -147,16 +149,32 @@ def _fill(
     folder: Path,
     progress: Progress,
 ) -> None:
-    """Sample by sample, each put down at once."""
+    """Sample by sample, each put down at once; layer by layer where the device has no profiler."""
+    if not device.profiled:
+        measure_alone(subjects, device, table, folder, lambda share: progress("latency table", share))
+        if _dense_key(digest) not in table:
+            (dense,) = device.compare([folder / _DENSE]).measurements
+            table.add({_dense_key(digest): median(dense) / 1e6})
+        return
     sites = [place.site for place in network.located]
-    plans = plans_to_measure(subjects, sites, table)
+    plans = plans_to_measure(subjects, sites, table, _dense_key(digest))
     samples = []
     for index, plan in enumerate(plans):
         progress("latency table", index / len(plans))
         samples.append(take_sample(network, plan, device, folder))
         table.add(costs_of(samples[-1], plan, subjects))
+        if not plan.changed:
+            table.add({_dense_key(digest): samples[-1].total})
     if plans and not plans[0].changed:
         table.add({_kernel_key(digest): kernel_cost(samples)})
+
+
+def _dense_key(digest: str) -> str:
+    return f"network {digest} dense"
+
+
+def _original_key(digest: str) -> str:
+    return f"network {digest} original"
 
 
 def _kernel_key(digest: str) -> str:
@@ -164,16 +182,12 @@ def _kernel_key(digest: str) -> str:
 
 
 def _whole(network: Network, device: DeviceUnderTest, table: Table, digest: str, folder: Path) -> tuple[float, float]:
-    """The original, and its normal form without low rank."""
-    keys = f"network {digest} original", f"network {digest} dense"
-    if any(key not in table for key in keys):
-        from trp_export.bench import median, ratio
-
-        original, dense = device.compare([network.original, folder / "dense-standin.onnx"]).measurements
-        cost = median(original) / 1e6
-        table.add(dict(zip(keys, (cost, cost / ratio(original, dense).value), strict=True)))
-    known = tuple(table.get(key) or 0.0 for key in keys)
-    return known[0], known[1]
+    """The original, and its normal form without low rank; the original by its ratio to that."""
+    dense = table.get(_dense_key(digest)) or 0.0
+    if _original_key(digest) not in table:
+        speedup = _speedup(device, network.original, folder / _DENSE)
+        table.add({_original_key(digest): dense * speedup})
+    return table.get(_original_key(digest)) or 0.0, dense
 
 
 def _timing(subject: Subject, table: Table, kernel: float) -> Timing | None:
@@ -192,10 +206,10 @@ def _timing(subject: Subject, table: Table, kernel: float) -> Timing | None:
 def _pair_costs(
     subject: Subject, scheme: Scheme, ranks: Sequence[int], table: Table, kernel: float
 ) -> tuple[Ranks, Float64] | None:
-    known = [(rank, cost) for rank in ranks if (cost := table.get(pair_key(subject, scheme, rank))) is not None]
+    known = {rank: cost for rank in ranks if (cost := table.get(pair_key(subject, scheme, rank))) is not None}
     if not known:
         return None
-    offered = np.array([rank for rank in ranks if known[0][0] <= rank <= known[-1][0]], dtype=np.intp)
-    costs = np.interp(offered, *zip(*known, strict=True))
-    kernels = np.array([extra_kernels(Change(subject.site, scheme, int(rank))) for rank in offered])
+    offered = np.array([rank for rank in ranks if min(known) <= rank <= max(known)], dtype=np.intp)
+    costs = np.interp(offered, list(known), list(known.values()))
+    kernels = np.array([extra_kernels(Change(subject.site, (Branch(scheme, int(rank)),))) for rank in offered])
     return offered, np.maximum(costs + kernel * kernels, 1e-6)

@@ -19,7 +19,7 @@ from trp_export.graph.rewrite import WeightNames
 from trp_export.latency.candidates import sampled_ranks
 from trp_export.latency.standin import save_standin
 from trp_export.latency.table import Table
-from trp_export.lowrank.schemes import Scheme
+from trp_export.lowrank.schemes import Branch, Scheme
 from trp_export.lowrank.site import Site
 from trp_export.network import Network
 from trp_export.planning.plan import Change, Decision, Plan
@@ -54,13 +54,16 @@ def extra_kernels(change: Change) -> int:
     return 1 if change.scheme.output_slices else 3 * change.rank - 2
 
 
-def plans_to_measure(subjects: Sequence[Subject], network_sites: Sequence[Site], table: Table) -> list[Plan]:
+def plans_to_measure(
+    subjects: Sequence[Subject], network_sites: Sequence[Site], table: Table, network_key: str
+) -> list[Plan]:
     """The networks whose profiles fill the table: the dense one, then scheme by scheme, level by level.
 
-    Each holds the pairs not known yet, all other layers dense; one that would tell nothing new is left out.
+    Each holds the pairs not known yet, all other layers dense; one that would tell nothing new is left out. The dense
+    one tells the whole network's cost as well, for which the table holds `network_key`.
     """
     plans = []
-    if any(dense_key(subject) not in table for subject in subjects):
+    if any(key not in table for key in (network_key, *map(dense_key, subjects))):
         plans.append(_plan(network_sites, {}))
     planned: set[str] = set()
     for changes in _levels(subjects):
@@ -88,14 +91,14 @@ def _levels(subjects: Sequence[Subject]) -> Iterator[list[tuple[Subject, Change]
             if ranks
         ]
         for level in range(max((len(ranks) for _, _, ranks in sampled), default=0)):
-            yield [(subject, Change(subject.site, scheme, ranks[level])) for subject, scheme, ranks in sampled]
+            yield [
+                (subject, Change(subject.site, (Branch(scheme, ranks[level]),))) for subject, scheme, ranks in sampled
+            ]
 
 
 def _plan(sites: Sequence[Site], changes: Mapping[str, Change]) -> Plan:
     decisions = (
-        Decision(site, change.scheme, change.rank, "sampled")
-        if (change := changes.get(site.name))
-        else Decision(site, None, None, "kept")
+        Decision(site, change.branches, "sampled") if (change := changes.get(site.name)) else Decision(site, (), "kept")
         for site in sites
     )
     return Plan(tuple(decisions), "sample")

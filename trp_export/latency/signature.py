@@ -15,33 +15,34 @@ _FUSED = ("Add", "Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", 
 _MOST_FUSED = 2
 
 
-def signature(place: LocatedSite) -> str:
-    """Of a layer in the graph that runs: batch norm folded, so that its bias is there."""
+def signature(place: LocatedSite, alone: bool = False) -> str:
+    """Of a layer in the graph that runs, batch norm folded, so that its bias is there; or of the layer `alone`."""
     site = place.site
     kernel = "x".join(map(str, site.kernel_shape)) + (f"/{site.group}" if site.group > 1 else "")
-    uses = "; ".join(_use(use, node) for use, node in zip(site.uses, place.nodes, strict=True))
+    uses = "; ".join(
+        _use(use) if alone else f"{_use(use)}{_company(node)}" for use, node in zip(site.uses, place.nodes, strict=True)
+    )
     return f"{site.op} {kernel} {uses}"
 
 
-def _use(use: Use, node: ir.Node) -> str:
+def _use(use: Use) -> str:
     parts = [
         f"{key}={'x'.join(map(str, values))}"
         for key, values in (("in", use.in_extents), ("s", use.strides), ("p", use.pads), ("d", use.dilations))
         if values
     ]
-    bias = "bias" if len(node.inputs) > 2 and node.inputs[2] is not None else ""
-    return " ".join(part for part in (f"n={use.repeats}", *parts, bias, *_fused(node)) if part)
+    return " ".join((f"n={use.repeats}", *parts))
 
 
-def _fused(node: ir.Node) -> list[str]:
-    """The operators that alone read one another, from the layer's output on."""
-    found: list[str] = []
-    while len(found) < _MOST_FUSED:
+def _company(node: ir.Node) -> str:
+    """Its bias, and the operators that alone read one another, from the layer's output on."""
+    found = ["bias"] if len(node.inputs) > 2 and node.inputs[2] is not None else []
+    for _ in range(_MOST_FUSED):
         readers = {reader for reader, _ in node.outputs[0].uses()}
         if len(readers) != 1 or (node := next(iter(readers))).op_type not in _FUSED:
             break
         found.append(node.op_type)
-    return found
+    return "".join(f" {word}" for word in found)
 
 
 def network_digest(model: ir.Model, inputs: str) -> str:
@@ -56,7 +57,10 @@ def network_digest(model: ir.Model, inputs: str) -> str:
 
 def plan_digest(network: str, plan: Plan) -> str:
     """Of a plan on a network of that digest."""
-    choices = [f"{change.site.name}={change.scheme.name}@{change.rank}" for change in plan.changed]
+    choices = [
+        f"{change.site.name}={'+'.join(f'{branch.scheme.name}@{branch.rank}' for branch in change.branches)}"
+        for change in plan.changed
+    ]
     return hashlib.sha256("\n".join([network, *choices]).encode()).hexdigest()[:32]
 
 

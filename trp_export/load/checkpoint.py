@@ -53,16 +53,21 @@ def _multiply_out(
     tensors: Mapping[str, Tensor], arch: str, choices: tuple[Choice, ...], path: Path
 ) -> dict[str, Tensor]:
     """The state dict of the dense network that the pairs amount to."""
+    if any(len(choice.branches) > 1 for choice in choices):
+        raise LoadError(
+            f"{path} holds layers that are sums of pairs, which cannot be told apart again once multiplied out. "
+            "Keep the dense weights and the plan instead."
+        )
     module = build_module(get_architecture(arch), None)
     dense = dict(tensors)
     for choice in choices:
-        if choice.scheme is None or f"{choice.name}.reduce.weight" not in dense:
+        if not choice.branches or f"{choice.name}.reduce.weight" not in dense:
             continue
         layer = _layer(module, choice.name, path)
         try:
             pair = [dense.pop(f"{choice.name}.{part}.weight").double().numpy() for part in ("reduce", "expand")]
             shape = (pair[1].shape[0], *layer.weight.shape[1:])
-            kernel = product(Factors(*pair), choice.scheme, shape, getattr(layer, "groups", 1))
+            kernel = product(Factors(*pair), choice.branches[0].scheme, shape, getattr(layer, "groups", 1))
         except (ValueError, LookupError, AttributeError, ZeroDivisionError) as error:
             raise LoadError(f"{path}: the factors of {choice.name} do not fit its plan.") from error
         dense[f"{choice.name}.weight"] = torch.from_numpy(kernel).to(layer.weight.dtype)

@@ -77,6 +77,15 @@ def calibrate(
     return Calibrated(factors, max(0.0, lost / total) if total else 0.0)
 
 
+def output_variance(kernel: Array, group: int, covariance: Float64) -> float:
+    """Variance of the output, summed over its channels, with the ridge that factors are found under."""
+    d = covariance.shape[1]
+    w = np.asarray(kernel, dtype=np.float64).reshape(group, -1, d)
+    ridge = RIDGE * np.trace(covariance, axis1=1, axis2=2) / d
+    own = np.sum((w @ covariance) * w, axis=(1, 2)) + ridge * np.sum(w**2, axis=(1, 2))
+    return float(own.sum())
+
+
 def bias_shift(kernel: Array, new_kernel: Array, mean: Float64) -> Float64:
     """What to add to the bias so that the mean output stays: (n,). `mean` is (group, d)."""
     n, group = kernel.shape[0], len(mean)

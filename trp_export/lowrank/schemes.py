@@ -83,6 +83,29 @@ def scheme_named(name: str) -> Scheme | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Branch:
+    """A factor pair as a choice: its scheme, and its rank, counted per matrix."""
+
+    scheme: Scheme
+    rank: int
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"{self.scheme.name}: rank {self.rank} is below 1")
+
+    def __str__(self) -> str:
+        return f"{self.scheme.name} {self.rank}"
+
+
+Branches = tuple[Branch, ...]
+
+
+def describe(branches: Branches) -> str:
+    """As people read it: spatial-wise 12 + channel-wise 4."""
+    return " + ".join(map(str, branches))
+
+
+@dataclass(frozen=True, slots=True)
 class PairShape:
     """The two convs that a kernel becomes at one rank: kernel shapes and groups."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from trp_export.lowrank.schemes import Scheme, full_rank, pair_shape
+from trp_export.lowrank.schemes import Branches, Scheme, full_rank, pair_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,14 @@ class Site:
     def params_per_rank(self, scheme: Scheme) -> int:
         return pair_shape(scheme, self.kernel_shape, self.group, 1).params
 
-    def break_even(self, scheme: Scheme) -> int:
-        """The smallest rank at which the pair has as many multiply-adds as the dense layer."""
-        return -(-self.macs // self.macs_per_rank(scheme))
+    def macs_of(self, branches: Branches) -> int:
+        """Multiply-adds of the pairs that the layer becomes; of the dense layer where it becomes none."""
+        return sum(one.rank * self.macs_per_rank(one.scheme) for one in branches) if branches else self.macs
+
+    def params_of(self, branches: Branches) -> int:
+        return sum(one.rank * self.params_per_rank(one.scheme) for one in branches) if branches else self.params
+
+    def break_even(self, scheme: Scheme, after: Branches = ()) -> int:
+        """The smallest rank at which the pair, added to those before it, has as many multiply-adds as the layer."""
+        left = self.macs - (self.macs_of(after) if after else 0)
+        return max(1, -(-left // self.macs_per_rank(scheme)))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from trp_export.lowrank.branches import factorise_branches, residual
 from trp_export.lowrank.factor import Float64, kept_energy, spectrum
 from trp_export.lowrank.schemes import (
     CHANNEL_WISE,
@@ -15,6 +16,8 @@ from trp_export.lowrank.schemes import (
     SPATIAL_WISE,
     SPATIAL_WISE_TRANSPOSED,
     Array,
+    Branch,
+    Branches,
     Scheme,
 )
 from trp_export.lowrank.site import Site
@@ -37,7 +40,8 @@ CHOICES = (*SEVERAL, *FIXED)
 class Curve:
     """One site under one scheme. Index i stands for rank i + 1.
 
-    `singular_values` is (matrices, full rank), `energy` the kept share of squares (full rank,).
+    `singular_values` is (matrices, full rank), `energy` the kept share of squares (full rank,). The pair may be one
+    that comes `after` others and is added to them: it factors what they leave, and energy is that of the sum.
     """
 
     scheme: Scheme
@@ -46,6 +50,19 @@ class Curve:
     macs_per_rank: int
     params_per_rank: int
     break_even: int
+    after: Branches = ()
+    macs_before: int = 0
+    params_before: int = 0
+
+    def macs(self, rank: int) -> int:
+        return self.macs_before + rank * self.macs_per_rank
+
+    def params(self, rank: int) -> int:
+        return self.params_before + rank * self.params_per_rank
+
+    def branches(self, rank: int) -> Branches:
+        """What the layer becomes at a rank."""
+        return (*self.after, Branch(self.scheme, rank))
 
     @property
     def full_rank(self) -> int:
@@ -72,8 +89,22 @@ def schemes_for(site: Site, choice: str) -> tuple[Scheme, ...]:
     return (MATRIX,) if site.is_matrix else (FIXED[choice],)
 
 
-def make_curve(site: Site, scheme: Scheme, kernel: Array) -> Curve:
-    return curve_of(site, scheme, spectrum(kernel, scheme, site.group))
+def make_curve(site: Site, scheme: Scheme, kernel: Array, after: Branches = ()) -> Curve:
+    """The curve of a scheme, or `after` other branches that of what they leave of the kernel."""
+    if not after:
+        return curve_of(site, scheme, spectrum(kernel, scheme, site.group))
+    left = residual(kernel, factorise_branches(kernel, after, site.group), after, site.group)
+    values = spectrum(left, scheme, site.group)
+    whole = float(np.sum(np.asarray(kernel, dtype=np.float64) ** 2))
+    share = float(np.sum(values**2)) / whole if whole else 0.0
+    return replace(
+        curve_of(site, scheme, values),
+        energy=1.0 - share * (1.0 - kept_energy(values)),
+        break_even=site.break_even(scheme, after),
+        after=after,
+        macs_before=site.macs_of(after),
+        params_before=site.params_of(after),
+    )
 
 
 def curve_of(site: Site, scheme: Scheme, singular_values: Float64) -> Curve:

@@ -7,54 +7,54 @@ from dataclasses import dataclass
 from typing import Any
 
 from trp_export.errors import LoadError
-from trp_export.lowrank.schemes import SCHEMES, Scheme, scheme_named
+from trp_export.lowrank.schemes import SCHEMES, Branch, Branches, Scheme, scheme_named
 from trp_export.lowrank.site import Site
 
 FORMAT = "trp-plan"
-VERSION = 1
+VERSION = 2
+_VERSION_WITHOUT_SUMS = 1
+_MOST_BRANCHES = 2
 _SCHEME_NAMES = ", ".join((*SCHEMES, "input-sliced-N", "output-sliced-N"))
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """What happens to one site. `scheme` and `rank` are None where the layer stays as it is."""
+class Change:
+    """A layer that becomes factors: its site, and the pairs that are added up in its place, one or more."""
 
     site: Site
-    scheme: Scheme | None
-    rank: int | None
+    branches: Branches
+
+    @property
+    def scheme(self) -> Scheme:
+        """Of the first pair."""
+        return self.branches[0].scheme
+
+    @property
+    def rank(self) -> int:
+        """Of the first pair."""
+        return self.branches[0].rank
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What happens to one site. There are no `branches` where the layer stays as it is."""
+
+    site: Site
+    branches: Branches
     reason: str
     energy: float = 1.0
 
     def __post_init__(self) -> None:
-        if (self.scheme is None) != (self.rank is None):
-            raise ValueError(f"{self.site.name}: a scheme needs a rank, and a rank a scheme")
-        if self.rank is not None and self.rank < 1:
-            raise ValueError(f"{self.site.name}: rank {self.rank} is below 1")
+        if self.site.is_matrix and len(self.branches) > 1:
+            raise ValueError(f"{self.site.name}: pairs of matrices add up to one of a higher rank")
 
     @property
     def macs(self) -> int:
-        if self.scheme is None or self.rank is None:
-            return self.site.macs
-        return self.rank * self.site.macs_per_rank(self.scheme)
+        return self.site.macs_of(self.branches)
 
     @property
     def params(self) -> int:
-        if self.scheme is None or self.rank is None:
-            return self.site.params
-        return self.rank * self.site.params_per_rank(self.scheme)
-
-    @property
-    def full_rank(self) -> int | None:
-        return None if self.scheme is None else self.site.full_rank(self.scheme)
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A layer that becomes factors: its site, the scheme and the rank, each there for certain."""
-
-    site: Site
-    scheme: Scheme
-    rank: int
+        return self.site.params_of(self.branches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,32 +68,34 @@ class Plan:
 
     @property
     def changed(self) -> tuple[Change, ...]:
-        return tuple(
-            Change(decision.site, decision.scheme, decision.rank)
-            for decision in self.decisions
-            if decision.scheme is not None and decision.rank is not None
-        )
+        return tuple(Change(decision.site, decision.branches) for decision in self.decisions if decision.branches)
 
     def to_json(self) -> dict[str, Any]:
+        """In the oldest version that can say it: pairs that are added up came with version 2."""
+        sums = any(len(decision.branches) > 1 for decision in self.decisions)
         layers = [
-            {
-                "name": decision.site.name,
-                "scheme": decision.scheme.name if decision.scheme else None,
-                "rank": decision.rank,
-                "reason": decision.reason,
-            }
+            {"name": decision.site.name, **_branches_to_json(decision.branches), "reason": decision.reason}
             for decision in self.decisions
         ]
-        return {"format": FORMAT, "version": VERSION, "rule": self.rule, "align": self.align, "layers": layers}
+        version = VERSION if sums else _VERSION_WITHOUT_SUMS
+        return {"format": FORMAT, "version": version, "rule": self.rule, "align": self.align, "layers": layers}
+
+
+def _branches_to_json(branches: Branches) -> dict[str, Any]:
+    if len(branches) > 1:
+        return {"branches": [{"scheme": branch.scheme.name, "rank": branch.rank} for branch in branches]}
+    return {
+        "scheme": branches[0].scheme.name if branches else None,
+        "rank": branches[0].rank if branches else None,
+    }
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One line of a saved plan: a layer's name with its scheme and rank, or neither."""
+    """One line of a saved plan: a layer's name and the pairs it becomes, or none."""
 
     name: str
-    scheme: Scheme | None
-    rank: int | None
+    branches: Branches
     reason: str
 
 
@@ -107,8 +109,10 @@ def parse_plan(document: object, where: str) -> tuple[Choice, ...]:
             document = document[name]
     if not isinstance(document, Mapping) or document.get("format") != FORMAT:
         raise LoadError(f'{where} holds no plan: "format": "{FORMAT}" is missing. Make one with --dry-run --json.')
-    if document.get("version") != VERSION:
-        raise LoadError(f"{where}: plan version {document.get('version')!r} is unknown; this program reads {VERSION}.")
+    if document.get("version") not in (_VERSION_WITHOUT_SUMS, VERSION):
+        raise LoadError(
+            f"{where}: plan version {document.get('version')!r} is unknown; this program reads up to {VERSION}."
+        )
     layers = document.get("layers")
     if not isinstance(layers, list):
         raise LoadError(f'{where}: "layers" must be a list.')
@@ -123,13 +127,24 @@ def parse_plan(document: object, where: str) -> tuple[Choice, ...]:
 def _parse_choice(layer: object, where: str) -> Choice:
     if not isinstance(layer, Mapping) or not isinstance(layer.get("name"), str):
         raise LoadError(f'{where}: "name" must be a text.')
-    name, scheme, rank = layer["name"], layer.get("scheme"), layer.get("rank")
-    if (scheme is None) != (rank is None):
-        raise LoadError(f"{where} ({name}): give both scheme and rank, or neither.")
-    known = scheme_named(scheme) if isinstance(scheme, str) else None
-    if scheme is not None and known is None:
-        raise LoadError(f"{where} ({name}): unknown scheme {scheme!r}; one of {_SCHEME_NAMES}.")
-    if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
-        raise LoadError(f"{where} ({name}): rank must be a whole number of at least 1, not {rank!r}.")
-    reason = layer.get("reason", "")
-    return Choice(name, known, rank, reason if isinstance(reason, str) else "")
+    where, reason = f"{where} ({layer['name']})", layer.get("reason", "")
+    listed = layer.get("branches")
+    if listed is None:
+        kept = layer.get("scheme") is None and layer.get("rank") is None
+        listed = [] if kept else [layer]
+    elif not isinstance(listed, list) or not 1 <= len(listed) <= _MOST_BRANCHES:
+        raise LoadError(f'{where}: "branches" must be a list of 1 to {_MOST_BRANCHES} pairs.')
+    branches = tuple(_parse_branch(branch, where) for branch in listed)
+    return Choice(layer["name"], branches, reason if isinstance(reason, str) else "")
+
+
+def _parse_branch(branch: object, where: str) -> Branch:
+    if not isinstance(branch, Mapping) or branch.get("scheme") is None or branch.get("rank") is None:
+        raise LoadError(f"{where}: give both scheme and rank, or neither.")
+    name, rank = branch["scheme"], branch["rank"]
+    scheme = scheme_named(name) if isinstance(name, str) else None
+    if scheme is None:
+        raise LoadError(f"{where}: unknown scheme {name!r}; one of {_SCHEME_NAMES}.")
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise LoadError(f"{where}: rank must be a whole number of at least 1, not {rank!r}.")
+    return Branch(scheme, rank)

@@ -92,12 +92,12 @@ def plan_by_choices(layers: Sequence[Layer], choices: Sequence[Choice], rule: st
 
 
 def keep(site: Site, reason: str) -> Decision:
-    return Decision(site, None, None, reason)
+    return Decision(site, (), reason)
 
 
 def take(site: Site, curve: Curve, rank: int, reason: str | None = None) -> Decision:
     energy = float(curve.energy[rank - 1])
-    return Decision(site, curve.scheme, rank, reason or describe_energy(energy), energy)
+    return Decision(site, curve.branches(rank), reason or describe_energy(energy), energy)
 
 
 def describe_energy(energy: float) -> str:
@@ -113,7 +113,7 @@ def _decide(layer: Layer, rule: LayerRule, align: int) -> Decision:
         curve, rank = min(wanted, key=lambda pair: pair[1] / pair[0].break_even)
         return keep(layer.site, f"rank {rank} is not below break-even {curve.break_even}")
     aligned = [(curve, align_rank(rank, align, curve.top_rank)) for curve, rank in gainful]
-    curve, rank = min(aligned, key=lambda pair: pair[1] * pair[0].macs_per_rank)
+    curve, rank = min(aligned, key=lambda pair: pair[0].macs(pair[1]))
     return take(layer.site, curve, rank)
 
 
@@ -121,17 +121,23 @@ def _replay(layer: Layer, by_name: Mapping[str, Choice]) -> Decision:
     site, choice = layer.site, by_name.get(layer.site.name)
     if choice is None:
         return keep(site, "not in the plan")
-    if choice.scheme is None or choice.rank is None:
+    if not choice.branches:
         return keep(site, choice.reason or "kept by the plan")
     if site.refusal:
         raise OptionError(f"the plan factors {site.name}, which cannot be: {site.refusal}.")
-    curve = next((curve for curve in layer.curves if curve.scheme == choice.scheme), None)
+    *after, last = choice.branches
+    if after and site.is_matrix:
+        raise OptionError(f"the plan wants a sum of pairs for {site.name}, a matrix: give one pair the sum of ranks.")
+    for branch in choice.branches:
+        if branch.rank > site.full_rank(branch.scheme):
+            full = site.full_rank(branch.scheme)
+            raise OptionError(f"the plan wants rank {branch.rank} for {site.name}, whose full rank is {full}.")
+    found = (curve for curve in layer.curves if curve.scheme == last.scheme and curve.after == tuple(after))
+    curve = next(found, None)
     if curve is None:
         usual = ", ".join(curve.scheme.name for curve in layer.curves)
-        raise OptionError(f"the plan wants {choice.scheme.name} for {site.name}, where only {usual} applies.")
-    if choice.rank > curve.full_rank:
-        raise OptionError(f"the plan wants rank {choice.rank} for {site.name}, whose full rank is {curve.full_rank}.")
-    return take(site, curve, choice.rank, choice.reason or None)
+        raise OptionError(f"the plan wants {last.scheme.name} for {site.name}, where only {usual} applies.")
+    return take(site, curve, last.rank, choice.reason or None)
 
 
 def _few(names: Sequence[str]) -> str:

@@ -86,7 +86,7 @@ def plan_by_macs(
 
     def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
         ranks = ranks_at(curve, align)
-        return ranks, ranks * float(curve.macs_per_rank)
+        return ranks, curve.macs_before + ranks * np.float64(curve.macs_per_rank)
 
     offers = [_offer(layer, layer.site.macs, costs, damage) for layer in layers]
     return _plan(offers, "macs", total_macs, ratio)
@@ -99,7 +99,7 @@ def plan_by_params(
 
     def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
         ranks = ranks_at(curve, align)
-        return ranks, ranks * float(curve.params_per_rank)
+        return ranks, curve.params_before + ranks * np.float64(curve.params_per_rank)
 
     offers = [_offer(layer, layer.site.params, costs, damage) for layer in layers]
     return _plan(offers, "params", total_params, ratio)
@@ -133,7 +133,7 @@ def plan_by_latency(
     allocation = allocate([offer.menu for offer in offers], max(budget, _least(offers) * (1 + 1e-9)))
     assert allocation is not None
     decisions = (
-        replace(decision, reason=_timed(offer, int(chosen), unit)) if decision.scheme is not None else decision
+        replace(decision, reason=_timed(offer, int(chosen), unit)) if decision.branches else decision
         for decision, offer, chosen in zip(_decisions(offers, allocation), offers, allocation.options, strict=True)
     )
     return Plan(tuple(decisions), rule)

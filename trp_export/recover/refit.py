@@ -26,8 +26,8 @@ from trp_export.graph.bias import add_to_bias, takes_bias
 from trp_export.graph.rewrite import set_kernel
 from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.graph.weights import find_bias
-from trp_export.lowrank.calibrated import calibrate
-from trp_export.lowrank.factor import Factors, Float64, product
+from trp_export.lowrank.branches import Pairs, calibrate_branches, sum_products
+from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.site import Site
 from trp_export.planning.plan import Change, Plan
 
@@ -81,7 +81,7 @@ def refit(
             factors[name], shifts[name] = _fit(samples, place, change)
         if name in factors:
             site = change.site
-            set_kernel(place, product(factors[name], change.scheme, site.kernel_shape, site.group))
+            set_kernel(place, sum_products(factors[name], change.branches, site.kernel_shape, site.group))
             add_to_bias(copy, [place], {name: shifts[name]} if name in shifts else {})
     return Fitted(factors, shifts)
 
@@ -129,7 +129,7 @@ def _outputs_at(values: Array, positions: Positions) -> Array:
     return np.ascontiguousarray(taken.reshape(-1, rows.shape[-1]), dtype=np.float32)
 
 
-def _fit(samples: _Samples, place: LocatedSite, change: Change) -> tuple[Factors, Float64]:
+def _fit(samples: _Samples, place: LocatedSite, change: Change) -> tuple[Pairs, Float64]:
     """Reduced-rank regression: the factors, and the shift of the bias that goes with them."""
     shape, group = change.site.kernel_shape, change.site.group
     count = samples.x.shape[1]
@@ -140,10 +140,10 @@ def _fit(samples: _Samples, place: LocatedSite, change: Change) -> tuple[Factors
     cross = np.matmul(y, samples.x).astype(np.float64) / count
     cross -= y_mean.reshape(group, -1, 1) * x_mean[:, None, :]
     regression = _regress(covariance, cross, place.kernel().astype(np.float64).reshape(cross.shape))
-    fit = calibrate(regression.reshape(shape), change.scheme, group, change.rank, covariance)
-    kernel = product(fit.factors, change.scheme, shape, group).reshape(cross.shape)
+    pairs = calibrate_branches(regression.reshape(shape), change.branches, group, covariance)
+    kernel = sum_products(pairs, change.branches, shape, group).reshape(cross.shape)
     bias = y_mean - np.einsum("gnd,gd->gn", kernel, x_mean).reshape(-1)
-    return fit.factors, bias - find_bias(place.nodes[0])
+    return pairs, bias - find_bias(place.nodes[0])
 
 
 def _regress(covariance: Float64, cross: Float64, kernel: Float64) -> Float64:

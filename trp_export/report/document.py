@@ -133,14 +133,16 @@ def versions() -> dict[str, str]:
 def _layer(decision: Decision, layer_ms: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
     site = decision.site
     dense_ms, pair_ms = layer_ms.get(site.name, (None, None))
+    first = decision.branches[0] if decision.branches else None
     return {
         "name": site.name,
         "op": site.op,
         "kernel": list(site.kernel_shape),
         "group": site.group,
-        "scheme": decision.scheme.name if decision.scheme else None,
-        "rank": decision.rank,
-        "full_rank": decision.full_rank,
+        "scheme": first.scheme.name if first else None,
+        "rank": first.rank if first else None,
+        "full_rank": site.full_rank(first.scheme) if first else None,
+        "added": [{"scheme": pair.scheme.name, "rank": pair.rank} for pair in decision.branches[1:]],
         "energy": decision.energy,
         "params_before": site.params,
         "params_after": decision.params,

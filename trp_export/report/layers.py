@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from trp_export.lowrank.schemes import describe
 from trp_export.planning.curves import Curve, Layer
 from trp_export.planning.plan import Decision, Plan
 from trp_export.planning.rules import describe_energy
@@ -73,15 +74,16 @@ _INTRO = (
 
 def _row(decision: Decision, largest: int, milliseconds: Markup | None) -> Markup:
     site = decision.site
-    kept = decision.scheme is None
+    kept = not decision.branches
     detail = f"{site.op} {kernel(site.kernel_shape, site.group)}" if site.kernel_shape else site.op
     name = element("th", shorten(site.name, _NAME), element("small", shorten(detail, _NAME)), scope="row")
     if kept:
         becomes = element("td", "kept as it is", class_="becomes kept")
         costs = count(site.macs)
     else:
-        rank = f"rank {decision.rank} of {decision.full_rank}"
-        becomes = element("td", decision.scheme and decision.scheme.name, element("small", rank), class_="becomes")
+        names = " + ".join(one.scheme.name for one in decision.branches)
+        ranks = " + ".join(f"{one.rank} of {site.full_rank(one.scheme)}" for one in decision.branches)
+        becomes = element("td", names, element("small", f"rank {ranks}"), class_="becomes")
         costs = f"{count(site.macs)} → {count(decision.macs)}, {times(site.macs, decision.macs)}"
     drawn = bars(site.macs, None if kept else decision.macs, largest)
     macs = element("td", drawn, element("small", costs), class_="macs")
@@ -94,8 +96,8 @@ def _milliseconds(decision: Decision, timed: Times, slowest: float) -> Markup:
     found = timed.get(decision.site.name)
     if found is None:
         return element("td", element("small", "-"), class_="ms")
-    words = _dense_and_pair(found) if decision.scheme is not None else f"{found[0]:.3g} ms"
-    drawn = bars(found[0], found[1] if decision.scheme is not None else None, slowest)
+    words = _dense_and_pair(found) if decision.branches else f"{found[0]:.3g} ms"
+    drawn = bars(found[0], found[1] if decision.branches else None, slowest)
     return element("td", drawn, element("small", words), class_="ms")
 
 
@@ -105,7 +107,7 @@ def _dense_and_pair(found: tuple[float, float]) -> str:
 
 def _sum_of(shown: Sequence[Decision], timed: Times) -> str:
     """How the times of layers were taken, and how many pairs gain nothing."""
-    changed = [timed[one.site.name] for one in shown if one.scheme is not None and one.site.name in timed]
+    changed = [timed[one.site.name] for one in shown if one.branches and one.site.name in timed]
     dense, pairs = (sum(found[index] for found in changed) for index in (0, 1))
     slower = sum(after >= before for before, after in changed)
     told = f" Of {len(changed)} pairs, {slower} took as long as their layer or longer." if slower else ""
@@ -120,8 +122,10 @@ def _curve(decision: Decision, layer: Layer | None) -> Curve | None:
     """The curve of the scheme that was chosen; of a layer that is kept, the one that loses least where it saves."""
     if layer is None or not layer.curves:
         return None
-    if decision.scheme is not None:
-        return next((curve for curve in layer.curves if curve.scheme == decision.scheme), None)
+    if decision.branches:
+        *after, last = decision.branches
+        found = (curve for curve in layer.curves if curve.scheme == last.scheme and curve.after == tuple(after))
+        return next(found, None)
     return max(layer.curves, key=_best_energy)
 
 
@@ -132,9 +136,9 @@ def _best_energy(curve: Curve) -> float:
 def _card(decision: Decision, curve: Curve, found_ms: tuple[float, float] | None) -> Markup:
     name = shorten(decision.site.name, _NAME)
     words = _caption(decision, curve)
-    if found_ms is not None and decision.scheme is not None:
+    if found_ms is not None and decision.branches:
         words = f"{words}; {_dense_and_pair(found_ms)}"
-    rank = decision.rank if decision.scheme is not None else None
+    rank = decision.branches[-1].rank if decision.branches else None
     return element(
         "figure",
         element("h3", name),
@@ -144,9 +148,11 @@ def _card(decision: Decision, curve: Curve, found_ms: tuple[float, float] | None
 
 
 def _caption(decision: Decision, curve: Curve) -> str:
-    if decision.rank is not None:
-        cut = f"{curve.scheme.name}, rank {decision.rank} of {curve.full_rank}"
-        return f"{cut}: {_energy(curve, decision.rank)}, {times(decision.site.macs, decision.macs)} fewer MACs"
+    if decision.branches:
+        last = decision.branches[-1]
+        first = f"{describe(curve.after)} + " if curve.after else ""
+        cut = f"{first}{curve.scheme.name}, rank {last.rank} of {curve.full_rank}"
+        return f"{cut}: {_energy(curve, last.rank)}, {times(decision.site.macs, decision.macs)} fewer MACs"
     reason = shorten(decision.reason, _REASON)
     if not curve.top_rank:
         return f"kept: {reason}"

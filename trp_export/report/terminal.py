@@ -16,7 +16,7 @@ from trp_export.report.frontier import SMALLER, limit, measured_on, tried
 from trp_export.report.markup import plain
 from trp_export.report.summary import compared
 from trp_export.report.variants import lines
-from trp_export.report.words import SHORT_SCHEMES, change, headline, kernel, shorten, times, tone
+from trp_export.report.words import change, headline, kernel, short_schemes, shorten, times, tone
 from trp_export.verify import Agreement
 
 WIDTH_WHEN_PIPED = 120
@@ -63,10 +63,15 @@ def _layer_table(report: Report, width: int) -> Table:
     """Three columns: a layer that is kept says why across the room of scheme, rank and MACs."""
     decisions = report.plan.decisions
     kernels = [shorten(kernel(one.site.kernel_shape, one.site.group), _LONGEST_KERNEL) for one in decisions]
-    ranks = [f"{one.rank}/{one.full_rank}" if one.scheme else "" for one in decisions]
+    schemes = [short_schemes(one.branches) for one in decisions]
+    ranks = [_ranks(one) for one in decisions]
+    scheme_width = max(map(len, ["decouple ", *schemes]))
     rank_width = max(map(len, ["rank", *ranks]))
-    outcomes = [_outcome(one, rank, rank_width) for one, rank in zip(decisions, ranks, strict=True)]
-    head = Text(f"{'becomes':<9}  {'rank':>{rank_width}}  energy  {'MACs':>6}", style="dim")
+    outcomes = [
+        _outcome(one, f"{scheme:<{scheme_width}}", f"{rank:>{rank_width}}")
+        for one, scheme, rank in zip(decisions, schemes, ranks, strict=True)
+    ]
+    head = Text(f"{'becomes':<{scheme_width}}  {'rank':>{rank_width}}  energy  {'MACs':>6}", style="dim")
     needed = min(_WIDEST_OUTCOME, max([len(head), *(len(line) for line in outcomes)]))
     room = max(_SHORTEST_NAME, width - max(map(len, ["kernel", *kernels])) - needed - 4)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
@@ -79,17 +84,20 @@ def _layer_table(report: Report, width: int) -> Table:
     return table
 
 
-def _outcome(decision: Decision, rank: str, rank_width: int) -> Text:
+def _ranks(decision: Decision) -> str:
+    return " + ".join(f"{one.rank}/{decision.site.full_rank(one.scheme)}" for one in decision.branches)
+
+
+def _outcome(decision: Decision, scheme: str, rank: str) -> Text:
     """One line; the reason of a factored layer only where it says more than the energy."""
     reason = _one_line(decision.reason)
-    if decision.scheme is None:
+    if not decision.branches:
         return Text(f"kept: {reason}", style="dim")
-    scheme = SHORT_SCHEMES.get(decision.scheme.name, decision.scheme.name)
     reason = "" if reason.startswith("energy ") else f"  {reason}"
     ratio = times(decision.site.macs, decision.macs)
     return Text.assemble(
-        (f"{scheme:<9}", "cyan"),
-        f"  {rank:>{rank_width}}  {_energy(decision.energy)}  ",
+        (scheme, "cyan"),
+        f"  {rank}  {_energy(decision.energy)}  ",
         (f"{ratio:>6}", "green" if decision.macs < decision.site.macs else "red"),
         reason,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from trp_export.lowrank.schemes import Branches
 from trp_export.report.document import Report
 from trp_export.report.markup import plain
 
@@ -155,6 +156,15 @@ def times(before: float, after: float) -> str:
 def kernel(shape: tuple[int, ...], group: int) -> str:
     """16x16x3x3, and /4 for four groups."""
     return "x".join(map(str, shape)) + (f" /{group}" if group > 1 else "")
+
+
+def short_schemes(branches: Branches) -> str:
+    """The schemes of a layer's pairs: spatial + channel, and in-4 for four slices of the input."""
+    return " + ".join(
+        SHORT_SCHEMES.get(one.scheme.name)
+        or one.scheme.name.replace("input-sliced", "in").replace("output-sliced", "out")
+        for one in branches
+    )
 
 
 def shorten(text: str, width: int) -> str:
