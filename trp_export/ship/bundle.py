@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import external_data_helper
 
+from trp_export.errors import OptionError
 from trp_export.images import ImageSet, load_images
 from trp_export.images import Preprocessing as Given
 from trp_export.options import Options
@@ -71,7 +72,7 @@ def describe(model: Path, report: Report, source: Sequence[Path], licence: str |
         files={},
         opset={one.domain: one.version for one in proto.opset_import},
         ir_version=proto.ir_version,
-        precision=_precision(proto),
+        precision=precision_of(proto),
         inputs=inputs,
         outputs=outputs,
         preprocessing=_preprocessing(report, inputs, images),
@@ -128,7 +129,7 @@ def _tensor(value: onnx.ValueInfoProto) -> Tensor:
     return Tensor(value.name, shape, str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name))
 
 
-def _precision(proto: onnx.ModelProto) -> str:
+def precision_of(proto: onnx.ModelProto) -> str:
     """What most of the arithmetic is done in, told by the file itself."""
     operators = {node.op_type for node in proto.graph.node}
     if operators & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"}:
@@ -158,6 +159,9 @@ def _preprocessing(report: Report, inputs: Sequence[Tensor], images: ImageSet | 
     if images is None and given == Given():
         return None
     _, channels, height, width = inputs[0].shape
+    for option, values in (("--mean", given.mean), ("--std", given.std)):
+        if values is not None and len(values) not in (1, channels):
+            raise OptionError(f"{option} has {len(values)} numbers for {channels} channels.")
     size = (height, width) if height and width else None
     plain = given.resize is None and given.crop is None
     return Preprocessing(

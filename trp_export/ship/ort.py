@@ -13,8 +13,11 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import onnx
+
 from trp_export.errors import first_line
 from trp_export.options import Target
+from trp_export.ship.bundle import precision_of
 from trp_export.ship.manifest import Ort
 from trp_export.verify.compare import distance
 from trp_export.verify.sessions import CannotRunError, noise, run
@@ -22,17 +25,14 @@ from trp_export.verify.sessions import CannotRunError, noise, run
 MODEL, OPERATORS = "model.ort", "required_operators.config"
 _WORKER = Path(__file__).with_name("ort_worker.py")
 _TIMEOUT_S = 300
-# Relative L2 between two layouts of one float model, and of one whose values are steps.
-_TOLERANCE, _STEPS_TOLERANCE = 1e-3, 5e-2
+# Relative L2 between two layouts of one model. In int8, rounding the other way moves a value by a whole step.
+_TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "int8": 5e-2}
 
 
 def convert(
-    model: Path, target: Target, shapes: Mapping[str, Sequence[int | None]], steps: bool = False
+    model: Path, target: Target, shapes: Mapping[str, Sequence[int | None]]
 ) -> tuple[Ort | None, tuple[str, ...]]:
-    """Write `model.ort` and the operators it needs beside a model; None and the reason where that cannot be done.
-
-    `steps`: the model is int8, so that rounding the other way moves a value by a whole step.
-    """
+    """Write `model.ort` and the operators it needs beside a model; None and the reason where that cannot be done."""
     try:
         done = subprocess.run(
             [sys.executable, str(_WORKER), model.name, ".", target],
@@ -53,7 +53,7 @@ def convert(
         apart = distance(run(model, [inputs]), run(made, [inputs]))
     except CannotRunError as error:
         return _refuse(model, first_line(error))
-    if not apart.relative_l2 <= (_STEPS_TOLERANCE if steps else _TOLERANCE):
+    if not apart.relative_l2 <= _TOLERANCE[precision_of(onnx.load(model, load_external_data=False))]:
         return _refuse(model, f"loaded back, its outputs are {apart.relative_l2:.2g} apart (relative L2)")
     usability = json.loads(done.stdout)["usability"]
     ort = Ort(MODEL, OPERATORS, target, version("onnxruntime"), apart.max_abs, apart.relative_l2, usability)

@@ -22,7 +22,7 @@ fun load(environment: OrtEnvironment, folder: File, digest: String): Bundle {
     val file = File(folder, "manifest.json")
     require(file.length() <= MOST_MANIFEST_BYTES) { "manifest.json is larger than any manifest is" }
     val written = file.readBytes()
-    require(sha256(written) == digest.trim().lowercase()) { "manifest.json is not the one that this digest stands for" }
+    require(sha256(written).equals(digest.trim(), ignoreCase = true)) { "manifest.json is not the one that this digest stands for" }
     val manifest = JSONObject(String(written, Charsets.UTF_8))
     require(manifest.getString("format") == "trp-bundle" && manifest.getInt("version") == 1) { "not a bundle of version 1" }
     val name = manifest.getString("model")
@@ -40,7 +40,7 @@ fun prepare(environment: OrtEnvironment, pixels: IntArray, width: Int, height: I
     val values = FloatBuffer.allocate(channels * pixels.size)
     for (channel in 0 until channels) {
         for (pixel in pixels) {
-            val value = if (channels == 1) grey(pixel) else (pixel shr (16 - 8 * channel)) and 0xff
+            val value = if (channels == 1) grey(pixel) else ((pixel shr (16 - 8 * channel)) and 0xff)
             values.put(((value * scale - mean.getDouble(channel)) / std.getDouble(channel)).toFloat())
         }
     }
