@@ -31,9 +31,11 @@ from trp_export.latency.table import Table, cache_file
 from trp_export.load import load
 from trp_export.load.source import LoadOptions
 from trp_export.lowrank.factor import spectrum
+from trp_export.lowrank.schemes import describe as words
 from trp_export.network import Network, analyse
 from trp_export.planning.curves import Layer, curve_of, schemes_for
 from trp_export.planning.plan import Decision, Plan
+from trp_export.planning.rules import keep, take
 from trp_export.planning.shared_budget import lost_energy, plan_by_macs
 from trp_export.target import block_size
 
@@ -158,8 +160,8 @@ def alike(layer: Layer, choice: str, ratio: float) -> Decision:
             block = block_size()
             aligned = max(block, round(rank / block) * block) if curve.top_rank >= block else max(1, round(rank))
             if aligned <= curve.top_rank:
-                return Decision(layer.site, curve.scheme, aligned, choice, float(curve.energy[aligned - 1]))
-    return Decision(layer.site, None, None, "kept")
+                return take(layer.site, curve, aligned, choice)
+    return keep(layer.site, "kept")
 
 
 def describe(subject: Subject, plan: Plan) -> dict[str, Any]:
@@ -178,10 +180,7 @@ def describe(subject: Subject, plan: Plan) -> dict[str, Any]:
         "macs": network.macs / after,
         "quotient": speedup / (network.macs / after),
         "damage": sum(1 - decision.energy for decision in plan.decisions),
-        "layers": [
-            [decision.site.name, decision.scheme.name if decision.scheme else None, decision.rank]
-            for decision in plan.decisions
-        ],
+        "layers": [[decision.site.name, words(decision.branches) or None] for decision in plan.decisions],
     }
 
 
@@ -211,7 +210,108 @@ def load_facts(name: str) -> dict[str, Any]:
     return dict(read(WORK / f"{name}.json") or {})
 
 
-STEPS = {"models": models, "time": measure}
+def tables(names: Sequence[str], clock: Clock) -> None:
+    """Every figure as a table, and predicted against measured as a picture."""
+    DOCS.mkdir(parents=True, exist_ok=True)
+    found = {name: load_facts(name) for name in names if load_facts(name)}
+    lines = ["# Plans by latency, as measured", "", *where(), *predictions(found), *wishes(found), *rivalry(found)]
+    (DOCS / "measured.md").write_text("\n".join(lines) + "\n")
+    draw(found)
+    print(DOCS / "measured.md")
+
+
+def where() -> list[str]:
+    """The device, from its table."""
+    (file,) = (WORK / "tables").glob("local-*.json")
+    conditions = read(file)["conditions"]
+    return [
+        f"{conditions['cpu']}, {conditions['logical_cores']} cores, {conditions['threads']} thread, onnxruntime "
+        f"{conditions['onnxruntime']}; torchvision's networks with random weights, 1x3x224x224, scheme auto. Made by "
+        "`tools/bench_plans.py`. Damage is lost energy, summed over layers.",
+        "",
+    ]
+
+
+def predictions(found: dict[str, dict[str, Any]]) -> list[str]:
+    lines = ["## Predicted by the table alone", ""]
+    lines += [
+        "| network | original, ms | predicted | measured | error | MACs | quotient |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, facts in found.items():
+        for one in points(facts):
+            lines.append(
+                f"| {name} | {one['original_ms']:.2f} | {one['predicted']:.2f}x | {one['measured']:.2f}x | "
+                f"{one['predicted'] / one['measured'] - 1:+.1%} | {one['macs']:.2f}x | {one['quotient']:.2f} |"
+            )
+    return [*lines, ""]
+
+
+def points(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The plans of the table alone, each once: beyond its reach the fastest plan comes again and again."""
+    plans = {json.dumps(one["layers"]): one for key, one in facts.items() if key.startswith("predicted")}
+    return list(plans.values())
+
+
+def wishes(found: dict[str, dict[str, Any]]) -> list[str]:
+    lines = ["## Wished", "", "| network | wish | measured | MACs | quotient | damage |", "|---|---|---|---|---|---|"]
+    for name, facts in found.items():
+        for ratio in WISHED:
+            one = facts.get(f"wished {ratio:g}")
+            if one and "refused" in one:
+                lines.append(f"| {name} | {ratio:g}x | refused: {one['refused'].partition(': ')[2]} | | | |")
+            elif one:
+                lines.append(f"| {name} | {ratio:g}x | {row(one)}")
+    return [*lines, ""]
+
+
+def rivalry(found: dict[str, dict[str, Any]]) -> list[str]:
+    lines = [f"## Pushed to {GOAL:g}x measured", ""]
+    lines += ["| network | plan | measured | MACs | quotient | damage |", "|---|---|---|---|---|---|"]
+    for name, facts in found.items():
+        plans = {"latency": facts.get(f"wished {GOAL:g}"), **{rival: facts.get(f"rival {rival}") for rival in RIVALS}}
+        lines += [
+            f"| {name} | {RIVAL_WORDS[key]} | {row(one)}" for key, one in plans.items() if one and name in RIVALRY
+        ]
+    return [*lines, ""]
+
+
+RIVAL_WORDS = {
+    "latency": "latency",
+    "macs": "MACs, ranks in blocks",
+    "channel": "every layer alike, channel-wise",
+    "spatial": "every layer alike, spatial-wise",
+    "pointwise": "every layer alike, pointwise-first",
+}
+
+
+def row(one: dict[str, Any]) -> str:
+    return f"{one['measured']:.3f}x | {one['macs']:.2f}x | {one['quotient']:.3f} | {one['damage']:.2f} |"
+
+
+def draw(found: dict[str, dict[str, Any]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5, 5), layout="constrained")
+    for (name, facts), marker in zip(found.items(), "os^D", strict=False):
+        plans = points(facts)
+        axes.plot([one["predicted"] for one in plans], [one["measured"] for one in plans], marker, label=name)
+    ends = np.array(
+        [1.0, max(max(one["measured"], one["predicted"]) for facts in found.values() for one in points(facts))]
+    )
+    axes.plot(ends, ends, "k-", linewidth=0.8)
+    axes.fill_between(ends, ends / 1.1, ends * 1.1, color="0.9", label="within 10 %")
+    axes.set_xlabel("predicted speed-up of the whole network")
+    axes.set_ylabel("measured speed-up")
+    axes.legend()
+    figure.savefig(DOCS / "predicted.svg", metadata={"Date": None})
+    figure.savefig(WORK / "predicted.png", dpi=100)
+
+
+STEPS = {"models": models, "time": measure, "tables": tables}
 
 
 def main() -> None:

@@ -133,13 +133,15 @@ def plan_export(model: str | Path | nn.Module, options: Options, folder: Path, p
     else:
         plan = plan_by(rule)
     before = Cost(network.params, network.macs, network.original_bytes)
+    forecast = latency.forecast(plan) if latency is not None else None
+    notes = (*notes, *(forecast.remarks if forecast is not None else ()))
     report = Report(
         network.source,
         options,
         plan,
         before,
         frontier=frontier,
-        forecast=latency.forecast(plan) if latency is not None else None,
+        forecast=forecast,
         notes=tuple(dict.fromkeys(notes)),
     )
     return Planned(network, layers, known, judge, latency, report)

@@ -25,6 +25,7 @@ from trp_export.bench.devices.base import Start
 from trp_export.bench.devices.cache import cached
 from trp_export.bench.devices.local import PipeRunner
 from trp_export.bench.devices.ssh import parse_target
+from trp_export.bench.profile import profile_and_time
 from trp_export.errors import DeviceError
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
@@ -115,6 +116,17 @@ def test_measures_and_leaves_nothing(board: Board, conv_net: Path, no_process_le
         assert len(one.processes) == 2
         assert one.deviation is not None
         assert one.deviation.relative_l2 <= one.deviation.limit
+    assert board.leftovers() == []
+
+
+def test_a_board_is_profiled_layer_by_layer(board: Board, conv_net: Path, no_process_left: None) -> None:
+    (case,) = read_cases([conv_net])
+    with open_device(board.spec, board.settings) as device:
+        device.stage([case])
+        found, total_ms = profile_and_time(device, 0, case, Start(1, (), "CPUExecutionProvider", 30.0), 1e7)
+    assert {layer.name for layer in found.layers} >= {"conv1", "fc"}
+    assert all(layer.ms > 0 for layer in found.layers)
+    assert total_ms > 0
     assert board.leftovers() == []
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trp_export.bench import Comparison, Settings, compare
@@ -38,6 +38,10 @@ class DeviceUnderTest:
     @property
     def profiled(self) -> bool:
         return self.kind in _PROFILED
+
+    def feeding(self, shapes: Mapping[str, tuple[int, ...]]) -> DeviceUnderTest:
+        """The same device for a model of other inputs."""
+        return replace(self, shapes=shapes)
 
     def conditions(self) -> Conditions:
         """What costs depend on, as the device itself tells. Raises DeviceError."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Predictions for networks that fit a cache only when compressed are up to 10 % off without any disturbance.
+_FAR_OFF = 0.2
+
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """Costs of the whole network in `unit`: the `original` as measured, and under the plan as `predicted`.
 
     `measured` is how many times as fast as the original the network was with arbitrary factors, before the real ones
-    were made. `device` is what the costs were measured on.
+    were made. `device` is what the costs were measured on, `table` the file of the cache that holds them.
     """
 
     device: str
+    table: str | None
     unit: str
     original: float
     predicted: float
@@ -28,6 +32,16 @@ class Forecast:
     def error(self) -> float:
         """How far the measured cost lies above the predicted one, as a share of it."""
         return self.speedup / self.measured - 1
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """A word where the prediction was so far off that the table is not to be believed."""
+        if abs(self.error) < _FAR_OFF:
+            return ()
+        return (
+            f"the latency table was off by {abs(self.error):.0%}: something else ran while it was measured, or here. "
+            f"The plan was corrected; without {self.table or 'the tables given'} it is measured afresh",
+        )
 
     def __str__(self) -> str:
         return (

@@ -70,7 +70,7 @@ class NetworkLatency:
         """What was predicted of a plan beside what it measures."""
         conditions = self.table.conditions
         what = f"{conditions.device}, {conditions.cpu}, onnxruntime {conditions.onnxruntime}"
-        return Forecast(what, self.unit, self.original, self.predicted(plan), self.measured(plan))
+        return Forecast(what, self.table.name, self.unit, self.original, self.predicted(plan), self.measured(plan))
 
     def predicted(self, plan: Plan) -> float:
         """The cost of the whole network under a plan whose ranks are on offer."""

@@ -12,7 +12,7 @@ from trp_export.planning.plan import Plan
 from trp_export.planning.shared_budget import Damage, plan_by_latency
 
 # A wish is met within this share; steps of whole blocks of channels are coarser in a small network.
-_NEAR = 0.015
+_NEAR = 0.01
 # Short of the wish by more than this, the fastest plan is not what was asked for.
 _REACHED = 0.95
 _MOST_TRIES = 6

@@ -65,6 +65,11 @@ class Table:
         self._given = dict(given or {})
         self._own = _cached(path, conditions)
 
+    @property
+    def name(self) -> str | None:
+        """Of the file in the cache."""
+        return self._path.name if self._path is not None else None
+
     def get(self, key: str) -> float | None:
         """The cost of a key, None where it has not been measured."""
         known = self._given.get(key) or self._own.get(key)
@@ -154,25 +159,30 @@ def _cached(path: Path | None, conditions: Conditions) -> dict[str, list[float]]
 
 
 def _conditions(given: object, path: Path) -> Conditions:
-    kinds = {field.name: field.type for field in dataclasses.fields(Conditions)}
-    if not isinstance(given, dict) or set(given) != set(kinds):
-        raise LoadError(f'{path}: "conditions" must hold {", ".join(kinds)}.')
-    for name, kind in kinds.items():
-        value = given[name]
-        sound = {
-            "str": lambda value: isinstance(value, str) and len(value) <= _LONGEST_KEY,
-            "int": _is_count,
-            "tuple[int, ...]": lambda value: (
-                isinstance(value, list) and len(value) < 10_000 and all(map(_is_count, value))
-            ),
-        }[str(kind)]
-        if not sound(value):
-            raise LoadError(f"{path}: {name} cannot be {str(value)[:60]!r}.")
+    names = [field.name for field in dataclasses.fields(Conditions)]
+    if not isinstance(given, dict) or set(given) != set(names):
+        raise LoadError(f'{path}: "conditions" must hold {", ".join(names)}.')
+    for name in names:
+        sound = _COUNTED.get(name, _is_text)
+        if not sound(given[name]):
+            raise LoadError(f"{path}: {name} cannot be {str(given[name])[:60]!r}.")
     return Conditions(**{**given, "cores": tuple(given["cores"])})
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= _LONGEST_KEY
+
+
+def _are_counts(value: object) -> bool:
+    return isinstance(value, list) and len(value) < _MOST_COSTS and all(map(_is_count, value))
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+# What is not text.
+_COUNTED = {"logical_cores": _is_count, "threads": _is_count, "cores": _are_counts}
 
 
 def _costs(given: object, path: Path) -> Costs:

@@ -1,0 +1,87 @@
+"""A device whose costs are known: each node costs a little and something per multiply-add, nothing else matters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from trp_export.bench import Comparison, Environment, Measurement, Process
+from trp_export.bench.profile import Layer, Profile
+from trp_export.errors import DeviceError
+from trp_export.graph.cost import count_macs
+from trp_export.graph.shapes import infer_shapes
+from trp_export.graph.sites import find_sites
+from trp_export.latency.table import Conditions
+
+CONDITIONS = Conditions("fake", "abacus", "brass", 1, (0,), 1, "hands", "1.0", "ms")
+PER_NODE = 0.01
+PER_MAC = 1e-6
+OTHER = 0.05
+
+
+@dataclass
+class FakeDevice:
+    """Stands in for DeviceUnderTest. `scale` changes what whole networks take, `dies_after` that many profiles."""
+
+    shapes: dict[str, tuple[int, ...]]
+    scale: float = 1.0
+    dies_after: int = 1000
+    specification: str = "fake"
+    profiled: bool = True
+    profiles: int = 0
+    comparisons: int = 0
+    files: list[str] = field(default_factory=list)
+
+    def conditions(self) -> Conditions:
+        return CONDITIONS
+
+    def profile(self, file: Path) -> tuple[Profile, float]:
+        if self.profiles >= self.dies_after:
+            raise DeviceError("the abacus fell.")
+        self.profiles += 1
+        costs = self.costs(file)
+        layers = tuple(Layer(name, "Conv", ms, 0, 1) for name, ms in costs.items())
+        return Profile(file.name, layers, {"pool": OTHER}, len(layers) + 1), sum(costs.values()) + OTHER
+
+    def compare(self, files: Sequence[Path]) -> Comparison:
+        self.comparisons += 1
+        taken = [OTHER + sum(self.costs(file).values()) for file in files]
+        taken[1:] = [one * self.scale for one in taken[1:]]
+        environment = Environment("fake", "", "", "", 1, "", (0,), 1, "", "", "")
+        measurements = (
+            Measurement(file.name, "", 0, (Process(0, 0.0, 0, 0, (round(ms * 1e6),)),), None, {})
+            for file, ms in zip(files, taken, strict=True)
+        )
+        return Comparison(environment, tuple(measurements), (), 0.0)
+
+    def feeding(self, shapes: Mapping[str, tuple[int, ...]]) -> FakeDevice:
+        return AloneDevice(dict(shapes), owner=self)
+
+    def costs(self, file: Path) -> dict[str, float]:
+        """By layer, the factors of a pair together, as a profile tells them."""
+        model = ir.load(file)
+        shapes = infer_shapes(model, self.shapes)
+        costs: dict[str, float] = {}
+        for place in find_sites(model, shapes):
+            name = place.site.name.removesuffix(".reduce").removesuffix(".expand")
+            costs[name] = costs.get(name, 0.0) + PER_NODE + PER_MAC * place.site.macs
+        assert (
+            abs(sum(costs.values()) - PER_NODE * len(find_sites(model, shapes)) - PER_MAC * count_macs(model, shapes))
+            < 1e-9
+        )
+        return costs
+
+
+@dataclass
+class AloneDevice(FakeDevice):
+    """The same device, fed other inputs; its comparisons count as those of its owner, unscaled."""
+
+    owner: FakeDevice | None = None
+
+    def compare(self, files: Sequence[Path]) -> Comparison:
+        assert self.owner is not None
+        self.owner.comparisons += 1
+        return super().compare(files)
