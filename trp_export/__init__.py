@@ -13,7 +13,17 @@ from trp_export.errors import TrpError
 
 if TYPE_CHECKING:
     from trp_export.load import LoadOptions
-    from trp_export.options import Benchmark, Images, Macs, MaxDrop, Options, SavedPlan, Selection
+    from trp_export.options import (
+        Benchmark,
+        Images,
+        LatencyTables,
+        Macs,
+        MaxDrop,
+        Options,
+        SavedPlan,
+        Selection,
+        Speedup,
+    )
     from trp_export.pipeline import compress
     from trp_export.planning.rules import Energy, Rank, Threshold
 
@@ -21,11 +31,13 @@ _HOMES = {
     "LoadOptions": "trp_export.load",
     "Benchmark": "trp_export.options",
     "Images": "trp_export.options",
+    "LatencyTables": "trp_export.options",
     "Macs": "trp_export.options",
     "MaxDrop": "trp_export.options",
     "Options": "trp_export.options",
     "SavedPlan": "trp_export.options",
     "Selection": "trp_export.options",
+    "Speedup": "trp_export.options",
     "compress": "trp_export.pipeline",
     "Energy": "trp_export.planning.rules",
     "Rank": "trp_export.planning.rules",
@@ -36,6 +48,7 @@ __all__ = [
     "Benchmark",
     "Energy",
     "Images",
+    "LatencyTables",
     "LoadOptions",
     "Macs",
     "MaxDrop",
@@ -43,6 +56,7 @@ __all__ = [
     "Rank",
     "SavedPlan",
     "Selection",
+    "Speedup",
     "Threshold",
     "TrpError",
     "compress",
