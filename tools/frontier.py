@@ -1,8 +1,8 @@
 """Accuracy against measured latency: ResNet-20 and ResNet-32 at several budgets, on held-back training images.
 
-    python tools/frontier.py make --data ../shared/data/cifar10 --models ../shared/models    # the networks, with images
-    python tools/frontier.py time                           # their latency, side by side, on a quiet machine
-    python tools/frontier.py report --out docs/calibration  # table and picture
+    python tools/frontier.py make --data CIFAR10 --models MODELS    # the networks, with images
+    python tools/frontier.py time                                   # their latency, side by side, on a quiet machine
+    python tools/frontier.py report --out docs/calibration          # table and picture
 
 Networks, images and figures lie in runs/frontier; what is there already is not made again. 1,024 images of the
 training shards 1 to 4 calibrate, 2,500 of shard 5 evaluate. The networks were trained on those too, so the figures
