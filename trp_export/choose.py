@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from trp_export.latency.network import NetworkLatency
 
 
-def saved_choices(rule: Rule | MaxDrop | None, source: Source) -> tuple[Choice, ...]:
+def saved_choices(rule: Rule | MaxDrop | None, source: Source, needed: bool = True) -> tuple[Choice, ...]:
     """The choices of --plan, or without any rule those inside the checkpoint; none under other rules.
 
-    Raises LoadError for a plan that cannot be read, OptionError where there is neither rule nor plan.
+    Raises LoadError for a plan that cannot be read, OptionError where there is neither rule nor plan and one is needed.
     """
     if isinstance(rule, SavedPlan):
         try:
@@ -35,6 +35,8 @@ def saved_choices(rule: Rule | MaxDrop | None, source: Source) -> tuple[Choice, 
             raise LoadError(f"{rule.path} is not JSON: {error}.") from error
         return parse_plan(document, str(rule.path))
     if rule is not None:
+        return ()
+    if source.plan is None and not needed:
         return ()
     if source.plan is None:
         raise OptionError("no rule says which ranks to take; --energy 0.98 is a good start.")
@@ -57,6 +59,7 @@ def make_plan(
     align = block_size() if selection.align == "auto" else selection.align
     if rule is None or isinstance(rule, SavedPlan):
         where = f"plan {rule.path.name}" if isinstance(rule, SavedPlan) else "the plan inside the checkpoint"
+        where = where if saved else "no rule, so every layer stays"
         wanted = [choice if left_out(choice.name, selection) is None else keep_dense(choice) for choice in saved]
         return plan_by_choices(layers, wanted, where)
     if isinstance(rule, Macs):

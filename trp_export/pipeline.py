@@ -110,7 +110,7 @@ def plan_export(model: str | Path | nn.Module, options: Options, folder: Path, p
     progress("load", 0)
     calibration, rule = options.calibration, options.rule
     network = analyse(load(model, options.load), folder, fold=calibration is not None)
-    saved = saved_choices(options.rule, network.source)
+    saved = saved_choices(options.rule, network.source, needed=not options.precisions)
     by_name = {choice.name: choice for choice in saved}
     require_matches(network.located, options.selection)
     layers = measure_layers(network, options.selection, by_name, partial(progress, "singular values"))

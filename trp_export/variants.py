@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float], None]
 Batches = Sequence[NDArray[Any]]
 
-# Without --max-drop: the share of calibration images on which --best wants the float model's class.
+# Without --max-drop: the share of calibration images on which --best wants the float model's class, and where the
+# outputs are no classes, the most that they may diverge.
 LEAST_AGREEMENT = 0.99
+MOST_DIVERGENCE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,8 @@ def _is_near(variant: Variant, options: Options) -> bool:
         return False
     if isinstance(options.rule, MaxDrop) or variant.parity is None:
         return True
+    if variant.parity.agreement is None:
+        return variant.parity.divergence <= MOST_DIVERGENCE
     return variant.parity.agreement >= LEAST_AGREEMENT
 
 
@@ -197,5 +201,5 @@ def remarks(forms: Forms) -> Iterator[str]:
     if against.verdict != "faster":
         yield (
             f"low rank adds nothing to int8 alone here ({against}): ship int8 alone, "
-            "which keeps the weights as they are: --energy 1 --precision int8"
+            "which keeps the network as it is: --precision int8 without a rule"
         )

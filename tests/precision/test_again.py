@@ -14,7 +14,7 @@ def test_a_result_in_floats_is_quantised_later(trp: Command, tmp_path: Path) -> 
     np.save(tmp_path / "images.npy", np.random.default_rng(0).standard_normal((64, 3, 12, 12)).astype(np.float32))
     assert trp("model.onnx", "--rank", "2", "--no-bench", "-o", "small.onnx").code == 0
     outcome = trp(
-        *("small.onnx", "--energy", "1", "--no-bench", "--calib", "images.npy"),
+        *("small.onnx", "--no-bench", "--calib", "images.npy"),
         *("--precision", "int8", "-o", "small8.onnx"),
     )
     assert outcome.code == 0, outcome.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from trp_export.bench import Measurement, Process
 from trp_export.options import Calibration, MaxDrop, Options
 from trp_export.precision.convert import Parity, Variant
-from trp_export.variants import LEAST_AGREEMENT, choose, remarks
+from trp_export.variants import LEAST_AGREEMENT, MOST_DIVERGENCE, choose, remarks
 from trp_export.verify import Score
 
 BEST = Options(rule=None, calibration=Calibration(Path("images")), best=True)
@@ -45,6 +46,12 @@ def test_the_fastest_ships_where_it_is_near_enough() -> None:
     assert chosen(BEST, fp32, fp16, variant("int8", 1.0, refused="no")) == "low rank, fp32"
     assert chosen(BEST, fp32, fp16, variant("int8", 2.2)) == "low rank, fp32"
     assert chosen(BEST, fp32, variant("fp16", 0.5), variant("int8", 1.0)) == "low rank, fp16"
+
+
+def test_without_classes_divergence_decides() -> None:
+    fp32, int8 = variant("fp32", 2.0), variant("int8", 1.0)
+    assert chosen(BEST, fp32, replace(int8, parity=Parity(100, None, MOST_DIVERGENCE / 2))) == "low rank, int8"
+    assert chosen(BEST, fp32, replace(int8, parity=Parity(100, None, MOST_DIVERGENCE * 2))) == "low rank, fp32"
 
 
 def test_int8_alone_is_measured_and_not_shipped() -> None:

@@ -55,6 +55,15 @@ def test_int8_ships_and_the_report_says_how_it_answers(trp: Command, model: Path
     assert np.linalg.norm(after - before) < 0.05 * np.linalg.norm(before)
 
 
+def test_without_a_rule_the_network_stays_and_is_rounded(
+    trp: Command, model: Path, images: Path, tmp_path: Path
+) -> None:
+    outcome = trp(model, "--no-bench", "-o", "small.onnx", "--calib", images, "--precision", "int8")
+    assert outcome.code == 0, outcome.err
+    assert operators(tmp_path / "small.onnx").count("Conv") == 2
+    assert variants(tmp_path)["int8 alone"]["shipped"]
+
+
 def test_fp16_ships(trp: Command, model: Path, tmp_path: Path) -> None:
     assert trp(model, *QUIET, "--precision", "fp16").code == 0
     types = {tensor.data_type for tensor in onnx.load(tmp_path / "small.onnx").graph.initializer}

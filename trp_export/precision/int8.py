@@ -31,7 +31,7 @@ Progress = Callable[[float], None]
 LEAST_IMAGES = 16
 _HELD_OUT = 4
 _ENOUGH = 1e-2  # divergence up to which nothing is left in float
-_MOST_IN_FLOAT = 0.25  # share of the units
+_LEAST_SHARE = 0.1  # of the whole damage, for a unit to be worth a return to float
 
 
 class UselessImagesError(TrpError):
@@ -128,17 +128,20 @@ class _Trial:
         return divergence(self.reference, _outputs(copy, self.tested))
 
     def keep_float(self, progress: Progress) -> tuple[str, ...]:
-        """The units that stay float: the most damaging ones, one after another, until the rest does little damage."""
+        """The units that stay float: those that alone do much of the damage, until the rest does little.
+
+        Damage that is spread evenly cannot be had back for the price of a few float layers.
+        """
         kept: tuple[str, ...] = ()
+        whole = left = self.damage(())
         units = [unit.name for unit in find_units(self.model)]
-        if self.damage(()) <= _ENOUGH:
-            return kept
         alone = {}
-        for index, name in enumerate(units):
+        for index, name in enumerate(units if whole > _ENOUGH else ()):
             progress(0.6 + 0.3 * index / len(units))
             alone[name] = self.damage([other for other in units if other != name])
-        for name in sorted(units, key=lambda name: -alone[name])[: int(_MOST_IN_FLOAT * len(units))]:
-            kept = (*kept, name)
-            if self.damage(kept) <= _ENOUGH:
+        for name in sorted(alone, key=lambda name: -alone[name]):
+            if left <= _ENOUGH or alone[name] < _LEAST_SHARE * whole:
                 break
+            kept = (*kept, name)
+            left = self.damage(kept)
         return kept

@@ -9,7 +9,7 @@ from trp_export.report.document import Report
 from trp_export.report.markup import Markup, element, join
 from trp_export.report.words import percent, size
 
-HEADS = ("", "file", "latency, ms", "as fast as the original", "as int8 alone", "same class as in floats", "accuracy")
+HEADS = ("", "file", "latency, ms", "as fast as the original", "as int8 alone", "same class", "divergence", "accuracy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,8 @@ def _cells(report: Report, one: Variant, alone: Variant | None) -> tuple[str, ..
         f"{summary(timed).median / 1e6:.4g}" if timed else "",
         str(ratio(original, timed)) if original and timed else "",
         str(ratio(alone.latency, timed)) if alone and alone is not one and alone.latency and timed else "",
-        f"{percent(one.parity.agreement)} of {one.parity.images:,}" if one.parity else "",
+        f"{percent(one.parity.agreement)} of {one.parity.images:,}" if one.parity and one.parity.agreement else "",
+        f"{one.parity.divergence:.2g}" if one.parity else "",
         percent(one.judged.after) if one.judged else "",
     )
 
