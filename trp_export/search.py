@@ -52,14 +52,14 @@ def search(
     return trials.outcome()
 
 
-def within(deviation: Deviation, rule: MaxDrop) -> bool:
-    """The same for a result; true where nothing was judged."""
-    return deviation.judged is None or holds(deviation.judged, rule)
-
-
 def holds(found: Agreement | Score, rule: MaxDrop) -> bool:
     """True where no more than the limit is lost."""
     return found.before - found.after <= rule.points / 100 + _ROUNDING
+
+
+def within(deviation: Deviation, rule: MaxDrop) -> bool:
+    """The same for a result; true where nothing was judged."""
+    return deviation.judged is None or holds(deviation.judged, rule)
 
 
 def room_left(deviation: Deviation, rule: MaxDrop) -> str | None:
@@ -68,7 +68,7 @@ def room_left(deviation: Deviation, rule: MaxDrop) -> str | None:
     if found is None or found.before - found.after > _MUCH * rule.points / 100:
         return None
     lost = max(0.0, found.before - found.after) * 100
-    return f"after tuning {lost:.2f} of {rule.points:g} pp are lost: tuned, a smaller network may hold; try --{rule.by}"
+    return f"after tuning {lost:.2f} of {rule.points:g} pp are lost: tuned, a smaller network may hold as well"
 
 
 def without_tuning(calibration: Calibration | None) -> Calibration | None:
