@@ -19,9 +19,13 @@ def layer_times(
 ) -> Mapping[str, tuple[float, float]] | None:
     """Milliseconds of each layer in the dense network and in the result, by name; a few seconds of work.
 
+    None for networks that were timed on another device.
+
     `taken_in` tells threads and cores. A layer that one of the profiles does not tell apart is left out; None where
     this computer cannot profile, which is no reason to fail.
     """
+    if taken_in.device != "local":
+        return None
     from trp_export.bench.cases import read_cases
     from trp_export.bench.devices.base import Start
     from trp_export.bench.profile import profile_models

@@ -52,6 +52,14 @@ def test_what_is_measured_is_on_disk_at_once_and_never_changes(tmp_path: Path) -
     assert [file.name for file in path.parent.iterdir()] == ["table.json"]
 
 
+def test_two_programs_add_to_one_cache(tmp_path: Path) -> None:
+    one, other = (Table(CONDITIONS, tmp_path / "t.json") for _ in range(2))
+    one.add({"a": 1.0})
+    other.add({"b": 2.0})
+    one.add({"c": 3.0})
+    assert load_costs(tmp_path / "t.json")[1] == {"a": [1.0], "b": [2.0], "c": [3.0]}
+
+
 def test_given_tables_are_believed_before_the_cache(tmp_path: Path) -> None:
     Table(CONDITIONS, tmp_path / "t.json").add({"a": 1.0, "b": 5.0})
     table = Table(CONDITIONS, tmp_path / "t.json", {"a": [9.0]})

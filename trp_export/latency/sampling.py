@@ -51,7 +51,8 @@ def pair_key(subject: Subject, scheme: Scheme, rank: int) -> str:
 
 def extra_kernels(change: Change) -> int:
     """Kernels that run beyond the one of the dense layer."""
-    return 1 if change.scheme.output_slices else 3 * change.rank - 2
+    paths = sum(1 if branch.scheme.output_slices else branch.rank for branch in change.branches)
+    return 3 * paths - 2
 
 
 def plans_to_measure(

@@ -13,6 +13,8 @@ from trp_export.planning.plan import Plan
 # What onnxruntime may compute in the same kernel as the layer before it.
 _FUSED = ("Add", "Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Mul")
 _MOST_FUSED = 2
+# A layer that is used in very many places is told apart by a digest.
+_LONGEST = 400
 
 
 def signature(place: LocatedSite, alone: bool = False) -> str:
@@ -22,7 +24,8 @@ def signature(place: LocatedSite, alone: bool = False) -> str:
     uses = "; ".join(
         _use(use) if alone else f"{_use(use)}{_company(node)}" for use, node in zip(site.uses, place.nodes, strict=True)
     )
-    return f"{site.op} {kernel} {uses}"
+    text = f"{site.op} {kernel} {uses}"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} {hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _use(use: Use) -> str:

@@ -82,7 +82,7 @@ class Table:
         """Put down what was measured, and on disk at once. What is known already stays. Raises OutputError."""
         new = {key: [cost] for key, cost in costs.items() if key not in self}
         if new:
-            self._own.update(new)
+            self._own = {**_cached(self._path, self.conditions), **self._own, **new}  # Others may add to it, too.
             if self._path is not None:
                 with suppress(OSError):  # A cache that cannot be made is noticed when it is written.
                     self._path.parent.mkdir(parents=True, exist_ok=True)
