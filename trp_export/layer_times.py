@@ -19,10 +19,8 @@ def layer_times(
 ) -> Mapping[str, tuple[float, float]] | None:
     """Milliseconds of each layer in the dense network and in the result, by name; a few seconds of work.
 
-    None for networks that were timed on another device.
-
     `taken_in` tells threads and cores. A layer that one of the profiles does not tell apart is left out; None where
-    this computer cannot profile, which is no reason to fail.
+    the network was timed on another device, and where this computer cannot profile, which is no reason to fail.
     """
     if taken_in.device != "local":
         return None
