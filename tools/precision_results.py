@@ -2,15 +2,15 @@
 
     python tools/precision_results.py accuracy --data ../shared/data/cifar10 --models ../shared/models \
         [--networks resnet20 resnet32] [--ratios 1.5 2 3] [--test train_5.npz] [--out runs/precision]
-    python tools/precision_results.py resnet18                      its files, with ranks chosen for int8 kernels
-    python tools/precision_results.py kernels                       what convs and pairs take, by rank
     python tools/precision_results.py latency --networks resnet20 resnet18 [--device local] [--budget 60]
+    python tools/precision_results.py answers --cpu own             kept, to be compared with those of another CPU
+    qemu-x86_64 -cpu Haswell python tools/precision_results.py answers --cpu avx2
     python tools/precision_results.py tables
 
 Calibration takes 1,024 images of training shards 1 to 4, without labels; accuracy is that on --test. Ranks are in fours
 in every form, as --precision int8 makes them. Every result is a
-line of a JSON file as soon as it is there; a second call goes on where the first one ended. `resnet18` is torchvision's
-with random weights: it has a latency and no accuracy.
+line of a JSON file as soon as it is there; a second call goes on where the first one ended. The files of resnet18 come
+from tools/int8_kernels.py.
 """
 
 from __future__ import annotations
@@ -18,23 +18,19 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatch
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from trp_export import Benchmark, Options, Selection, compress
 from trp_export.calibration.divergence import agreement, divergence
 from trp_export.calibration.taps import Tap
-from trp_export.graph.sites import find_sites
 from trp_export.graph.weights import set_value
 from trp_export.images import ImageSet, Preprocessing, load_images
 from trp_export.load import LoadOptions
-from trp_export.options import INT8_CHANNELS, Calibration, Macs, SavedPlan
+from trp_export.options import INT8_CHANNELS, Calibration, Macs
 from trp_export.planning.rules import Energy
 from trp_export.precision import int8
 from trp_export.precision.convert import convert
@@ -57,9 +53,8 @@ def main() -> None:
     jobs = {
         "accuracy": run_accuracy,
         "ablation": run_ablation,
-        "resnet18": make_resnet18,
-        "kernels": run_kernels,
         "latency": run_latency,
+        "answers": run_answers,
         "tables": print_tables,
     }
     jobs[options.job](options)
@@ -199,148 +194,6 @@ def accuracy(file: Path, images: ImageSet) -> float:
     return 100 * float((next(iter(found.values())).argmax(axis=1) == images.labels).mean())
 
 
-# ResNet-18: what the layers become, chosen so that int8 kernels lose least time at these ratios, none cut more than
-# five times. Layer patterns, scheme, rank; the first that fits counts, other layers stay dense.
-Choices = tuple[tuple[str, str, int], ...]
-CHOSEN: dict[float, Choices] = {
-    2.0: (
-        ("conv1", "channel-wise", 16),
-        ("layer2.[01].conv2", "channel-wise", 32),
-        ("layer2.1.conv1", "channel-wise", 32),
-        ("layer3.[01].conv2", "pointwise-first", 48),
-        ("layer3.1.conv1", "pointwise-first", 48),
-        ("layer4.0.conv1", "spatial-wise", 96),
-        ("layer4.?.conv?", "spatial-wise", 192),
-    ),
-    3.0: (
-        ("conv1", "channel-wise", 16),
-        ("layer1.0.conv?", "pointwise-first", 16),
-        ("layer1.1.conv1", "pointwise-first", 16),
-        ("layer2.[01].conv2", "channel-wise", 32),
-        ("layer2.1.conv1", "channel-wise", 32),
-        ("layer3.0.conv1", "channel-wise", 48),
-        ("layer3.?.conv?", "pointwise-first", 48),
-        ("layer4.0.conv1", "pointwise-first", 48),
-        ("layer4.?.conv?", "channel-wise", 96),
-    ),
-}
-
-
-def make_resnet18(options: argparse.Namespace) -> None:
-    """Dense, cut by --macs with ranks in 16s, and cut as CHOSEN; each in fp32 and int8, on noise."""
-    noise = [np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32) for _ in range(16)]
-    source = options.out / "resnet18-1-fp32.onnx"
-    if not source.exists():
-        save_resnet18(source)
-    plan = options.out / "plan.json"
-    for ratio, chosen in CHOSEN.items():
-        file = options.out / f"resnet18-{ratio:g}-fp32-chosen.onnx"
-        if not file.exists():
-            plan.write_text(json.dumps(plan_of(source, chosen)))
-            report = compress(source, Options(rule=SavedPlan(plan), benchmark=Benchmark(run=False), output=file))
-            assert report.after is not None
-            print(f"{file.name}: {report.before.macs / report.after.macs:.2f} times fewer MACs")
-        file = options.out / f"resnet18-{ratio:g}-fp32-blind.onnx"
-        if not file.exists():
-            selection = Selection("channel", align=16)
-            compress(source, Options(Macs(ratio), selection=selection, benchmark=Benchmark(run=False), output=file))
-    for file in sorted(options.out.glob("resnet18-*fp32*.onnx")):
-        rounded = file.with_name(file.name.replace("fp32", "int8"))
-        if not rounded.exists():
-            made = convert("int8", file, rounded, noise, True, lambda step, share: None)
-            print(rounded.name, made.refused or made.how)
-
-
-def save_resnet18(path: Path) -> None:
-    """torchvision's ResNet-18 with random weights, cleaned up as every result is."""
-    import torch
-    import torchvision
-
-    torch.manual_seed(0)
-    compress(
-        torchvision.models.resnet18(weights=None).eval(),
-        Options(rule=Energy(1.0), load=LoadOptions(input_shape=(1, 3, 224, 224)), benchmark=Benchmark(run=False),
-                output=path),
-    )  # fmt: skip
-    model = ir.load(path)
-    model.metadata_props.clear()  # Else a second export would find nothing left to decide.
-    save_model(model, path)
-
-
-def plan_of(source: Path, chosen: Choices) -> dict[str, Any]:
-    """The plan that makes these choices."""
-    layers = [site.site.name for site in find_sites(ir.load(source), {})]
-    lines = []
-    for name in layers:
-        scheme, rank = next(((s, r) for pattern, s, r in chosen if fnmatch(name, pattern)), (None, None))
-        lines.append({"name": name, "scheme": scheme, "rank": rank, "reason": "by kernel times"})
-    return {"format": "trp-plan", "version": 1, "rule": "by kernel times", "layers": lines}
-
-
-# Of ResNet-18: channels in and out, extent in, stride.
-STAGES = ((64, 64, 56, 1), (128, 128, 28, 1), (256, 256, 14, 1), (512, 512, 7, 1))
-RANKS = (6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128)
-
-
-def run_kernels(options: argparse.Namespace) -> None:
-    """Microseconds of the convs of a 3x3 layer and of its pairs, one thread, from onnxruntime's profiler."""
-    for c, n, extent, stride in STAGES:
-        layers = {("dense", 0): [(n, 3, 3, stride, stride)]}
-        for rank in (rank for rank in RANKS if rank <= n / 2):
-            layers["channel-wise", rank] = [(rank, 3, 3, stride, stride), (n, 1, 1, 1, 1)]
-            layers["spatial-wise", rank] = [(rank, 3, 1, stride, 1), (n, 1, 3, 1, stride)]
-            layers["pointwise-first", rank] = [(rank, 1, 1, 1, 1), (n, 3, 3, stride, stride)]
-        for (scheme, rank), convs in layers.items():
-            job = {"job": "kernels", "layer": [c, n, extent, stride], "scheme": scheme, "rank": rank}
-            record(options.out / "kernels.jsonl", job, lambda c=c, e=extent, convs=convs: time_chain(c, e, convs))  # type: ignore[misc]
-
-
-def time_chain(channels: int, extent: int, convs: Sequence[tuple[int, ...]]) -> dict[str, Any]:
-    """Convs (outputs, kernel height and width, strides) one after another, alone in a model."""
-    rng = np.random.default_rng(0)
-    data = rng.standard_normal((1, channels, extent, extent)).astype(np.float32)
-    nodes, weights, name, inputs = [], [], "x", channels
-    for index, (outputs_, high, wide, *strides) in enumerate(convs):
-        kernel = rng.standard_normal((outputs_, inputs, high, wide)) / np.sqrt(inputs * high * wide)
-        weights += [onnx.numpy_helper.from_array(kernel.astype(np.float32), f"w{index}")]
-        weights += [onnx.numpy_helper.from_array(np.zeros(outputs_, dtype=np.float32), f"b{index}")]
-        pads = [high // 2, wide // 2] * 2
-        nodes.append(
-            onnx.helper.make_node(
-                "Conv", [name, f"w{index}", f"b{index}"], [f"y{index}"], f"c{index}", strides=strides, pads=pads
-            )
-        )
-        name, inputs = f"y{index}", outputs_
-    nodes.append(onnx.helper.make_node("Relu", [name], ["out"]))
-    info = onnx.helper.make_tensor_value_info
-    graph = onnx.helper.make_graph(nodes, "g", [info("x", 1, data.shape)], [info("out", 1, None)], weights)
-    opset = onnx.helper.make_opsetid("", 17)
-    model = ir.serde.deserialize_model(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8))
-    rounded = model.clone()
-    spreads = gather_spreads(rounded, sorted(set(rounded_values(rounded).values())), [data])
-    round_model(rounded, {name: METHODS["full range"](one) for name, one in spreads.items()})
-    return {"fp32_us": profile_convs(model, data), "int8_us": profile_convs(rounded, data)}
-
-
-def profile_convs(model: ir.Model, data: np.ndarray, runs: int = 20) -> list[float]:
-    import onnxruntime
-
-    with TemporaryDirectory() as folder:
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads, settings.log_severity_level = 1, 4
-        settings.enable_profiling, settings.profile_file_prefix = True, f"{folder}/profile"
-        proto = ir.serde.serialize_model(model).SerializeToString()
-        session = onnxruntime.InferenceSession(proto, settings, providers=["CPUExecutionProvider"])
-        for _ in range(runs):
-            session.run(None, {"x": data})
-        events = json.loads(Path(session.end_profiling()).read_text())
-    taken: dict[str, list[int]] = {}
-    for event in events:
-        if event["name"].endswith("_kernel_time") and "Conv" in event["args"]["op_name"]:
-            taken.setdefault(event["name"], []).append(event["dur"])
-    return [float(np.median(some)) for some in taken.values()]
-
-
 def run_latency(options: argparse.Namespace) -> None:
     """All forms of a network side by side, one thread."""
     from trp_export import bench
@@ -358,6 +211,22 @@ def run_latency(options: argparse.Namespace) -> None:
         for one in result.measurements:
             against = bench.ratio(result.measurements[0], one), bench.ratio(alone, one)
             print(f"| {one.model} | {bench.summary(one).median / 1e6:.4g} | {against[0]} | {against[1]} |")
+
+
+def run_answers(options: argparse.Namespace) -> None:
+    """Outputs on 128 calibration images, kept; those of several CPUs are compared with the float model's."""
+    images = load_images(calibration_file(options), IMAGENET).batch(0, 128)
+    for network in options.networks:
+        for ratio in (1.0, *options.ratios):
+            float_file, file = (options.out / f"{network}-{ratio:g}-{form}.onnx" for form in ("fp32", "int8"))
+            kept = file.with_suffix(f".{options.cpu}.npz")
+            if not kept.exists():
+                np.savez(kept, **outputs(ir.load(file), [images]))
+            reference = outputs(ir.load(float_file), [images])
+            for one in sorted(options.out.glob(f"{file.stem}.*.npz")):
+                found = dict(np.load(one))
+                agree = f"divergence {divergence(reference, found):.2g}, same class {agreement(reference, found):.4f}"
+                print(f"{one.stem}: {agree}")
 
 
 def order(file: Path) -> tuple[float, str]:
@@ -409,7 +278,7 @@ def print_tables(options: argparse.Namespace) -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("job", choices=["accuracy", "ablation", "resnet18", "kernels", "latency", "tables"])
+    parser.add_argument("job", choices=["accuracy", "ablation", "latency", "answers", "tables"])
     parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10"))
     parser.add_argument("--models", type=Path, default=Path("../shared/models"))
     parser.add_argument("--test", default="train_5.npz", help="test_half.npz is looked at in the end")
@@ -417,6 +286,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--ratios", nargs="+", type=float, default=[1.5, 2.0, 3.0])
     parser.add_argument("--forms", nargs="+", default=["fp32", "int8", "int8 first"], help="fp16 is another")
     parser.add_argument("--shown", nargs="+", type=int, default=[64, 256, 768], help="images that show ranges")
+    parser.add_argument("--cpu", default="own", help="what the answers are kept as")
     parser.add_argument("--device", default="local")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of a latency comparison")
     parser.add_argument("--out", type=Path, default=Path("runs/precision"))
