@@ -19,7 +19,7 @@ _ROOTS = (
 )
 _REST = r"[^\s\"'<>|:;,()\[\]{}]*"
 _PATH = re.compile(
-    rf"(?:file://)?(?<![\w.\-/\\])(?:/(?:{'|'.join(_ROOTS)})(?=[/\\]){_REST}"
+    rf"(?:file://|(?<![\w.\-/\\]))(?:/(?:{'|'.join(_ROOTS)})(?=[/\\]){_REST}"
     rf"|~[\w.\-]*/{_REST}|[A-Za-z]:[\\/]{_REST}|\\\\[\w.\-]+\\{_REST})"
 )
 _TRACE = re.compile(r"Traceback \(most recent|\bFile \S+, line \d+|\.py:\d+|\.py\(\d+\)|\.py\", line \d+")

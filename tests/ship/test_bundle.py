@@ -189,10 +189,10 @@ def test_a_changed_bundle_fails_the_command(refuses: Command, trp: Command, mode
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 100 kB: enough for the model, too little for the page."""
+    """A file system of 40 kB."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "none", str(folder)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "none", str(folder)], capture_output=True)
     if mounted.returncode:
         pytest.skip("no right to mount a small file system")
     yield folder

@@ -85,7 +85,7 @@ class Report:
             return without_paths(text, known)
 
         deviation = self.deviation and replace(self.deviation, how=cut(self.deviation.how))
-        latency = self.latency and _named(self.latency)
+        latency = self.latency and replace(_named(self.latency), noise=tuple(map(cut, self.latency.noise)))
         return replace(self, deviation=deviation, latency=latency, notes=tuple(map(cut, self.notes)))
 
     def to_json(self) -> dict[str, Any]:
