@@ -181,7 +181,7 @@ def carry_out(planned: Planned, options: Options, stage: Stage, progress: Progre
             require_faster(latency)
         elif options.by_latency:
             require_faster(latency, low_rank=False)
-    told = (*made.notes, why_not, whole_story(latency), *(remarks(forms) if forms is not None else ()))
+    told = (*made.notes, why_not, *(remarks(forms) if forms is not None else (whole_story(latency),)))
     return replace(
         report,
         after=replace(made.cost, bytes=size_bytes(stage.model)),

@@ -47,6 +47,10 @@ class Forms:
     def chosen(self) -> Variant:
         return self.variants[self.shipped]
 
+    def alone(self, precision: str) -> Variant | None:
+        """The same precision without low rank."""
+        return next((one for one in self.variants if (one.precision, one.low_rank) == (precision, False)), None)
+
 
 def make_variants(
     plan: Plan,
@@ -194,7 +198,7 @@ def remarks(forms: Forms) -> Iterator[str]:
         if against.verdict != "faster":
             word = "SLOWER than" if against.verdict == "slower" else "no faster than"
             yield f"{one.name} is {word} fp32 here ({against})"
-    alone = next((one for one in forms.variants if (one.precision, one.low_rank) == ("int8", False)), None)
+    alone = forms.alone("int8")
     if alone is None or alone is shipped or alone.latency is None or shipped.latency is None:
         return
     against = ratio(alone.latency, shipped.latency)

@@ -19,7 +19,7 @@ from trp_export.privacy import without_paths
 from trp_export.verify import Deviation
 
 if TYPE_CHECKING:
-    from trp_export.bench import Comparison, Ratio
+    from trp_export.bench import Comparison, Measurement, Ratio
     from trp_export.ship.manifest import Ort
     from trp_export.variants import Forms
 
@@ -69,14 +69,22 @@ class Report:
         return ratio(*self.latency.measurements[:2])
 
     @property
+    def without_low_rank(self) -> Measurement | None:
+        """The original cleaned up, in the precision of the result: all that the result gains without low rank."""
+        chosen = self.forms.chosen if self.forms else None
+        alone = self.forms.alone(chosen.precision) if self.forms and chosen else None
+        if alone is not None:
+            return alone.latency if alone is not chosen else None
+        return self.latency.measurements[2] if self.latency and len(self.latency.measurements) > 2 else None
+
+    @property
     def low_rank_ratio(self) -> Ratio | None:
-        """The same against the original cleaned up without low rank: what low rank itself gains."""
-        if self.latency is None or len(self.latency.measurements) < 3:
+        """The same against what there is without low rank: what low rank itself gains."""
+        if self.latency is None or self.without_low_rank is None:
             return None
         from trp_export.bench import ratio
 
-        _, result, cleaned = self.latency.measurements
-        return ratio(cleaned, result)
+        return ratio(self.without_low_rank, self.latency.measurements[1])
 
     def without_paths(self, known: Sequence[Path]) -> Report:
         """The same with files by their names alone in everything that was said on the way."""

@@ -62,11 +62,13 @@ def _compared(report: Report) -> list[Against]:
     """The result against the original, and against the original cleaned up where that was measured."""
     if report.latency is None or report.ratio is None:
         return []
-    original, result, *cleaned = report.latency.measurements
+    original, result = report.latency.measurements[:2]
     found = [Against("against the original", report.ratio, round_ratios(original, result))]
-    if cleaned and report.low_rank_ratio is not None:
-        what = "against the original cleaned up"
-        found.append(Against(what, report.low_rank_ratio, round_ratios(cleaned[0], result)))
+    alone = report.without_low_rank
+    if alone is not None and report.low_rank_ratio is not None:
+        precision = report.forms.chosen.precision if report.forms else "fp32"
+        what = "against the original cleaned up" if precision == "fp32" else f"against {precision} alone"
+        found.append(Against(what, report.low_rank_ratio, round_ratios(alone, result)))
     return found
 
 

@@ -80,9 +80,9 @@ def _latency_rows(report: Report) -> list[Row]:
             there.median / here.median if here.median else None,
         )
     ]
-    if report.low_rank_ratio is not None:
-        cleaned = summary(report.latency.measurements[2])
-        cells = f"{cleaned.median / divisor:.4g}", f"{there.median / divisor:.4g}", str(report.low_rank_ratio)
+    if report.without_low_rank is not None:
+        alone = summary(report.without_low_rank)
+        cells = f"{alone.median / divisor:.4g}", f"{there.median / divisor:.4g}", str(report.low_rank_ratio)
         rows.append(Row("latency, low rank alone", *cells))
     if here.peak_bytes and there.peak_bytes:
         cells = size(here.peak_bytes), size(there.peak_bytes), times(here.peak_bytes, there.peak_bytes)

@@ -25,8 +25,7 @@ def lines(report: Report) -> tuple[tuple[str, ...], list[Line]]:
     """The heads of the columns that say something, and the forms; the original first where it was timed."""
     if report.forms is None:
         return (), []
-    variants = report.forms.variants
-    alone = next((one for one in variants if (one.precision, one.low_rank) == ("int8", False)), None)
+    variants, alone = report.forms.variants, report.forms.alone("int8")
     found = [
         Line(_cells(report, one, alone), one is report.forms.chosen, one.refused or one.how)
         for one in sorted(variants, key=lambda one: one.low_rank)

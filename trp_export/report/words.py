@@ -30,7 +30,7 @@ def headline(report: Report) -> str:
     """
     name = plain(shorten(report.source.name, 60))
     changed = len(report.plan.changed)
-    if not changed:
+    if not changed and (report.forms is None or report.forms.chosen.precision == "fp32"):
         return f"No layer of {name} gains under this rule, so the model stays as it is."
     if report.after is None:
         return (
@@ -81,11 +81,13 @@ def _advice(report: Report) -> str:
         return " Do not ship it for speed."
     if ratio is None or ratio.verdict != "faster" or own is None:
         return ""
+    precision = report.forms.chosen.precision if report.forms else "fp32"
+    what = "cleaning the graph up" if precision == "fp32" else precision
     if own.verdict == "faster":
         return "" if abs(own.value / ratio.value - 1) < _NO_MATTER else f" Low rank itself gives {own} of that."
     if own.verdict == "slower":
-        return f" Cleaning the graph up without low rank gains more: low rank itself makes it SLOWER, {own}."
-    return f" All of the speed comes from cleaning the graph up, none from low rank ({own})."
+        return f" {what[0].upper()}{what[1:]} without low rank gains more: low rank itself makes it SLOWER, {own}."
+    return f" All of the speed comes from {what}, none from low rank ({own})."
 
 
 _NO_MATTER = 0.03
