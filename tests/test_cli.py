@@ -65,6 +65,23 @@ def test_a_dry_run_writes_nothing_and_its_plan_can_be_replayed(trp: Command, mod
     assert json.loads(again.out)["plan"]["layers"] == layers
 
 
+def test_a_plan_by_hand_may_add_pairs_up(trp: Command, model: Path, tmp_path: Path) -> None:
+    sums = [{"scheme": "spatial-wise", "rank": 2}, {"scheme": "input-sliced-4", "rank": 1}]
+    plan = {"format": "trp-plan", "version": 2, "layers": [{"name": "conv2", "branches": sums}]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    outcome = trp("model.onnx", "--plan", "plan.json", "--no-bench", "--report", "page.html")
+    assert outcome.code == 0
+    assert "spatial + in-4  2/48 + 1/16" in outcome.out
+    report = json.loads((tmp_path / "model.trp.json").read_text())
+    layer = next(layer for layer in report["layers"] if layer["name"] == "conv2")
+    assert (layer["scheme"], layer["rank"], layer["added"]) == ("spatial-wise", 2, sums[1:])
+    assert layer["energy"] > 1 - 1e-9  # rank 2 is all that conv2 has
+    assert report["plan"]["layers"][1]["branches"] == sums
+    assert "spatial-wise + input-sliced-4" in (tmp_path / "page.html").read_text()
+    written = onnx.load(tmp_path / "model.trp.onnx")
+    assert {"conv2.0.reduce.weight", "conv2.1.expand.weight"} <= {each.name for each in written.graph.initializer}
+
+
 def test_where_no_layer_gains_the_prepared_original_is_written(trp: Command, model: Path, tmp_path: Path) -> None:
     outcome = trp("model.onnx", "--energy", "1", "--skip", "*", "--no-bench")
     assert outcome.code == 0
@@ -248,6 +265,13 @@ def test_plans_that_cannot_be_read_or_do_not_fit(refuses: Command, model: Path, 
         assert message in refuses(3, "model.onnx", "--plan", "plan.json")
     plan.write_bytes(b"\xff\xfe\x00")
     assert "is not JSON" in refuses(3, "model.onnx", "--plan", "plan.json")
+    for choice, message in (
+        ({"scheme": "input-sliced-3", "rank": 1}, "16 input and 16 output channels do not divide so"),
+        ({"scheme": "output-sliced-999999", "rank": 1}, "do not divide so"),
+        ({"scheme": "spatial-wise", "rank": 10**9}, "whose full rank is 48"),
+    ):
+        plan.write_text(json.dumps({"format": "trp-plan", "version": 1, "layers": [{"name": "conv2", **choice}]}))
+        assert message in refuses(2, "model.onnx", "--plan", "plan.json")
     other = {"name": "layer9.conv", "scheme": "spatial-wise", "rank": 2}
     plan.write_text(json.dumps({"format": "trp-plan", "version": 1, "layers": [other]}))
     assert "the plan names layer9.conv, which this model lacks" in refuses(2, "model.onnx", "--plan", "plan.json")

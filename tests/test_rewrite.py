@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trp_export.graph.cost import count_macs, count_params
 from trp_export.graph.prepare import prepare, remove_unused
-from trp_export.graph.rewrite import rewrite, set_products
+from trp_export.graph.rewrite import read_factors, rewrite, set_products
 from trp_export.graph.shapes import infer_shapes, input_shapes
 from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.lowrank.branches import Pairs, factorise_branches
@@ -152,6 +152,37 @@ def test_a_pair_answers_as_the_layer_with_the_product_does(proto: onnx.ModelProt
     made, wanted = (answers(ir.serde.serialize_model(each)) for each in (model, products))
     # A product can be far smaller than its factors' rounding where beta, bias and weights nearly cancel.
     assert np.linalg.norm(made - wanted) <= 1e-5 * max(np.linalg.norm(wanted), 1.0)
+
+
+@few
+@given(conv_models(), picks, picks, st.data())
+def test_a_sum_of_pairs_answers_and_costs_as_it_should(
+    proto: onnx.ModelProto, first: int, second: int, data: st.DataObject
+) -> None:
+    """Where the second pair has full rank it takes back all that the first lost."""
+    runnable(proto)
+    model, located = locate(proto)
+    (place,) = located
+    site = place.site
+    assume(not site.is_matrix)
+    schemes = picked(site, first), picked(site, second)
+    ranks = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([1, site.full_rank(schemes[1])]))
+    branches = tuple(Branch(s, min(rank, site.full_rank(s))) for s, rank in zip(schemes, ranks, strict=True))
+    plan = Plan((Decision(site, branches, ""),), "test")
+    factors = {site.name: factorise_branches(place.kernel(), branches, site.group)}
+    products, places = locate(proto)
+    names = rewrite(model, plan, located, factors)
+    remove_unused(model)
+    read = read_factors(model, plan, names)[site.name]
+    for own, wanted in zip(read, factors[site.name], strict=True):
+        assert np.array_equal(own.reduce, wanted.reduce.astype(np.float32))
+        assert np.array_equal(own.expand, wanted.expand.astype(np.float32))
+    set_products(products, plan, places, factors)
+    made, wanted, dense = (answers(ir.serde.serialize_model(m)) for m in (model, products, locate(proto)[0]))
+    assert np.linalg.norm(made - wanted) <= 1e-5 * max(np.linalg.norm(wanted), 1.0)
+    if branches[1].rank == site.full_rank(schemes[1]):
+        assert np.linalg.norm(made - dense) <= 1e-5 * max(np.linalg.norm(dense), 1.0)
+    assert plan.decisions[0].macs == count_macs(model, infer_shapes(model, input_shapes(model)))
 
 
 @few

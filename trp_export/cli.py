@@ -106,7 +106,7 @@ def _align(context: click.Context, parameter: click.Parameter, value: str) -> in
     type=click.Choice(["auto", "sliced", "all", "channel", "spatial", "spatial-t", "pointwise", "decouple"]),
     default="auto",
     show_default=True,
-    help="How a conv is cut in two; auto takes the cheapest per layer.",
+    help="How a conv is cut in two; auto, sliced and all take the best per layer.",
 )
 @click.option("--only", multiple=True, metavar="PATTERN", help="Only layers whose name matches; may be repeated.")
 @click.option("--skip", multiple=True, metavar="PATTERN", help="Leave out layers whose name matches; may be repeated.")

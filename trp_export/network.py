@@ -20,12 +20,11 @@ from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.graph.statistics import mean_inputs
 from trp_export.load import Source
 from trp_export.lowrank.factor import Float64
-from trp_export.lowrank.schemes import Branches
-from trp_export.lowrank.site import Site
 from trp_export.options import Selection
 from trp_export.parallel import map_layers
 from trp_export.planning.curves import Curve, Layer, make_curve, schemes_for
 from trp_export.planning.plan import Choice
+from trp_export.planning.rules import require_fits
 from trp_export.save import save_model, size_bytes
 
 # An untrusted file must not make onnxruntime allocate without bounds.
@@ -110,20 +109,9 @@ def _curves(place: LocatedSite, selection: Selection, choice: Choice | None) -> 
         return tuple(make_curve(site, scheme, kernel) for scheme in schemes_for(site, selection.scheme))
     if not choice.branches:
         return ()
-    require_divides(site, choice.branches)
+    require_fits(site, choice.branches)
     *after, last = choice.branches
-    return (make_curve(site, last.scheme, kernel, tuple(after)),)
-
-
-def require_divides(site: Site, branches: Branches) -> None:
-    """Raises OptionError for slices that the channels of a layer cannot be cut into."""
-    for scheme in (branch.scheme for branch in branches):
-        if not scheme.divides(site.kernel_shape, site.group):
-            inside, out = site.kernel_shape[1], site.kernel_shape[0] // site.group
-            raise OptionError(
-                f"the plan wants {scheme.name} for {site.name}, whose {inside} input and {out} output channels "
-                "do not divide so."
-            )
+    return (make_curve(site, last.scheme, kernel, tuple(after), fitted_at=last.rank),)
 
 
 def _assumed(model: ir.Model, source: Source) -> tuple[str, ...]:

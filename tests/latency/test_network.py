@@ -53,7 +53,8 @@ def chain(folder: Path, blocks: int = BLOCKS, seed: int = 0) -> Path:
         [onnx.numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), n) for n, s in shapes.items()],
     )
     path = folder / f"chain{blocks}-{seed}.onnx"
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), path)
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
     return path
 
 

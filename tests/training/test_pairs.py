@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from tiny_networks import Tiny
 from torch import nn
 
-from models_zoo.pairs import replace_layer
+from models_zoo.pairs import replace_layer, with_pairs
 from training.layers import find_layers
 from training.pairs import decompose, low_rank_copy
 from trp_export.errors import OptionError
+from trp_export.lowrank.branches import factorise_branches, sum_products
 from trp_export.lowrank.factor import factorise, product
-from trp_export.lowrank.schemes import CHANNEL_WISE, DECOUPLING, MATRIX, SCHEMES, SPATIAL_WISE, Branch, Scheme
+from trp_export.lowrank.schemes import CHANNEL_WISE, DECOUPLING, MATRIX, SPATIAL_WISE, Branch, Scheme, input_sliced
+from trp_export.lowrank.space import all_schemes
 from trp_export.planning.plan import Decision, Plan
 
 
@@ -45,12 +47,18 @@ def convs(draw: st.DrawFn) -> nn.Conv2d:
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-@given(convs(), st.sampled_from([scheme for scheme in SCHEMES.values() if scheme is not MATRIX]))
+@given(convs(), st.integers(0, 59), st.integers(0, 59))
 @settings(deadline=None)
-def test_a_pair_of_full_rank_is_the_conv(conv: nn.Conv2d, scheme: Scheme) -> None:
+def test_a_pair_of_full_rank_is_the_conv_also_when_added_to_another(conv: nn.Conv2d, pick: int, other: int) -> None:
     model = nn.Sequential(conv).eval()
     x = torch.randn(2, conv.in_channels, 9, 10)
-    cut = decompose(model, plan_for(model, (1, conv.in_channels, 9, 10), scheme))
+    (site,) = (layer.site for layer in find_layers(model, (1, conv.in_channels, 9, 10)))
+    schemes = all_schemes(site)
+    whole, first = schemes[pick % len(schemes)], schemes[other % len(schemes)]
+    branches = (Branch(whole, site.full_rank(whole)),)
+    if not site.is_matrix and other % 2:
+        branches = (Branch(first, 1), *branches)
+    cut = decompose(model, Plan((Decision(site, branches, "test"),), "test"))
     with torch.no_grad():
         torch.testing.assert_close(cut(x), model(x), rtol=1e-4, atol=1e-5)
 
@@ -67,6 +75,24 @@ def test_pairs_equal_the_numpy_factors_and_their_product(scheme: Scheme) -> None
     np.testing.assert_allclose(dense[0].weight.detach().numpy(), product(factors, scheme, weight.shape, 1), atol=1e-6)
     x = torch.randn(3, 6, 5, 5)
     torch.testing.assert_close(cut(x), dense(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_sum_equals_its_product_and_may_be_filled_again() -> None:
+    model = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1)).eval()
+    (site,) = (layer.site for layer in find_layers(model, (1, 6, 5, 5)))
+    branches = (Branch(SPATIAL_WISE, 2), Branch(input_sliced(3), 1))
+    plan = Plan((Decision(site, branches, "test"),), "test")
+    cut = decompose(model, plan)
+    kernel = model[0].weight.detach().numpy()
+    made = sum_products(factorise_branches(kernel, branches, 1), branches, kernel.shape, 1)
+    x = torch.randn(3, 6, 5, 5)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.from_numpy(made))
+    torch.testing.assert_close(cut(x), model(x), rtol=1e-4, atol=1e-5)
+    empty = with_pairs(copy.deepcopy(model), [("0", branches)])
+    empty.load_state_dict(cut.state_dict())
+    torch.testing.assert_close(empty(x), cut(x))
+    assert [name for name in cut.state_dict() if "bias" in name] == ["0.0.expand.bias"]
 
 
 def test_a_linear_layer_and_other_axes() -> None:

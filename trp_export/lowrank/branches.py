@@ -1,38 +1,46 @@
-"""What a layer becomes: one factor pair, or several whose outputs are added, each the pair of what those before leave.
+"""What a layer becomes: one factor pair, or several whose outputs are added, each fitted to what the others leave.
 
-Source: the residual branch of Yu & Bouganis, SVD-NAS, WACV 2023. A single pair is a sum of one.
+Source: the residual branch of Yu & Bouganis, SVD-NAS, WACV 2023; theirs is fitted once. Here pairs are fitted in
+turns: each fit can only lower the error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from trp_export.lowrank.calibrated import calibrate, output_errors, output_variance
 from trp_export.lowrank.factor import Factors, Float64, factorise, product
-from trp_export.lowrank.schemes import Array, Branches, Scheme
+from trp_export.lowrank.schemes import Array, Branch, Branches, Scheme
 
 # The factors of a layer's branches, in their order.
 Pairs = tuple[Factors, ...]
 
+_TURNS = 6
+_LEAST_GAIN = 5e-3
+
 
 def factorise_branches(kernel: Array, branches: Branches, group: int) -> Pairs:
-    """The best pair of the kernel, then that of what is left, and so on."""
-    pairs: list[Factors] = []
-    for index, branch in enumerate(branches):
-        left = residual(kernel, pairs, branches[:index], group)
-        pairs.append(factorise(left, branch.scheme, group, branch.rank))
-    return tuple(pairs)
+    """Pairs whose sum is near the kernel in the Frobenius norm; of a single branch the nearest."""
+    return _in_turns(
+        kernel,
+        branches,
+        group,
+        lambda left, branch: factorise(left, branch.scheme, group, branch.rank),
+        lambda left: float(np.sum(np.asarray(left, dtype=np.float64) ** 2)),
+    )
 
 
 def calibrate_branches(kernel: Array, branches: Branches, group: int, covariance: Float64) -> Pairs:
-    """The same with the least error of the layer's output; `covariance` as for `calibrate`."""
-    pairs: list[Factors] = []
-    for index, branch in enumerate(branches):
-        left = residual(kernel, pairs, branches[:index], group)
-        pairs.append(calibrate(left, branch.scheme, group, branch.rank, covariance).factors)
-    return tuple(pairs)
+    """Pairs whose sum loses little of the layer's output; `covariance` as for `calibrate`."""
+    return _in_turns(
+        kernel,
+        branches,
+        group,
+        lambda left, branch: calibrate(left, branch.scheme, group, branch.rank, covariance).factors,
+        lambda left: output_variance(left, group, covariance),
+    )
 
 
 def sum_products(pairs: Sequence[Factors], branches: Branches, kernel_shape: Sequence[int], group: int) -> Float64:
@@ -49,10 +57,42 @@ def residual(kernel: Array, pairs: Sequence[Factors], branches: Branches, group:
 
 
 def calibrated_errors(kernel: Array, scheme: Scheme, group: int, covariance: Float64, after: Branches = ()) -> Float64:
-    """Share of the output's variance that each rank loses, added to the branches before it: (full rank,)."""
+    """Share of the output's variance that each rank loses, added to the branches before it: (full rank,).
+
+    Pairs that are fitted in turns lose a little less.
+    """
     if not after:
         return output_errors(kernel, scheme, group, covariance)
     left = residual(kernel, calibrate_branches(kernel, after, group, covariance), after, group)
     whole = output_variance(kernel, group, covariance)
     share = output_variance(left, group, covariance) / whole if whole else 0.0
     return share * output_errors(left, scheme, group, covariance)
+
+
+def _in_turns(
+    kernel: Array,
+    branches: Branches,
+    group: int,
+    fit: Callable[[Array, Branch], Factors],
+    error: Callable[[Array], float],
+) -> Pairs:
+    """Each pair fitted to what those before it leave, then to what all others leave until that gains little."""
+    pairs: list[Factors] = []
+    for index, branch in enumerate(branches):
+        pairs.append(fit(residual(kernel, pairs, branches[:index], group), branch))
+    if len(branches) < 2:
+        return tuple(pairs)
+    best = error(residual(kernel, pairs, branches, group))
+    for _ in range(_TURNS):
+        trial = list(pairs)
+        for index, branch in enumerate(branches):
+            others = [*trial[:index], *trial[index + 1 :]]
+            left = residual(kernel, others, (*branches[:index], *branches[index + 1 :]), group)
+            trial[index] = fit(left, branch)
+        found = error(residual(kernel, trial, branches, group))
+        if found >= best:
+            break
+        gain, pairs, best = best - found, trial, found
+        if gain < _LEAST_GAIN * best:
+            break
+    return tuple(pairs)

@@ -1,10 +1,12 @@
-"""The LR-space of a layer: every decomposition that its channels allow.
+"""The LR-space of a layer: every decomposition that its channels allow, at ranks spaced by their share of dense MACs.
 
 Source: Yu & Bouganis, SVD-NAS, WACV 2023. Input slicing in one slice is channel-wise, in slices of one channel it is
 depthwise then pointwise; output slicing in one slice is pointwise-first, in slices of one channel network decoupling.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from trp_export.lowrank.schemes import (
     CHANNEL_WISE,
@@ -13,11 +15,55 @@ from trp_export.lowrank.schemes import (
     POINTWISE_FIRST,
     SPATIAL_WISE,
     SPATIAL_WISE_TRANSPOSED,
+    Branch,
+    Branches,
     Scheme,
     input_sliced,
     output_sliced,
 )
 from trp_export.lowrank.site import Site
+
+# Of a layer's dense multiply-adds: those of a single pair, and those of a second one, added to a first that gives up
+# as many as LOWERED.
+SHARES = tuple(step / 20 for step in range(2, 20))
+SECOND_SHARES = tuple(step / 20 for step in range(1, 9))
+LOWERED = 0.20
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What a layer may become and its multiply-adds; dense where there are no branches."""
+
+    branches: Branches
+    macs: int
+
+
+def lr_space(site: Site) -> tuple[Candidate, ...]:
+    """All candidates of a site, each once: dense, then each scheme at each share. Dense alone where it was refused."""
+    dense = Candidate((), site.macs)
+    if site.refusal is not None:
+        return (dense,)
+    return (dense, *_at_shares(site, (), SHARES))
+
+
+def second_branches(site: Site, first: Branch) -> tuple[Candidate, ...]:
+    """Sums of a first pair at a lower rank than it has and a second one; none where its rank leaves no room."""
+    rank = first.rank - round(LOWERED * site.macs / site.macs_per_rank(first.scheme))
+    if rank < 1 or site.is_matrix:
+        return ()
+    return _at_shares(site, (Branch(first.scheme, rank),), SECOND_SHARES)
+
+
+def _at_shares(site: Site, after: Branches, shares: tuple[float, ...]) -> tuple[Candidate, ...]:
+    """A scheme's largest rank within each share, below the cost of the dense layer."""
+    found = [
+        (*after, Branch(scheme, rank))
+        for scheme in all_schemes(site)
+        for share in shares
+        if (rank := min(int(share * site.macs / site.macs_per_rank(scheme)), site.full_rank(scheme))) >= 1
+    ]
+    candidates = (Candidate(branches, site.macs_of(branches)) for branches in dict.fromkeys(found))
+    return tuple(candidate for candidate in candidates if candidate.macs < site.macs)
 
 
 def usual_schemes(site: Site) -> tuple[Scheme, ...]:

@@ -89,11 +89,17 @@ def schemes_for(site: Site, choice: str) -> tuple[Scheme, ...]:
     return (MATRIX,) if site.is_matrix else (FIXED[choice],)
 
 
-def make_curve(site: Site, scheme: Scheme, kernel: Array, after: Branches = ()) -> Curve:
-    """The curve of a scheme, or `after` other branches that of what they leave of the kernel."""
+def make_curve(site: Site, scheme: Scheme, kernel: Array, after: Branches = (), fitted_at: int | None = None) -> Curve:
+    """The curve of a scheme, or `after` other branches that of what they leave of the kernel.
+
+    Pairs that are added are fitted together once their ranks are known: `fitted_at` such a rank, its energy is exact,
+    otherwise the curve says what is kept at the least.
+    """
     if not after:
         return curve_of(site, scheme, spectrum(kernel, scheme, site.group))
-    left = residual(kernel, factorise_branches(kernel, after, site.group), after, site.group)
+    together = (*after, Branch(scheme, fitted_at)) if fitted_at else after
+    pairs = factorise_branches(kernel, together, site.group)[: len(after)]
+    left = residual(kernel, pairs, after, site.group)
     values = spectrum(left, scheme, site.group)
     whole = float(np.sum(np.asarray(kernel, dtype=np.float64) ** 2))
     share = float(np.sum(values**2)) / whole if whole else 0.0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trp_export.errors import OptionError
+from trp_export.lowrank.schemes import Branches
 from trp_export.lowrank.site import Site
 from trp_export.planning.curves import Curve, Layer, align_rank
 from trp_export.planning.plan import Choice, Decision, Plan
@@ -91,6 +92,22 @@ def plan_by_choices(layers: Sequence[Layer], choices: Sequence[Choice], rule: st
     return Plan(tuple(_replay(layer, by_name) for layer in layers), rule)
 
 
+def require_fits(site: Site, branches: Branches) -> None:
+    """Raises OptionError for pairs that a site cannot become."""
+    if len(branches) > 1 and site.is_matrix:
+        raise OptionError(f"the plan wants a sum of pairs for {site.name}, a matrix: give one pair the sum of ranks.")
+    inside, out = site.kernel_shape[1], site.kernel_shape[0] // site.group
+    for scheme, rank in ((branch.scheme, branch.rank) for branch in branches):
+        if not scheme.divides(site.kernel_shape, site.group):
+            raise OptionError(
+                f"the plan wants {scheme.name} for {site.name}, whose {inside} input and {out} output channels "
+                "do not divide so."
+            )
+        full = site.full_rank(scheme)
+        if rank > full:
+            raise OptionError(f"the plan wants rank {rank} for {site.name}, whose full rank is {full}.")
+
+
 def keep(site: Site, reason: str) -> Decision:
     return Decision(site, (), reason)
 
@@ -125,13 +142,8 @@ def _replay(layer: Layer, by_name: Mapping[str, Choice]) -> Decision:
         return keep(site, choice.reason or "kept by the plan")
     if site.refusal:
         raise OptionError(f"the plan factors {site.name}, which cannot be: {site.refusal}.")
+    require_fits(site, choice.branches)
     *after, last = choice.branches
-    if after and site.is_matrix:
-        raise OptionError(f"the plan wants a sum of pairs for {site.name}, a matrix: give one pair the sum of ranks.")
-    for branch in choice.branches:
-        if branch.rank > site.full_rank(branch.scheme):
-            full = site.full_rank(branch.scheme)
-            raise OptionError(f"the plan wants rank {branch.rank} for {site.name}, whose full rank is {full}.")
     found = (curve for curve in layer.curves if curve.scheme == last.scheme and curve.after == tuple(after))
     curve = next(found, None)
     if curve is None:
