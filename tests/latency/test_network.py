@@ -120,8 +120,7 @@ def test_networks_share_what_is_known_of_layers(tmp_path: Path) -> None:
     table = Table(CONDITIONS, None)
     Bench(chain(tmp_path, 2), tmp_path / "two").measure(table)
     _, device = Bench(chain(tmp_path, 5), tmp_path / "five").measure(table)
-    assert device.profiles == 0
-    assert device.comparisons == 1  # The whole network is another one.
+    assert (device.profiles, device.comparisons) == (1, 1)  # The whole network is another one.
     _, device = Bench(chain(tmp_path, 5, seed=1), tmp_path / "trained").measure(table)
     assert (device.profiles, device.comparisons) == (0, 0)  # Other weights take the same time.
 
@@ -229,3 +228,13 @@ def test_a_digest_is_of_structure_not_of_weights(tmp_path: Path) -> None:
         for name, blocks, seed in (("one", 2, 0), ("retrained", 2, 1), ("deeper", 3, 0))
     }
     assert digests["one"] == digests["retrained"] != digests["deeper"]
+
+
+def test_a_whole_is_brought_to_the_pace_of_its_layers(tmp_path: Path) -> None:
+    """Layers known from a day when everything took twice as long; the whole network is measured today."""
+    table = Table(CONDITIONS, None)
+    Bench(chain(tmp_path, 2), tmp_path / "two").measure(table, pace=2.0)
+    bench = Bench(chain(tmp_path, 5), tmp_path / "five")
+    latency, _ = bench.measure(table)
+    plan = predicted_plan(bench.layers, latency, latency.original / 1.6, 1.6, lost_energy)
+    assert latency.original / latency.predicted(plan) == pytest.approx(latency.measured(plan), rel=0.02)

@@ -21,6 +21,7 @@ from trp_export.latency.device import DeviceUnderTest
 from trp_export.latency.forecast import Forecast
 from trp_export.latency.isolated import measure_alone
 from trp_export.latency.sampling import (
+    Sample,
     Subject,
     costs_of,
     dense_key,
@@ -164,9 +165,19 @@ def _fill(
         samples.append(take_sample(network, plan, device, folder))
         table.add(costs_of(samples[-1], plan, subjects))
         if not plan.changed:
-            table.add({_dense_key(digest): samples[-1].total})
+            table.add({_dense_key(digest): samples[-1].total * _pace(samples[-1], subjects, table)})
     if plans and not plans[0].changed:
         table.add({_kernel_key(digest): kernel_cost(samples)})
+
+
+def _pace(dense: Sample, subjects: Sequence[Subject], table: Table) -> float:
+    """By how much layers took longer when the table was measured than in this sample of the dense network.
+
+    A machine has faster and slower days; a whole and its layers must be of the same.
+    """
+    seen = [subject for subject in subjects if subject.site.name in dense.costs]
+    known = sum(table.get(dense_key(subject)) or 0.0 for subject in seen)
+    return known / sum(dense.costs[subject.site.name] for subject in seen) if seen else 1.0
 
 
 def _dense_key(digest: str) -> str:
