@@ -42,7 +42,7 @@ from trp_export.target import block_size
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "runs" / "bench_plans"
 DOCS = ROOT / "docs" / "results-latency"
-NETWORKS = ("resnet18", "vgg16", "mobilenet_v2", "resnet50")
+NETWORKS = ("resnet18", "vgg16", "mobilenet_v2", "resnet50", "resnet20")
 PREDICTED = (1.25, 1.5, 2.0, 2.5, 3.0)
 WISHED = (2.0, 1.5)
 RIVALS = ("macs", "channel", "spatial", "pointwise")
@@ -54,15 +54,19 @@ TRIES = 6
 
 def models(names: Sequence[str], clock: Clock) -> None:
     for name in names:
-        version = dense(EXPORTED[name])
-        if not version.model.is_file():
-            export_dense(version)
-        network = analyse(load(version.model, LoadOptions()), _folder(name))
+        if not source(name).is_file():
+            export_dense(dense(EXPORTED[name]))
+        network = analyse(load(source(name), LoadOptions()), _folder(name))
         for place in network.located:
             if clock.over():
                 return
             make_layer(name, place)
         print(name, "done", flush=True)
+
+
+def source(name: str) -> Path:
+    """The trained ResNet-20 that comes with the repository, or torchvision's network with random weights."""
+    return dense(EXPORTED[name]).model if name in EXPORTED else ROOT / "models_zoo" / "weights" / f"{name}-cifar10.pt"
 
 
 def make_layer(name: str, place: LocatedSite) -> Layer:
@@ -186,7 +190,7 @@ def describe(subject: Subject, plan: Plan) -> dict[str, Any]:
 
 
 def open_subject(name: str) -> Subject:
-    network = analyse(load(dense(EXPORTED[name]).model, LoadOptions()), _folder(name))
+    network = analyse(load(source(name), LoadOptions()), _folder(name))
     layers = tuple(make_layer(name, place) for place in network.located)
     shapes = {key: tuple(size or 1 for size in shape) for key, shape in network.inputs.items()}
     device = DeviceUnderTest("local", 1, shapes)
@@ -227,7 +231,8 @@ def where() -> list[str]:
     conditions = read(file)["conditions"]
     return [
         f"{conditions['cpu']}, {conditions['logical_cores']} cores, {conditions['threads']} thread, onnxruntime "
-        f"{conditions['onnxruntime']}; torchvision's networks with random weights, 1x3x224x224, scheme auto. Made by "
+        f"{conditions['onnxruntime']}; torchvision's networks with random weights, 1x3x224x224, and the trained resnet20, "
+        "1x3x32x32; scheme auto. Made by "
         "`tools/bench_plans.py`. Damage is lost energy, summed over layers.",
         "",
     ]
@@ -297,7 +302,7 @@ def draw(found: dict[str, dict[str, Any]]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(5, 5), layout="constrained")
-    for (name, facts), marker in zip(found.items(), "os^D", strict=False):
+    for (name, facts), marker in zip(found.items(), "os^Dv", strict=False):
         plans = points(facts)
         axes.plot([one["predicted"] for one in plans], [one["measured"] for one in plans], marker, label=name)
     ends = np.array(
