@@ -231,9 +231,8 @@ def where() -> list[str]:
     conditions = read(file)["conditions"]
     return [
         f"{conditions['cpu']}, {conditions['logical_cores']} cores, {conditions['threads']} thread, onnxruntime "
-        f"{conditions['onnxruntime']}; torchvision's networks with random weights, 1x3x224x224, and the trained resnet20, "
-        "1x3x32x32; scheme auto. Made by "
-        "`tools/bench_plans.py`. Damage is lost energy, summed over layers.",
+        f"{conditions['onnxruntime']}; torchvision's networks with random weights, 1x3x224x224, and the trained "
+        "resnet20, 1x3x32x32; scheme auto. Made by `tools/bench_plans.py`. Damage is lost energy, summed over layers.",
         "",
     ]
 
