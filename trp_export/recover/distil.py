@@ -7,6 +7,8 @@ networks have. Images are flipped, shifted and mixed: the original answers for w
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -26,6 +28,7 @@ from trp_export.recover.torch_graph import TorchGraph
 Array = NDArray[Any]
 
 BATCH_SIZE = 64
+_PART = 16
 LEARNING_RATE = 3e-3
 HELD_OUT = 1 / 8
 # Adam's learning rate for biases, as a share of Muon's for kernels.
@@ -54,6 +57,8 @@ class Distillation:
         self._wanted = self._answers(self._teacher, self._held_out)
         self._require_sound(compressed)
         self._optimizers = self._new_optimizers()
+        # The operators are too small to share among cores: each core takes a part of the batch instead.
+        self._pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -79,17 +84,22 @@ class Distillation:
         """One step of training; `done` is the share of all steps that lie behind."""
         chosen = torch.randint(len(self._images), (BATCH_SIZE,), generator=self._random)
         batch = augment(self._images[chosen], self._random)
+        parts = list(self._pool.map(self._gradients, torch.split(batch, _PART)))
+        for weight, gradients in zip(self._student.weights, zip(*parts, strict=True), strict=True):
+            used = [gradient for gradient in gradients if gradient is not None]
+            weight.grad = torch.stack(used).mean(dim=0) if used else None
+        for optimizer, rate in self._optimizers:
+            optimizer.param_groups[0]["lr"] = rate * _schedule(done)
+            optimizer.step()
+
+    def _gradients(self, batch: Tensor) -> Sequence[Tensor | None]:
+        """Of the loss on a part of the batch, by weight; None for a weight that no output depends on."""
         with _half_precision():
             with torch.no_grad():
                 wanted = self._run(self._teacher, batch)
             got = self._run(self._student, batch)
-        terms = [_distance(own, reference) for own, reference in zip(got, wanted, strict=True)]
-        loss: Any = sum(terms)
-        self._student.zero_grad()
-        loss.backward()
-        for optimizer, rate in self._optimizers:
-            optimizer.param_groups[0]["lr"] = rate * _schedule(done)
-            optimizer.step()
+        loss: Any = sum(_distance(own, reference) for own, reference in zip(got, wanted, strict=True))
+        return torch.autograd.grad(loss, list(self._student.weights), allow_unused=True)
 
     def score(self) -> tuple[float, float]:
         """Divergence and agreement on the held-out images."""
@@ -108,7 +118,7 @@ class Distillation:
 
     def _answers(self, network: TorchGraph, images: Tensor) -> dict[str, Array]:
         with torch.no_grad():
-            parts = [self._run(network, part) for part in images.split(BATCH_SIZE)]
+            parts = [self._run(network, part) for part in torch.split(images, BATCH_SIZE)]
         values = [torch.cat(part).numpy() for part in zip(*parts, strict=True)]
         return dict(zip(self._outputs, values, strict=False))
 
@@ -118,7 +128,7 @@ class Distillation:
             return network(images)  # type: ignore[no-any-return]
         count = len(images)
         filled = images[torch.arange(-(-count // self._chunk) * self._chunk) % count]
-        parts = [network(part) for part in filled.split(self._chunk)]
+        parts = [network(part) for part in torch.split(filled, self._chunk)]
         return [torch.cat(part)[:count] for part in zip(*parts, strict=True)]
 
     def _require_sound(self, compressed: ir.Model) -> None:
@@ -180,7 +190,7 @@ def _distance(own: Tensor, wanted: Tensor) -> Tensor:
 def _half_precision() -> AbstractContextManager[Any]:
     """bfloat16 where the processor has instructions for it, half the time of float32; elsewhere it is slower."""
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.autocast("cpu", torch.bfloat16, enabled=native)
+    return torch.autocast("cpu", torch.bfloat16, enabled=native, cache_enabled=False)
 
 
 def _schedule(done: float) -> float:
