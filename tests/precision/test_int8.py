@@ -13,6 +13,7 @@ from models import build, relative_l2, run
 from networks import make_images, make_network
 
 from trp_export.errors import UnsupportedError
+from trp_export.graph.prepare import prepare
 from trp_export.graph.weights import set_value
 from trp_export.precision import int8 as module
 from trp_export.precision.equalise import equalise
@@ -165,6 +166,30 @@ def test_an_old_opset_is_raised() -> None:
     assert made.model.opset_imports[""] >= 13
     inputs = {"image": make_images(4).inputs[:, :, :12, :12]}
     assert relative_l2(run(proto(model), inputs)[0], run(proto(made.model), inputs)[0]) < 0.03
+
+
+SHARED = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[N, 3, 12, 12] image) => (float[N, 6, 12, 12] y, float[N, 3, 12, 12] b)
+<float[3, 3, 3, 3] w, float[3] bias>
+{ a = Conv <pads = [1, 1, 1, 1]> (image, w, bias)
+  b = Relu (a)
+  c = Conv <pads = [1, 1, 1, 1]> (b, w)
+  d = Clip (c, zero, six)
+  y = Concat <axis = 1> (b, d) }
+"""
+
+
+def test_shared_weights_relu6_and_outputs_that_are_read_again(tmp_path: Path) -> None:
+    text = SHARED.replace("{ a", "{ zero = Constant <value_float = 0.0> ()\n six = Constant <value_float = 6.0> ()\n a")
+    model = prepare(ir.serde.deserialize_model(build(text)))
+    made = to_int8(model, batches())
+    onnx.checker.check_model(proto(made.model), full_check=True)
+    inputs = {"image": make_images(4).inputs[:, :, :12, :12]}
+    for before, after in zip(run(proto(model), inputs), run(proto(made.model), inputs), strict=True):
+        assert relative_l2(before, after) < 0.03
+    found = kernels(made.model, tmp_path)
+    assert found.count("QLinearConv") == 2
+    assert not {"Clip", "Relu", "Concat", "Conv"} & set(found)
 
 
 def test_outputs_keep_their_names() -> None:

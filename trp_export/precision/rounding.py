@@ -115,8 +115,8 @@ class _Rounder:
         stored = add_initializer(graph, f"{name}.{dtype.name.lower()}", whole, dtype)  # type: ignore[arg-type]
         scale = add_initializer(graph, f"{name}.scale", scales, ir.DataType.FLOAT)
         zero = add_initializer(graph, f"{name}.zero", np.zeros(scales.shape), dtype)
-        node = ir.node("DequantizeLinear", [stored, scale, zero], {"axis": axis}, name=f"{name}.dequantize")
-        node.outputs[0].name = f"{name}.rounded"
+        node = ir.node("DequantizeLinear", [stored, scale, zero], {"axis": axis}, name=f"{stored.name}.dequantize")
+        node.outputs[0].name = f"{stored.name}.rounded"
         node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(whole.shape)
         graph.insert_before(reader, node)
         return node.outputs[0]
