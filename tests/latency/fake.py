@@ -55,7 +55,7 @@ class FakeDevice:
         taken[1:] = [one * self.scale for one in taken[1:]]
         environment = Environment("fake", "", "", "", 1, "", (0,), 1, "", "", "")
         measurements = (
-            Measurement(file.name, "", 0, (Process(0, 0.0, 0, 0, (round(ms * 1e6),)),), None, {})
+            Measurement(file.name, "", 0, _alike(round(ms * 1e6)), None, {})
             for file, ms in zip(files, taken, strict=True)
         )
         return Comparison(environment, tuple(measurements), (), 0.0)
@@ -84,3 +84,7 @@ class AloneDevice(FakeDevice):
         assert self.owner is not None
         self.owner.comparisons += 1
         return super().compare(files)
+
+
+def _alike(sample: int) -> tuple[Process, ...]:
+    return tuple(Process(index, 0.0, 0, 0, (sample,)) for index in range(4))
