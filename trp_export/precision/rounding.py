@@ -114,8 +114,13 @@ class _Rounder:
         graph = self.model.graph
         stored = add_initializer(graph, f"{name}.{dtype.name.lower()}", whole, dtype)  # type: ignore[arg-type]
         scale = add_initializer(graph, f"{name}.scale", scales, ir.DataType.FLOAT)
-        zero = add_initializer(graph, f"{name}.zero", np.zeros(scales.shape), dtype)
-        node = ir.node("DequantizeLinear", [stored, scale, zero], {"axis": axis}, name=f"{stored.name}.dequantize")
+        # onnxruntime merges weights only with their zeros spelt out.
+        zeros = (
+            []
+            if dtype == ir.DataType.INT32
+            else [add_initializer(graph, f"{name}.zero", np.zeros(scales.shape), dtype)]
+        )
+        node = ir.node("DequantizeLinear", [stored, scale, *zeros], {"axis": axis}, name=f"{stored.name}.dequantize")
         node.outputs[0].name = f"{stored.name}.rounded"
         node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(whole.shape)
         graph.insert_before(reader, node)

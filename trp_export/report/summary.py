@@ -83,7 +83,9 @@ def _latency_rows(report: Report) -> list[Row]:
     if report.without_low_rank is not None:
         alone = summary(report.without_low_rank)
         cells = f"{alone.median / divisor:.4g}", f"{there.median / divisor:.4g}", str(report.low_rank_ratio)
-        rows.append(Row("latency, low rank alone", *cells))
+        precision = report.forms.chosen.precision if report.forms else "fp32"
+        what = "low rank alone" if precision == "fp32" else f"beside {precision} alone"
+        rows.append(Row(f"latency, {what}", *cells))
     if here.peak_bytes and there.peak_bytes:
         cells = size(here.peak_bytes), size(there.peak_bytes), times(here.peak_bytes, there.peak_bytes)
         rows.append(Row("peak memory", *cells))

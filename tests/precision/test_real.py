@@ -1,0 +1,37 @@
+"""A real network on real images: int8 keeps what low rank kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trp_export import Benchmark, Images, Options, compress
+from trp_export.options import Calibration
+from trp_export.verify import Agreement
+
+ZOO = Path(__file__).parents[2] / "models_zoo"
+
+
+@pytest.mark.slow
+def test_a_network_trained_for_low_rank_keeps_its_accuracy_in_8_bits(tmp_path: Path) -> None:
+    images = ZOO / "images" / "cifar10-256.npz"
+    report = compress(
+        ZOO / "weights" / "resnet20-trp-spatial-2.84x.pt",
+        Options(
+            images=Images(images),
+            calibration=Calibration(images, count=None),
+            benchmark=Benchmark(run=False),
+            precision="int8",
+            output=tmp_path / "small.onnx",
+        ),
+    )
+    assert report.forms is not None
+    assert report.forms.missed is None
+    fp32, int8 = report.forms.variants
+    assert isinstance(fp32.judged, Agreement)
+    assert isinstance(int8.judged, Agreement)
+    assert int8.parity is not None
+    assert int8.parity.divergence < 0.02
+    assert abs(int8.judged.after - fp32.judged.after) <= 0.012  # Three of 256 images.
+    assert int8.judged.top1 > 0.97
