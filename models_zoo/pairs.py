@@ -58,7 +58,7 @@ def branches_for(layer: nn.Module, branches: Branches) -> nn.Sequential | Sum:
     """
     first, *rest = (pair_for(layer, branch.scheme, branch.rank) for branch in branches)
     for pair in rest:
-        pair.get_submodule("expand").bias = None
+        pair.get_submodule("expand").register_parameter("bias", None)
     return Sum([first, *rest]) if rest else first
 
 

@@ -18,6 +18,8 @@ from trp_export.lowrank.space import SHARES, all_schemes, lr_space, second_branc
 from trp_export.planning.curves import Layer, make_curve
 from trp_export.planning.plan import Choice, Decision, Plan, parse_plan
 from trp_export.planning.rules import plan_by_choices
+from trp_export.planning.second_branch import second_curves, with_curves
+from trp_export.planning.shared_budget import plan_by_macs
 
 USE = Use((8, 8), (8, 8), (1, 1), (1, 1, 1, 1), (1, 1))
 SITE = Site("conv", "Conv", (12, 8, 3, 3), 1, (USE,))
@@ -160,3 +162,25 @@ def test_second_branches_take_what_the_first_gives_up() -> None:
 
 def test_words() -> None:
     assert describe(BRANCHES) == "spatial-wise 3 + network-decoupling 1"
+
+
+def test_a_plan_may_take_sums_and_loses_less_with_them() -> None:
+    kernels = {name: _kernel(seed) for seed, name in enumerate(("one", "two"))}
+    sites = [Site(name, "Conv", SITE.kernel_shape, 1, (USE,)) for name in kernels]
+    layers = [
+        Layer(site, tuple(make_curve(site, scheme, kernels[site.name]) for scheme in all_schemes(site)))
+        for site in sites
+    ]
+    total = 2 * SITE.macs
+    single = plan_by_macs(layers, total, 2.0)
+    sums = second_curves(layers, single, kernels.__getitem__)
+    assert all(curve.after for layer in sums for curve in layer.curves)
+    plan = plan_by_macs(with_curves(layers, sums), total, 2.0)
+    assert sum(decision.macs for decision in plan.decisions) <= total / 2
+    assert sum(decision.energy for decision in plan.decisions) > sum(decision.energy for decision in single.decisions)
+    for change in plan.changed:
+        kernel = kernels[change.site.name]
+        made = factorise_branches(kernel, change.branches, 1)
+        kept = 1 - np.sum(residual(kernel, made, change.branches, 1) ** 2) / np.sum(kernel**2)
+        decision = next(one for one in plan.decisions if one.site == change.site)
+        assert kept >= decision.energy - 5e-3

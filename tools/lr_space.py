@@ -34,7 +34,7 @@ from trp_export.network import Network, analyse, measure_layers
 from trp_export.options import Calibration, Macs, Selection
 from trp_export.planning.curves import FIXED, Layer, schemes_for
 from trp_export.planning.plan import Plan
-from trp_export.planning.second_branch import with_second_branches
+from trp_export.planning.second_branch import second_curves, with_curves
 from trp_export.planning.shared_budget import Damage, lost_energy, plan_by_macs
 
 CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet32": "resnet32-d509ac18.th"}
@@ -109,10 +109,10 @@ class Bench:
         if method != SUM:
             return plan_by_macs(under(self.layers, method), self.network.macs, ratio, 1, self.damage)
         single = plan_by_macs(self.layers, self.network.macs, ratio, 1, self.damage)
-        layers = with_second_branches(self.layers, single, lambda name: self.kernels[name]())
+        sums = second_curves(self.layers, single, lambda name: self.kernels[name]())
         if self.known is not None:
-            layers = calibrated_layers(layers, self.network.located, self.known.moments)
-        return plan_by_macs(layers, self.network.macs, ratio, 1, self.damage)
+            sums = calibrated_layers(sums, self.network.located, self.known.moments)
+        return plan_by_macs(with_curves(self.layers, sums), self.network.macs, ratio, 1, self.damage)
 
 
 def under(layers: Sequence[Layer], choice: str) -> list[Layer]:

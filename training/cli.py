@@ -85,7 +85,9 @@ def _read_config(context: click.Context, parameter: click.Parameter, path: Path 
 @click.option("--input-shape", type=_Shape(), help="1,3,224,224; default the architecture's own.")
 @click.option("--data", metavar="SPEC", help="npz:DIR, imagefolder:DIR or torchvision:CIFAR10:DIR.")
 @click.option("-o", "--output", type=_path, help="Folder of the run.")
-@click.option("--scheme", default="spatial", help="auto, channel, spatial, spatial-t, pointwise or decouple.")
+@click.option(
+    "--scheme", default="spatial", help="auto, sliced, all, channel, spatial, spatial-t, pointwise or decouple."
+)
 @click.option("--energy", type=float, help="Rank rule: share of squared singular values to keep.")
 @click.option("--threshold", type=float, help="Rank rule: drop what is below this times the largest singular value.")
 @click.option("--macs", type=float, help="Rank rule: the whole network this many times smaller in multiply-adds.")

@@ -24,7 +24,7 @@ from math import prod
 import numpy as np
 
 from trp_export.lowrank.factor import Factors, Float64
-from trp_export.lowrank.schemes import Array, Scheme, fold_pair
+from trp_export.lowrank.schemes import Array, Scheme, fold_pair, full_rank
 
 # Added to a covariance as a share of its mean diagonal: what the images did not show must not be taken for free.
 RIDGE = 1e-4
@@ -53,11 +53,11 @@ def output_errors(kernel: Array, scheme: Scheme, group: int, covariance: Float64
     `covariance` is (group, d, d) over patches (c/group, *k). With several taps it is what the start reaches; the
     factors of `calibrate` lose a little less.
     """
-    total, lost = 0.0, 0.0
+    total, lost = 0.0, np.zeros(full_rank(scheme, kernel.shape, group))
     for stack in _stacks(kernel, scheme, group, covariance):
         variances = stack.variances()
         total += float(variances.sum())
-        lost = lost + _start_errors(stack, variances)
+        lost += _start_errors(stack, variances)
     return np.maximum(lost / total, 0.0) if total else np.zeros_like(lost)
 
 
@@ -124,7 +124,7 @@ class _Stack:
     @property
     def full_rank(self) -> int:
         """The rank of each slice at which nothing is lost."""
-        return min(self.rows // self.slices, self.w.shape[1] * self.taps)
+        return min(self.rows // self.slices, int(self.w.shape[1]) * self.taps)
 
     def variances(self) -> Float64:
         """Of each matrix's output, summed over its channels: (p,)."""
@@ -225,7 +225,7 @@ def _cholesky(g: Float64) -> Float64:
     jitter = 0.0
     while True:
         try:
-            return np.linalg.cholesky(g)
+            return np.asarray(np.linalg.cholesky(g), dtype=np.float64)
         except np.linalg.LinAlgError:
             jitter = max(100 * jitter, 100 * _JITTER)
             if jitter > 1:

@@ -9,35 +9,53 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from trp_export.lowrank.schemes import Array, Branch
+from trp_export.lowrank.schemes import Array, Branch, Branches
 from trp_export.lowrank.site import Site
 from trp_export.lowrank.space import all_schemes
 from trp_export.planning.curves import Curve, Layer, make_curve
 from trp_export.planning.plan import Plan
 
-# Shares of the dense multiply-adds that a first pair may give up.
+# Shares of the dense multiply-adds that a first pair may give up, and how many schemes are then worth fitting together.
 GIVEN_UP = (0.1, 0.2, 0.3)
+_FITTED = 2
 
 
-def with_second_branches(layers: Sequence[Layer], plan: Plan, kernel: Callable[[str], Array]) -> tuple[Layer, ...]:
-    """The same layers, those that the plan changes with further curves; `kernel` gives a layer's weight by its name."""
-    chosen = {change.site.name: change.branches for change in plan.changed}
+def second_curves(layers: Sequence[Layer], plan: Plan, kernel: Callable[[str], Array]) -> tuple[Layer, ...]:
+    """The same layers with the curves of sums alone, none where the plan changes nothing; `kernel` gives a weight."""
+    chosen = {change.site.name: change.branches[0] for change in plan.changed if not change.site.is_matrix}
     return tuple(
-        replace(layer, curves=(*layer.curves, *_sums(layer.site, chosen[layer.site.name][0], kernel)))
-        if layer.site.name in chosen and not layer.site.is_matrix
-        else layer
+        replace(
+            layer,
+            curves=_sums(layer.site, chosen[layer.site.name], kernel(layer.site.name))
+            if layer.site.name in chosen
+            else (),
+        )
         for layer in layers
     )
 
 
-def _sums(site: Site, first: Branch, kernel: Callable[[str], Array]) -> list[Curve]:
-    own = kernel(site.name)
+def with_curves(layers: Sequence[Layer], more: Sequence[Layer]) -> tuple[Layer, ...]:
+    """The layers with the curves of both."""
+    return tuple(replace(one, curves=(*one.curves, *other.curves)) for one, other in zip(layers, more, strict=True))
+
+
+def _sums(site: Site, first: Branch, kernel: Array) -> tuple[Curve, ...]:
     per_rank = site.macs_per_rank(first.scheme)
-    ranks = {first.rank - max(1, round(share * site.macs / per_rank)) for share in GIVEN_UP}
-    return [
-        make_curve(site, scheme, own, (Branch(first.scheme, rank),))
-        for rank in sorted(ranks)
-        if rank >= 1
-        for scheme in all_schemes(site)
-        if scheme != first.scheme
-    ]
+    curves: list[Curve] = []
+    for given_up in sorted({max(1, round(share * site.macs / per_rank)) for share in GIVEN_UP}):
+        if given_up < first.rank:
+            after = (Branch(first.scheme, first.rank - given_up),)
+            curves += _best(site, kernel, after, given_up * per_rank)
+    return tuple(curves)
+
+
+def _best(site: Site, kernel: Array, after: Branches, spare: int) -> list[Curve]:
+    """The second pairs that keep most for `spare` multiply-adds, fitted together with the first."""
+    schemes = (scheme for scheme in all_schemes(site) if scheme != after[0].scheme)
+    found: list[tuple[float, Curve, int]] = []
+    for curve in (make_curve(site, scheme, kernel, after) for scheme in schemes):
+        rank = min(spare // curve.macs_per_rank, curve.full_rank)
+        if rank:
+            found.append((float(curve.energy[rank - 1]), curve, rank))
+    found.sort(key=lambda one: -one[0])
+    return [make_curve(site, curve.scheme, kernel, after, fitted_at=rank) for _, curve, rank in found[:_FITTED]]

@@ -120,7 +120,8 @@ def plan_by_latency(
     """
 
     def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
-        ranks, taken = timings[layer.site.name].pairs.get(curve.scheme.name, (NO_RANKS, np.zeros(0)))
+        known = {} if curve.after else timings[layer.site.name].pairs  # Of sums nothing was measured.
+        ranks, taken = known.get(curve.scheme.name, (NO_RANKS, np.zeros(0)))
         faster = (taken < timings[layer.site.name].dense) & (ranks <= curve.full_rank)
         return ranks[faster], taken[faster]
 
