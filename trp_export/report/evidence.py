@@ -96,7 +96,9 @@ def agreement(report: Report) -> Markup:
         )
     ]
     if deviation.truncation is not None:
-        how = f"The result against the original, on {deviation.inputs}. This is what the lower ranks cost."
+        precision = report.forms.chosen.precision if report.forms else "fp32"
+        cause = "the lower ranks" if precision == "fp32" else f"the lower ranks and {precision}"
+        how = f"The result against the original, on {deviation.inputs}. This is what {cause} cost."
         rows.append(("truncation", _distance(deviation.truncation), how))
     rows += _on_images(report)
     body = (

@@ -52,6 +52,12 @@ def _cells(report: Report, one: Variant, alone: Variant | None) -> tuple[str, ..
     )
 
 
+_BESIDE = (
+    "Classes and divergence (squared distance over the spread of the outputs) are held against the float model that a "
+    "form was made from, on calibration images that did not show it ranges."
+)
+
+
 def section(report: Report) -> Markup:
     """The same for the page, with what is worth knowing of each."""
     heads, found = lines(report)
@@ -65,6 +71,7 @@ def section(report: Report) -> Markup:
     )
     head = element("tr", element("td"), *(element("th", name, scope="col", class_="number") for name in heads[1:]))
     return join(
+        element("p", _BESIDE),
         element("table", element("thead", head), element("tbody", *rows), class_="numbers"),
         element("ul", *(element("li", f"{line.cells[0]}: {line.note}") for line in found if line.note)),
     )
