@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -298,6 +299,7 @@ def small_disk(tmp_path: Path) -> Path:
     if mounted.returncode:
         pytest.skip("no right to mount a small file system")
     yield folder
+    gc.collect()  # Weights that were read from there.
     subprocess.run(["umount", str(folder)], check=True)
 
 
