@@ -213,6 +213,11 @@ def test_a_model_without_layers_is_refused() -> None:
         to_int8(ir.serde.deserialize_model(build(text)), [np.random.default_rng(0).random((32, 3), dtype=np.float32)])
 
 
+def test_no_more_images_are_used_than_help() -> None:
+    parts = shown_and_held_out([np.zeros((64, 1, 1, 1), dtype=np.float32)] * 100)
+    assert [sum(len(batch) for batch in part) for part in parts] == [module.MOST_IMAGES] * 2
+
+
 @pytest.mark.parametrize(("count", "size"), [(64, 8), (16, 16), (40, 20), (17, 17)])
 def test_every_image_shows_ranges_or_is_held_out(count: int, size: int) -> None:
     given = np.arange(count, dtype=np.float32).reshape(-1, 1, 1, 1)

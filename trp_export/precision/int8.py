@@ -29,6 +29,7 @@ Outputs = Mapping[str, NDArray[Any]]
 Progress = Callable[[float], None]
 
 LEAST_IMAGES = 16
+MOST_IMAGES = 256
 _HELD_OUT = 4
 _ENOUGH = 1e-2  # divergence up to which nothing is left in float
 _LEAST_SHARE = 0.1  # of the whole damage, for a unit to be worth a return to float
@@ -73,10 +74,14 @@ def to_int8(model: ir.Model, batches: Batches, progress: Progress = lambda share
 
 
 def shown_and_held_out(batches: Batches) -> tuple[Batches, Batches]:
-    """Batches that show ranges, and those held out: one in four, of few batches one image in four."""
+    """Batches that show ranges, and those held out: one in four, of few batches one image in four.
+
+    Of either about MOST_IMAGES: 64 were measured to show ranges as well as 768.
+    """
     if len(batches) < _HELD_OUT:
         return [batch[np.arange(len(batch)) % _HELD_OUT > 0] for batch in batches], [b[::_HELD_OUT] for b in batches]
-    return [batch for index, batch in enumerate(batches) if index % _HELD_OUT], batches[::_HELD_OUT]
+    most = -(-MOST_IMAGES // len(batches[0]))
+    return [batch for index, batch in enumerate(batches) if index % _HELD_OUT][:most], batches[::_HELD_OUT][:most]
 
 
 def _require_telling(batches: Batches) -> None:
