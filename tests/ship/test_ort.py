@@ -72,6 +72,7 @@ def test_an_unknown_operator_is_said_and_the_float_model_delivered(trp: Command,
     assert "not in ORT format" in outcome.out
     assert verify(tmp_path / "app").manifest.ort is None
     assert not (tmp_path / "app" / "model.ort").exists()
+    assert str(tmp_path) not in (tmp_path / "app" / "manifest.json").read_text()
 
 
 def test_a_hang_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

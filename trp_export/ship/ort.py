@@ -17,6 +17,7 @@ import onnx
 
 from trp_export.errors import first_line
 from trp_export.options import Target
+from trp_export.privacy import without_paths
 from trp_export.ship.bundle import precision_of
 from trp_export.ship.manifest import Ort
 from trp_export.verify.compare import distance
@@ -67,4 +68,4 @@ def convert(
 def _refuse(model: Path, reason: str) -> tuple[None, tuple[str, ...]]:
     for name in (MODEL, OPERATORS, f"{model.stem}.ort", f"{model.stem}.required_operators.config"):
         model.with_name(name).unlink(missing_ok=True)
-    return None, (f"not in ORT format: {reason}; {model.name} is as it should be",)
+    return None, (f"not in ORT format: {without_paths(reason)}; {model.name} is as it should be",)
