@@ -172,11 +172,11 @@ def count(networks: Sequence[Network], clock: Clock) -> None:
 
 
 def measure(networks: Sequence[Network], clock: Clock) -> None:
-    """Dense beside the three ratios of one scheme and alignment, in one go."""
+    """Dense beside the three ratios of one scheme and alignment, in one go; one thread first."""
     from trp_export.bench import compare
 
-    for network in networks:
-        for threads in THREADS:
+    for threads in THREADS:
+        for network in networks:
             for scheme in network.schemes:
                 for align in ALIGNS:
                     if clock.over():
