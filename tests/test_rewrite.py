@@ -166,6 +166,7 @@ def test_a_sum_of_pairs_answers_and_costs_as_it_should(
     site = place.site
     assume(not site.is_matrix)
     schemes = picked(site, first), picked(site, second)
+    assume(schemes[0] != schemes[1])
     ranks = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([1, site.full_rank(schemes[1])]))
     branches = tuple(Branch(s, min(rank, site.full_rank(s))) for s, rank in zip(schemes, ranks, strict=True))
     plan = Plan((Decision(site, branches, ""),), "test")

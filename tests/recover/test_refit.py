@@ -98,7 +98,10 @@ def test_layers_that_cannot_be_refitted_keep_what_they_are_given(monkeypatch: py
 def test_a_second_pair_is_fitted_to_what_the_first_leaves() -> None:
     model, located = make_network()
     images = make_images(96).inputs
-    sums = {"one": (Branch(SPATIAL_WISE, 2), Branch(CHANNEL_WISE, 1)), "two": (Branch(input_sliced(2), 1),) * 2}
+    sums = {
+        "one": (Branch(SPATIAL_WISE, 2), Branch(CHANNEL_WISE, 1)),
+        "two": (Branch(input_sliced(2), 1), Branch(SPATIAL_WISE, 1)),
+    }
     losses = []
     for count in (1, 2):
         decisions = (Decision(p.site, sums.get(p.site.name, ())[:count], "by hand") for p in located)
@@ -135,7 +138,10 @@ def test_the_closest_set_of_factors_is_told() -> None:
     images = make_images(48)
     plan = _plan(located, RANKS)
     plain = Fitted(
-        {c.site.name: factorise_branches(_kernel(located, c.site.name), c.branches, 1) for c in plan.changed},
+        {
+            c.site.name: factorise_branches(_kernel(located, c.site.name), c.branches, c.site.group)
+            for c in plan.changed
+        },
         {},
     )
     refitted = refit(model, plan, [images.inputs], plain)

@@ -45,8 +45,9 @@ class Decision:
     energy: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.site.is_matrix and len(self.branches) > 1:
-            raise ValueError(f"{self.site.name}: pairs of matrices add up to one of a higher rank")
+        schemes = {branch.scheme for branch in self.branches}
+        if len(self.branches) > 1 and (self.site.is_matrix or len(schemes) < len(self.branches)):
+            raise ValueError(f"{self.site.name}: pairs of one kind add up to one of a higher rank")
 
     @property
     def macs(self) -> int:

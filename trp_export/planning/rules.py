@@ -94,8 +94,8 @@ def plan_by_choices(layers: Sequence[Layer], choices: Sequence[Choice], rule: st
 
 def require_fits(site: Site, branches: Branches) -> None:
     """Raises OptionError for pairs that a site cannot become."""
-    if len(branches) > 1 and site.is_matrix:
-        raise OptionError(f"the plan wants a sum of pairs for {site.name}, a matrix: give one pair the sum of ranks.")
+    if len(branches) > 1 and (site.is_matrix or len({branch.scheme for branch in branches}) < len(branches)):
+        raise OptionError(f"the plan adds pairs of one kind for {site.name}: give one pair the sum of their ranks.")
     inside, out = site.kernel_shape[1], site.kernel_shape[0] // site.group
     for scheme, rank in ((branch.scheme, branch.rank) for branch in branches):
         if not scheme.divides(site.kernel_shape, site.group):
