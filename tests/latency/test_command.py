@@ -24,7 +24,8 @@ SHAPES = {"x": (1, WIDTH, EXTENT, EXTENT)}
 class Lab:
     """The fake device in the place of the real one; `slowdown` is what the closing measurement adds to the result."""
 
-    def __init__(self) -> None:
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
         self.device = FakeDevice(dict(SHAPES))
         self.slowdown = 1.0
         self.asked: list[dict[str, object]] = []
@@ -40,12 +41,12 @@ class Lab:
 
 
 @pytest.fixture
-def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Lab:
-    lab = Lab()
+def lab(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    cache = tmp_path_factory.mktemp("cache")
+    lab = Lab(cache / "latency")
     monkeypatch.setattr(session, "DeviceUnderTest", lab.open)
     monkeypatch.setattr(bench, "compare", lab.compare)
-    monkeypatch.setenv("TRP_BENCH_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "cache").mkdir()
+    monkeypatch.setenv("TRP_BENCH_CACHE", str(cache))
     return lab
 
 
@@ -93,7 +94,7 @@ def test_a_dry_run_tells_what_layers_take_and_saves_the_table(trp: Command, lab:
 def test_the_same_table_gives_the_same_model_bit_for_bit(trp: Command, lab: Lab, tmp_path: Path) -> None:
     model = chain(tmp_path)
     assert trp(model, "--speedup", "1.5", "--no-bench", "-o", "one.onnx", "--save-latency", "t.json").code == 0
-    for file in (tmp_path / "cache" / "latency").iterdir():
+    for file in lab.cache.iterdir():
         file.unlink()
     lab.device.profiles = lab.device.dies_after  # Nothing more can be measured layer by layer.
     assert trp(model, "--speedup", "1.5", "--no-bench", "-o", "two.onnx", "--latency", "t.json").code == 0
@@ -121,11 +122,7 @@ def test_a_device_lost_on_the_way_is_an_error_that_goes_on_next_time(
     trp: Command, refuses: Command, lab: Lab, tmp_path: Path
 ) -> None:
     model = chain(tmp_path)
-    (tmp_path / "cache" / "latency").mkdir()
-    trp(model, "--speedup", "40", "--dry-run")
-    for file in (tmp_path / "cache" / "latency").iterdir():
-        file.unlink()
-    lab.device.profiles, lab.device.dies_after = 0, 5
+    lab.device.dies_after = 5
     outcome = trp(model, "--speedup", "1.5", "-o", "small.onnx")
     assert outcome.code == 8
     assert "kept; the same command goes on from there" in outcome.err

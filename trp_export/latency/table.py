@@ -126,7 +126,8 @@ def save_costs(path: Path, conditions: Conditions, costs: Costs) -> None:
         part.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise OutputError(f"the latency table {path} cannot be written: {error.strerror or error}.") from error
 
 
