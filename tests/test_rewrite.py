@@ -19,7 +19,7 @@ from trp_export.graph.rewrite import read_factors, rewrite, set_products
 from trp_export.graph.shapes import infer_shapes, input_shapes
 from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.lowrank.branches import Pairs, factorise_branches
-from trp_export.lowrank.schemes import MATRIX, SCHEMES, Branch, Scheme
+from trp_export.lowrank.schemes import MATRIX, SCHEMES, Branch, Scheme, scheme_named
 from trp_export.lowrank.site import Site
 from trp_export.lowrank.space import sliced_schemes
 from trp_export.planning.plan import Decision, Plan
@@ -220,3 +220,14 @@ def test_a_square_stride_one_conv_costs_what_the_table_says() -> None:
         "network-decoupling": n * (c + k * k),
         "matrix": c * k * k + n,
     }
+
+
+@pytest.mark.parametrize(("scheme", "paths"), [("input-sliced-8", 3), ("output-sliced-16", 3), ("input-sliced-4", 1)])
+def test_slices_of_one_channel_run_as_paths_with_depthwise_convs(scheme: str, paths: int) -> None:
+    chosen = scheme_named(scheme)
+    assert chosen is not None
+    model, *_ = decompose(one_layer("Conv", (1, 8, 12, 12), {"w": (16, 8, 3, 3)}, pads=[1] * 4), chosen, 3)
+    nodes = list(model.graph)
+    assert [node.op_type for node in nodes].count("Conv") == 2 * paths
+    groups = {node.attributes.get_int("group", 1) for node in nodes if node.op_type == "Conv"}
+    assert groups == {1, int(scheme.rpartition("-")[2])}

@@ -4,9 +4,10 @@ The pair of a conv shares its attributes out by axis: what the first conv covers
 pads and dilation, the second has 1, 0 and 1 there, and the other way round. `auto_pad` holds for both,
 since an axis with kernel 1 and stride 1 is never padded. The bias goes to the second conv.
 
-Where every output channel is a slice of its own (network decoupling), the second conv would be grouped with
-one output a group, which onnxruntime runs slowly; the pair then becomes one path per rank, a depthwise conv
-at the end of each, and the paths are summed. So are the paths of all pairs where a layer becomes several.
+Where every channel is a slice of its own, of the output (network decoupling) or of the input, one of the two convs
+would be grouped with one channel a group on one side and several on the other, which onnxruntime runs slowly; the pair
+then becomes one path per rank, each with a depthwise conv, and the paths are summed. So are the paths of all pairs
+where a layer becomes several.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -80,7 +82,7 @@ def read_factors(model: ir.Model, plan: Plan, names: WeightNames) -> dict[str, P
     found = {}
     for change in plan.changed:
         paths = iter(names[change.site.name])
-        counts = [_path_count(change.site, branch) for branch in change.branches]
+        counts = [path_count(change.site, branch) for branch in change.branches]
         found[change.site.name] = tuple(_read_pair(model, list(islice(paths, count))) for count in counts)
     return found
 
@@ -115,10 +117,12 @@ def tag_nodes(model: ir.Model, plan: Plan, names: WeightNames) -> None:
                 node.metadata_props["trp_export.layer"] = f"{change.site.name}: {describe(change.branches)}"
 
 
-def _path_count(site: Site, branch: Branch) -> int:
-    """One, or one for each rank of a decoupled pair."""
+def path_count(site: Site, branch: Branch) -> int:
+    """One, or one for each rank of a pair that has a depthwise conv on either side."""
     unit = pair_shape(branch.scheme, site.kernel_shape, site.group, 1)
-    return branch.rank if len(unit.expand) > 2 and unit.expand_group == unit.expand[0] else 1
+    first = unit.reduce_group > 1 and unit.reduce[1] == 1 and prod(unit.reduce[2:]) > 1
+    last = len(unit.expand) > 2 and unit.expand_group == unit.expand[0]
+    return branch.rank if first or last else 1
 
 
 def _register(model: ir.Model, change: Change, place: LocatedSite, pairs: Pairs) -> tuple[_Path, ...]:
@@ -155,7 +159,7 @@ def _paths(site: Site, branch: Branch, factors: Factors) -> list[tuple[Array, Ar
     shape = pair_shape(branch.scheme, site.kernel_shape, site.group, branch.rank)
     if factors.reduce.shape != shape.reduce or factors.expand.shape != shape.expand:
         raise ValueError(f"{site.name}: factors {factors.reduce.shape}, {factors.expand.shape} are not {shape}")
-    count = _path_count(site, branch)
+    count = path_count(site, branch)
     return [(factors.reduce[index::count], factors.expand[:, index::count]) for index in range(count)]
 
 

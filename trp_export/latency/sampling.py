@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trp_export.graph.rewrite import WeightNames
+from trp_export.graph.rewrite import WeightNames, path_count
 from trp_export.latency.candidates import sampled_ranks
 from trp_export.latency.standin import save_standin
 from trp_export.latency.table import Table
@@ -51,8 +51,7 @@ def pair_key(subject: Subject, scheme: Scheme, rank: int) -> str:
 
 def extra_kernels(change: Change) -> int:
     """Kernels that run beyond the one of the dense layer."""
-    paths = sum(1 if branch.scheme.output_slices else branch.rank for branch in change.branches)
-    return 3 * paths - 2
+    return 3 * sum(path_count(change.site, branch) for branch in change.branches) - 2
 
 
 def plans_to_measure(
