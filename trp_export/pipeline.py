@@ -150,12 +150,14 @@ def plan_export(model: str | Path | nn.Module, options: Options, folder: Path, p
 def _latency(
     network: Network, layers: Sequence[Layer], options: Options, folder: Path, progress: Progress
 ) -> NetworkLatency | None:
-    """What the network and its layers take on the device, where a speed-up is asked for."""
+    """What the network and its layers take on the device in the precision asked for, where a speed-up is."""
     if not options.by_latency:
         return None
     from trp_export.latency.session import open_latency
 
-    return open_latency(network, layers, options.selection, options.benchmark, options.tables, folder, progress)
+    return open_latency(
+        network, layers, options.selection, options.benchmark, options.tables, options.precision, folder, progress
+    )
 
 
 def carry_out(planned: Planned, options: Options, stage: Stage, progress: Progress) -> Report:

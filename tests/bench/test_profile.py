@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from trp_export.bench.cases import read_cases
 from trp_export.bench.devices.base import Start
 from trp_export.bench.profile import Profile, profile_models
+from trp_export.precision.for_speed import convert_for_speed
 
 from .conftest import save_conv_net
 
@@ -58,6 +60,17 @@ def test_a_pair_stands_under_its_layer(conv_net: Path, tmp_path: Path, no_proces
     for one in (dense, pair):
         assert one.total_ms == pytest.approx(sum(layer.ms for layer in one.layers) + one.other_ms)
         assert all(layer.ms > 0 for layer in one.layers if layer.op == "Conv")
+
+
+@pytest.mark.parametrize("precision", ["int8", "float16"])
+def test_layers_are_found_in_fewer_bits(precision: str, conv_net: Path, tmp_path: Path, no_process_left: None) -> None:
+    source = as_pair(conv_net, tmp_path / "pair.onnx")
+    made = convert_for_speed(ir.load(source), precision, {"x": (1, 3, 16, 16)})
+    ir.save(made, tmp_path / "rounded.onnx")
+    before, after = profile(source, tmp_path / "rounded.onnx")
+    assert [(layer.name, layer.macs, layer.parts) for layer in after.layers] == [
+        (layer.name, layer.macs, layer.parts) for layer in before.layers
+    ]
 
 
 def test_nodes_without_names(conv_net: Path, tmp_path: Path) -> None:

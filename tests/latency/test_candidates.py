@@ -36,6 +36,15 @@ def test_align_asks_for_its_multiples_alone() -> None:
     assert offered_ranks(conv(64), SPATIAL_WISE, 16, align=24) == (24, 48, 72)
 
 
+@given(st.integers(1, 512), st.sampled_from((8, 16)), st.integers(1, 40))
+def test_in_int8_ranks_are_in_fours(channels: int, block: int, align: int) -> None:
+    offered = offered_ranks(conv(channels), SPATIAL_WISE, block, align, "int8")
+    assert set(offered) == {rank for rank in offered_ranks(conv(channels), SPATIAL_WISE, block, align) if rank % 4 == 0}
+    assert offered_ranks(conv(channels), DECOUPLING, block, 1, "int8") == offered_ranks(
+        conv(channels), DECOUPLING, block
+    )
+
+
 @given(st.integers(1, 512), st.sampled_from((8, 16)))
 def test_every_offer_saves_work_and_both_ends_are_measured(channels: int, block: int) -> None:
     for site, scheme in (

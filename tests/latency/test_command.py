@@ -30,8 +30,8 @@ class Lab:
         self.slowdown = 1.0
         self.asked: list[dict[str, object]] = []
 
-    def open(self, specification: str, threads: int, shapes: object) -> FakeDevice:
-        self.device.specification = specification
+    def open(self, specification: str, threads: int, shapes: object, precision: str) -> FakeDevice:
+        self.device.specification, self.device.precision = specification, precision
         return self.device
 
     def compare(self, models: list[Path], **options: object) -> Comparison:
@@ -67,6 +67,44 @@ def test_the_result_is_as_fast_as_wished_and_the_report_says_what_was_foretold(
     reasons = [layer["reason"] for layer in report["layers"] if layer["scheme"]]
     assert reasons
     assert all(reason.endswith(" ms") for reason in reasons)
+
+
+def images(folder: Path) -> Path:
+    path = folder / "images.npy"
+    np.save(path, np.random.default_rng(0).standard_normal((64, WIDTH, EXTENT, EXTENT)).astype(np.float32))
+    return path
+
+
+def test_int8_is_planned_for_with_what_layers_take_in_int8(trp: Command, lab: Lab, tmp_path: Path) -> None:
+    wish = ("--speedup", "4", "--calib", images(tmp_path), "--precision", "int8", "--no-bench")
+    outcome = trp(chain(tmp_path), *wish, "-o", "small.onnx", "--save-latency", "t.json")
+    assert outcome.code == 0, outcome.err
+    report = json.loads((tmp_path / "small.json").read_text())
+    assert report["forecast"]["precision"] == "int8"
+    assert report["forecast"]["measured"] == pytest.approx(4, rel=0.05)
+    assert report["latency"]["models"][1]["ratio"]["value"] == pytest.approx(4, rel=0.05)  # the file that ships
+    assert "The latency table for int8 predicted" in outcome.out
+    assert {layer["rank"] % 4 for layer in report["layers"] if layer["rank"]} == {0}
+    assert load_costs(tmp_path / "t.json")[0].precision == "int8"
+
+
+def test_tables_of_another_precision_are_refused_and_kept_apart(
+    trp: Command, refuses: Command, lab: Lab, tmp_path: Path
+) -> None:
+    model = chain(tmp_path)
+    assert trp(model, "--speedup", "1.5", "--no-bench", "-o", "one.onnx", "--save-latency", "t.json").code == 0
+    assert len(list(lab.cache.iterdir())) == 1
+    wish = ("--speedup", "4", "--calib", images(tmp_path), "--precision", "int8", "--no-bench", "--dry-run")
+    error = refuses(9, model, *wish, "--latency", "t.json")
+    assert "precision float32 there, int8 here" in error
+    assert trp(model, *wish).code == 0
+    assert len(list(lab.cache.iterdir())) == 2
+
+
+def test_an_int8_result_that_is_not_faster_is_refused(refuses: Command, lab: Lab, tmp_path: Path) -> None:
+    lab.slowdown = 9.0
+    wish = ("--speedup", "4", "--calib", images(tmp_path), "--precision", "int8", "--no-bench")
+    assert "not faster than the original" in refuses(6, chain(tmp_path), *wish, "-o", "small.onnx")
 
 
 def test_a_result_that_is_not_faster_is_refused(refuses: Command, lab: Lab, tmp_path: Path) -> None:

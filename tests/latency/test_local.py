@@ -18,12 +18,16 @@ from trp_export.options import Selection
 from .test_network import EXTENT, WIDTH, chain
 
 
-def test_every_layer_is_seen_by_the_profiler_and_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["float32", "int8", "float16"])
+def test_every_layer_is_seen_by_the_profiler_and_measured_once(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = analyse(load(chain(tmp_path, 2), LoadOptions()), tmp_path)
     layers = measure_layers(network, Selection(scheme="channel"), {}, lambda share: None)
-    device = DeviceUnderTest("local", 1, {"x": (1, WIDTH, EXTENT, EXTENT)})
+    device = DeviceUnderTest("local", 1, {"x": (1, WIDTH, EXTENT, EXTENT)}, precision)
     conditions = device.conditions()
     assert (conditions.device, conditions.unit, conditions.threads) == ("local", "ms", 1)
+    assert conditions.precision == precision
 
     def measure() -> None:
         table = Table(conditions, cache_file(tmp_path, conditions))
@@ -33,6 +37,7 @@ def test_every_layer_is_seen_by_the_profiler_and_measured_once(tmp_path: Path, m
         assert latency.dense > 0
         for timing in latency.timings.values():
             assert timing.dense > 0
+            assert timing.pairs
             for ranks, costs in timing.pairs.values():
                 assert len(ranks) == len(costs)
                 assert (costs > 0).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Decision, Plan
 from trp_export.planning.shared_budget import lost_energy
 
-from .fake import CONDITIONS, OTHER, PER_MAC, PER_NODE, FakeDevice
+from .fake import CONDITIONS, INT8, OTHER, PER_MAC, PER_NODE, FakeDevice
 
 BLOCKS, WIDTH, EXTENT = 3, 24, 8
 
@@ -107,6 +108,24 @@ def test_any_plan_is_predicted_as_the_whole_measures(bench: Bench) -> None:
         assert latency.original / latency.predicted(plan) >= ratio
 
 
+def test_in_int8_layers_cost_what_they_take_in_int8_and_the_original_what_it_takes_as_it_is(bench: Bench) -> None:
+    latency, _ = bench.measure(Table(replace(CONDITIONS, precision="int8"), None))
+    site, head = bench.layers[0].site, bench.layers[-1].site
+    timing = latency.timings["conv0"]
+    assert timing.dense == pytest.approx(PER_NODE + PER_MAC * INT8 * site.macs)
+    for curve in bench.layers[0].curves:
+        if curve.scheme.output_slices:  # not decoupled
+            ranks, costs = timing.pairs[curve.scheme.name]
+            assert not (ranks % 4).any()
+            np.testing.assert_allclose(costs, 2 * PER_NODE + PER_MAC * INT8 * ranks * curve.macs_per_rank, rtol=1e-6)
+    work = BLOCKS * site.macs + head.macs
+    assert latency.original == pytest.approx(OTHER + 4 * PER_NODE + PER_MAC * work)
+    assert latency.dense == pytest.approx(OTHER + 4 * PER_NODE + PER_MAC * INT8 * work)
+    plan = plan_for_speedup(bench.layers, latency, 4.0, lost_energy)
+    assert latency.measured(plan) == pytest.approx(4.0, rel=0.05)
+    assert latency.original / latency.predicted(plan) == pytest.approx(latency.measured(plan), rel=1e-3)
+
+
 def test_as_many_profiles_as_schemes_and_levels_however_deep(tmp_path: Path) -> None:
     counts = []
     for blocks in (2, 6):
@@ -178,7 +197,7 @@ def test_reasons_say_what_a_layer_takes(bench: Bench) -> None:
 def test_a_standin_has_the_plans_layers_and_normal_numbers(bench: Bench) -> None:
     curve = bench.layers[0].curves[0]
     plan = Plan((Decision(bench.layers[0].site, curve.branches(8), "test"),), "test")
-    save_standin(bench.network, plan, bench.folder / "s.onnx")
+    save_standin(bench.network, plan, bench.folder / "s.onnx", "float32")
     model = ir.load(bench.folder / "s.onnx")
     kernels = {place.site.name: place.kernel() for place in find_sites(model, infer_shapes(model, {}))}
     assert kernels["conv0.reduce"].shape[0] == 8

@@ -10,17 +10,27 @@ from collections.abc import Sequence
 
 from trp_export.lowrank.schemes import ONE_PER_CHANNEL, Scheme
 from trp_export.lowrank.site import Site
+from trp_export.options import INT8_CHANNELS
 
 _LEAST = 4  # channels that the blocked layout takes at a time
 _FEW_BLOCKS = 4
 LEVELS = 5
 
 
-def offered_ranks(site: Site, scheme: Scheme, block: int, align: int = 1) -> tuple[int, ...]:
+def offered_ranks(
+    site: Site, scheme: Scheme, block: int, align: int = 1, precision: str = "float32"
+) -> tuple[int, ...]:
     """Ranks below break-even that the planner may choose from, ascending; none where no pair saves anything.
 
-    `align` above 1 asks for its multiples and nothing else.
+    `align` above 1 asks for its multiples and nothing else; in int8 every rank is a multiple of four.
     """
+    ranks = _by_blocks(site, scheme, block, align)
+    if precision != "int8" or scheme.output_slices == ONE_PER_CHANNEL:
+        return ranks
+    return tuple(rank for rank in ranks if rank % INT8_CHANNELS == 0)
+
+
+def _by_blocks(site: Site, scheme: Scheme, block: int, align: int) -> tuple[int, ...]:
     top = min(site.full_rank(scheme), site.break_even(scheme) - 1)
     if align > 1:
         return tuple(range(align, top + 1, align))

@@ -24,11 +24,13 @@ _BUDGET_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class DeviceUnderTest:
-    """A device by its specification, how many threads a network gets there, and the shapes it is fed."""
+    """A device by its specification, how many threads a network gets there, the shapes it is fed, and the precision of
+    the networks to be planned."""
 
     specification: str
     threads: int
     shapes: Mapping[str, tuple[int, ...]]
+    precision: str = "float32"
     settings: Settings = field(default_factory=Settings)
 
     @property
@@ -57,6 +59,7 @@ class DeviceUnderTest:
             provider=PROVIDER,
             onnxruntime=machine.onnxruntime,
             unit="ms" if unit == "ns" else f"million {unit}",
+            precision=self.precision,
         )
 
     def profile(self, file: Path) -> tuple[Profile, float]:

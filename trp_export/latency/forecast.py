@@ -13,7 +13,8 @@ class Forecast:
     """Costs of the whole network in `unit`: the `original` as measured, and under the plan as `predicted`.
 
     `measured` is how many times as fast as the original the network was with arbitrary factors, before the real ones
-    were made. `device` is what the costs were measured on, `table` the file of the cache that holds them.
+    were made. `device` is what the costs were measured on, `table` the file of the cache that holds them, `precision`
+    what the plan was predicted and measured in; the original is as it was given.
     """
 
     device: str
@@ -22,6 +23,7 @@ class Forecast:
     original: float
     predicted: float
     measured: float
+    precision: str = "float32"
 
     @property
     def speedup(self) -> float:
@@ -44,8 +46,9 @@ class Forecast:
         )
 
     def __str__(self) -> str:
+        in_precision = "" if self.precision == "float32" else f" for {self.precision}"
         return (
-            f"The latency table predicted {self.speedup:.2f}x "
+            f"The latency table{in_precision} predicted {self.speedup:.2f}x "
             f"({self.original:.4g} to {self.predicted:.4g} {self.unit}); "
             f"the whole network measured {self.measured:.2f}x, {abs(self.error):.1%} "
             f"{'slower' if self.error > 0 else 'faster'} than predicted."

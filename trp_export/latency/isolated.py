@@ -54,7 +54,7 @@ def _measure(
     for file, rank in zip(files, (None, *ranks), strict=True):
         located = find_sites(model, infer_shapes(model, shapes))
         decisions = (Decision(located[0].site, (Branch(scheme, rank),) if rank else (), "alone"),)
-        save_model_as(model, Plan(decisions, "alone"), file)
+        save_model_as(model, shapes, Plan(decisions, "alone"), file, table.conditions.precision)
     fed = {name: tuple(size or 1 for size in shape) for name, shape in shapes.items()}
     dense, *pairs = device.feeding(fed).compare(files).measurements
     table.add({dense_key(subject): median(dense) / 1e6})
@@ -76,7 +76,8 @@ def layer_alone(site: Site) -> tuple[ir.Model, dict[str, tuple[int | None, ...]]
         type=ir.TensorType(ir.DataType.FLOAT),
         const_value=ir.tensor(numbers(stored), name=f"{_NAME}.weight"),
     )
-    nodes, inputs, outputs, shapes = [], [], [], {}
+    nodes, inputs, outputs = [], [], []
+    shapes: dict[str, tuple[int | None, ...]] = {}
     for index, use in enumerate(site.uses):
         is_conv = site.op == "Conv"
         fed = (use.repeats, site.kernel_shape[1] * site.group, *use.in_extents)

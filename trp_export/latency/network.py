@@ -32,7 +32,7 @@ from trp_export.latency.sampling import (
     take_sample,
 )
 from trp_export.latency.signature import network_digest, plan_digest, signature
-from trp_export.latency.standin import save_standin
+from trp_export.latency.standin import make_standin, save_standin
 from trp_export.latency.table import Table
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Branch, Scheme
@@ -49,8 +49,9 @@ _DENSE = "dense-standin.onnx"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NetworkLatency:
-    """A network on a device. `original` and `dense` are the costs of the user's file and of its normal form without
-    low rank; `timings` those of its layers by site name; all in the unit of the table's conditions."""
+    """A network on a device. `original` is the cost of the user's file as given; `dense` that of its normal form
+    without low rank and `timings` those of its layers by site name, both in the precision of the table's conditions;
+    all in their unit."""
 
     network: Network
     device: DeviceUnderTest
@@ -71,7 +72,8 @@ class NetworkLatency:
         """What was predicted of a plan beside what it measures."""
         conditions = self.table.conditions
         what = f"{conditions.device}, {conditions.cpu}, onnxruntime {conditions.onnxruntime}"
-        return Forecast(what, self.table.name, self.unit, self.original, self.predicted(plan), self.measured(plan))
+        costs = self.original, self.predicted(plan), self.measured(plan)
+        return Forecast(what, self.table.name, self.unit, *costs, precision=conditions.precision)
 
     def predicted(self, plan: Plan) -> float:
         """The cost of the whole network under a plan whose ranks are on offer."""
@@ -85,7 +87,7 @@ class NetworkLatency:
         key = f"plan {plan_digest(self.digest, plan)}"
         if key not in self.table:
             file = self.folder / "plan.onnx"
-            save_standin(self.network, plan, file)
+            save_standin(self.network, plan, file, self.table.conditions.precision)
             self.table.add({key: _speedup(self.device, self.network.original, file)})
         return self.table.get(key) or 0.0
 
@@ -111,8 +113,9 @@ def measure_network(
 
     Raises DeviceError, and LoadError or UnsupportedError for a network that the device cannot run.
     """
-    subjects = _subjects(network, layers, folder, align, alone=not device.profiled)
+    subjects = _subjects(network, layers, align, table.conditions.precision, alone=not device.profiled)
     try:
+        save_standin(network, Plan((), "dense"), folder / _DENSE, table.conditions.precision)
         digest = network_digest(ir.load(network.original), str(sorted(device.shapes.items())))
         _fill(network, subjects, device, table, digest, folder, progress)
         original, dense = _whole(network, device, table, digest, folder)
@@ -123,18 +126,21 @@ def measure_network(
     return NetworkLatency(network, device, table, timings, digest, folder, original, dense, progress)
 
 
-def _subjects(network: Network, layers: Sequence[Layer], folder: Path, align: int, alone: bool) -> tuple[Subject, ...]:
-    """The layers that may become pairs, with their signatures in the network that will run."""
-    file = folder / _DENSE
-    save_standin(network, Plan((), "dense"), file)
-    model = ir.load(file)
+def _subjects(
+    network: Network, layers: Sequence[Layer], align: int, precision: str, alone: bool
+) -> tuple[Subject, ...]:
+    """The layers that may become pairs, with their signatures in the network that will run, as it is in float32."""
+    model, _ = make_standin(network.model, Plan((), "dense"))
     places = {place.site.name: place for place in find_sites(model, infer_shapes(model, network.inputs))}
     block = block_size()
     return tuple(
         Subject(
             layer.site,
             signature(places[layer.site.name], alone),
-            tuple((curve.scheme, offered_ranks(layer.site, curve.scheme, block, align)) for curve in layer.curves),
+            tuple(
+                (curve.scheme, offered_ranks(layer.site, curve.scheme, block, align, precision))
+                for curve in layer.curves
+            ),
         )
         for layer in layers
         if layer.curves and layer.site.name in places
@@ -162,7 +168,7 @@ def _fill(
     samples = []
     for index, plan in enumerate(plans):
         progress("latency table", index / len(plans))
-        samples.append(take_sample(network, plan, device, folder))
+        samples.append(take_sample(network, plan, device, folder, table.conditions.precision))
         table.add(costs_of(samples[-1], plan, subjects))
         if not plan.changed:
             table.add({_dense_key(digest): samples[-1].total * _pace(samples[-1], subjects, table)})

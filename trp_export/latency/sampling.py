@@ -113,10 +113,10 @@ class Sample:
     total: float
 
 
-def take_sample(network: Network, plan: Plan, device: DeviceUnderTest, folder: Path) -> Sample:
+def take_sample(network: Network, plan: Plan, device: DeviceUnderTest, folder: Path, precision: str) -> Sample:
     """Profile the network as the plan would have it. Raises DeviceError."""
     file = folder / "sample.onnx"
-    names = save_standin(network, plan, file)
+    names = save_standin(network, plan, file, precision)
     profile, total = device.profile(file)
     return Sample(_by_site(network, profile, names), profile.kernels, total)
 

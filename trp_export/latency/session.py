@@ -11,12 +11,15 @@ from trp_export.latency.device import DeviceUnderTest
 from trp_export.latency.network import NetworkLatency, measure_network
 from trp_export.latency.table import Table, cache_file, merged
 from trp_export.network import Network
-from trp_export.options import Benchmark, LatencyTables, Selection
+from trp_export.options import Benchmark, LatencyTables, Precision, Selection
 from trp_export.planning.curves import Layer
 from trp_export.target import block_size
 
 if TYPE_CHECKING:
     from trp_export.pipeline import Progress
+
+# What tables call a precision.
+_IN_TABLES: dict[Precision, str] = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 
 
 def open_latency(
@@ -25,16 +28,18 @@ def open_latency(
     selection: Selection,
     benchmark: Benchmark,
     tables: LatencyTables,
+    precision: Precision,
     folder: Path,
     progress: Progress,
 ) -> NetworkLatency:
     """The network on the device that the benchmark names, with everything measured that the table lacked.
 
+    Plans are made for `precision`; what they are measured against is the original as it is.
     Raises DeviceError, LoadError and EnvironmentMismatchError for tables that are none or another device's.
     """
     progress("latency table", 0)
     shapes = {name: tuple(size or 1 for size in shape) for name, shape in network.inputs.items()}
-    device = DeviceUnderTest(benchmark.device, benchmark.threads, shapes)
+    device = DeviceUnderTest(benchmark.device, benchmark.threads, shapes, _IN_TABLES[precision])
     conditions = device.conditions()
     table = Table(conditions, cache_file(cached("latency"), conditions), merged(tables.given, conditions))
     align = block_size() if selection.align == "auto" else selection.align

@@ -1,4 +1,5 @@
-"""Networks to be timed: a plan carried out with arbitrary factors of the right shape, since time knows no values."""
+"""Networks to be timed: a plan carried out with arbitrary factors of the right shape, since time knows no values, in
+the precision that ships."""
 
 from __future__ import annotations
 
@@ -16,27 +17,34 @@ from trp_export.lowrank.factor import Factors
 from trp_export.lowrank.schemes import Array, pair_shape
 from trp_export.network import Network
 from trp_export.planning.plan import Change, Plan
+from trp_export.precision.for_speed import Shapes, convert_for_speed
 from trp_export.save import save_model
 
 # Normal numbers, repeated: never denormal, which would be slow, and quickly made.
 _NUMBERS = np.random.default_rng(0).standard_normal(1 << 16).astype(np.float32)
 
 
-def save_standin(network: Network, plan: Plan, path: Path) -> WeightNames:
-    """Write the network as the plan would have it, batch norm folded. Returns what its new weights are called."""
-    return save_model_as(network.model, plan, path)
+def save_standin(network: Network, plan: Plan, path: Path, precision: str) -> WeightNames:
+    """Write the network as the plan would have it. Returns what its new weights are called."""
+    return save_model_as(network.model, network.inputs, plan, path, precision)
 
 
-def save_model_as(model: ir.Model, plan: Plan, path: Path) -> WeightNames:
-    """The same for any model in normal form, which stays as it is."""
+def save_model_as(model: ir.Model, inputs: Shapes, plan: Plan, path: Path, precision: str) -> WeightNames:
+    """The same for any model in normal form, which stays as it is. `inputs` are the shapes that it is fed."""
+    made, names = make_standin(model, plan)
+    save_model(convert_for_speed(made, precision, inputs), path)
+    return names
+
+
+def make_standin(model: ir.Model, plan: Plan) -> tuple[ir.Model, WeightNames]:
+    """The model as the plan would have it, in float32, batch norm folded."""
     copy = model.clone()
     factors = {change.site.name: _factors(change) for change in plan.changed}
     names = rewrite(copy, plan, find_sites(copy, {}), factors)
     remove_unused(copy)
     fold_batch_norm(copy)
     remove_unused(copy)
-    save_model(copy, path)
-    return names
+    return copy, names
 
 
 def _factors(change: Change) -> Pairs:

@@ -56,7 +56,7 @@ def to_int8(model: ir.Model, batches: Batches, progress: Progress = lambda share
     """
     _require_telling(batches)
     shown, tested = shown_and_held_out(batches)
-    model = _raise_opset(model.clone())
+    model = raise_opset(model.clone())
     if not any(unit.weight is not None for unit in find_units(model)):
         raise UnsupportedError("no layer of this model can run in 8 bits.")
     reference = _outputs(model, tested)
@@ -92,7 +92,7 @@ def _require_telling(batches: Batches) -> None:
         raise UselessImagesError("the calibration images are all of one colour and cannot tell ranges.")
 
 
-def _raise_opset(model: ir.Model) -> ir.Model:
+def raise_opset(model: ir.Model) -> ir.Model:
     """The model in an opset that knows a scale for each channel."""
     if model.opset_imports.get("", LEAST_OPSET) >= LEAST_OPSET:
         return model
