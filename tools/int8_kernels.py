@@ -1,10 +1,11 @@
 """What int8 kernels take, by rank, and ResNet-18 cut so that they lose least time.
 
     python tools/int8_kernels.py kernels     microseconds of 3x3 layers and of their pairs, fp32 and int8, as Markdown
+    python tools/int8_kernels.py planned     plans of ResNet-18 by --speedup in int8, as fast as those chosen by hand
     python tools/int8_kernels.py resnet18    ResNet-18 files, dense and cut, for tools/precision_results.py latency
 
-Both want --out, by default runs/precision; kernels wants a quiet machine. ResNet-18 is torchvision's with random
-weights: it has a latency and no accuracy.
+All want --out, by default runs/precision; kernels and planned want a quiet machine. ResNet-18 is torchvision's with
+random weights: it has a latency and no accuracy.
 """
 
 from __future__ import annotations
@@ -23,9 +24,13 @@ import onnx_ir as ir
 
 from trp_export import Benchmark, Options, Selection, compress
 from trp_export.graph.sites import find_sites
-from trp_export.load import LoadOptions
-from trp_export.options import Macs, SavedPlan
+from trp_export.latency.search import plan_for_speedup
+from trp_export.latency.session import open_latency
+from trp_export.load import LoadOptions, load
+from trp_export.network import analyse, measure_layers
+from trp_export.options import LatencyTables, Macs, SavedPlan
 from trp_export.planning.rules import Energy
+from trp_export.planning.shared_budget import lost_energy
 from trp_export.precision.convert import convert
 from trp_export.precision.ranges import METHODS, gather_spreads
 from trp_export.precision.rounding import round_model, rounded_values
@@ -72,6 +77,12 @@ def make_resnet18(options: argparse.Namespace) -> None:
             report = compress(source, Options(rule=SavedPlan(plan), benchmark=Benchmark(run=False), output=file))
             assert report.after is not None
             print(f"{file.name}: {report.before.macs / report.after.macs:.2f} times fewer MACs")
+        planned = options.out / f"plan-{ratio:g}-planned.json"
+        file = options.out / f"resnet18-{ratio:g}-fp32-planned.onnx"
+        if planned.exists() and not file.exists():
+            report = compress(source, Options(rule=SavedPlan(planned), benchmark=Benchmark(run=False), output=file))
+            assert report.after is not None
+            print(f"{file.name}: {report.before.macs / report.after.macs:.2f} times fewer MACs")
         file = options.out / f"resnet18-{ratio:g}-fp32-blind.onnx"
         if not file.exists():
             selection = Selection("channel", align=16)
@@ -81,6 +92,24 @@ def make_resnet18(options: argparse.Namespace) -> None:
         if not rounded.exists():
             made = convert("int8", file, rounded, noise, True, lambda step, share: None)
             print(rounded.name, made.refused or made.how)
+
+
+# How many times as fast as the original in fp32 the plans by --speedup are to be, by name.
+PLANNED = {"2": 5.6, "3": 7.1}
+
+
+def plan_resnet18(options: argparse.Namespace) -> None:
+    """Plans by what layers take in int8 here; of random weights the energy lost is all there is to weigh."""
+    source = options.out / "resnet18-1-fp32.onnx"
+    with TemporaryDirectory() as folder:
+        network = analyse(load(source, LoadOptions()), Path(folder))
+        layers = measure_layers(network, Selection(), {}, lambda share: None)
+        table = LatencyTables(), "int8", Path(folder), lambda step, share: None
+        latency = open_latency(network, layers, Selection(), Benchmark(), *table)
+        for name, ratio in PLANNED.items():
+            plan = plan_for_speedup(layers, latency, ratio, lost_energy)
+            print(f"{name}: {latency.forecast(plan)}")
+            (options.out / f"plan-{name}-planned.json").write_text(json.dumps(plan.to_json()))
 
 
 def save_resnet18(path: Path) -> None:
@@ -207,7 +236,7 @@ def profile_convs(model: ir.Model, data: np.ndarray, runs: int = 20) -> list[flo
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("job", choices=["kernels", "resnet18"])
+    parser.add_argument("job", choices=["kernels", "planned", "resnet18"])
     parser.add_argument("--out", type=Path, default=Path("runs/precision"))
     return parser.parse_args()
 
@@ -215,7 +244,7 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     options = parse_options()
     options.out.mkdir(parents=True, exist_ok=True)
-    {"kernels": run_kernels, "resnet18": make_resnet18}[options.job](options)
+    {"kernels": run_kernels, "planned": plan_resnet18, "resnet18": make_resnet18}[options.job](options)
 
 
 if __name__ == "__main__":
