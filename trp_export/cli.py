@@ -95,7 +95,7 @@ def _align(context: click.Context, parameter: click.Parameter, value: str) -> in
 @click.option("--rank", type=int, help="One rank for every layer.")
 @click.option("--macs", type=float, help="This many times fewer multiply-adds, shared out over the network.")
 @click.option("--params", type=float, help="This many times fewer parameters, shared out over the network.")
-@click.option("--speedup", type=float, help="This many times as fast, by latency measured on --device.")
+@click.option("--speedup", type=float, help="This many times as fast as the model given, in --precision, on --device.")
 @click.option("--max-drop", type=float, metavar="PP", help="The smallest that loses at most these points on --eval.")
 @click.option(
     "--by", type=click.Choice(["macs", "params", "speed"]), help="With --max-drop: what is small.  [default: macs]"
