@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+# In the background of a shell interrupts are ignored, and every program started here would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
