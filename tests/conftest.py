@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -76,3 +78,16 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no real models: {SHARED} is absent")
     return SHARED
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 40 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "none", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no right to mount a small file system")
+    yield folder
+    gc.collect()  # Weights that were read from there.
+    subprocess.run(["umount", str(folder)], check=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -288,19 +287,6 @@ def test_places_that_cannot_be_written_to(refuses: Command, model: Path, tmp_pat
     if os.getuid():
         (tmp_path / "folder.onnx").chmod(0o500)
         assert "Permission denied" in refuses(7, "model.onnx", *RULE, "-o", "folder.onnx/small.onnx")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Path:
-    """A file system of 40 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "none", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("no right to mount a small file system")
-    yield folder
-    gc.collect()  # Weights that were read from there.
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk(refuses: Command, model: Path, small_disk: Path) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -185,19 +183,6 @@ def test_a_changed_bundle_fails_the_command(refuses: Command, trp: Command, mode
         file.seek(100)
         file.write(b"\x01\x02\x03")
     assert "not what the manifest says" in refuses(3, "--verify", "app")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 40 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "none", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("no right to mount a small file system")
-    yield folder
-    gc.collect()  # Weights that were read from there.
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk(refuses: Command, model: Path, small_disk: Path) -> None:
