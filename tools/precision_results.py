@@ -3,6 +3,7 @@
     python tools/precision_results.py accuracy --data ../shared/data/cifar10 --models ../shared/models \
         [--networks resnet20 resnet32] [--ratios 1.5 2 3] [--test train_5.npz] [--out runs/precision]
     python tools/precision_results.py latency --networks resnet20 resnet18 [--device local] [--budget 60]
+    python tools/precision_results.py counts --networks resnet20 resnet18 [--device arm]
     python tools/precision_results.py answers --cpu own             kept, to be compared with those of another CPU
     qemu-x86_64 -cpu Haswell python tools/precision_results.py answers --cpu avx2
     python tools/precision_results.py tables
@@ -53,6 +54,7 @@ def main() -> None:
         "accuracy": run_accuracy,
         "ablation": run_ablation,
         "latency": run_latency,
+        "counts": run_counts,
         "answers": run_answers,
         "tables": print_tables,
     }
@@ -198,18 +200,47 @@ def run_latency(options: argparse.Namespace) -> None:
     from trp_export import bench
 
     for network in options.networks:
-        files = sorted(options.out.glob(f"{network}-*.onnx"), key=order)
-        files = [file for file in files if "rounded" not in file.name and "first" not in file.name]
-        path = options.out / f"latency-{network}-{options.device.partition(':')[0]}.json"
+        path = latency_file(options, network)
         if not path.exists():
-            result = bench.compare(files, device=options.device, threads=1, budget_s=options.budget)
-            bench.save(result, path)
+            files = made_files(options, network)
+            bench.save(bench.compare(files, device=options.device, threads=1, budget_s=options.budget), path)
         result = bench.load(path)
         print(f"{network}: {result.environment.cpu}, onnxruntime {result.environment.onnxruntime}")
         alone = next(one for one in result.measurements if one.model == f"{network}-1-int8.onnx")
         for one in result.measurements:
             against = bench.ratio(result.measurements[0], one), bench.ratio(alone, one)
             print(f"| {one.model} | {bench.summary(one).median / 1e6:.4g} | {against[0]} | {against[1]} |")
+
+
+def latency_file(options: argparse.Namespace, network: str) -> Path:
+    ratios = "-".join(f"{ratio:g}" for ratio in options.ratios)
+    path: Path = options.out / f"latency-{network}-{options.device.partition(':')[0]}-{ratios}.json"
+    return path
+
+
+def made_files(options: argparse.Namespace, network: str) -> list[Path]:
+    """The files of a network that are there, dense and at the ratios asked for; dense fp32 is the first."""
+    forms = [f"{form}{cut}" for form in ("fp32", "int8") for cut in ("", *(f"-{cut}" for cut in options.cuts))]
+    names = [f"{network}-{ratio:g}-{form}.onnx" for ratio in (1.0, *options.ratios) for form in forms]
+    return [options.out / name for name in names if (options.out / name).exists()]
+
+
+def run_counts(options: argparse.Namespace) -> None:
+    """Instructions of one inference on an emulated ARM processor, file by file: nothing disturbs them."""
+    from trp_export import bench
+
+    device = "arm" if options.device == "local" else options.device
+    for network in options.networks:
+        for file in made_files(options, network):
+
+            def work(file: Path = file) -> dict[str, Any]:
+                (one,) = (result := bench.compare([file], device=device, budget_s=options.budget)).measurements
+                assert one.deviation is not None
+                counted = {"instructions": int(bench.summary(one).median), **one.counts}
+                off = {"apart": one.deviation.relative_l2, "onnxruntime": result.environment.onnxruntime}
+                return {"cpu": result.environment.cpu, **counted, **off}
+
+            record(options.out / "counts.jsonl", {"file": file.name, "device": device}, work)
 
 
 def run_answers(options: argparse.Namespace) -> None:
@@ -226,11 +257,6 @@ def run_answers(options: argparse.Namespace) -> None:
                 found = dict(np.load(one))
                 agree = f"divergence {divergence(reference, found):.2g}, same class {agreement(reference, found):.4f}"
                 print(f"{one.stem}: {agree}")
-
-
-def order(file: Path) -> tuple[float, str]:
-    _, ratio, form = file.stem.split("-", 2)
-    return float(ratio), form
 
 
 def calibration_file(options: argparse.Namespace) -> Path:
@@ -277,12 +303,13 @@ def print_tables(options: argparse.Namespace) -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("job", choices=["accuracy", "ablation", "latency", "answers", "tables"])
+    parser.add_argument("job", choices=["accuracy", "ablation", "latency", "counts", "answers", "tables"])
     parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10"))
     parser.add_argument("--models", type=Path, default=Path("../shared/models"))
     parser.add_argument("--test", default="train_5.npz", help="test_half.npz is looked at in the end")
     parser.add_argument("--networks", nargs="+", default=list(CHECKPOINTS))
     parser.add_argument("--ratios", nargs="+", type=float, default=[1.5, 2.0, 3.0])
+    parser.add_argument("--cuts", nargs="+", default=["blind", "chosen"], help="of resnet18; planned is another")
     parser.add_argument("--forms", nargs="+", default=["fp32", "int8", "int8 first"], help="fp16 is another")
     parser.add_argument("--shown", nargs="+", type=int, default=[64, 256, 768], help="images that show ranges")
     parser.add_argument("--cpu", default="own", help="what the answers are kept as")

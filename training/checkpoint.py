@@ -20,6 +20,7 @@ from models_zoo.pairs import with_pairs
 from training.layers import unwrapped
 from trp_export.errors import LoadError, OptionError, OutputError
 from trp_export.planning.plan import parse_plan
+from trp_export.whole import whole
 
 FORMAT = "trp-checkpoint"
 VERSION = 1
@@ -114,16 +115,13 @@ def read(path: Path) -> dict[str, Any]:
 
 def write(content: Mapping[str, Any], path: Path) -> None:
     """All or nothing: a killed process leaves the old file or the new one. Raises OutputError."""
-    part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb") as file:
+        with whole(path) as part, part.open("wb") as file:
             torch.save(dict(content), file)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+    except RuntimeError as error:  # torch's word for a disk that ran full in the middle.
+        raise OutputError(f"{path} cannot be written: {error}.") from error
 
 
 def as_pairs(module: nn.Module, plan: object, where: str) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,12 +26,11 @@ from trp_export.lowrank.schemes import describe
 from trp_export.network import Network
 from trp_export.options import Calibration
 from trp_export.planning.plan import Plan
+from trp_export.progress import Progress
 from trp_export.recover.tune import apply_values, tune
 from trp_export.report.document import Cost
 from trp_export.save import save_model, size_bytes
 from trp_export.verify import Files
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True)

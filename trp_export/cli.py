@@ -22,7 +22,7 @@ from trp_export.help import SectionedCommand
 if TYPE_CHECKING:
     from trp_export.images import Preprocessing
     from trp_export.options import Bundle, Calibration, Options, Rule
-    from trp_export.pipeline import Progress
+    from trp_export.progress import Progress
     from trp_export.report.document import Report
 
 EXAMPLES = """

@@ -7,7 +7,7 @@ refitted layer after layer to what the compressed network feeds them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,10 +31,9 @@ from trp_export.parallel import map_layers
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Change, Plan
 from trp_export.planning.shared_budget import Damage, lost_energy, measured_damage
+from trp_export.progress import Progress
 from trp_export.recover.outcome import closest
 from trp_export.recover.refit import refit
-
-Progress = Callable[[str, float], None]
 
 # Sensitivities need fewer images than moments: they are averages over whole outputs. With 64, 256 and 1,024 images
 # ResNet-20 diverges alike at 2x and 3x, so large networks, which run again for every layer, get fewer.

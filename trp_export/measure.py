@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +14,13 @@ from trp_export.errors import LoadError, NotFasterError, OptionError, Unsupporte
 from trp_export.network import Network
 from trp_export.options import Options, Speedup
 from trp_export.planning.plan import Plan
+from trp_export.progress import Progress
 from trp_export.save import save_model
 from trp_export.verify import Files
 
 if TYPE_CHECKING:
     from trp_export.bench import Comparison
 
-Progress = Callable[[str, float], None]
 
 # A speed-up that was asked for is measured even where no benchmark is wanted, with as little as shows it.
 _SHORT_S = 2.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Plan
 from trp_export.planning.recognise import recognise, sharp_drop
 from trp_export.planning.shared_budget import lost_energy
+from trp_export.progress import Progress
 from trp_export.report.document import Cost, Report
 from trp_export.save import Scratch, Stage, size_bytes
 from trp_export.search import room_left, search, within, without_tuning
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from trp_export.latency.network import NetworkLatency
-
-Progress = Callable[[str, float], None]
 
 
 def silent(step: str, share: float) -> None:

@@ -18,13 +18,13 @@ from trp_export.network import Network
 from trp_export.options import Calibration, MaxDrop, Rule
 from trp_export.planning.frontier import Frontier, Point, explore
 from trp_export.planning.plan import Plan
+from trp_export.progress import Progress
 from trp_export.report.document import Cost
 from trp_export.verify import Agreement, Deviation, Judge, Score
 
 if TYPE_CHECKING:
     from trp_export.latency.network import NetworkLatency
 
-Progress = Callable[[str, float], None]
 
 # A share that equals the limit but for rounding is within it.
 _ROUNDING = 1e-9

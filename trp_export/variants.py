@@ -14,6 +14,7 @@ from trp_export.network import Network
 from trp_export.options import MaxDrop, Options
 from trp_export.planning.plan import Plan
 from trp_export.precision.convert import Variant, convert
+from trp_export.progress import Progress
 from trp_export.save import save_model, size_bytes
 from trp_export.search import holds
 from trp_export.verify import Agreement, Deviation, Files, Judge, Score
@@ -23,7 +24,6 @@ from trp_export.verify.sessions import noise, run
 if TYPE_CHECKING:
     from trp_export.bench import Comparison
 
-Progress = Callable[[str, float], None]
 Batches = Sequence[NDArray[Any]]
 
 # Without --max-drop: the share of calibration images on which --best wants the float model's class, and where the

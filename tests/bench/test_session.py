@@ -48,7 +48,7 @@ def test_json_there_and_back(conv_net: Path, tmp_path: Path) -> None:
     brief = found.to_json(samples=False)
     assert json.loads(json.dumps(brief, allow_nan=False)) == brief
     assert "processes" not in brief["models"][0]
-    with pytest.raises(OutputError, match="cannot write"):
+    with pytest.raises(OutputError, match="cannot be written"):
         save(found, tmp_path / "missing" / "out.json")
 
 

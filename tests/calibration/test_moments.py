@@ -18,7 +18,7 @@ from trp_export.calibration.curves import calibrated_factors, calibrated_layers
 from trp_export.calibration.moments import Moments, gather_moments, load_moments, merge_moments, remarks, save_moments
 from trp_export.calibration.patches import Window, count_positions, gather_patches, sample_positions, window
 from trp_export.calibration.taps import Tap, feed
-from trp_export.errors import LoadError, OptionError, UnsupportedError
+from trp_export.errors import LoadError, OptionError, OutputError, UnsupportedError
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_products
 from trp_export.graph.sites import find_sites
@@ -121,6 +121,13 @@ def test_moments_add_up_and_survive_a_file(tmp_path: Path) -> None:
     for name, own in whole.items():
         assert merged[name].count == own.count
         np.testing.assert_allclose(merged[name].covariance, own.covariance, atol=1e-5)
+
+
+def test_moments_on_a_full_disk(small_disk: Path) -> None:
+    wide = Moments(8, np.ones((1, 90)), np.ones((1, 90, 90)))
+    with pytest.raises(OutputError, match=r"wide.npz cannot be written: No space left.* --save-moments"):
+        save_moments(small_disk / "wide.npz", {"wide": wide, "wider": wide})
+    assert not list(small_disk.iterdir())
 
 
 def test_moments_of_other_networks_and_other_files_are_refused(tmp_path: Path) -> None:

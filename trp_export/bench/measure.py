@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trp_export.bench.environment import Environment
-from trp_export.errors import LoadError, OutputError
+from trp_export.errors import LoadError
+from trp_export.whole import whole
 
 SCHEMA = 1
 
@@ -154,15 +154,8 @@ def _measurement_from_json(values: Mapping[str, Any]) -> Measurement:
 
 def save(comparison: Comparison, path: Path) -> None:
     """Write `comparison` with its raw samples, whole or not at all. Raises OutputError."""
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with whole(path, remedy="Choose another place with --save.") as part:
         part.write_text(json.dumps(comparison.to_json()), encoding="utf-8")
-        os.replace(part, path)  # noqa: PTH105 - atomic on every system
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}. Choose another place with --save."
-        ) from error
 
 
 def load(path: Path) -> Comparison:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,8 +15,7 @@ from trp_export.lowrank.calibrated import bias_shift
 from trp_export.lowrank.factor import Float64
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Plan
-
-Progress = Callable[[float], None]
+from trp_export.progress import Share
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,7 +30,7 @@ def calibrated_layers(
     layers: Sequence[Layer],
     located: Sequence[LocatedSite],
     moments: Mapping[str, Moments],
-    progress: Progress = lambda share: None,
+    progress: Share = lambda share: None,
 ) -> tuple[Layer, ...]:
     """The same layers with the share of output variance that each rank keeps in place of the energy of the kernel.
 
@@ -50,7 +49,7 @@ def calibrated_factors(
     plan: Plan,
     located: Sequence[LocatedSite],
     moments: Mapping[str, Moments],
-    progress: Progress = lambda share: None,
+    progress: Share = lambda share: None,
 ) -> Fitted:
     """Factors that keep most of each layer's output variance, and the shifts that keep its mean.
 

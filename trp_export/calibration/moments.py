@@ -5,7 +5,7 @@ Moments are sums, so what several runs or machines gathered adds up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,8 +20,8 @@ from trp_export.graph.sites import LocatedSite
 from trp_export.images import ImageSet
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.site import Site
-
-Progress = Callable[[float], None]
+from trp_export.progress import Share
+from trp_export.whole import whole
 
 # Positions per entry of a patch: more of them change the factors no further.
 SAMPLES_PER_ENTRY = 64
@@ -73,7 +73,7 @@ def gather_moments(
     *,
     seed: int = 0,
     threads: int = 0,
-    progress: Progress = lambda share: None,
+    progress: Share = lambda share: None,
 ) -> dict[str, Moments]:
     """Site name -> moments, for every site that is not refused and lies in the main graph.
 
@@ -114,14 +114,14 @@ def merge_moments(parts: Sequence[Mapping[str, Moments]]) -> dict[str, Moments]:
 
 
 def save_moments(path: Path, moments: Mapping[str, Moments]) -> None:
-    """As an .npz of float64 arrays. The symmetric half is stored once."""
+    """As an .npz of float64 arrays, whole or not at all; the symmetric half is stored once. Raises OutputError."""
     arrays: dict[str, np.ndarray] = {"format": np.array(_FORMAT), "names": np.array(list(moments))}
     for index, own in enumerate(moments.values()):
         arrays[f"{index}.count"] = np.array(own.count)
         arrays[f"{index}.total"] = own.total
         half = own.outer[:, *np.tril_indices(own.outer.shape[1])] if own.outer.ndim == 3 else own.outer
         arrays[f"{index}.outer"] = half
-    with path.open("wb") as file:
+    with whole(path, remedy="Choose another place with --save-moments.") as part, part.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 

@@ -6,7 +6,7 @@ runs again. Against the layer's relative output error the damage is close to a p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,9 @@ from trp_export.lowrank.calibrated import bias_shift, calibrate
 from trp_export.lowrank.factor import product
 from trp_export.planning.curves import Curve, Layer
 from trp_export.planning.sensitivity import Sensitivity
+from trp_export.progress import Share
 
 Batches = Sequence[NDArray[Any]]
-Progress = Callable[[float], None]
 
 # Shares of a layer's output variance at which it is measured.
 LEVELS = (0.01, 0.05, 0.2)
@@ -39,7 +39,7 @@ def measure_sensitivities(
     batches: Batches,
     *,
     threads: int = 0,
-    progress: Progress = lambda share: None,
+    progress: Share = lambda share: None,
 ) -> dict[str, Sensitivity]:
     """Site name -> sensitivity, for the layers with calibrated curves and moments. The model stays as it is.
 

@@ -5,7 +5,7 @@ predicted = the dense network, measured whole + over its layers (pair - dense)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,9 +40,8 @@ from trp_export.network import Network
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Change, Plan
 from trp_export.planning.shared_budget import Ranks, Timing
+from trp_export.progress import Progress
 from trp_export.target import block_size
-
-Progress = Callable[[str, float], None]
 
 _DENSE = "dense-standin.onnx"
 

@@ -16,7 +16,7 @@ from trp_export.planning.curves import Layer
 from trp_export.target import block_size
 
 if TYPE_CHECKING:
-    from trp_export.pipeline import Progress
+    from trp_export.progress import Progress
 
 # What tables call a precision.
 _IN_TABLES: dict[Precision, str] = {"fp32": "float32", "fp16": "float16", "int8": "int8"}

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from trp_export.errors import EnvironmentMismatchError, LoadError, OutputError
+from trp_export.errors import EnvironmentMismatchError, LoadError
+from trp_export.whole import whole
 
 FORMAT = "trp-latency"
 VERSION = 1
@@ -121,14 +121,8 @@ def save_costs(path: Path, conditions: Conditions, costs: Costs) -> None:
         "conditions": conditions.to_json(),
         "costs": {key: list(values) for key, values in sorted(costs.items())},
     }
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with whole(path, f"the latency table {path}") as part:
         part.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise OutputError(f"the latency table {path} cannot be written: {error.strerror or error}.") from error
 
 
 def load_costs(path: Path) -> tuple[Conditions, Costs]:

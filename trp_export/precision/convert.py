@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from trp_export.calibration.divergence import agreement, divergence
 from trp_export.errors import TrpError, first_line
 from trp_export.precision.half import to_fp16
 from trp_export.precision.int8 import shown_and_held_out, to_int8
+from trp_export.progress import Progress
 from trp_export.save import save_model, size_bytes
 from trp_export.verify import Agreement, Score
 from trp_export.verify.sessions import CannotRunError, Inputs, run
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from trp_export.bench import Measurement
 
 Batches = Sequence[NDArray[Any]]
-Progress = Callable[[str, float], None]
 
 # Share of the outputs' spread: beyond it a variant is no stand-in for the float model.
 LARGEST_DIVERGENCE = 0.1

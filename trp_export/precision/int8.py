@@ -5,7 +5,7 @@ Most images show the ranges; those held out decide between ways to choose grids 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +23,10 @@ from trp_export.precision.grid import Grid
 from trp_export.precision.ranges import METHODS, Spread, gather_spreads
 from trp_export.precision.rounding import LEAST_OPSET, round_model, rounded_values
 from trp_export.precision.units import find_units
+from trp_export.progress import Share
 
 Batches = Sequence[NDArray[Any]]
 Outputs = Mapping[str, NDArray[Any]]
-Progress = Callable[[float], None]
 
 LEAST_IMAGES = 16
 MOST_IMAGES = 256
@@ -49,7 +49,7 @@ class Int8:
     divergence: float
 
 
-def to_int8(model: ir.Model, batches: Batches, progress: Progress = lambda share: None) -> Int8:
+def to_int8(model: ir.Model, batches: Batches, progress: Share = lambda share: None) -> Int8:
     """The model in 8 bits; the one given stays as it is. `batches` are inputs (n, C, H, W).
 
     Raises UselessImagesError where the images cannot tell ranges, UnsupportedError where nothing can be rounded.
@@ -132,7 +132,7 @@ class _Trial:
         round_model(copy, self.grids, kept)
         return divergence(self.reference, _outputs(copy, self.tested))
 
-    def keep_float(self, progress: Progress) -> tuple[str, ...]:
+    def keep_float(self, progress: Share) -> tuple[str, ...]:
         """The units that stay float: those that alone do much of the damage, until the rest does little.
 
         Damage that is spread evenly cannot be had back for the price of a few float layers.

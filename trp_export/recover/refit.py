@@ -9,7 +9,7 @@ Sources: Izenman, "Reduced-rank regression", 1975; He, Zhang and Sun, "Channel P
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +30,9 @@ from trp_export.lowrank.branches import Pairs, calibrate_branches, sum_products
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.site import Site
 from trp_export.planning.plan import Change, Plan
+from trp_export.progress import Share
 
 Array = NDArray[Any]
-Progress = Callable[[float], None]
 
 # Pulls the regression towards the kernel as it was, as a share of the mean variance of the inputs.
 RIDGE = 1e-3
@@ -59,7 +59,7 @@ def refit(
     *,
     seed: int = 0,
     threads: int = 0,
-    progress: Progress = lambda share: None,
+    progress: Share = lambda share: None,
 ) -> Fitted:
     """Factors and shifts of all the plan's layers, fitted one after the other to `batches` of inputs.
 

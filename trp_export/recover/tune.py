@@ -7,7 +7,7 @@ Source: Beyer et al., "Knowledge distillation: a good teacher is patient and con
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from trp_export.errors import OptionError
 from trp_export.graph.weights import set_value
+from trp_export.progress import Share
 
 if TYPE_CHECKING:
     from trp_export.recover.distil import Distillation
 
 Array = NDArray[Any]
-Progress = Callable[[float], None]
 
 _LEAST_IMAGES = 16
 _CHECKS = 12
@@ -52,7 +52,7 @@ def tune(
     steps: int | None = None,
     seed: int = 0,
     threads: int = 0,
-    progress: Progress = lambda share: None,
+    progress: Share = lambda share: None,
 ) -> Tuned:
     """Train `compressed` to answer as `original` does on `images` (N, C, H, W); neither model is changed.
 
@@ -75,7 +75,7 @@ def tune(
     return _train(run, steps, progress)
 
 
-def _train(run: Distillation, steps: int, progress: Progress) -> Tuned:
+def _train(run: Distillation, steps: int, progress: Share) -> Tuned:
     before = best = run.score()
     kept: Mapping[str, Any] = {}
     every = max(1, steps // _CHECKS)

@@ -7,7 +7,7 @@ rewrite is wrong. The first and the last tell what truncation did.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,11 @@ from trp_export.errors import OptionError, VerifyError
 from trp_export.graph.shapes import Shape
 from trp_export.load import Source
 from trp_export.planning.plan import Plan
+from trp_export.progress import Progress
 from trp_export.verify.compare import TOLERANCE, Distance, distance, require_equal, require_finite
 from trp_export.verify.judge import Agreement, Judge, Score
 from trp_export.verify.layers import verify_layers
 from trp_export.verify.sessions import Array, CannotRunError, noise, run
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True)

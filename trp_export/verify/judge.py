@@ -19,9 +19,9 @@ from trp_export.graph.shapes import Shape
 from trp_export.images import ImageSet, load_images
 from trp_export.load import Source
 from trp_export.options import Evaluate, Images
+from trp_export.progress import Share
 from trp_export.verify.sessions import Array, CannotRunError, Inputs, fixed_batch, run, stream
 
-Progress = Callable[[float], None]
 Labels = NDArray[np.int64]
 _BATCH = 100
 # The class of an image whose outputs are not finite: no label, and nothing agrees with it.
@@ -73,7 +73,7 @@ class Score:
     error: float | None = None
 
 
-Judge = Callable[[Path, Progress], Agreement | Score]
+Judge = Callable[[Path, Share], Agreement | Score]
 
 
 def open_judge(
@@ -82,7 +82,7 @@ def open_judge(
     original: Path,
     images: Images | None,
     evaluate: Evaluate | None,
-    progress: Progress,
+    progress: Share,
 ) -> tuple[Judge | None, tuple[str, ...]]:
     """The judge that the options ask for, if any, and what the user should know of its images.
 
@@ -106,7 +106,7 @@ def open_judge(
     except CannotRunError as error:
         raise LoadError(f"--eval: onnxruntime cannot run the original: {error}") from error
 
-    def judge(model: Path, progress: Progress) -> Agreement:
+    def judge(model: Path, progress: Share) -> Agreement:
         return _compare(before_classes, _classes(model, image_set, name, progress), labels)
 
     return judge, (*image_set.notes, *notes)
@@ -183,11 +183,11 @@ def _labels_by_name(
     )
 
 
-def _classes(model: Path, images: ImageSet, name: str, progress: Progress) -> NDArray[Any]:
+def _classes(model: Path, images: ImageSet, name: str, progress: Share) -> NDArray[Any]:
     return np.concatenate([top1(answer[0]) for answer in stream(model, _batches(images, model, name, progress))])
 
 
-def _batches(images: ImageSet, model: Path, name: str, progress: Progress) -> Iterator[Inputs]:
+def _batches(images: ImageSet, model: Path, name: str, progress: Share) -> Iterator[Inputs]:
     """The images as the model takes them; under a fixed batch size, what is left over at the end is not fed."""
     fixed, dtype = fixed_batch(model)
     size = fixed or _BATCH
