@@ -46,6 +46,22 @@ def test_a_folder_gives_what_the_array_gives(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_images(folder, CIFAR).inputs, load_images(tmp_path / "set.npy", CIFAR).inputs)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_seen_upright(orientation: int, tmp_path: Path) -> None:
+    """A phone stores what the sensor saw and says in EXIF how to turn it."""
+    stored = np.zeros((8, 6, 3), dtype=np.uint8)
+    stored[0, 0] = 255  # EXIF says where row 0 and column 0 belong: "top left", "top right", ...
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "photo.png", exif=exif)
+    seen = load_images(tmp_path).inputs[0, 0]
+    rows, columns = seen.shape
+    corners = [(0, 0), (0, -1), (-1, -1), (-1, 0), (0, 0), (0, -1), (-1, -1), (-1, 0)]
+    assert (rows, columns) == ((8, 6) if orientation <= 4 else (6, 8))
+    assert seen[corners[orientation - 1]] == 1
+    assert seen.sum() == 1
+
+
 def test_subfolders_are_classes_in_order_of_name(tmp_path: Path) -> None:
     _folder(tmp_path / "zebra", _pixels(2))
     _folder(tmp_path / "ant", _pixels(3))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from trp_export.errors import LoadError, OptionError
 
@@ -102,7 +102,8 @@ class ImageSet:
     def _from_file(self, path: Path) -> NDArray[np.uint8]:
         try:
             with Image.open(path) as image:
-                return self._resized(image.convert("L" if self.channels == 1 else "RGB"), str(path))
+                upright = ImageOps.exif_transpose(image)  # Phones store photos as the sensor lies.
+                return self._resized(upright.convert("L" if self.channels == 1 else "RGB"), str(path))
         except (OSError, SyntaxError, ValueError) as error:
             raise LoadError(f"{path} cannot be decoded ({error}). Remove it or replace it.") from error
 

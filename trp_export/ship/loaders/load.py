@@ -89,8 +89,8 @@ if __name__ == "__main__":
     session, manifest = load(sys.argv[1], sys.argv[2])
     print(f"{manifest['model']}: {', '.join(one['name'] for one in manifest['inputs'])} in, digest matches")
     if len(sys.argv) > 3:
-        from PIL import Image
+        from PIL import Image, ImageOps
 
-        inputs = prepare(Image.open(sys.argv[3]), manifest)[None]
+        inputs = prepare(ImageOps.exif_transpose(Image.open(sys.argv[3])), manifest)[None]
         best = int(session.run(None, {manifest["inputs"][0]["name"]: inputs})[0].argmax())
         print(manifest["classes"][best] if manifest["classes"] else best)
