@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ def read_run(output: Path) -> dict[str, Any]:
     return content
 
 
-def require_same_run(options: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
-    """Raises OptionError where an option given on resuming differs from what the run was started with."""
+def require_same_run(options: Mapping[str, Any], stored: Mapping[str, Any], free: Sequence[str] = FREE) -> None:
+    """Raises OptionError where an option given on resuming, unless `free`, differs from what the run was started with."""
     for name, value in options.items():
-        if name not in FREE and stored.get(name) != value:
+        if name not in free and stored.get(name) != value:
             raise OptionError(
                 f"--{name.replace('_', '-')} {value} differs from the {stored.get(name)} this run was started with; "
                 "leave it out, or start another run."

@@ -72,9 +72,14 @@ def set_products(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], fa
 
 def set_kernel(place: LocatedSite, kernel: Array) -> None:
     """Give a layer another kernel (n, c/group, *k), stored as its weight is."""
-    weight = place.constant
-    seen = kernel if _stored_as_kernel(place.nodes[0]) else kernel.T
-    set_value(weight.root, seen.transpose([weight.axes.index(axis) for axis in range(seen.ndim)]))
+    set_value(place.constant.root, kernel.transpose(stored_order(place)))
+
+
+def stored_order(place: LocatedSite) -> tuple[int, ...]:
+    """The axes of a layer's kernel in the order in which its weight is stored."""
+    axes = place.constant.axes
+    seen = range(len(axes)) if _stored_as_kernel(place.nodes[0]) else range(len(axes))[::-1]
+    return tuple(seen[axes.index(axis)] for axis in range(len(axes)))
 
 
 def read_factors(model: ir.Model, plan: Plan, names: WeightNames) -> dict[str, Pairs]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from trp_export.errors import OptionError
 from trp_export.latency.network import NetworkLatency
@@ -28,11 +28,16 @@ def plan_for_speedup(
 
     Raises OptionError, naming the best that was measured, where no plan is fast enough; DeviceError.
     """
+    return plan_at_speed(latency, ratio, lambda budget: predicted_plan(layers, latency, budget, ratio, damage))
+
+
+def plan_at_speed(latency: NetworkLatency, ratio: float, plan_by: Callable[[float], Plan]) -> Plan:
+    """The same for any maker of plans, who is given the cost that the whole network shall have."""
     budget = latency.original / ratio
     tried: dict[float, Plan] = {}
     for attempt in range(_MOST_TRIES):
         latency.progress("speed-up", attempt / _MOST_TRIES)
-        plan = predicted_plan(layers, latency, budget, ratio, damage)
+        plan = plan_by(budget)
         found = latency.measured(plan)
         again = found in tried
         tried[found] = plan
