@@ -44,6 +44,9 @@ Exit codes: 0 done, 2 bad options, 3 unreadable input, 4 unsupported model, 5 ve
 Nothing is written unless it is 0 or 10.
 """
 
+# As in trp_export.options, which is not imported before there is work to do.
+_SYNTHETIC, _IMAGES = "synthetic", 1024
+
 # The option that opens each section of the help.
 SECTIONS = {
     "energy": "How small, one of",
@@ -74,6 +77,11 @@ def _shape(context: click.Context, parameter: click.Parameter, value: str | None
     if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise click.BadParameter(f"{value!r} is not a shape such as 1,3,224,224.")
     return tuple(int(part) for part in parts)
+
+
+def _calib(context: click.Context, parameter: click.Parameter, value: str | None) -> Path | str | None:
+    """A path, or the word; a folder of that name is `./synthetic`."""
+    return value if value in (None, _SYNTHETIC) else Path(value)
 
 
 def _align(context: click.Context, parameter: click.Parameter, value: str) -> int | str:
@@ -116,9 +124,16 @@ def _align(context: click.Context, parameter: click.Parameter, value: str) -> in
 @click.option("--static", is_flag=True, help="Fix the batch size of the input shape (PyTorch models).")
 @click.option("--trust-pickle", is_flag=True, help="Open pickled modules, which can run code. Only if you trust them.")
 @click.option(
-    "--calib", type=click.Path(path_type=Path), help="Unlabelled images: factors then keep outputs, not weights."
+    "--calib",
+    callback=_calib,
+    metavar="PATH",
+    help="Unlabelled images: factors then keep outputs, not weights. synthetic: made from batch norm statistics.",
 )
-@click.option("--calib-count", type=int, default=1024, show_default=True, help="At most this many of them, by --seed.")
+@click.option(
+    "--calib-count",
+    type=int,
+    help="At most this many of them, by --seed.  [default: 1024, fewer synthetic ones of large networks]",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="For the choice of images and positions.")
 @click.option("--no-recover", is_flag=True, help="With --calib: do not refit the factors layer after layer.")
 @click.option("--tune", type=float, metavar="MINUTES", help="With --calib: distil from the original afterwards.")
@@ -229,7 +244,7 @@ def _options(given: dict[str, Any]) -> Options:
     crop = given["crop"]
     preprocessing = Preprocessing(given["mean"], given["std"], given["resize"], (crop, crop) if crop else None)
     images = [given[name] for name in ("evaluate", "calib", "bundle")]
-    if images == [None, None, None] and preprocessing != Preprocessing():
+    if not any(path not in (None, _SYNTHETIC) for path in images) and preprocessing != Preprocessing():
         raise OptionError("--mean, --std, --resize and --crop prepare images; they need --eval, --calib or --bundle.")
     return Options(
         rule=_rule(given),
@@ -265,6 +280,7 @@ def _bundle(given: dict[str, Any], preprocessing: Preprocessing) -> Bundle | Non
 
 
 def _calibration(given: dict[str, Any], preprocessing: Preprocessing) -> Calibration | None:
+    from trp_export.images import Preprocessing
     from trp_export.options import Calibration
 
     if given["calib"] is None:
@@ -272,10 +288,11 @@ def _calibration(given: dict[str, Any], preprocessing: Preprocessing) -> Calibra
         if useless:
             raise OptionError(f"--{useless[0].replace('_', '-')} needs images: --calib PATH.")
         return None
+    synthetic, count = given["calib"] == _SYNTHETIC, given["calib_count"]
     return Calibration(
         given["calib"],
-        preprocessing,
-        given["calib_count"],
+        Preprocessing() if synthetic else preprocessing,
+        count if synthetic or count is not None else _IMAGES,
         given["seed"],
         not given["no_recover"],
         given["tune"],

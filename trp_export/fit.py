@@ -21,12 +21,12 @@ from trp_export.calibration.moments import Moments, gather_moments, load_moments
 from trp_export.calibration.sensitivity import measure_sensitivities
 from trp_export.calibration.taps import feed
 from trp_export.graph.bias import takes_bias
-from trp_export.images import load_images
+from trp_export.images import ImageSet, load_images
 from trp_export.lowrank.branches import Pairs, factorise_branches, sum_products
 from trp_export.lowrank.calibrated import bias_shift
 from trp_export.lowrank.factor import Factors, Float64
 from trp_export.network import Network
-from trp_export.options import Calibration, Macs, MaxDrop, Params, Rule, Speedup
+from trp_export.options import SYNTHETIC, Calibration, Macs, MaxDrop, Params, Rule, Speedup
 from trp_export.parallel import map_layers
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Change, Plan
@@ -58,14 +58,7 @@ def look(
     network: Network, layers: Sequence[Layer], calibration: Calibration, rule: Rule | MaxDrop | None, progress: Progress
 ) -> tuple[Known, tuple[Layer, ...]]:
     """Run the images through the network; the layers' curves then speak of kept output, not of kept weight."""
-    shape = next(iter(network.inputs.values()))
-    images = load_images(
-        calibration.path,
-        calibration.preprocessing.or_else(network.source.mean, network.source.std),
-        input_shape=(None, *shape[1:]),
-        count=calibration.count,
-        seed=calibration.seed,
-    )
+    images = _images(network, calibration, progress)
     ir.external_data.load_to_model(network.model)  # Parts of it are run from memory from here on.
     batches = tuple(feed(network.model, images))
     if all(float(np.ptp(image)) == 0 for batch in batches for image in batch):
@@ -84,6 +77,22 @@ def look(
             measure_sensitivities(network.model, layers, moments, few, progress=partial(progress, "sensitivities"))
         )
     return Known(batches, moments, damage, (*images.notes, *remarks(moments, network.means))), layers
+
+
+def _images(network: Network, calibration: Calibration, progress: Progress) -> ImageSet:
+    shape = next(iter(network.inputs.values()))
+    if calibration.path == SYNTHETIC:
+        from trp_export.recover.synthetic import affordable, synthetic_images
+
+        count, told = calibration.count or affordable(network.macs), partial(progress, "synthesise images")
+        return synthetic_images(network.model, network.statistics, shape, count, seed=calibration.seed, progress=told)
+    return load_images(
+        calibration.path,
+        calibration.preprocessing.or_else(network.source.mean, network.source.std),
+        input_shape=(None, *shape[1:]),
+        count=calibration.count,
+        seed=calibration.seed,
+    )
 
 
 def fit(

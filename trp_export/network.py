@@ -17,7 +17,7 @@ from trp_export.graph.cost import count_macs, count_params
 from trp_export.graph.prepare import prepare, remove_unused
 from trp_export.graph.shapes import OPEN_EXTENT, Shape, Shapes, infer_shapes, input_shapes, open_extents
 from trp_export.graph.sites import LocatedSite, find_sites
-from trp_export.graph.statistics import mean_inputs
+from trp_export.graph.statistics import Statistics, mean_inputs, norm_outputs
 from trp_export.load import Source
 from trp_export.lowrank.factor import Float64
 from trp_export.options import Selection
@@ -36,7 +36,8 @@ class Network:
     """A prepared model, its file, its layers and its cost.
 
     `original` is the file that results are compared with: the user's own, or the export of their module.
-    `means` are the mean inputs of layers, by site name, as far as batch norm tells them.
+    `means` are the mean inputs of layers, by site name, as far as batch norm tells them; `statistics` those of the
+    values that batch norm makes, by value name.
     The model in memory is changed in place by the rewriter; the file stays as it is.
     """
 
@@ -52,6 +53,7 @@ class Network:
     macs: int
     params: int
     means: Mapping[str, Float64]
+    statistics: Mapping[str, Statistics]
 
 
 def analyse(source: Source, folder: Path, fold: bool = False) -> Network:
@@ -64,7 +66,7 @@ def analyse(source: Source, folder: Path, fold: bool = False) -> Network:
     prepared = prepare(source.model)
     shapes = infer_shapes(prepared, input_shapes(prepared, source.input_shape))
     _require_bounded(shapes)
-    means = mean_inputs(find_sites(prepared, shapes))
+    means, statistics = mean_inputs(find_sites(prepared, shapes)), norm_outputs(prepared)
     if fold:
         fold_batch_norm(prepared)
         remove_unused(prepared)
@@ -85,6 +87,7 @@ def analyse(source: Source, folder: Path, fold: bool = False) -> Network:
         macs=count_macs(model, shapes),
         params=count_params(model),
         means=means,
+        statistics=statistics,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from trp_export.errors import OptionError
 from trp_export.images import Preprocessing
@@ -109,6 +109,8 @@ class Selection:
 
 
 Precision = Literal["fp32", "fp16", "int8"]
+# In place of a path to images: make them from what batch norm kept of the training data.
+SYNTHETIC: Final = "synthetic"
 # onnxruntime's fast 8-bit convs take input channels four at a time.
 INT8_CHANNELS = 4
 
@@ -129,11 +131,12 @@ class Images:
 class Calibration:
     """Unlabelled images that show what each layer sees, and what is done with them.
 
-    `recover` refits the factors layer after layer; `tune_minutes` or `tune_steps` then distil the whole network
-    from the original. `moments` are files of earlier runs to be added, `save_moments` keeps those of this one.
+    A `count` of None takes all images, and makes as many synthetic ones as some minutes allow. `recover` refits the
+    factors layer after layer; `tune_minutes` or `tune_steps` then distil the whole network from the original.
+    `moments` are files of earlier runs to be added, `save_moments` keeps those of this one.
     """
 
-    path: Path
+    path: Path | Literal["synthetic"]
     preprocessing: Preprocessing = Preprocessing()
     count: int | None = 1024
     seed: int = 0
@@ -148,6 +151,10 @@ class Calibration:
             raise OptionError(f"--save-moments: the folder {self.save_moments.parent} is not there.")
         if self.seed < 0:
             raise OptionError(f"--seed {self.seed} is below 0.")
+        if self.path == SYNTHETIC and self.preprocessing != Preprocessing():
+            raise OptionError("--calib synthetic makes inputs as the network takes them: there is nothing to prepare.")
+        if self.path == SYNTHETIC and self.count is not None and self.count < 1:
+            raise OptionError(f"--calib-count {self.count} is below 1.")
         if self.tune_minutes is not None and self.tune_steps is not None:
             raise OptionError("--tune and --tune-steps contradict each other; give one.")
         if self.tune_minutes is not None and not self.tune_minutes > 0:
@@ -230,6 +237,12 @@ class Options:
     dry_run: bool = False
     precision: Precision = "fp32"
     best: bool = False
+
+    @property
+    def shown(self) -> Images | Calibration | None:
+        """Where real images come from, if from anywhere."""
+        given = self.calibration
+        return self.images or (given if given is not None and given.path != SYNTHETIC else None)
 
     @property
     def by_latency(self) -> bool:

@@ -233,7 +233,8 @@ def _judge(network: Network, options: Options, progress: Progress) -> tuple[Judg
 
 def _same_images(options: Options) -> tuple[str, ...]:
     images, calibration = options.images, options.calibration
-    if images is None or calibration is None or images.path.resolve() != calibration.path.resolve():
+    seen = calibration.path if calibration is not None else None
+    if images is None or not isinstance(seen, Path) or images.path.resolve() != seen.resolve():
         return ()
     return ("--eval and --calib are the same images: on others expect somewhat more to be lost",)
 
@@ -287,7 +288,8 @@ def _inputs(model: str | Path | nn.Module, options: Options) -> list[Path]:
     files = [Path(model)] if isinstance(model, (str, Path)) else []
     files += [options.images.path] if options.images else []
     files += options.tables.given
-    return files + ([calibration.path, *calibration.moments] if calibration else [])
+    files += calibration.moments if calibration else ()
+    return files + ([calibration.path] if calibration and isinstance(calibration.path, Path) else [])
 
 
 def _output(model: str | Path | nn.Module, options: Options) -> Path:

@@ -119,7 +119,7 @@ def test_unknown_operators_are_named() -> None:
     proto = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 17]>\nnet (float[2, 4] x) => (float[2, 4] y) { y = CumSum (x, x) }'
     )
-    with pytest.raises(UnsupportedError, match="tuning knows no CumSum"):
+    with pytest.raises(UnsupportedError, match="torch stands in for no CumSum"):
         TorchGraph(ir.serde.deserialize_model(proto))
 
 

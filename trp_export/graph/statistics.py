@@ -24,7 +24,7 @@ _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
 
 @dataclass(frozen=True, slots=True)
-class _Statistics:
+class Statistics:
     """Mean and variance per channel; no variance where averaging has changed it in an unknown way."""
 
     mean: Float64
@@ -33,7 +33,7 @@ class _Statistics:
 
 def mean_inputs(located: Sequence[LocatedSite]) -> dict[str, Float64]:
     """Site name -> mean input patch (group, d), for the sites behind batch norm whose inputs can be told."""
-    known: dict[ir.Value, _Statistics | None] = {}
+    known: dict[ir.Value, Statistics | None] = {}
     means = {}
     for place in located:
         data = place.nodes[0].inputs[0] if len(place.nodes) == 1 else None
@@ -42,6 +42,27 @@ def mean_inputs(located: Sequence[LocatedSite]) -> dict[str, Float64]:
         if statistics is not None and statistics.mean.size == channels:
             means[place.site.name] = _over_patch(statistics.mean, place)
     return means
+
+
+def norm_outputs(model: ir.Model) -> dict[str, Statistics]:
+    """Value name -> mean and variance that the output of each BatchNormalization had over the training data.
+
+    Those of a network whose running statistics were never gathered (mean 0 and variance 1 everywhere) tell nothing
+    and are left out. Folding batch norm away keeps the names and the values.
+    """
+    told: dict[str, Statistics] = {}
+    gathered = False
+    for node in model.graph:
+        if node.op_type != "BatchNormalization" or node.domain not in ("", "ai.onnx"):
+            continue
+        constants = [find_constant(value) for value in node.inputs[1:5]]
+        gamma, beta, mean, variance = (c.array().astype(np.float64) if c is not None else None for c in constants)
+        if gamma is None or beta is None or mean is None or variance is None:
+            continue
+        gathered |= bool(mean.any() or (variance != 1).any())
+        share = variance / (variance + node.attributes.get_float("epsilon", 1e-5))
+        told[node.outputs[0].name or ""] = Statistics(beta, gamma**2 * share)
+    return told if gathered else {}
 
 
 def _over_patch(mean: Float64, place: LocatedSite) -> Float64:
@@ -62,7 +83,7 @@ def _coverage(use: Use, axis: int, extent: int) -> Float64:
     return np.asarray(((reads >= 0) & (reads < use.in_extents[axis])).mean(axis=0))
 
 
-def _statistics(value: ir.Value, known: dict[ir.Value, _Statistics | None]) -> _Statistics | None:
+def _statistics(value: ir.Value, known: dict[ir.Value, Statistics | None]) -> Statistics | None:
     """Walks back without recursion, since networks are deeper than Python's stack."""
     pending = [value]
     while pending:
@@ -88,29 +109,29 @@ def _sources(node: ir.Node) -> list[ir.Value]:
     return [] if node.op_type == "BatchNormalization" else [value for value in inputs if value is not None]
 
 
-def _apply(node: ir.Node, inputs: list[_Statistics | None]) -> _Statistics | None:
+def _apply(node: ir.Node, inputs: list[Statistics | None]) -> Statistics | None:
     rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     given = [statistics for statistics in inputs if statistics is not None]
     return rule(node, given) if rule is not None and len(given) == len(inputs) else None
 
 
-def _batch_norm(node: ir.Node, _: Sequence[_Statistics]) -> _Statistics | None:
+def _batch_norm(node: ir.Node, _: Sequence[Statistics]) -> Statistics | None:
     gamma, beta = find_constant(node.inputs[1]), find_constant(node.inputs[2])
     if gamma is None or beta is None:
         return None
-    return _Statistics(beta.array().astype(np.float64), gamma.array().astype(np.float64) ** 2)
+    return Statistics(beta.array().astype(np.float64), gamma.array().astype(np.float64) ** 2)
 
 
-def _activation(function: Callable[[ir.Node, Float64], Float64]) -> Callable[..., _Statistics | None]:
+def _activation(function: Callable[[ir.Node, Float64], Float64]) -> Callable[..., Statistics | None]:
     """Moments of a function of a normal variable, by Gauss-Hermite quadrature."""
 
-    def rule(node: ir.Node, inputs: Sequence[_Statistics]) -> _Statistics | None:
+    def rule(node: ir.Node, inputs: Sequence[Statistics]) -> Statistics | None:
         (given,) = inputs
         if given.variance is None:
             return None
         outputs = function(node, given.mean[:, None] + np.sqrt(given.variance)[:, None] * _NODES)
         mean = outputs @ _WEIGHTS
-        return _Statistics(mean, (outputs - mean[:, None]) ** 2 @ _WEIGHTS)
+        return Statistics(mean, (outputs - mean[:, None]) ** 2 @ _WEIGHTS)
 
     return rule
 
@@ -124,34 +145,34 @@ def _clip(node: ir.Node, x: Float64) -> Float64:
     return np.clip(x, low, high)
 
 
-def _add(_: ir.Node, inputs: Sequence[_Statistics]) -> _Statistics | None:
+def _add(_: ir.Node, inputs: Sequence[Statistics]) -> Statistics | None:
     first, second = inputs
     if first.mean.shape != second.mean.shape or first.variance is None or second.variance is None:
         return None
-    return _Statistics(first.mean + second.mean, first.variance + second.variance)
+    return Statistics(first.mean + second.mean, first.variance + second.variance)
 
 
-def _concat(node: ir.Node, inputs: Sequence[_Statistics]) -> _Statistics | None:
+def _concat(node: ir.Node, inputs: Sequence[Statistics]) -> Statistics | None:
     variances = [given.variance for given in inputs if given.variance is not None]
     if node.attributes.get_int("axis", 1) != 1 or len(variances) < len(inputs):
         return None
-    return _Statistics(np.concatenate([given.mean for given in inputs]), np.concatenate(variances))
+    return Statistics(np.concatenate([given.mean for given in inputs]), np.concatenate(variances))
 
 
-def _average(_: ir.Node, inputs: Sequence[_Statistics]) -> _Statistics:
-    return _Statistics(inputs[0].mean, None)
+def _average(_: ir.Node, inputs: Sequence[Statistics]) -> Statistics:
+    return Statistics(inputs[0].mean, None)
 
 
-def _same(_: ir.Node, inputs: Sequence[_Statistics]) -> _Statistics:
+def _same(_: ir.Node, inputs: Sequence[Statistics]) -> Statistics:
     return inputs[0]
 
 
-def _slice(node: ir.Node, inputs: Sequence[_Statistics]) -> _Statistics | None:
+def _slice(node: ir.Node, inputs: Sequence[Statistics]) -> Statistics | None:
     axes = find_constant(node.inputs[3]) if len(node.inputs) > 3 else None
     return inputs[0] if axes is not None and 1 not in axes.array() else None
 
 
-def _pad(node: ir.Node, inputs: Sequence[_Statistics]) -> _Statistics | None:
+def _pad(node: ir.Node, inputs: Sequence[Statistics]) -> Statistics | None:
     """Zero channels added around, and nothing else."""
     pads = find_constant(node.inputs[1]) if len(node.inputs) > 1 else None
     amounts = pads.array().astype(int) if pads is not None else np.zeros(0, dtype=int)
@@ -159,10 +180,10 @@ def _pad(node: ir.Node, inputs: Sequence[_Statistics]) -> _Statistics | None:
     if others.any() or inputs[0].variance is None:
         return None
     around = (int(amounts[1]), int(amounts[5]))
-    return _Statistics(np.pad(inputs[0].mean, around), np.pad(inputs[0].variance, around))
+    return Statistics(np.pad(inputs[0].mean, around), np.pad(inputs[0].variance, around))
 
 
-_RULES: Mapping[str, Callable[..., _Statistics | None]] = {
+_RULES: Mapping[str, Callable[..., Statistics | None]] = {
     "BatchNormalization": _batch_norm,
     "Relu": _activation(lambda _, x: np.maximum(x, 0)),
     "LeakyRelu": _activation(lambda node, x: np.where(x > 0, x, node.attributes.get_float("alpha", 0.01) * x)),

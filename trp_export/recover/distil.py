@@ -94,7 +94,7 @@ class Distillation:
 
     def _gradients(self, batch: Tensor) -> Sequence[Tensor | None]:
         """Of the loss on a part of the batch, by weight; None for a weight that no output depends on."""
-        with _half_precision():
+        with half_precision():
             with torch.no_grad():
                 wanted = self._run(self._teacher, batch)
             got = self._run(self._student, batch)
@@ -187,7 +187,7 @@ def _distance(own: Tensor, wanted: Tensor) -> Tensor:
     return (own - wanted).square().mean() / (spread + 1e-12)
 
 
-def _half_precision() -> AbstractContextManager[Any]:
+def half_precision() -> AbstractContextManager[Any]:
     """bfloat16 where the processor has instructions for it, half the time of float32; elsewhere it is slower."""
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.autocast("cpu", torch.bfloat16, enabled=native, cache_enabled=False)

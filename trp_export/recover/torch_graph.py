@@ -24,17 +24,20 @@ _TRAINED = ("Conv", "Gemm", "MatMul")
 class TorchGraph(nn.Module):
     """Weights and biases of Conv, Gemm and MatMul are parameters, under the index of their name in `names`.
 
-    Raises UnsupportedError for operators that it does not know.
+    Only the part of the graph that the outputs need is there. Raises UnsupportedError for operators in it that are
+    not known.
     """
 
     def __init__(self, model: ir.Model, outputs: Sequence[str] | None = None) -> None:
         super().__init__()
-        unknown = sorted({f"{node.domain}:{node.op_type}".lstrip(":") for node in model.graph if not _known(node)})
-        if unknown:
-            raise UnsupportedError(f"tuning knows no {', '.join(unknown)}; leave --tune out for this model.")
-        self._nodes = list(model.graph)
         self._inputs = [value.name or "" for value in model.graph.inputs]
         self._outputs = list(outputs or [value.name or "" for value in model.graph.outputs])
+        self._nodes = _needed(model, self._outputs)
+        unknown = sorted({f"{node.domain}:{node.op_type}".lstrip(":") for node in self._nodes if not _known(node)})
+        if unknown:
+            raise UnsupportedError(
+                f"torch stands in for no {', '.join(unknown)}: --tune and --calib synthetic are not for this model."
+            )
         trained = {value for node in self._nodes if node.op_type in _TRAINED for value in node.inputs[1:3]}
         self.names: list[str] = []
         parameters = []
@@ -62,6 +65,15 @@ class TorchGraph(nn.Module):
             made = made if isinstance(made, (list, tuple)) else [made]
             values |= {out.name or "": result for out, result in zip(node.outputs, made, strict=False)}
         return [values[name] for name in self._outputs]
+
+
+def _needed(model: ir.Model, outputs: Sequence[str]) -> list[ir.Node]:
+    wanted, needed = set(outputs), []
+    for node in reversed(list(model.graph)):
+        if any(value.name in wanted for value in node.outputs):
+            needed.append(node)
+            wanted |= {value.name or "" for value in node.inputs if value is not None}
+    return needed[::-1]
 
 
 def _known(node: ir.Node) -> bool:
@@ -156,7 +168,7 @@ def _average_pool(node: ir.Node, given: Inputs) -> Tensor:
     if pads[: len(kernel)] == pads[len(kernel) :] and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET":
         strides = _strides(node, len(kernel))
         return run(given[0], kernel, strides, pads[: len(kernel)], ceil, counted)  # type: ignore[no-any-return]
-    raise UnsupportedError(f"tuning knows no AveragePool with uneven padding ({node.name}); leave --tune out.")
+    raise UnsupportedError(f"torch stands in for no AveragePool with uneven padding ({node.name}); leave --tune out.")
 
 
 def _clip(node: ir.Node, given: Inputs) -> Tensor:
@@ -190,7 +202,7 @@ def _slice(node: ir.Node, given: Inputs) -> Tensor:
     x = given[0]
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         if step < 0:
-            raise UnsupportedError(f"tuning knows no Slice backwards ({node.name}); leave --tune out.")
+            raise UnsupportedError(f"torch stands in for no Slice backwards ({node.name}); leave --tune out.")
         x = x[(slice(None),) * (axis % x.ndim) + (slice(start, end, step),)]
     return x  # type: ignore[no-any-return]
 

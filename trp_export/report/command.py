@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 from trp_export.images import Preprocessing
 from trp_export.load import Source
@@ -96,8 +97,9 @@ def _load(options: LoadOptions) -> Iterator[str]:
 
 
 def _calibration(calibration: Calibration) -> Iterator[str]:
-    default = Calibration(calibration.path)
-    yield from ("--calib", calibration.path.name)
+    synthetic = not isinstance(calibration.path, Path)
+    default = Calibration(calibration.path, count=None) if synthetic else Calibration(calibration.path)
+    yield from ("--calib", calibration.path.name if isinstance(calibration.path, Path) else calibration.path)
     if calibration.count != default.count:
         yield from ("--calib-count", str(calibration.count))
     if calibration.seed != default.seed:
@@ -116,7 +118,7 @@ def _calibration(calibration: Calibration) -> Iterator[str]:
 
 def _preprocessing(options: Options) -> Iterator[str]:
     """Of the images of --calib and --eval: the command prepares both alike."""
-    given = options.images or options.calibration or options.bundle
+    given = options.shown or options.bundle
     chosen = given.preprocessing if given else Preprocessing()
     for name, values in (("--mean", chosen.mean), ("--std", chosen.std)):
         if values is not None:

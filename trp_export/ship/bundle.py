@@ -140,7 +140,7 @@ def precision_of(proto: onnx.ModelProto) -> str:
 
 def _image_set(options: Options, inputs: Sequence[Tensor]) -> ImageSet | None:
     """The images that the export was shown, if any."""
-    shown = options.images or options.calibration
+    shown = options.shown
     if shown is None or len(inputs) != 1:
         return None
     return load_images(shown.path, shown.preprocessing, input_shape=(None, *inputs[0].shape[1:]))
@@ -149,7 +149,7 @@ def _image_set(options: Options, inputs: Sequence[Tensor]) -> ImageSet | None:
 def _preprocessing(report: Report, inputs: Sequence[Tensor], images: ImageSet | None) -> Preprocessing | None:
     """How an image becomes the input, as far as it is known. None where the input is no image of 1 or 3 channels."""
     options = report.options
-    shown = options.images or options.calibration
+    shown = options.shown
     given = shown.preprocessing if shown else options.bundle.preprocessing if options.bundle else Given()
     given = given.or_else(report.source.mean, report.source.std)
     if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] not in (1, 3):

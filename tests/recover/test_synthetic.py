@@ -1,0 +1,213 @@
+"""Images made from batch norm statistics: they have them, whoever looks, and an export treats them like real ones."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from conftest import Command
+from models import CONV_NET, build, save
+from networks import make_images
+
+from trp_export.calibration.taps import Tap
+from trp_export.errors import OptionError, UnsupportedError
+from trp_export.graph.batchnorm import fold_batch_norm
+from trp_export.graph.prepare import prepare, remove_unused
+from trp_export.graph.statistics import Statistics, norm_outputs
+from trp_export.images import Preprocessing
+from trp_export.options import Calibration
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from trp_export.recover.synthetic import affordable, synthesise, synthetic_images
+
+TWO_NORMS = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[N, 3, 12, 12] image) => (float[N, 5] logits)
+<float[16, 3, 3, 3] conv1__weight, float[16] bn1__weight, float[16] bn1__bias, float[16] bn1__mean, float[16] bn1__var,
+ float[16, 16, 3, 3] conv2__weight, float[16] bn2__weight, float[16] bn2__bias, float[16] bn2__mean, float[16] bn2__var,
+ float[5, 16] fc__weight, float[5] fc__bias>
+{
+    a = Conv <pads = [1, 1, 1, 1]> (image, conv1__weight)
+    b = BatchNormalization (a, bn1__weight, bn1__bias, bn1__mean, bn1__var)
+    c = Relu (b)
+    d = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (c, conv2__weight)
+    e = BatchNormalization (d, bn2__weight, bn2__bias, bn2__mean, bn2__var)
+    f = Relu (e)
+    g = GlobalAveragePool (f)
+    h = Flatten (g)
+    logits = Gemm <transB = 1> (h, fc__weight, fc__bias)
+}
+"""
+
+
+def trained(pixels: float = 1.0, text: str = TWO_NORMS) -> onnx.ModelProto:
+    """The network with the statistics that it has on smooth images with values of about this size."""
+    proto = build(text)
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    rng = np.random.default_rng(3)
+    for tensor in weights.values():
+        if len(tensor.dims) == 4:  # Of full rank, unlike those of `build`: every channel has something to say.
+            values = rng.standard_normal(tensor.dims) / np.sqrt(np.prod(tensor.dims[1:]))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), tensor.name))
+    images = pixels * make_images(200).inputs
+    for node in proto.graph.node:
+        if node.op_type == "BatchNormalization":
+            seen = values_of(ir.serde.deserialize_model(proto), node.input[0], images)
+            for name, values in zip(node.input[3:], (seen.mean((0, 2, 3)), seen.var((0, 2, 3))), strict=True):
+                weights[name].CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), name))
+    return proto
+
+
+def values_of(model: ir.Model, name: str, images: np.ndarray) -> np.ndarray:
+    """A value inside the model, computed by onnxruntime."""
+    source = model.graph.inputs[0].name or ""
+    parts = [Tap(model, [source], [name])({source: part})[name] for part in np.split(images, 4)]
+    return np.concatenate(parts)
+
+
+def away(model: ir.Model, told: dict[str, Statistics], images: np.ndarray) -> float:
+    """The mean squared distance of means, in spreads, and of the logarithms of spreads."""
+    gaps = []
+    for name, own in told.items():
+        seen = values_of(model, name, images)
+        assert own.variance is not None
+        gaps += [
+            (seen.mean((0, 2, 3)) - own.mean) ** 2 / own.variance,
+            np.log(seen.std((0, 2, 3)) / np.sqrt(own.variance)) ** 2,
+        ]
+    return float(np.mean(gaps))
+
+
+def folded(proto: onnx.ModelProto) -> tuple[ir.Model, dict[str, Statistics]]:
+    model = prepare(ir.serde.deserialize_model(proto))
+    told = norm_outputs(model)
+    fold_batch_norm(model)
+    remove_unused(model)
+    return model, told
+
+
+def test_folding_keeps_what_batch_norm_tells_of_the_training_data() -> None:
+    model, told = folded(trained())
+    assert set(told) == {"b", "e"}
+    assert "BatchNormalization" not in {node.op_type for node in model.graph}
+    assert away(model, told, make_images(200).inputs) < 1e-6
+
+
+def test_images_come_to_have_the_statistics() -> None:
+    model, told = folded(trained())
+    start = away(model, told, synthesise(model, told, (1, 3, 12, 12), 128, steps=0))
+    end = away(model, told, synthesise(model, told, (1, 3, 12, 12), 128))
+    assert end < start / 5
+    assert end < 0.01
+
+
+def test_pixels_are_of_the_size_that_the_network_was_trained_on() -> None:
+    model, told = folded(trained(pixels=100.0))
+    images = synthesise(model, told, (1, 3, 12, 12), 128)
+    assert away(model, told, images) < 0.05
+    assert 30 < images.std() < 1000
+
+
+def test_a_seed_says_which_images() -> None:
+    model, told = folded(trained())
+    first, same, other = (synthesise(model, told, (1, 3, 12, 12), 20, seed=seed, steps=3) for seed in (4, 4, 5))
+    assert first.shape == (20, 3, 12, 12)
+    assert first.dtype == np.float32
+    np.testing.assert_array_equal(first, same)
+    assert np.abs(first - other).mean() > 0.1
+    assert len(np.unique(first.reshape(20, -1), axis=0)) == 20
+
+
+def test_a_model_of_a_fixed_batch_gets_as_many_images_as_asked_for() -> None:
+    model, told = folded(trained(text=TWO_NORMS.replace("float[N,", "float[50,")))
+    assert synthesise(model, told, (50, 3, 12, 12), 120, steps=2).shape == (120, 3, 12, 12)
+
+
+def test_the_progress_ends_at_the_whole_and_may_interrupt() -> None:
+    model, told = folded(trained())
+    shares: list[float] = []
+    synthesise(model, told, (1, 3, 12, 12), 300, steps=3, progress=shares.append)
+    assert max(shares) == pytest.approx(1)
+
+    def interrupt(share: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        synthesise(model, told, (1, 3, 12, 12), 300, steps=10**6, progress=interrupt)
+
+
+def test_large_networks_get_fewer_images() -> None:
+    counts = [affordable(macs) for macs in (0, 10**6, 41 * 10**6, 10**9, 10**12)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] == 1024
+    assert counts[-1] > 0
+
+
+def test_the_set_says_what_it_is() -> None:
+    model, told = folded(trained())
+    made = synthetic_images(model, told, (1, 3, 12, 12), 16, seed=9)
+    assert len(made) == 16
+    assert made.labels is None
+    assert "16 were synthesised from batch norm statistics, seed 9" in made.notes[0]
+
+
+def test_statistics_that_were_never_gathered_tell_nothing() -> None:
+    proto = build(TWO_NORMS)
+    for tensor in proto.graph.initializer:
+        if tensor.name.endswith((".mean", ".var")):
+            value = np.full(tensor.dims, float(tensor.name.endswith(".var")), dtype=np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+    assert norm_outputs(prepare(ir.serde.deserialize_model(proto))) == {}
+
+
+def test_what_cannot_be_synthesised_is_refused() -> None:
+    model, told = folded(trained())
+    with pytest.raises(UnsupportedError, match=r"never trained\.\nGive images with --calib PATH"):
+        synthesise(model, {}, (1, 3, 12, 12), 16)
+    with pytest.raises(UnsupportedError, match="one input"):
+        synthesise(model, told, (1, 3), 16)
+    with pytest.raises(OptionError, match="nothing to prepare"):
+        Calibration("synthetic", Preprocessing(mean=(0.5,)))
+    with pytest.raises(OptionError, match="--calib-count 0"):
+        Calibration("synthetic", count=0)
+
+
+def test_an_export_says_that_its_images_were_synthetic(trp: Command, tmp_path: Path) -> None:
+    save(trained(), tmp_path / "model.onnx")
+    export = ("model.onnx", "--macs", "1.5", "--calib", "synthetic", "--calib-count", "48", "--seed", "7", "--no-bench")
+    outcome = trp(*export)
+    assert outcome.code == 0, outcome.err
+    document = json.loads((tmp_path / "model.trp.json").read_text())
+    calibration = document["options"]["calibration"]
+    assert (calibration["path"], calibration["count"], calibration["seed"]) == ("synthetic", 48, 7)
+    assert any("48 were synthesised" in note and "seed 7" in note for note in document["notes"])
+    outcome = trp(*export, "--bundle", "bundle")
+    assert outcome.code == 0, outcome.err
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert manifest["provenance"]["options"]["calibration"]["path"] == "synthetic"
+    assert any("48 were synthesised" in note for note in manifest["evidence"]["notes"])
+    page = (tmp_path / "bundle" / "report.html").read_text()
+    assert "--calib synthetic --calib-count 48 --seed 7" in page
+
+
+def test_the_command_refuses_without_batch_norm(refuses: Command, tmp_path: Path) -> None:
+    text = CONV_NET.replace("b = BatchNormalization (a, bn1__weight, bn1__bias, bn1__mean, bn1__var)", "b = Relu (a)")
+    save(build(text), tmp_path / "model.onnx")
+    error = refuses(4, "model.onnx", "--macs", "1.5", "--calib", "synthetic")
+    assert "batch norm was folded away" in error
+    assert "--calib PATH" in error
+
+
+def test_synthetic_images_need_no_preparing(refuses: Command, tmp_path: Path) -> None:
+    save(trained(), tmp_path / "model.onnx")
+    assert "they need" in refuses(2, "model.onnx", "--macs", "1.5", "--calib", "synthetic", "--mean", "0.5")
+
+
+def test_a_folder_of_that_name_is_meant_by_its_path(refuses: Command, tmp_path: Path) -> None:
+    save(trained(), tmp_path / "model.onnx")
+    assert "does not exist" in refuses(3, "model.onnx", "--macs", "1.5", "--calib", "./synthetic")

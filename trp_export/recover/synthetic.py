@@ -1,0 +1,228 @@
+"""Images made out of the network itself, for who has none: what batch norm kept of the training data is matched.
+
+Every BatchNormalization has a mean and a variance per channel of what it saw in training. Pixels are changed until a
+batch of images gives all of them, from a start of overlapping shapes, which has the edges and the spectrum of photos.
+Sources: Yin et al., "Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion", 2020; Yu & Bouganis,
+"SVD-NAS", 2023, section 4; Lee, Mumford & Huang, "Occlusion models for natural images", 2001 (the start).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trp_export.calibration.taps import fixed_batch
+from trp_export.errors import UnsupportedError
+from trp_export.graph.statistics import Statistics
+from trp_export.images import ImageSet, InputShape, Preprocessing
+from trp_export.progress import Share
+from trp_export.recover.distil import half_precision
+from trp_export.recover.torch_graph import TorchGraph
+
+Float32 = NDArray[np.float32]
+
+STEPS = 20
+LEARNING_RATE = 0.1
+# Statistics of fewer images are not those of a data set; more of them take more memory.
+_LEAST_BATCH, _MOST_BATCH = 16, 128
+_BATCH_ELEMENTS = 128 * 3 * 64 * 64
+# Multiply-adds worth spending where nobody says how many images: some two minutes on one core.
+_MACS = 5e12
+_LEAST_IMAGES, _MOST_IMAGES = 64, 1024
+# The start: how many shapes in an image, and their sizes as shares of it.
+_SHAPES, _SMALLEST, _LARGEST = 60, 0.06, 0.5
+# Far enough for pixels of 0 to 255: the logarithm of the spread moves by half of rate times steps at most.
+_SCALE_IMAGES, _SCALE_STEPS, _SCALE_RATE = 32, 60, 0.3
+# A channel that hardly varies beside the others of its layer counts as if it varied this much of their mean.
+_FLOOR = 1e-3
+
+
+def affordable(macs: int) -> int:
+    """How many images of a network of so many multiply-adds are made where nobody says."""
+    return int(np.clip(_MACS / (2 * STEPS * max(macs, 1)), _LEAST_IMAGES, _MOST_IMAGES))
+
+
+def synthetic_images(
+    model: ir.Model,
+    statistics: Mapping[str, Statistics],
+    input_shape: InputShape,
+    count: int,
+    *,
+    seed: int = 0,
+    progress: Share = lambda share: None,
+) -> ImageSet:
+    """What `synthesise` makes, as a set of images with a note that says so."""
+    images = synthesise(model, statistics, input_shape, count, seed=seed, progress=progress)
+    note = (
+        f"no images were given: {count:,} were synthesised from batch norm statistics, seed {seed}. Real ones, even "
+        "without labels, keep more"
+    )
+    return ImageSet("synthetic images", images, None, Preprocessing(), images.shape[1], None, (note,))
+
+
+def synthesise(
+    model: ir.Model,
+    statistics: Mapping[str, Statistics],
+    input_shape: InputShape,
+    count: int,
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    progress: Share = lambda share: None,
+) -> Float32:
+    """Images (count, C, H, W), ready to be fed, for which the values in `model` have these means and variances.
+
+    `statistics` by value name, as `norm_outputs` gives them for the model before batch norm is folded; `input_shape`
+    is (N, C, H, W), whatever N. The same seed gives the same images on the same machine. Raises UnsupportedError
+    without statistics, for an input that is no image, and for models that torch cannot stand in for.
+    """
+    if not statistics:
+        raise UnsupportedError(
+            "images are synthesised from batch norm statistics, and this model has none: batch norm was folded away, "
+            "never there or never trained.\nGive images with --calib PATH, or the checkpoint from before folding."
+        )
+    if len(model.graph.inputs) != 1 or len(input_shape) != 4 or not all(input_shape[1:]):
+        raise UnsupportedError("images are synthesised for a model of one input, (N, C, H, W); this one has another.")
+    shape = tuple(int(extent or 0) for extent in input_shape[1:])
+    size = fixed_batch(model) or int(np.clip(_BATCH_ELEMENTS // math.prod(shape), _LEAST_BATCH, _MOST_BATCH))
+    goal = _Goal(model, statistics)
+    scale = _find_scale(goal, shape, fixed_batch(model) or _SCALE_IMAGES, seed)
+    batches, stopped = -(-count // size), Event()
+    done = [0.0] * batches
+
+    def make(index: int) -> Float32:
+        def stepped(share: float) -> None:
+            done[index] = share
+            progress(sum(done) / batches)
+            if stopped.is_set():
+                raise InterruptedError
+
+        return _match(goal, scale, (size, *shape), steps, _generator(seed, index + 1), stepped)
+
+    # As in distillation, each core works on a batch of its own: the operators are too small to share.
+    with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            return np.concatenate(list(pool.map(make, range(batches))))[:count]
+        except BaseException:
+            stopped.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+class _Goal:
+    """How far a batch of images is from the statistics: the divergence of two normal distributions, channel by
+    channel, averaged over channels and then over layers.
+
+    Raises UnsupportedError for models that torch cannot stand in for.
+    """
+
+    def __init__(self, model: ir.Model, statistics: Mapping[str, Statistics]) -> None:
+        self._graph = TorchGraph(model, list(statistics))
+        self._graph.requires_grad_(False)
+        self._wanted = [(_tensor(own.mean), _floored(own)) for own in statistics.values()]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        with half_precision():
+            values = self._graph(images)
+        return torch.stack(
+            [_divergence(value.float(), *wanted) for value, wanted in zip(values, self._wanted, strict=True)]
+        ).mean()
+
+
+def _divergence(value: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Kullback-Leibler, of normal distributions with the moments of the values (n, c, *) from those wanted (c,)."""
+    axes = [axis for axis in range(value.ndim) if axis != 1]
+    own = value.var(dim=axes, correction=0) + _FLOOR * variance
+    apart = (value.mean(dim=axes) - mean).square()
+    return 0.5 * ((own + apart) / variance - 1 - torch.log(own / variance)).mean()
+
+
+def _floored(own: Statistics) -> Tensor:
+    assert own.variance is not None
+    return _tensor(np.maximum(own.variance, _FLOOR * own.variance.mean() + 1e-12))
+
+
+def _tensor(values: NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(np.asarray(values, dtype=np.float32))
+
+
+def _find_scale(goal: _Goal, shape: tuple[int, ...], count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Spread and mean (C, 1, 1), in spreads, of the pixels that the network is used to, be they of 0 to 255 or of 0
+    to 1: of those of the start that come nearest without any change of its shapes."""
+    images = _start((count, *shape), _generator(seed, 0))
+    spread, mean = (torch.zeros(shape[0], 1, 1, requires_grad=True) for _ in range(2))
+    optimizer = torch.optim.Adam([spread, mean], _SCALE_RATE)
+    for step in range(_SCALE_STEPS):
+        optimizer.param_groups[0]["lr"] = _SCALE_RATE * _falling(step / _SCALE_STEPS)
+        loss = goal(spread.exp() * (images + mean))
+        spread.grad, mean.grad = torch.autograd.grad(loss, [spread, mean])
+        optimizer.step()
+    return spread.detach().exp(), mean.detach()
+
+
+def _match(
+    goal: _Goal,
+    scale: tuple[Tensor, Tensor],
+    shape: tuple[int, ...],
+    steps: int,
+    random: torch.Generator,
+    progress: Callable[[float], None],
+) -> Float32:
+    spread, mean = scale
+    pixels = (_start(shape, random) + mean).requires_grad_()
+    optimizer = torch.optim.Adam([pixels], LEARNING_RATE, betas=(0.9, 0.99))
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * _falling(step / steps)
+        (pixels.grad,) = torch.autograd.grad(goal(spread * pixels), [pixels])
+        optimizer.step()
+        progress((step + 1) / steps)
+    return (spread * pixels.detach()).numpy()
+
+
+def _start(shape: tuple[int, ...], random: torch.Generator) -> Tensor:
+    """Ellipses and rectangles, one over the other, of all sizes, with colours of zero mean and unit variance.
+
+    As many of each size as make the image look the same from any distance (area to the power of -3/2).
+    """
+    count, channels, height, width = shape
+    down, right = torch.arange(height)[:, None], torch.arange(width)[None, :]
+    extent = math.sqrt(height * width)
+    images = _colours(count, channels, random).expand(shape).clone()
+    for _ in range(_SHAPES):
+        share, top, left, angle, kind = torch.rand(5, count, 1, 1, generator=random)
+        small, large = (_SMALLEST * extent) ** -2, (_LARGEST * extent) ** -2
+        radius = (small + share * (large - small)) ** -0.5
+        stretch = torch.exp(0.5 * torch.randn(count, 1, 1, generator=random))
+        y, x, cos, sin = down - top * height, right - left * width, *_direction(angle)
+        along, across = (y * cos + x * sin).abs() * stretch, (x * cos - y * sin).abs() / stretch
+        ellipse, box = torch.hypot(along, across) < radius, torch.maximum(along, across) < 0.9 * radius
+        covered = torch.where(kind < 0.5, ellipse, box)
+        images = torch.where(covered[:, None], _colours(count, channels, random), images)
+    return images
+
+
+def _direction(angle: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.cos(math.pi * angle), torch.sin(math.pi * angle)
+
+
+def _colours(count: int, channels: int, random: torch.Generator) -> Tensor:
+    """Mostly light and dark, with a little colour, as in photos: (count, channels, 1, 1)."""
+    light, tint = (torch.randn(count, size, 1, 1, generator=random) for size in (1, channels))
+    return 0.94 * light + 0.34 * tint
+
+
+def _falling(done: float) -> float:
+    """Half a cosine from 1 to 0."""
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _generator(seed: int, index: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 2**20 + index)
