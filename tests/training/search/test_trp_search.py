@@ -1,0 +1,177 @@
+"""Whole runs of trp-search: what they leave, how they stop, go on and fail, and that trp-export carries them out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from networks import make_images, make_network
+
+from training.search import cli
+from training.search.run import search
+
+Command = Callable[..., Any]
+FAST = ("--epochs", "3", "--batch", "8", "--lr", "0.05")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model, and images of its own size as floats."""
+    model, _ = make_network()
+    onnx.save(ir.serde.serialize_model(model), tmp_path / "model.onnx")
+    np.save(tmp_path / "images.npy", make_images(48).inputs)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def trp_search(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["trp-search", *map(str, arguments)])
+        capsys.readouterr()
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        signal.signal(signal.SIGTERM, before)
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def macs_of(document: dict[str, Any]) -> float:
+    return float(document["before"]["macs"] / document["after"]["macs"])
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+def test_a_plan_that_trp_export_carries_out(folder: Path, trp_search: Command, trp: Command, branches: int) -> None:
+    code, out, err = trp_search(
+        "model.onnx", "--data", "images.npy", "--macs", 2, "--branches", branches, *FAST, "-o", "plan.json"
+    )
+    assert code == 0, err
+    assert "48 images of images.npy, seed 0" in out
+    plan = json.loads((folder / "plan.json").read_text())
+    assert str(folder) not in json.dumps(plan)
+    left = {path.name for path in (folder / "plan.search").iterdir()}
+    assert left == {"last.pt", "history.jsonl", *(f"settling-{stage + 1}.png" for stage in range(branches))}
+    lines = [json.loads(line) for line in (folder / "plan.search" / "history.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["epoch"]) for line in lines] == [
+        (stage + 1, epoch + 1) for stage in range(branches) for epoch in range(3)
+    ]
+    outcome = trp("model.onnx", "--plan", "plan.json", "--calib", "images.npy", "--no-bench", "-o", "small.onnx")
+    assert outcome.code == 0, outcome.err
+    assert 2.0 <= macs_of(json.loads((folder / "small.json").read_text())) <= 2.04
+
+
+def test_a_speed_up_is_planned_by_what_layers_take(folder: Path, trp_search: Command) -> None:
+    code, out, err = trp_search(
+        "model.onnx", "--data", "images.npy", "--speedup", 1.01, "--scheme", "channel", *FAST, "-o", "plan.json"
+    )
+    # So small a network may not become faster at all.
+    assert {0: "speed-up 1.01x" in out, 2: "out of reach" in err, 4: "that costs less" in err}[code], err
+
+
+def test_the_same_seed_gives_the_same_plan(folder: Path, trp_search: Command) -> None:
+    for name in ("a.json", "b.json"):
+        assert trp_search("model.onnx", "--data", "images.npy", "--macs", 2, *FAST, "-o", name)[0] == 0
+    assert (folder / "a.json").read_bytes() == (folder / "b.json").read_bytes()
+
+
+def test_labels_by_a_specification(folder: Path, trp_search: Command) -> None:
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 255, (40, 12, 12, 3), dtype=np.uint8), np.arange(40) % 5
+    np.savez(folder / "train_1.npz", images=images, labels=labels)
+    arguments = ("--macs", 2, "--epochs", 1, "--mean", "0.5", "--std", "0.25", "-o", "plan.json")
+    code, out, err = trp_search("model.onnx", "--data", "npz:.", *arguments)
+    assert code == 0, err
+    assert "40 images" in out
+    assert "1024 were asked for" in err
+    np.savez(folder / "train_1.npz", images=images, labels=labels + 1)
+    code, _, err = trp_search("model.onnx", "--data", "npz:.", *arguments[:-1], "other.json")
+    assert code == 3
+    assert "label 5 is beyond the network's 5 classes" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_and_resumed_it_is_the_same_plan(folder: Path, trp_search: Command, number: signal.Signals) -> None:
+    arguments = ["model.onnx", "--data", "images.npy", "--macs", "2", "--epochs", "60", "--batch", "8", "-o"]
+    assert trp_search(*arguments, "whole.json")[0] == 0
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    program = [sys.executable, "-m", "training.search.cli", *arguments, "plan.json"]
+    running = subprocess.Popen(program, env=environment, stderr=subprocess.PIPE, text=True, cwd=folder)
+    history = folder / "plan.search" / "history.jsonl"
+    while not (history.exists() and history.read_text().count("\n") >= 3) and running.poll() is None:
+        time.sleep(0.02)
+    running.send_signal(number)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert "stopped and saved" in err
+    assert not (folder / "plan.json").exists()
+    torch.set_num_threads(1)
+    code, _, err = trp_search("--resume", "-o", "plan.json")
+    assert code == 0, err
+    assert (folder / "plan.json").read_bytes() == (folder / "whole.json").read_bytes()
+    code, _, err = trp_search("--resume", "--macs", 3, "-o", "plan.json")
+    assert code == 2
+    assert "--macs 3.0 differs from the 2.0" in err
+
+
+def test_bad_input_is_refused_in_a_line(folder: Path, trp_search: Command) -> None:
+    base = ["model.onnx", "--data", "images.npy", "-o", "plan.json"]
+    np.save(folder / "odd.npy", make_images(8).inputs[:, :2])
+    (folder / "folder.json").mkdir()
+    cases = [
+        (2, "say how small", base),
+        (2, "contradict", [*base, "--macs", 2, "--speedup", 2]),
+        (2, "not above 1", [*base, "--macs", 1]),
+        (2, "out of reach", [*base, "--macs", 1000]),
+        (2, "--branches 2 needs --macs", [*base, "--speedup", 2, "--branches", 2]),
+        (2, "does not end in .json", ["model.onnx", "--data", "images.npy", "--macs", 2, "-o", "plan.txt"]),
+        (2, "say what to search with", ["model.onnx", "--macs", 2, "-o", "plan.json"]),
+        (2, "say what to search with", [*base, "--no-data", "--macs", 2]),
+        (2, "say where the plan", ["model.onnx", "--data", "images.npy", "--macs", 2]),
+        (2, "--epochs 0 is below 1", [*base, "--macs", 2, "--epochs", 0]),
+        (3, "does not exist", ["model.onnx", "--data", "none.npy", "--macs", 2, "-o", "plan.json"]),
+        (3, "cannot be read", ["none.onnx", "--data", "images.npy", "--macs", 2, "-o", "plan.json"]),
+        (3, "channels", ["model.onnx", "--data", "odd.npy", "--macs", 2, "-o", "plan.json"]),
+        (3, "holds no search to resume", ["--resume", "-o", "plan.json"]),
+        (7, "cannot be made", [*base[:3], "--macs", 2, "-o", "absent/plan.json"]),
+    ]
+    for code, text, arguments in cases:
+        got, out, err = trp_search(*arguments, "--seed", 0) if "--resume" not in arguments else trp_search(*arguments)
+        assert got == code, (arguments, got, err)
+        assert text in err, (arguments, err)
+        assert "Traceback" not in err
+        assert out == ""
+        assert not (folder / "plan.json").exists()
+
+
+def test_a_search_that_lies_there_is_not_written_over(folder: Path, trp_search: Command) -> None:
+    arguments = ("model.onnx", "--data", "images.npy", "--macs", 2, *FAST, "-o", "plan.json")
+    assert trp_search(*arguments)[0] == 0
+    code, _, err = trp_search(*arguments)
+    assert code == 2
+    assert "holds a search already" in err
+
+
+def test_help_lists_sections(tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "training.search.cli", "--help"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    assert "How small, one of:" in done.stdout
+    assert "Examples:" in done.stdout
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_search_is_importable_without_the_command() -> None:
+    assert callable(search)

@@ -1,0 +1,88 @@
+"""From logits to a plan: the likeliest candidate of each layer, changed as little as the budget needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from training.search.space import Space
+from trp_export.errors import OptionError
+from trp_export.lowrank.factor import Float64
+from trp_export.planning.budget import Menu, allocate
+from trp_export.planning.plan import Decision, Plan
+
+# The share of the budget that is to be used at least, and the rewards for doing so, of the whole budget.
+_USED = 0.98
+_LEAST, _DEAREST = 1e-3, 1e6
+
+
+def choose(spaces: Sequence[Space], logits: Mapping[str, Float64], budget: float) -> tuple[int, ...]:
+    """A candidate for each space, at a high product of probabilities, that cost `budget` or a little less together.
+
+    Where arg-max costs that, it is arg-max. Where it costs less, too, the budget is used: each choice then maximises
+    log-probability plus cost at one common price. Raises ValueError where nothing is cheap enough.
+    """
+    found = [_log_probabilities(logits.get(space.site.name), len(space.costs)) for space in spaces]
+    reward = _reward(spaces, found, budget)
+    while True:
+        allocation = allocate(_menus(spaces, found, reward), budget)
+        if allocation is None:
+            raise ValueError("no choice is within the budget")
+        if allocation.cost >= _USED * budget or reward > _DEAREST / budget:
+            return tuple(map(int, allocation.options))
+        # Where candidates are far apart, what is left goes to less likely ones.
+        reward = 4 * reward or _LEAST / budget
+
+
+def make_plan(spaces: Sequence[Space], logits: Mapping[str, Float64], budget: float, rule: str) -> Plan:
+    """The plan of what is chosen."""
+    chosen = zip(spaces, choose(spaces, logits, budget), strict=True)
+    return Plan(tuple(_decide(space, logits.get(space.site.name), option) for space, option in chosen), rule)
+
+
+def _decide(space: Space, logits: Float64 | None, option: int) -> Decision:
+    site, count = space.site, len(space.candidates)
+    reason = site.refusal or "nothing to choose from"
+    if count > 1:
+        probability = np.exp(_log_probabilities(logits, count)[option])
+        reason = f"searched: probability {probability:.2g} among {count} candidates"
+    return Decision(site, space.candidates[option], reason)
+
+
+def _reward(spaces: Sequence[Space], found: Sequence[Float64], budget: float) -> float:
+    """As much of a reward for cost as it takes to use the budget up; none where arg-max does."""
+
+    def reached(reward: float) -> float:
+        return sum(float(menu.cost[np.argmin(menu.damage)]) for menu in _menus(spaces, found, reward))
+
+    if reached(0.0) >= budget:
+        return 0.0
+    low, high = 0.0, 1.0 / budget
+    while reached(high) < budget and high < _DEAREST / budget:
+        low, high = high, 4 * high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if reached(middle) < budget else (low, middle)
+    return high
+
+
+def _menus(spaces: Sequence[Space], found: Sequence[Float64], reward: float) -> list[Menu]:
+    pairs = zip(spaces, found, strict=True)
+    return [Menu(space.costs, reward * (space.costs.max() - space.costs) - own) for space, own in pairs]
+
+
+def require_reachable(spaces: Sequence[Space], fixed: float, total: float, ratio: float, option: str) -> None:
+    """Raises OptionError, naming the best, where even the smallest candidates cost more than total / ratio."""
+    least = fixed + sum(float(space.costs.min()) for space in spaces)
+    if least * ratio > total:
+        raise OptionError(
+            f"{option} {ratio:g} is out of reach: with the smallest candidates it is {total / least:.2f}."
+        )
+
+
+def _log_probabilities(logits: Float64 | None, count: int) -> Float64:
+    if logits is None:
+        return np.zeros(count)
+    shifted = np.asarray(logits, dtype=np.float64) - np.max(logits)
+    return np.asarray(shifted - np.log(np.sum(np.exp(shifted))))

@@ -1,0 +1,234 @@
+"""trp-search: find a plan by gradient. Options in, one search, and the only place that maps errors to exit codes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+from click.core import ParameterSource
+
+from trp_export.errors import INTERRUPTED, LoadError, OptionError, TrpError
+from trp_export.help import SectionedCommand
+
+if TYPE_CHECKING:
+    from training.search.options import SearchOptions
+
+EXAMPLES = """\b
+Examples:
+  trp-search model.onnx --data photos/ --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --macs 2 -o plan.json
+  trp-search resnet20.th --arch resnet20 --data npz:DATA --macs 3 --branches 2 -o plan.json
+  trp-search run/model.pt --no-data --speedup 1.5 -o plan.json
+  trp-search --resume -o plan.json
+  trp-export model.onnx --plan plan.json --calib photos/
+"""
+
+# The option that opens each section of the help.
+SECTIONS = {
+    "macs": "How small, one of",
+    "data": "Images to search with, one of",
+    "arch": "The model",
+    "scheme": "What layers may become",
+    "epochs": "The search",
+    "output": "The run",
+}
+
+_path = click.Path(path_type=Path)
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406.") from None
+
+
+def _shape(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    parts = value.replace("x", ",").split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"{value!r} is not a shape such as 1,3,224,224.")
+    return tuple(int(part) for part in parts)
+
+
+@click.command(
+    cls=SectionedCommand,
+    sections=SECTIONS,
+    epilog=EXAMPLES,
+    context_settings={"show_default": True, "help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.argument("model", type=_path, required=False)
+@click.option("--macs", type=float, help="The whole network this many times smaller in multiply-adds.")
+@click.option("--speedup", type=float, help="This many times as fast, by latency measured on --device.")
+@click.option("--data", metavar="SPEC", help="npz:DIR and the like, with labels, or a path of images, without.")
+@click.option("--no-data", is_flag=True, help="Make images from what batch norm remembers of the training data.")
+@click.option("--count", default=1024, help="At most this many images, drawn by --seed.")
+@click.option("--mean", callback=_numbers, help="Of the images, per channel; the checkpoint's where it has them.")
+@click.option("--std", callback=_numbers, help="Of the images, per channel; the checkpoint's where it has them.")
+@click.option("--arch", help="For weights: resnet20, torchvision:resnet50 or package.module:factory.")
+@click.option("--input-shape", callback=_shape, metavar="N,C,H,W", help="The architecture's, or the file's.")
+@click.option(
+    "--scheme",
+    type=click.Choice(["auto", "sliced", "all", "channel", "spatial", "spatial-t", "pointwise", "decouple"]),
+    default="all",
+    help="Decompositions to choose from.",
+)
+@click.option(
+    "--branches", type=click.IntRange(1, 2), default=1, help="2: then search a second pair for each that was found."
+)
+@click.option("--epochs", type=int, help="Passes over the images; default: as many as make 300 steps.")
+@click.option("--batch", default=0, help="Images per step; 0: by their size.")
+@click.option("--lr", default=0.03, help="Of the logits.")
+@click.option("--start", type=click.Choice(["energy", "uniform"]), default="energy", help="What logits start from.")
+@click.option("--device", default="local", metavar="SPEC", help="For --speedup; see trp-bench --list-devices.")
+@click.option("--threads", default=1, help="Of the device.")
+@click.option("-o", "--output", type=_path, help="The plan; what is needed to go on lies beside it, in plan.search/.")
+@click.option("--seed", default=0, help="For the choice of images, their order and what is drawn.")
+@click.option("--gap", type=click.IntRange(5), metavar="K", help="Then measure how well scores rank K plans near it.")
+@click.option("--resume", is_flag=True, help="Go on with the search of --output; other options may be left out.")
+@click.pass_context
+def command(context: click.Context, /, resume: bool, no_data: bool, gap: int | None, **values: Any) -> None:
+    """Search ranks and decompositions of MODEL by gradient, and write them as a plan for trp-export --plan.
+
+    MODEL is anything that trp-export takes. All candidates of a layer share one super-network, in which logits alone
+    are trained to keep its answers at the cost that is wanted (Yu & Bouganis, SVD-NAS, WACV 2023). The planner of
+    trp-export, behind its --macs and --speedup, needs no search and is hard to beat: docs/results-search.md.
+    """
+    options = _resumed(context, values) if resume else _options(values, no_data)
+    from training.search.run import search
+
+    if gap:
+        from training.search.gap import require_measurable
+
+        require_measurable(options)
+
+    with _progress() as (progress, report):
+        plan, notes = search(options, progress, report, resume)
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    for decision in plan.decisions:
+        from trp_export.lowrank.schemes import describe
+
+        click.echo(f"{decision.site.name:24} {describe(decision.branches) or 'kept':36} {decision.reason}")
+    click.echo(f"{options.output}: {plan.rule}")
+    if gap:
+        _measure_gap(options, gap)
+
+
+def _measure_gap(options: SearchOptions, count: int) -> None:
+    from training.guard import StoppedEarly
+    from training.search.gap import measure_gap, table
+
+    try:
+        with _progress() as (progress, _):
+            gap = measure_gap(options, count, progress)
+    except KeyboardInterrupt:
+        raise StoppedEarly from None
+    click.echo(f"\n{count} plans, {gap.measure} after recovery ({options.folder / 'gap.png'})\n\n{table(gap)}", nl=False)
+
+
+def main() -> NoReturn:
+    """Entry point: errors become a line on stderr and an exit code."""
+    from training.guard import StoppedEarly
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        command.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except StoppedEarly:
+        click.echo("stopped and saved; the same command with --resume goes on.", err=True)
+        sys.exit(INTERRUPTED)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; no plan was written.", err=True)
+        sys.exit(INTERRUPTED)
+    except TrpError as error:
+        click.echo("error: " + str(error).replace("\n", "\n       "), err=True)
+        sys.exit(error.exit_code)
+    except MemoryError:
+        click.echo("error: out of memory: lower --batch.", err=True)
+        sys.exit(TrpError.exit_code)
+    sys.exit(0)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _progress() -> Iterator[tuple[Any, Any]]:
+    """A bar on stderr that names the step under way, and a line for every tenth of the epochs."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    columns = TextColumn("{task.description:<32}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("load", total=1.0)
+
+        def progress(step: str, share: float) -> None:
+            bar.update(task, description=step, completed=share)
+
+        def report(record: dict[str, Any]) -> None:
+            epoch, epochs, text = record["epoch"], record["epochs"], _describe(record)
+            progress(text, epoch / epochs)
+            if epoch % max(1, epochs // 10) == 0 or epoch == epochs:
+                console.print(text)
+
+        yield progress, report
+
+
+def _describe(record: dict[str, Any]) -> str:
+    layers = record["layers"].values()
+    entropy = sum(layer["entropy"] for layer in layers) / len(layers)
+    stage = "second pairs, " if record["stage"] == 2 else ""
+    return (
+        f"{stage}epoch {record['epoch']}  loss {record['loss']:.4f}  expected cost {record['cost']:.3f} of the budget  "
+        f"entropy {entropy:.2f}"
+    )
+
+
+def _options(values: dict[str, Any], no_data: bool) -> SearchOptions:
+    from training.search.options import SearchOptions
+
+    if values["model"] is None:
+        raise click.UsageError("Missing argument 'MODEL'.")
+    if values["output"] is None:
+        raise OptionError("say where the plan shall go: -o plan.json.")
+    if no_data == (values["data"] is not None):
+        raise OptionError("say what to search with: --data SPEC, or --no-data, one of them.")
+    return SearchOptions(**values)
+
+
+def _resumed(context: click.Context, values: dict[str, Any]) -> SearchOptions:
+    """The stored options of the search, which those given now must not contradict."""
+    from training.resume import require_same_run
+    from training.search.options import SearchOptions
+    from training.search.run import read_search
+
+    if values["output"] is None:
+        raise OptionError("--resume needs the plan of the search: -o plan.json.")
+    stored = read_search(values["output"].with_suffix(".search"))["options"]
+    given = {
+        name: list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+        for name, value in values.items()
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    require_same_run(given, stored, free=("output",))
+    try:
+        return SearchOptions.from_json(stored | {"output": values["output"]})
+    except TypeError as error:
+        raise LoadError(f"{values['output']}: its search is of another version of this program.") from error
+
+
+if __name__ == "__main__":
+    main()

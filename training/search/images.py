@@ -1,0 +1,46 @@
+"""The images that a search looks at: labelled by a specification of trp-train's, or unlabelled by their path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from training import data
+from trp_export import images as unlabelled
+from trp_export.errors import LoadError
+from trp_export.images import ImageSet, InputShape, Preprocessing
+
+_LABELLED = ("npz:", "imagefolder:", "torchvision:")
+
+
+def read_images(
+    spec: str, preprocessing: Preprocessing, input_shape: InputShape, count: int, seed: int
+) -> tuple[ImageSet, bool]:
+    """`count` images at most, drawn by seed, and whether their labels count. Raises LoadError, OptionError.
+
+    A specification such as npz:DIR stands for the training part of a labelled set.
+    """
+    if not spec.startswith(_LABELLED):
+        return unlabelled.load_images(Path(spec), preprocessing, input_shape=input_shape, count=count, seed=seed), False
+    found = data.load_images(spec)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(found))[:count])
+    size = _size(input_shape)
+    pixels, labels = found.images.numpy()[chosen], found.labels.numpy()[chosen]
+    notes = () if count <= len(found) else (f"{spec} holds {len(found)} images, {count} were asked for: all are used.",)
+    return ImageSet(spec, pixels, labels, preprocessing, 3, size, notes, found.classes), True
+
+
+def require_labels_fit(images: ImageSet, outputs: Sequence[int]) -> None:
+    """Raises LoadError where the network's first output (N, classes) has no place for some label."""
+    assert images.labels is not None
+    if len(outputs) != 2:
+        raise LoadError(f"{images.name}: labels need an output (N, classes), not one of {len(outputs)} axes.")
+    if images.labels.max() >= outputs[1]:
+        raise LoadError(f"{images.name}: label {images.labels.max()} is beyond the network's {outputs[1]} classes.")
+
+
+def _size(input_shape: InputShape) -> tuple[int, int] | None:
+    _, _, height, width = input_shape
+    return (height, width) if height and width else None
