@@ -17,7 +17,7 @@ after the GradScaler has unscaled, after gradients have been averaged over repli
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,43 +25,18 @@ from torch import Tensor, nn
 
 from training.batchnorm import reestimate
 from training.layers import TorchLayer, find_layers, total_macs, unwrapped
-from training.matrices import fold, unfold
+from training.matrices import unfold
 from training.ranks import RankRule, choose_schemes, make_plan, projection_ranks, ramped
 from training.replicas import broadcast, share_out, world
 from training.settings import TRPSettings
-from training.spectra import Spectrum, follow, spectrum, truncate, truncate_and_pull
+from training.spectra import Spectrum, space, spectrum, truncate, truncate_and_pull
+from training.targets import Decomposed, Target, decompose, follow_spaces
 from trp_export.errors import OptionError
 from trp_export.lowrank.schemes import Scheme, scheme_named
 from trp_export.planning.curves import Curve, Layer, curve_of, schemes_for
 from trp_export.planning.plan import Plan
 
 _MOMENTA = ("momentum_buffer", "exp_avg")
-
-
-@dataclass(slots=True)
-class _Target:
-    """A layer in training: its curve, the rank it was last projected to, the space it was left in where that is
-    followed, and the pull for the next step."""
-
-    layer: TorchLayer
-    curve: Curve
-    rank: int
-    space: Spectrum | None = None
-    pull: Tensor | None = None
-
-    @property
-    def name(self) -> str:
-        return self.layer.name
-
-    @property
-    def weight(self) -> Tensor:
-        return self.layer.weight
-
-    def matrices(self, tensor: Tensor) -> Tensor:
-        return unfold(tensor.detach(), self.curve.scheme, self.layer.site.group)
-
-    def folded(self, matrices: Tensor) -> Tensor:
-        return fold(matrices, self.curve.scheme, self.layer.site.kernel_shape, self.layer.site.group)
 
 
 class TRP:
@@ -136,7 +111,7 @@ class TRP:
             "ranks": self.ranks,
             "schemes": {target.name: target.curve.scheme.name for target in self._targets},
             "pulls": {target.name: target.pull for target in self._targets if target.pull is not None},
-            "spaces": {t.name: [t.space.values, t.space.basis] for t in self._targets if t.space is not None},
+            "left": {target.name: target.space for target in self._targets if target.space is not None},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -150,10 +125,10 @@ class TRP:
             target.curve = _curve(target.layer, scheme)
             pull = state["pulls"].get(target.name)
             target.pull = None if pull is None else pull.to(target.weight.device)
-            space = state.get("spaces", {}).get(target.name)
-            target.space = None if space is None else Spectrum(*(part.to(target.weight.device) for part in space))
+            left = state["left"].get(target.name)
+            target.space = None if left is None else left.to(target.weight.device)
 
-    def _find_targets(self) -> list[_Target]:
+    def _find_targets(self) -> list[Target]:
         chosen = [
             layer
             for index, layer in enumerate(self.layers)
@@ -173,7 +148,7 @@ class TRP:
         targets = []
         for layer in chosen:
             curve = next(curve for curve in offers[layer.name] if curve.scheme == schemes[layer.name])
-            targets.append(_Target(layer, curve, curve.full_rank))
+            targets.append(Target(layer, curve, curve.full_rank))
         return targets
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -184,10 +159,12 @@ class TRP:
             self._carry_out(self._decompose(), self._full_ranks(), write=False)
         # A fused optimizer unscales inside its step: its gradients still carry the GradScaler's factor here.
         scale = getattr(optimizer, "grad_scale", None)
-        for target in self._targets:
-            if target.pull is not None and target.weight.grad is not None:
-                pull = target.pull * self.settings.nuclear
-                target.weight.grad.add_(pull if scale is None else pull * scale)
+        pulled = [(t.weight.grad, t.pull) for t in self._targets if t.pull is not None and t.weight.grad is not None]
+        if pulled:
+            gradients, pulls = (list(part) for part in zip(*pulled, strict=True))
+            if scale is not None:
+                pulls = [pull * scale for pull in pulls]
+            torch._foreach_add_(gradients, pulls, alpha=self.settings.nuclear)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Count the step, unless a fused optimizer skipped it, and project if it is time."""
@@ -205,23 +182,20 @@ class TRP:
             self._carry_out(self._decompose(), self._full_ranks(), write=False)
 
     @torch.no_grad()
-    def _decompose(self) -> dict[str, Spectrum]:
+    def _decompose(self) -> list[Decomposed]:
         """Every target's curve brought up to date, and the decompositions of the layers this process owns.
 
         Layers of one shape are decomposed together; in a distributed run the layers are shared out.
         """
-        groups: dict[tuple[int, ...], list[_Target]] = {}
-        for target, owner in zip(self._targets, self._owners(), strict=True):
-            if owner == world()[0]:
-                groups.setdefault(_batch_shape(target), []).append(target)
-        known: dict[str, Spectrum] = {}
-        for (count, *_), members in groups.items():
-            together = spectrum(torch.cat([member.matrices(member.weight) for member in members]))
-            parts = zip(together.values.split(count), together.basis.split(count), strict=True)  # type: ignore[no-untyped-call]
-            known |= {member.name: Spectrum(*part) for member, part in zip(members, parts, strict=True)}
+        known = decompose(self._own())
+        mine = {
+            member.name: values
+            for group in known
+            for member, values in zip(group.members, group.per_member(group.known.values), strict=True)
+        }
         values = [
-            known[target.name].values.contiguous()
-            if target.name in known
+            mine[target.name].contiguous()
+            if target.name in mine
             else torch.from_numpy(target.curve.singular_values.copy()).to(target.weight.device)
             for target in self._targets
         ]
@@ -231,55 +205,59 @@ class TRP:
         return known
 
     @torch.no_grad()
-    def _follow(self) -> dict[str, Spectrum]:
-        """The spaces of the layers this process owns, renewed from those they were left in where that is possible."""
-        known = {}
-        for target, owner in zip(self._targets, self._owners(), strict=True):
-            if owner != world()[0]:
-                continue
-            matrices = target.matrices(target.weight)
-            renewed = follow(matrices, target.space, target.rank) if target.space is not None else None
-            known[target.name] = renewed or spectrum(matrices)
-        return known
+    def _follow(self) -> list[Decomposed]:
+        return follow_spaces(self._own())
 
     @torch.no_grad()
-    def _carry_out(self, known: Mapping[str, Spectrum], ranks: Mapping[str, int], *, write: bool) -> None:
+    def _carry_out(self, known: Sequence[Decomposed], ranks: Mapping[str, int], *, write: bool) -> None:
         """New weights at these ranks (where `write`), and the pull for the next step; alike on all replicas."""
-        for target in self._targets:
-            if write:
+        if write:
+            for target in self._targets:
                 target.rank = ranks[target.name]
-            if target.name in known:
-                self._renew(target, known[target.name], ranks[target.name], write)
-            elif self.settings.nuclear:
+        if self.settings.nuclear:
+            for target in self._targets:
                 target.pull = torch.empty_like(target.weight)
+        for group in known:
+            self._renew(group, group.ranks(ranks), write)
         if write:
             broadcast([target.weight.data for target in self._targets], self._owners())
         if self.settings.nuclear:
             broadcast([target.pull for target in self._targets if target.pull is not None], self._owners())
 
-    def _renew(self, target: _Target, known: Spectrum, rank: int, write: bool) -> None:
-        matrices = target.matrices(target.weight)
-        ranks = torch.full((len(matrices),), rank, device=matrices.device)
-        kept, pull = truncate_and_pull(matrices, known, ranks)
-        if self.settings.nuclear:
-            target.pull = torch.empty_like(target.weight).copy_(target.folded(pull))
-        if not write or rank >= target.curve.full_rank:
+    def _renew(self, group: Decomposed, ranks: Tensor, write: bool) -> None:
+        known = group.known.leading(group.matrices, int(ranks.max()))
+        kept, pull = truncate_and_pull(group.matrices, known, ranks)
+        for member, own in zip(group.members, group.per_member(pull), strict=True):
+            if member.pull is not None:
+                member.pull.copy_(member.folded(own))
+        if not write:
             return
-        if self.settings.exact_every > 1:
-            target.space = Spectrum(known.values[:, :rank], known.basis[..., :rank])
-        if self.settings.preserve_energy:
-            kept = kept * (matrices.norm() / kept.norm().clamp_min(torch.finfo(kept.dtype).tiny))
-        target.weight.data.copy_(target.folded(kept))
-        self._treat_momentum(target, known, ranks)
+        left = space(known, ranks) if self.settings.exact_every > 1 else None
+        for index, (member, own) in enumerate(zip(group.members, group.per_member(kept), strict=True)):
+            if member.rank >= member.curve.full_rank:
+                continue
+            if left is not None:
+                member.space = group.per_member(left)[index]
+            if self.settings.preserve_energy:
+                own = own * (member.weight.data.norm() / own.norm().clamp_min(torch.finfo(own.dtype).tiny))
+            member.weight.data.copy_(member.folded(own))
+            parts = (group.per_member(part)[index] for part in (known.values, known.basis))
+            self._treat_momentum(member, Spectrum(*parts), group.per_member(ranks)[index])
 
-    def _treat_momentum(self, target: _Target, known: Spectrum, ranks: Tensor) -> None:
+    def _treat_momentum(self, target: Target, known: Spectrum, ranks: Tensor) -> None:
         """Keep the buffer, reset it, or project it onto the space that the weight keeps."""
+        if self.settings.momentum == "keep":
+            return
         state = self.optimizer.state.get(target.weight, {})
         for buffer in (state[key] for key in _MOMENTA if state.get(key) is not None):
             if self.settings.momentum == "reset":
                 buffer.zero_()
-            elif self.settings.momentum == "project":
+            else:
                 buffer.copy_(target.folded(truncate(target.matrices(buffer), known, ranks)))
+
+    def _own(self) -> list[Target]:
+        """The layers that this process decomposes."""
+        return [target for target, owner in zip(self._targets, self._owners(), strict=True) if owner == world()[0]]
 
     def _owners(self) -> tuple[int, ...]:
         """Which process decomposes which target: the cost grows with the cube of the smaller side."""
@@ -307,10 +285,6 @@ def as_trained(plan: Plan) -> Plan:
         for decision in plan.decisions
     )
     return Plan(tuple(decisions), f"trained for {plan.rule}")
-
-
-def _batch_shape(target: _Target) -> tuple[int, ...]:
-    return tuple(target.matrices(target.weight).shape)
 
 
 def _left_alone(layer: TorchLayer) -> Layer:

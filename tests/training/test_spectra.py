@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.spectra import follow, nuclear_subgradient, spectrum, truncate, truncate_and_pull
+from training.spectra import follow, nuclear_subgradient, space, spectrum, truncate, truncate_and_pull
 
 
 def random_matrices(rows: int, columns: int, seed: int, count: int = 2) -> torch.Tensor:
@@ -96,7 +96,8 @@ def test_a_followed_space_projects_as_an_independent_svd_does(rows: int, columns
     moved = truncate(matrices, known, torch.tensor([rank]))
     noise = torch.randn(moved.shape, generator=torch.Generator().manual_seed(seed))
     moved = moved + step * known.values[0, rank - 1].float() * noise / noise.norm()
-    renewed = follow(moved, known, rank)
+    ranks = torch.tensor([rank])
+    renewed = follow(moved, space(known.leading(matrices, rank), ranks), ranks)
     assert renewed is not None
     left, values, right = np.linalg.svd(moved[0].double().numpy(), full_matrices=False)
     best, polar = (left[:, :rank] * values[:rank]) @ right[:rank], left[:, :rank] @ right[:rank]
@@ -105,8 +106,30 @@ def test_a_followed_space_projects_as_an_independent_svd_does(rows: int, columns
     assert np.linalg.norm(pull - polar) <= 1e-3 * np.linalg.norm(polar)
 
 
+def left(matrices: torch.Tensor) -> torch.Tensor:
+    return space(spectrum(matrices).leading(matrices, 2), torch.tensor([2]))
+
+
+def test_spaces_of_several_ranks_are_followed_as_one_by_one() -> None:
+    matrices, ranks = random_matrices(8, 12, 3, count=3), torch.tensor([2, 5, 3])
+    known = spectrum(matrices).leading(matrices, 5)
+    moved = truncate(matrices, known, ranks) + 1e-4 * random_matrices(8, 12, 4, count=3)
+    together = follow(moved, space(known, ranks), ranks)
+    assert together is not None
+    for index, rank in enumerate(ranks):
+        one = slice(index, index + 1)
+        alone = follow(moved[one], space(known, ranks)[one], rank[None])
+        assert alone is not None
+        torch.testing.assert_close(together.values[one, :rank], alone.values, rtol=1e-5, atol=0)
+        assert not together.values[one, rank:].any()
+        expected = truncate_and_pull(moved[one], alone, rank[None])
+        found = truncate_and_pull(moved, together, ranks)
+        for mine, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine[one], theirs, rtol=0, atol=1e-5)
+
+
 def test_a_space_without_energy_is_not_followed() -> None:
     zero = torch.zeros(1, 4, 6)
-    assert follow(zero, spectrum(zero), 2) is None
+    assert follow(zero, left(zero), torch.tensor([2])) is None
     other = random_matrices(4, 6, 0, count=1)
-    assert follow(zero, spectrum(other), 2) is None
+    assert follow(zero, left(other), torch.tensor([2])) is None
