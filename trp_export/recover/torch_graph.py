@@ -192,6 +192,11 @@ def _reshape(node: ir.Node, given: Inputs) -> Tensor:
     return x.reshape(shape)  # type: ignore[no-any-return]
 
 
+def _shape(node: ir.Node, given: Inputs) -> Tensor:
+    start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", given[0].ndim)
+    return torch.tensor(given[0].shape[start:end])
+
+
 def _slice(node: ir.Node, given: Inputs) -> Tensor:
     if len(given) > 1:
         starts, ends = _ints(given[1]), _ints(given[2])
@@ -324,7 +329,7 @@ _RULES: dict[str, Callable[[ir.Node, Inputs], Any]] = {
     "Slice": _slice,
     "Pad": _pad,
     "Gather": _gather,
-    "Shape": lambda _, given: torch.tensor(given[0].shape),
+    "Shape": _shape,
     "Cast": _cast,
     "Expand": lambda _, given: given[0] * torch.ones(_ints(given[1]), dtype=given[0].dtype),
     "Identity": lambda _, given: given[0],
