@@ -123,6 +123,7 @@ def main(data: Path, depth: int, epochs: int, peak_lr: float, weight_decay: floa
         "mean": list(MEAN),
         "std": list(STD),
         "classes": CLASSES,
+        "licence": "MIT",
         "state_dict": {key: value.contiguous() for key, value in model.state_dict().items()},
         "plan": None,
         "history": history,

@@ -1,7 +1,8 @@
 """Our checkpoint: weights with all that is needed to use them. Read with weights_only: a file is untrusted.
 
 A dict of plain values: `format`, `version`, `arch` (a name for models_zoo), `kind` ("dense", or "factors" where the
-plan's layers are stored as pairs), `input_shape`, `mean`, `std`, `classes`, `state_dict`, `plan`, `history`.
+plan's layers are stored as pairs), `input_shape`, `mean`, `std`, `classes`, `licence` of the weights, `state_dict`,
+`plan`, `history`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Network:
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     classes: tuple[str, ...] = ()
+    licence: str | None = None
     plan: Mapping[str, Any] | None = None
     kind: str = DENSE
 
@@ -73,6 +75,7 @@ def save_network(network: Network, path: Path, history: list[dict[str, Any]]) ->
             "mean": list(network.mean),
             "std": list(network.std),
             "classes": list(network.classes),
+            "licence": network.licence,
             "state_dict": state,
             "plan": None if network.plan is None else dict(network.plan),
             "history": history,
@@ -146,7 +149,7 @@ def _from_checkpoint(content: Mapping[str, Any], path: Path, arch: str | None) -
     classes = tuple(str(name) for name in content.get("classes") or ())
     stored = content.get("input_shape")
     network = new_network(own, classes, tuple(map(int, stored)) if stored else None)
-    plan, kind = content.get("plan"), content.get("kind", DENSE)
+    plan, kind, licence = content.get("plan"), content.get("kind", DENSE), content.get("licence")
     if kind == FACTORS:
         as_pairs(network.module, plan, str(path))
     _fill(network.module, content["state_dict"], path, own)
@@ -154,6 +157,7 @@ def _from_checkpoint(content: Mapping[str, Any], path: Path, arch: str | None) -
         network,
         mean=tuple(map(float, content.get("mean") or MEAN)),
         std=tuple(map(float, content.get("std") or STD)),
+        licence=licence if isinstance(licence, str) else None,
         plan=plan if isinstance(plan, Mapping) else None,
         kind=str(kind),
     )

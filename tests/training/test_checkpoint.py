@@ -31,7 +31,9 @@ def dense() -> Network:
 def factors(dense: Network) -> Network:
     module = dense.module
     plan = TRP(module, torch.optim.SGD(module.parameters(), 0.1), TRPSettings(rule=MacsBudget(3.0)), SHAPE).finish()
-    return Network(decompose(module, plan), "resnet20", SHAPE, classes=CLASSES, plan=plan.to_json(), kind=FACTORS)
+    return Network(
+        decompose(module, plan), "resnet20", SHAPE, classes=CLASSES, licence="MIT", plan=plan.to_json(), kind=FACTORS
+    )
 
 
 def outputs(module: nn.Module) -> torch.Tensor:
@@ -45,6 +47,7 @@ def test_dense_weights_and_factors_come_back(dense: Network, factors: Network, t
         loaded = load_network(tmp_path / "model.pt", None, ())
         assert torch.equal(outputs(loaded.module), outputs(network.module))
         assert (loaded.kind, loaded.plan, loaded.classes) == (network.kind, network.plan, CLASSES)
+        assert loaded.licence == network.licence
         assert (loaded.mean, loaded.std, loaded.input_shape) == (network.mean, network.std, SHAPE)
     assert not list(tmp_path.glob("*.part"))
 

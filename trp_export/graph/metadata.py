@@ -10,6 +10,7 @@ import onnx_ir as ir
 from trp_export.privacy import is_private, without_paths
 
 LICENCE_KEYS = ("licence", "license")
+_LONGEST = 2000
 
 
 def strip_traces(model: ir.Model) -> None:
@@ -62,8 +63,8 @@ def sign(model: ir.Model, words: Mapping[str, str]) -> None:
 
 
 def licence(model: ir.Model) -> str | None:
-    """The licence that a model's metadata name, if they do."""
-    named = (text for key, text in model.metadata_props.items() if key.lower() in LICENCE_KEYS)
+    """The licence that a model's metadata name, if they do; the beginning of a long one."""
+    named = (text[:_LONGEST] for key, text in model.metadata_props.items() if key.lower() in LICENCE_KEYS)
     return next((text for text in named if text and not is_private(text)), None)
 
 

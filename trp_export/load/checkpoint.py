@@ -1,4 +1,4 @@
-"""Our own checkpoint: it names its architecture, says how its images are normalised, and may hold a plan.
+"""Our own checkpoint: its architecture, how its images are normalised, and where it has them a plan and a licence.
 
 Its weights are dense, or the factors themselves (`kind`). Factors are multiplied out: the plan then cuts the
 products at their own rank, which gives the same pairs back, and the export can compare with the dense network.
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trp_export.errors import LoadError, OptionError
+from trp_export.graph.metadata import LICENCE_KEYS
 from trp_export.load.source import LoadOptions, Source
 from trp_export.load.state_dict import build_module, get_architecture, load_state, strip
 from trp_export.lowrank.factor import Factors, product
@@ -46,6 +47,8 @@ def load_checkpoint(path: Path, content: Mapping[str, Any], options: LoadOptions
     except (TypeError, ValueError) as error:
         raise LoadError(f"{path} is damaged: mean, std, classes or input_shape is not a list ({error}).") from error
     source = load_state(path, arch, tensors, replace(options, input_shape=options.input_shape or shape))
+    if isinstance(content.get("licence"), str):
+        source.model.metadata_props[LICENCE_KEYS[0]] = content["licence"]
     return replace(source, mean=mean, std=std, classes=classes, plan=plan if isinstance(plan, Mapping) else None)
 
 
