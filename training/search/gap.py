@@ -1,0 +1,271 @@
+"""The optimisation gap: how well scores that cost little rank plans by what these are worth once they are recovered.
+
+Plans are drawn around the budget, near the planner's and by the search's distribution. Each gets its scores, is
+recovered on two draws of images, and judged on others. The second recovery is the noise ceiling: no score can be
+expected to rank plans better than the same work done again on other images does.
+Source: Xie et al., "Weight-Sharing Neural Architecture Search", arXiv 2008.01475.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.search.images import read_images
+from training.search.loop import Search
+from training.search.options import SearchOptions
+from training.search.recovery import DRAWS, Recovery, images_needed, split_images
+from training.search.run import Seen, batch_size, look, read_search
+from training.search.sample import Drawn, as_plan, draw_plans
+from training.search.space import Space, by_macs
+from training.search.supernet import Supernet
+from training.search.trust import Estimate, Trust, measure_trust
+from trp_export.calibration.curves import calibrated_layers
+from trp_export.calibration.moments import Moments
+from trp_export.calibration.sensitivity import measure_sensitivities
+from trp_export.calibration.taps import feed
+from trp_export.errors import LoadError, OptionError
+from trp_export.images import ImageSet, Preprocessing
+from trp_export.lowrank.factor import Float64
+from trp_export.network import Network, measure_layers
+from trp_export.options import Selection
+from trp_export.planning.curves import Layer
+from trp_export.planning.shared_budget import Damage, lost_energy, measured_damage
+from trp_export.progress import Progress
+from trp_export.save import Scratch
+from trp_export.whole import whole
+
+# Images on which sensitivities are measured.
+_MEASURED_ON = 256
+CEILING = "the same recovery on other images"
+SEARCHED, PREDICTED = "loss in the super-network", "damage that the planner predicts"
+VARIANCE, ENERGY = "lost output variance", "lost energy"
+_FORMAT = "trp-gap-1"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gap:
+    """Plans with their cost over the budget's (plans,), their scores, less being better, and their accuracy in percent
+    after recovery on each draw (plans, draws). `measure` is "accuracy" or "agreement"."""
+
+    plans: tuple[Drawn, ...]
+    costs: Float64
+    scores: Mapping[str, Float64]
+    accuracy: Float64
+    measure: str
+    images: Mapping[str, int]
+
+    def trust(self) -> dict[str, Trust]:
+        """Of each score, and of the ceiling."""
+        first, second = self.accuracy[:, 0], self.accuracy[:, 1]
+        return {name: measure_trust(-score, first) for name, score in self.scores.items()} | {
+            CEILING: measure_trust(second, first)
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        plans = [
+            {
+                "source": plan.source,
+                "chosen": list(plan.chosen),
+                "cost": float(self.costs[index]),
+                "scores": {name: float(score[index]) for name, score in self.scores.items()},
+                self.measure: self.accuracy[index].tolist(),
+            }
+            for index, plan in enumerate(self.plans)
+        ]
+        trust = {name: asdict(own) for name, own in self.trust().items()}
+        return {"format": _FORMAT, "measure": self.measure, "images": dict(self.images), "trust": trust, "plans": plans}
+
+
+def measure_gap(options: SearchOptions, count: int, progress: Progress) -> Gap:
+    """Of a search that is done, with `count` plans. Writes gap.json, gap.md and gap.png into its folder.
+
+    Raises OptionError where plans or images are too few, or the search is of a kind that this is not made for.
+    """
+    require_measurable(options)
+    assert options.macs is not None
+    with Scratch() as scratch:
+        seen = look(options, scratch.folder, progress)
+        network, sites = seen.network, [place.site for place in seen.network.located]
+        fixed = network.macs - sum(site.macs for site in sites)
+        budget = network.macs / options.macs - fixed
+        spaces = by_macs(sites, options.scheme)
+        search = _reopen(options, seen, spaces, budget, progress)
+        few = tuple(feed(network.model, seen.images))[: -(-_MEASURED_ON // len(seen.images.batch(0, 64)))]
+        lost = predict(network, spaces, seen.moments, few, options.scheme, progress)
+        plans = draw_plans(
+            spaces, budget, network.macs / options.macs, lost[PREDICTED], search.logits(), count, options.seed
+        )
+        progress("score plans", 0)
+        scores = score(search, plans, lost)
+        images, labelled = _more_images(options, network)
+        recovery = Recovery(network, split_images(images, seen.images, options.seed), labelled)
+        accuracy = recover(recovery, spaces, plans, options.folder / "recovered.json", progress)
+    costs = np.array([(fixed + plan.cost(spaces)) * options.macs / network.macs for plan in plans])
+    gap = Gap(plans, costs, scores, accuracy, recovery.measure, recovery.counts)
+    _save(gap, options.folder)
+    return gap
+
+
+def require_measurable(options: SearchOptions) -> None:
+    """Raises OptionError for a search of which the gap is not measured."""
+    if options.data is None:
+        raise OptionError("--gap judges plans on images: it goes with --data.")
+    if options.macs is None or options.branches > 1:
+        raise OptionError("--gap is made for --macs and single pairs; leave --speedup and --branches out.")
+
+
+def _reopen(options: SearchOptions, seen: Seen, spaces: Sequence[Space], budget: float, progress: Progress) -> Search:
+    """The search as it was left, to score plans with."""
+    supernet = Supernet(seen.network.model, spaces, seen.moments, partial(progress, "factors"))
+    batch = batch_size(seen.network, len(seen.images), options.batch)
+    search = Search(
+        supernet,
+        spaces,
+        seen.examples,
+        budget,
+        epochs=1,
+        batch=batch,
+        lr=options.lr,
+        seed=options.seed,
+        start="uniform",
+    )
+    search.load_state_dict(read_search(options.folder)["searches"][0])
+    return search
+
+
+def _more_images(options: SearchOptions, network: Network) -> tuple[ImageSet, bool]:
+    """Enough to recover and to judge on, and whether they are labelled."""
+    (shape,) = network.inputs.values()
+    preprocessing = Preprocessing(options.mean, options.std).or_else(network.source.mean, network.source.std)
+    wanted = images_needed(options.count)
+    return read_images(options.data or "", preprocessing, (None, *shape[1:]), wanted, options.seed + 1)
+
+
+def predict(
+    network: Network,
+    spaces: Sequence[Space],
+    moments: Mapping[str, Moments],
+    batches: Sequence[Any],
+    scheme: str,
+    progress: Progress,
+) -> dict[str, list[Float64]]:
+    """What each candidate of each space loses: by the planner's damage, in output variance, and in energy alone."""
+    plain = measure_layers(network, Selection(scheme), {}, partial(progress, "singular values"))
+    layers = calibrated_layers(plain, network.located, moments, partial(progress, "output errors"))
+    sensitivities = measure_sensitivities(
+        network.model, layers, moments, batches, progress=partial(progress, "sensitivities")
+    )
+    return {
+        PREDICTED: _lost(spaces, layers, measured_damage(sensitivities)),
+        VARIANCE: _lost(spaces, layers, lost_energy),
+        ENERGY: _lost(spaces, plain, lost_energy),
+    }
+
+
+def _lost(spaces: Sequence[Space], layers: Sequence[Layer], damage: Damage) -> list[Float64]:
+    by_name = {layer.site.name: layer for layer in layers}
+    lost = []
+    for space in spaces:
+        layer = by_name[space.site.name]
+        curves = {curve.scheme: damage(layer, curve) for curve in layer.curves}
+        options = [curves[b[0].scheme][b[0].rank - 1] if b else 0.0 for b in space.candidates]
+        lost.append(np.array(options, dtype=np.float64))
+    return lost
+
+
+def score(search: Search, plans: Sequence[Drawn], lost: Mapping[str, Sequence[Float64]]) -> dict[str, Float64]:
+    """Of each plan, without recovering it; less is better."""
+    scores = {SEARCHED: np.array([search.score(plan.chosen) for plan in plans])}
+    for name, own in lost.items():
+        scores[name] = np.array([sum(float(a[k]) for a, k in zip(own, plan.chosen, strict=True)) for plan in plans])
+    return scores
+
+
+def recover(
+    recovery: Recovery, spaces: Sequence[Space], plans: Sequence[Drawn], path: Path, progress: Progress
+) -> Float64:
+    """Accuracy in percent of each plan on each draw (plans, draws). What is done is kept at `path`."""
+    known = _read(path)
+    for index, plan in enumerate(plans):
+        for draw in range(DRAWS):
+            progress(f"recover plan {index + 1} of {len(plans)}", (index + draw / DRAWS) / len(plans))
+            if (plan.chosen, draw) not in known:
+                known[plan.chosen, draw] = recovery.judge(as_plan(spaces, plan), draw)
+                _write(path, known)
+    return np.array([[known[plan.chosen, draw] for draw in range(DRAWS)] for plan in plans])
+
+
+def _read(path: Path) -> dict[tuple[tuple[int, ...], int], float]:
+    """Raises LoadError where something else lies there."""
+    if not path.exists():
+        return {}
+    try:
+        return {(tuple(chosen), draw): value for chosen, draw, value in json.loads(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError) as error:
+        raise LoadError(f"{path} is damaged ({error}); remove it, and its plans are recovered again.") from error
+
+
+def _write(path: Path, known: Mapping[tuple[tuple[int, ...], int], float]) -> None:
+    with whole(path) as part:
+        part.write_text(json.dumps([[*key, value] for key, value in known.items()]), encoding="utf-8")
+
+
+def _save(gap: Gap, folder: Path) -> None:
+    with whole(folder / "gap.json") as part:
+        part.write_text(json.dumps(gap.to_json(), indent=1) + "\n", encoding="utf-8")
+    with whole(folder / "gap.md") as part:
+        part.write_text(table(gap), encoding="utf-8")
+    with whole(folder / "gap.png") as part:
+        draw_gap(gap, part)
+
+
+def table(gap: Gap) -> str:
+    """In Markdown: a line for each score."""
+    found = gap.trust()
+    first = next(iter(found.values()))
+    head = ["score", "tau-b", "rho", "tau-b, top fifth", "rho, top fifth"]
+    head += [f"regret, best of {k}" for k, _ in first.regret]
+    lines = [head, ["---"] * len(head)]
+    for name, own in found.items():
+        estimates = [own.kendall, own.spearman, own.kendall_top, own.spearman_top]
+        lines.append([name, *map(_shown, estimates), *(_shown(estimate) for _, estimate in own.regret)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _shown(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return "undefined"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.2f}"
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def draw_gap(gap: Gap, path: Path) -> None:
+    """Every score against accuracy, a point for each plan."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = {**gap.scores, CEILING: gap.accuracy[:, 1]}
+    figure = Figure(figsize=(3.2 * len(shown), 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    trust, sources = gap.trust(), np.array([plan.source for plan in gap.plans])
+    for axis, (name, values) in zip(figure.subplots(1, len(shown), sharey=True), shown.items(), strict=True):
+        for colour, source in enumerate(dict.fromkeys(sources)):
+            own = sources == source
+            axis.scatter(values[own], gap.accuracy[own, 0], s=12, color=f"C{colour}", label=f"from the {source}")
+        if name != CEILING:
+            axis.set_xscale("log")
+        tau = trust[name].kendall.value
+        axis.set_title(f"tau-b {tau:.2f}" if tau is not None else "tau-b undefined", fontsize=9)
+        axis.set_xlabel(name if name != CEILING else f"{gap.measure}, {name}, %", fontsize=8)
+        axis.tick_params(labelsize=7, which="both")
+    figure.axes[0].set_ylabel(f"{gap.measure} after recovery, %", fontsize=8)
+    figure.axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=120, format="png")
