@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -43,8 +45,10 @@ SHAPES = {
 }
 
 
-def make_network(text: str = RESIDUAL, seed: int = 0) -> tuple[ir.Model, tuple[LocatedSite, ...]]:
-    """The network prepared, with weights of a decaying spectrum, and its sites."""
+def make_network(
+    text: str = RESIDUAL, seed: int = 0, given: Mapping[str, np.ndarray] | None = None
+) -> tuple[ir.Model, tuple[LocatedSite, ...]]:
+    """The network prepared, with weights of a decaying spectrum and those `given`, and its sites."""
     rng = np.random.default_rng(seed)
     proto = onnx.parser.parse_model(text)
     for node in proto.graph.node:
@@ -52,6 +56,8 @@ def make_network(text: str = RESIDUAL, seed: int = 0) -> tuple[ir.Model, tuple[L
     for name, shape in SHAPES.items():
         array = rng.standard_normal(shape) / np.sqrt(max(np.prod(shape[1:]), 4))
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name.replace("_", ".")))
+    for name, array in (given or {}).items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
     model = prepare(ir.serde.deserialize_model(proto))
     return model, find_sites(model, infer_shapes(model, input_shapes(model)))
 

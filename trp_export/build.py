@@ -22,12 +22,13 @@ from trp_export.graph.rewrite import WeightNames, read_factors, rewrite, set_pro
 from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.simplify import simplify
 from trp_export.graph.sites import find_sites, note_decided
+from trp_export.graph.weights import apply_values
 from trp_export.lowrank.schemes import describe
 from trp_export.network import Network
 from trp_export.options import Calibration
 from trp_export.planning.plan import Plan
 from trp_export.progress import Progress
-from trp_export.recover.tune import apply_values, tune
+from trp_export.recover.tune import tune
 from trp_export.report.document import Cost
 from trp_export.save import save_model, size_bytes
 from trp_export.verify import Files
@@ -57,6 +58,7 @@ def build(
     model = network.model.clone()
     located = find_sites(model, network.shapes)
     add_to_bias(model, located, fitted.shifts)
+    apply_values(model, fitted.values)
     names = rewrite(model, plan, located, fitted.factors)
     remove_unused(model)
     tuned, told = _tune(network, model, known, calibration, progress)
@@ -66,6 +68,7 @@ def build(
     products = network.model.clone()
     located = find_sites(products, network.shapes)
     add_to_bias(products, located, fitted.shifts)
+    apply_values(products, fitted.values)
     apply_values(products, tuned)
     set_products(products, plan, located, read_factors(model, plan, names) if tuned else fitted.factors)
     files = Files(network.original, network.file, scratch / "products.onnx", result)

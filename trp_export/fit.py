@@ -127,7 +127,7 @@ def _completed(fitted: Fitted, plain: Fitted) -> Fitted:
     """With plain factors where nothing better is known, and their shifts with them."""
     missing = plain.factors.keys() - fitted.factors.keys()
     shifts = {name: shift for name, shift in plain.shifts.items() if name in missing}
-    return Fitted({**plain.factors, **fitted.factors}, {**shifts, **fitted.shifts})
+    return Fitted({**plain.factors, **fitted.factors}, {**shifts, **fitted.shifts}, fitted.values)
 
 
 def _plain(network: Network, plan: Plan, progress: Progress) -> Fitted:
@@ -157,4 +157,4 @@ def _rounded(network: Network, fitted: Fitted) -> Fitted:
         name: tuple(Factors(own.reduce.astype(types[name]), own.expand.astype(types[name])) for own in pairs)
         for name, pairs in fitted.factors.items()
     }
-    return Fitted(factors, fitted.shifts)
+    return Fitted(factors, fitted.shifts, fitted.values)

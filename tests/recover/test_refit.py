@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from networks import make_images, make_network
+from networks import RESIDUAL, make_images, make_network
 
 from trp_export.calibration.curves import Fitted, calibrated_factors
 from trp_export.calibration.divergence import divergence
@@ -14,6 +14,7 @@ from trp_export.calibration.taps import Tap
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_products
 from trp_export.graph.sites import find_sites
+from trp_export.graph.weights import apply_values
 from trp_export.lowrank.branches import factorise_branches
 from trp_export.lowrank.schemes import CHANNEL_WISE, POINTWISE_FIRST, SPATIAL_WISE, Branch, Scheme, input_sliced
 from trp_export.planning.plan import Decision, Plan
@@ -154,3 +155,46 @@ def test_the_closest_set_of_factors_is_told() -> None:
 
 def _kernel(located: tuple, name: str) -> np.ndarray:
     return next(place for place in located if place.site.name == name).kernel()
+
+
+# A batch norm behind a sum with a shortcut, which no layer can take up.
+NORMED = RESIDUAL.replace(
+    "r2 = Relu (s)",
+    "b = BatchNormalization (s, norm_gain, norm_shift, norm_mean, norm_var)\n    r2 = Relu (b)",
+)
+NORM = {"norm.gain": np.linspace(1, 2, 8), "norm.shift": np.zeros(8), "norm.mean": np.ones(8), "norm.var": np.ones(8)}
+
+
+def _normed() -> tuple[ir.Model, tuple]:
+    return make_network(NORMED, given=NORM)
+
+
+def test_a_batch_norm_that_is_left_gives_what_it_gave_in_the_mean() -> None:
+    model, located = _normed()
+    images = make_images(64).inputs
+    plan = _plan(located, {"one": (SPATIAL_WISE, 3), "two": (CHANNEL_WISE, 1)})
+    fitted = refit(model, plan, [images[:20], images[20:]], Fitted({}, {}))
+    assert fitted.values.keys() == {"norm.mean", "norm.var"}
+    before, after = (_normed_outputs(model, plan, own, images) for own in (None, fitted))
+    untouched = _normed_outputs(model, plan, Fitted(fitted.factors, fitted.shifts), images)
+    assert np.abs(untouched.std(axis=(0, 2, 3)) / before.std(axis=(0, 2, 3)) - 1).max() > 0.02
+    np.testing.assert_allclose(after.mean(axis=(0, 2, 3)), before.mean(axis=(0, 2, 3)), atol=1e-4)
+    np.testing.assert_allclose(after.std(axis=(0, 2, 3)), before.std(axis=(0, 2, 3)), rtol=1e-3)
+
+
+def test_a_batch_norm_stays_where_nothing_before_it_changes() -> None:
+    model, located = _normed()
+    fitted = refit(model, _plan(located, {"grouped": (POINTWISE_FIRST, 2)}), [make_images(8).inputs], Fitted({}, {}))
+    np.testing.assert_array_equal(fitted.values["norm.mean"], NORM["norm.mean"])
+    np.testing.assert_array_equal(fitted.values["norm.var"], NORM["norm.var"])
+
+
+def _normed_outputs(model: ir.Model, plan: Plan, fitted: Fitted | None, images: np.ndarray) -> np.ndarray:
+    """What the batch norm gives, of the original where nothing is fitted."""
+    copy = model.clone()
+    places = find_sites(copy, {})
+    if fitted is not None:
+        set_products(copy, plan, places, fitted.factors)
+        add_to_bias(copy, places, fitted.shifts)
+        apply_values(copy, fitted.values)
+    return Tap(copy, ["x"], ["b"])({"x": images})["b"]

@@ -17,10 +17,11 @@ from trp_export.graph.bias import add_to_bias
 from trp_export.graph.prepare import prepare, remove_unused
 from trp_export.graph.rewrite import rewrite
 from trp_export.graph.sites import find_sites
+from trp_export.graph.weights import apply_values
 from trp_export.lowrank.schemes import CHANNEL_WISE, SPATIAL_WISE, Branch
 from trp_export.planning.plan import Decision, Plan
 from trp_export.recover.refit import refit
-from trp_export.recover.tune import apply_values, tune
+from trp_export.recover.tune import tune
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -74,7 +75,11 @@ GRAPHS = {
         f = Reshape (e, s)
         g = Slice (f, one, end, three_, two)
         h = Pad (g, pads)
-        y = Identity (h)
+        i = Identity (h)
+        first = Shape <end = 1> (i)
+        others = Shape <start = 1> (i)
+        sizes = Concat <axis = 0> (first, others)
+        y = Reshape (i, sizes)
         }""",
     ),
     "older": (

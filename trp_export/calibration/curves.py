@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,10 +20,14 @@ from trp_export.progress import Share
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fitted:
-    """What a plan's layers become, by site name: their factors, and what is added to their biases (n,)."""
+    """What a plan's layers become, by site name: their factors, and what is added to their biases (n,).
+
+    `values` are new values of other initializers, by name.
+    """
 
     factors: Mapping[str, Pairs]
     shifts: Mapping[str, Float64]
+    values: Mapping[str, Float64] = field(default_factory=dict)
 
 
 def calibrated_layers(

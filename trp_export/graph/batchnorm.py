@@ -35,7 +35,7 @@ class _Term:
 
 
 def _fold(norm: ir.Node) -> bool:
-    affine = _affine_terms(norm)
+    affine = affine_terms(norm)
     layers = _layers_before(norm.inputs[0], norm.graph)
     terms = [_term(layer) for layer in layers]
     if affine is None or not terms or norm.graph is None:
@@ -115,7 +115,7 @@ def _bypass(norm: ir.Node) -> None:
     norm.graph.remove(norm, safe=True)
 
 
-def _affine_terms(norm: ir.Node) -> tuple[Float64, Float64] | None:
+def affine_terms(norm: ir.Node) -> tuple[Float64, Float64] | None:
     """(scale, shift) per channel, or None in training mode or where a parameter is not constant."""
     trains = norm.attributes.get_int("training_mode", 0) or any(output.uses() for output in norm.outputs[1:])
     constants = [find_constant(value) for value in norm.inputs[1:5]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -94,6 +94,13 @@ def set_value(value: ir.Value, array: Array) -> None:
         raise ValueError(f"{value.name} holds no value")
     dtype = value.const_value.dtype
     value.const_value = ir.tensor(np.ascontiguousarray(array.astype(dtype.numpy())), dtype=dtype, name=value.name)
+
+
+def apply_values(model: ir.Model, values: Mapping[str, Array]) -> None:
+    """Set initializers by name, in place, those that the model has."""
+    for name, array in values.items():
+        if name in model.graph.initializers:
+            set_value(model.graph.initializers[name], array)
 
 
 def spatial_attribute(node: ir.Node, name: str, default: Sequence[int]) -> tuple[int, ...]:

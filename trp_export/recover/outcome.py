@@ -15,6 +15,7 @@ from trp_export.calibration.walk import Walk
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_products
 from trp_export.graph.sites import find_sites
+from trp_export.graph.weights import apply_values
 from trp_export.planning.plan import Plan
 
 Batches = Sequence[NDArray[Any]]
@@ -35,6 +36,7 @@ def closest(
         places = find_sites(copy, {})
         set_products(copy, plan, places, candidate.factors)
         add_to_bias(copy, places, candidate.shifts)
+        apply_values(copy, candidate.values)
         scores.append(divergence(reference, _outputs(copy, names, batches, threads)))
     return int(np.argmin(scores)), tuple(scores)
 

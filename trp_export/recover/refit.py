@@ -25,12 +25,13 @@ from trp_export.errors import LoadError
 from trp_export.graph.bias import add_to_bias, takes_bias
 from trp_export.graph.rewrite import set_kernel
 from trp_export.graph.sites import LocatedSite, find_sites
-from trp_export.graph.weights import find_bias
+from trp_export.graph.weights import apply_values, find_bias
 from trp_export.lowrank.branches import Pairs, calibrate_branches, sum_products
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.site import Site
 from trp_export.planning.plan import Change, Plan
 from trp_export.progress import Share
+from trp_export.recover.renormalise import norms_left, renormalise
 
 Array = NDArray[Any]
 
@@ -63,8 +64,9 @@ def refit(
 ) -> Fitted:
     """Factors and shifts of all the plan's layers, fitted one after the other to `batches` of inputs.
 
-    `fitted` says what becomes of the layers that cannot be refitted. The model stays as it is. Raises LoadError,
-    naming the layer, where the compressed network's values are not finite.
+    `fitted` says what becomes of the layers that cannot be refitted. Batch norms that are left in the graph are
+    re-estimated on the way. The model stays as it is. Raises LoadError, naming the layer, where the compressed
+    network's values are not finite.
     """
     copy = model.clone()
     places = {place.site.name: place for place in find_sites(model, {})}
@@ -72,10 +74,21 @@ def refit(
     original, compressed = Walk(model, batches, threads), Walk(copy, batches, threads)
     rng = np.random.default_rng(seed)
     images = sum(len(batch) for batch in batches)
-    factors, shifts = dict(fitted.factors), dict(fitted.shifts)
+    factors, shifts, values = dict(fitted.factors), dict(fitted.shifts), dict(fitted.values)
+    norms, order = norms_left(copy), {id(node): index for index, node in enumerate(copy.graph)}
+
+    def renormalise_before(node: ir.Node | None) -> None:
+        """The batch norms that come before a node of the main graph, or all that are left."""
+        end = len(order) if node is None else order.get(id(node), 0)
+        while norms and order[id(norms[0])] < end:
+            found = renormalise(original, compressed, norms.pop(0))
+            apply_values(copy, found)
+            values.update(found)
+
     for index, change in enumerate(plan.changed):
         progress(index / len(plan.changed))
         name, place = change.site.name, copies[change.site.name]
+        renormalise_before(place.nodes[0])
         if can_refit(model, places[name], change):
             samples = _gather(original, compressed, place.nodes[0], change.site, rng, images)
             factors[name], shifts[name] = _fit(samples, place, change)
@@ -83,7 +96,8 @@ def refit(
             site = change.site
             set_kernel(place, sum_products(factors[name], change.branches, site.kernel_shape, site.group))
             add_to_bias(copy, [place], {name: shifts[name]} if name in shifts else {})
-    return Fitted(factors, shifts)
+    renormalise_before(None)
+    return Fitted(factors, shifts, values)
 
 
 def _gather(

@@ -16,7 +16,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.errors import OptionError
-from trp_export.graph.weights import set_value
 from trp_export.progress import Share
 
 if TYPE_CHECKING:
@@ -89,10 +88,3 @@ def _train(run: Distillation, steps: int, progress: Share) -> Tuned:
                 best, kept = score, run.weights
     values = {name: weight.numpy() for name, weight in kept.items()}
     return Tuned(values, steps, before[0], best[0], before[1], best[1])
-
-
-def apply_values(model: ir.Model, values: Mapping[str, Array]) -> None:
-    """Set initializers by name, in place, those that the model has."""
-    for name, array in values.items():
-        if name in model.graph.initializers:
-            set_value(model.graph.initializers[name], array)
