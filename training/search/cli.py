@@ -132,7 +132,9 @@ def _measure_gap(options: SearchOptions, count: int) -> None:
             gap = measure_gap(options, count, progress)
     except KeyboardInterrupt:
         raise StoppedEarly from None
-    click.echo(f"\n{count} plans, {gap.measure} after recovery ({options.folder / 'gap.png'})\n\n{table(gap)}", nl=False)
+    click.echo(
+        f"\n{count} plans, {gap.measure} after recovery ({options.folder / 'gap.png'})\n\n{table(gap)}", nl=False
+    )
 
 
 def main() -> NoReturn:
@@ -192,8 +194,8 @@ def _describe(record: dict[str, Any]) -> str:
     entropy = sum(layer["entropy"] for layer in layers) / len(layers)
     stage = "second pairs, " if record["stage"] == 2 else ""
     return (
-        f"{stage}epoch {record['epoch']}  loss {record['loss']:.4f}  expected cost {record['cost']:.3f} of the budget  "
-        f"entropy {entropy:.2f}"
+        f"{stage}epoch {record['epoch']}  loss {record['loss']:.4f}, of the plan by itself {record['score']:.4f}  "
+        f"expected cost {record['cost']:.3f} of the budget  entropy {entropy:.2f}"
     )
 
 

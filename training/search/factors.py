@@ -8,6 +8,7 @@ from math import prod
 
 import numpy as np
 import torch
+from scipy.linalg import solve_triangular
 from torch import Tensor
 
 from training.matrices import fold
@@ -37,31 +38,56 @@ class Nested:
         return fold(self.left[:, :, :rank] @ self.right[:, :rank], self.scheme, self.kernel_shape, self.group)
 
 
-def nested_factors(
-    kernel: Array, scheme: Scheme, group: int, top_rank: int, covariance: Float64 | None = None
-) -> Nested:
-    """All ranks up to `top_rank`: truncated SVD, or with the covariance (group, d, d) of a layer's inputs near the
-    pairs that lose least of its output.
+@dataclass(frozen=True, slots=True, eq=False)
+class Metric:
+    """What is near under the inputs' covariance, for schemes of the same axes: its part over rows, slices of the input
+    together (group, a, a), and the Cholesky factor of that over taps (group, b, b)."""
 
-    Near, not equal: the covariance is taken as a Kronecker product over rows and taps, and slices of the input as
-    independent. Then, and only then, the best factors of all ranks are slices of one another.
+    rows: Float64
+    taps: Float64
+
+
+def metric_of(covariance: Float64, kernel_shape: Sequence[int], reduce_axes: tuple[int, ...]) -> Metric:
+    """Of a covariance (group, d, d) over patches (c/group, *k), taken as a Kronecker product over rows and taps."""
+    _, c, *extents = kernel_shape
+    reduced = [axis for axis in range(len(extents)) if axis in reduce_axes]
+    others = [axis for axis in range(len(extents)) if axis not in reduce_axes]
+    order = [0, *(1 + axis for axis in (*reduced, *others))]
+    rows, taps = c * prod(extents[axis] for axis in reduced), prod(extents[axis] for axis in others)
+    of_rows, of_taps = np.empty((len(covariance), rows, rows)), np.empty((len(covariance), taps, taps))
+    for index, own in enumerate(covariance):
+        m = own.reshape(c, *extents, c, *extents).transpose(*order, *(axis + 1 + len(extents) for axis in order))
+        m = m.reshape(rows, taps, rows, taps)
+        of_rows[index], of_taps[index] = np.einsum("abcb->ac", m), np.einsum("abad->bd", m)
+    return Metric(_ridged(of_rows), np.stack([_root(own) for own in _ridged(_unit_trace(of_taps))]))
+
+
+def nested_factors(kernel: Array, scheme: Scheme, group: int, top_rank: int, metric: Metric | None = None) -> Nested:
+    """All ranks up to `top_rank`: truncated SVD, or under a metric near the pairs that lose least of the output.
+
+    Near, not equal: rows and taps are taken to vary independently, and so are slices of the input. Then, and only
+    then, the best factors of all ranks are slices of one another.
     """
     matrices: Float64 = unfold(np.asarray(kernel, dtype=np.float64), scheme, group).astype(np.float64, copy=False)
-    roots = None if covariance is None else _roots(kernel.shape, scheme, group, covariance)
-    seen: Float64 = matrices if roots is None else np.swapaxes(roots[0], 1, 2) @ _times(matrices, roots[1])
+    roots = None if metric is None else _roots(metric, kernel.shape, scheme, group)
+    seen = matrices
+    if metric is not None and roots is not None:
+        taps = _of_each(metric.taps, len(matrices))
+        seen = np.stack([root.T @ own for root, own in zip(roots, _times(matrices, taps), strict=True)])
     wide = seen.shape[1] <= seen.shape[2]
     gram = seen @ np.swapaxes(seen, 1, 2) if wide else np.swapaxes(seen, 1, 2) @ seen
     values, vectors = np.linalg.eigh(gram)
     basis = vectors[:, :, ::-1][:, :, :top_rank]
     left = basis if wide else seen @ basis
     right: Float64 = np.swapaxes(basis, 1, 2) @ seen if wide else np.swapaxes(basis, 1, 2)
-    if roots is not None:
-        left = np.linalg.solve(np.swapaxes(roots[0], 1, 2), left)
-        right = _times(right, np.asarray(np.linalg.inv(roots[1]), dtype=np.float64))
+    if metric is not None and roots is not None:
+        left = np.stack(
+            [solve_triangular(root, own, lower=True, trans="T") for root, own in zip(roots, left, strict=True)]
+        )
+        right = _times(right, _of_each(np.asarray(np.linalg.inv(metric.taps), dtype=np.float64), len(matrices)))
     lost = _lost(np.maximum(values[:, ::-1], 0.0), top_rank)
-    shape = tuple(kernel.shape)
     u, v = (torch.from_numpy(np.ascontiguousarray(side, dtype=np.float32)) for side in (left, right))
-    return Nested(scheme, shape, group, u, v, lost)
+    return Nested(scheme, tuple(kernel.shape), group, u, v, lost)
 
 
 def _lost(squares: Float64, top_rank: int) -> Float64:
@@ -74,25 +100,29 @@ def _lost(squares: Float64, top_rank: int) -> Float64:
     return np.asarray(beyond[: top_rank + 1] / total)
 
 
-def _roots(kernel_shape: Sequence[int], scheme: Scheme, group: int, covariance: Float64) -> tuple[Float64, Float64]:
-    """Lower Cholesky factors of the covariances of each matrix's rows (matrices, a, a) and taps (matrices, b, b)."""
-    _, c, *extents = kernel_shape
+def _roots(metric: Metric, kernel_shape: Sequence[int], scheme: Scheme, group: int) -> list[Float64]:
+    """For each matrix of a scheme the Cholesky factor over its own rows; slices of the output share it."""
     slices_in, slices_out = scheme.slices(kernel_shape, group)
-    reduced = [axis for axis in range(len(extents)) if axis in scheme.reduce_axes]
-    others = [axis for axis in range(len(extents)) if axis not in scheme.reduce_axes]
-    order = [0, *(1 + axis for axis in (*reduced, *others))]
-    rows, taps = c * prod(extents[axis] for axis in reduced), prod(extents[axis] for axis in others)
-    per_slice = rows // slices_in
-    of_rows, of_taps = [], []
-    for own in covariance:
-        m = own.reshape(c, *extents, c, *extents).transpose(*order, *(axis + 1 + len(extents) for axis in order))
-        m = m.reshape(rows, taps, rows, taps)
-        whole, between = np.einsum("abcb->ac", m), np.einsum("abad->bd", m)
-        for _ in range(slices_out):
-            for start in range(0, rows, per_slice):
-                of_rows.append(whole[start : start + per_slice, start : start + per_slice])
-                of_taps.append(between)
-    return _cholesky(np.stack(of_rows)), _cholesky(_unit_trace(np.stack(of_taps)))
+    size = metric.rows.shape[1] // slices_in
+    roots: list[Float64] = []
+    for own in metric.rows:
+        parts = (slice(start, start + size) for start in range(0, len(own), size))
+        roots += slices_out * [_root(own[part, part]) for part in parts]
+    return roots
+
+
+def _root(matrix: Float64) -> Float64:
+    """The lower Cholesky factor. Of a few images, rounding can outweigh the first ridge."""
+    ridge, size = 0.0, len(matrix)
+    while True:
+        try:
+            return np.asarray(np.linalg.cholesky(matrix + ridge * np.eye(size)), dtype=np.float64)
+        except np.linalg.LinAlgError:
+            ridge = max(10 * ridge, 10 * _RIDGE * float(np.trace(matrix)) / size)
+
+
+def _of_each(by_group: Float64, matrices: int) -> Float64:
+    return np.repeat(by_group, matrices // len(by_group), axis=0)
 
 
 def _unit_trace(matrices: Float64) -> Float64:
@@ -100,11 +130,11 @@ def _unit_trace(matrices: Float64) -> Float64:
     return np.asarray(matrices / np.where(traces > 0, traces, 1.0))
 
 
-def _cholesky(matrices: Float64) -> Float64:
+def _ridged(matrices: Float64) -> Float64:
     size = matrices.shape[1]
     mean = np.trace(matrices, axis1=1, axis2=2)[:, None, None] / size
     ridge = np.where(mean > 0, _RIDGE * mean, 1.0)
-    return np.asarray(np.linalg.cholesky(matrices + ridge * np.eye(size)))
+    return np.asarray(matrices + ridge * np.eye(size))
 
 
 def _times(matrices: Float64, root: Float64) -> Float64:

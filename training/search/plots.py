@@ -1,4 +1,4 @@
-"""A picture of how choices settle: loss and cost, and layer by layer entropy, size and kind of what is likeliest."""
+"""A picture of how choices settle: losses and cost, and layer by layer entropy, size and kind of what is likeliest."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ def draw(history: Sequence[Record], path: Path) -> None:
 
 def _draw_curves(axis: Any, history: Sequence[Record], epochs: Sequence[int]) -> None:
     axis.plot(epochs, [record["loss"] for record in history], color="C0", label="loss of what is drawn")
+    axis.plot(epochs, [record["score"] for record in history], color="C2", label="loss of the plan by itself")
     axis.set_ylabel("loss")
     cost = axis.twinx()
     cost.plot(epochs, [record["cost"] for record in history], color="C1", label="expected cost over budget")

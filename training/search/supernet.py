@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from training.search.factors import Nested, nested_factors
+from training.search.factors import Metric, Nested, metric_of, nested_factors
 from training.search.logits import Mixture
 from training.search.space import Space
 from trp_export.calibration.moments import Moments
@@ -56,21 +56,11 @@ class MixedLayer:
 
     def __init__(self, space: Space, place: LocatedSite, moments: Moments | None) -> None:
         self.name, self.candidates = space.site.name, space.candidates
-        kernel, group = place.kernel(), space.site.group
-        covariance = _covariance(place, moments)
+        kernel, covariance = place.kernel(), _covariance(place, moments)
         self._dense = torch.from_numpy(np.array(kernel, dtype=np.float32))
         self._order = stored_order(place)
         self._mean = torch.from_numpy(moments.mean).float() if moments is not None and takes_bias(place) else None
-        self._pairs: dict[tuple[Branches, Scheme], _Pairs] = {}
-        bases: dict[Branches, Float64] = {}
-        for after, scheme in dict.fromkeys((b[:-1], b[-1].scheme) for b in space.candidates if b):
-            if after not in bases:
-                bases[after] = _kernel_of(kernel, after, group, covariance)
-            top = max(b[-1].rank for b in space.candidates if b and (b[:-1], b[-1].scheme) == (after, scheme))
-            nested = nested_factors(kernel - bases[after], scheme, group, top, covariance)
-            base = torch.from_numpy(bases[after]).float() if after else None
-            left = _energy(kernel - bases[after], group, covariance) / max(_energy(kernel, group, covariance), 1e-30)
-            self._pairs[after, scheme] = _Pairs(base, nested, left)
+        self._pairs = _pairs(space, kernel, covariance)
 
     def kernel(self, index: int) -> Tensor:
         """The dense kernel (n, c/group, *k) that a candidate amounts to."""
@@ -178,9 +168,33 @@ def _covariance(place: LocatedSite, moments: Moments | None) -> Float64 | None:
     return moments.covariance if takes_bias(place) else moments.second
 
 
-def _energy(kernel: Array, group: int, covariance: Float64 | None) -> float:
-    """What of a kernel is counted as lost where it is: its squares, or the variance of its output."""
-    return float(np.sum(kernel**2)) if covariance is None else output_variance(kernel, group, covariance)
+def _pairs(space: Space, kernel: Array, covariance: Float64 | None) -> dict[tuple[Branches, Scheme], _Pairs]:
+    """What a layer's candidates are built from, by the pairs that come first and the scheme of the last."""
+    found: dict[tuple[Branches, Scheme], _Pairs] = {}
+    metrics: dict[tuple[int, ...], Metric] = {}
+    group, cut = space.site.group, [branches for branches in space.candidates if branches]
+    for after in dict.fromkeys(branches[:-1] for branches in cut):
+        first = _kernel_of(kernel, after, group, covariance)
+        base = torch.from_numpy(first).float() if after else None
+        left = _left(kernel, first, group, covariance) if after else 1.0
+        last = [branches[-1] for branches in cut if branches[:-1] == after]
+        for scheme in dict.fromkeys(branch.scheme for branch in last):
+            axes = scheme.reduce_axes
+            if covariance is not None and axes not in metrics:
+                metrics[axes] = metric_of(covariance, kernel.shape, axes)
+            top = max(branch.rank for branch in last if branch.scheme == scheme)
+            nested = nested_factors(kernel - first, scheme, group, top, metrics.get(axes))
+            found[after, scheme] = _Pairs(base, nested, left)
+    return found
+
+
+def _left(kernel: Array, base: Float64, group: int, covariance: Float64 | None) -> float:
+    """The share of a kernel's squares, or of the variance of its output, that a first pair loses."""
+    lost, whole = (
+        float(np.sum(own**2)) if covariance is None else output_variance(own, group, covariance)
+        for own in (kernel - base, kernel)
+    )
+    return lost / whole if whole else 0.0
 
 
 def _kernel_of(kernel: Array, branches: Branches, group: int, covariance: Float64 | None) -> Float64:

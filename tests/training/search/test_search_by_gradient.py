@@ -16,11 +16,13 @@ from training.guard import StopRequest
 from training.search.choose import choose, make_plan, require_reachable
 from training.search.logits import Logits
 from training.search.loop import Examples, Search
-from training.search.space import Space, by_macs
+from training.search.space import Space, by_latency, by_macs
 from training.search.supernet import Supernet
 from trp_export.calibration.moments import gather_moments
 from trp_export.errors import OptionError, TrpError
+from trp_export.lowrank.schemes import CHANNEL_WISE, SPATIAL_WISE, Branch
 from trp_export.lowrank.site import Site, Use
+from trp_export.planning.shared_budget import Timing
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +247,21 @@ def test_what_is_chosen_is_within_the_budget_and_argmax_where_that_fits(data: An
     assert sum(float(space.costs[k]) for space, k in zip(spaces, at_best, strict=True)) <= best * (1 + 1e-9)
     gained = sum(float(logits[s.site.name][k]) for s, k in zip(spaces, at_best, strict=True))
     assert gained >= sum(float(own.max()) for own in logits.values()) - 1e-6
+
+
+def test_by_latency_only_what_was_measured_faster_is_offered() -> None:
+    _, located = make_network()
+    sites = [place.site for place in located]
+    costs = {
+        "channel-wise": (np.array([4, 6]), np.array([5.0, 12.0])),
+        "spatial-wise": (np.array([3]), np.array([7.0])),
+    }
+    spaces = {space.site.name: space for space in by_latency(sites, {"one": Timing(10.0, costs)})}
+    assert spaces["one"].candidates == ((), (Branch(CHANNEL_WISE, 4),), (Branch(SPATIAL_WISE, 3),))
+    np.testing.assert_array_equal(spaces["one"].costs, [10.0, 5.0, 7.0])
+    assert spaces["one"].shares == (20, 10, 14)
+    assert spaces["two"].candidates == ((),)
+    np.testing.assert_array_equal(spaces["two"].costs, [0.0])
 
 
 def test_a_ratio_out_of_reach_names_the_best() -> None:

@@ -10,7 +10,7 @@ from networks import make_images, make_network
 from torch import Tensor
 from torch.nn import functional
 
-from training.search.factors import nested_factors
+from training.search.factors import metric_of, nested_factors
 from training.search.logits import Mixture
 from training.search.space import Space, by_macs, second_by_macs
 from training.search.supernet import Supernet
@@ -78,7 +78,7 @@ def test_with_a_covariance_less_of_the_output_is_lost(scheme: Scheme) -> None:
     axes = [covariance_of(1, 3, seed)[0] for seed in (4, 5)]
     covariance = np.kron(channels, np.kron(*axes))[None] if scheme.name != "none" else None
     top = full_rank(scheme, kernel.shape, 1)
-    nested = nested_factors(kernel, scheme, 1, top, covariance)
+    nested = nested_factors(kernel, scheme, 1, top, metric_of(covariance, kernel.shape, scheme.reduce_axes))
     wanted = output_errors(kernel, scheme, 1, covariance)
     rank = max(1, top // 2)
     fitted = calibrate(kernel, scheme, 1, rank, covariance).relative_error

@@ -1,0 +1,66 @@
+"""How much memory a search takes: ResNet-18 at 224x224 in steps of 8 images, full space, random weights and images.
+
+python tools/search_memory.py [--images 16] [--epochs 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+
+from training.search.options import SearchOptions
+from training.search.run import search
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=2)
+    given = parser.parse_args()
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        torch.save(torchvision.models.resnet18().state_dict(), folder / "resnet18.pt")
+        images = np.random.default_rng(0).standard_normal((given.images, 3, 224, 224)).astype(np.float32)
+        np.save(folder / "images.npy", images)
+        options = SearchOptions(
+            model=folder / "resnet18.pt",
+            arch="torchvision:resnet18",
+            output=folder / "plan.json",
+            data=str(folder / "images.npy"),
+            macs=2.0,
+            epochs=given.epochs,
+            batch=8,
+        )
+        started, told = time.monotonic(), set()
+
+        def say(what: str) -> None:
+            print(f"{time.monotonic() - started:6.1f} s, peak {peak_gb():.2f} GB: {what}", flush=True)
+
+        def progress(step: str, share: float) -> None:
+            if step not in told:
+                told.add(step)
+                say(step)
+
+        def report(record: dict[str, Any]) -> None:
+            say(f"epoch {record['epoch']}")
+
+        plan, _ = search(options, progress, report)
+        say(f"{len(plan.changed)} of {len(plan.decisions)} layers become pairs")
+
+
+def peak_gb() -> float:
+    """Of this process so far, resident, in units of 2^30 bytes (Linux counts in KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+if __name__ == "__main__":
+    main()
