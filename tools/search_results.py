@@ -41,6 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "planner, auto": {"scheme": "auto", "images": "real"},
     "planner, all": {"scheme": "all", "images": "real"},
     "search": {"search": 1, "images": "real"},
+    "search, 800 steps": {"search": 1, "images": "real", "epochs": 25},
     "search, second branch": {"search": 2, "images": "real"},
     "channel-wise, no data": {"scheme": "channel", "images": "made"},
     "spatial-wise, no data": {"scheme": "spatial", "images": "made"},
@@ -104,7 +105,7 @@ class Bench:
     def run(self, job: Mapping[str, Any], test: ImageSet) -> dict[str, Any]:
         method, started = METHODS[job["method"]], time.monotonic()
         if "search" in method:
-            plan = self._search(method["search"], job["ratio"])
+            plan = self._search(method["search"], job["ratio"], method.get("epochs"))
         else:
             damage = measured_damage(self.workshop.sensitivities())
             layers = self.workshop.layers(method["scheme"], True)
@@ -117,19 +118,21 @@ class Bench:
             "layers": {decision.site.name: describe(decision.branches) for decision in plan.decisions},
         }
 
-    def _options(self, ratio: float, branches: int) -> SearchOptions:
+    def _options(self, ratio: float, branches: int, epochs: int | None = None) -> SearchOptions:
+        longer = f"-{epochs}" if epochs else ""
         return SearchOptions(
             model=self.checkpoint,
-            output=self.folder / f"{self.name}-{self.images}-{self.draw}-{ratio:g}-{branches}.json",
+            output=self.folder / f"{self.name}-{self.images}-{self.draw}-{ratio:g}-{branches}{longer}.json",
             arch=self.name,
             data=str(self.file),
             macs=ratio,
             branches=branches,
+            epochs=epochs,
             seed=self.draw,
         )
 
-    def _search(self, branches: int, ratio: float) -> Plan:
-        options, single = self._options(ratio, branches), self._options(ratio, 1).folder
+    def _search(self, branches: int, ratio: float, epochs: int | None) -> Plan:
+        options, single = self._options(ratio, branches, epochs), self._options(ratio, 1).folder
         if branches == 2 and single.exists() and not options.folder.exists():
             shutil.copytree(single, options.folder)  # The second pairs are searched around the plan of this search.
         going_on = (options.folder / "last.pt").exists()
