@@ -14,11 +14,13 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+import trp_export
 from trp_export.calibration.curves import Fitted, calibrated_factors, calibrated_layers
 from trp_export.calibration.moments import Moments, gather_moments
 from trp_export.calibration.sensitivity import measure_sensitivities
@@ -30,14 +32,19 @@ from trp_export.graph.prepare import prepare, remove_unused
 from trp_export.graph.rewrite import rewrite
 from trp_export.graph.shapes import infer_shapes, input_shapes
 from trp_export.graph.sites import find_sites
+from trp_export.graph.statistics import norm_outputs
+from trp_export.graph.weights import apply_values
 from trp_export.images import ImageSet, Preprocessing, load_images
+from trp_export.load import LoadOptions
 from trp_export.lowrank.branches import factorise_branches
 from trp_export.lowrank.schemes import describe
+from trp_export.options import Benchmark, Macs, Options
 from trp_export.planning.curves import Layer, make_curve, schemes_for
 from trp_export.planning.plan import Plan
 from trp_export.planning.shared_budget import lost_energy, measured_damage, plan_by_macs
 from trp_export.recover.refit import refit
-from trp_export.recover.tune import apply_values, tune
+from trp_export.recover.synthetic import synthesise
+from trp_export.recover.tune import tune
 
 CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet32": "resnet32-d509ac18.th"}
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -45,7 +52,8 @@ IMAGES = 1024
 SENSITIVITY_IMAGES = 256
 BATCH = 64
 
-# Rows of the tables: what is calibrated, how ranks are chosen, which schemes, and whether layers are refitted.
+# Rows of the tables: what is calibrated, how ranks are chosen, which schemes, and whether layers are refitted. Images
+# are real ones where nothing is said; without any, the method is that of the command.
 METHODS: dict[str, dict[str, Any]] = {
     "all of it": {"calibrated": True, "scheme": "auto", "sensitivity": True, "refit": True},
     "plain SVD, spatial-wise": {"calibrated": False, "scheme": "spatial", "sensitivity": False, "refit": False},
@@ -53,7 +61,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "calibrated": {"calibrated": True, "scheme": "auto", "sensitivity": True, "refit": False},
     "calibrated, no sensitivity": {"calibrated": True, "scheme": "auto", "sensitivity": False, "refit": True},
     "calibrated, spatial-wise": {"calibrated": True, "scheme": "spatial", "sensitivity": True, "refit": True},
+    "synthetic images": {"calibrated": True, "scheme": "auto", "sensitivity": True, "refit": True, "synthetic": True},
+    "no images": {},
 }
+# Those of which every draw is measured.
+DRAWN = ("all of it", "synthetic images")
 
 
 def main() -> None:
@@ -83,7 +95,7 @@ def run_draw(
         {"network": network, "method": method, "ratio": ratio, "draw": draw, "tuned": 0}
         for method in options.methods
         for ratio in options.ratios
-        if draw == 0 or method == "all of it"
+        if draw == 0 or method in DRAWN
     ]
     if options.tune_steps:
         jobs += [
@@ -92,9 +104,17 @@ def run_draw(
         ]
     if all(key(job) in done for job in jobs):
         return
-    workshop = Workshop(model, draw_images(options.data, draw))
-    for job in jobs:
-        record(options.out, done, job, lambda job=job: evaluate(workshop, job, test))
+    workshops: dict[bool, Workshop] = {}
+    for job in (job for job in jobs if key(job) not in done):
+        if job["method"] == "no images":
+            checkpoint = options.models / CHECKPOINTS[network]
+            record(options.out, done, job, lambda job=job, path=checkpoint: export(path, network, job["ratio"], test))
+            continue
+        synthetic = METHODS[job["method"]].get("synthetic", False)
+        if synthetic not in workshops:
+            images = make_images(options, network, draw) if synthetic else draw_images(options.data, draw)
+            workshops[synthetic] = Workshop(model, images)
+        record(options.out, done, job, lambda job=job, own=workshops[synthetic]: evaluate(own, job, test))
 
 
 class Workshop:
@@ -185,6 +205,38 @@ def compress(workshop: Workshop, method: Mapping[str, Any], ratio: float) -> tup
     return model, plan
 
 
+def export(checkpoint: Path, network: str, ratio: float, test: ImageSet) -> dict[str, Any]:
+    """What `trp-export --macs` makes of the weights alone."""
+    with TemporaryDirectory() as folder:
+        options = Options(
+            rule=Macs(ratio),
+            load=LoadOptions(arch=network),
+            benchmark=Benchmark(run=False),
+            output=Path(folder) / "small.onnx",
+        )
+        started = time.monotonic()
+        report = trp_export.compress(checkpoint, options)
+        assert report.after is not None
+        return {
+            "seconds": time.monotonic() - started,
+            "accuracy": accuracy(ir.load(options.output), test),
+            "macs_ratio": report.before.macs / report.after.macs,
+        }
+
+
+def make_images(options: argparse.Namespace, network: str, draw: int) -> np.ndarray:
+    """1,024 images out of the network alone; kept beside the results, since they take a minute or two."""
+    path: Path = options.out.with_name(f"synthetic-{network}-{draw}.npy")
+    if not path.exists():
+        model = load_network(network, options.models / CHECKPOINTS[network], fold=False)
+        statistics = norm_outputs(model)
+        started = time.monotonic()
+        images = synthesise(model, statistics, (1, 3, 32, 32), IMAGES, seed=draw)
+        print(f"{IMAGES} images of {network} synthesised in {time.monotonic() - started:.0f} s", flush=True)
+        np.save(path, images)
+    return np.load(path)
+
+
 def accuracy(model: ir.Model, images: ImageSet) -> float:
     """Top-1 in percent."""
     tap = Tap(model, [model.graph.inputs[0].name or ""], [model.graph.outputs[0].name or ""])
@@ -198,8 +250,8 @@ def draw_images(data: Path, draw: int) -> np.ndarray:
     return np.concatenate([shard.inputs for shard in shards])
 
 
-def load_network(name: str, checkpoint: Path) -> ir.Model:
-    """The network as ONNX, batch norm folded."""
+def load_network(name: str, checkpoint: Path, fold: bool = True) -> ir.Model:
+    """The network as ONNX, batch norm folded or not."""
     import torch
     from onnxscript import optimizer
 
@@ -214,8 +266,9 @@ def load_network(name: str, checkpoint: Path) -> ir.Model:
     )
     optimizer.fold_constants(program.model)
     model = prepare(program.model)
-    fold_batch_norm(model)
-    remove_unused(model)
+    if fold:
+        fold_batch_norm(model)
+        remove_unused(model)
     return model
 
 

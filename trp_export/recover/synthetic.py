@@ -39,9 +39,10 @@ _MACS = 5e12
 _LEAST_IMAGES, _MOST_IMAGES = 64, 1024
 # The start: how many shapes in an image, and their sizes as shares of it.
 _SHAPES, _SMALLEST, _LARGEST = 60, 0.06, 0.5
-# Far enough for pixels of 0 to 255: the logarithm of the spread moves by half of rate times steps at most.
-_SCALE_IMAGES, _SCALE_STEPS, _SCALE_RATE = 32, 60, 0.3
-# A channel that hardly varies beside the others of its layer counts as if it varied this much of their mean.
+# Mean and spread of pixels, by the conventions in use: normalised, 0 to 1, 0 to 255, and that less its mean. The start is
+# more rugged than photos and seems nearest at two thirds of the right spread: conventions closer by cannot be told apart.
+_SCALES = ((0.0, 1.0), (0.45, 0.25), (115.0, 60.0), (0.0, 60.0))
+# Added to variances, as a share of the mean over a layer's channels.
 _FLOOR = 1e-3
 
 
@@ -94,7 +95,7 @@ def synthesise(
     shape = tuple(int(extent or 0) for extent in input_shape[1:])
     size = fixed_batch(model) or int(np.clip(_BATCH_ELEMENTS // math.prod(shape), _LEAST_BATCH, _MOST_BATCH))
     goal = _Goal(model, statistics)
-    scale = _find_scale(goal, shape, fixed_batch(model) or _SCALE_IMAGES, seed)
+    scale = _nearest_scale(goal, (size, *shape), seed)
     batches, stopped = -(-count // size), Event()
     done = [0.0] * batches
 
@@ -127,7 +128,7 @@ class _Goal:
     def __init__(self, model: ir.Model, statistics: Mapping[str, Statistics]) -> None:
         self._graph = TorchGraph(model, list(statistics))
         self._graph.requires_grad_(False)
-        self._wanted = [(_tensor(own.mean), _floored(own)) for own in statistics.values()]
+        self._wanted = [_moments(own) for own in statistics.values()]
 
     def __call__(self, images: Tensor) -> Tensor:
         with half_precision():
@@ -137,54 +138,51 @@ class _Goal:
         ).mean()
 
 
-def _divergence(value: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """Kullback-Leibler, of normal distributions with the moments of the values (n, c, *) from those wanted (c,)."""
+def _divergence(value: Tensor, mean: Tensor, variance: Tensor, least: Tensor) -> Tensor:
+    """Kullback-Leibler, of normal distributions with the moments of the values (n, c, *) from those wanted (c,).
+
+    All variances are larger by `least`, so that channels that hardly vary count for little.
+    """
     axes = [axis for axis in range(value.ndim) if axis != 1]
-    own = value.var(dim=axes, correction=0) + _FLOOR * variance
+    own, wanted = value.var(dim=axes, correction=0) + least, variance + least
     apart = (value.mean(dim=axes) - mean).square()
-    return 0.5 * ((own + apart) / variance - 1 - torch.log(own / variance)).mean()
+    return 0.5 * ((own + apart) / wanted - 1 - torch.log(own / wanted)).mean()
 
 
-def _floored(own: Statistics) -> Tensor:
+def _moments(own: Statistics) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance (c,), and what is added to variances."""
     assert own.variance is not None
-    return _tensor(np.maximum(own.variance, _FLOOR * own.variance.mean() + 1e-12))
+    return _tensor(own.mean), _tensor(own.variance), _tensor(_FLOOR * own.variance.mean() + 1e-12)
 
 
-def _tensor(values: NDArray[np.float64]) -> Tensor:
+def _tensor(values: NDArray[np.float64] | np.float64) -> Tensor:
     return torch.from_numpy(np.asarray(values, dtype=np.float32))
 
 
-def _find_scale(goal: _Goal, shape: tuple[int, ...], count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Spread and mean (C, 1, 1), in spreads, of the pixels that the network is used to, be they of 0 to 255 or of 0
-    to 1: of those of the start that come nearest without any change of its shapes."""
-    images = _start((count, *shape), _generator(seed, 0))
-    spread, mean = (torch.zeros(shape[0], 1, 1, requires_grad=True) for _ in range(2))
-    optimizer = torch.optim.Adam([spread, mean], _SCALE_RATE)
-    for step in range(_SCALE_STEPS):
-        optimizer.param_groups[0]["lr"] = _SCALE_RATE * _falling(step / _SCALE_STEPS)
-        loss = goal(spread.exp() * (images + mean))
-        spread.grad, mean.grad = torch.autograd.grad(loss, [spread, mean])
-        optimizer.step()
-    return spread.detach().exp(), mean.detach()
+def _nearest_scale(goal: _Goal, shape: tuple[int, ...], seed: int) -> tuple[float, float]:
+    """Mean and spread of the pixels that the network is used to, by the convention under which the start is nearest."""
+    images = _start(shape, _generator(seed, 0))
+    with torch.no_grad():
+        return min(_SCALES, key=lambda scale: float(goal(scale[0] + scale[1] * images)))
 
 
 def _match(
     goal: _Goal,
-    scale: tuple[Tensor, Tensor],
+    scale: tuple[float, float],
     shape: tuple[int, ...],
     steps: int,
     random: torch.Generator,
     progress: Callable[[float], None],
 ) -> Float32:
-    spread, mean = scale
-    pixels = (_start(shape, random) + mean).requires_grad_()
+    mean, spread = scale
+    pixels = _start(shape, random).requires_grad_()
     optimizer = torch.optim.Adam([pixels], LEARNING_RATE, betas=(0.9, 0.99))
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * _falling(step / steps)
-        (pixels.grad,) = torch.autograd.grad(goal(spread * pixels), [pixels])
+        (pixels.grad,) = torch.autograd.grad(goal(mean + spread * pixels), [pixels])
         optimizer.step()
         progress((step + 1) / steps)
-    return (spread * pixels.detach()).numpy()
+    return (mean + spread * pixels.detach()).numpy()
 
 
 def _start(shape: tuple[int, ...], random: torch.Generator) -> Tensor:
