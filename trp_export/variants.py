@@ -36,12 +36,13 @@ MOST_DIVERGENCE = 0.01
 class Forms:
     """All forms of the model side by side, and the place among them of the one that ships; the float model is first.
 
-    `missed` says why the precision that was asked for could not ship.
+    `missed` says why the precision that was asked for could not ship, `passed_over` what --best may not ship and why.
     """
 
     variants: tuple[Variant, ...]
     shipped: int
     missed: str | None = None
+    passed_over: tuple[str, ...] = ()
 
     @property
     def chosen(self) -> Variant:
@@ -80,13 +81,15 @@ def make_variants(
 
 
 def judge_as_shipped(judge: Judge, options: Options, batches: Batches, folder: Path) -> Judge:
-    """A judge who sees every model in the precision that ships; the float model where it cannot be had in that."""
-    if options.precision == "fp32":
+    """A judge who sees every model in the precision that ships, under --best in the one that may ship and loses most;
+    the float model where it cannot be had in that."""
+    if not options.precisions:
         return judge
+    precision = options.precisions[-1]
 
     def judged(model: Path, progress: Callable[[float], None]) -> Agreement | Score:
-        file = folder / f"{model.stem}-{options.precision}.onnx"
-        made = convert(options.precision, model, file, batches, True, lambda step, share: None)
+        file = folder / f"{model.stem}-{precision}.onnx"
+        made = convert(precision, model, file, batches, True, lambda step, share: None)
         return judge(made.file or model, progress)
 
     return judged
@@ -111,38 +114,45 @@ def choose(variants: Sequence[Variant], options: Options) -> Forms | None:
     if not variants:
         return None
     if options.best:
-        return Forms(tuple(variants), _fastest(variants, options))
+        return _fastest(variants, options)
     asked = variants[1]
     why = asked.refused or _beyond(asked, options)
     return Forms(tuple(variants), 0 if why else 1, f"{asked.precision}: {why}" if why else None)
 
 
-def _fastest(variants: Sequence[Variant], options: Options) -> int:
-    """By median; another than the float model only where it is surely faster than that."""
+def _fastest(variants: Sequence[Variant], options: Options) -> Forms:
+    """By median; another than the float model only where it is near enough and surely faster than that."""
     from trp_export.bench import ratio, summary
 
     fp32 = variants[0]
-    if fp32.latency is None:
-        return 0
+    others = [(index, one) for index, one in enumerate(variants) if index and one.low_rank == fp32.low_rank]
+    passed_over = tuple(f"{one.name} may not ship: {why}" for _, one in others if (why := _too_far(one, options)))
     faster = [
         (summary(one.latency).median, index)
-        for index, one in enumerate(variants)
-        if one.low_rank == fp32.low_rank
-        and _is_near(one, options)
+        for index, one in others
+        if not _too_far(one, options)
         and one.latency is not None
+        and fp32.latency is not None
         and ratio(fp32.latency, one.latency).verdict == "faster"
     ]
-    return min(faster)[1] if faster else 0
+    return Forms(tuple(variants), min(faster)[1] if faster else 0, passed_over=passed_over)
 
 
-def _is_near(variant: Variant, options: Options) -> bool:
-    if variant.refused is not None or _beyond(variant, options):
-        return False
-    if isinstance(options.rule, MaxDrop) or variant.parity is None:
-        return True
-    if variant.parity.agreement is None:
-        return variant.parity.divergence <= MOST_DIVERGENCE
-    return variant.parity.agreement >= LEAST_AGREEMENT
+def _too_far(variant: Variant, options: Options) -> str | None:
+    """Why --best may not ship a variant, however fast it is."""
+    why = variant.refused or _beyond(variant, options)
+    if why or isinstance(options.rule, MaxDrop) or variant.parity is None:
+        return why
+    agreement, divergence = variant.parity.agreement, variant.parity.divergence
+    if agreement is None:
+        far = divergence > MOST_DIVERGENCE
+        return f"its outputs diverge by {divergence:.2g}, and {MOST_DIVERGENCE:g} is allowed" if far else None
+    if agreement >= LEAST_AGREEMENT:
+        return None
+    return (
+        f"it keeps the class on {100 * agreement:.1f}% of {variant.parity.images:,} images, "
+        f"and {100 * LEAST_AGREEMENT:g}% is asked for"
+    )
 
 
 def _beyond(variant: Variant, options: Options) -> str | None:
@@ -191,6 +201,7 @@ def remarks(forms: Forms) -> Iterator[str]:
     fp32, shipped = forms.variants[0], forms.chosen
     if forms.missed:
         yield f"{forms.missed}. The float model is what was written"
+    yield from forms.passed_over
     for one in forms.variants[1:]:
         if fp32.latency is None or one.latency is None or one.low_rank != fp32.low_rank:
             continue

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from trp_export.bench import Measurement, Process
 from trp_export.options import Calibration, MaxDrop, Options
 from trp_export.precision.convert import Parity, Variant
-from trp_export.variants import LEAST_AGREEMENT, MOST_DIVERGENCE, choose, remarks
+from trp_export.variants import LEAST_AGREEMENT, MOST_DIVERGENCE, choose, judge_as_shipped, remarks
 from trp_export.verify import Score
 
 BEST = Options(rule=None, calibration=Calibration(Path("images")), best=True)
@@ -86,6 +88,37 @@ def test_the_limit_of_max_drop_holds_for_the_shipped_form() -> None:
     assert forms.chosen is fp32
     assert "1.10 pp" in (forms.missed or "")
     assert chosen(asked, fp32, near) == "low rank, int8"
+
+
+def test_what_may_not_ship_is_said_with_the_reason() -> None:
+    fp32, far = variant("fp32", 2.0), variant("int8", 1.0, agreement=0.98)
+    forms = choose((fp32, far, variant("int8", 1.0, refused="no layer can")), BEST)
+    assert forms is not None
+    assert forms.missed is None
+    assert list(remarks(forms))[:2] == [
+        "low rank, int8 may not ship: it keeps the class on 98.0% of 100 images, and 99% is asked for",
+        "low rank, int8 may not ship: no layer can",
+    ]
+
+
+def test_the_best_is_searched_for_in_the_form_that_loses_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the float model would use up all that --max-drop allows, and int8 could never ship."""
+    made: list[str] = []
+    seen: list[str] = []
+
+    def convert(precision: str, *rest: object) -> Variant:
+        made.append(precision)
+        return variant(precision, 1.0)
+
+    def judge(model: Path, progress: Callable[[float], None]) -> Score:
+        seen.append(model.name)
+        return Score(0.9, 0.9)
+
+    monkeypatch.setattr("trp_export.variants.convert", convert)
+    for options in (BEST, INT8, replace(BEST, calibration=None), Options()):
+        judge_as_shipped(judge, options, (), tmp_path)(Path("model.onnx"), lambda share: None)
+    assert made == ["int8", "int8", "fp16"]
+    assert seen == ["int8.onnx", "int8.onnx", "fp16.onnx", "model.onnx"]
 
 
 def test_nothing_is_chosen_where_nothing_was_asked_for() -> None:

@@ -41,7 +41,7 @@ def _cells(report: Report, one: Variant, alone: Variant | None) -> tuple[str, ..
     original = report.latency.measurements[0] if report.latency is not None else None
     timed = one.latency
     return (
-        one.name,
+        f"{one.name} (shipped)" if report.forms and one is report.forms.chosen else one.name,
         size(one.bytes) if one.bytes else "none",
         f"{summary(timed).median / 1e6:.4g}" if timed else "",
         str(ratio(original, timed)) if original and timed else "",
@@ -64,7 +64,7 @@ def section(report: Report) -> Markup:
     rows = (
         element(
             "tr",
-            element("th", line.cells[0], " (shipped)" if line.shipped else None, scope="row"),
+            element("th", line.cells[0], scope="row"),
             *(element("td", cell, class_="number") for cell in line.cells[1:]),
         )
         for line in found
