@@ -23,7 +23,10 @@ class Made:
 @pytest.fixture(scope="session")
 def resnet20(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """ResNet-20 as low-rank pairs, with ORT format."""
-    folder = tmp_path_factory.mktemp("resnet20") / "bundle"
+    return make_resnet20(tmp_path_factory.mktemp("resnet20") / "bundle")
+
+
+def make_resnet20(folder: Path) -> Made:
     options = Options(images=Images(IMAGES), benchmark=Benchmark(run=False), bundle=Bundle(folder, ort="arm"))
     report = compress(ZOO / "weights" / "resnet20-trp-spatial-2.84x.pt", options)
     assert report.digest is not None

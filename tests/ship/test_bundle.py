@@ -18,6 +18,8 @@ from PIL import Image
 
 from trp_export.ship.verify import verify
 
+from .conftest import Made, make_resnet20
+
 RULE = ("--rank", "2", "--no-bench")
 PARTS = {"manifest.json", "model.onnx", "report.html", "README.md", "load.py", "load.mjs", "Load.kt"}
 
@@ -92,6 +94,43 @@ def test_the_same_input_gives_the_same_bundle(trp: Command, model: Path, tmp_pat
         assert (tmp_path / "app" / name).read_bytes() == (tmp_path / "elsewhere" / "other" / name).read_bytes(), name
 
 
+def test_the_same_images_give_the_same_bundle_in_int8(trp: Command, model: Path, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).standard_normal((64, 3, 12, 12)).astype(np.float32)
+    np.save(tmp_path / "images.npy", images)
+    shown = ("--macs", "1.5", "--calib", "images.npy", "--precision", "int8", "--no-bench")
+    for name in ("app", "again"):
+        outcome = trp("model.onnx", *shown, "--bundle", name)
+        assert outcome.code == 0, outcome.err
+    assert json.loads((tmp_path / "app" / "manifest.json").read_text())["precision"] == "int8"
+    assert differing(tmp_path / "app", tmp_path / "again") == []
+
+
+def test_the_same_checkpoint_gives_the_same_bundle(resnet20: Made, tmp_path: Path) -> None:
+    """All but the ORT file: onnxruntime lists the operators in it in an order of its own."""
+    again = make_resnet20(tmp_path / "elsewhere")
+    assert set(differing(again.folder, resnet20.folder)) <= {"model.ort", "manifest.json"}
+    one, other = (json.loads((made.folder / "manifest.json").read_text()) for made in (again, resnet20))
+    assert one["files"].pop("model.ort")["bytes"] == other["files"].pop("model.ort")["bytes"]
+    assert one == other
+
+
+def test_a_checkpoint_tells_its_licence(resnet20: Made) -> None:
+    values = json.loads((resnet20.folder / "manifest.json").read_text())
+    assert values["provenance"]["licence"] == "BSD-2-Clause, Copyright (c) 2018, Yerlan Idelbayev"
+    named = {entry.key: entry.value for entry in onnx.load(resnet20.folder / "model.onnx").metadata_props}
+    assert named["licence"] == values["provenance"]["licence"]
+    assert "- licence: BSD-2-Clause" in (resnet20.folder / "README.md").read_text()
+
+
+def test_of_a_long_licence_the_beginning_is_told(trp: Command, tmp_path: Path) -> None:
+    """A manifest's texts are bounded, and some put the whole text of a licence into a model."""
+    made = build()
+    made.metadata_props.add(key="licence", value="Permission is hereby granted. " * 1000)
+    save(made, tmp_path / "model.onnx")
+    assert trp("model.onnx", *RULE, "--bundle", "app").code == 0
+    assert verify(tmp_path / "app").manifest.provenance["licence"].startswith("Permission")
+
+
 @pytest.mark.parametrize("kind", ["foreign", "spoilt", "file", "link", "cwd"])
 def test_only_a_sound_bundle_is_replaced(
     refuses: Command, trp: Command, model: Path, tmp_path: Path, kind: str
@@ -115,6 +154,12 @@ def test_only_a_sound_bundle_is_replaced(
 
 def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def differing(one: Path, other: Path) -> list[str]:
+    """The files that the two folders do not share."""
+    left, right = content(one), content(other)
+    return sorted(name for name in left | right if left.get(name) != right.get(name))
 
 
 def test_an_older_bundle_and_an_empty_folder_are_replaced(trp: Command, model: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from conftest import Command
 from models import build, noise, relative_l2, run, save
 from onnx import helper
 
+from trp_export.bench import Settings
+from trp_export.bench.devices.arm import DEFAULT, guest_python, missing_arm, qemu_command
+from trp_export.bench.devices.cache import cached
 from trp_export.options import Target
 from trp_export.ship.ort import convert
 from trp_export.ship.verify import verify
@@ -19,6 +23,7 @@ from trp_export.ship.verify import verify
 from .conftest import Made
 
 SHAPES = {"image": (None, 3, 12, 12)}
+NO_ARM = missing_arm(Settings())
 
 
 @pytest.mark.parametrize("target", ["arm", "x86"])
@@ -49,6 +54,24 @@ def test_layouts_differ_between_targets(tmp_path: Path) -> None:
         assert convert(save(build(), folder / "model.onnx"), target, SHAPES)[0] is not None  # type: ignore[arg-type]
         made[target] = (folder / "required_operators.config").read_text()
     assert "nchwc" not in made["arm"]
+
+
+@pytest.mark.skipif(bool(NO_ARM), reason=f"arm is not set up: {NO_ARM}")
+@pytest.mark.timeout(600)
+def test_the_arm_model_answers_on_arm(resnet20: Made, tmp_path: Path) -> None:
+    inputs = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    np.save(tmp_path / "inputs.npy", inputs)
+    program = (
+        "import platform, numpy, onnxruntime; assert platform.machine() == 'aarch64'; "
+        f"session = onnxruntime.InferenceSession('{resnet20.folder / 'model.ort'}'); "
+        f"outputs = session.run(None, {{'input': numpy.load('{tmp_path / 'inputs.npy'}')}}); "
+        f"numpy.save('{tmp_path / 'outputs.npy'}', outputs[0])"
+    )
+    argv = [*qemu_command(cached("arm"), DEFAULT, None), guest_python(cached("arm"), DEFAULT), "-c", program]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    (wanted,) = run(resnet20.folder / "model.onnx", {"input": inputs})
+    assert relative_l2(wanted, np.load(tmp_path / "outputs.npy")) < 1e-5
 
 
 def test_a_bundle_lists_it(resnet20: Made) -> None:
