@@ -22,7 +22,15 @@ MAY_IMPORT = {
         *("trp_export/calibration/", "trp_export/recover/", "trp_export/verify/", "trp_export/ship/"),
         *("trp_export/precision/", "trp_export/bench/", "tools/", "tests/"),
     ),
-    "click": ("trp_export/cli.py", "trp_export/help.py", "trp_export/bench/cli.py", "training/", "tools/", "tests/"),
+    "click": (
+        "trp_export/entry.py",
+        "trp_export/cli.py",
+        "trp_export/help.py",
+        "trp_export/bench/cli.py",
+        "training/",
+        "tools/",
+        "tests/",
+    ),
 }
 ALONE = ("trp_export/lowrank/", "trp_export/planning/")
 NUMPY_ALONE = {"numpy", "trp_export", *sys.stdlib_module_names}

@@ -1,4 +1,4 @@
-"""trp-train: train a network for low rank. Options in, one run, and the only place that maps errors to exit codes."""
+"""trp-train: train a network for low rank. Options in, one run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.core import ParameterSource
 
-from trp_export.errors import INTERRUPTED, LoadError, OptionError, OutputError, TrpError
+from trp_export.entry import run
+from trp_export.errors import LoadError, OptionError, OutputError
 from trp_export.help import SectionedCommand
 
 if TYPE_CHECKING:
@@ -154,28 +155,9 @@ def command(context: click.Context, /, resume: bool, dry_run: bool, config: Path
             click.echo(f"{options.output / 'model.pt'}: {_describe(run.history[-1])}")
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Entry point: errors become a line on stderr and an exit code."""
-    from training.guard import StoppedEarly
-
-    try:
-        command.main(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except StoppedEarly:
-        click.echo("stopped and saved; the same command with --resume goes on.", err=True)
-        sys.exit(INTERRUPTED)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(INTERRUPTED)
-    except TrpError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        click.echo("error: out of memory: lower --batch.", err=True)
-        sys.exit(TrpError.exit_code)
+    sys.exit(run(command, interrupted="interrupted; the last checkpoint is kept.", memory="Lower --batch."))
 
 
 class Report:
@@ -287,11 +269,6 @@ def _distributed() -> Iterator[None]:
 
 def _process() -> int:
     return int(os.environ.get("RANK", "0"))
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 if __name__ == "__main__":

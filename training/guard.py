@@ -13,10 +13,6 @@ from training.replicas import world
 from trp_export.errors import TrpError
 
 
-class StoppedEarly(Exception):  # noqa: N818 - not an error: the user asked for it
-    """The run was asked to stop, and has been saved."""
-
-
 class StopRequest:
     """Turns Ctrl-C and SIGTERM into a question asked between two steps. A second Ctrl-C ends at once."""
 

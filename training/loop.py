@@ -25,7 +25,7 @@ from training.checkpoint import (
     write,
 )
 from training.data import load_images, require_fit, split
-from training.guard import StoppedEarly, StopRequest, require_finite
+from training.guard import StopRequest, require_finite
 from training.history import Record, plot, require_tensorboard, write_jsonl, write_tensorboard
 from training.layers import ByName, find_layers, paper_choice, total_macs
 from training.loss import training_loss
@@ -36,7 +36,7 @@ from training.resume import RUN_FORMAT, RUN_VERSION, read_run
 from training.schedule import learning_rate
 from training.settings import TRPSettings
 from training.trp import TRP, as_trained
-from trp_export.errors import OptionError, OutputError
+from trp_export.errors import OptionError, OutputError, StoppedEarly
 from trp_export.planning.plan import Plan
 
 _STATISTICS_BATCHES = 16

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from trp_export.errors import INTERRUPTED, OptionError, PrecisionError, TrpError
+from trp_export.entry import run
+from trp_export.errors import OptionError, PrecisionError
 from trp_export.help import SectionedCommand
 
 if TYPE_CHECKING:
@@ -206,30 +207,13 @@ def main() -> NoReturn:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupt)
-    try:
-        command.main(standalone_mode=False)
-    except click.ClickException as error:
-        _fail(error.format_message(), error.exit_code)
-    except TrpError as error:
-        _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; nothing was written.", err=True)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        sys.exit(1)
-    except MemoryError:
-        _fail("out of memory. Try a smaller --input-shape, or --skip the largest layers.", TrpError.exit_code)
-    except Exception as error:
-        if {"-v", "--verbose"} & set(sys.argv):
-            raise
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
-        _fail(f"a fault of this program, please report it ({what}).\n-v shows where.", TrpError.exit_code)
-    sys.exit(0)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    click.echo("error: " + message.replace("\n", "\n       "), err=True)
-    sys.exit(code)
+    sys.exit(
+        run(
+            command,
+            interrupted="interrupted; nothing was written.",
+            memory="Try a smaller --input-shape, or --skip the largest layers.",
+        )
+    )
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -73,3 +73,10 @@ def first_line(error: BaseException, limit: int = 200) -> str:
     """The first line of a foreign error that says something, without its decoration."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:limit]
+
+
+class StoppedEarly(Exception):  # noqa: N818 - not an error: the user asked for it
+    """Long work was asked to stop, and what was done is saved; the message says how to go on."""
+
+    def __init__(self, message: str = "stopped and saved; the same command with --resume goes on.") -> None:
+        super().__init__(message)

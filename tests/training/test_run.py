@@ -19,11 +19,10 @@ import torch
 
 from training import cli
 from training.checkpoint import FACTORS, load_network, read
-from training.guard import StoppedEarly
 from training.layers import find_layers, total_macs
 from training.loop import Run
 from training.options import TrainOptions
-from trp_export.errors import LoadError, OptionError, TrpError
+from trp_export.errors import LoadError, OptionError, StoppedEarly, TrpError
 from trp_export.lowrank import schemes
 from trp_export.planning.plan import parse_plan
 

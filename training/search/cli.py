@@ -1,4 +1,4 @@
-"""trp-search: find a plan by gradient. Options in, one search, and the only place that maps errors to exit codes."""
+"""trp-search: find a plan by gradient. Options in, one search."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from trp_export.errors import INTERRUPTED, LoadError, OptionError, TrpError
+from trp_export.entry import run
+from trp_export.errors import LoadError, OptionError, StoppedEarly
 from trp_export.help import SectionedCommand
 
 if TYPE_CHECKING:
@@ -124,7 +125,6 @@ def command(context: click.Context, /, resume: bool, no_data: bool, gap: int | N
 
 
 def _measure_gap(options: SearchOptions, count: int) -> None:
-    from training.guard import StoppedEarly
     from training.search.gap import measure_gap, table
 
     try:
@@ -139,27 +139,8 @@ def _measure_gap(options: SearchOptions, count: int) -> None:
 
 def main() -> NoReturn:
     """Entry point: errors become a line on stderr and an exit code."""
-    from training.guard import StoppedEarly
-
     signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        command.main(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except StoppedEarly:
-        click.echo("stopped and saved; the same command with --resume goes on.", err=True)
-        sys.exit(INTERRUPTED)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; no plan was written.", err=True)
-        sys.exit(INTERRUPTED)
-    except TrpError as error:
-        click.echo("error: " + str(error).replace("\n", "\n       "), err=True)
-        sys.exit(error.exit_code)
-    except MemoryError:
-        click.echo("error: out of memory: lower --batch.", err=True)
-        sys.exit(TrpError.exit_code)
-    sys.exit(0)
+    sys.exit(run(command, interrupted="interrupted; no plan was written.", memory="Lower --batch."))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

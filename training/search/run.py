@@ -18,7 +18,7 @@ import onnx_ir as ir
 import torch
 
 from training.checkpoint import read, write
-from training.guard import StoppedEarly, StopRequest
+from training.guard import StopRequest
 from training.history import write_jsonl
 from training.search.choose import make_plan, require_reachable
 from training.search.images import read_images, require_labels_fit
@@ -29,7 +29,7 @@ from training.search.space import Space, by_latency, by_macs, second_by_macs
 from training.search.supernet import Supernet
 from trp_export.calibration.moments import Moments, gather_moments, remarks
 from trp_export.calibration.taps import fixed_batch
-from trp_export.errors import LoadError, OptionError, OutputError, UnsupportedError
+from trp_export.errors import LoadError, OptionError, OutputError, StoppedEarly, UnsupportedError
 from trp_export.images import ImageSet, Preprocessing, load_images
 from trp_export.load import LoadOptions, load
 from trp_export.lowrank.factor import Float64

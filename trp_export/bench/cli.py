@@ -1,4 +1,4 @@
-"""The command `trp-bench`: options, one call, print. The only place here that turns errors into exit codes."""
+"""The command `trp-bench`: options, one call, print."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from trp_export.errors import INTERRUPTED, LoadError, OptionError, OutputError, TrpError
+from trp_export import entry
+from trp_export.errors import LoadError, OptionError, OutputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,25 +56,14 @@ class Options:
     settings: Settings
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> NoReturn:
     """Entry point: run and leave with the documented exit code."""
-    sys.exit(run(arguments))
+    sys.exit(run())
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; errors become a line or two on stderr."""
-    try:
-        result = command.main(args=arguments, prog_name="trp-bench", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except click.ClickException as error:
-        click.echo(f"error: {error.format_message()}", err=True)
-        return 2
-    except TrpError as error:
-        click.echo(f"error: {error}", err=True)
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped.", err=True)
-        return INTERRUPTED
+    return entry.run(command, arguments, interrupted="stopped.", memory="Measure fewer files at a time.")
 
 
 def _numbers(separated: str, what: str) -> tuple[int, ...]:
