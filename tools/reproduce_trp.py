@@ -78,15 +78,20 @@ def main(data: Path, weights: Path, validation: int, latency: bool, output: Path
         raise click.UsageError(f"unknown row {unknown.pop()}; one of {', '.join(row.name for row in ROWS)}.")
     output.mkdir(parents=True, exist_ok=True)
     results_file = output / "results.json"
-    results: dict[str, Any] = json.loads(results_file.read_text()) if results_file.exists() else {}
+    results = _read(results_file)
     test = load_images(f"npz:{data}", "test")
     for row in ROWS:
         if rows and row.name not in rows:
             continue
         if row.name not in results or (latency and results[row.name]["latency"] is None):
-            results[row.name] = _carry_out(row, data, weights, validation, latency, output, test)
+            found = _carry_out(row, data, weights, validation, latency, output, test)
+            results = _read(results_file) | {row.name: found}  # Other rows may have been run beside this one.
             results_file.write_text(json.dumps(results, indent=2) + "\n")
     print(table(results))
+
+
+def _read(results_file: Path) -> dict[str, Any]:
+    return json.loads(results_file.read_text()) if results_file.exists() else {}
 
 
 def table(results: dict[str, Any]) -> str:
