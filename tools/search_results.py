@@ -175,8 +175,8 @@ def report(lines: Sequence[Mapping[str, Any]]) -> str:
             cells, seconds = [], []
             for ratio in ratios:
                 found = [line for line in own if (line["method"], line["ratio"]) == (method, ratio)]
-                means = [np.mean([line[how] for line in found]) for how in ("calibrated", "refit")]
-                cells.append(" / ".join(f"{mean:.2f}" for mean in means) if found else "")
+                hows = ("calibrated", "refit") if found else ()
+                cells.append(" / ".join(f"{np.mean([line[how] for line in found]):.2f}" for how in hows))
                 seconds += [line["seconds"] for line in found]
             text.append(f"| {method} | " + " | ".join(cells) + f" | {max(seconds):.0f} |")
         text.append("")
