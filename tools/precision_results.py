@@ -229,7 +229,7 @@ def run_counts(options: argparse.Namespace) -> None:
     """Instructions of one inference on an emulated ARM processor, file by file: nothing disturbs them."""
     from trp_export import bench
 
-    device = "arm" if options.device == "local" else options.device
+    device = arm_device(options)
     for network in options.networks:
         for file in made_files(options, network):
 
@@ -275,8 +275,7 @@ def calibration_batches(options: argparse.Namespace) -> list[np.ndarray]:
 
 
 def record(path: Path, job: Mapping[str, Any], work: Callable[[], Mapping[str, Any]]) -> None:
-    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    if any(all(line.get(name) == value for name, value in job.items()) for line in done):
+    if any(all(line.get(name) == value for name, value in job.items()) for line in lines_of(path)):
         return
     line = {**job, **work()}
     with path.open("a") as file:
@@ -284,14 +283,28 @@ def record(path: Path, job: Mapping[str, Any], work: Callable[[], Mapping[str, A
     print(line, flush=True)
 
 
+def arm_device(options: argparse.Namespace) -> str:
+    return options.device if options.device.startswith("arm") else "arm"
+
+
 def print_tables(options: argparse.Namespace) -> None:
-    """Accuracy as Markdown."""
-    lines = [json.loads(line) for line in (options.out / "accuracy.jsonl").read_text().splitlines()]
-    lines = [line for line in lines if line["test"] == options.test]
+    """All that is there as Markdown."""
+    print_accuracy(options)
+    for network in options.networks:
+        print_forms(options, network)
+    print_ablation(options)
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def print_accuracy(options: argparse.Namespace) -> None:
+    lines = [line for line in lines_of(options.out / "accuracy.jsonl") if line["test"] == options.test]
     for network in dict.fromkeys(line["network"] for line in lines):
         own = {(line["ratio"], line["form"]): line for line in lines if line["network"] == network}
         forms = list(dict.fromkeys(form for _, form in own))
-        print(f"| {network} | " + " | ".join(forms) + " |\n" + "|---" * (len(forms) + 1) + "|")
+        print(f"\n| {network} | " + " | ".join(forms) + " |\n" + "|---" * (len(forms) + 1) + "|")
         for ratio in dict.fromkeys(ratio for ratio, _ in own):
             cells = [own.get((ratio, form)) for form in forms]
             print(
@@ -299,6 +312,50 @@ def print_tables(options: argparse.Namespace) -> None:
                 + " | ".join(f"{cell['accuracy']:.2f}, {cell['bytes']:,} bytes" if cell else "" for cell in cells)
                 + " |"
             )
+
+
+def print_forms(options: argparse.Namespace, network: str) -> None:
+    """Every form: size, time here, ARM instructions, time in WebAssembly; ratios are over the dense fp32 network."""
+    here, web = (read_latencies(options.out, network, device) for device in ("local", "web"))
+    counts = {
+        line["file"]: line["instructions"]
+        for line in lines_of(options.out / "counts.jsonl")
+        if line["device"] == arm_device(options)
+    }
+    files = made_files(options, network)
+    print(f"\n| {network} | bytes | here, ms | ARM, 1e6 instructions | WASM, ms |\n|---|---|---|---|---|")
+    for file in files:
+        counted = counts.get(file.name)
+        ratio = f"{counted / 1e6:.2f}: {counts[files[0].name] / counted:.2f}x" if counted else ""
+        cells = (f"{size_bytes(file):,}", here.get(file.name, ""), ratio, web.get(file.name, ""))
+        print(f"| {file.stem} | " + " | ".join(cells) + " |")
+
+
+def read_latencies(folder: Path, network: str, device: str) -> dict[str, str]:
+    """Median in ms and the ratio to the dense network that was measured beside it, by file name."""
+    from trp_export import bench
+
+    found: dict[str, str] = {}
+    for path in sorted(folder.glob(f"latency-{network}-{device}-*.json")):
+        dense, *others = bench.load(path).measurements
+        for one in (dense, *others):
+            median = f"{bench.summary(one).median / 1e6:.4g}"
+            found.setdefault(one.model, median if one is dense else f"{median}: {bench.ratio(dense, one)}")
+    return found
+
+
+def print_ablation(options: argparse.Namespace) -> None:
+    """A thousand times the divergence; what a way to choose is worth shows in a row."""
+    lines = lines_of(options.out / "ablation.jsonl")
+    ratios = list(dict.fromkeys(line["ratio"] for line in lines))
+    own: dict[tuple[Any, ...], dict[float, str]] = {}
+    for line in lines:
+        way = line["network"], line["equalised"], line["images"], line["method"], line["kept"]
+        own.setdefault(way, {})[line["ratio"]] = f"{1e3 * line['divergence']:.2f}"
+    heads = "network", "equalised", "images", "grids by", "in float", *(f"{ratio:g}x" for ratio in ratios)
+    print("\n| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
+    for way, found in own.items():
+        print("| " + " | ".join([*map(str, way), *(found.get(ratio, "") for ratio in ratios)]) + " |")
 
 
 def parse_options() -> argparse.Namespace:
