@@ -25,7 +25,7 @@ from training.search.run import Seen, batch_size, look, read_search
 from training.search.sample import Drawn, as_plan, draw_plans
 from training.search.space import Space, by_macs
 from training.search.supernet import Supernet
-from training.search.trust import Estimate, Trust, measure_trust
+from training.search.trust import Estimate, Trust, bootstrap, kendall, measure_trust
 from trp_export.calibration.curves import calibrated_layers
 from trp_export.calibration.moments import Moments
 from trp_export.calibration.sensitivity import measure_sensitivities
@@ -68,6 +68,21 @@ class Gap:
             CEILING: measure_trust(second, first)
         }
 
+    def within(self) -> dict[str, dict[str, Estimate]]:
+        """Kendall's tau-b of each score, and of the ceiling, among the plans of one source: score -> source -> tau-b.
+
+        Plans that were chosen by a score look better by it than they are, beside plans that were not.
+        """
+        sources = np.array([plan.source for plan in self.plans])
+        shown = {name: -score for name, score in self.scores.items()} | {CEILING: self.accuracy[:, 1]}
+        return {
+            name: {
+                str(source): bootstrap(kendall, score[sources == source], self.accuracy[sources == source, 0], 0)
+                for source in dict.fromkeys(sources)
+            }
+            for name, score in shown.items()
+        }
+
     def to_json(self) -> dict[str, Any]:
         plans = [
             {
@@ -79,8 +94,14 @@ class Gap:
             }
             for index, plan in enumerate(self.plans)
         ]
-        trust = {name: asdict(own) for name, own in self.trust().items()}
-        return {"format": _FORMAT, "measure": self.measure, "images": dict(self.images), "trust": trust, "plans": plans}
+        return {
+            "format": _FORMAT,
+            "measure": self.measure,
+            "images": dict(self.images),
+            "trust": {name: asdict(own) for name, own in self.trust().items()},
+            "within": {name: {s: asdict(tau) for s, tau in own.items()} for name, own in self.within().items()},
+            "plans": plans,
+        }
 
 
 def measure_gap(options: SearchOptions, count: int, progress: Progress) -> Gap:
@@ -228,13 +249,14 @@ def _save(gap: Gap, folder: Path) -> None:
 
 def table(gap: Gap) -> str:
     """In Markdown: a line for each score."""
-    found = gap.trust()
+    found, within = gap.trust(), gap.within()
     first = next(iter(found.values()))
     head = ["score", "tau-b", "rho", "tau-b, top fifth", "rho, top fifth"]
+    head += [f"tau-b, from the {source}" for source in within[CEILING]]
     head += [f"regret, best of {k}" for k, _ in first.regret]
     lines = [head, ["---"] * len(head)]
     for name, own in found.items():
-        estimates = [own.kendall, own.spearman, own.kendall_top, own.spearman_top]
+        estimates = [own.kendall, own.spearman, own.kendall_top, own.spearman_top, *within[name].values()]
         lines.append([name, *map(_shown, estimates), *(_shown(estimate) for _, estimate in own.regret)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -248,24 +270,31 @@ def _shown(estimate: Estimate) -> str:
 
 
 def draw_gap(gap: Gap, path: Path) -> None:
-    """Every score against accuracy, a point for each plan."""
+    """Every score against accuracy, a point for each plan; those far below the others lie on the lower edge."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-    shown = {**gap.scores, CEILING: gap.accuracy[:, 1]}
+    low, high = np.quantile(gap.accuracy[:, 0], 0.1), gap.accuracy[:, 0].max()
+    edge = low - (high - low)
+    accuracy = np.maximum(gap.accuracy, edge)
+    shown = {**gap.scores, CEILING: accuracy[:, 1]}
     figure = Figure(figsize=(3.2 * len(shown), 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     trust, sources = gap.trust(), np.array([plan.source for plan in gap.plans])
     for axis, (name, values) in zip(figure.subplots(1, len(shown), sharey=True), shown.items(), strict=True):
         for colour, source in enumerate(dict.fromkeys(sources)):
             own = sources == source
-            axis.scatter(values[own], gap.accuracy[own, 0], s=12, color=f"C{colour}", label=f"from the {source}")
+            axis.scatter(values[own], accuracy[own, 0], s=12, color=f"C{colour}", label=f"from the {source}")
         if name != CEILING:
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+            axis.xaxis.set_major_formatter(ScalarFormatter())
+            axis.xaxis.set_minor_formatter(NullFormatter())
         tau = trust[name].kendall.value
         axis.set_title(f"tau-b {tau:.2f}" if tau is not None else "tau-b undefined", fontsize=9)
         axis.set_xlabel(name if name != CEILING else f"{gap.measure}, {name}, %", fontsize=8)
-        axis.tick_params(labelsize=7, which="both")
+        axis.tick_params(labelsize=7)
     figure.axes[0].set_ylabel(f"{gap.measure} after recovery, %", fontsize=8)
     figure.axes[0].legend(fontsize=7)
     figure.savefig(path, dpi=120, format="png")
