@@ -39,8 +39,9 @@ _MACS = 5e12
 _LEAST_IMAGES, _MOST_IMAGES = 64, 1024
 # The start: how many shapes in an image, and their sizes as shares of it.
 _SHAPES, _SMALLEST, _LARGEST = 60, 0.06, 0.5
-# Mean and spread of pixels, by the conventions in use: normalised, 0 to 1, 0 to 255, and that less its mean. The start is
-# more rugged than photos and seems nearest at two thirds of the right spread: conventions closer by cannot be told apart.
+# Mean and spread of pixels, by the conventions in use: normalised, 0 to 1, 0 to 255, and that less its mean. The start
+# is more rugged than photos and seems nearest at some two thirds of the right spread: what lies closer together cannot
+# be told apart.
 _SCALES = ((0.0, 1.0), (0.45, 0.25), (115.0, 60.0), (0.0, 60.0))
 # Added to variances, as a share of the mean over a layer's channels.
 _FLOOR = 1e-3
