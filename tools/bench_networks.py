@@ -16,7 +16,7 @@ import json
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -322,9 +322,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=STEPS)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES), help="of export, count, time")
     parser.add_argument("--minutes", type=float, default=600.0)
     options = parser.parse_args()
-    STEPS[options.step]([NETWORKS[name] for name in options.networks], Clock(options.minutes))
+    networks = [NETWORKS[name] for name in options.networks]
+    if options.step in ("export", "count", "time"):
+        networks = [replace(one, schemes=tuple(s for s in one.schemes if s in options.schemes)) for one in networks]
+    STEPS[options.step](networks, Clock(options.minutes))
 
 
 if __name__ == "__main__":
