@@ -34,7 +34,7 @@ LEARNING_RATE = 0.1
 # Statistics of fewer images are not those of a data set; more of them take more memory.
 _LEAST_BATCH, _MOST_BATCH = 16, 128
 _BATCH_ELEMENTS = 128 * 3 * 64 * 64
-# Multiply-adds worth spending where nobody says how many images: some two minutes on one core.
+# Multiply-adds worth spending where nobody says how many images: some three minutes on one core.
 _MACS = 5e12
 _LEAST_IMAGES, _MOST_IMAGES = 64, 1024
 # The start: how many shapes in an image, and their sizes as shares of it.
