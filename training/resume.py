@@ -25,7 +25,7 @@ def read_run(output: Path) -> dict[str, Any]:
 
 
 def require_same_run(options: Mapping[str, Any], stored: Mapping[str, Any], free: Sequence[str] = FREE) -> None:
-    """Raises OptionError where an option given on resuming, unless `free`, differs from what the run was started with."""
+    """Raises OptionError where an option given on resuming, unless `free`, differs from that of the start."""
     for name, value in options.items():
         if name not in free and stored.get(name) != value:
             raise OptionError(
