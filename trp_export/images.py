@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from trp_export.errors import LoadError, OptionError
 
@@ -102,8 +102,7 @@ class ImageSet:
     def _from_file(self, path: Path) -> NDArray[np.uint8]:
         try:
             with Image.open(path) as image:
-                upright = ImageOps.exif_transpose(image)  # Phones store photos as the sensor lies.
-                return self._resized(upright.convert("L" if self.channels == 1 else "RGB"), str(path))
+                return self._resized(_upright(image).convert("L" if self.channels == 1 else "RGB"), str(path))
         except (OSError, SyntaxError, ValueError) as error:
             raise LoadError(f"{path} cannot be decoded ({error}). Remove it or replace it.") from error
 
@@ -276,6 +275,23 @@ def _choose(available: int, count: int | None, seed: int) -> NDArray[np.intp] | 
     if count is None or count >= available:
         return None
     return np.sort(np.random.default_rng(seed).permutation(available)[:count])
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Phones store photos as the sensor lies. Not ImageOps.exif_transpose, which fails on other, damaged entries."""
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _scaled(image: Image.Image, scale: float) -> Image.Image:
