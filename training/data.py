@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trp_export.errors import LoadError, OptionError
+from trp_export.images import upright
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -120,7 +121,7 @@ def _load_folder(folder: Path, part: str) -> ImageSet:
     for index, (path, _) in enumerate(files):
         try:
             with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
+                pixels = np.asarray(upright(image).convert("RGB"))
         except (OSError, UnidentifiedImageError, ValueError) as error:
             raise LoadError(f"{path} is not an image, or a damaged one.") from error
         if images is None:

@@ -72,7 +72,8 @@ def _by_shape(members: Sequence[Target]) -> list[tuple[list[Target], Tensor]]:
     groups: dict[tuple[int, ...], tuple[list[Target], list[Tensor]]] = {}
     for member in members:
         matrices = member.matrices(member.weight)
-        together = groups.setdefault(tuple(matrices.shape), ([], []))
+        width = 0 if member.space is None else member.space.shape[1]
+        together = groups.setdefault((width, *matrices.shape), ([], []))
         together[0].append(member)
         together[1].append(matrices)
     return [(own, torch.cat(matrices)) for own, matrices in groups.values()]

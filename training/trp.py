@@ -105,7 +105,11 @@ class TRP:
         return {target.name: target.rank for target in self._targets}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside model and optimizer to go on to the same weights."""
+        """What a resumed run needs beside model and optimizer to go on to the same weights.
+
+        Spaces are those of the layers this process owns: a distributed run that follows them (`exact_every`) decomposes
+        the others in full when it goes on.
+        """
         return {
             "step": self.step,
             "ranks": self.ranks,
@@ -125,7 +129,7 @@ class TRP:
             target.curve = _curve(target.layer, scheme)
             pull = state["pulls"].get(target.name)
             target.pull = None if pull is None else pull.to(target.weight.device)
-            left = state["left"].get(target.name)
+            left = state.get("left", {}).get(target.name)
             target.space = None if left is None else left.to(target.weight.device)
 
     def _find_targets(self) -> list[Target]:
@@ -235,6 +239,7 @@ class TRP:
         left = space(known, ranks) if self.settings.exact_every > 1 else None
         for index, (member, own) in enumerate(zip(group.members, group.per_member(kept), strict=True)):
             if member.rank >= member.curve.full_rank:
+                member.space = None
                 continue
             if left is not None:
                 member.space = group.per_member(left)[index]

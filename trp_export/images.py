@@ -102,7 +102,7 @@ class ImageSet:
     def _from_file(self, path: Path) -> NDArray[np.uint8]:
         try:
             with Image.open(path) as image:
-                return self._resized(_upright(image).convert("L" if self.channels == 1 else "RGB"), str(path))
+                return self._resized(upright(image).convert("L" if self.channels == 1 else "RGB"), str(path))
         except (OSError, SyntaxError, ValueError) as error:
             raise LoadError(f"{path} cannot be decoded ({error}). Remove it or replace it.") from error
 
@@ -288,7 +288,7 @@ _TURNS = {
 }
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """Phones store photos as the sensor lies. Not ImageOps.exif_transpose, which fails on other, damaged entries."""
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return image if turn is None else image.transpose(turn)

@@ -11,6 +11,7 @@ from trp_export.calibration.curves import Fitted, calibrated_factors
 from trp_export.calibration.divergence import divergence
 from trp_export.calibration.moments import gather_moments
 from trp_export.calibration.taps import Tap
+from trp_export.calibration.walk import Walk
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_products
 from trp_export.graph.sites import find_sites
@@ -20,6 +21,7 @@ from trp_export.lowrank.schemes import CHANNEL_WISE, POINTWISE_FIRST, SPATIAL_WI
 from trp_export.planning.plan import Decision, Plan
 from trp_export.recover.outcome import closest
 from trp_export.recover.refit import refit
+from trp_export.recover.renormalise import norms_left, renormalise
 
 
 def _plan(located: tuple, ranks: dict[str, tuple[Scheme, int]]) -> Plan:
@@ -187,6 +189,18 @@ def test_a_batch_norm_stays_where_nothing_before_it_changes() -> None:
     fitted = refit(model, _plan(located, {"grouped": (POINTWISE_FIRST, 2)}), [make_images(8).inputs], Fitted({}, {}))
     np.testing.assert_array_equal(fitted.values["norm.mean"], NORM["norm.mean"])
     np.testing.assert_array_equal(fitted.values["norm.var"], NORM["norm.var"])
+
+
+def test_a_channel_that_the_images_no_longer_move_keeps_a_bounded_gain() -> None:
+    model, _ = _normed()
+    (norm,) = norms_left(model)
+    images = make_images(16).inputs
+    original, compressed = Walk(model, [images]), Walk(model, [images])
+    compressed.to(["s"])
+    compressed.values["s"] = [np.zeros_like(compressed.values["s"][0])]
+    found = renormalise(original, compressed, norm)
+    np.testing.assert_allclose(found["norm.var"], 0.01 * NORM["norm.var"])
+    assert np.isfinite(found["norm.mean"]).all()
 
 
 def _normed_outputs(model: ir.Model, plan: Plan, fitted: Fitted | None, images: np.ndarray) -> np.ndarray:

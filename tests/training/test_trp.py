@@ -99,6 +99,19 @@ def test_following_the_space_trains_as_decomposing_in_full_does() -> None:
         torch.testing.assert_close(followed, exact, rtol=0, atol=1e-4)
 
 
+def test_a_layer_that_a_later_choice_leaves_whole_is_no_longer_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Tiny(norm=False)
+    optimizer = sgd(model, lr=0.02)
+    trp = TRP(model, optimizer, replace(EVERY_STEP, exact_every=2), SHAPE)
+    take_steps(model, optimizer, 3)
+    assert relative_rank(model.conv1.weight) == 3
+    whole = {target.name: target.curve.full_rank for target in trp._targets}
+    monkeypatch.setattr(trp, "_ranks", lambda rule: whole | {"conv2": 3})
+    take_steps(model, optimizer, 4)
+    assert relative_rank(model.conv1.weight) > 3
+    assert relative_rank(model.conv2.weight) == 3
+
+
 def test_finish_leaves_exactly_the_ranks_of_its_plan() -> None:
     model = Tiny()
     optimizer = sgd(model)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   trp-search model.onnx --data photos/ --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --macs 2 -o plan.json
-  trp-search resnet20.th --arch resnet20 --data npz:DATA --macs 3 --branches 2 -o plan.json
+  trp-search run/model.pt --data npz:DATA --macs 3 --branches 2 -o plan.json
   trp-search run/model.pt --no-data --speedup 1.5 -o plan.json
   trp-search --resume -o plan.json
   trp-export model.onnx --plan plan.json --calib photos/
@@ -71,7 +71,9 @@ def _shape(context: click.Context, parameter: click.Parameter, value: str | None
 @click.option("--speedup", type=float, help="This many times as fast, by latency measured on --device.")
 @click.option("--data", metavar="SPEC", help="npz:DIR and the like, with labels, or a path of images, without.")
 @click.option("--no-data", is_flag=True, help="Make images from what batch norm remembers of the training data.")
-@click.option("--count", default=1024, help="At most this many images, drawn by --seed.")
+@click.option(
+    "--count", type=int, help="At most so many images, drawn by --seed (default 1,024; fewer made of large nets)."
+)
 @click.option("--mean", callback=_numbers, help="Of the images, per channel; the checkpoint's where it has them.")
 @click.option("--std", callback=_numbers, help="Of the images, per channel; the checkpoint's where it has them.")
 @click.option("--arch", help="For weights: resnet20, torchvision:resnet50 or package.module:factory.")
@@ -103,7 +105,7 @@ def command(context: click.Context, /, resume: bool, no_data: bool, gap: int | N
     are trained to keep its answers at the cost that is wanted (Yu & Bouganis, SVD-NAS, WACV 2023). The planner of
     trp-export, behind its --macs and --speedup, needs no search and is hard to beat: docs/results-search.md.
     """
-    options = _resumed(context, values) if resume else _options(values, no_data)
+    options = _resumed(context, values, no_data) if resume else _options(values, no_data)
     from training.search.run import search
 
     if gap:
@@ -192,7 +194,7 @@ def _options(values: dict[str, Any], no_data: bool) -> SearchOptions:
     return SearchOptions(**values)
 
 
-def _resumed(context: click.Context, values: dict[str, Any]) -> SearchOptions:
+def _resumed(context: click.Context, values: dict[str, Any], no_data: bool) -> SearchOptions:
     """The stored options of the search, which those given now must not contradict."""
     from training.resume import require_same_run
     from training.search.options import SearchOptions
@@ -207,6 +209,10 @@ def _resumed(context: click.Context, values: dict[str, Any]) -> SearchOptions:
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT
     }
     require_same_run(given, stored, free=("output",))
+    if no_data and stored.get("data") is not None:
+        raise OptionError(
+            f"--no-data differs from the --data {stored['data']} this run was started with; leave it out."
+        )
     try:
         return SearchOptions.from_json(stored | {"output": values["output"]})
     except TypeError as error:

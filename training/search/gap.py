@@ -21,7 +21,7 @@ from training.search.images import read_images
 from training.search.loop import Search
 from training.search.options import SearchOptions
 from training.search.recovery import DRAWS, Recovery, images_needed, split_images
-from training.search.run import Seen, batch_size, look, read_search
+from training.search.run import IMAGES, Seen, batch_size, look, read_search
 from training.search.sample import Drawn, as_plan, draw_plans
 from training.search.space import Space, by_macs
 from training.search.supernet import Supernet
@@ -118,7 +118,8 @@ def measure_gap(options: SearchOptions, count: int, progress: Progress) -> Gap:
         budget = network.macs / options.macs - fixed
         spaces = by_macs(sites, options.scheme)
         search = _reopen(options, seen, spaces, budget, progress)
-        few = tuple(feed(network.model, seen.images))[: -(-_MEASURED_ON // len(seen.images.batch(0, 64)))]
+        batches = tuple(feed(network.model, seen.images))
+        few = batches[: -(-_MEASURED_ON // len(batches[0]))]
         lost = predict(network, spaces, seen.moments, few, options.scheme, progress)
         plans = draw_plans(
             spaces, budget, network.macs / options.macs, lost[PREDICTED], search.logits(), count, options.seed
@@ -165,7 +166,7 @@ def _more_images(options: SearchOptions, network: Network) -> tuple[ImageSet, bo
     """Enough to recover and to judge on, and whether they are labelled."""
     (shape,) = network.inputs.values()
     preprocessing = Preprocessing(options.mean, options.std).or_else(network.source.mean, network.source.std)
-    wanted = images_needed(options.count)
+    wanted = images_needed(options.count or IMAGES)
     return read_images(options.data or "", preprocessing, (None, *shape[1:]), wanted, options.seed + 1)
 
 

@@ -26,7 +26,7 @@ class SearchOptions:
     model: Path
     output: Path
     data: str | None = None
-    count: int = 1024
+    count: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     arch: str | None = None
@@ -56,7 +56,7 @@ class SearchOptions:
         _require(self.start in STARTS, f"--start {self.start}: one of {', '.join(STARTS)}.")
         _require(self.epochs is None or self.epochs >= 1, f"--epochs {self.epochs} is below 1.")
         _require(self.batch >= 0, f"--batch {self.batch} is below 0.")
-        _require(self.count >= 1, f"--count {self.count} is below 1.")
+        _require(self.count is None or self.count >= 1, f"--count {self.count} is below 1.")
         _require(self.lr > 0, f"--lr {self.lr:g} is not above 0.")
         _require(self.seed >= 0, f"--seed {self.seed} is below 0.")
         _require(self.output.suffix == ".json", f"-o {self.output} does not end in .json.")

@@ -18,6 +18,7 @@ from trp_export.fit import Known, fit
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_products
 from trp_export.graph.sites import find_sites
+from trp_export.graph.weights import apply_values
 from trp_export.images import ImageSet
 from trp_export.network import Network
 from trp_export.options import Calibration
@@ -83,6 +84,7 @@ class Recovery:
         places = find_sites(model, network.shapes)
         set_products(model, plan, places, fitted.factors)
         add_to_bias(model, places, fitted.shifts)
+        apply_values(model, fitted.values)
         got = self._classes(model)  # Fewer than there are images where these do not fill a fixed batch.
         return 100 * float((got == self._wanted[: len(got)]).mean())
 

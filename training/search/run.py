@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -37,7 +37,7 @@ from trp_export.network import Network, analyse, measure_layers
 from trp_export.options import Benchmark, LatencyTables, Selection
 from trp_export.planning.plan import Plan
 from trp_export.progress import Progress
-from trp_export.recover.synthetic import synthetic_images
+from trp_export.recover.synthetic import affordable, synthetic_images, synthetic_note
 from trp_export.recover.torch_graph import TorchGraph
 from trp_export.save import Scratch
 from trp_export.whole import whole
@@ -51,6 +51,8 @@ FORMAT, VERSION = "trp-search", 1
 _BATCH_ELEMENTS, _LARGEST_BATCH = 8 * 3 * 224 * 224, 32
 # Later plans gain little: measured on ResNet-20, see docs/results-search.md.
 _STEPS = 300
+# Where nobody says how many.
+IMAGES = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,7 +143,12 @@ class _Stages:
         options, seen = self._options, self._seen
         search = open_search(options, seen, spaces, budget, self._progress)
         if stage < len(self._states):
-            search.load_state_dict(self._states[stage])
+            try:
+                search.load_state_dict(self._states[stage])
+            except RuntimeError as error:  # Another measurement has added ranks to the latency table.
+                raise LoadError(
+                    f"{options.folder}: the candidates of {options.model} have changed since. Start again, elsewhere."
+                ) from error
 
         def save() -> None:
             self._states[stage:] = [search.state_dict()]
@@ -156,8 +163,9 @@ class _Stages:
         return search.logits()
 
     def _plan(self, spaces: Sequence[Space], logits: Mapping[str, Float64], budget: float, what: str) -> Plan:
-        name = Path(self._seen.images.name.rpartition(":")[2]).name
-        images = f"{len(self._seen.images):,} images of {name}"
+        seen, count = self._seen.images, f"{len(self._seen.images):,}"
+        name = Path(seen.name.rpartition(":")[2]).name
+        images = f"{count} images of {name}" if self._options.data is not None else f"{count} synthetic images"
         rule = f"{what}, searched with {images}, seed {self._options.seed}"
         return make_plan(spaces, logits, budget, rule)
 
@@ -191,6 +199,7 @@ def look(options: SearchOptions, folder: Path, progress: Progress) -> Seen:
     moments = gather_moments(
         network.model, network.located, images, seed=options.seed, progress=partial(progress, "moments")
     )
+    images = _full_batches(images, fixed_batch(network.model) or 1)
     inputs = torch.from_numpy(np.array(images.inputs)).contiguous(memory_format=torch.channels_last)
     graph = TorchGraph(network.model)
     with torch.no_grad():
@@ -232,16 +241,25 @@ def _images(options: SearchOptions, network: Network, progress: Progress) -> tup
     (shape,) = network.inputs.values()
     if options.data is not None:
         preprocessing = Preprocessing(options.mean, options.std).or_else(network.source.mean, network.source.std)
-        return read_images(options.data, preprocessing, (None, *shape[1:]), options.count, options.seed)
+        return read_images(options.data, preprocessing, (None, *shape[1:]), options.count or IMAGES, options.seed)
     file = options.folder / "synthetic.npy"
     if not file.exists():
         told = partial(progress, "synthesise images")
-        made = synthetic_images(
-            network.model, network.statistics, shape, options.count, seed=options.seed, progress=told
-        )
+        count = options.count or affordable(network.macs)
+        made = synthetic_images(network.model, network.statistics, shape, count, seed=options.seed, progress=told)
         with whole(file) as part, part.open("wb") as stream:
             np.save(stream, made.inputs)
-    return load_images(file, input_shape=(None, *shape[1:])), False
+    images = load_images(file, input_shape=(None, *shape[1:]))
+    return replace(images, notes=(*images.notes, synthetic_note(len(images), options.seed))), False
+
+
+def _full_batches(images: ImageSet, size: int) -> ImageSet:
+    """Without those that do not fill a batch. Raises OptionError where nothing is left."""
+    count = len(images) // size * size
+    if not count:
+        raise OptionError(f"the model takes {size} images at a time, and {images.name} holds {len(images)}.")
+    labels = None if images.labels is None else images.labels[:count]
+    return replace(images, pixels=images.pixels[:count], labels=labels)
 
 
 def batch_size(network: Network, images: int, wanted: int) -> int:
@@ -271,7 +289,7 @@ def read_search(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise LoadError(f"{folder} holds no search to resume: last.pt is missing. Leave --resume out.")
     content = read(path)
-    if content.get("format") != FORMAT or content.get("version") != VERSION:
+    if content.get("format") != FORMAT or content.get("version") != VERSION or "options" not in content:
         raise LoadError(f"{path} is not the saved state of a search.")
     return content
 
@@ -282,6 +300,8 @@ def _make_folder(folder: Path) -> None:
         raise OptionError(f"{folder} holds a search already: go on with --resume, or choose another place with -o.")
     try:
         folder.mkdir(exist_ok=True)
+        for left in ("synthetic.npy", "recovered.json"):  # Of a search that never came to its first epoch.
+            (folder / left).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{folder} cannot be made: {error.strerror}.") from error
 

@@ -24,6 +24,8 @@ Array = NDArray[Any]
 _MEAN, _VARIANCE = 3, 4
 # A channel that varied less than this beside its own mean square tells no ratio.
 _STILL = 1e-8
+# A channel that the images no longer move may be moved by others: its gain must stay within bounds.
+_LEAST, _MOST = 0.01, 100.0
 
 
 def norms_left(model: ir.Model) -> list[ir.Node]:
@@ -39,7 +41,7 @@ def renormalise(original: Walk, compressed: Walk, norm: ir.Node) -> dict[str, Ar
     compressed.to([name])
     (was_mean, was_variance), (mean, variance) = (_moments(walk.values[name]) for walk in (original, compressed))
     tells = was_variance > _STILL * (was_variance + was_mean**2)
-    ratio = np.where(tells, variance / np.where(tells, was_variance, 1.0), 1.0)
+    ratio = np.clip(np.where(tells, variance / np.where(tells, was_variance, 1.0), 1.0), _LEAST, _MOST)
     return {
         **_renewed(norm, _MEAN, lambda stored: mean - (was_mean - stored) * np.sqrt(ratio)),
         **_renewed(norm, _VARIANCE, lambda stored: stored * ratio),

@@ -63,11 +63,16 @@ def synthetic_images(
 ) -> ImageSet:
     """What `synthesise` makes, as a set of images with a note that says so."""
     images = synthesise(model, statistics, input_shape, count, seed=seed, progress=progress)
-    note = (
+    note = synthetic_note(count, seed)
+    return ImageSet("synthetic images", images, None, Preprocessing(), images.shape[1], None, (note,))
+
+
+def synthetic_note(count: int, seed: int) -> str:
+    """What the user should know of such images."""
+    return (
         f"no images were given: {count:,} were synthesised from batch norm statistics, seed {seed}. Real ones, even "
         "without labels, keep more"
     )
-    return ImageSet("synthetic images", images, None, Preprocessing(), images.shape[1], None, (note,))
 
 
 def synthesise(

@@ -20,7 +20,6 @@ import torch
 from networks import make_images, make_network
 
 from training.search import cli
-from training.search.run import search
 
 Command = Callable[..., Any]
 FAST = ("--epochs", "3", "--batch", "8", "--lr", "0.05")
@@ -171,7 +170,3 @@ def test_help_lists_sections(tmp_path: Path) -> None:
     assert "How small, one of:" in done.stdout
     assert "Examples:" in done.stdout
     assert done.returncode == 0, done.stderr
-
-
-def test_a_search_is_importable_without_the_command() -> None:
-    assert callable(search)
