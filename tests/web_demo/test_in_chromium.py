@@ -24,12 +24,26 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason=MISSING)
 
 
 @pytest.fixture(scope="module")
-def page(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with served(site) as url, chromium(tmp_path_factory.mktemp("chromium")) as page:
-        page.resize(1100, 900)
-        page.open(url)
-        _finished(page, 1)
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with chromium(tmp_path_factory.mktemp("chromium")) as page:
         yield page
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    with served(site) as url:
+        yield url
+
+
+@pytest.fixture
+def page(window: Page, address: str) -> Page:
+    """The site, loaded afresh: what one test does to the page, or where it goes, is nothing to the next."""
+    window.resize(1100, 900)
+    window.open("about:blank")
+    window.problems.clear()
+    window.open(address)
+    _finished(window, 1)
+    return window
 
 
 def _finished(page: Page, tasks: int | None = None) -> int:
@@ -83,9 +97,7 @@ def test_the_same_classes_as_in_python(page: Page, site: Path, pixels: np.ndarra
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
-def test_fewer_bits_answer_as_in_python(
-    precision: str, page: Page, site: Path, pixels: np.ndarray, tmp_path: Path
-) -> None:
+def test_fewer_bits_answer_as_in_python(precision: str, page: Page, pixels: np.ndarray, tmp_path: Path) -> None:
     """Bundles in other precisions, on a page that is there already."""
     calibration = Calibration(IMAGES, count=128) if precision == "int8" else None
     asked = Options(calibration=calibration, precision=precision, benchmark=Benchmark(run=False))  # type: ignore[arg-type]
@@ -106,9 +118,6 @@ def test_fewer_bits_answer_as_in_python(
     np.testing.assert_allclose(own, found[:, 0, 1], atol=apart)
     assert (expected.max(axis=1) - own).max() < apart
     assert page.problems == []
-    with served(site) as url:
-        page.open(url)
-        _finished(page, 1)
 
 
 def test_one_image_beside_the_original(page: Page, pixels: np.ndarray, tmp_path: Path) -> None:
@@ -235,42 +244,34 @@ def test_a_changed_byte_is_refused(page: Page, site: Path, tmp_path: Path, damag
         assert "digest" in page.text("#error")
         assert page.evaluate("document.querySelector('#images').disabled")
         assert page.evaluate("document.querySelector('#result').hidden")
-    page.problems.clear()
 
 
 @pytest.mark.parametrize("width", [320, 390, 1100])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_nothing_sticks_out(page: Page, site: Path, width: int, dark: bool) -> None:
-    with served(site) as url:
-        page.resize(width, 800, dark=dark)
-        page.open(url)
-        _finished(page, 1)
-        page.evaluate("document.querySelector('details').open = true")
-        for panel in ("drawing", "camera", "files"):
-            page.click(f"[value={panel}]")
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert ground == ("rgb(19, 23, 27)" if dark else "rgb(255, 255, 255)")
-    page.resize(1100, 900)
+def test_nothing_sticks_out(page: Page, width: int, dark: bool) -> None:
+    page.resize(width, 800, dark=dark)
+    page.evaluate("document.querySelector('details').open = true")
+    for panel in ("drawing", "camera", "files"):
+        page.click(f"[value={panel}]")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground == ("rgb(19, 23, 27)" if dark else "rgb(255, 255, 255)")
 
 
-def test_every_control_has_a_name_and_is_reached_by_tab(page: Page, site: Path) -> None:
-    with served(site) as url:
-        page.open(url)
-        _finished(page, 1)
-        page.click("[value=drawing]")
-        page.evaluate("document.querySelector('details').open = true")
-        controls = {"button", "radio", "slider", "textbox", "ColorWell", "link", "DisclosureTriangle", "img", "image"}
-        nodes = page.call("Accessibility.getFullAXTree")["nodes"]
-        found = [node for node in nodes if not node["ignored"] and node["role"]["value"] in controls]
-        assert len(found) >= 9
-        assert [node["role"] for node in found if not node.get("name", {}).get("value")] == []
-        reached = set()
-        page.evaluate("document.activeElement.blur()")
-        for _ in range(30):
-            page.press("Tab")
-            reached.add(page.evaluate("document.activeElement.id || document.activeElement.localName"))
-        assert {"board", "pen", "pen-width", "fill", "classify", "summary", "bundle-files", "digest"} <= reached
+def test_every_control_has_a_name_and_is_reached_by_tab(page: Page) -> None:
+    page.click("[value=drawing]")
+    page.evaluate("document.querySelector('details').open = true")
+    controls = {"button", "radio", "slider", "textbox", "ColorWell", "link", "DisclosureTriangle", "img", "image"}
+    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+    found = [node for node in nodes if not node["ignored"] and node["role"]["value"] in controls]
+    assert len(found) >= 9
+    assert [node["role"] for node in found if not node.get("name", {}).get("value")] == []
+    reached = set()
+    page.evaluate("document.activeElement.blur()")
+    for _ in range(30):
+        page.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.localName"))
+    assert {"board", "pen", "pen-width", "fill", "classify", "summary", "bundle-files", "digest"} <= reached
 
 
 def test_a_camera(site: Path, pixels: np.ndarray, tmp_path: Path) -> None:
