@@ -31,11 +31,10 @@ Command = Callable[..., Outcome]
 
 
 @pytest.fixture
-def trp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+def trp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs `trp-export` with these arguments in `tmp_path`."""
     from trp_export.cli import main
 
-    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> Outcome:
@@ -45,8 +44,7 @@ def trp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
             main()
         return Outcome(int(end.value.code or 0), *capsys.readouterr())
 
-    yield run
-    signal.signal(signal.SIGTERM, before)
+    return run
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from trp_export.entry import run
+from trp_export.entry import run, shape
 from trp_export.errors import LoadError, OptionError, OutputError
 from trp_export.help import SectionedCommand
 
@@ -44,19 +44,12 @@ SECTIONS = {
 _path = click.Path(path_type=Path)
 
 
-class _Shape(click.ParamType):  # type: ignore[type-arg]  # Generic from click 8.2 on.
-    """1,3,224,224 as a tuple."""
-
-    name = "N,C,H,W"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        try:
-            extents = tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a shape such as 1,3,224,224", param, ctx)
-        if len(extents) != 4 or extents[0] != 1 or min(extents) < 1:
-            self.fail(f"{value!r} is not a shape such as 1,3,224,224", param, ctx)
-        return extents
+def _one_image(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """A shape (1, C, H, W)."""
+    extents = shape(context, parameter, value)
+    if extents is not None and (len(extents) != 4 or extents[0] != 1):
+        raise click.BadParameter(f"{value!r} is not a shape such as 1,3,224,224.")
+    return extents
 
 
 def _read_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
@@ -83,7 +76,9 @@ def _read_config(context: click.Context, parameter: click.Parameter, path: Path 
     context_settings={"show_default": True, "help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.option("--arch", help="resnet20, torchvision:resnet18 or package.module:factory.")
-@click.option("--input-shape", type=_Shape(), help="1,3,224,224; default the architecture's own.")
+@click.option(
+    "--input-shape", callback=_one_image, metavar="N,C,H,W", help="1,3,224,224; default the architecture's own."
+)
 @click.option("--data", metavar="SPEC", help="npz:DIR, imagefolder:DIR or torchvision:CIFAR10:DIR.")
 @click.option("-o", "--output", type=_path, help="Folder of the run.")
 @click.option(

@@ -6,17 +6,15 @@ Nothing heavy is imported before it is known that there is work to do: `--help` 
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from trp_export.entry import run
+from trp_export.entry import numbers, run, shape
 from trp_export.errors import OptionError, PrecisionError
 from trp_export.help import SectionedCommand
 
@@ -62,24 +60,6 @@ SECTIONS = {
 }
 
 
-def _numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    if value is None:
-        return None
-    try:
-        return tuple(float(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406.") from None
-
-
-def _shape(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    parts = value.replace("x", ",").split(",")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise click.BadParameter(f"{value!r} is not a shape such as 1,3,224,224.")
-    return tuple(int(part) for part in parts)
-
-
 def _calib(context: click.Context, parameter: click.Parameter, value: str | None) -> Path | str | None:
     """A path, or the word; a folder of that name is `./synthetic`."""
     return value if value in (None, _SYNTHETIC) else Path(value)
@@ -121,7 +101,7 @@ def _align(context: click.Context, parameter: click.Parameter, value: str) -> in
 @click.option("--skip", multiple=True, metavar="PATTERN", help="Leave out layers whose name matches; may be repeated.")
 @click.option("--align", default="1", callback=_align, help="Round ranks up to a multiple; auto: this CPU's block.")
 @click.option("--arch", help="For weights: resnet20, torchvision:resnet50 or package.module:factory.")
-@click.option("--input-shape", callback=_shape, metavar="N,C,H,W", help="Default: the architecture's, or the file's.")
+@click.option("--input-shape", callback=shape, metavar="N,C,H,W", help="Default: the architecture's, or the file's.")
 @click.option("--static", is_flag=True, help="Fix the batch size of the input shape (PyTorch models).")
 @click.option("--trust-pickle", is_flag=True, help="Open pickled modules, which can run code. Only if you trust them.")
 @click.option(
@@ -147,8 +127,8 @@ def _align(context: click.Context, parameter: click.Parameter, value: str) -> in
     type=click.Path(path_type=Path),
     help="Images with labels, for accuracy before and after; without, for how often the class stays.",
 )
-@click.option("--mean", callback=_numbers, help="Of the images, per channel. Default: the checkpoint's.")
-@click.option("--std", callback=_numbers, help="Of the images, per channel. Default: the checkpoint's.")
+@click.option("--mean", callback=numbers, help="Of the images, per channel. Default: the checkpoint's.")
+@click.option("--std", callback=numbers, help="Of the images, per channel. Default: the checkpoint's.")
 @click.option("--resize", type=int, help="Shorter side of the images, before --crop.")
 @click.option("--crop", type=int, help="Centre square of the images.")
 @click.option(
@@ -204,9 +184,6 @@ def command(model: Path | None, **given: Any) -> None:
 
 def main() -> NoReturn:
     """The entry point: errors become one or two lines on stderr and a documented exit code."""
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _interrupt)
     sys.exit(
         run(
             command,
@@ -214,10 +191,6 @@ def main() -> NoReturn:
             memory="Try a smaller --input-shape, or --skip the largest layers.",
         )
     )
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _options(given: dict[str, Any]) -> Options:

@@ -1,9 +1,16 @@
-"""How every command ends: errors become a line or two on stderr and a documented exit code, never a traceback."""
+"""What all commands share: how they read numbers and shapes, and how they end.
+
+Errors become a line or two on stderr and a documented exit code, never a traceback; SIGTERM and SIGHUP are Ctrl-C.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import click
 
@@ -17,7 +24,8 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, *, inter
     set, a fault of the program shows where it happened.
     """
     try:
-        result = command.main(args=arguments, standalone_mode=False)
+        with _terminable():
+            result = command.main(args=arguments, standalone_mode=False)
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)
     except TrpError as error:
@@ -41,6 +49,48 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, *, inter
             TrpError.exit_code,
         )
     return result if isinstance(result, int) else 0
+
+
+def numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """Callback of an option such as 0.485,0.456,0.406."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406.") from None
+
+
+def shape(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Callback of an option such as 1,3,224,224 or 1x3x224x224."""
+    if value is None:
+        return None
+    parts = value.replace("x", ",").split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"{value!r} is not a shape such as 1,3,224,224.")
+    return tuple(int(part) for part in parts)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the command as Ctrl-C does, unless the signal is ignored, as nohup has it."""
+    if threading.current_thread() is not threading.main_thread():  # No other may say what signals do.
+        yield
+        return
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in known}
+    before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+    for number in before:
+        signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _fail(message: str, code: int) -> int:

@@ -210,6 +210,7 @@ def test_the_command_trains_by_a_config_file_resumes_and_refuses(
 def test_errors_are_one_line_and_an_exit_code(stripes: Path, tmp_path: Path, command: Command) -> None:
     for arguments, code, text in (
         (("--arch", "resnet20", "-o", tmp_path), 2, "--data is missing"),
+        (("--arch", "resnet20", "--input-shape", "2,3,8,8"), 2, "'2,3,8,8' is not a shape such as 1,3,224,224"),
         (("--arch", "resnet20", "--data", f"npz:{stripes}", "-o", tmp_path / "a"), 3, "images are 8x8"),
         (("--arch", "resnet20", "--data", "npz:/nowhere", "-o", tmp_path / "a"), 3, "is not a folder"),
         (("--arch", "resnet20", "--data", f"npz:{stripes}", "-o", config_file(tmp_path)), 7, "cannot be made"),

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.core import ParameterSource
 
-from trp_export.entry import run
+from trp_export.entry import numbers, run, shape
 from trp_export.errors import LoadError, OptionError, StoppedEarly
 from trp_export.help import SectionedCommand
 
@@ -42,24 +40,6 @@ SECTIONS = {
 _path = click.Path(path_type=Path)
 
 
-def _numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    if value is None:
-        return None
-    try:
-        return tuple(float(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406.") from None
-
-
-def _shape(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    parts = value.replace("x", ",").split(",")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise click.BadParameter(f"{value!r} is not a shape such as 1,3,224,224.")
-    return tuple(int(part) for part in parts)
-
-
 @click.command(
     cls=SectionedCommand,
     sections=SECTIONS,
@@ -74,10 +54,10 @@ def _shape(context: click.Context, parameter: click.Parameter, value: str | None
 @click.option(
     "--count", type=int, help="At most so many images, drawn by --seed (default 1,024; fewer made of large nets)."
 )
-@click.option("--mean", callback=_numbers, help="Of the images, per channel; the checkpoint's where it has them.")
-@click.option("--std", callback=_numbers, help="Of the images, per channel; the checkpoint's where it has them.")
+@click.option("--mean", callback=numbers, help="Of the images, per channel; the checkpoint's where it has them.")
+@click.option("--std", callback=numbers, help="Of the images, per channel; the checkpoint's where it has them.")
 @click.option("--arch", help="For weights: resnet20, torchvision:resnet50 or package.module:factory.")
-@click.option("--input-shape", callback=_shape, metavar="N,C,H,W", help="The architecture's, or the file's.")
+@click.option("--input-shape", callback=shape, metavar="N,C,H,W", help="The architecture's, or the file's.")
 @click.option(
     "--scheme",
     type=click.Choice(["auto", "sliced", "all", "channel", "spatial", "spatial-t", "pointwise", "decouple"]),
@@ -141,12 +121,7 @@ def _measure_gap(options: SearchOptions, count: int) -> None:
 
 def main() -> NoReturn:
     """Entry point: errors become a line on stderr and an exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(run(command, interrupted="interrupted; no plan was written.", memory="Lower --batch."))
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -165,7 +164,7 @@ def _bench(options: Options) -> int:
             save(comparison, destination)
 
     try:
-        with _terminable(), _progress("measuring") as advance:
+        with _progress("measuring") as advance:
             found = compare(
                 options.models,
                 device=options.device,
@@ -226,24 +225,6 @@ def _read_input(given: str) -> dict[str, np.ndarray] | None:
         return {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except (OSError, ValueError) as error:
         raise LoadError(f"cannot read {given} as .npy or .npz: {error}") from error
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end a measurement as Ctrl-C does: samples kept, processes ended."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        previous = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager

@@ -40,10 +40,8 @@ def trp_search(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["trp-search", *map(str, arguments)])
         capsys.readouterr()
-        before = signal.getsignal(signal.SIGTERM)
         with pytest.raises(SystemExit) as end:
             cli.main()
-        signal.signal(signal.SIGTERM, before)
         return int(end.value.code or 0), *capsys.readouterr()
 
     return run

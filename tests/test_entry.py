@@ -1,0 +1,61 @@
+"""What all commands share: values read from an option, and signals."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import click
+import pytest
+
+from trp_export.entry import numbers, run, shape
+from trp_export.errors import INTERRUPTED
+
+TERMINATING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+
+
+def run_briefly(command: click.Command, *arguments: str) -> int:
+    return run(command, arguments, interrupted="interrupted.", memory="")
+
+
+@click.command()
+@click.option("--shape", callback=shape)
+@click.option("--numbers", callback=numbers)
+def echo(shape: tuple[int, ...] | None, numbers: tuple[float, ...] | None) -> None:
+    click.echo(f"{shape} {numbers}")
+
+
+@pytest.mark.parametrize("given", ["1,3,8,10", "1x3x8x10", "1, 3,8x10"])
+def test_a_shape_is_read(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_briefly(echo, "--shape", given, "--numbers", "0.5,1e-3") == 0
+    assert capsys.readouterr().out == "(1, 3, 8, 10) (0.5, 0.001)\n"
+
+
+@pytest.mark.parametrize("given", ["", "1,", "1,3,0", "1,-3", "1,3.5", "1,²", "1,3;8", "many"])
+def test_what_is_no_shape_is_refused(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_briefly(echo, "--shape", given) == 2
+    assert capsys.readouterr().err.endswith(f"{given!r} is not a shape such as 1,3,224,224.\n")
+
+
+@pytest.mark.parametrize("number", TERMINATING)
+def test_a_signal_interrupts_a_command_and_nothing_after_it(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    assert run_briefly(click.Command("signalled", callback=lambda: signal.raise_signal(number))) == INTERRUPTED
+    assert signal.getsignal(number) is before
+
+
+def test_a_hang_up_that_is_ignored_stays_so() -> None:
+    if not hasattr(signal, "SIGHUP"):
+        pytest.skip("no SIGHUP on this system")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run_briefly(click.Command("hung up", callback=lambda: signal.raise_signal(signal.SIGHUP))) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_command_runs_in_any_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    thread = threading.Thread(target=run_briefly, args=(echo,))
+    thread.start()
+    thread.join()
+    assert capsys.readouterr().out == "None None\n"
