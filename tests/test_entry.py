@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 
 import click
@@ -35,6 +37,21 @@ def test_a_shape_is_read(given: str, capsys: pytest.CaptureFixture[str]) -> None
 def test_what_is_no_shape_is_refused(given: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_briefly(echo, "--shape", given) == 2
     assert capsys.readouterr().err.endswith(f"{given!r} is not a shape such as 1,3,224,224.\n")
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("trp_export.cli", "trp-export"),
+        ("trp_export.bench.cli", "trp-bench"),
+        ("training.cli", "trp-train"),
+        ("training.search.cli", "trp-search"),
+    ],
+)
+def test_a_command_goes_by_its_name(module: str, name: str) -> None:
+    program = [sys.executable, "-m", module, "--help"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith(f"Usage: {name} [OPTIONS]"), done.stderr
 
 
 @pytest.mark.parametrize("number", TERMINATING)

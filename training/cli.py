@@ -70,6 +70,7 @@ def _read_config(context: click.Context, parameter: click.Parameter, path: Path 
 
 
 @click.command(
+    "trp-train",
     cls=SectionedCommand,
     sections=SECTIONS,
     epilog=EXAMPLES,

@@ -72,6 +72,7 @@ def _align(context: click.Context, parameter: click.Parameter, value: str) -> in
 
 
 @click.command(
+    "trp-export",
     cls=SectionedCommand,
     sections=SECTIONS,
     epilog=EXAMPLES,

@@ -18,14 +18,14 @@ from trp_export.errors import INTERRUPTED, StoppedEarly, TrpError
 
 
 def run(command: click.Command, arguments: Sequence[str] | None = None, *, interrupted: str, memory: str) -> int:
-    """Run a command and return its exit code.
+    """Run a command, under its own name however it was started, and return its exit code.
 
     `interrupted` is said where the user broke it off, `memory` is the remedy where memory ran out. With TRP_TRACEBACK
     set, a fault of the program shows where it happened.
     """
     try:
         with _terminable():
-            result = command.main(args=arguments, standalone_mode=False)
+            result = command.main(args=arguments, prog_name=command.name, standalone_mode=False)
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)
     except TrpError as error:

@@ -41,6 +41,7 @@ _path = click.Path(path_type=Path)
 
 
 @click.command(
+    "trp-search",
     cls=SectionedCommand,
     sections=SECTIONS,
     epilog=EXAMPLES,

@@ -82,7 +82,9 @@ def _shapes(given: Sequence[str]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-@click.command(epilog=EPILOG, context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
+@click.command(
+    "trp-bench", epilog=EPILOG, context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]}
+)
 @click.argument("models", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--device", default="local", show_default=True, metavar="SPEC", help="Where to run, see --list-devices.")
 @click.option("--threads", default=1, show_default=True, help="Threads per inference.")
@@ -260,3 +262,7 @@ def _list_devices(settings: Settings, as_json: bool) -> int:
 
     report.print_devices(rows)
     return 0
+
+
+if __name__ == "__main__":
+    main()
