@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from click.core import ParameterSource
 
 from trp_export.entry import run, shape
 from trp_export.errors import LoadError, OptionError, OutputError
@@ -206,16 +205,12 @@ def _options(values: dict[str, Any]) -> TrainOptions:
 def _resumed(context: click.Context, values: dict[str, Any]) -> TrainOptions:
     """The stored options of the run, which those given now must not contradict."""
     from training.options import FREE, TrainOptions
-    from training.resume import read_run, require_same_run
+    from training.resume import given_options, read_run, require_same_run
 
     if values["output"] is None:
         raise OptionError("--resume needs the folder of the run: -o DIR.")
     stored = read_run(values["output"])["options"]
-    given = {
-        name: list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-        for name, value in values.items()
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
+    given = given_options(context, values)
     if given.get("factors") == -1:
         given["factors"] = given.get("epochs", stored.get("epochs"))
     require_same_run(given, stored)

@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
+from click.core import ParameterSource
+
 from training.checkpoint import read
 from training.options import FREE
+from training.stored import plain
 from trp_export.errors import LoadError, OptionError
 
 RUN_FORMAT, RUN_VERSION = "trp-run", 1
@@ -22,6 +26,15 @@ def read_run(output: Path) -> dict[str, Any]:
     if content.get("format") != RUN_FORMAT or content.get("version") != RUN_VERSION:
         raise LoadError(f"{path} is not the saved state of a run.")
     return content
+
+
+def given_options(context: click.Context, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a command's options those that somebody gave, as they are stored."""
+    return {
+        name: plain(value)
+        for name, value in values.items()
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
 
 
 def require_same_run(options: Mapping[str, Any], stored: Mapping[str, Any], free: Sequence[str] = FREE) -> None:

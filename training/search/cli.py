@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from click.core import ParameterSource
 
 from trp_export.entry import numbers, run, shape
 from trp_export.errors import LoadError, OptionError, StoppedEarly
@@ -172,19 +171,14 @@ def _options(values: dict[str, Any], no_data: bool) -> SearchOptions:
 
 def _resumed(context: click.Context, values: dict[str, Any], no_data: bool) -> SearchOptions:
     """The stored options of the search, which those given now must not contradict."""
-    from training.resume import require_same_run
+    from training.resume import given_options, require_same_run
     from training.search.options import SearchOptions
     from training.search.run import read_search
 
     if values["output"] is None:
         raise OptionError("--resume needs the plan of the search: -o plan.json.")
     stored = read_search(values["output"].with_suffix(".search"))["options"]
-    given = {
-        name: list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-        for name, value in values.items()
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
-    require_same_run(given, stored, free=("output",))
+    require_same_run(given_options(context, values), stored, free=("output",))
     if no_data and stored.get("data") is not None:
         raise OptionError(
             f"--no-data differs from the --data {stored['data']} this run was started with; leave it out."

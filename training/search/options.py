@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from trp_export.errors import OptionError
+from training.stored import Stored, require
 from trp_export.options import Selection
 
 # What logits start from: the energy that candidates lose, or nothing, as in the paper.
@@ -15,13 +14,15 @@ STARTS = ("energy", "uniform")
 
 
 @dataclass(frozen=True, slots=True)
-class SearchOptions:
+class SearchOptions(Stored):
     """One field per option of trp-search, with its default. Raises OptionError where two contradict one another.
 
     `data` is a specification as for trp-train, with labels, or the path of images, without; None for images made from
     batch norm's statistics. `epochs` None: as many as make 300 steps. `batch` 0:
     by the size of the images.
     """
+
+    PATHS: ClassVar = ("model", "output")
 
     model: Path
     output: Path
@@ -44,22 +45,22 @@ class SearchOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.macs is None or self.speedup is None, "--macs and --speedup contradict each other; give one.")
-        _require(self.macs is not None or self.speedup is not None, "say how small: --macs 2, or --speedup 1.5.")
-        _require(self.ratio > 1, f"--{self.budget} {self.ratio:g} is not above 1.")
-        _require(self.ratio < float("inf"), f"--{self.budget} {self.ratio:g} is not a number.")
-        _require(self.branches in (1, 2), f"--branches {self.branches}: 1 or 2.")
-        _require(
+        require(self.macs is None or self.speedup is None, "--macs and --speedup contradict each other; give one.")
+        require(self.macs is not None or self.speedup is not None, "say how small: --macs 2, or --speedup 1.5.")
+        require(self.ratio > 1, f"--{self.budget} {self.ratio:g} is not above 1.")
+        require(self.ratio < float("inf"), f"--{self.budget} {self.ratio:g} is not a number.")
+        require(self.branches in (1, 2), f"--branches {self.branches}: 1 or 2.")
+        require(
             self.branches == 1 or self.speedup is None,
             "--branches 2 needs --macs: what sums of pairs take on a device is not measured.",
         )
-        _require(self.start in STARTS, f"--start {self.start}: one of {', '.join(STARTS)}.")
-        _require(self.epochs is None or self.epochs >= 1, f"--epochs {self.epochs} is below 1.")
-        _require(self.batch >= 0, f"--batch {self.batch} is below 0.")
-        _require(self.count is None or self.count >= 1, f"--count {self.count} is below 1.")
-        _require(self.lr > 0, f"--lr {self.lr:g} is not above 0.")
-        _require(self.seed >= 0, f"--seed {self.seed} is below 0.")
-        _require(self.output.suffix == ".json", f"-o {self.output} does not end in .json.")
+        require(self.start in STARTS, f"--start {self.start}: one of {', '.join(STARTS)}.")
+        require(self.epochs is None or self.epochs >= 1, f"--epochs {self.epochs} is below 1.")
+        require(self.batch >= 0, f"--batch {self.batch} is below 0.")
+        require(self.count is None or self.count >= 1, f"--count {self.count} is below 1.")
+        require(self.lr > 0, f"--lr {self.lr:g} is not above 0.")
+        require(self.seed >= 0, f"--seed {self.seed} is below 0.")
+        require(self.output.suffix == ".json", f"-o {self.output} does not end in .json.")
         Selection(self.scheme)  # Refuses a scheme that there is not.
 
     @property
@@ -76,23 +77,3 @@ class SearchOptions:
     def folder(self) -> Path:
         """Where all but the plan lies: plan.search for plan.json."""
         return self.output.with_suffix(".search")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values by option name."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> SearchOptions:
-        """The reverse of `to_json`; options that a later version added have their defaults."""
-        names = {field.name for field in fields(cls)}
-        known: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in names
-        }
-        return cls(**(known | {key: Path(known[key]) for key in ("model", "output")}))
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise OptionError(message)
