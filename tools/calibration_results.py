@@ -10,7 +10,6 @@ Every result is a line of the JSON file as soon as it is there; a second call go
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from results import append, missing, read
 
 import trp_export
 from trp_export.calibration.curves import Fitted, calibrated_factors, calibrated_layers
@@ -74,23 +74,17 @@ def main() -> None:
     if options.report:
         write_report(options.out, options.report)
         return
-    done = {key(line) for line in read(options.out)}
     test = load_images(options.data / options.test, IMAGENET)
     for network in options.networks:
         model = load_network(network, options.models / CHECKPOINTS[network])
-        record(
-            options.out,
-            done,
-            {"network": network, "method": "dense", "ratio": 1.0, "draw": 0, "tuned": 0},
-            lambda model=model: {"accuracy": accuracy(model, test)},
-        )
+        dense = {"network": network, "method": "dense", "ratio": 1.0, "draw": 0, "tuned": 0}
+        for job in missing(options.out, [dense]):
+            append(options.out, {**job, "accuracy": accuracy(model, test)})
         for draw in range(options.draws):
-            run_draw(options, done, network, model, draw, test)
+            run_draw(options, network, model, draw, test)
 
 
-def run_draw(
-    options: argparse.Namespace, done: set[str], network: str, model: ir.Model, draw: int, test: ImageSet
-) -> None:
+def run_draw(options: argparse.Namespace, network: str, model: ir.Model, draw: int, test: ImageSet) -> None:
     jobs = [
         {"network": network, "method": method, "ratio": ratio, "draw": draw, "tuned": 0}
         for method in options.methods
@@ -102,19 +96,17 @@ def run_draw(
             {"network": network, "method": "all of it", "ratio": ratio, "draw": draw, "tuned": options.tune_steps}
             for ratio in options.ratios
         ]
-    if all(key(job) in done for job in jobs):
-        return
     workshops: dict[bool, Workshop] = {}
-    for job in (job for job in jobs if key(job) not in done):
+    for job in missing(options.out, jobs):
         if job["method"] == "no images":
             checkpoint = options.models / CHECKPOINTS[network]
-            record(options.out, done, job, lambda job=job, path=checkpoint: export(path, network, job["ratio"], test))
+            append(options.out, {**job, **export(checkpoint, network, job["ratio"], test)})
             continue
         synthetic = METHODS[job["method"]].get("synthetic", False)
         if synthetic not in workshops:
             images = make_images(options, network, draw) if synthetic else draw_images(options.data, draw)
             workshops[synthetic] = Workshop(model, images)
-        record(options.out, done, job, lambda job=job, own=workshops[synthetic]: evaluate(own, job, test))
+        append(options.out, {**job, **evaluate(workshops[synthetic], job, test)})
 
 
 class Workshop:
@@ -270,24 +262,6 @@ def load_network(name: str, checkpoint: Path, fold: bool = True) -> ir.Model:
         fold_batch_norm(model)
         remove_unused(model)
     return model
-
-
-def record(path: Path, done: set[str], job: dict[str, Any], work: Any) -> None:
-    if key(job) in done:
-        return
-    line = {**job, **work()}
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    done.add(key(line))
-    print({name: value for name, value in line.items() if name != "layers"}, flush=True)
-
-
-def key(line: Mapping[str, Any]) -> str:
-    return json.dumps([line[name] for name in ("network", "method", "ratio", "draw", "tuned")])
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def write_report(path: Path, folder: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+from results import append, missing, read
 
 from trp_export import Benchmark, Options, Selection, compress
 from trp_export.graph.sites import find_sites
@@ -151,8 +152,6 @@ RANKS = (6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128)
 def run_kernels(options: argparse.Namespace) -> None:
     """Microseconds of the convs of a 3x3 layer and of its pairs, one thread, from onnxruntime's profiler."""
     path = options.out / "kernels.jsonl"
-    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    seen = [(line["layer"], line["scheme"], line["rank"]) for line in done]
     for c, n, extent, stride in STAGES:
         layers = {("dense", 0): [(n, 3, 3, stride, stride)]}
         for rank in (rank for rank in RANKS if rank <= n / 2):
@@ -160,13 +159,9 @@ def run_kernels(options: argparse.Namespace) -> None:
             layers["spatial-wise", rank] = [(rank, 3, 1, stride, 1), (n, 1, 3, 1, stride)]
             layers["pointwise-first", rank] = [(rank, 1, 1, 1, 1), (n, 3, 3, stride, stride)]
         for (scheme, rank), convs in layers.items():
-            layer = [c, n, extent, stride]
-            if (layer, scheme, rank) in seen:
-                continue
-            done.append({"layer": layer, "scheme": scheme, "rank": rank, **time_chain(c, extent, convs)})
-            with path.open("a") as file:
-                file.write(json.dumps(done[-1]) + "\n")
-    print_kernels(done)
+            for job in missing(path, [{"layer": [c, n, extent, stride], "scheme": scheme, "rank": rank}]):
+                append(path, {**job, **time_chain(c, extent, convs)})
+    print_kernels(read(path))
 
 
 def print_kernels(lines: Sequence[dict[str, Any]]) -> None:

@@ -11,7 +11,6 @@ result is a line of the file as soon as it is there, and a second call goes on w
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from results import append, missing, read
 
 from trp_export.build import build
 from trp_export.calibration.curves import calibrated_layers
@@ -51,7 +51,6 @@ def main() -> None:
         print(report(read(options.out)))
         return
     end = time.monotonic() + options.seconds
-    done = {key(line) for line in read(options.out)}
     for name in options.networks:
         for images in options.images:
             jobs = [
@@ -59,13 +58,13 @@ def main() -> None:
                 for ratio in options.ratios
                 for method in METHODS
             ]
-            jobs = [job for job in jobs if key(job) not in done]
+            jobs = missing(options.out, jobs)
             if jobs and time.monotonic() < end:
                 with tempfile.TemporaryDirectory() as folder:
                     bench = Bench(options, name, images, Path(folder))
                     for job in jobs:
                         if time.monotonic() < end:
-                            write(options.out, {**job, **bench.run(job["method"], job["ratio"])})
+                            append(options.out, {**job, **bench.run(job["method"], job["ratio"])})
 
 
 class Bench:
@@ -163,19 +162,6 @@ def report(lines: Sequence[Mapping[str, Any]]) -> str:
             text.append(f"| {row} | " + " | ".join(cells) + " |")
         text.append("")
     return "\n".join(text)
-
-
-def key(job: Mapping[str, Any]) -> str:
-    return json.dumps([job[part] for part in ("network", "images", "method", "ratio")])
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def write(path: Path, line: Mapping[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def silent(share: float) -> None:

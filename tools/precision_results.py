@@ -17,13 +17,13 @@ from tools/int8_kernels.py.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from results import append, missing, read
 
 from trp_export import Benchmark, Options, Selection, compress
 from trp_export.calibration.divergence import agreement, divergence
@@ -274,13 +274,9 @@ def calibration_batches(options: argparse.Namespace) -> list[np.ndarray]:
     return list(load_images(calibration_file(options), IMAGENET).batches(BATCH))
 
 
-def record(path: Path, job: Mapping[str, Any], work: Callable[[], Mapping[str, Any]]) -> None:
-    if any(all(line.get(name) == value for name, value in job.items()) for line in lines_of(path)):
-        return
-    line = {**job, **work()}
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    print(line, flush=True)
+def record(path: Path, job: dict[str, Any], work: Callable[[], Mapping[str, Any]]) -> None:
+    if missing(path, [job]):
+        append(path, {**job, **work()})
 
 
 def arm_device(options: argparse.Namespace) -> str:
@@ -295,12 +291,8 @@ def print_tables(options: argparse.Namespace) -> None:
     print_ablation(options)
 
 
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def print_accuracy(options: argparse.Namespace) -> None:
-    lines = [line for line in lines_of(options.out / "accuracy.jsonl") if line["test"] == options.test]
+    lines = [line for line in read(options.out / "accuracy.jsonl") if line["test"] == options.test]
     for network in dict.fromkeys(line["network"] for line in lines):
         own = {(line["ratio"], line["form"]): line for line in lines if line["network"] == network}
         forms = list(dict.fromkeys(form for _, form in own))
@@ -319,7 +311,7 @@ def print_forms(options: argparse.Namespace, network: str) -> None:
     here, web = (read_latencies(options.out, network, device) for device in ("local", "web"))
     counts = {
         line["file"]: line["instructions"]
-        for line in lines_of(options.out / "counts.jsonl")
+        for line in read(options.out / "counts.jsonl")
         if line["device"] == arm_device(options)
     }
     files = made_files(options, network)
@@ -346,7 +338,7 @@ def read_latencies(folder: Path, network: str, device: str) -> dict[str, str]:
 
 def print_ablation(options: argparse.Namespace) -> None:
     """A thousand times the divergence; what a way to choose is worth shows in a row."""
-    lines = lines_of(options.out / "ablation.jsonl")
+    lines = read(options.out / "ablation.jsonl")
     ratios = list(dict.fromkeys(line["ratio"] for line in lines))
     own: dict[tuple[Any, ...], dict[float, str]] = {}
     for line in lines:

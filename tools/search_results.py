@@ -10,7 +10,6 @@ search that was cut short goes on where it was. With --report the file is turned
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from calibration_results import CHECKPOINTS, IMAGENET, Workshop, accuracy, draw_images, make_images
+from results import append, missing, read
 
 from training.search.options import SearchOptions
 from training.search.run import look, search
@@ -58,7 +58,6 @@ def main() -> None:
         print(report(read(options.out)))
         return
     end = time.monotonic() + options.seconds
-    done = {key(line) for line in read(options.out)}
     test = load_images(options.data / options.test, IMAGENET)
     for name in options.networks:
         for draw in range(options.draws):
@@ -69,13 +68,13 @@ def main() -> None:
                     for method in options.methods
                     if METHODS[method]["images"] == images
                 ]
-                jobs = [job for job in jobs if key(job) not in done]
+                jobs = missing(options.out, jobs)
                 if not jobs or time.monotonic() > end:
                     continue
                 bench = Bench(options, name, draw, images)
                 for job in jobs:
                     if time.monotonic() < end:
-                        write(options.out, {**job, **bench.run(job, test)})
+                        append(options.out, {**job, **bench.run(job, test)})
 
 
 class Bench:
@@ -181,20 +180,6 @@ def report(lines: Sequence[Mapping[str, Any]]) -> str:
             text.append(f"| {method} | " + " | ".join(cells) + f" | {max(seconds):.0f} |")
         text.append("")
     return "\n".join(text)
-
-
-def key(job: Mapping[str, Any]) -> str:
-    return json.dumps([job[part] for part in ("network", "method", "ratio", "draw")])
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def write(path: Path, line: Mapping[str, Any]) -> None:
-    print({name: value for name, value in line.items() if name != "layers"}, flush=True)
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def parse_options() -> argparse.Namespace:

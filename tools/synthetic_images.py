@@ -10,14 +10,14 @@ end all that is there is printed as a table.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
-import calibration_results as results
+import calibration_results as calibration
 import numpy as np
 import torch
+from results import append, missing, read
 
 from trp_export.graph.statistics import norm_outputs
 from trp_export.images import load_images
@@ -43,36 +43,31 @@ TRIALS: dict[str, dict[str, Any]] = {
 def main() -> None:
     options = parse_options()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = results.read(options.out)
-    done = {(line["network"], line["trial"], line["ratio"]) for line in lines}
-    wanted = [name for name in options.trials if (options.network, name, options.ratio) not in done]
-    if wanted:
-        checkpoint = options.models / results.CHECKPOINTS[options.network]
-        folded = results.load_network(options.network, checkpoint)
-        statistics = norm_outputs(results.load_network(options.network, checkpoint, fold=False))
-        seen = load_images(options.data / "train_5.npz", results.IMAGENET, count=_VALIDATION)
-    for name in wanted:
-        trial = TRIALS[name]
+    jobs = [{"network": options.network, "trial": name, "ratio": options.ratio} for name in options.trials]
+    jobs = missing(options.out, jobs)
+    if jobs:
+        checkpoint = options.models / calibration.CHECKPOINTS[options.network]
+        folded = calibration.load_network(options.network, checkpoint)
+        statistics = norm_outputs(calibration.load_network(options.network, checkpoint, fold=False))
+        seen = load_images(options.data / "train_5.npz", calibration.IMAGENET, count=_VALIDATION)
+    for job in jobs:
+        trial = TRIALS[job["trial"]]
         started = time.monotonic()
         images = make(trial, folded, statistics, options)
         seconds = time.monotonic() - started
-        workshop = results.Workshop(folded, images)
-        model, _ = results.compress(workshop, results.METHODS["all of it"], options.ratio)
-        line = {"network": options.network, "trial": name, "ratio": options.ratio, "seconds": seconds}
-        line["accuracy"] = results.accuracy(model, seen)
-        with options.out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        lines.append(line)
+        workshop = calibration.Workshop(folded, images)
+        model, _ = calibration.compress(workshop, calibration.METHODS["all of it"], options.ratio)
+        append(options.out, {**job, "seconds": seconds, "accuracy": calibration.accuracy(model, seen)})
     print("| | network | MACs | accuracy | seconds for the images |\n|---|---|---|---|---|")
-    for line in lines:
+    for line in read(options.out):
         seconds = "" if TRIALS[line["trial"]].get("real") else f"{line['seconds']:.0f}"
         print(f"| {line['trial']} | {line['network']} | {line['ratio']:g}x | {line['accuracy']:.2f} | {seconds} |")
 
 
 def make(trial: dict[str, Any], folded: Any, statistics: Any, options: argparse.Namespace) -> np.ndarray:
-    count = trial.get("count", results.IMAGES)
+    count = trial.get("count", calibration.IMAGES)
     if trial.get("real"):
-        return np.random.default_rng(0).permutation(results.draw_images(options.data, 0))[:count]
+        return np.random.default_rng(0).permutation(calibration.draw_images(options.data, 0))[:count]
     start = synthetic._start
     if trial.get("start") == "noise":
         synthetic._start = lambda shape, random: torch.randn(shape, generator=random)
@@ -87,7 +82,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10"))
     parser.add_argument("--models", type=Path, default=Path("../shared/models"))
-    parser.add_argument("--network", default="resnet20", choices=results.CHECKPOINTS)
+    parser.add_argument("--network", default="resnet20", choices=calibration.CHECKPOINTS)
     parser.add_argument("--ratio", type=float, default=3.0)
     parser.add_argument("--trials", nargs="+", default=list(TRIALS), choices=TRIALS)
     parser.add_argument("--out", type=Path, default=Path("runs/synthetic.jsonl"))
