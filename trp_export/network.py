@@ -37,7 +37,7 @@ class Network:
 
     `original` is the file that results are compared with: the user's own, or the export of their module.
     `means` are the mean inputs of layers, by site name, as far as batch norm tells them; `statistics` those of the
-    values that batch norm makes, by value name.
+    values that batch norm made, by value name, where it was folded.
     The model in memory is changed in place by the rewriter; the file stays as it is.
     """
 
@@ -66,8 +66,10 @@ def analyse(source: Source, folder: Path, fold: bool = False) -> Network:
     prepared = prepare(source.model)
     shapes = infer_shapes(prepared, input_shapes(prepared, source.input_shape))
     _require_bounded(shapes)
-    means, statistics = mean_inputs(find_sites(prepared, shapes)), norm_outputs(prepared)
+    means = mean_inputs(find_sites(prepared, shapes))
+    statistics: Mapping[str, Statistics] = {}
     if fold:
+        statistics = norm_outputs(prepared)
         fold_batch_norm(prepared)
         remove_unused(prepared)
     save_model(prepared, file, apart=True)
