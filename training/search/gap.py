@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,15 @@ from training.search.images import read_images
 from training.search.loop import Search
 from training.search.options import SearchOptions
 from training.search.recovery import DRAWS, Recovery, images_needed, split_images
-from training.search.run import IMAGES, Seen, batch_size, look, read_search
+from training.search.run import IMAGES, look, open_search, read_search
 from training.search.sample import Drawn, as_plan, draw_plans
 from training.search.space import Space, by_macs
-from training.search.supernet import Supernet
 from training.search.trust import Estimate, Trust, bootstrap, kendall, measure_trust
 from trp_export.calibration.curves import calibrated_layers
 from trp_export.calibration.moments import Moments
 from trp_export.calibration.sensitivity import measure_sensitivities
 from trp_export.calibration.taps import feed
 from trp_export.errors import LoadError, OptionError
-from trp_export.images import ImageSet, Preprocessing
 from trp_export.lowrank.factor import Float64
 from trp_export.network import Network, measure_layers
 from trp_export.options import Selection
@@ -117,7 +115,9 @@ def measure_gap(options: SearchOptions, count: int, progress: Progress) -> Gap:
         fixed = network.macs - sum(site.macs for site in sites)
         budget = network.macs / options.macs - fixed
         spaces = by_macs(sites, options.scheme)
-        search = _reopen(options, seen, spaces, budget, progress)
+        # What its logits started from is over.
+        search = open_search(replace(options, start="uniform"), seen, spaces, budget, progress)
+        search.load_state_dict(read_search(options.folder)["searches"][0])
         batches = tuple(feed(network.model, seen.images))
         few = batches[: -(-_MEASURED_ON // len(batches[0]))]
         lost = predict(network, spaces, seen.moments, few, options.scheme, progress)
@@ -126,7 +126,7 @@ def measure_gap(options: SearchOptions, count: int, progress: Progress) -> Gap:
         )
         progress("score plans", 0)
         scores = score(search, plans, lost)
-        images, labelled = _more_images(options, network)
+        images, labelled = read_images(options, network, images_needed(options.count or IMAGES), options.seed + 1)
         recovery = Recovery(network, split_images(images, seen.images, options.seed), labelled)
         accuracy = recover(recovery, spaces, plans, options.folder / "recovered.json", progress)
     costs = np.array([(fixed + plan.cost(spaces)) * options.macs / network.macs for plan in plans])
@@ -141,33 +141,6 @@ def require_measurable(options: SearchOptions) -> None:
         raise OptionError("--gap judges plans on images: it goes with --data.")
     if options.macs is None or options.branches > 1:
         raise OptionError("--gap is made for --macs and single pairs; leave --speedup and --branches out.")
-
-
-def _reopen(options: SearchOptions, seen: Seen, spaces: Sequence[Space], budget: float, progress: Progress) -> Search:
-    """The search as it was left, to score plans with."""
-    supernet = Supernet(seen.network.model, spaces, seen.moments, partial(progress, "factors"))
-    batch = batch_size(seen.network, len(seen.images), options.batch)
-    search = Search(
-        supernet,
-        spaces,
-        seen.examples,
-        budget,
-        epochs=1,
-        batch=batch,
-        lr=options.lr,
-        seed=options.seed,
-        start="uniform",
-    )
-    search.load_state_dict(read_search(options.folder)["searches"][0])
-    return search
-
-
-def _more_images(options: SearchOptions, network: Network) -> tuple[ImageSet, bool]:
-    """Enough to recover and to judge on, and whether they are labelled."""
-    (shape,) = network.inputs.values()
-    preprocessing = Preprocessing(options.mean, options.std).or_else(network.source.mean, network.source.std)
-    wanted = images_needed(options.count or IMAGES)
-    return read_images(options.data or "", preprocessing, (None, *shape[1:]), wanted, options.seed + 1)
 
 
 def predict(

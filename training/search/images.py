@@ -8,20 +8,24 @@ from pathlib import Path
 import numpy as np
 
 from training import data
+from training.search.options import SearchOptions
 from trp_export import images as unlabelled
 from trp_export.errors import LoadError
 from trp_export.images import ImageSet, InputShape, Preprocessing
+from trp_export.network import Network
 
 _LABELLED = ("npz:", "imagefolder:", "torchvision:")
 
 
-def read_images(
-    spec: str, preprocessing: Preprocessing, input_shape: InputShape, count: int, seed: int
-) -> tuple[ImageSet, bool]:
-    """`count` images at most, drawn by seed, and whether their labels count. Raises LoadError, OptionError.
+def read_images(options: SearchOptions, network: Network, count: int, seed: int) -> tuple[ImageSet, bool]:
+    """`count` images of --data at most, drawn by seed, as the network takes them, and whether their labels count.
 
-    A specification such as npz:DIR stands for the training part of a labelled set.
+    A specification such as npz:DIR stands for the training part of a labelled set. Raises LoadError, OptionError.
     """
+    assert options.data is not None
+    spec, (shape,) = options.data, network.inputs.values()
+    input_shape = (None, *shape[1:])
+    preprocessing = Preprocessing(options.mean, options.std).or_else(network.source.mean, network.source.std)
     if not spec.startswith(_LABELLED):
         return unlabelled.load_images(Path(spec), preprocessing, input_shape=input_shape, count=count, seed=seed), False
     found = data.load_images(spec)

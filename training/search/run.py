@@ -30,7 +30,7 @@ from training.search.supernet import Supernet
 from trp_export.calibration.moments import Moments, gather_moments, remarks
 from trp_export.calibration.taps import fixed_batch
 from trp_export.errors import LoadError, OptionError, OutputError, StoppedEarly, UnsupportedError
-from trp_export.images import ImageSet, Preprocessing, load_images
+from trp_export.images import ImageSet, load_images
 from trp_export.load import LoadOptions, load
 from trp_export.lowrank.factor import Float64
 from trp_export.network import Network, analyse, measure_layers
@@ -238,10 +238,9 @@ def open_search(
 
 def _images(options: SearchOptions, network: Network, progress: Progress) -> tuple[ImageSet, bool]:
     """The images to search with, and whether their labels count. Those that are made are kept beside the plan."""
-    (shape,) = network.inputs.values()
     if options.data is not None:
-        preprocessing = Preprocessing(options.mean, options.std).or_else(network.source.mean, network.source.std)
-        return read_images(options.data, preprocessing, (None, *shape[1:]), options.count or IMAGES, options.seed)
+        return read_images(options, network, options.count or IMAGES, options.seed)
+    (shape,) = network.inputs.values()
     file = options.folder / "synthetic.npy"
     if not file.exists():
         told = partial(progress, "synthesise images")
