@@ -17,7 +17,8 @@ from conftest import Command, files
 from models import build, noise, operators, relative_l2, run, save
 from onnx import TensorProto, helper, numpy_helper
 
-from trp_export.cli import SECTIONS, command
+from trp_export.cli import _IMAGES, _SYNTHETIC, SECTIONS, command
+from trp_export.options import SYNTHETIC, Calibration
 
 RULE = ("--energy", "0.98", "--no-bench")
 
@@ -342,3 +343,9 @@ def test_help_documents_every_exit_code(trp: Command) -> None:
 def test_every_section_of_the_help_opens_at_an_option() -> None:
     names = {parameter.name for parameter in command.params}
     assert set(SECTIONS) <= names
+
+
+def test_the_command_has_the_values_of_its_options() -> None:
+    """It holds copies, so that it starts without them."""
+    assert _SYNTHETIC == SYNTHETIC
+    assert Calibration(Path("images")).count == _IMAGES

@@ -6,7 +6,7 @@ the original network, on the same images. Were the stored ones those of these im
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ def _owns_statistics(norm: ir.Node) -> bool:
     return all(one is not None and len(find_readers(one.root)) == 1 for one in constants)
 
 
-def _renewed(norm: ir.Node, index: int, change: Any) -> dict[str, Array]:
+def _renewed(norm: ir.Node, index: int, change: Callable[[Float64], Float64]) -> dict[str, Array]:
     constant = find_constant(norm.inputs[index])
     assert constant is not None
     return {constant.root.name or "": change(constant.array().astype(np.float64))}
