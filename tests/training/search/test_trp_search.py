@@ -17,9 +17,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from latency.fake import OTHER, FakeDevice
 from networks import make_images, make_network
 
 from training.search import cli
+from trp_export.latency import session
 
 Command = Callable[..., Any]
 FAST = ("--epochs", "3", "--batch", "8", "--lr", "0.05")
@@ -77,6 +79,38 @@ def test_a_speed_up_is_planned_by_what_layers_take(folder: Path, trp_search: Com
     )
     # So small a network may not become faster at all.
     assert {0: "speed-up 1.01x" in out, 2: "out of reach" in err, 4: "that costs less" in err}[code], err
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> FakeDevice:
+    """A device whose costs are known, in the place of the one asked for."""
+    device = FakeDevice({"x": (1, 3, 12, 12)})
+
+    def open_device(specification: str, threads: int, shapes: object, precision: str) -> FakeDevice:
+        assert (specification, threads, shapes, precision) == ("abacus", 3, device.shapes, "float32")
+        return device
+
+    monkeypatch.setattr(session, "DeviceUnderTest", open_device)
+    monkeypatch.setenv("TRP_BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+    return device
+
+
+def test_the_plan_is_as_fast_as_wished(folder: Path, trp_search: Command, trp: Command, device: FakeDevice) -> None:
+    wish = ("model.onnx", "--data", "images.npy", "--device", "abacus", "--threads", 3, *FAST, "-o", "plan.json")
+    code, out, err = trp_search(*wish, "--speedup", 1.2)
+    assert code == 0, err
+    assert "speed-up 1.2x, searched with 48 images" in out
+    assert trp("model.onnx", "--plan", "plan.json", "--no-bench", "-o", "small.onnx").code == 0
+    dense, small = (OTHER + sum(device.costs(folder / name).values()) for name in ("model.onnx", "small.onnx"))
+    assert dense / small == pytest.approx(1.2, rel=0.02)
+
+
+def test_a_speed_that_no_plan_reaches_is_refused(folder: Path, trp_search: Command, device: FakeDevice) -> None:
+    wish = ("model.onnx", "--data", "images.npy", "--device", "abacus", "--threads", 3, *FAST, "-o", "plan.json")
+    code, _, err = trp_search(*wish, "--speedup", 40)
+    assert code == 2
+    assert "--speedup 40 is out of reach on this device: the fastest plan measured" in err
+    assert not (folder / "plan.json").exists()
 
 
 def test_the_same_seed_gives_the_same_plan(folder: Path, trp_search: Command) -> None:
