@@ -15,6 +15,8 @@ from trp_export.errors import OptionError, OutputError
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # Paul Tol's bright scheme
 MOST_LAYERS = 60
+# Of a model: more tell little and make an SVG of a megabyte.
+MOST_DOTS = 500
 
 
 def check_plot_path(path: Path) -> None:
@@ -46,15 +48,15 @@ def draw(comparison: Comparison, profiles: Sequence[Profile], path: Path, *, pai
 
 
 def _distributions(axes: Any, comparison: Comparison, paired: bool) -> None:
-    """One row per model: every process a strip of samples, the median of all a line."""
+    """One row per model: every process a strip of samples, one in so many where there are many; all make the median."""
     unit = comparison.environment.unit
     scale = 1e6  # ns to ms, or instructions to millions
     top = max(float(np.quantile(one.samples, 0.98)) for one in comparison.measurements) / scale
     for row, one in enumerate(comparison.measurements):
-        colour = COLOURS[row % len(COLOURS)]
+        colour, step = COLOURS[row % len(COLOURS)], -(-len(one.samples) // MOST_DOTS)
         for index, process in enumerate(one.processes):
             height = row - 0.3 + 0.6 * (index + 0.5) / len(one.processes)
-            points = np.asarray(process.samples) / scale
+            points = np.asarray(process.samples[::step]) / scale
             axes.plot(points, np.full(points.size, height), ".", color=colour, markersize=2.5, alpha=0.35, clip_on=True)
         middle = float(np.median(one.samples)) / scale
         axes.plot([middle, middle], [row - 0.38, row + 0.38], color="black", linewidth=1.2)

@@ -1,0 +1,31 @@
+"""What the pictures hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from trp_export.bench import Comparison, Environment, Measurement, Process
+from trp_export.bench.plot import MOST_DOTS, draw
+
+HERE = Environment("local", "cpu", "", "", 1, "", (0,), 1, "", "", "")
+
+
+def measured(samples: int, processes: int = 4) -> Measurement:
+    drawn = np.random.default_rng(samples).uniform(0.9e6, 1e6, (processes, samples)).astype(int).tolist()
+    return Measurement("m", "", 0, tuple(Process(i, 0.0, 0, 0, tuple(own)) for i, own in enumerate(drawn)), None, {})
+
+
+def dots(folder: Path, samples: int) -> int:
+    """In the picture of one model: those of its samples alone have an outline that shows through."""
+    draw(Comparison(HERE, (measured(samples),), (), 0.0), (), folder / "p.svg")
+    lines = (folder / "p.svg").read_text().splitlines()
+    return sum("<use" in line and "stroke-opacity" in line for line in lines)
+
+
+def test_few_samples_are_all_drawn_and_many_thinned(tmp_path: Path) -> None:
+    assert dots(tmp_path, 100) == 400
+    assert dots(tmp_path, MOST_DOTS // 4) == MOST_DOTS
+    assert MOST_DOTS / 2 < dots(tmp_path, MOST_DOTS // 4 + 1) <= MOST_DOTS + 4
+    assert MOST_DOTS / 2 < dots(tmp_path, 5000) <= MOST_DOTS + 4
