@@ -49,7 +49,7 @@ FORMAT, VERSION = "trp-search", 1
 # Eight images of 3x224x224, and no more than 32 of fewer pixels: many small steps, each with candidates of its own,
 # tell more than few large ones.
 _BATCH_ELEMENTS, _LARGEST_BATCH = 8 * 3 * 224 * 224, 32
-# Later plans gain little: measured on ResNet-20, see docs/results-search.md.
+# More gain nothing: 800 on ResNet-20 at 3x, a row of tools/search_results.py.
 _STEPS = 300
 # Where nobody says how many.
 IMAGES = 1024
