@@ -10,14 +10,19 @@ import threading
 import click
 import pytest
 
-from trp_export.entry import numbers, run, shape
+from trp_export.entry import SCHEMES, numbers, run, shape
 from trp_export.errors import INTERRUPTED
+from trp_export.planning.curves import CHOICES
 
 TERMINATING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 
 def run_briefly(command: click.Command, *arguments: str) -> int:
     return run(command, arguments, interrupted="interrupted.", memory="")
+
+
+def test_schemes_go_by_the_names_that_planning_knows() -> None:
+    assert SCHEMES == CHOICES
 
 
 @click.command()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from trp_export.entry import numbers, run, shape
+from trp_export.entry import SCHEMES, numbers, run, shape
 from trp_export.errors import OptionError, PrecisionError
 from trp_export.help import SectionedCommand
 
@@ -93,7 +93,7 @@ def _align(context: click.Context, parameter: click.Parameter, value: str) -> in
 @click.option("--plan", type=click.Path(path_type=Path), help="Replay a plan, or a report that holds one.")
 @click.option(
     "--scheme",
-    type=click.Choice(["auto", "sliced", "all", "channel", "spatial", "spatial-t", "pointwise", "decouple"]),
+    type=click.Choice(SCHEMES),
     default="auto",
     show_default=True,
     help="How a conv is cut in two; auto, sliced and all take the best per layer.",

@@ -1,4 +1,4 @@
-"""What all commands share: how they read numbers and shapes, and how they end.
+"""What all commands share: names of schemes, how they read numbers and shapes, and how they end.
 
 Errors become a line or two on stderr and a documented exit code, never a traceback; SIGTERM and SIGHUP are Ctrl-C.
 """
@@ -15,6 +15,9 @@ from types import FrameType
 import click
 
 from trp_export.errors import INTERRUPTED, StoppedEarly, TrpError
+
+# As in trp_export.planning.curves, which is not imported before there is work to do.
+SCHEMES = ("auto", "sliced", "all", "channel", "spatial", "spatial-t", "pointwise", "decouple")
 
 
 def run(command: click.Command, arguments: Sequence[str] | None = None, *, interrupted: str, memory: str) -> int:

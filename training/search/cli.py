@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from trp_export.entry import numbers, run, shape
+from trp_export.entry import SCHEMES, numbers, run, shape
 from trp_export.errors import LoadError, OptionError, StoppedEarly
 from trp_export.help import SectionedCommand
 
@@ -60,7 +60,7 @@ _path = click.Path(path_type=Path)
 @click.option("--input-shape", callback=shape, metavar="N,C,H,W", help="The architecture's, or the file's.")
 @click.option(
     "--scheme",
-    type=click.Choice(["auto", "sliced", "all", "channel", "spatial", "spatial-t", "pointwise", "decouple"]),
+    type=click.Choice(SCHEMES),
     default="all",
     help="Decompositions to choose from.",
 )
