@@ -39,7 +39,7 @@ def low_rank_copy(module: nn.Module, plan: Plan) -> nn.Module:
         for branch in change.branches:
             matrices = unfold(weight - total, branch.scheme, change.site.group)
             ranks = torch.full((len(matrices),), branch.rank, device=weight.device)
-            kept = truncate(matrices, spectrum(matrices), ranks)
+            kept = truncate(matrices, spectrum(matrices), ranks).low()
             total += fold(kept, branch.scheme, weight.shape, change.site.group)
         weight.copy_(total)
     return model

@@ -1,9 +1,9 @@
 """Batched truncated SVD through Gram matrices: projections onto low rank and sub-gradients of the nuclear norm.
 
-One eigendecomposition of the smaller Gram matrix in float64 gives the singular values and one side's vectors;
+One eigendecomposition of the smaller Gram matrix gives the singular values and one side's vectors;
 the other side follows by products. Several times cheaper than a full SVD of each layer. Where weights moved little
 since, `follow` renews the leading part alone. Shapes: b matrices of rows x columns, s = min(rows, columns),
-l = max(rows, columns).
+l = max(rows, columns), ranks (b,), k the largest of them.
 """
 
 from __future__ import annotations
@@ -13,93 +13,113 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Squared singular values below this share of the largest are noise of the method, in float64.
-_NOISE = torch.finfo(torch.float64).eps
+from training.products import product
 
 
 @dataclass(frozen=True, slots=True)
 class Spectrum:
-    """`values` (b, k), descending, and `basis` (b, s, k): singular vectors of the smaller side, as columns.
-
-    k is s, or the rank that was followed. `coordinates` (b, k, l), where known, are the matrices in that basis: the
-    singular vectors of the larger side as rows, times their values.
-    """
+    """`values` (b, s), descending, and `basis` (b, s, s): singular vectors of the smaller side, as columns."""
 
     values: Tensor
     basis: Tensor
-    coordinates: Tensor | None = None
-
-    def leading(self, matrices: Tensor, top: int) -> Spectrum:
-        """The first `top` of it, with coordinates; in the precision of the matrices but for the values."""
-        basis = self.basis[..., :top].to(matrices.dtype)
-        known = self.coordinates
-        return Spectrum(self.values[:, :top], basis, basis.mT @ _wide(matrices) if known is None else known[:, :top])
 
 
-def spectrum(matrices: Tensor) -> Spectrum:
-    """Singular values and the smaller side's vectors of each matrix (b, rows, columns), in float64."""
-    small = _wide(matrices).double()
-    squares, vectors = torch.linalg.eigh(small @ small.mT)
-    squares = squares.flip(-1)
-    floor = squares[:, :1] * _NOISE * squares.shape[1]
-    return Spectrum(torch.where(squares > floor, squares, 0.0).sqrt(), vectors.flip(-1))
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """Matrices at their ranks: `basis` (b, s, k), orthonormal columns of the smaller side, zero beyond each rank; None
+    where nothing is cut. `coordinates` (b, k, l) in it, and `root` (b, k, k), the inverse square root of coordinates
+    times their transpose, zero where there is no energy. `tall` matrices were transposed."""
+
+    basis: Tensor | None
+    coordinates: Tensor
+    root: Tensor
+    tall: bool
+
+    def low(self, out: Tensor | None = None) -> Tensor:
+        """Best approximation of each matrix at its rank, Eckart-Young: D of the TRP paper, equation 3."""
+        return self._upright(self.coordinates) if self.basis is None else self._expanded(self.basis, out)
+
+    def pull(self, out: Tensor | None = None) -> Tensor:
+        """U_r V_r^T: a sub-gradient of the nuclear norm at the truncation.
+
+        The free part, orthogonal to both spaces, is zero (Watson 1992). Directions without energy are left out.
+        """
+        return self._expanded(self.root if self.basis is None else self.basis @ self.root, out)
+
+    def space(self) -> Tensor:
+        """What `follow` starts from: orthonormal rows (b, k, l) of the larger side's space, zero beyond each rank."""
+        return product(self.root, self.coordinates)
+
+    def _expanded(self, basis: Tensor, out: Tensor | None) -> Tensor:
+        """The matrices that have these coordinates in a basis."""
+        wide = torch.matmul(basis, self.coordinates, out=None if out is None else self._upright(out))
+        return self._upright(wide)
+
+    def _upright(self, wide: Tensor) -> Tensor:
+        return wide.mT if self.tall else wide
 
 
-def space(known: Spectrum, ranks: Tensor) -> Tensor:
-    """What `follow` starts from: singular vectors of the larger side as rows (b, k, l), zero beyond each rank (b,).
+def spectrum(matrices: Tensor, precision: torch.dtype = torch.float64) -> Spectrum:
+    """Singular values and the smaller side's vectors of each matrix (b, rows, columns), in that precision.
 
-    `known` has coordinates.
+    In float32 values below some thousandth of the largest are lost: enough to project in training, at half the price.
     """
-    assert known.coordinates is not None
-    return known.coordinates * _inverse(known.values, ranks).to(known.coordinates.dtype)[..., None]
+    small = _wide(matrices).to(precision)
+    squares, vectors = torch.linalg.eigh(product(small, small.mT))
+    values = torch.where(squares > _noise(squares), squares, 0.0).sqrt()
+    return Spectrum(values.flip(-1), vectors.flip(-1))
 
 
-def follow(matrices: Tensor, left: Tensor, ranks: Tensor) -> Spectrum | None:
-    """The leading part of each spectrum, to its rank (b,), from the space (b, k, l) that a projection left: one
-    block power step, one small eigenproblem. Zero beyond the rank.
+def truncate(matrices: Tensor, known: Spectrum, ranks: Tensor) -> Truncation:
+    """Each matrix (b, rows, columns) at its rank, in the precision of the matrices."""
+    small, top = _wide(matrices), int(ranks.max())
+    tall = small is not matrices
+    inverse = _inverse(known.values[:, :top], ranks)
+    if bool((ranks == small.shape[1]).all()):
+        root = (known.basis * inverse[:, None, :]) @ known.basis.mT
+        return Truncation(None, small, root.to(small.dtype), tall)
+    basis = (known.basis[..., :top] * _kept(ranks, top)[:, None, :]).to(small.dtype)
+    return Truncation(basis, product(basis.mT, small), torch.diag_embed(inverse).to(small.dtype), tall)
+
+
+def follow(matrices: Tensor, space: Tensor, ranks: Tensor) -> Truncation | None:
+    """Each matrix at its rank, from the space (b, k, l) that a projection left: one block power step. None where the
+    space has lost its rank.
 
     After a projection and one step of training what lies beyond the rank is as small as the step, so the angle to
-    the true space shrinks by (step / smallest kept singular value). None where the space has lost its rank.
+    the true space shrinks by (step / smallest kept singular value).
     """
-    top = int(ranks.max())
-    small, kept = _wide(matrices), _kept(ranks, top)
-    image = small @ left[:, :top].mT  # Nearly the other side's vectors, times their values.
+    small, kept = _wide(matrices), _kept(ranks, int(ranks.max()))
+    image = product(small, space.mT)  # Nearly the other side's vectors, times their values.
     norms = torch.linalg.vector_norm(image, dim=1)
     if not bool((norms > 0).logical_or(~kept).all()):
         return None
     image = image * torch.where(kept, 1 / norms, 0.0)[:, None, :]
     # Columns beyond a rank are zero; ones on the diagonal keep them out of the others' way.
-    lower, failed = torch.linalg.cholesky_ex(image.mT @ image + torch.diag_embed((~kept).to(image.dtype)))
+    lower, failed = torch.linalg.cholesky_ex(product(image.mT, image) + torch.diag_embed((~kept).to(image.dtype)))
     if bool(failed.any()):
         return None
-    orthonormal = torch.linalg.solve_triangular(lower, image.mT, upper=False).mT
-    coordinates = orthonormal.mT @ small
-    squares, rotation = torch.linalg.eigh((coordinates @ coordinates.mT).double())
-    turn = rotation.flip(-1).to(small.dtype)
-    return Spectrum(squares.flip(-1).clamp_min(0).sqrt(), orthonormal @ turn, turn.mT @ coordinates)
+    basis = torch.linalg.solve_triangular(lower, image.mT, upper=False).mT
+    coordinates = product(basis.mT, small)
+    squares, vectors = torch.linalg.eigh(product(coordinates, coordinates.mT))
+    sound = squares > _noise(squares)
+    if bool((sound.sum(dim=1) < ranks).any()):
+        return None
+    root = (vectors * torch.where(sound, squares, torch.inf).rsqrt()[:, None, :]) @ vectors.mT
+    return Truncation(basis, coordinates, root, small is not matrices)
 
 
-def truncate(matrices: Tensor, known: Spectrum, ranks: Tensor) -> Tensor:
-    """Best approximation of each matrix at its rank (b,), Eckart-Young: D of the TRP paper, equation 3."""
-    return truncate_and_pull(matrices, known, ranks)[0]
+def projected(matrices: Tensor, basis: Tensor) -> Tensor:
+    """Onto the space (b, s, k) of the smaller side."""
+    small = _wide(matrices)
+    found: Tensor = basis @ product(basis.mT, small)
+    return found if small is matrices else found.mT
 
 
-def nuclear_subgradient(matrices: Tensor, known: Spectrum, ranks: Tensor) -> Tensor:
-    """U_r V_r^T of each matrix at its rank (b,): a sub-gradient of the nuclear norm at its truncation.
-
-    The free part, orthogonal to both spaces, is zero (Watson 1992). Directions without energy are left out.
-    """
-    return truncate_and_pull(matrices, known, ranks)[1]
-
-
-def truncate_and_pull(matrices: Tensor, known: Spectrum, ranks: Tensor) -> tuple[Tensor, Tensor]:
-    """Both of the above from one product: the coordinates of each matrix in its leading singular vectors."""
-    top = int(ranks.max())
-    leading = known.leading(matrices, top)
-    assert leading.coordinates is not None
-    low = (leading.basis * _kept(ranks, top).to(matrices.dtype)[:, None, :]) @ leading.coordinates
-    pull = (leading.basis * _inverse(leading.values, ranks).to(matrices.dtype)[:, None, :]) @ leading.coordinates
-    return (low, pull) if matrices.shape[1] <= matrices.shape[2] else (low.mT, pull.mT)
+def _noise(squares: Tensor) -> Tensor:
+    """(b, 1): eigenvalues (b, k), ascending, of Gram matrices mean nothing below."""
+    share: float = 4 * torch.finfo(squares.dtype).eps * squares.shape[1] ** 0.5
+    return squares[:, -1:] * share
 
 
 def _kept(ranks: Tensor, top: int) -> Tensor:
@@ -109,7 +129,7 @@ def _kept(ranks: Tensor, top: int) -> Tensor:
 def _inverse(values: Tensor, ranks: Tensor) -> Tensor:
     """1 / value within each rank, zero beyond it and where there is no energy."""
     kept = _kept(ranks, values.shape[1]) & (values > 0)
-    return torch.where(kept, 1 / values.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    return torch.where(kept, 1 / values.clamp_min(torch.finfo(values.dtype).tiny), 0.0)
 
 
 def _wide(matrices: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ after the GradScaler has unscaled, after gradients have been averaged over repli
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,12 +25,13 @@ from torch import Tensor, nn
 
 from training.batchnorm import reestimate
 from training.layers import TorchLayer, find_layers, total_macs, unwrapped
-from training.matrices import unfold
+from training.matrices import Unfolding, unfold, unfolding
+from training.products import full_precision
 from training.ranks import RankRule, choose_schemes, make_plan, projection_ranks, ramped
 from training.replicas import broadcast, share_out, world
 from training.settings import TRPSettings
-from training.spectra import Spectrum, space, spectrum, truncate, truncate_and_pull
-from training.targets import Decomposed, Target, decompose, follow_spaces
+from training.spectra import Truncation, projected, spectrum
+from training.targets import Decomposed, Target, Truncated, decompose, follow_spaces
 from trp_export.errors import OptionError
 from trp_export.lowrank.schemes import Scheme, scheme_named
 from trp_export.planning.curves import Curve, Layer, curve_of, schemes_for
@@ -68,9 +69,11 @@ class TRP:
     def project(self) -> None:
         """Replace every chosen weight by its truncated SVD, now, by the rule as it stands at this step."""
         if self.step // self.settings.period % self.settings.exact_every:
-            self._carry_out(self._follow(), self.ranks, write=True)
+            self._carry_out(follow_spaces(self._own()), write=True)
         else:
-            self._carry_out(self._decompose(), self._ranks(self.current_rule), write=True)
+            known = self._decompose(torch.float32)
+            self._set_ranks(self._ranks(self.current_rule))
+            self._carry_out(_truncated(known, self.ranks), write=True)
 
     def measure(self) -> Plan:
         """The plan that a cut now, by the final rule, would carry out. No weight is touched."""
@@ -87,7 +90,8 @@ class TRP:
         known = self._decompose()
         plan = make_plan(self._planned_layers(), self.settings.rule, self.total_macs, self.settings.layer_weights)
         ranks = {change.site.name: change.rank for change in plan.changed}
-        self._carry_out(known, {t.name: ranks.get(t.name, t.curve.full_rank) for t in self._targets}, write=True)
+        self._set_ranks(self._full_ranks() | ranks)
+        self._carry_out(_truncated(known, self.ranks), write=True)
         for target in self._targets:
             target.pull = target.space = None
         if batches is not None:
@@ -114,6 +118,7 @@ class TRP:
             "step": self.step,
             "ranks": self.ranks,
             "schemes": {target.name: target.curve.scheme.name for target in self._targets},
+            "orders": {target.name: target.unfolding.order for target in self._targets},
             "pulls": {target.name: target.pull for target in self._targets if target.pull is not None},
             "left": {target.name: target.space for target in self._targets if target.space is not None},
         }
@@ -126,7 +131,9 @@ class TRP:
             scheme = scheme_named(name)
             if scheme is None:
                 raise OptionError(f"{target.name} was trained under {name!r}, which is unknown.")
-            target.curve = _curve(target.layer, scheme)
+            target.curve, target.unfolding = _curve(target.layer, scheme), _unfolding(target.layer, scheme)
+            if order := state.get("orders", {}).get(target.name):  # Spaces are of that order, however weights lie now.
+                target.unfolding = replace(target.unfolding, order=tuple(order))
             pull = state["pulls"].get(target.name)
             target.pull = None if pull is None else pull.to(target.weight.device)
             left = state.get("left", {}).get(target.name)
@@ -152,7 +159,7 @@ class TRP:
         targets = []
         for layer in chosen:
             curve = next(curve for curve in offers[layer.name] if curve.scheme == schemes[layer.name])
-            targets.append(Target(layer, curve, curve.full_rank))
+            targets.append(Target(layer, curve, _unfolding(layer, curve.scheme), curve.full_rank))
         return targets
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -160,7 +167,7 @@ class TRP:
         if not self.settings.nuclear:
             return
         if self.settings.nuclear_every_step and any(target.pull is None for target in self._targets):
-            self._carry_out(self._decompose(), self._full_ranks(), write=False)
+            self._carry_out(_truncated(self._decompose(), self._full_ranks()), write=False)
         # A fused optimizer unscales inside its step: its gradients still carry the GradScaler's factor here.
         scale = getattr(optimizer, "grad_scale", None)
         pulled = [(t.weight.grad, t.pull) for t in self._targets if t.pull is not None and t.weight.grad is not None]
@@ -183,22 +190,20 @@ class TRP:
         if self.settings.project:
             self.project()
         elif self.settings.nuclear and not self.settings.nuclear_every_step:
-            self._carry_out(self._decompose(), self._full_ranks(), write=False)
+            self._carry_out(_truncated(self._decompose(), self._full_ranks()), write=False)
 
-    @torch.no_grad()
-    def _decompose(self) -> list[Decomposed]:
+    def _decompose(self, precision: torch.dtype = torch.float64) -> list[Decomposed]:
         """Every target's curve brought up to date, and the decompositions of the layers this process owns.
 
         Layers of one shape are decomposed together; in a distributed run the layers are shared out.
         """
-        known = decompose(self._own())
+        with full_precision(self._device):
+            known = decompose(self._own(), precision)
         mine = {
-            member.name: values
-            for group in known
-            for member, values in zip(group.members, group.per_member(group.known.values), strict=True)
+            member.name: values for group in known for member, values in zip(group.members, group.values, strict=True)
         }
         values = [
-            mine[target.name].contiguous()
+            mine[target.name].double().contiguous()
             if target.name in mine
             else torch.from_numpy(target.curve.singular_values.copy()).to(target.weight.device)
             for target in self._targets
@@ -208,57 +213,54 @@ class TRP:
             target.curve = curve_of(target.layer.site, target.curve.scheme, found.cpu().numpy())
         return known
 
-    @torch.no_grad()
-    def _follow(self) -> list[Decomposed]:
-        return follow_spaces(self._own())
-
-    @torch.no_grad()
-    def _carry_out(self, known: Sequence[Decomposed], ranks: Mapping[str, int], *, write: bool) -> None:
-        """New weights at these ranks (where `write`), and the pull for the next step; alike on all replicas."""
-        if write:
-            for target in self._targets:
-                target.rank = ranks[target.name]
+    def _carry_out(self, groups: Iterable[Truncated], *, write: bool) -> None:
+        """New weights (where `write`), and the pull for the next step; alike on all replicas."""
         if self.settings.nuclear:
             for target in self._targets:
                 target.pull = torch.empty_like(target.weight)
-        for group in known:
-            self._renew(group, group.ranks(ranks), write)
+        with full_precision(self._device):
+            for group in groups:
+                for member, own in zip(group.members, group.parts, strict=True):
+                    if member.pull is not None:
+                        member.assign(member.pull, own.pull)
+                    if write:
+                        self._renew(member, own)
         if write:
             broadcast([target.weight.data for target in self._targets], self._owners())
         if self.settings.nuclear:
             broadcast([target.pull for target in self._targets if target.pull is not None], self._owners())
 
-    def _renew(self, group: Decomposed, ranks: Tensor, write: bool) -> None:
-        known = group.known.leading(group.matrices, int(ranks.max()))
-        kept, pull = truncate_and_pull(group.matrices, known, ranks)
-        for member, own in zip(group.members, group.per_member(pull), strict=True):
-            if member.pull is not None:
-                member.pull.copy_(member.folded(own))
-        if not write:
-            return
-        left = space(known, ranks) if self.settings.exact_every > 1 else None
-        for index, (member, own) in enumerate(zip(group.members, group.per_member(kept), strict=True)):
-            if member.rank >= member.curve.full_rank:
-                member.space = None
-                continue
-            if left is not None:
-                member.space = group.per_member(left)[index]
-            if self.settings.preserve_energy:
-                own = own * (member.weight.data.norm() / own.norm().clamp_min(torch.finfo(own.dtype).tiny))
-            member.weight.data.copy_(member.folded(own))
-            parts = (group.per_member(part)[index] for part in (known.values, known.basis))
-            self._treat_momentum(member, Spectrum(*parts), group.per_member(ranks)[index])
+    @property
+    def _device(self) -> torch.device:
+        return self._targets[0].weight.device
 
-    def _treat_momentum(self, target: Target, known: Spectrum, ranks: Tensor) -> None:
-        """Keep the buffer, reset it, or project it onto the space that the weight keeps."""
-        if self.settings.momentum == "keep":
+    def _set_ranks(self, ranks: Mapping[str, int]) -> None:
+        for target in self._targets:
+            target.rank = ranks[target.name]
+
+    def _renew(self, target: Target, known: Truncation) -> None:
+        """The weight at its rank, its momentum, and what following goes on from."""
+        target.space = None
+        if known.basis is None:
             return
+        weight = target.weight.data
+        norm = weight.norm() if self.settings.preserve_energy else None
+        target.assign(weight, known.low)
+        if norm is not None:
+            weight.mul_(norm / weight.norm().clamp_min(torch.finfo(weight.dtype).tiny))
+        if self.settings.exact_every > 1:
+            target.space = known.space()
+        if self.settings.momentum != "keep":
+            self._treat_momentum(target, known.basis)
+
+    def _treat_momentum(self, target: Target, basis: Tensor) -> None:
+        """Reset the buffer, or project it onto the space that the weight keeps."""
         state = self.optimizer.state.get(target.weight, {})
         for buffer in (state[key] for key in _MOMENTA if state.get(key) is not None):
             if self.settings.momentum == "reset":
                 buffer.zero_()
             else:
-                buffer.copy_(target.folded(truncate(target.matrices(buffer), known, ranks)))
+                buffer.copy_(target.unfolding.fold(projected(target.matrices(buffer), basis)))
 
     def _own(self) -> list[Target]:
         """The layers that this process decomposes."""
@@ -292,6 +294,12 @@ def as_trained(plan: Plan) -> Plan:
     return Plan(tuple(decisions), f"trained for {plan.rule}")
 
 
+def _truncated(known: Iterable[Decomposed], ranks: Mapping[str, int]) -> Iterator[Truncated]:
+    """One group at a time: all together would take the memory of the model twice."""
+    for group in known:
+        yield from group.truncated(ranks)
+
+
 def _left_alone(layer: TorchLayer) -> Layer:
     return Layer(replace(layer.site, refusal=layer.site.refusal or "not trained for low rank"), ())
 
@@ -299,6 +307,10 @@ def _left_alone(layer: TorchLayer) -> Layer:
 def _curve(layer: TorchLayer, scheme: Scheme) -> Curve:
     values = spectrum(unfold(layer.weight.detach(), scheme, layer.site.group)).values
     return curve_of(layer.site, scheme, values.cpu().numpy())
+
+
+def _unfolding(layer: TorchLayer, scheme: Scheme) -> Unfolding:
+    return unfolding(scheme, layer.site.kernel_shape, layer.site.group).as_it_lies(layer.weight)
 
 
 def _few(layers: Sequence[TorchLayer]) -> str:

@@ -1,11 +1,12 @@
 """The torch unfolding is the numpy one."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.matrices import fold, unfold
+from training.matrices import fold, unfold, unfolding
 from trp_export.lowrank import schemes
 from trp_export.lowrank.schemes import SCHEMES, Scheme
 
@@ -32,6 +33,30 @@ def test_unfold_and_fold_equal_numpy(kernel_and_group: tuple[np.ndarray, int], s
     expected = schemes.unfold(kernel, scheme, group)
     assert np.array_equal(matrices.numpy(), expected)
     assert torch.equal(fold(matrices, scheme, kernel.shape, group), tensor)
+
+
+@given(kernels(), st.sampled_from([*SCHEMES.values(), SLICED]), st.permutations(range(5)))
+@settings(deadline=None)
+def test_as_it_lies_are_the_same_rows_and_columns(
+    kernel_and_group: tuple[np.ndarray, int], scheme: Scheme, memory: list[int]
+) -> None:
+    kernel, group = torch.from_numpy(kernel_and_group[0]), kernel_and_group[1]
+    order = [axis for axis in memory if axis < kernel.dim()]
+    kernel = kernel.permute(order).contiguous().permute([order.index(axis) for axis in range(kernel.dim())])
+    canonical = unfolding(scheme, kernel.shape, group)
+    lying = canonical.as_it_lies(kernel)
+    matrices = lying.unfold(kernel)
+    assert torch.equal(lying.fold(matrices), kernel)
+    expected = unfold(kernel, scheme, group)
+    torch.testing.assert_close(torch.linalg.svdvals(matrices), torch.linalg.svdvals(expected), rtol=0, atol=1e-4)
+    torch.testing.assert_close(matrices.sort(dim=1)[0].sum(dim=2), expected.sort(dim=1)[0].sum(dim=2))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_channel_wise_matrices_are_views(memory_format: torch.memory_format) -> None:
+    kernel = torch.randn(8, 6, 3, 3).contiguous(memory_format=memory_format)
+    matrices = unfolding(schemes.CHANNEL_WISE, kernel.shape, 1).as_it_lies(kernel).unfold(kernel)
+    assert matrices.data_ptr() == kernel.data_ptr()
 
 
 def test_gradients_flow_back_through_unfold() -> None:
