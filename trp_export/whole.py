@@ -16,13 +16,24 @@ def whole(path: Path, what: str = "", remedy: str = "") -> Iterator[Path]:
 
     Raises OutputError, which calls the file `what`, else by its path, and ends with `remedy`.
     """
+    require_plain(path, what, remedy)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
         part.replace(path)
     except OSError as error:
-        reason = f"{what or path} cannot be written: {error.strerror or error}."
-        raise OutputError(f"{reason} {remedy}".strip()) from error
+        raise OutputError(_message(what or str(path), error.strerror or str(error), remedy)) from error
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def require_plain(path: Path, what: str = "", remedy: str = "") -> None:
+    """Raise OutputError where `path` is a folder or a device: renaming would put a file in its place."""
+    with suppress(OSError):  # what cannot be looked at cannot be written to either, which is told then
+        if path.exists() and not path.is_file():
+            raise OutputError(_message(what or str(path), "it exists and is not a plain file", remedy))
+
+
+def _message(what: str, why: str, remedy: str) -> str:
+    return f"{what} cannot be written: {why}. {remedy}".strip()
