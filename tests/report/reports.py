@@ -18,7 +18,9 @@ from trp_export.planning.curves import Layer, make_curve
 from trp_export.planning.frontier import Frontier, Point
 from trp_export.planning.plan import Decision, Plan
 from trp_export.planning.rules import Energy, keep, take
+from trp_export.precision.convert import Parity, Variant
 from trp_export.report.document import Cost, Report
+from trp_export.variants import Forms
 from trp_export.verify import Agreement, Deviation
 from trp_export.verify.compare import Distance
 
@@ -90,6 +92,23 @@ def make_report(layers: tuple[Layer, ...], speed: float = 1.5, name: str = "net"
         layer_ms={"conv1": (0.031, 0.02), "conv2": (0.03, 0.033), "conv3": (0.04, 0.04)},
         notes=("the images have one channel",),
         files=(Path("small.onnx"), Path("small.json")),
+    )
+
+
+def make_forms(speed: float = 1.5) -> Forms:
+    """Low rank in two precisions and the same without, each measured; low rank in int8 ships."""
+    fp32, int8 = make_comparison(speed).measurements[1], make_comparison(8 * speed).measurements[1]
+    alone, rounded = make_comparison(1.01).measurements[1], make_comparison(9.1).measurements[1]
+    file, parity, judged = Path("net.onnx"), Parity(1024, 0.985, 0.0031), Agreement(500, 0.98, 0.917, 0.909, 7, 3)
+    how = "grids by percentile; in float: layer1.0.conv1, layer1.0.conv2"
+    return Forms(
+        (
+            Variant("fp32", True, file, 700_000, judged=judged, latency=fp32),
+            Variant("int8", True, file, 211_000, how, parity, judged=judged, latency=int8),
+            Variant("fp32", False, file, 1_130_000, judged=judged, latency=alone),
+            Variant("int8", False, file, 312_000, how, parity, judged=judged, latency=rounded),
+        ),
+        shipped=1,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from trp_export.report.page import make_page
 
-from .reports import LAYERS, make_report
+from .reports import LAYERS, make_forms, make_report
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason=MISSING)
 GROUNDS = {False: (255, 255, 255), True: (0x13, 0x17, 0x1B)}
@@ -23,14 +24,15 @@ GROUNDS = {False: (255, 255, 255), True: (0x13, 0x17, 0x1B)}
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     folder = tmp_path_factory.mktemp("report")
     file = folder / "page.html"
-    file.write_text(make_page(make_report(LAYERS, name="net_" * 12), LAYERS), encoding="utf-8")
+    report = replace(make_report(LAYERS, name="net_" * 12), forms=make_forms())
+    file.write_text(make_page(report, LAYERS), encoding="utf-8")
     with chromium(folder) as page:
         page.open(file.as_uri())
         yield page
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [320, 390, 1100])
+@pytest.mark.parametrize("width", [320, 390, 740, 1100])
 def test_a_screenshot(page: Page, tmp_path: Path, width: int, dark: bool) -> None:
     page.resize(width, 2400, dark=dark)
     page.screenshot(tmp_path / "shot.png", whole=False)
@@ -41,6 +43,18 @@ def test_a_screenshot(page: Page, tmp_path: Path, width: int, dark: bool) -> Non
     drawn = (pixels != GROUNDS[dark]).any(axis=2)
     assert 0.05 < drawn.mean() < 0.9
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+@pytest.mark.parametrize("width", [320, 390, 740, 900, 1024, 1100])
+def test_the_precisions_can_be_read(page: Page, width: int) -> None:
+    page.resize(width, 2400)
+    tall, out = page.evaluate(
+        "(() => { const cells = [...document.querySelectorAll('.forms tbody :is(th, td)')]; return ["
+        "Math.max(...cells.map(one => one.offsetHeight)), cells.filter(one => one.scrollWidth > one.clientWidth).length"
+        "]; })()"
+    )
+    assert tall < 60, "letters one below the other"
+    assert out == 0, "a number sticks out of its cell"
 
 
 def test_it_prints(page: Page, tmp_path: Path) -> None:

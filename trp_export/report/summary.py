@@ -127,8 +127,8 @@ def _latency_tile(report: Report) -> Markup:
         return _tile("Latency", "not timed", "")
     row = _latency_rows(report)[0]
     colour = {"faster": "good", "slower": "bad"}.get(tone(report) or "", "warn")
-    words = {"faster": "as fast", "slower": "as fast", "no difference": "no difference"}[ratio.verdict]
-    figure = f"{ratio.value:.2f}x {words}" if ratio.verdict != "no difference" else words
+    told = {"no difference": "no difference", "unknown": "not known"}
+    figure = told.get(ratio.verdict, f"{ratio.value:.2f}x as fast")
     _, unit = scale_of(report.latency.environment.unit)
     return _tile("Latency", figure, f"{row.before} → {row.after} {unit}", row.share, colour)
 

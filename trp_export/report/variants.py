@@ -65,13 +65,17 @@ def section(report: Report) -> Markup:
         element(
             "tr",
             element("th", line.cells[0], scope="row"),
-            *(element("td", cell, class_="number") for cell in line.cells[1:]),
+            *(
+                element("td", cell, class_="number", data_head=head)
+                for head, cell in zip(heads[1:], line.cells[1:], strict=True)
+            ),
+            class_="chosen" if line.shipped else None,
         )
         for line in found
     )
     head = element("tr", element("td"), *(element("th", name, scope="col", class_="number") for name in heads[1:]))
     return join(
         element("p", _BESIDE),
-        element("table", element("thead", head), element("tbody", *rows), class_="numbers"),
+        element("table", element("thead", head), element("tbody", *rows), class_="numbers forms"),
         element("ul", *(element("li", f"{line.cells[0]}: {line.note}") for line in found if line.note)),
     )
