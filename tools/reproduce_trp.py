@@ -43,8 +43,8 @@ def _paper(name: str, scheme: str, ratio: str, *more: str) -> Row:
     return Row(name, ("--scheme", scheme, "--macs", ratio, "--period", PERIOD, *PAPER, *more))
 
 
-def _ours(name: str, scheme: str, ratio: str, epochs: str, factors: str, *more: str) -> Row:
-    options = ("--scheme", scheme, "--macs", ratio, "--period", PERIOD, "--nuclear", NUCLEAR, *OURS, *more)
+def _ours(name: str, scheme: str, ratio: str, epochs: str, factors: str) -> Row:
+    options = ("--scheme", scheme, "--macs", ratio, "--period", PERIOD, "--nuclear", NUCLEAR, *OURS)
     return Row(name, (*options, "--epochs", epochs, "--factors", factors), teacher=True)
 
 
@@ -55,7 +55,6 @@ ROWS = (
     _ours("spatial-2.84x", "spatial", "2.84", "24", "15"),
     _ours("channel-2.17x", "channel", "2.17", "20", "12"),
     _ours("spatial-3.6x", "spatial", "3.6", "24", "15"),
-    _ours("spatial-2.84x-longer", "spatial", "2.84", "70", "46", "--amp"),
     _paper("nuclear-only-spatial-2.84x", "spatial", "2.84", "--nuclear", NUCLEAR, "--no-project"),
     _paper("trp1-channel-2.17x", "channel", "2.17"),
     _paper("trp1-nu-channel-2.17x", "channel", "2.17", "--nuclear", NUCLEAR),
