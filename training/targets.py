@@ -38,10 +38,12 @@ class Target:
         return self.layer.weight
 
     def matrices(self, tensor: Tensor) -> Tensor:
-        return self.unfolding.unfold(tensor.detach())
+        """A tensor like the weight, in float32 or more: a view of it where it lies in memory as matrices do."""
+        matrices = self.unfolding.unfold(tensor.detach())
+        return matrices.to(torch.promote_types(matrices.dtype, torch.float32))
 
     def assign(self, tensor: Tensor, make: Callable[[Tensor | None], Tensor]) -> None:
-        """What `make` gives, folded, into a tensor like the weight: at once where it lies in memory as matrices do."""
+        """What `make` gives, folded, into a tensor like the weight: at once where its matrices are a view."""
         matrices = self.matrices(tensor)
         if matrices.data_ptr() == tensor.data_ptr():
             make(matrices)
@@ -94,9 +96,12 @@ class Truncated:
         ]
 
 
-def decompose(members: Sequence[Target], precision: torch.dtype) -> list[Decomposed]:
-    """Decomposed in full, by shape, through Gram matrices of that precision."""
-    return [Decomposed(own, matrices, spectrum(matrices, precision)) for own, matrices in _by_shape(members)]
+def decompose(members: Sequence[Target], *, exact: bool) -> list[Decomposed]:
+    """Decomposed in full, by shape: in float64, or in the precision of the matrices, which is enough while training."""
+    return [
+        Decomposed(own, matrices, spectrum(matrices, torch.float64 if exact else matrices.dtype))
+        for own, matrices in _by_shape(members)
+    ]
 
 
 def follow_spaces(members: Sequence[Target]) -> Iterator[Truncated]:

@@ -71,7 +71,7 @@ class TRP:
         if self.step // self.settings.period % self.settings.exact_every:
             self._carry_out(follow_spaces(self._own()), write=True)
         else:
-            known = self._decompose(torch.float32)
+            known = self._decompose(exact=False)
             self._set_ranks(self._ranks(self.current_rule))
             self._carry_out(_truncated(known, self.ranks), write=True)
 
@@ -192,13 +192,13 @@ class TRP:
         elif self.settings.nuclear and not self.settings.nuclear_every_step:
             self._carry_out(_truncated(self._decompose(), self._full_ranks()), write=False)
 
-    def _decompose(self, precision: torch.dtype = torch.float64) -> list[Decomposed]:
+    def _decompose(self, *, exact: bool = True) -> list[Decomposed]:
         """Every target's curve brought up to date, and the decompositions of the layers this process owns.
 
         Layers of one shape are decomposed together; in a distributed run the layers are shared out.
         """
         with full_precision(self._device):
-            known = decompose(self._own(), precision)
+            known = decompose(self._own(), exact=exact)
         mine = {
             member.name: values for group in known for member, values in zip(group.members, group.values, strict=True)
         }

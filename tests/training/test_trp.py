@@ -11,7 +11,7 @@ import torch
 from tiny_networks import Tiny
 from torch import Tensor, nn
 
-from training import TRP, Energy, MacsBudget, TRPSettings
+from training import TRP, Energy, MacsBudget, TRPSettings, targets
 from training.layers import ByName
 from training.ranks import make_plan
 from trp_export.errors import OptionError
@@ -97,6 +97,59 @@ def test_following_the_space_trains_as_decomposing_in_full_does() -> None:
     assert relative_rank(model.conv1.weight) == relative_rank(model.conv2.weight) == 3
     for followed, exact in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(followed, exact, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("scheme", ["channel", "spatial"])
+def test_weights_of_any_layout_and_size_train_alike(
+    scheme: str, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = Tiny(norm=False)
+    twin = copy.deepcopy(model)
+    settings = replace(EVERY_STEP, exact_every=3, schemes={"*": scheme})
+    for network, large in ((model.to(memory_format=memory_format), 0), (twin, 1 << 30)):
+        monkeypatch.setattr(targets, "_LARGE", large)
+        optimizer = sgd(network, lr=0.02)
+        TRP(network, optimizer, settings, SHAPE)
+        take_steps(network, optimizer, 7)
+    for mine, others in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, others, rtol=0, atol=1e-5)
+
+
+def test_a_followed_run_goes_on_in_another_layout() -> None:
+    torch.manual_seed(0)
+    settings = replace(EVERY_STEP, exact_every=9, schemes={"*": "channel"})
+    model = Tiny(norm=False).to(memory_format=torch.channels_last)
+    optimizer = sgd(model, lr=0.02)
+    trp = TRP(model, optimizer, settings, SHAPE)
+    take_steps(model, optimizer, 3)
+    twin = Tiny(norm=False)
+    twin.load_state_dict(model.state_dict())
+    other = sgd(twin, lr=0.02)
+    resumed = TRP(twin, other, replace(settings, ramp="linear"), SHAPE)  # A ramp: nothing is projected at the start.
+    resumed.settings = settings
+    resumed.load_state_dict(copy.deepcopy(trp.state_dict()))
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    take_steps(model, optimizer, 3, start=3)
+    take_steps(twin, other, 3, start=3)
+    for mine, others in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, others, rtol=0, atol=1e-5)
+
+
+def test_weights_in_bfloat16_reach_their_ranks_as_nearly_as_they_can() -> None:
+    torch.manual_seed(0)
+    model = Tiny(norm=False).to(torch.bfloat16)
+    optimizer = sgd(model, lr=0.02)
+    TRP(model, optimizer, replace(EVERY_STEP, exact_every=2), SHAPE)
+    for step in range(4):
+        optimizer.zero_grad()
+        model(batch(step).to(torch.bfloat16)).square().mean().backward()
+        optimizer.step()
+    for layer in (model.conv1, model.conv2):
+        (matrix,) = schemes.unfold(layer.weight.detach().double().numpy(), SPATIAL_WISE, 1)
+        values = np.linalg.svd(matrix, compute_uv=False)
+        assert values[3:].max() <= 2**-7 * values[0]
 
 
 def test_a_layer_that_a_later_choice_leaves_whole_is_no_longer_followed(monkeypatch: pytest.MonkeyPatch) -> None:
