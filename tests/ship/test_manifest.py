@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trp_export.errors import LoadError
-from trp_export.ship.manifest import LONGEST_TEXT, MOST_BYTES, MOST_FILES, File, Manifest, digest, parse_manifest
+from trp_export.ship.manifest import LONGEST_TEXT, MOST_BYTES, MOST_FILES, File, digest, parse_manifest
 from trp_export.ship.manifest import require_inside as inside
 
 from .bundles import document, manifest
@@ -90,6 +91,9 @@ def test_every_field_must_be_there(name: str) -> None:
         (spoil("opset", "", value="20"), "whole number"),
         (spoil("provenance", value=None), "must be an object"),
         (spoil("evidence", value="good"), "must be an object"),
+        (spoil("evidence", "junk", value=1), "evidence: the field 'junk' is unknown"),
+        (spoil("provenance", "stray", value=None), "provenance: the field 'stray' is unknown"),
+        (spoil("provenance", value={"source": None}), "provenance: the field 'options' is missing"),
     ],
 )
 def test_what_is_wrong_is_named(change: Callable[[dict[str, Any]], None], message: str) -> None:
@@ -143,8 +147,8 @@ def test_paths_that_leave_the_folder_or_mean_something_else(path: str) -> None:
 
 
 def test_a_manifest_that_would_be_refused_is_never_written() -> None:
-    made = Manifest("model.onnx", {"../model.onnx": File(HEX, 1)}, {}, 10, "fp32", (), ())
-    with pytest.raises(LoadError):
+    made = replace(manifest(), files={"../model.onnx": File(HEX, 1)})
+    with pytest.raises(LoadError, match="not a plain path"):
         made.to_bytes()
 
 

@@ -27,7 +27,7 @@ def bundle(tmp_path: Path) -> Path:
 
 def test_integrity_and_origin(tmp_path: Path) -> None:
     digest = make_bundle(tmp_path)
-    without, with_digest = verify(tmp_path), verify(tmp_path, digest.upper())
+    without, with_digest = verify(tmp_path), verify(tmp_path, digest=digest.upper())
     assert (without.origin, with_digest.origin) == (False, True)
     assert without.digest == with_digest.digest == digest
     assert with_digest.bytes == sum(map(len, CONTENTS.values()))

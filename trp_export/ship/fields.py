@@ -55,6 +55,14 @@ class Fields:
     def inner(self, name: str) -> Self:
         return type(self)(self._get(name), f"{self.where}: {name}")
 
+    def holding(self, name: str, names: Sequence[str]) -> dict[str, Any]:
+        """An object with these fields, no more and no fewer, whatever they hold."""
+        inner = self.inner(name)
+        for one in names:
+            inner.has(one)
+        inner.nothing_more()
+        return inner.values
+
     def named(self, name: str, most: int) -> Iterator[tuple[str, Self]]:
         """An object of objects."""
         inner = self.inner(name)

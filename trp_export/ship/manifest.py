@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from trp_export.errors import LoadError
@@ -20,6 +20,8 @@ FORMAT = "trp-bundle"
 VERSION = 1
 PRECISIONS = ("fp32", "fp16", "int8")
 TARGETS = ("arm", "x86")
+PROVENANCE = ("source", "options", "plan", "versions", "licence")
+EVIDENCE = ("parity", "accuracy", "latency", "precision", "cost", "notes")
 
 MOST_BYTES = 8 * 2**20
 MOST_FILES = 256
@@ -86,7 +88,7 @@ class Ort:
 class Manifest:
     """What a bundle holds and where it comes from. Paths are relative, with forward slashes.
 
-    `provenance` and `evidence` are plain JSON; docs/bundle.md names their fields.
+    `provenance` and `evidence` hold plain JSON under PROVENANCE and EVIDENCE; docs/bundle.md says what.
     """
 
     model: str
@@ -96,11 +98,11 @@ class Manifest:
     precision: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    provenance: Mapping[str, Any]
+    evidence: Mapping[str, Any]
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] | None = None
     ort: Ort | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    evidence: Mapping[str, Any] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """The canonical JSON. Raises LoadError for what `parse_manifest` would refuse."""
@@ -147,8 +149,8 @@ def parse_manifest(written: bytes) -> Manifest:
         preprocessing=_preprocessing(fields.inner("preprocessing")) if fields.has("preprocessing") else None,
         classes=fields.texts("classes", MOST_CLASSES) if fields.has("classes") else None,
         ort=_ort(fields.inner("ort")) if fields.has("ort") else None,
-        provenance=fields.inner("provenance").values,
-        evidence=fields.inner("evidence").values,
+        provenance=fields.holding("provenance", PROVENANCE),
+        evidence=fields.holding("evidence", EVIDENCE),
     )
     fields.nothing_more()
     named = (manifest.model, *((manifest.ort.model, manifest.ort.operators) if manifest.ort else ()))

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trp_export.errors import LoadError, OptionError
-from trp_export.ship.manifest import MOST_BYTES, NAME, File, Manifest, digest, is_digest, parse_manifest
+from trp_export.ship.manifest import MOST_BYTES, NAME, File, Manifest, is_digest, parse_manifest
+from trp_export.ship.manifest import digest as digest_of
 
 _CHUNK_BYTES = 2**20
 
@@ -33,18 +34,18 @@ class Verified:
         return sum(file.bytes for file in self.manifest.files.values())
 
 
-def verify(folder: Path | str, expected: str | None = None) -> Verified:
-    """`expected` is the digest that the export printed; without it integrity is checked, not origin.
+def verify(folder: Path | str, digest: str | None = None) -> Verified:
+    """`digest` is the one that the export printed; without it integrity is checked, not origin.
 
     Raises LoadError for anything changed, missing, extra, oversized or outside; OptionError for what is no digest.
     """
     folder = Path(folder)
-    if expected is not None and not is_digest(expected.strip().lower()):
-        raise OptionError(f"--digest {expected[:80]!r} is not a sha256: 64 digits of 0-9 and a-f.")
+    if digest is not None and not is_digest(digest.strip().lower()):
+        raise OptionError(f"--digest {digest[:80]!r} is not a sha256: 64 digits of 0-9 and a-f.")
     try:
         written = _read_manifest(folder)
-        found = digest(written)
-        if expected is not None and found != expected.strip().lower():
+        found = digest_of(written)
+        if digest is not None and found != digest.strip().lower():
             raise LoadError(f"{folder}: {NAME} has the digest {found}, not the one expected. Do not use this bundle.")
         manifest = parse_manifest(written)
         _require_same_names(folder, manifest.files)
@@ -52,7 +53,7 @@ def verify(folder: Path | str, expected: str | None = None) -> Verified:
             _require_same(folder, path, file)
     except OSError as error:
         raise LoadError(f"{folder} cannot be read: {error.strerror or error}.") from error
-    return Verified(manifest, found, expected is not None)
+    return Verified(manifest, found, digest is not None)
 
 
 def _read_manifest(folder: Path) -> bytes:
