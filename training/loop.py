@@ -265,7 +265,9 @@ class Run:
             project=options.project,
             ramp=options.ramp,
             ramp_steps=int(0.75 * steps),
+            exact_every=options.exact_every,
             momentum=options.momentum_at_projection,
+            preserve_energy=options.preserve_energy,
         )
 
     def _load_teacher(self, classes: tuple[str, ...]) -> nn.Module | None:

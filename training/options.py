@@ -34,7 +34,9 @@ class TrainOptions(Stored):
     nuclear: float = 0.0
     nuclear_every_step: bool = False
     project: bool = True
+    exact_every: int = 1
     momentum_at_projection: str = "keep"
+    preserve_energy: bool = False
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     epochs: int = 164
