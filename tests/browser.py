@@ -9,6 +9,7 @@ import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -124,7 +125,7 @@ class Page:
 class Chromium:
     """The browser at the other end of the pipe."""
 
-    def __init__(self, profile: Path, flags: Sequence[str]) -> None:
+    def __init__(self, profile: Path, scratch: str, flags: Sequence[str]) -> None:
         self.problems: dict[str, list[str]] = {}
         self._replies: queue.Queue[dict[str, Any]] = queue.Queue()
         self._number = 0
@@ -143,6 +144,7 @@ class Chromium:
             stdout=quiet,
             stderr=quiet,
             start_new_session=True,
+            env={**os.environ, "TMPDIR": scratch},
         )
         for end in (commands, events, *ends):
             os.close(end)
@@ -189,9 +191,14 @@ class Chromium:
 
 @contextmanager
 def chromium(folder: Path, *flags: str) -> Iterator[Page]:
-    """A page in a fresh browser whose profile lies in `folder`."""
-    one = Chromium(folder / "profile", flags)
-    try:
-        yield Page(one)
-    finally:
-        one.close()
+    """A page in a fresh browser whose profile lies in `folder`.
+
+    What it makes elsewhere goes to a folder of its own, as it is killed before it could remove that; the path of a
+    socket in it has to be short.
+    """
+    with tempfile.TemporaryDirectory(prefix="trp.", ignore_cleanup_errors=True) as scratch:
+        one = Chromium(folder / "profile", scratch, flags)
+        try:
+            yield Page(one)
+        finally:
+            one.close()

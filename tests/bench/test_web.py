@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -41,6 +42,16 @@ def test_chromium(conv_net: Path, no_process_left: None) -> None:
         assert one.deviation.relative_l2 <= one.deviation.limit
 
 
+@needs_browser
+def test_nothing_is_left_behind(conv_net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="trp.") as folder:  # short, as a browser's socket lies in it
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        monkeypatch.setenv("TMPDIR", folder)
+        compare([conv_net], device="web", budget_s=0.5, processes=1)
+        left = {path.name for path in Path(folder).iterdir()}
+        assert left <= {".ses"}  # onnxruntime's own, on this computer
+
+
 @pytest.mark.slow
 @needs_browser
 def test_threads_are_really_used(conv_net: Path) -> None:
@@ -68,9 +79,9 @@ def test_a_browser_that_dies(conv_net: Path, no_process_left: None) -> None:
     with pytest.raises(KeyboardInterrupt):
         compare([conv_net], device="web", budget_s=5, progress=kill, checkpoint=seen.append)
     assert seen[-1].measurements[0].samples
-    with open_device("web", Settings(timeout_s=20)) as device:
+    with open_device("web", Settings(timeout_s=60)) as device:
         device.stage(read_cases([conv_net]))
-        runner = device.start(0, Start(1, (), "CPUExecutionProvider", 20))
+        runner = device.start(0, Start(1, (), "CPUExecutionProvider", 60))
         assert isinstance(runner, PageRunner)
         for process in psutil.Process(runner._process.pid).children(recursive=True):
             process.kill()

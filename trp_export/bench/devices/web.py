@@ -42,10 +42,6 @@ FLAGS = (
     "--disable-component-update",
     "--no-first-run",
 )
-PAGE = (
-    b'<!doctype html><meta charset="utf-8"><title>trp-bench</title><script type="module" src="../runner.mjs"></script>'
-)
-TYPES = {".html": "text/html", ".mjs": "text/javascript", ".wasm": "application/wasm", ".json": "application/json"}
 
 
 class PageRunner:
@@ -56,13 +52,14 @@ class PageRunner:
         root = hasattr(os, "geteuid") and os.geteuid() == 0
         argv = [browser, *FLAGS, *(["--no-sandbox"] if root else []), f"--user-data-dir={profile}", url]
         quiet = subprocess.DEVNULL
-        self._process = subprocess.Popen(argv, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+        scratch = {**os.environ, "TMPDIR": str(profile.parent)}  # it is ended before it removes what it makes there
+        self._process = subprocess.Popen(
+            argv, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True, env=scratch
+        )
         try:
             self.ready = check_ready(self._receive(), replace(start, provider="wasm"), what)
             if self.ready.threads != start.threads:
-                raise DeviceError(
-                    f"{what} uses {self.ready.threads} thread(s) although {start.threads} were asked for."
-                )
+                raise DeviceError(f"{what} uses {self.ready.threads} threads although {start.threads} were asked for.")
         except BaseException:
             self.close()
             raise
