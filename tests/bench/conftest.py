@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,19 @@ def any_types(tmp_path: Path) -> Path:
     """Six inputs of different types, some of dynamic shape, and as many outputs."""
     onnx.save(parser.parse_model(ANY_TYPES), tmp_path / "any.onnx")
     return tmp_path / "any.onnx"
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that was free a moment ago: another may take it, so be ready to try again."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def runners_below(folder: Path, program: str) -> list[psutil.Process]:
+    """The processes with `program` among their arguments that work in `folder`: not those of another test run."""
+    found = [one for one in psutil.process_iter(["cmdline", "cwd"]) if program in (one.info["cmdline"] or [])]
+    return [one for one in found if Path(one.info["cwd"] or "/").is_relative_to(folder.resolve())]
 
 
 @pytest.fixture

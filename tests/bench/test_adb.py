@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import glob
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +21,8 @@ from trp_export.bench.cli import run
 from trp_export.bench.devices.adb import abi_of, choose
 from trp_export.bench.runners import python_runner
 from trp_export.errors import DeviceError
+
+from .conftest import free_port, runners_below
 
 DAEMON = Path(__file__).with_name("adb_daemon.py")
 SOURCE = Path(python_runner.__file__).with_name("native_runner.c")
@@ -64,19 +65,17 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """An adb server of our own: neither the user's keys nor a running server on the usual port are touched."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    before = {name: os.environ.get(name) for name in ("HOME", "ANDROID_ADB_SERVER_PORT")}
-    os.environ |= {"HOME": str(tmp_path_factory.mktemp("home")), "ANDROID_ADB_SERVER_PORT": str(port)}
-    subprocess.run(["adb", "start-server"], check=True, capture_output=True)
-    yield
-    subprocess.run(["adb", "kill-server"], check=True, capture_output=True)
-    for name, value in before.items():
-        if value is None:
-            del os.environ[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        for _ in range(3):
+            patch.setenv("ANDROID_ADB_SERVER_PORT", str(free_port()))
+            with suppress(subprocess.CalledProcessError, subprocess.TimeoutExpired):
+                subprocess.run(["adb", "start-server"], check=True, capture_output=True, timeout=30)
+                break
         else:
-            os.environ[name] = value
+            pytest.fail("adb's server starts on none of three ports")
+        yield
+        subprocess.run(["adb", "kill-server"], check=True, capture_output=True, timeout=30)
 
 
 def start_phone(folder: Path, native: Path, *options: str, abi: str = "x86_64") -> Phone:
@@ -212,7 +211,7 @@ def test_a_hung_runner_is_killed_there(phone: Phone, conv_net: Path) -> None:
         runner = device.start(0, Start(1, (), "CPUExecutionProvider", 60))
         assert isinstance(runner, PipeRunner)
         runner._start = replace(runner._start, timeout_s=2)
-        remote = [p for p in psutil.process_iter(["cmdline"]) if "../trp-runner" in (p.info["cmdline"] or [])]
+        remote = runners_below(phone.folder, "../trp-runner")
         assert remote
         for process in remote:
             process.suspend()

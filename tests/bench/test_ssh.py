@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,8 @@ from trp_export.bench.devices.local import PipeRunner
 from trp_export.bench.devices.ssh import parse_target
 from trp_export.bench.profile import profile_and_time
 from trp_export.errors import DeviceError
+
+from .conftest import free_port, runners_below
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 pytestmark = pytest.mark.skipif(
@@ -53,20 +54,19 @@ class Board:
 
 def start_sshd(folder: Path, force: str = "") -> Board:
     """`force` is a shell prefix for every command, a board's peculiarity."""
+    try:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    except OSError as error:
+        pytest.skip(f"sshd wants a folder /run/sshd, which cannot be made here: {error.strerror}")
     for name in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
     tmp = folder / "tmp"
     tmp.mkdir()
-    Path("/run/sshd").mkdir(exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     prefix = f"export TMPDIR={shlex.quote(str(tmp))}; {force}"
     (folder / "forced").write_text(f'#!/bin/sh\n{prefix}\neval "$SSH_ORIGINAL_COMMAND"\n')
     (folder / "forced").chmod(0o755)
     (folder / "sshd_config").write_text(
-        f"""Port {port}
-ListenAddress 127.0.0.1
+        f"""ListenAddress 127.0.0.1
 HostKey {folder}/host
 AuthorizedKeysFile {folder}/user.pub
 PidFile none
@@ -80,20 +80,31 @@ ForceCommand {folder}/forced
     (folder / "ssh_config").write_text(
         f"IdentityFile {folder}/user\nIdentitiesOnly yes\nStrictHostKeyChecking no\nUserKnownHostsFile {folder}/known\n"
     )
-    log = (folder / "sshd.log").open("wb")
-    sshd = subprocess.Popen([SSHD, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=log, stdin=subprocess.DEVNULL)
-    log.close()
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        if sshd.poll() is not None:
-            pytest.skip(f"sshd does not start here: {(folder / 'sshd.log').read_text()[-200:]}")
-        time.sleep(0.05)
+    sshd, port = listening_sshd(folder)
     settings = Settings(ssh_config=folder / "ssh_config", remote_python=sys.executable, timeout_s=30)
     user = psutil.Process().username()
     return Board(f"ssh:{user}@127.0.0.1:{port}", settings, tmp, sshd)
+
+
+def listening_sshd(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """Started with the configuration in `folder`, and the port where it listens."""
+    log = folder / "sshd.log"
+    for _ in range(3):
+        port = free_port()
+        argv = [SSHD, "-D", "-e", "-p", str(port), "-f", str(folder / "sshd_config")]
+        with log.open("wb") as stream:
+            sshd = subprocess.Popen(argv, stderr=stream, stdin=subprocess.DEVNULL)
+        deadline = time.monotonic() + 30
+        while sshd.poll() is None and time.monotonic() < deadline:
+            if "Server listening" in log.read_text():
+                return sshd, port
+            time.sleep(0.05)
+        if sshd.poll() is None:
+            stop(sshd)
+            pytest.fail(f"sshd does not listen after 30 s: {log.read_text()[-200:]}")
+        if "in use" not in log.read_text():
+            pytest.skip(f"sshd does not start here: {log.read_text()[-200:]}")
+    pytest.fail("sshd got none of three ports")
 
 
 def stop(sshd: subprocess.Popen[bytes]) -> None:
@@ -160,9 +171,12 @@ def test_nobody_there(conv_net: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "Connection refused" in capsys.readouterr().err
 
 
-def test_a_board_without_onnxruntime(board: Board, conv_net: Path) -> None:
+def test_a_board_without_onnxruntime(board: Board, conv_net: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "python3"
+    bare.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -I -S "$@"\n')
+    bare.chmod(0o755)
     with pytest.raises(DeviceError, match="Install it on the device"):
-        compare([conv_net], device=board.spec, settings=replace(board.settings, remote_python="/usr/bin/python3"))
+        compare([conv_net], device=board.spec, settings=replace(board.settings, remote_python=str(bare)))
     assert board.leftovers() == []
 
 
@@ -204,7 +218,7 @@ def test_a_hung_runner_is_killed_there(board: Board, conv_net: Path, tmp_path: P
         runner = device.start(0, Start(1, (), "CPUExecutionProvider", 60))
         assert isinstance(runner, PipeRunner)
         runner._start = replace(runner._start, timeout_s=2)
-        remote = [p for p in psutil.process_iter(["cmdline"]) if "../runner.py" in (p.info["cmdline"] or [])]
+        remote = runners_below(board.tmp, "../runner.py")
         assert remote
         for process in remote:
             process.suspend()
