@@ -227,7 +227,9 @@ class Run:
             self._enter_phase()
         self.network.module.load_state_dict(content["model"])
         self._optimizer.load_state_dict(content["optimizer"])
-        if self.trp is not None and content["trp"] is not None:
+        if content["trp"] is None:
+            self.trp = None  # Cut for good: a second time would be lower still.
+        elif self.trp is not None:
             self.trp.load_state_dict(content["trp"])
         self.epoch, self.step, self._loss_sum = content["epoch"], content["step"], content["loss_sum"]
         self._best, self.history = content["best"], content["history"]

@@ -122,6 +122,18 @@ def test_a_stopped_run_goes_on_to_the_same_bits(stripes: Path, tmp_path: Path, s
         assert {**mine, "images_per_s": 0} == {**other, "images_per_s": 0}
 
 
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_finished_run_is_not_cut_again(stripes: Path, tmp_path: Path, keep: str) -> None:
+    # After a cut by energy the same share of what is left asks for fewer ranks.
+    options = options_for(stripes, tmp_path / "run", macs=None, energy=0.8, epochs=2, keep=keep)
+    train(options)
+    files = [options.output / name for name in ("model.pt", "last.pt", "history.jsonl")]
+    left = [path.read_bytes() for path in files]
+    for _ in range(2):
+        train(options, resume=True)
+        assert [path.read_bytes() for path in files] == left
+
+
 def test_a_loss_that_is_no_number_names_the_step_and_the_layer(stripes: Path, tmp_path: Path) -> None:
     run = Run(options_for(stripes, tmp_path / "run"), silent)
     steps = len(run.batches)
