@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 import click
 import pytest
 
 from trp_export.entry import SCHEMES, numbers, run, shape
-from trp_export.errors import INTERRUPTED
+from trp_export.errors import INTERRUPTED, StoppedEarly, UnsupportedError
 from trp_export.planning.curves import CHOICES
+from trp_export.signals import held_back, terminable
 
 TERMINATING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
@@ -64,6 +66,54 @@ def test_a_signal_interrupts_a_command_and_nothing_after_it(number: signal.Signa
     before = signal.getsignal(number)
     assert run_briefly(click.Command("signalled", callback=lambda: signal.raise_signal(number))) == INTERRUPTED
     assert signal.getsignal(number) is before
+
+
+def test_an_error_that_foreign_code_makes_of_a_signal_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+    def trace() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise UnsupportedError("this model cannot be traced.") from None
+
+    assert run_briefly(click.Command("interrupted", callback=trace)) == INTERRUPTED
+    assert capsys.readouterr().err == "interrupted.\n"
+
+
+def test_what_was_saved_after_a_signal_is_said() -> None:
+    def stop() -> None:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise StoppedEarly
+
+    with pytest.raises(StoppedEarly), terminable():
+        stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, *TERMINATING])
+def test_a_signal_that_is_held_back_comes_at_the_end(number: signal.Signals) -> None:
+    steps = []
+
+    def work() -> None:
+        with held_back():
+            signal.raise_signal(number)
+            steps.append("within")
+        steps.append("after")
+
+    assert run_briefly(click.Command("held", callback=work)) == INTERRUPTED
+    assert steps == ["within"]
+
+
+def test_the_second_signal_is_not_held_back() -> None:
+    steps = []
+
+    def work() -> None:
+        with held_back():
+            for step in ("first", "second"):
+                signal.raise_signal(signal.SIGINT)
+                steps.append(step)
+
+    assert run_briefly(click.Command("held", callback=work)) == INTERRUPTED
+    assert steps == ["first"]
 
 
 def test_a_hang_up_that_is_ignored_stays_so() -> None:

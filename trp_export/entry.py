@@ -6,15 +6,12 @@ Errors become a line or two on stderr and a documented exit code, never a traceb
 from __future__ import annotations
 
 import os
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 
 import click
 
 from trp_export.errors import INTERRUPTED, StoppedEarly, TrpError
+from trp_export.signals import terminable
 
 # As in trp_export.planning.curves, which is not imported before there is work to do.
 SCHEMES = ("auto", "sliced", "all", "channel", "spatial", "spatial-t", "pointwise", "decouple")
@@ -27,7 +24,7 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, *, inter
     set, a fault of the program shows where it happened.
     """
     try:
-        with _terminable():
+        with terminable():
             result = command.main(args=arguments, prog_name=command.name, standalone_mode=False)
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)
@@ -72,28 +69,6 @@ def shape(context: click.Context, parameter: click.Parameter, value: str | None)
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise click.BadParameter(f"{value!r} is not a shape such as 1,3,224,224.")
     return tuple(int(part) for part in parts)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the command as Ctrl-C does, unless the signal is ignored, as nohup has it."""
-    if threading.current_thread() is not threading.main_thread():  # No other may say what signals do.
-        yield
-        return
-    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in known}
-    before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
-    for number in before:
-        signal.signal(number, _interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _fail(message: str, code: int) -> int:

@@ -34,6 +34,7 @@ from trp_export.planning.shared_budget import Damage, lost_energy, measured_dama
 from trp_export.progress import Progress
 from trp_export.recover.outcome import closest
 from trp_export.recover.refit import refit
+from trp_export.signals import held_back
 
 # Sensitivities need fewer images than moments: they are averages over whole outputs. With 64, 256 and 1,024 images
 # ResNet-20 diverges alike at 2x and 3x, so large networks, which run again for every layer, get fewer.
@@ -82,7 +83,8 @@ def look(
 def _images(network: Network, calibration: Calibration, progress: Progress) -> ImageSet:
     shape = next(iter(network.inputs.values()))
     if calibration.path == SYNTHETIC:
-        from trp_export.recover.synthetic import affordable, synthetic_images
+        with held_back():
+            from trp_export.recover.synthetic import affordable, synthetic_images
 
         count, told = calibration.count or affordable(network.macs), partial(progress, "synthesise images")
         return synthetic_images(network.model, network.statistics, shape, count, seed=calibration.seed, progress=told)

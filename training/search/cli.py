@@ -13,6 +13,7 @@ import click
 from trp_export.entry import SCHEMES, numbers, run, shape
 from trp_export.errors import LoadError, OptionError, StoppedEarly
 from trp_export.help import SectionedCommand
+from trp_export.signals import held_back
 
 if TYPE_CHECKING:
     from training.search.options import SearchOptions
@@ -86,7 +87,8 @@ def command(context: click.Context, /, resume: bool, no_data: bool, gap: int | N
     trp-export, behind its --macs and --speedup, needs no search and is hard to beat: docs/results-search.md.
     """
     options = _resumed(context, values, no_data) if resume else _options(values, no_data)
-    from training.search.run import search
+    with held_back():
+        from training.search.run import search
 
     if gap:
         from training.search.gap import require_measurable

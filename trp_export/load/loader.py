@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from trp_export.errors import LoadError, OptionError
 from trp_export.load.source import LoadOptions, Source
+from trp_export.signals import held_back
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +23,8 @@ def load(model: str | Path | nn.Module, options: LoadOptions) -> Source:
 
 def _load(model: str | Path | nn.Module, options: LoadOptions) -> Source:
     if not isinstance(model, (str, Path)):
-        from trp_export.load.torch_module import load_module
+        with held_back():  # torch aborts where its import is broken off.
+            from trp_export.load.torch_module import load_module
 
         return load_module(model, options)
     path = Path(model)
@@ -33,7 +35,8 @@ def _load(model: str | Path | nn.Module, options: LoadOptions) -> Source:
         from trp_export.load.onnx_file import load_onnx
 
         return load_onnx(path, options)
-    from trp_export.load.torch_file import load_torch
+    with held_back():
+        from trp_export.load.torch_file import load_torch
 
     return load_torch(path, options)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from trp_export.errors import LoadError, OptionError, UnsupportedError, first_line
 from trp_export.graph.metadata import strip_traces
 from trp_export.load.source import LoadOptions, Probe, Source
+from trp_export.signals import held_back
 
 # Traced at 2 and probed at 3: a batch size that an exporter froze shows up as a difference.
 _TRACE_BATCH, _PROBE_BATCH = 2, 3
@@ -75,7 +76,7 @@ def _export(module: nn.Module, name: str, options: LoadOptions, what: str) -> So
 def _to_onnx(module: nn.Module, shape: tuple[int, ...], static: bool, outputs: int) -> ir.Model:
     example = _noise(shape if static else (_TRACE_BATCH, *shape[1:]), module)
     batch = None if static else ({0: torch.export.Dim("batch")},)
-    with _quiet():
+    with _quiet(), held_back():  # torch drops a signal here, or calls the model unsupported.
         program = torch.onnx.export(
             module,
             (example,),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from trp_export.errors import OptionError
 from trp_export.progress import Share
+from trp_export.signals import held_back
 
 if TYPE_CHECKING:
     from trp_export.recover.distil import Distillation
@@ -60,9 +61,10 @@ def tune(
     """
     if len(images) < _LEAST_IMAGES:
         raise OptionError(f"tuning needs at least {_LEAST_IMAGES} images, not {len(images)}.")
-    import torch
+    with held_back():
+        import torch
 
-    from trp_export.recover.distil import Distillation
+        from trp_export.recover.distil import Distillation
 
     if threads:
         torch.set_num_threads(threads)

@@ -1,0 +1,76 @@
+"""Signals that end a command, and where they must wait.
+
+Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt. Foreign code may make another error of it, or drop it, or abort:
+the first is undone where the command ends; where the others are known to happen, signals are held back.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from trp_export.errors import StoppedEarly
+
+_Handler = Callable[[int, FrameType | None], None]
+_ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let every signal that ends a command do so as Ctrl-C does, unless it is ignored, as nohup has it.
+
+    Whatever is raised after one came is the KeyboardInterrupt that it was; work that was saved ends as it says.
+    """
+    came: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    with _handled(interrupt, lambda before: before not in (None, signal.SIG_IGN)):
+        try:
+            yield
+        except StoppedEarly:
+            raise
+        except Exception as error:
+            if came:
+                raise KeyboardInterrupt from error
+            raise
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """A signal that comes within takes effect at the end; a second one does at once."""
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) > 1:
+            raise KeyboardInterrupt
+
+    try:
+        with _handled(note, callable):
+            yield
+    finally:
+        if len(came) == 1:
+            signal.raise_signal(came[0])
+
+
+@contextmanager
+def _handled(handler: _Handler, replaces: Callable[[object], bool]) -> Iterator[None]:
+    """With this handler in the place of those that it replaces. Only the main thread may say what signals do."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    before = {number: was for number, was in before.items() if replaces(was)}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            signal.signal(number, was)
