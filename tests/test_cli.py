@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -279,15 +281,41 @@ def test_plans_that_cannot_be_read_or_do_not_fit(refuses: Command, model: Path, 
 
 
 def test_places_that_cannot_be_written_to(refuses: Command, model: Path, tmp_path: Path) -> None:
-    assert "nowhere cannot be written to" in refuses(7, "model.onnx", *RULE, "-o", "nowhere/small.onnx")
-    assert "model.onnx cannot be written to" in refuses(7, "model.onnx", *RULE, "-o", "model.onnx/small.onnx")
+    assert "there is no folder nowhere; make it" in refuses(7, "model.onnx", *RULE, "-o", "nowhere/small.onnx")
+    assert "there is no folder model.onnx;" in refuses(7, "model.onnx", *RULE, "-o", "model.onnx/small.onnx")
     (tmp_path / "folder.onnx").mkdir()
     assert "folder.onnx is a folder" in refuses(7, "model.onnx", *RULE, "-o", "folder.onnx")
     assert "folder.onnx is a folder" in refuses(7, "model.onnx", *RULE, "--report", "folder.onnx")
-    assert "nowhere" in refuses(7, "model.onnx", *RULE, "--report", "nowhere/page.html")
+    assert "there is no folder nowhere; make it" in refuses(7, "model.onnx", *RULE, "--report", "nowhere/page.html")
+    (tmp_path / "pipe.html").symlink_to("/dev/full")
+    assert "pipe.html cannot be written: it exists" in refuses(7, "model.onnx", *RULE, "--report", "pipe.html")
+    assert "/proc cannot be written to" in refuses(7, "absent.onnx", *RULE, "--report", "/proc/page.html")
     if os.getuid():
         (tmp_path / "folder.onnx").chmod(0o500)
         assert "Permission denied" in refuses(7, "model.onnx", *RULE, "-o", "folder.onnx/small.onnx")
+
+
+def test_a_page_that_cannot_be_put_in_its_place_is_named(
+    refuses: Command, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(source: object, target: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(shutil, "move", fail)
+    message = refuses(7, "model.onnx", *RULE, "--report", "page.html")
+    assert "page.html cannot be written: Input/output error" in message
+
+
+@pytest.mark.parametrize("arguments", [("-o", "small.onnx"), ("--bundle", "app")], ids=["file", "bundle"])
+def test_an_interruption_on_entry_leaves_nothing(
+    trp: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, str]
+) -> None:
+    def interrupt(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", interrupt)
+    assert trp("model.onnx", *RULE, *arguments).code == 130
+    assert files(tmp_path) == {"model.onnx"}
 
 
 def test_a_full_disk(refuses: Command, model: Path, small_disk: Path) -> None:
@@ -297,7 +325,7 @@ def test_a_full_disk(refuses: Command, model: Path, small_disk: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     save(wide_model(), tmp_path / "wide.onnx")
-    command = [sys.executable, "-m", "trp_export.cli", "wide.onnx", *RULE]
+    command = [sys.executable, "-m", "trp_export.cli", "wide.onnx", "--rank", "16", "--budget", "60"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and files(tmp_path) == {"wide.onnx"}:
         time.sleep(0.01)
@@ -311,7 +339,7 @@ def test_an_interruption_leaves_nothing(number: signal.Signals, tmp_path: Path) 
 
 
 def wide_model() -> onnx.ModelProto:
-    """Some seconds of work."""
+    """Some seconds of work before it is measured."""
     rng = np.random.default_rng(0)
     kernels = [rng.standard_normal((384, 384, 3, 3)).astype(np.float32) for _ in range(4)]
     names = ["x", "a", "b", "c", "y"]

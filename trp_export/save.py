@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Self
 import onnx_ir as ir
 
 from trp_export.errors import OptionError, OutputError
+from trp_export.whole import require_plain, whole
 
 # protobuf ends at 2 GiB; above this weights go to a file of their own.
 _INLINE_BYTES = 1_900_000_000
@@ -32,40 +32,51 @@ class Scratch:
 
 
 class Stage(Scratch):
-    """A hidden folder beside the output. `publish` moves what lies in it into place; leaving removes it.
+    """A hidden folder beside `place`, the output. `publish` moves what lies in it into place; leaving removes it.
 
     Raises OutputError or OptionError on entry where the output could not be written, before any work is done.
     """
 
     def __init__(self, output: Path, report: Path | None) -> None:
-        self.output = output
+        self.place = self.output = output
         self.report = report
 
     def __enter__(self) -> Self:
+        self._require_possible()
+        require_writable(self.place.parent)
+        self.folder = Path(tempfile.mkdtemp(prefix=f".{self.place.stem}.", dir=self.place.parent))
+        try:
+            self._furnish()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def _require_possible(self) -> None:
         for target in (self.output, self.report):
             if target is not None and target.is_dir():
                 raise OutputError(f"{target} is a folder; name a file in it.")
+            if target is not None:
+                require_plain(target)
         if self.report is not None and self.report.resolve() in [file.resolve() for file in self.files[:2]]:
             raise OptionError(f"--report {self.report} is the same file as another output.")
-        if self.report is not None and not os.access(self.report.parent, os.W_OK):
-            raise OutputError(f"{self.report.parent} cannot be written to, or is not there.")
-        try:
-            self.folder = Path(tempfile.mkdtemp(prefix=f".{self.output.stem}.", dir=self.output.parent))
-            self.scratch = self.folder / "scratch"
-            self.scratch.mkdir()
-        except OSError as error:
-            raise OutputError(f"{self.output.parent} cannot be written to: {error.strerror}.") from error
+        if self.report is not None:
+            require_writable(self.report.parent)
+
+    def _furnish(self) -> None:
+        """Name what will be made in the folder."""
+        self.scratch = self.folder / "scratch"
+        self.scratch.mkdir()
         self.model = self.folder / self.output.name
         self.document = self.model.with_suffix(".json")
         self.page = self.scratch / "page.html" if self.report else None
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         if isinstance(error, OSError):
-            raise OutputError(f"{self.output} cannot be written: {error.strerror or error}.") from error
+            raise OutputError(f"{self.place} cannot be written: {error.strerror or error}.") from error
 
     def require_apart(self, inputs: Sequence[Path]) -> None:
         """Raises OptionError where an output would take the place of a file that is read."""
@@ -88,10 +99,22 @@ class Stage(Scratch):
         The page comes first: it alone may go to another disk, where that can fail.
         """
         if self.page is not None and self.report is not None:
-            shutil.move(self.page, self.report)
+            with whole(self.report) as part:
+                shutil.move(self.page, part)
         made = (path for path in self.folder.iterdir() if path != self.scratch)
         for path in sorted(made, key=lambda path: path == self.model):
             path.replace(self.output.parent / path.name)
+
+
+def require_writable(folder: Path) -> None:
+    """Raises OutputError where no file can be made in a folder, which is found out by making one."""
+    try:
+        if not folder.is_dir():
+            raise OutputError(f"there is no folder {folder}; make it first, or write elsewhere.")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written to: {error.strerror}.") from error
 
 
 def save_model(model: ir.Model, path: Path, apart: bool = False) -> None:

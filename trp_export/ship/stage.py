@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
 
 from trp_export.errors import LoadError, OptionError, OutputError
 from trp_export.save import Stage
@@ -21,18 +19,16 @@ class BundleStage(Stage):
     def __init__(self, bundle: Path) -> None:
         self.bundle = bundle
         super().__init__(bundle / MODEL, bundle / PAGE)
+        self.place = bundle
 
-    def __enter__(self) -> Self:
+    def _require_possible(self) -> None:
         _require_replaceable(self.bundle)
-        try:
-            self.folder = Path(tempfile.mkdtemp(prefix=f".{self.bundle.name}.", dir=self.bundle.parent))
-            self.scratch, self.made = self.folder / "scratch", self.folder / "bundle"
-            self.scratch.mkdir()
-            self.made.mkdir()
-        except OSError as error:
-            raise OutputError(f"{self.bundle.parent} cannot be written to: {error.strerror}.") from error
+
+    def _furnish(self) -> None:
+        self.scratch, self.made = self.folder / "scratch", self.folder / "bundle"
+        self.scratch.mkdir()
+        self.made.mkdir()
         self.model, self.page = self.made / MODEL, self.made / PAGE
-        return self
 
     @property
     def files(self) -> tuple[Path, ...]:
