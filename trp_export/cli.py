@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from trp_export.entry import SCHEMES, numbers, run, shape
 from trp_export.errors import OptionError, PrecisionError
@@ -45,6 +46,7 @@ Nothing is written unless it is 0 or 10.
 
 # As in trp_export.options, which is not imported before there is work to do.
 _SYNTHETIC, _IMAGES = "synthetic", 1024
+_OF_VERIFY = ("verify", "digest", "as_json", "quiet")
 
 # The option that opens each section of the help.
 SECTIONS = {
@@ -166,7 +168,7 @@ def command(model: Path | None, **given: Any) -> None:
     checkpoint of trp-train, which knows its architecture.
     """
     if given["verify"] is not None:
-        _verify(model, given["verify"], given["digest"])
+        _verify(model, given)
         return
     if model is None:
         raise click.UsageError("Missing argument 'MODEL'.")
@@ -302,18 +304,38 @@ def _progress_bar(console: Any) -> Iterator[Progress]:
         yield show
 
 
-def _verify(model: Path | None, folder: Path, digest: str | None) -> None:
+def _verify(model: Path | None, given: dict[str, Any]) -> None:
     """Say that a bundle is what its manifest says, and with a digest the one that was meant."""
     from trp_export.ship.verify import verify
 
     if model is not None:
         raise OptionError("--verify checks a bundle and exports nothing; leave MODEL out.")
-    found = verify(folder, digest)
-    click.echo(f"{folder}: {len(found.manifest.files)} files, {found.bytes:,} bytes, each as its manifest says")
+    if stray := _given_beside(_OF_VERIFY):
+        raise OptionError(f"--verify checks a bundle and does nothing else; leave {stray} out.")
+    folder: Path = given["verify"]
+    found = verify(folder, given["digest"])
+    files = len(found.manifest.files)
+    if given["as_json"]:
+        told = {"files": files, "bytes": found.bytes, "digest": found.digest, "origin": found.origin}
+        click.echo(json.dumps(told, indent=2))
+        return
+    if given["quiet"]:
+        return
+    click.echo(f"{folder}: {files} files, {found.bytes:,} bytes, each as its manifest says")
     if found.origin:
         click.echo(f"digest {found.digest}, as expected: integrity and origin")
     else:
         click.echo(f"digest {found.digest}: integrity, not origin; --digest tells whether it is the one that was meant")
+
+
+def _given_beside(names: Collection[str]) -> str | None:
+    """The first option of the command line that is none of these, as it is written there."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name not in names and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            return parameter.opts[-1]
+    return None
 
 
 def _show(report: Report, messages: Any, given: dict[str, Any]) -> None:

@@ -45,6 +45,11 @@ def test_a_bundle_is_the_only_output_and_says_its_digest(trp: Command, model: Pa
     assert checked.code == 0
     assert "integrity and origin" in checked.out
     assert "integrity, not origin" in trp("--verify", "app").out
+    assert trp("--verify", "app", "-q").out == ""
+    told = json.loads(trp("--verify", "app", "--json").out)
+    sizes = [path.stat().st_size for path in (tmp_path / "app").iterdir() if path.name != "manifest.json"]
+    assert told == {"files": len(PARTS) - 1, "bytes": sum(sizes), "digest": digest, "origin": False}
+    assert json.loads(trp("--verify", "app", "--json", "--digest", digest).out)["origin"] is True
 
 
 def test_the_manifest_describes_the_model(trp: Command, model: Path, tmp_path: Path) -> None:
@@ -206,6 +211,8 @@ def test_the_older_bundle_comes_back_where_the_last_step_fails(
         (["model.onnx", *RULE, "--bundle", "app", "--digest", "0" * 64], "--digest goes with --verify"),
         (["model.onnx", "--verify", "app"], "leave MODEL out"),
         (["--verify", "app", "--digest", "abc"], "is not a sha256"),
+        (["--verify", "app", "--macs", "2"], "leave --macs out"),
+        (["--verify", "app", "-o", "small.onnx"], "leave --output out"),
         ([], "Missing argument 'MODEL'"),
     ],
 )
@@ -219,7 +226,7 @@ def test_what_is_read_is_never_written_over(refuses: Command, trp: Command, mode
 
 
 def test_places_that_cannot_be_written_to(refuses: Command, model: Path) -> None:
-    assert "nowhere cannot be written to" in refuses(7, "model.onnx", *RULE, "--bundle", "nowhere/app")
+    assert "there is no folder nowhere; make it" in refuses(7, "model.onnx", *RULE, "--bundle", "nowhere/app")
 
 
 def test_a_changed_bundle_fails_the_command(refuses: Command, trp: Command, model: Path, tmp_path: Path) -> None:

@@ -57,10 +57,11 @@ def convert(
     if not apart.relative_l2 <= _TOLERANCE[precision_of(onnx.load(model, load_external_data=False))]:
         return _refuse(model, f"loaded back, its outputs are {apart.relative_l2:.2g} apart (relative L2)")
     usability = json.loads(done.stdout)["usability"]
+    near = f"within {apart.relative_l2:.1e} relative L2 of" if apart.relative_l2 else "equal to"
     ort = Ort(MODEL, OPERATORS, target, version("onnxruntime"), apart.max_abs, apart.relative_l2, usability)
     return ort, (
         f"{MODEL} is for {target} and onnxruntime {ort.onnxruntime}: other versions may not open it, and on another "
-        f"kind of processor it is slower; its outputs are within {apart.relative_l2:.1e} relative L2 of {model.name}",
+        f"kind of processor it is slower; its outputs are {near} those of {model.name}",
         f"onnxruntime's check for mobile use: {usability}",
     )
 
