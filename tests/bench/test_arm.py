@@ -28,12 +28,15 @@ def test_counts_repeat_and_agree_with_arithmetic(
     out = capsys.readouterr().out
     assert "1e6 instructions" in out
     assert "1e6 multiply-adds" in out
-    assert " ms" not in out
+    assert "ratio [range]" in out
+    for word in (" ms", "99 %", "pinned", "thread", "governor"):
+        assert word not in out
     found = load(saved)
     one, other = found.measurements
     assert found.environment.unit == "instructions"
     assert one.counts["macs"] == other.counts["macs"]
     assert one.samples[0] == pytest.approx(other.samples[0], rel=0.005)
+    assert out.splitlines()[2].split()[4:8] == ["1.00x", "[1.00,", "1.00]", "no"]
     macs = 16 * 16 * 9 * (3 * 8 + 8 * 8) + 80
     assert macs <= one.counts["macs"] <= 1.1 * macs  # kernels pad channels to whole vectors
     assert one.deviation is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,9 +55,26 @@ def test_under_one_percent_is_no_difference_however_sure() -> None:
 
 def test_one_process_tells_nothing() -> None:
     found = ratio(measured([2.0]), measured([1.0]))
-    assert (found.low, found.high, found.verdict) == (0.0, math.inf, "no difference")
+    assert (found.low, found.high, found.verdict) == (0.0, math.inf, "unknown")
     assert str(found) == "2.00x [unknown]"
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["high"] is None
+
+
+def counted(*counts: float) -> Measurement:
+    """What an emulator counted, one inference a process."""
+    return replace(measured(list(counts), samples=1), counts={"macs": 1})
+
+
+def test_counts_have_the_range_of_their_rounds_for_an_interval() -> None:
+    half = ratio(counted(100.0, 100.2), counted(50.1, 50.0))
+    assert (half.low, half.high) == pytest.approx((100 / 50.1, 100.2 / 50))
+    assert (half.verdict, half.confidence) == ("faster", None)
+    assert ratio(counted(100, 100.3), counted(102, 101.9)).verdict == "slower"
+    assert ratio(counted(100, 100.3), counted(99.4, 99.5)).verdict == "no difference"
+    assert ratio(counted(100), counted(50)).verdict == "faster"
+    apart = ratio(counted(100, 101), counted(50, 52, 51), paired=False)
+    assert (apart.low, apart.high) == pytest.approx((100 / 52, 101 / 50))
+    assert json.loads(json.dumps(apart.to_json()))["confidence"] is None
 
 
 def test_a_run_stopped_in_its_first_round_can_still_be_saved() -> None:

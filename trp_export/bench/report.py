@@ -45,7 +45,7 @@ def print_tables(found: Comparison, profiles: Sequence[Profile], *, paired: bool
 def _plain_table(*columns: str) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True, overflow="fold")
+        table.add_column(_safe(column), justify="left" if index == 0 else "right", no_wrap=True, overflow="fold")
     return table
 
 
@@ -68,7 +68,7 @@ def _times(found: Comparison, paired: bool) -> Table:
 
 
 def _counts(found: Comparison) -> Table:
-    table = _plain_table("model", "1e6 instructions", "1e6 multiply-adds", "ratio [99 %]", "verdict", "vector kernels")
+    table = _plain_table("model", "1e6 instructions", "1e6 multiply-adds", "ratio [range]", "verdict", "vector kernels")
     for index, one in enumerate(found.measurements):
         kernels = {name: count for name, count in one.counts.items() if name not in ("macs", "instructions")}
         names = ", ".join(sorted(kernels, key=lambda name: -kernels[name])[:3])
@@ -81,7 +81,7 @@ def _counts(found: Comparison) -> Table:
 
 def _against(reference: Measurement, one: Measurement, paired: bool) -> tuple[str, str]:
     found = stats.ratio(reference, one, paired=paired)
-    return str(found), found.verdict
+    return _safe(str(found)), found.verdict
 
 
 def _layers(profiles: Sequence[Profile]) -> Table:
@@ -111,19 +111,32 @@ def _layer_cells(layer: Layer | None) -> tuple[str, str, str]:
 
 
 def _where(environment: Environment, found: Comparison) -> str:
-    cores = f"pinned to {', '.join(map(str, environment.cores))}" if environment.cores else "not pinned"
     parts = [
         environment.device,
         environment.cpu,
         environment.system,
-        f"{environment.threads} thread(s) {cores} of {environment.logical_cores} cores",
-        f"governor {environment.governor}",
+        *(_threads_and_governor(environment) if environment.unit == "ns" else ()),
         f"onnxruntime {environment.onnxruntime} {environment.provider}",
         environment.inputs,
         f"{found.seconds:.0f} s",
     ]
     worst = max((one.deviation.relative_l2 for one in found.measurements if one.deviation), default=0.0)
     return f"{'; '.join(parts)}\noutputs within {worst:.1g} relative L2 of this computer's"
+
+
+def _threads_and_governor(environment: Environment) -> tuple[str, str]:
+    """What a time depends on and a count does not: threads on cores, and how their frequency is governed."""
+    names = ", ".join(map(str, environment.cores))
+    where = f"on core{'s' if len(environment.cores) > 1 else ''} {names}" if environment.cores else "not pinned"
+    return (
+        f"{threads(environment.threads)} {where} (of {environment.logical_cores})",
+        f"governor {environment.governor}",
+    )
+
+
+def threads(number: int) -> str:
+    """As `1 thread`."""
+    return f"{number} thread{'s' if number > 1 else ''}"
 
 
 def print_devices(rows: Sequence[tuple[str, str, str]]) -> None:

@@ -5,6 +5,8 @@ are far from independent. Few processes make percentile intervals too narrow; th
 T. Hesterberg, "What Teachers Should Know About the Bootstrap" (2015), section 4.3, corrects that with Student's t.
 Below eight processes no resampling helps, as the range of all values holds the truth in less than 99 % of cases; the
 interval is then Student's own, and wide.
+
+Counts of an emulator repeat, and no interval is put around the few there are: the range of the rounds stands for it.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ import numpy as np
 from trp_export.bench.measure import Measurement
 
 CONFIDENCE = 0.99
-SMALLEST_DIFFERENCE = 0.01  # below this, "no difference", however sure
+SMALLEST_DIFFERENCE = 0.01  # below this, "no difference", however sure; counts of one model repeat to 0.2 %
 RESAMPLES = 20_000
 ENOUGH = 8
 TRIM = 0.25  # the middle half of the processes: a process that met a disturbance does not decide
 
-Verdict = Literal["faster", "slower", "no difference"]
+Verdict = Literal["faster", "slower", "no difference", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +59,11 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Time of the reference over time of the other: above 1 the other is faster. `low` to `high` is the 99 % interval.
+    """Time of the reference over time of the other: above 1 the other is faster.
 
-    `n` samples of both together, `processes` of the one that had fewer. With fewer than two processes the interval
-    is 0 to infinity: nothing is known.
+    `low` to `high` is the interval that holds the truth with `confidence`; of counts it is the range of the rounds, and
+    `confidence` None. `n` samples of both together, `processes` of the one that had fewer. Times of fewer than two
+    processes have the interval 0 to infinity and the verdict `unknown`.
     """
 
     value: float
@@ -69,6 +72,7 @@ class Ratio:
     verdict: Verdict
     n: int
     processes: int
+    confidence: float | None = CONFIDENCE
 
     def __str__(self) -> str:
         if not math.isfinite(self.high):
@@ -81,7 +85,7 @@ class Ratio:
             "value": self.value,
             "low": self.low,
             "high": self.high if math.isfinite(self.high) else None,
-            "confidence": CONFIDENCE,
+            "confidence": self.confidence,
             "verdict": self.verdict,
             "n": self.n,
             "processes": self.processes,
@@ -113,7 +117,8 @@ def ratio(reference: Measurement, other: Measurement, *, paired: bool = True, se
     """How many times faster `other` is than `reference`, with its interval, resampled by process.
 
     Paired, processes of the same round are compared with one another, which takes slow drifts of the machine out;
-    measurements of different runs are not paired. Raises ValueError when no two processes can be compared.
+    measurements of different runs are not paired. Counts (`Measurement.counts`) have the range of the rounds for an
+    interval. Raises ValueError when no two processes can be compared.
     """
     first, second = _medians(reference), _medians(other)
     rounds = sorted(first.keys() & second.keys())
@@ -124,7 +129,8 @@ def ratio(reference: Measurement, other: Measurement, *, paired: bool = True, se
     else:
         groups = [np.log(list(first.values())), np.log(list(second.values()))]
     value = math.exp(_middle(*groups))
-    low, high = (math.exp(end) for end in _interval(groups, seed))
+    counted = bool(reference.counts and other.counts)
+    low, high = (math.exp(end) for end in (_range(groups) if counted else _interval(groups, seed)))
     return Ratio(
         value=value,
         low=low,
@@ -132,11 +138,14 @@ def ratio(reference: Measurement, other: Measurement, *, paired: bool = True, se
         verdict=verdict(value, low, high),
         n=len(reference.samples) + len(other.samples),
         processes=min(len(group) for group in groups),
+        confidence=None if counted else CONFIDENCE,
     )
 
 
 def verdict(value: float, low: float, high: float) -> Verdict:
-    """`no difference` where the interval straddles 1 or the difference is under 1 %."""
+    """`no difference` where the interval straddles 1 or the difference is under 1 %, `unknown` where it has no end."""
+    if not math.isfinite(high):
+        return "unknown"
     if low <= 1 <= high or abs(value - 1) < SMALLEST_DIFFERENCE:
         return "no difference"
     return "faster" if value > 1 else "slower"
@@ -152,6 +161,12 @@ def _middle(*groups: np.ndarray, axis: int = -1) -> Any:
 
     means = [trim_mean(group, TRIM, axis=axis) for group in groups]
     return means[0] if len(means) == 1 else means[0] - means[1]
+
+
+def _range(groups: Sequence[np.ndarray]) -> tuple[float, float]:
+    """From the smallest of one group, or of the differences of two, to the largest."""
+    others = groups[1] if len(groups) > 1 else np.zeros(1)
+    return float(groups[0].min() - others.max()), float(groups[0].max() - others.min())
 
 
 def _interval(groups: Sequence[np.ndarray], seed: int) -> tuple[float, float]:

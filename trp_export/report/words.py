@@ -67,11 +67,10 @@ def _speed(ratio: Ratio | None) -> str:
 
 def sureness(ratio: Ratio) -> str:
     """The interval in words."""
-    from trp_export.bench.stats import CONFIDENCE
-
     if not math.isfinite(ratio.high):
         return "from too few processes to be sure"
-    return f"{CONFIDENCE:.0%} sure of {ratio.low:.2f} to {ratio.high:.2f}"
+    ends = f"{ratio.low:.2f} to {ratio.high:.2f}"
+    return f"{ratio.confidence:.0%} sure of {ends}" if ratio.confidence else f"{ends} by the round"
 
 
 def _advice(report: Report) -> str:
