@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import psutil
 import pytest
 
+from trp_export.bench import cases, session
 from trp_export.bench.cli import run
 
 from .conftest import save_conv_net
@@ -65,14 +68,89 @@ def test_against_an_earlier_run(conv_net: Path, tmp_path: Path, capsys: pytest.C
     assert "Measure both files in one run" in message
 
 
-def test_input_files(conv_net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unlike_run_is_shown_before_it_is_refused(
+    conv_net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What only a runner knows, its onnxruntime say, is compared after the measurement."""
+    saved = tmp_path / "s.json"
+    assert run([str(conv_net), *FAST, "--save", str(saved)]) == 0
+    values = json.loads(saved.read_text())
+    values["environment"]["onnxruntime"] = "0.1"
+    saved.write_text(json.dumps(values))
+    capsys.readouterr()
+    assert run([str(conv_net), *FAST, "--against", str(saved)]) == 9
+    shown, message = capsys.readouterr()
+    assert "1 (reference)" in shown
+    assert "onnxruntime: 0.1 / " in message
+
+
+def test_no_output_takes_the_place_of_what_is_needed(
+    conv_net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heavy = tmp_path / "heavy.onnx"
+    onnx.save(onnx.load(conv_net), heavy, save_as_external_data=True, location="heavy.svg", size_threshold=0)
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 16, 16), np.float32))
+    earlier = tmp_path / "s.json"
+    earlier.write_text("{}")
+    (tmp_path / "link").symlink_to(conv_net)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    models = [str(conv_net), str(heavy), "--input", str(tmp_path / "x.npy"), *FAST]
+    for option, name in [
+        ("--save", conv_net.name),
+        ("--save", "link"),
+        ("--save", "x.npy"),
+        ("--plot", "heavy.svg"),
+        ("--save", "s.json"),
+    ]:
+        given = [option, str(tmp_path / name)]
+        assert run([*models, *given] + (["--against", str(earlier)] if name == "s.json" else [])) == 2, name
+        assert f"is read and would be written over; choose another place with {option}" in capsys.readouterr().err
+    assert run([*models, "--save", str(tmp_path / "p.svg"), "--plot", str(tmp_path / "p.svg")]) == 2
+    assert "--save and --plot are both" in capsys.readouterr().err
+    assert run([*models, "--save", str(tmp_path)]) == 7
+    assert "not a plain file. Choose another place with --save" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_table(
+    conv_net: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (small_disk / "full").write_bytes(bytes(39_000))
+    assert run([str(conv_net), *FAST, "--plot", str(small_disk / "p.png")]) == 7
+    shown, message = capsys.readouterr()
+    assert "1 (reference)" in shown
+    assert "Choose another place with --plot" in message
+    assert [path.name for path in small_disk.iterdir()] == ["full"]
+
+
+def test_times_of_one_process_are_said_to_tell_nothing(conv_net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([str(conv_net), str(conv_net), "--budget", "0.3", "--processes", "1"]) == 0
+    row = capsys.readouterr().out.splitlines()[2]
+    assert "x [unknown]  unknown  " in row
+
+
+def test_input_files(
+    conv_net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     np.save(tmp_path / "x.npy", np.zeros((1, 3, 16, 16), np.float32))
     np.savez(tmp_path / "x.npz", x=np.zeros((1, 3, 16, 16), np.float32))
     for name in ("x.npy", "x.npz"):
         assert run([str(conv_net), *FAST, "--input", str(tmp_path / name)]) == 0
-    (tmp_path / "bad.npy").write_bytes(b"no")
-    assert run([str(conv_net), *FAST, "--input", str(tmp_path / "bad.npy")]) == 3
-    assert "cannot read" in capsys.readouterr().err
+    archive = (tmp_path / "x.npz").read_bytes()
+    middle = len(archive) // 2
+    flipped = archive[:middle] + bytes([archive[middle] ^ 1]) + archive[middle + 1 :]
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as bomb, bomb.open("x.npy", "w") as stream:
+        for _ in range(9):
+            stream.write(bytes(1 << 17))
+    with zipfile.ZipFile(tmp_path / "text.npz", "w") as text:
+        text.writestr("x", "no array")
+    monkeypatch.setattr(cases, "MOST_INPUT_BYTES", 1 << 20)
+    bad = {"bad.npy": b"no", "empty.npz": b"", "cut.npz": archive[:middle], "flipped.npz": flipped}
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+    for name in (*bad, "bomb.npz", "text.npz", "missing.npz"):
+        assert run([str(conv_net), *FAST, "--input", str(tmp_path / name)]) == 3, name
+        assert f"cannot read {tmp_path / name} as" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -88,6 +166,9 @@ def test_input_files(conv_net: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["NET", "--plot", "p.pdf"], 2, "--plot draws .png or .svg"),
         (["NET", "--save", "no/where/s.json"], 7, "no folder"),
         (["NET", "--against", "nope.json"], 3, "cannot read nope.json"),
+        (["NET", "--timeout", "-5"], 2, "timeout must be above 0 s"),
+        (["NET", "--timeout", "nan"], 2, "timeout must be above 0 s"),
+        (["NET", "--shape", "typo=1,3,16,16"], 2, "no input 'typo' to give a shape to; there are x"),
         (["NET", "--budget", "0"], 2, "budget must be above 0"),
         (["NET", "--budget", "x"], 2, "not a valid float"),
         (["NET", "--provider", "CUDA"], 8, "CUDA is not in this onnxruntime"),
@@ -145,5 +226,19 @@ def test_a_signal_keeps_the_samples_and_ends_all_processes(
     assert f"samples so far are in {saved}" in error
     assert "Traceback" not in error
     assert json.loads(saved.read_text())["models"][0]["processes"]
-    _, alive = psutil.wait_procs(descendants, timeout=5)
+    _, alive = psutil.wait_procs(descendants, timeout=30)
     assert not alive
+
+
+def test_an_older_file_is_not_taken_for_this_runs(
+    conv_net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    saved = tmp_path / "s.json"
+    saved.write_text("older")
+    monkeypatch.setattr(session, "reference_outputs", interrupt)
+    assert run([str(conv_net), "--save", str(saved)]) == 130
+    assert "nothing was kept" in capsys.readouterr().err
+    assert saved.read_text() == "older"

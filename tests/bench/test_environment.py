@@ -65,6 +65,7 @@ def test_unlike_environments_say_where_they_differ() -> None:
     with pytest.raises(EnvironmentMismatchError, match=r"(?s)onnxruntime: 1\.31\.1 / 1\.30\.0.*in one run") as refused:
         require_same(HERE, replace(HERE, onnxruntime="1.30.0"))
     assert "cpu:" not in str(refused.value)
+    require_same(HERE, replace(HERE, onnxruntime="1.30.0"), besides=["onnxruntime"])
     assert Environment.from_json(HERE.to_json()) == HERE
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from trp_export.bench import Comparison, Environment, Measurement, Process
 from trp_export.bench.plot import MOST_DOTS, draw
+from trp_export.errors import OutputError
 
 HERE = Environment("local", "cpu", "", "", 1, "", (0,), 1, "", "", "")
 
@@ -22,6 +24,13 @@ def dots(folder: Path, samples: int) -> int:
     draw(Comparison(HERE, (measured(samples),), (), 0.0), (), folder / "p.svg")
     lines = (folder / "p.svg").read_text().splitlines()
     return sum("<use" in line and "stroke-opacity" in line for line in lines)
+
+
+def test_a_picture_is_whole_or_absent(small_disk: Path) -> None:
+    found = Comparison(HERE, (measured(400), measured(500)), (), 0.0)
+    with pytest.raises(OutputError, match=r"No space left on device\. Choose another place with --plot"):
+        draw(found, (), small_disk / "p.svg")
+    assert not list(small_disk.iterdir())
 
 
 def test_few_samples_are_all_drawn_and_many_thinned(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,19 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from trp_export.bench import Comparison, compare, load, ratio, save
+from trp_export.bench import Comparison, Settings, compare, load, ratio, save
 from trp_export.bench.cases import read_cases
 from trp_export.bench.devices.pipe import Pipe
 from trp_export.bench.outputs import check_outputs, deviation
-from trp_export.errors import DeviceError, LoadError, OptionError, OutputError, UnsupportedError, VerifyError
+from trp_export.errors import (
+    DeviceError,
+    EnvironmentMismatchError,
+    LoadError,
+    OptionError,
+    OutputError,
+    UnsupportedError,
+    VerifyError,
+)
 
 from .conftest import save_conv_net
 
@@ -137,6 +147,10 @@ def test_text_inputs_are_refused(tmp_path: Path) -> None:
 def test_wrong_wishes(conv_net: Path) -> None:
     for wish, message in [
         ({"budget_s": 0}, "budget must be above 0"),
+        ({"budget_s": math.inf}, "budget must be above 0 s and finite"),
+        ({"settings": Settings(timeout_s=-5)}, "the timeout must be above 0 s and finite, not -5"),
+        ({"settings": Settings(timeout_s=math.nan)}, "not nan"),
+        ({"shapes": {"X": (1, 3, 16, 16)}}, "no input 'X' to give a shape to; there are x"),
         ({"threads": 0}, "at least 1"),
         ({"threads": 10_000}, "ask for fewer"),
         ({"cores": [10_000]}, "no core 10000"),
@@ -148,6 +162,17 @@ def test_wrong_wishes(conv_net: Path) -> None:
         compare([conv_net], provider="XnnpackExecutionProvider")
     with pytest.raises(DeviceError, match="--list-devices"):
         compare([conv_net], device="toaster")
+
+
+def test_an_unlike_device_is_refused_before_it_is_measured(conv_net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trp_export.bench import session
+
+    there = compare([conv_net], budget_s=0.1, processes=1).environment
+    assert compare([conv_net], budget_s=0.1, processes=1, like=there).environment == there
+    monkeypatch.setattr(session, "reference_outputs", None)  # the first step that runs a model
+    for other in (replace(there, cpu="Another CPU"), replace(there, inputs="float32[9]")):
+        with pytest.raises(EnvironmentMismatchError, match="Measure both files in one run"):
+            compare([conv_net], like=other)
 
 
 def test_other_outputs_are_an_error(conv_net: Path) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from trp_export.bench.runners.python_runner import ELEMENTS
-from trp_export.errors import LoadError, OptionError, UnsupportedError
+from trp_export.errors import LoadError, OptionError, UnsupportedError, first_line
 
 LIMITS = {"float32": 1e-4, "float16": 2e-2, "int8": 5e-2}  # relative L2 between a device's outputs and the local ones
 SEED = 20200
+MOST_INPUT_BYTES = 1 << 31  # unpacked: a small archive may claim to hold any amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +66,38 @@ def read_cases(
     if batch < 1:
         raise OptionError(f"batch must be at least 1, not {batch}")
     labels = _labels(paths)
-    return tuple(
+    cases = tuple(
         _read_case(path, label, batch, inputs, shapes or {}) for path, label in zip(paths, labels, strict=True)
     )
+    names = {value.name for case in cases for value in case.inputs}
+    if unknown := sorted(set(shapes or ()) - names):
+        raise OptionError(f"no input {unknown[0]!r} to give a shape to; there are {', '.join(sorted(names)) or 'none'}")
+    return cases
+
+
+def model_files(path: Path) -> tuple[Path, ...]:
+    """The model's file, then those beside it that hold its weights. Raises LoadError."""
+    return (path, *_external_files(_parse(path), path))
+
+
+def read_input(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz by name, or the one of an .npy under the empty name. Raises LoadError."""
+    try:
+        with file.open("rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            arrays = {"": loaded} if isinstance(loaded, np.ndarray) else _unpacked(loaded)
+    except Exception as error:  # BadZipFile, zlib.error, EOFError and more, by what is damaged
+        raise LoadError(f"cannot read {file} as .npy or .npz: {first_line(error)}") from error
+    if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+        raise LoadError(f"cannot read {file} as .npz: {strange[0]!r} in it is no array")
+    return arrays
+
+
+def _unpacked(archive: Any) -> dict[str, np.ndarray]:
+    claimed = sum(member.file_size for member in archive.zip.infolist())
+    if claimed > MOST_INPUT_BYTES:
+        raise ValueError(f"it holds {claimed / 1e9:.1f} GB, over the {MOST_INPUT_BYTES / 1e9:.1f} that are allowed")
+    return dict(archive)
 
 
 def signature(case: Case) -> str:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from trp_export import entry
-from trp_export.errors import LoadError, OptionError, OutputError
+from trp_export.errors import EnvironmentMismatchError, OptionError, OutputError
+from trp_export.whole import require_plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,23 +148,25 @@ def command(models: tuple[Path, ...], list_devices: bool, **given: Any) -> int:
 
 def _bench(options: Options) -> int:
     """Check what can be checked before minutes are spent, measure, then show."""
+    from trp_export.bench.cases import read_input
     from trp_export.bench.measure import load, save
     from trp_export.bench.plot import check_plot_path, draw
     from trp_export.bench.session import compare
 
-    for path in (options.plot, options.save):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise OutputError(f"no folder {path.absolute().parent} to write {path.name} to; make it first.")
     if options.plot:
         check_plot_path(options.plot)
+    _check_outputs(options)
     if options.profile and options.device != "local":
         raise OptionError("--profile works on the local device only; leave one of --profile and --device out")
     earlier = load(options.against) if options.against else None
-    keep: Callable[[Comparison], None] | None = None
-    if destination := options.save:
+    inputs = None if options.input == "random" else read_input(Path(options.input))
+    kept = False
 
-        def keep(comparison: Comparison) -> None:
-            save(comparison, destination)
+    def keep(comparison: Comparison) -> None:
+        nonlocal kept
+        if options.save:
+            save(comparison, options.save)
+            kept = True
 
     try:
         with _progress("measuring") as advance:
@@ -175,24 +178,48 @@ def _bench(options: Options) -> int:
                 provider=options.provider,
                 budget_s=options.budget_s,
                 batch=options.batch,
-                inputs=_read_input(options.input),
+                inputs=inputs,
                 shapes=options.shapes,
                 settings=options.settings,
                 processes=options.processes,
                 progress=advance,
                 checkpoint=keep,
+                like=earlier.environment if earlier else None,
             )
-            profiles = _profiles(options, found) if options.profile else ()
+            profiles = _profiles(options, found, inputs) if options.profile else ()
     except KeyboardInterrupt:
-        kept = options.save is not None and options.save.exists()
         click.echo(f"samples so far are in {options.save}" if kept else "nothing was kept (see --save)", err=True)
         raise
     if earlier:
-        found = _joined(earlier, found)
+        try:
+            found = _joined(earlier, found)
+        except EnvironmentMismatchError:  # only seen when it ran; what was measured is worth showing
+            _show(found, profiles, options, paired=True)
+            raise
+    _show(found, profiles, options, paired=earlier is None)
     if options.plot:
         draw(found, profiles, options.plot, paired=earlier is None)
-    _show(found, profiles, options, paired=earlier is None)
     return 0
+
+
+def _check_outputs(options: Options) -> None:
+    """Raise OutputError where an output cannot be written, OptionError where it would take a place that is needed."""
+    from trp_export.bench.cases import model_files
+
+    outputs = [(option, path) for option, path in (("--save", options.save), ("--plot", options.plot)) if path]
+    for option, path in outputs:
+        if not path.absolute().parent.is_dir():
+            raise OutputError(f"no folder {path.absolute().parent} to write {path.name} to; make it first.")
+        require_plain(path, remedy=f"Choose another place with {option}.")
+    if len({path.resolve() for _, path in outputs}) < len(outputs):
+        raise OptionError(f"--save and --plot are both {options.save}; choose another place for one of them")
+    if not any(path.exists() for _, path in outputs):
+        return
+    read = [file for model in options.models for file in model_files(model)]
+    read += [path for path in (Path(options.input), options.against) if path]
+    for option, path in outputs:
+        if path.resolve() in {file.resolve() for file in read}:
+            raise OptionError(f"{path} is read and would be written over; choose another place with {option}")
 
 
 def _joined(earlier: Comparison, found: Comparison) -> Comparison:
@@ -204,29 +231,16 @@ def _joined(earlier: Comparison, found: Comparison) -> Comparison:
     return replace(found, measurements=(first, *found.measurements))
 
 
-def _profiles(options: Options, found: Comparison) -> tuple[Profile, ...]:
+def _profiles(options: Options, found: Comparison, inputs: dict[str, np.ndarray] | None) -> tuple[Profile, ...]:
     from trp_export.bench.cases import read_cases
     from trp_export.bench.devices.base import Start
     from trp_export.bench.profile import profile_models
 
-    cases = read_cases(options.models, batch=options.batch, inputs=_read_input(options.input), shapes=options.shapes)
+    cases = read_cases(options.models, batch=options.batch, inputs=inputs, shapes=options.shapes)
     environment = found.environment
     return profile_models(
         cases, Start(environment.threads, environment.cores, environment.provider, options.settings.timeout_s)
     )
-
-
-def _read_input(given: str) -> dict[str, np.ndarray] | None:
-    """None for random data; else arrays by input name, a lone .npy under the empty name. Raises LoadError."""
-    import numpy as np
-
-    if given == "random":
-        return None
-    try:
-        loaded = np.load(given, allow_pickle=False)
-        return {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except (OSError, ValueError) as error:
-        raise LoadError(f"cannot read {given} as .npy or .npz: {error}") from error
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,9 +125,9 @@ def governor_of(machine: Machine, cores: Sequence[int]) -> str:
     return "+".join(sorted(names)) or "unknown"
 
 
-def require_same(one: Environment, other: Environment) -> None:
-    """Raise EnvironmentMismatchError that lists each field in which two environments differ."""
-    fields = [field.name for field in dataclasses.fields(Environment)]
+def require_same(one: Environment, other: Environment, *, besides: Collection[str] = ()) -> None:
+    """Raise EnvironmentMismatchError that lists each field, but for those of `besides`, in which they differ."""
+    fields = [field.name for field in dataclasses.fields(Environment) if field.name not in besides]
     differing = [name for name in fields if getattr(one, name) != getattr(other, name)]
     if not differing:
         return

@@ -10,8 +10,10 @@ import numpy as np
 
 from trp_export.bench.measure import Comparison
 from trp_export.bench.profile import Profile
+from trp_export.bench.report import threads
 from trp_export.bench.stats import ratio
-from trp_export.errors import OptionError, OutputError
+from trp_export.errors import OptionError
+from trp_export.whole import whole
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # Paul Tol's bright scheme
 MOST_LAYERS = 60
@@ -26,7 +28,7 @@ def check_plot_path(path: Path) -> None:
 
 
 def draw(comparison: Comparison, profiles: Sequence[Profile], path: Path, *, paired: bool = True) -> None:
-    """Write the picture to `path`. Raises OutputError."""
+    """Write the picture to `path`, whole or not at all. Raises OutputError."""
     from matplotlib.figure import Figure
 
     rows = len(_layer_names(profiles))
@@ -37,14 +39,11 @@ def draw(comparison: Comparison, profiles: Sequence[Profile], path: Path, *, pai
     if profiles:
         _layers(axes[1], profiles)
     environment = comparison.environment
-    where = (environment.cpu, f"{environment.threads} thread(s)", f"onnxruntime {environment.onnxruntime}")
+    where = (environment.cpu, threads(environment.threads), f"onnxruntime {environment.onnxruntime}")
     figure.suptitle(", ".join([*where, environment.inputs]), fontsize=9)
-    try:
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}. Choose another place with --plot."
-        ) from error
+    kind = path.suffix.lower()[1:]
+    with whole(path, remedy="Choose another place with --plot.") as part:
+        figure.savefig(part, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
 
 
 def _distributions(axes: Any, comparison: Comparison, paired: bool) -> None:

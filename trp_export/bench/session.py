@@ -8,6 +8,7 @@ changes from round to round.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 from trp_export.bench.cases import Case, read_cases, signature
 from trp_export.bench.devices import open_device
 from trp_export.bench.devices.base import Device, Ready, Runner, Settings, Start, Turn
-from trp_export.bench.environment import Environment, Machine, choose_cores, governor_of
+from trp_export.bench.environment import Environment, Machine, choose_cores, governor_of, require_same
 from trp_export.bench.measure import Comparison, Deviation, Measurement, Process
 from trp_export.bench.noise import Watch, remarks
 from trp_export.bench.outputs import check_outputs, reference_outputs
@@ -31,6 +32,7 @@ WARM_WINDOWS = 6  # the most windows a process may take to become stable
 STABLE = 0.02  # two windows this near one another: warm
 FEWEST_TURNS = 3
 FEW_INSTRUCTIONS = 1e8
+KNOWN_LATER = ("provider", "onnxruntime")  # what a runner says of itself, in a browser say
 
 
 @dataclass(slots=True)
@@ -80,25 +82,31 @@ def compare(
     seed: int | None = None,
     progress: Callable[[float], None] | None = None,
     checkpoint: Callable[[Comparison], None] | None = None,
+    like: Environment | None = None,
 ) -> Comparison:
     """Measure `models` side by side on `device`; the first is the reference of all ratios.
 
     `budget_s` is the wall time for all rounds together; slow models may need more, since at least eight processes
     of each are needed, unless `processes` says how many. `inputs` maps input names to arrays (default random),
     `shapes` gives sizes of dynamic dimensions. `progress` hears the share that is done. `checkpoint` receives what
-    there is after each round, and when something ends the measurement early.
+    there is after each round, and when something ends the measurement early. `like` is where samples were taken that
+    these shall be compared with: a device that is not the same is refused before anything is measured.
 
-    Raises LoadError, OptionError, UnsupportedError, DeviceError, and VerifyError when the device's outputs are not
-    those of this computer.
+    Raises LoadError, OptionError, UnsupportedError, DeviceError, EnvironmentMismatchError, and VerifyError when the
+    device's outputs are not those of this computer.
     """
-    if not budget_s > 0:
-        raise OptionError(f"the time budget must be above 0 s, not {budget_s}")
     settings = settings or Settings()
+    for what, seconds in (("time budget", budget_s), ("timeout", settings.timeout_s)):
+        if not 0 < seconds < math.inf:
+            raise OptionError(f"the {what} must be above 0 s and finite, not {seconds:g}")
     cases = read_cases([Path(model) for model in models], batch=batch, inputs=inputs, shapes=shapes)
     begin = time.monotonic()
     with open_device(device, settings) as opened:
         machine = opened.probe()
         start = Start(threads, choose_cores(machine, threads, cores), provider, settings.timeout_s)
+        if like:
+            known = _environment(opened, machine, start, cases[0])
+            require_same(like, known, besides=KNOWN_LATER)
         wanted = reference_outputs(cases, settings.timeout_s)
         opened.stage(cases)
         run = _Run(opened, machine, start, [_Lane(case, one) for case, one in zip(cases, wanted, strict=True)], seed)
@@ -109,6 +117,24 @@ def compare(
 
 def _ignore(value: object) -> None:
     """Nobody wants to know."""
+
+
+def _environment(device: Device, machine: Machine, start: Start, case: Case) -> Environment:
+    """Where samples of `case` are taken, as far as that is known before a runner says what it really uses."""
+    return Environment(
+        device=device.name,
+        cpu=machine.cpu,
+        machine=machine.machine,
+        system=machine.system,
+        logical_cores=machine.logical_cores,
+        governor=governor_of(machine, start.cores),
+        cores=start.cores,
+        threads=start.threads,
+        provider=start.provider,
+        onnxruntime=machine.onnxruntime,
+        inputs=signature(case),
+        unit=device.unit,
+    )
 
 
 class _Run:
@@ -122,19 +148,10 @@ class _Run:
 
     def comparison(self, seconds: float) -> Comparison:
         """Everything measured so far."""
-        environment = Environment(
-            device=self.device.name,
-            cpu=self.machine.cpu,
-            machine=self.machine.machine,
-            system=self.machine.system,
-            logical_cores=self.machine.logical_cores,
-            governor=governor_of(self.machine, self.start.cores),
-            cores=self.start.cores,
-            threads=self.start.threads,
+        environment = replace(
+            _environment(self.device, self.machine, self.start, self.lanes[0].case),
             provider=self.provider,
             onnxruntime=self.onnxruntime,
-            inputs=signature(self.lanes[0].case),
-            unit=self.device.unit,
         )
         measurements = tuple(lane.measurement() for lane in self.lanes)
         notes = remarks(measurements, self.machine, self.watch.others(), environment)
