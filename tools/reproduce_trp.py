@@ -55,7 +55,6 @@ ROWS = (
     _ours("spatial-2.84x", "spatial", "2.84", "24", "15"),
     _ours("channel-2.17x", "channel", "2.17", "20", "12"),
     _ours("spatial-3.6x", "spatial", "3.6", "24", "15"),
-    _ours("spatial-2.84x-longer", "spatial", "2.84", "70", "46"),
     _paper("nuclear-only-spatial-2.84x", "spatial", "2.84", "--nuclear", NUCLEAR, "--no-project"),
     _paper("trp1-channel-2.17x", "channel", "2.17"),
     _paper("trp1-nu-channel-2.17x", "channel", "2.17", "--nuclear", NUCLEAR),
