@@ -74,7 +74,7 @@ def remarks(
     if any(_drift(one) > DRIFT for one in measurements):
         notes.append("it became slower by the round, as a CPU does that grows hot: cool it, or use a smaller --budget")
     if any(len(one.processes) < 8 for one in measurements):
-        notes.append("fewer than eight processes per file make the interval wide: leave --processes out")
+        notes.append("fewer than eight processes per file make the interval wide: leave --processes or --no-bench out")
     return tuple(notes)
 
 
@@ -87,7 +87,7 @@ def _spread_of(one: Measurement) -> list[str]:
     if p90 > SPREAD * p50:
         notes.append(
             f"{one.model}: one run in ten took over {p90 / p50:.2f} times the median: "
-            f"free the cores, or name others with --cores"
+            "end what else runs on its cores; trp-bench --cores names others"
         )
     if max(medians) > PLACEMENT * min(medians):
         notes.append(
