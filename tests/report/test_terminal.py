@@ -11,7 +11,7 @@ from rich.console import Console
 from trp_export.report.document import Report
 from trp_export.report.terminal import print_report
 
-from .reports import HOSTILE, LAYERS, bare, make_frontier, make_layer, make_report
+from .reports import HOSTILE, LAYERS, bare, make_comparison, make_forms, make_frontier, make_layer, make_report
 
 LONG = tuple(make_layer(f"backbone/stage{i}/block_{i}/residual/conv/Conv", i) for i in range(3))
 
@@ -66,6 +66,22 @@ def test_the_tables_at_80_columns() -> None:
 def test_every_network_that_a_search_saw() -> None:
     lines, _ = _printed(replace(make_report(LAYERS), frontier=make_frontier()), width=100)
     assert "\n".join(lines).count(SEARCH) == 1
+
+
+def test_precisions_side_by_side_or_one_below_the_other() -> None:
+    report = replace(make_report(LAYERS), forms=make_forms())
+    wide, narrow = (_printed(report, width)[0] for width in (140, 120))
+    line = "low rank, int8 (shipped)   211 kB       0.1668    11.98x [11.88, 12.07]  1.32x [1.32, 1.32]"
+    assert any(one.startswith(line) for one in wide)
+    assert "  as fast as the original  11.98x [11.88, 12.07]" in narrow
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 140, 1000])
+def test_no_interval_of_a_precision_is_folded_or_cut(width: int) -> None:
+    lines, _ = _printed(replace(bare(make_report(LAYERS)), latency=make_comparison(1.5), forms=make_forms()), width)
+    told = [line for line in lines if "x [" in line]
+    assert told
+    assert all(line.count("[") == line.count("]") for line in told)
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -15,11 +16,11 @@ from trp_export.report.document import Report
 from trp_export.report.frontier import SMALLER, limit, measured_on, tried
 from trp_export.report.markup import plain
 from trp_export.report.summary import compared
-from trp_export.report.variants import lines
+from trp_export.report.variants import Line, lines
 from trp_export.report.words import change, headline, kernel, short_schemes, shorten, times, tone
 from trp_export.verify import Agreement
 
-WIDTH_WHEN_PIPED = 120
+WIDTH_WHEN_PIPED = 1000  # tables take what they need, and lines stay whole
 _SHORTEST_NAME = 14
 _LONGEST_KERNEL = 18
 _WIDEST_OUTCOME = 41  # longer reasons run on in the next line
@@ -27,7 +28,7 @@ _TONES = {None: "bold", "faster": "bold green", "slower": "bold red", "no differ
 
 
 def standard_output() -> Console:
-    """Where tables go; wide enough for whole rows where it is no terminal."""
+    """Where tables go."""
     return Console(width=None if sys.stdout.isatty() else WIDTH_WHEN_PIPED, highlight=False)
 
 
@@ -40,7 +41,7 @@ def print_report(report: Report, out: Console, messages: Console, verbose: bool 
         out.print(_summary_table(report))
     if report.forms is not None:
         out.print()
-        out.print(_variants_table(report))
+        out.print(_variants_table(report, out))
     if report.frontier is not None:
         out.print()
         out.print(_frontier_table(report.frontier))
@@ -122,14 +123,27 @@ def _summary_table(report: Report) -> Table:
     return table
 
 
-def _variants_table(report: Report) -> Table:
-    """Every precision beside the others, the shipped one in bold."""
+def _variants_table(report: Report, out: Console) -> Table:
+    """Every precision beside the others, the shipped one in bold; one below the other where that is too wide."""
     heads, found = lines(report)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for index, name in enumerate(heads):
-        table.add_column(name, justify="right" if index else "left", no_wrap=not index)
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
     for line in found:
         table.add_row(*map(plain, line.cells), style="bold" if line.shipped else None)
+    fits = out.measure(table, options=out.options.update(width=WIDTH_WHEN_PIPED)).maximum <= out.width
+    return table if fits else _variants_stacked(heads, found)
+
+
+def _variants_stacked(heads: Sequence[str], found: Sequence[Line]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for line in found:
+        name, *cells = map(plain, line.cells)
+        style = "bold" if line.shipped else None
+        table.add_row(name, style=style)
+        for head, cell in zip(heads[1:], cells, strict=True):
+            if cell:
+                table.add_row(Text(f"  {head}", style="dim"), cell, style=style)
     return table
 
 
