@@ -102,6 +102,7 @@ def delivers_floats(trp: Command, folder: Path, words: str, *arguments: object) 
     outcome = trp(*arguments)
     assert outcome.code == 10, outcome.err
     assert words in outcome.err
+    assert ".." not in outcome.err + outcome.out
     assert "float model was written" in outcome.err
     assert "Traceback" not in outcome.err
     assert not {"QuantizeLinear", "DequantizeLinear"} & set(operators(folder / "small.onnx"))

@@ -42,7 +42,7 @@ class Parity:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One form of the model. `refused` says why there is none, or why it may not ship.
+    """One form of the model. `refused` says why there is none, or why it may not ship; it may stand in a sentence.
 
     Without `low_rank` it is the original in that precision, which one could ship instead. `how` tells how it was
     made, `judged` what --eval says of it, `latency` how long it takes.
@@ -92,7 +92,7 @@ def convert(precision: str, source: Path, file: Path, batches: Batches, low_rank
         save_model(made, file)
         parity = _compare(source, file, model, shown_and_held_out(batches)[1]) if batches else None
     except (TrpError, CannotRunError) as error:
-        return Variant(precision, low_rank, None, None, refused=first_line(error))
+        return Variant(precision, low_rank, None, None, refused=first_line(error).removesuffix("."))
     return Variant(precision, low_rank, file, size_bytes(file), how, parity, _too_far(parity))
 
 

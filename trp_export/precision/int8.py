@@ -87,7 +87,7 @@ def shown_and_held_out(batches: Batches) -> tuple[Batches, Batches]:
 def _require_telling(batches: Batches) -> None:
     images = sum(len(batch) for batch in batches)
     if images < LEAST_IMAGES:
-        raise UselessImagesError(f"{images} calibration images are too few for int8: it takes {LEAST_IMAGES}.")
+        raise UselessImagesError(f"too few calibration images for int8: {images}, and it takes {LEAST_IMAGES}.")
     if all(float(np.ptp(image)) == 0 for batch in batches for image in batch):
         raise UselessImagesError("the calibration images are all of one colour and cannot tell ranges.")
 
