@@ -43,7 +43,7 @@ def _covariance(seed: int = 1) -> np.ndarray:
 
 
 @given(branch, branch, st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_sum_loses_no_more_than_its_first_pair(first: Branch, second: Branch, seed: int) -> None:
     kernel = _kernel(seed)
     lost = [
@@ -54,7 +54,7 @@ def test_a_sum_loses_no_more_than_its_first_pair(first: Branch, second: Branch, 
 
 
 @given(branch, branch)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_calibrated_sum_loses_no_more_output_than_its_first_pair(first: Branch, second: Branch) -> None:
     kernel, covariance = _kernel(), _covariance()
     lost = [

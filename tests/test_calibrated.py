@@ -94,7 +94,7 @@ def test_errors_of_all_ranks_are_those_of_the_start_and_bound_the_result(scheme:
 
 @pytest.mark.parametrize("scheme", ALL, ids=lambda scheme: scheme.name)
 @given(seed=st.integers(0, 2**16), rank=st.integers(1, 3))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_calibrated_never_loses_more_output_than_plain(scheme: Scheme, seed: int, rank: int) -> None:
     kernel, covariance = _kernel((6, 4, 3, 3), seed), _covariance(_patches(1, 36, seed=seed + 1))
     new = product(factorise(kernel, scheme, 1, rank), scheme, kernel.shape, 1)

@@ -127,9 +127,7 @@ def runnable(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-few = settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
-)
+few = settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 
 
 @few

@@ -28,7 +28,7 @@ from trp_export.planning.plan import Plan
 from trp_export.planning.rules import take
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     extents=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     strides=st.tuples(st.integers(1, 2), st.integers(1, 3)),

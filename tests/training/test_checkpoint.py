@@ -103,7 +103,7 @@ def test_a_foreign_architecture_is_not_imported_unasked(dense: Network, tmp_path
 
 
 @given(position=st.integers(0, 10**6), value=st.binary(min_size=1, max_size=20), cut=st.booleans())
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_files_never_end_in_a_traceback(
     dense: Network, tmp_path: Path, position: int, value: bytes, cut: bool
 ) -> None:

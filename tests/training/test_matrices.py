@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from training.matrices import fold, unfold, unfolding
@@ -25,7 +25,6 @@ def kernels(draw: st.DrawFn) -> tuple[np.ndarray, int]:
 
 
 @given(kernels(), st.sampled_from([*SCHEMES.values(), SLICED]))
-@settings(deadline=None)
 def test_unfold_and_fold_equal_numpy(kernel_and_group: tuple[np.ndarray, int], scheme: Scheme) -> None:
     kernel, group = kernel_and_group
     tensor = torch.from_numpy(kernel)
@@ -36,7 +35,6 @@ def test_unfold_and_fold_equal_numpy(kernel_and_group: tuple[np.ndarray, int], s
 
 
 @given(kernels(), st.sampled_from([*SCHEMES.values(), SLICED]), st.permutations(range(5)))
-@settings(deadline=None)
 def test_as_it_lies_are_the_same_rows_and_columns(
     kernel_and_group: tuple[np.ndarray, int], scheme: Scheme, memory: list[int]
 ) -> None:

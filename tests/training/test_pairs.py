@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_networks import Tiny
 from torch import nn
@@ -48,7 +48,6 @@ def convs(draw: st.DrawFn) -> nn.Conv2d:
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @given(convs(), st.integers(0, 59), st.integers(0, 59))
-@settings(deadline=None)
 def test_a_pair_of_full_rank_is_the_conv_also_when_added_to_another(conv: nn.Conv2d, pick: int, other: int) -> None:
     model = nn.Sequential(conv).eval()
     x = torch.randn(2, conv.in_channels, 9, 10)

@@ -24,7 +24,7 @@ def layers() -> list[Layer]:
 
 
 @given(ratio=st.floats(1.05, 6.0))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_a_budget_is_kept_and_used(layers: list[Layer], ratio: float) -> None:
     total = sum(layer.site.macs for layer in layers)
     plan = make_plan(layers, MacsBudget(ratio), total)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from models_zoo.cifar_resnet import CifarResNet
@@ -14,14 +14,12 @@ from trp_export.planning.recognise import recognise, sharp_drop
 
 
 @given(st.integers(6, 60), st.integers(6, 60), st.integers(0, 999))
-@settings(deadline=None)
 def test_random_matrices_do_not_drop(rows: int, columns: int, seed: int) -> None:
     matrix = np.random.default_rng(seed).standard_normal((rows, columns))
     assert sharp_drop(np.linalg.svd(matrix, compute_uv=False)[None]) is None
 
 
 @given(st.integers(1, 20), st.integers(0, 999), st.floats(0, 1e-3))
-@settings(deadline=None)
 def test_a_low_rank_matrix_drops_at_its_rank_even_a_step_away(rank: int, seed: int, noise: float) -> None:
     random = np.random.default_rng(seed)
     matrix = random.standard_normal((40, rank)) @ random.standard_normal((rank, 60))

@@ -72,7 +72,7 @@ def prepare() -> Iterator[Prepare]:
 )
 @example(height=32, width=32, resize="cover", crop=(32, 32), grey=False, seed=0)
 @example(height=1, width=90, resize="cover", crop=(60, 1), grey=True, seed=0)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_same_bits(
     prepare: Prepare, height: int, width: int, resize: int | str | None, crop: tuple[int, int], grey: bool, seed: int
 ) -> None:

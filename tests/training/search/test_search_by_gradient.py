@@ -225,7 +225,7 @@ def test_logits_that_are_not_finite_name_the_layer(ground: Any) -> None:
         train(run)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_what_is_chosen_is_within_the_budget_and_argmax_where_that_fits(data: Any) -> None:
     count = data.draw(st.integers(1, 4))
