@@ -220,13 +220,17 @@ def tables(networks: Sequence[Network], clock: Clock) -> None:
         picture = DOCS / f"{network.name}.svg"
         text = [f"# {network.name}", "", *where(network), *TABLE_HEAD, *rows, ""]
         if picture.is_file():
-            text += [f"![latency and layers]({picture.name})", "", "Dense beside scheme auto, aligned, MACs / 2:", ""]
+            text += [f"![latency and layers]({picture.name})", "", CAPTION, ""]
             dense_name, small = dense(network).model.name, Version(network, "auto", "auto", 2.0).model.name
             text += [f"    trp-bench {dense_name} {small} --profile --plot {picture.name}", ""]
         (DOCS / f"{network.name}.md").write_text("\n".join(text))
         print(DOCS / f"{network.name}.md")
 
 
+CAPTION = (
+    "Dense beside scheme auto, aligned, MACs / 2, in a run of its own at another hour than the table's, when the "
+    "machine was faster or slower ([by how much](../benchmarks.md#what-it-found)):"
+)
 TABLE_HEAD = (
     "| scheme | ranks | MACs | 1 thread | quotient | 2 threads | quotient | ARM instructions | quotient |",
     "|---|---|---|---|---|---|---|---|---|",
@@ -309,7 +313,8 @@ def describe(results: list[Any], threads: int) -> str:
     middle = sorted(summary["p50_ms"] for summary in summaries)[len(summaries) // 2]
     fewest = min(summary["processes"] for summary in summaries)
     return (
-        f"{threads} thread(s): {environment['cpu']}, {environment['logical_cores']} cores, {environment['system']}, "
+        f"{threads} thread{'s' if threads > 1 else ''}: {environment['cpu']}, {environment['logical_cores']} cores, "
+        f"{environment['system']}, "
         f"onnxruntime {environment['onnxruntime']}; 99 % intervals from at least {fewest} processes per model; "
         f"the dense network takes {middle:.4g} ms. `trp-bench DENSE VERSION --threads {threads} --budget {BUDGET_S:g}`"
     )

@@ -62,7 +62,7 @@ def main() -> int:
     environment = found.environment
     print(f"copies: no difference in {right} of {len(same)}; 5 % slower: found in {caught} of {len(slower)}")
     where = f"{environment.cpu}, onnxruntime {environment.onnxruntime}"
-    print(f"budget {options.budget:g} s, {options.threads} thread(s), {where}")
+    print(f"budget {options.budget:g} s, {options.threads} thread{'s' if options.threads > 1 else ''}, {where}")
     return int(right < 0.95 * len(same) or caught < 0.95 * len(slower))
 
 
