@@ -86,14 +86,21 @@ def copy_runtime(folder: Path) -> None:
     """onnxruntime-web: from where trp-bench keeps it, else from npm; either way the very files that are pinned."""
     folder.mkdir()
     here = cached("web")
-    if not all((here / name).is_file() and sha256(here / name) == pinned for name, pinned in RUNTIME.items()):
+    if unlike := unlike_pinned(here):
         fetch(folder, VERSION)
-        here = folder
-    for name, pinned in RUNTIME.items():
-        if sha256(here / name) != pinned:
-            raise DeviceError(f"{name} of onnxruntime-web {VERSION} has not the digest that is pinned here.")
-        if here != folder:
+        here, unlike = folder, unlike_pinned(folder)
+    if unlike:
+        raise DeviceError(f"{unlike[0]} of onnxruntime-web {VERSION} has not the digest that is pinned here.")
+    if here != folder:
+        for name in RUNTIME:
             shutil.copy(here / name, folder / name)
+
+
+def unlike_pinned(folder: Path) -> list[str]:
+    """The files of onnxruntime-web that are not in the folder as they are pinned here."""
+    return [
+        name for name, pinned in RUNTIME.items() if not (folder / name).is_file() or sha256(folder / name) != pinned
+    ]
 
 
 def copy_bundle(bundle: Path, folder: Path) -> str:

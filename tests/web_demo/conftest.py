@@ -24,8 +24,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def site(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page with that bundle and the original."""
-    if not all((cached("web") / name).is_file() for name in web_demo.RUNTIME):
-        pytest.skip("onnxruntime-web is missing: python tools/setup_web.py")
+    if web_demo.unlike_pinned(cached("web")):
+        pytest.skip(f"onnxruntime-web {web_demo.VERSION} is missing: python tools/setup_web.py")
     folder = tmp_path_factory.mktemp("built") / "site"
     web_demo.build(bundle, folder, CHECKPOINT)
     return folder

@@ -67,6 +67,12 @@ def test_another_runtime_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         web_demo.copy_runtime(tmp_path / "ort")
 
 
+def test_a_runtime_of_another_version_is_not_the_one_that_is_pinned(tmp_path: Path) -> None:
+    for name in web_demo.RUNTIME:
+        (tmp_path / name).write_bytes(b"another version")
+    assert web_demo.unlike_pinned(tmp_path) == [*web_demo.RUNTIME]
+
+
 def _luminance(colour: str) -> float:
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
