@@ -94,7 +94,7 @@ def whole_story(latency: Comparison | None) -> str | None:
 
     original, result, dense = latency.measurements
     alone = bench.ratio(original, dense)
-    if alone.verdict == "no difference":
+    if alone.verdict in ("no difference", "unknown"):
         return None
     return (
         f"cleaning up without low rank makes the original {alone} as fast; low rank adds {bench.ratio(dense, result)}"

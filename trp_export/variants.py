@@ -206,14 +206,14 @@ def remarks(forms: Forms) -> Iterator[str]:
         if fp32.latency is None or one.latency is None or one.low_rank != fp32.low_rank:
             continue
         against = ratio(fp32.latency, one.latency)
-        if against.verdict != "faster":
+        if against.verdict in ("slower", "no difference"):
             word = "SLOWER than" if against.verdict == "slower" else "no faster than"
             yield f"{one.name} is {word} fp32 here ({against})"
     alone = forms.alone("int8")
     if alone is None or alone is shipped or alone.latency is None or shipped.latency is None:
         return
     against = ratio(alone.latency, shipped.latency)
-    if against.verdict != "faster":
+    if against.verdict in ("slower", "no difference"):
         yield (
             f"low rank adds nothing to int8 alone here ({against}): ship int8 alone, "
             "which keeps the network as it is: --precision int8 without a rule"

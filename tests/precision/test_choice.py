@@ -76,6 +76,16 @@ def test_a_slower_variant_is_called_slower() -> None:
     assert any("SLOWER than fp32" in remark for remark in remarks(forms))
 
 
+def test_nothing_is_said_of_what_a_single_process_cannot_tell() -> None:
+    made = (variant("fp32", 2.0), variant("int8", 3.0), variant("int8", 0.5, low_rank=False))
+    once = (
+        replace(one, latency=replace(one.latency, processes=one.latency.processes[:1])) for one in made if one.latency
+    )
+    forms = choose(tuple(once), INT8)
+    assert forms is not None
+    assert list(remarks(forms)) == []
+
+
 def test_the_limit_of_max_drop_holds_for_the_shipped_form() -> None:
     rule = MaxDrop(1.0)
     best = Options(rule=rule, calibration=BEST.calibration, best=True, evaluate=lambda path: 1.0)

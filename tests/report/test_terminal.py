@@ -63,6 +63,13 @@ def test_the_tables_at_80_columns() -> None:
     assert messages == ["wrote small.onnx", "wrote small.json"]
 
 
+def test_a_single_process_says_how_fast_but_not_how_sure() -> None:
+    lines, _ = _printed(replace(make_report(LAYERS), latency=make_comparison(1.5, processes=1)), 200)
+    words = "1.61 times smaller; it was 1.50 times as fast here, from too few processes to be sure, and its accuracy"
+    assert words in lines[-1]
+    assert next(line for line in lines if line.startswith("latency, ms")).endswith("1.50x [unknown]")
+
+
 def test_every_network_that_a_search_saw() -> None:
     lines, _ = _printed(replace(make_report(LAYERS), frontier=make_frontier()), width=100)
     assert "\n".join(lines).count(SEARCH) == 1

@@ -119,7 +119,7 @@ def _summary_table(report: Report) -> Table:
     for name in ("before", "after", "ratio"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in compared(report):
-        table.add_row(row.what, row.before, row.after, row.ratio)
+        table.add_row(*map(_text, (row.what, row.before, row.after, row.ratio)))
     return table
 
 
@@ -130,7 +130,7 @@ def _variants_table(report: Report, out: Console) -> Table:
     for index, name in enumerate(heads):
         table.add_column(name, justify="right" if index else "left", no_wrap=True)
     for line in found:
-        table.add_row(*map(plain, line.cells), style="bold" if line.shipped else None)
+        table.add_row(*map(_text, line.cells), style="bold" if line.shipped else None)
     fits = out.measure(table, options=out.options.update(width=WIDTH_WHEN_PIPED)).maximum <= out.width
     return table if fits else _variants_stacked(heads, found)
 
@@ -138,7 +138,7 @@ def _variants_table(report: Report, out: Console) -> Table:
 def _variants_stacked(heads: Sequence[str], found: Sequence[Line]) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     for line in found:
-        name, *cells = map(plain, line.cells)
+        name, *cells = map(_text, line.cells)
         style = "bold" if line.shipped else None
         table.add_row(name, style=style)
         for head, cell in zip(heads[1:], cells, strict=True):
@@ -155,8 +155,13 @@ def _frontier_table(frontier: Frontier) -> Table:
         table.add_column(name, justify="right" if index else "left", no_wrap=True)
     for one in tried(frontier):
         style = {"chosen": "bold", "beyond": "dim"}.get(one.verdict)
-        table.add_row(one.verdict, one.smaller, one.after, one.change, style=style)
+        table.add_row(*map(_text, (one.verdict, one.smaller, one.after, one.change)), style=style)
     return table
+
+
+def _text(cell: str) -> Text:
+    """As it is: rich would take what stands in brackets for markup."""
+    return Text(plain(cell))
 
 
 def _evidence(report: Report) -> list[str]:

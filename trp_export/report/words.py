@@ -62,6 +62,8 @@ def _speed(ratio: Ratio | None) -> str:
     fast, sure = f"{ratio.value:.2f} times as fast here", sureness(ratio)
     if ratio.verdict == "faster":
         return f" and {fast} ({sure})"
+    if ratio.verdict == "unknown":
+        return f"; it was {fast}, {sure}"
     return f" but {'SLOWER' if ratio.verdict == 'slower' else 'NOT faster'} ({fast}, {sure})"
 
 
@@ -78,7 +80,7 @@ def _advice(report: Report) -> str:
     ratio, own = report.ratio, report.low_rank_ratio
     if ratio is not None and ratio.verdict == "slower":
         return " Do not ship it for speed."
-    if ratio is None or ratio.verdict != "faster" or own is None:
+    if ratio is None or ratio.verdict != "faster" or own is None or own.verdict == "unknown":
         return ""
     precision = report.forms.chosen.precision if report.forms else "fp32"
     what = "cleaning the graph up" if precision == "fp32" else precision
@@ -93,13 +95,13 @@ _NO_MATTER = 0.03
 
 
 def tone(report: Report) -> str | None:
-    """How to colour the outcome: as its verdict, but not as faster where low rank has no part in that."""
+    """How to colour the outcome: as its verdict, but not as faster where that is not known, or low rank has no part."""
     ratio, own = report.ratio, report.low_rank_ratio
     if ratio is None:
         return None
     if ratio.verdict == "faster" and own is not None and own.verdict != "faster":
         return "no difference"
-    return ratio.verdict
+    return ratio.verdict if ratio.verdict != "unknown" else "no difference"
 
 
 def _answers(deviation: Deviation | None) -> str:
