@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from trp_export.bench.runners.python_runner import ELEMENTS
-from trp_export.errors import LoadError, OptionError, UnsupportedError, first_line
+from trp_export.errors import LoadError, OptionError, UnsupportedError
 
 LIMITS = {"float32": 1e-4, "float16": 2e-2, "int8": 5e-2}  # relative L2 between a device's outputs and the local ones
 SEED = 20200
@@ -85,19 +85,24 @@ def read_input(file: Path) -> dict[str, np.ndarray]:
     try:
         with file.open("rb") as stream:
             loaded = np.load(stream, allow_pickle=False)
-            arrays = {"": loaded} if isinstance(loaded, np.ndarray) else _unpacked(loaded)
+            return {"": loaded} if isinstance(loaded, np.ndarray) else _unpacked(loaded, file)
+    except OSError as error:
+        raise LoadError(f"cannot read {file}: {error.strerror or error}") from error
+    except LoadError:
+        raise
     except Exception as error:  # BadZipFile, zlib.error, EOFError and more, by what is damaged
-        raise LoadError(f"cannot read {file} as .npy or .npz: {first_line(error)}") from error
-    if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-        raise LoadError(f"cannot read {file} as .npz: {strange[0]!r} in it is no array")
-    return arrays
+        raise LoadError(f"cannot read {file} as .npy or .npz: it is neither, or damaged") from error
 
 
-def _unpacked(archive: Any) -> dict[str, np.ndarray]:
+def _unpacked(archive: Any, file: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz. Raises LoadError where it claims to hold too much, and what reading it raises."""
     claimed = sum(member.file_size for member in archive.zip.infolist())
     if claimed > MOST_INPUT_BYTES:
-        raise ValueError(f"it holds {claimed / 1e9:.1f} GB, over the {MOST_INPUT_BYTES / 1e9:.1f} that are allowed")
-    return dict(archive)
+        raise LoadError(f"{file} would unpack to {claimed / 1e9:.1f} GB; {MOST_INPUT_BYTES / 1e9:.1f} are allowed")
+    arrays = dict(archive)
+    if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+        raise LoadError(f"{file} is no .npz of inputs: {strange[0]!r} in it is no array")
+    return arrays
 
 
 def signature(case: Case) -> str:
@@ -212,7 +217,7 @@ def _shape(value: Input, batch: int, shapes: Mapping[str, Sequence[int]], path: 
         example = ",".join(str(dim) if isinstance(dim, int) else "N" for dim in (batch, *others))
         raise OptionError(
             f"{path}: input {value.name!r} is ({declared}), and only a dynamic first dimension has a default.\n"
-            f"       Give its sizes: --shape {value.name}={example}"
+            f"Give its sizes: --shape {value.name}={example}"
         )
     if isinstance(first, int) and batch not in (1, first):
         raise OptionError(

@@ -73,9 +73,7 @@ class Machine:
     def from_probe(cls, facts: Mapping[str, Any]) -> Machine:
         """From the line a runner's `probe` prints. Raises DeviceError when onnxruntime is missing there."""
         if "unusable" in facts:
-            raise DeviceError(
-                f"{facts['unusable']}\n       Install it on the device: python3 -m pip install onnxruntime"
-            )
+            raise DeviceError(f"{facts['unusable']}\nInstall it on the device: python3 -m pip install onnxruntime")
         return cls(
             cpu=facts["cpu"],
             machine=facts["machine"],
@@ -131,9 +129,9 @@ def require_same(one: Environment, other: Environment, *, besides: Collection[st
     differing = [name for name in fields if getattr(one, name) != getattr(other, name)]
     if not differing:
         return
-    lines = [f"       {name}: {getattr(one, name)} / {getattr(other, name)}" for name in differing]
+    lines = [f"{name}: {getattr(one, name)} / {getattr(other, name)}" for name in differing]
     raise EnvironmentMismatchError(
         "these measurements cannot be compared, they differ in\n"
         + "\n".join(lines)
-        + "\n       Measure both files in one run."
+        + "\nMeasure both files in one run."
     )

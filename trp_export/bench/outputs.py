@@ -53,7 +53,7 @@ def check_outputs(case: Case, got: Outputs, wanted: Outputs, worst: Deviation | 
             raise VerifyError(
                 f"{case.label}: output {index} on {device} differs from this computer's by {one[0]:.2g} relative L2 "
                 f"(max abs {one[1]:.2g}); {case.limit:g} is allowed for {case.precision}.\n"
-                f"       Nothing was measured further: the device, or its onnxruntime, computes something else."
+                f"Nothing was measured further: the device, or its onnxruntime, computes something else."
             )
         relative, absolute = max(relative, one[0]), max(absolute, one[1])
     if worst is not None:

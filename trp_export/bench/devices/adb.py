@@ -42,7 +42,7 @@ class AdbDevice(ShellDevice):
             if abi and built_for != abi:
                 raise DeviceError(
                     f"{self._native / name} is built for {built_for}, {self.name} runs {abi}.\n"
-                    f"       Build the runner for it with tools/build_native_runner.sh, take the library of that ABI."
+                    f"Build the runner for it with tools/build_native_runner.sh, take the library of that ABI."
                 )
             self.put(self._native / name, name)
         self.shell(f"chmod 700 {self.folder}/{RUNNER}")

@@ -79,7 +79,7 @@ def check_ready(said: dict[str, Any], start: Start, what: str) -> Ready:
     if said.get("protocol") != python_runner.PROTOCOL:
         raise DeviceError(
             f"{what} speaks protocol {said.get('protocol')}, this version {python_runner.PROTOCOL}.\n"
-            f"       Rebuild it: tools/build_native_runner.sh"
+            f"Rebuild it: tools/build_native_runner.sh"
         )
     if said["provider"] != start.provider:
         raise DeviceError(f"{what} used {said['provider']} although {start.provider} was asked for.")

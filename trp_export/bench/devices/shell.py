@@ -141,4 +141,4 @@ class ShellDevice(ABC):
 
     def _no_copy(self, file: Path, error: DeviceError) -> str:
         size = file.stat().st_size / 1e6
-        return f"cannot copy {file.name} ({size:.1f} MB) there: {error}\n       Is its disk full? Free some space."
+        return f"cannot copy {file.name} ({size:.1f} MB) there: {error}\nIs its disk full? Free some space."
