@@ -235,6 +235,16 @@ def table(gap: Gap) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def summary(gap: Gap) -> str:
+    """What of the table fits a terminal: how the scores rank all plans and the best, and the cost of following them."""
+    lines = [["", "tau-b", "tau-b, top fifth", "regret, best of 1"]]
+    for name, own in gap.trust().items():
+        lines.append([name, *map(_shown, (own.kendall, own.kendall_top, own.regret[0][1]))])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return "".join(f"{row.rstrip()}\n" for row in rows)
+
+
 def _shown(estimate: Estimate) -> str:
     if estimate.value is None:
         return "undefined"

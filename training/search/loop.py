@@ -41,6 +41,9 @@ _STEEPEST, _DEAREST = 20.0, 1e5
 _MEASURED_ON = 8
 # Of the energy of a layer: what is lost where its sensitivity is measured.
 _LOST = 0.1
+# Below this mean entropy one candidate of each layer is drawn and no other; within so many steps, or one epoch,
+# nothing can have been learned.
+_SETTLED, _SOON = 0.01, 100
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +73,7 @@ class Search:
     ) -> None:
         self._supernet, self._spaces, self._examples, self._budget = supernet, spaces, examples, budget
         self.epochs, self._batch, self._seed = epochs, batch, seed
+        self._steps = len(examples.images) // batch
         self._open = [space for space in spaces if len(space.candidates) > 1]
         self._costs = {space.site.name: torch.from_numpy(space.costs) for space in self._open}
         self._settled = sum(float(space.costs[0]) for space in spaces if len(space.candidates) == 1)
@@ -80,7 +84,7 @@ class Search:
             for space in self._open
         }
         self._best_score, self._best = math.inf, self._now()
-        self._offer()
+        self._first_score = self._offer()
         self._optimizer = torch.optim.Adam([p for layer in self.layers.values() for p in layer.parameters()], lr)
         self._random = torch.Generator().manual_seed(seed)
         self.epoch = self.step = 0
@@ -104,6 +108,7 @@ class Search:
                 if stop.pending(self.step) and self.step < len(batches):
                     save()
                     return False
+            self._require_unsettled()
             self.history.append(self._record(len(batches), self._offer()))
             self.epoch, self.step, self._loss_sum = self.epoch + 1, 0, 0.0
             save()
@@ -111,6 +116,11 @@ class Search:
             if stop.pending(0) and not self.done:
                 return False
         return True
+
+    @property
+    def improved(self) -> bool:
+        """Whether the plan of any epoch was better than the one that the search started from."""
+        return self._best_score < self._first_score
 
     def logits(self) -> dict[str, Float64]:
         """By layer, in the order of its candidates, when the plan that they make was best."""
@@ -192,14 +202,25 @@ class Search:
                 raise TrpError(f"{self._diverged()}: logits of {name} are not finite. {_REMEDY}")
         return float(loss.detach())
 
+    def _require_unsettled(self) -> None:
+        """Raises TrpError, naming the layer whose logits moved most, where all settled too soon to have learned."""
+        now, steps = self._now(), self.epoch * self._steps + self.step
+        if (self.epoch and steps > _SOON) or _mean_entropy(now) >= _SETTLED:
+            return
+        moved = {name: float((own - self.layers[name].start).abs().max()) for name, own in now.items()}
+        most = max(moved, key=lambda name: moved[name])
+        raise TrpError(
+            f"the search diverged: within {steps} steps each layer settled on one candidate; "
+            f"logits of {most} moved most, by {moved[most]:.2g}. {_REMEDY}"
+        )
+
     def _broken(self, images: Tensor, mixtures: Mapping[str, Mixture]) -> str:
         layer = self._supernet.first_broken(images, mixtures)
         where = f"{layer} is the first layer with such outputs" if layer else "all layers are finite"
         return f"{self._diverged()}: the loss is not finite; {where}. {_REMEDY}"
 
     def _diverged(self) -> str:
-        steps = len(self._examples.images) // self._batch
-        return f"the search diverged at step {self.epoch * steps + self.step + 1}"
+        return f"the search diverged at step {self.epoch * self._steps + self.step + 1}"
 
     def _offer(self) -> float:
         """The score of the plan that the logits make now. The best is kept: drawn and mixed, candidates look better
@@ -245,8 +266,7 @@ class Search:
             return {name: own.float() for name, own in at(steepness, price).items()}
 
         def alive(exponent: float) -> float:
-            entropies = [float(torch.special.entr(own.softmax(0)).sum()) for own in priced(math.exp(exponent)).values()]
-            return float(np.mean(entropies)) - math.log(_ALIVE)
+            return _mean_entropy(priced(math.exp(exponent))) - math.log(_ALIVE)
 
         return priced(math.exp(_crossing(alive, _STEEPEST)))
 
@@ -272,7 +292,11 @@ def _crossing(falling: Callable[[float], float], bound: float) -> float:
     return high
 
 
-_REMEDY = "The state before it is kept; lower --lr and start again."
+def _mean_entropy(logits: Mapping[str, Tensor]) -> float:
+    return float(np.mean([float(torch.special.entr(own.softmax(0)).sum()) for own in logits.values()]))
+
+
+_REMEDY = "Start again with a lower --lr."
 
 
 def _loss(outputs: Sequence[Tensor], examples: Examples, chosen: Tensor) -> Tensor:

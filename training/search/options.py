@@ -57,6 +57,7 @@ class SearchOptions(Stored):
         require(self.start in STARTS, f"--start {self.start}: one of {', '.join(STARTS)}.")
         require(self.epochs is None or self.epochs >= 1, f"--epochs {self.epochs} is below 1.")
         require(self.batch >= 0, f"--batch {self.batch} is below 0.")
+        require(self.threads >= 1, f"--threads {self.threads} is below 1.")
         require(self.count is None or self.count >= 1, f"--count {self.count} is below 1.")
         require(self.lr > 0, f"--lr {self.lr:g} is not above 0.")
         require(self.seed >= 0, f"--seed {self.seed} is below 0.")

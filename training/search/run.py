@@ -6,7 +6,8 @@ The plan is written at the end, all or nothing; what is needed to go on lies in 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -80,15 +81,13 @@ def search(
     Raises StoppedEarly where Ctrl-C or SIGTERM came in the middle, with everything saved.
     """
     state = read_search(options.folder) if resume else {}
-    if not resume:
-        _make_folder(options.folder)
-    with Scratch() as scratch:
+    with _folder(options.folder, resume), Scratch() as scratch:
         seen = seen or look(options, scratch.folder, progress)
         stages = _Stages(options, seen, state, report, progress)
         plan = stages.by_macs() if options.macs else stages.by_latency(scratch.folder)
     with whole(options.output, remedy="Choose another place with -o.") as part:
         part.write_text(json.dumps(plan.to_json(), indent=2) + "\n", encoding="utf-8")
-    return plan, seen.notes
+    return plan, (*seen.notes, *stages.notes)
 
 
 class _Stages:
@@ -104,6 +103,7 @@ class _Stages:
     ) -> None:
         self._options, self._seen, self._report, self._progress = options, seen, report, progress
         self._states: list[dict[str, Any]] = list(state.get("searches", ()))
+        self.notes: tuple[str, ...] = ()
         self._sites = [place.site for place in seen.network.located]
 
     def by_macs(self) -> Plan:
@@ -149,6 +149,8 @@ class _Stages:
                 raise LoadError(
                     f"{options.folder}: the candidates of {options.model} have changed since. Start again, elsewhere."
                 ) from error
+            except (LookupError, TypeError, ValueError) as error:
+                raise LoadError(f"{options.folder / 'last.pt'} is damaged. Start again, elsewhere.") from error
 
         def save() -> None:
             self._states[stage:] = [search.state_dict()]
@@ -160,6 +162,9 @@ class _Stages:
         with StopRequest() as stop:
             if not search.train(stop, report, save):
                 raise StoppedEarly
+        if not search.improved:
+            which = "second pairs: " if stage else ""
+            self.notes += (f"{which}no epoch found a better plan than the one the search started from",)
         return search.logits()
 
     def _plan(self, spaces: Sequence[Space], logits: Mapping[str, Float64], budget: float, what: str) -> Plan:
@@ -291,6 +296,19 @@ def read_search(folder: Path) -> dict[str, Any]:
     if content.get("format") != FORMAT or content.get("version") != VERSION or "options" not in content:
         raise LoadError(f"{path} is not the saved state of a search.")
     return content
+
+
+@contextmanager
+def _folder(folder: Path, resume: bool) -> Iterator[None]:
+    """A place for the search; none is left behind where it never came to its first epoch."""
+    if not resume:
+        _make_folder(folder)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # As soon as something is in it.
+            folder.rmdir()
+        raise
 
 
 def _make_folder(folder: Path) -> None:

@@ -155,17 +155,24 @@ def test_the_command_measures_the_gap_of_its_search(
         return int(end.value.code or 0)
 
     usual = ("--data", "images.npy", "--macs", "2", "--epochs", "2", "--batch", "8", "--count", "48", "-o", "plan.json")
-    assert run("model.onnx", *usual, "--gap", "6") == 0
+    assert run("model.onnx", *usual, "--gap", "11") == 0
     first = capsys.readouterr().out
     document = json.loads((tmp_path / "plan.search" / "gap.json").read_text())
     assert document["measure"] == "agreement"
-    assert len(document["plans"]) == 6
+    assert len(document["plans"]) == 11
     assert set(document["trust"]) == {SEARCHED, PREDICTED, VARIANCE, ENERGY, CEILING}
     assert (tmp_path / "plan.search" / "gap.png").read_bytes().startswith(b"\x89PNG")
-    shown = (tmp_path / "plan.search" / "gap.md").read_text()
-    assert shown in first
+    written = (tmp_path / "plan.search" / "gap.md").read_text()
+    shown = first[first.index("11 plans, agreement") :]
+    values = {line.split("|")[1].strip(): line.split("|") for line in written.splitlines()[2:]}
+    for name in (SEARCHED, PREDICTED, VARIANCE, ENERGY, CEILING):
+        (line,) = (line for line in shown.splitlines() if line.startswith(name))
+        assert values[name][2].strip() in line
+        assert len(line) <= 100
     # What is done is not done again, and comes to the same.
-    assert run("--resume", "-o", "plan.json", "--gap", "6") == 0
+    assert run("--resume", "-o", "plan.json", "--gap", "11") == 0
     assert shown in capsys.readouterr().out
-    assert run("model.onnx", *usual[:-1], "other.json", "--branches", "2", "--gap", "6") == 2
+    assert (tmp_path / "plan.search" / "gap.md").read_text() == written
+    assert run("model.onnx", *usual[:-1], "other.json", "--branches", "2", "--gap", "11") == 2
+    assert run("model.onnx", *usual[:-1], "other.json", "--gap", "10") == 2
     assert not (tmp_path / "other.search").exists()

@@ -220,9 +220,25 @@ def test_a_loss_that_is_not_finite_names_the_layer(ground: Any) -> None:
 
 
 def test_logits_that_are_not_finite_name_the_layer(ground: Any) -> None:
-    run = search(ground, lr=3e37)
+    run = search(ground, lr=3e37, batch=1)
     with pytest.raises(TrpError, match=r"diverged at step \d+: (logits of \w+ are not finite|the loss)"):
         train(run)
+
+
+@pytest.mark.parametrize("lr", [10.0, 1e30])
+@pytest.mark.parametrize("start", ["energy", "uniform"])
+def test_logits_that_settle_at_once_name_the_layer_that_moved_most(ground: Any, lr: float, start: str) -> None:
+    run = search(ground, lr=lr, start=start, epochs=10)
+    with pytest.raises(TrpError, match=r"diverged: within \d+ steps each .* logits of \w+ moved most"):
+        train(run)
+
+
+def test_whether_a_search_found_anything_better_than_its_start(ground: Any) -> None:
+    run = search(ground, start="uniform")
+    start = run.score(choose(ground[1], run.logits(), ground[3] / 2))
+    assert not run.improved
+    train(run)
+    assert run.improved == (min(record["score"] for record in run.history) < start)
 
 
 @settings(max_examples=60)

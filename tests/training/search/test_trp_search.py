@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from latency.fake import OTHER, FakeDevice
 from networks import make_images, make_network
 
 from training.search import cli
+from training.search.logits import Logits
 from trp_export.latency import session
 
 Command = Callable[..., Any]
@@ -135,21 +134,25 @@ def test_labels_by_a_specification(folder: Path, trp_search: Command) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_and_resumed_it_is_the_same_plan(folder: Path, trp_search: Command, number: signal.Signals) -> None:
+def test_stopped_and_resumed_it_is_the_same_plan(
+    folder: Path, trp_search: Command, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
     arguments = ["model.onnx", "--data", "images.npy", "--macs", "2", "--epochs", "60", "--batch", "8", "-o"]
     assert trp_search(*arguments, "whole.json")[0] == 0
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    program = [sys.executable, "-m", "training.search.cli", *arguments, "plan.json"]
-    running = subprocess.Popen(program, env=environment, stderr=subprocess.PIPE, text=True, cwd=folder)
-    history = folder / "plan.search" / "history.jsonl"
-    while not (history.exists() and history.read_text().count("\n") >= 3) and running.poll() is None:
-        time.sleep(0.02)
-    running.send_signal(number)
-    _, err = running.communicate(timeout=60)
-    assert running.returncode == 130, err
+    with monkeypatch.context() as patch:
+        step, drawn = Logits.draw, []
+
+        def signalled(*given: Any) -> Any:
+            drawn.append(given)
+            if len(drawn) == 100:  # In the middle of an epoch.
+                signal.raise_signal(number)
+            return step(*given)
+
+        patch.setattr(Logits, "draw", signalled)
+        code, _, err = trp_search(*arguments, "plan.json")
+    assert code == 130, err
     assert "stopped and saved" in err
     assert not (folder / "plan.json").exists()
-    torch.set_num_threads(1)
     code, _, err = trp_search("--resume", "-o", "plan.json")
     assert code == 0, err
     assert (folder / "plan.json").read_bytes() == (folder / "whole.json").read_bytes()
@@ -172,6 +175,7 @@ def test_bad_input_is_refused_in_a_line(folder: Path, trp_search: Command) -> No
         (2, "say what to search with", ["model.onnx", "--macs", 2, "-o", "plan.json"]),
         (2, "say what to search with", [*base, "--no-data", "--macs", 2]),
         (2, "say where the plan", ["model.onnx", "--data", "images.npy", "--macs", 2]),
+        (2, "--threads 0 is below 1", [*base, "--macs", 2, "--threads", 0]),
         (2, "--epochs 0 is below 1", [*base, "--macs", 2, "--epochs", 0]),
         (3, "does not exist", ["model.onnx", "--data", "none.npy", "--macs", 2, "-o", "plan.json"]),
         (3, "cannot be read", ["none.onnx", "--data", "images.npy", "--macs", 2, "-o", "plan.json"]),
@@ -186,6 +190,28 @@ def test_bad_input_is_refused_in_a_line(folder: Path, trp_search: Command) -> No
         assert "Traceback" not in err
         assert out == ""
         assert not (folder / "plan.json").exists()
+        assert not (folder / "plan.search").exists(), arguments
+
+
+def test_a_search_that_diverges_says_so_and_leaves_nothing(folder: Path, trp_search: Command) -> None:
+    arguments = ("model.onnx", "--data", "images.npy", "--macs", 2, "--epochs", 3, "--batch", 8, "--lr", 1e30)
+    code, out, err = trp_search(*arguments, "-o", "plan.json")
+    assert (code, out) == (1, "")
+    assert "the search diverged: within 6 steps" in err
+    assert not [path for path in folder.iterdir() if path.name.startswith("plan")]
+
+
+@pytest.mark.parametrize("key", ["price", "logits", "best"])
+def test_a_damaged_state_is_refused(folder: Path, trp_search: Command, key: str) -> None:
+    arguments = ("model.onnx", "--data", "images.npy", "--macs", 2, *FAST, "-o", "plan.json")
+    assert trp_search(*arguments)[0] == 0
+    path = folder / "plan.search" / "last.pt"
+    content = torch.load(path, weights_only=True)
+    del content["searches"][0][key]
+    torch.save(content, path)
+    code, _, err = trp_search("--resume", "-o", "plan.json")
+    assert code == 3
+    assert "last.pt is damaged" in err
 
 
 def test_a_search_that_lies_there_is_not_written_over(folder: Path, trp_search: Command) -> None:
