@@ -148,8 +148,8 @@ def command(context: click.Context, /, resume: bool, dry_run: bool, config: Path
         with report:
             run = Run(options, report, resume=resume)
             run.train()
-        if run.history:
-            click.echo(f"{options.output / 'model.pt'}: {_describe(run.history[-1])}")
+        if _process() == 0:
+            click.echo(f"{options.output / 'model.pt'}: {_describe(run.kept)}")
 
 
 def main() -> NoReturn:

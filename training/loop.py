@@ -66,7 +66,6 @@ class Run:
         self.history: list[Record] = []
         self.epoch = self.step = 0
         self._loss_sum = 0.0
-        self._best: float | None = None
         self.trp: TRP | None = None
         self._enter_phase()
         if resume:
@@ -134,9 +133,17 @@ class Run:
         }
         self.history.append(record)
         self.epoch, self.step, self._loss_sum = self.epoch + 1, 0, 0.0
-        self._offer(cut, record["cut_accuracy"])
+        if self.kept is record:
+            self._keep(cut)
         self.save()
         self._progress(record)
+
+    @property
+    def kept(self) -> Record:
+        """The epoch whose network is in model.pt, once cut: the best so far, or under `keep="last"` simply the last."""
+        if self.options.keep == "last":
+            return self.history[-1]
+        return max(self.history, key=lambda record: record["cut_accuracy"])  # Of equals the first.
 
     def _cut_now(self) -> tuple[Network, int]:
         """The network as it would be if it were cut now, and its multiply-adds. It is cut already in the last phase."""
@@ -160,7 +167,7 @@ class Run:
         plan = self._finish()
         self.network = replace(self.network, plan=plan.to_json())
         if self.options.keep == "last":
-            self._offer(self.network, self.accuracy(self.network.module))
+            self._keep(self.network)
         self.save()
 
     def _finish(self) -> Plan:
@@ -169,11 +176,7 @@ class Run:
         self.trp = None
         return plan
 
-    def _offer(self, network: Network, accuracy: float) -> None:
-        """model.pt is the best network so far, once cut; under `keep="last"` simply the last."""
-        if self.options.keep == "best" and self._best is not None and accuracy <= self._best:
-            return
-        self._best = accuracy
+    def _keep(self, network: Network) -> None:
         if world()[0] == 0:
             save_network(network, self.options.output / "model.pt", self.history)
 
@@ -201,7 +204,6 @@ class Run:
             "epoch": self.epoch,
             "step": self.step,
             "loss_sum": self._loss_sum,
-            "best": self._best,
             "model": self.network.module.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "trp": self.trp.state_dict() if self.trp else None,
@@ -232,7 +234,7 @@ class Run:
         elif self.trp is not None:
             self.trp.load_state_dict(content["trp"])
         self.epoch, self.step, self._loss_sum = content["epoch"], content["step"], content["loss_sum"]
-        self._best, self.history = content["best"], content["history"]
+        self.history = content["history"]
 
     def _enter_phase(self) -> None:
         """Model, optimizer and, while the weights are dense and there is a rule, TRP."""

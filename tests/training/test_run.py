@@ -219,6 +219,27 @@ def test_the_command_trains_by_a_config_file_resumes_and_refuses(
     assert "unknown option 'epoch'" in command("--config", config).stderr
 
 
+@pytest.mark.parametrize(("keep", "epoch", "percent"), [("best", 1, 90), ("last", 2, 50)])
+def test_the_last_line_is_about_the_network_that_is_kept(
+    stripes: Path,
+    tmp_path: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    keep: str,
+    epoch: int,
+    percent: int,
+) -> None:
+    measured = iter([0.2, 0.9, 0.3, 0.5])  # In each epoch as it is, then if cut.
+    monkeypatch.setattr(Run, "accuracy", lambda run, module: next(measured))
+    done = command(
+        *("--arch", TINY, "--input-shape", "1,3,8,8", "--data", f"npz:{stripes}", "--macs", 1.6),
+        *("--validation", 64, "--batch", 16, "--epochs", 2, "--keep", keep, "-o", tmp_path / "run"),
+    )
+    assert f"model.pt: epoch {epoch}  " in done.stdout
+    assert f"cut {percent}.00 %" in done.stdout
+    assert len(read(tmp_path / "run" / "model.pt")["history"]) == epoch
+
+
 def test_errors_are_one_line_and_an_exit_code(stripes: Path, tmp_path: Path, command: Command) -> None:
     for arguments, code, text in (
         (("--arch", "resnet20", "-o", tmp_path), 2, "--data is missing"),
