@@ -18,6 +18,7 @@ from trp_export.images import upright
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _LARGEST_BYTES = 16 * 2**30
+_MOST_CLASSES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,17 @@ def require_fit(images: ImageSet, input_shape: Sequence[int], outputs: int) -> N
         raise LoadError(f"labels run from {low} to {high}; a network of {outputs} classes takes 0 to {outputs - 1}.")
 
 
+def require_every_class(images: ImageSet) -> None:
+    """Raises LoadError where a class has no image: a stray label would make a network of too many classes."""
+    counts = torch.bincount(images.labels, minlength=len(images.classes))
+    empty = [name for name, count in zip(images.classes, counts.tolist(), strict=True) if not count]
+    if empty:
+        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+        raise LoadError(
+            f"no image is of class {', '.join(empty[:3])}{more}: labels run from 0, every class has images."
+        )
+
+
 def _load_npz(folder: Path, part: str) -> ImageSet:
     _require_folder(folder)
     paths = sorted(folder.glob(f"{part}*.npz"))
@@ -86,6 +98,8 @@ def _load_npz(folder: Path, part: str) -> ImageSet:
     if labels.min() < 0:
         raise LoadError(f"{folder}: label {labels.min()} is below 0.")
     count = int(labels.max()) + 1
+    if count > _MOST_CLASSES:
+        raise LoadError(f"{folder}: label {labels.max()} is above {_MOST_CLASSES - 1}; labels run from 0.")
     classes = CIFAR10_CLASSES if images.shape[1:3] == (32, 32) and count == 10 else tuple(map(str, range(count)))
     return ImageSet(torch.from_numpy(images), torch.from_numpy(labels), classes)
 

@@ -24,7 +24,7 @@ from training.checkpoint import (
     save_network,
     write,
 )
-from training.data import load_images, require_fit, split
+from training.data import load_images, require_every_class, require_fit, split
 from training.guard import StopRequest, require_finite
 from training.history import Record, plot, require_tensorboard, write_jsonl, write_tensorboard
 from training.layers import ByName, find_layers, paper_choice, total_macs
@@ -53,7 +53,10 @@ class Run:
         if options.tensorboard:
             require_tensorboard()
         torch.manual_seed(options.seed)
-        train, self.validation = split(load_images(options.data), options.validation, options.seed)
+        images = load_images(options.data)
+        if options.init is None:  # Weights say themselves how many classes there are, and images may be of a few.
+            require_every_class(images)
+        train, self.validation = split(images, options.validation, options.seed)
         self.network = _start(options, train.classes)
         require_fit(train, self.network.input_shape, _outputs(self.network))
         self._normalisation = Normalisation(self.network.mean, self.network.std)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from training.batches import Normalisation, TrainingBatches, evaluation_batches
-from training.data import ImageSet, load_images, require_fit, split
+from training.data import ImageSet, load_images, require_every_class, require_fit, split
 from training.loss import training_loss
 from training.schedule import learning_rate
 from trp_export.errors import LoadError, OptionError
@@ -67,6 +67,9 @@ def test_bad_data_is_named_in_a_line(stripes: Path, tmp_path: Path) -> None:
     np.savez(empty / "train_1.npz", images=np.zeros((2, 8, 8, 3), np.uint8), labels=np.array([0, -1]))
     with pytest.raises(LoadError, match="label -1 is below 0"):
         load_images(f"npz:{empty}")
+    np.savez(empty / "train_1.npz", images=np.zeros((2, 8, 8, 3), np.uint8), labels=np.array([0, 4_000_000_000]))
+    with pytest.raises(LoadError, match="label 4000000000 is above"):
+        load_images(f"npz:{empty}")
     for name, extent in (("a", 4), ("b", 5)):
         (empty / name).mkdir()
         Image.new("RGB", (extent, 4)).save(empty / name / "x.png")
@@ -77,6 +80,15 @@ def test_bad_data_is_named_in_a_line(stripes: Path, tmp_path: Path) -> None:
         require_fit(images, (1, 3, 32, 32), 4)
     with pytest.raises(LoadError, match="a network of 3 classes takes 0 to 2"):
         require_fit(images, (1, 3, 8, 8), 3)
+
+
+def test_a_network_from_scratch_needs_images_of_every_class(stripes: Path) -> None:
+    images = load_images(f"npz:{stripes}")
+    require_every_class(images)
+    stray = images.labels.clone()
+    stray[0] = 9
+    with pytest.raises(LoadError, match="no image is of class 4, 5, 6 and 2 more"):
+        require_every_class(ImageSet(images.images, stray, tuple(map(str, range(10)))))
 
 
 def test_a_split_is_drawn_by_seed_and_shares_nothing() -> None:

@@ -103,6 +103,20 @@ def test_a_network_is_trained_without_a_rank_rule(stripes: Path, tmp_path: Path)
     assert load(tmp_path / "run" / "model.pt").plan is None
 
 
+def test_a_stray_label_makes_no_network_of_more_classes(stripes: Path, tmp_path: Path) -> None:
+    train(options_for(stripes, tmp_path / "run", epochs=1, macs=None))
+    with np.load(stripes / "train_0.npz") as archive:
+        images, labels = archive["images"], archive["labels"]
+    few = tmp_path / "few"
+    few.mkdir()
+    np.savez(few / "train.npz", images=images, labels=np.where(labels == 2, 3, labels))
+    with pytest.raises(LoadError, match="no image is of class"):
+        Run(options_for(few, tmp_path / "scratch"), silent)
+    # Weights know their classes, of which the images may show some.
+    changes = {"init": tmp_path / "run" / "model.pt", "epochs": 1, "macs": None}
+    assert train(options_for(few, tmp_path / "further", **changes)).network.classes == ("0", "1", "2", "3")
+
+
 @pytest.mark.parametrize("stop_at", [(0, 5), (2, 7)])
 def test_a_stopped_run_goes_on_to_the_same_bits(stripes: Path, tmp_path: Path, stop_at: tuple[int, int]) -> None:
     changes = {"factors": 2, "ramp": "linear"}
