@@ -85,9 +85,10 @@ def test_a_run_learns_and_leaves_a_network_of_low_rank(stripes: Path, tmp_path: 
 def test_factors_are_trained_at_the_end(stripes: Path, tmp_path: Path) -> None:
     train(options_for(stripes, tmp_path / "dense", epochs=6))
     teacher = tmp_path / "dense" / "model.pt"
-    changes = {"epochs": 8, "factors": 5, "teacher": teacher, "amp": True, "keep": "last", "schedule": "cosine"}
+    # Long enough to learn it under any seed, so that rounding on another machine does not matter.
+    changes = {"epochs": 20, "factors": 15, "teacher": teacher, "amp": True, "keep": "last", "schedule": "cosine"}
     run = train(options_for(stripes, tmp_path / "run", ramp="cosine", **changes))
-    assert [record["kind"] for record in run.history] == ["dense"] * 3 + ["factors"] * 5
+    assert [record["kind"] for record in run.history] == ["dense"] * 5 + ["factors"] * 15
     network = load(tmp_path / "run" / "model.pt")
     assert network.kind == FACTORS
     dense = total_macs(find_layers(load(teacher).module, SHAPE))
