@@ -154,7 +154,8 @@ def command(context: click.Context, /, resume: bool, dry_run: bool, config: Path
 
 def main() -> NoReturn:
     """Entry point: errors become a line on stderr and an exit code."""
-    sys.exit(run(command, interrupted="interrupted; the last checkpoint is kept.", memory="Lower --batch."))
+    interrupted = "interrupted; where there is a last.pt, --resume goes on from it."
+    sys.exit(run(command, interrupted=interrupted, memory="Lower --batch."))
 
 
 class Report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from types import FrameType, TracebackType
 
 import torch
@@ -45,16 +46,27 @@ class StopRequest:
         return bool(vote.item() > 0)
 
 
-def require_finite(loss: Tensor, model: nn.Module, inputs: Tensor, step: int) -> None:
+def require_finite(loss: Tensor, model: nn.Module, inputs: Tensor, step: int, last: Path) -> None:
     """Raises TrpError that names the step and the first layer at fault where the loss is NaN or infinite."""
     if bool(torch.isfinite(loss)):
         return
     layer = _first_broken(model, inputs)
-    where = f"{layer} is the first layer with such outputs" if layer else "all layers are finite, the loss alone is not"
-    raise TrpError(
-        f"the loss is {float(loss.detach()):g} at step {step}; {where}. "
-        "The last good checkpoint is kept: lower --lr and go on with --resume, or start again."
-    )
+    where = f"{layer} the first layer with such outputs" if layer else "though all layers are finite"
+    raise diverged(f"the loss is {float(loss.detach()):g}, {where}", step, last)
+
+
+def require_finite_weights(model: nn.Module, step: int, last: Path) -> None:
+    """Raises TrpError that names the step and the first weight at fault where one is NaN or infinite."""
+    for name, value in model.state_dict().items():
+        if not bool(torch.isfinite(value).all()):
+            raise diverged(f"{name} is no longer finite", step, last)
+
+
+def diverged(what: str, step: int, last: Path) -> TrpError:
+    """The error of a run that `step` broke. `last` is where the last checkpoint lies, if there is one."""
+    if last.exists():
+        return TrpError(f"{what} at step {step}. {last} is from before: go on with --resume and a lower --lr.")
+    return TrpError(f"{what} at step {step}. Nothing is saved yet: start again with a lower --lr.")
 
 
 @torch.no_grad()

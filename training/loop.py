@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from training.checkpoint import (
     write,
 )
 from training.data import load_images, require_every_class, require_fit, split
-from training.guard import StopRequest, require_finite
+from training.guard import StopRequest, diverged, require_finite, require_finite_weights
 from training.history import Record, plot, require_tensorboard, write_jsonl, write_tensorboard
 from training.layers import ByName, find_layers, paper_choice, total_macs
 from training.loss import training_loss
@@ -102,6 +103,7 @@ class Run:
             self.step += 1
             self._progress({"step": self.step, "steps": steps, "epoch": self.epoch, "loss": self._loss_sum / self.step})
             if stop.pending(self.step) and self.step < steps:
+                require_finite_weights(self.network.module, self._steps_done, self._last)
                 self.save()
                 raise StoppedEarly
 
@@ -112,13 +114,25 @@ class Run:
                 taught = self._teacher(x) if self._teacher is not None else None
             logits = self._model(x)
         loss = training_loss(logits, y, taught, options.temperature, options.teacher_share)
-        require_finite(loss, self.network.module, x, self.epoch * len(self.batches) + self.step + 1)
+        require_finite(loss, self.network.module, x, self._steps_done + 1, self._last)
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
+        try:
+            self._optimizer.step()
+        except torch.linalg.LinAlgError as error:  # Of a projection.
+            raise diverged("weights are too large to project", self._steps_done + 1, self._last) from error
         self._loss_sum += float(loss.detach())
 
+    @property
+    def _steps_done(self) -> int:
+        return self.epoch * len(self.batches) + self.step
+
+    @property
+    def _last(self) -> Path:
+        return self.options.output / "last.pt"
+
     def _end_epoch(self, images_per_second: float) -> None:
+        require_finite_weights(self.network.module, self._steps_done, self._last)
         steps = len(self.batches)
         record: Record = {
             "epoch": self.epoch + 1,
@@ -212,7 +226,7 @@ class Run:
             "trp": self.trp.state_dict() if self.trp else None,
             "history": self.history,
         }
-        write(content, output / "last.pt")
+        write(content, self._last)
         try:
             write_jsonl(self.history, output / "history.jsonl")
             if self.history:
@@ -225,8 +239,7 @@ class Run:
     def _restore(self) -> None:
         content = read_run(self.options.output)
         if content["kind"] == FACTORS and self.network.kind == DENSE:
-            where = str(self.options.output / "last.pt")
-            module = as_pairs(self.network.module, content["plan"], where)
+            module = as_pairs(self.network.module, content["plan"], str(self._last))
             self.network = replace(self.network, module=module, kind=FACTORS, plan=content["plan"])
             self.trp = None
             self._enter_phase()

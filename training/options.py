@@ -12,7 +12,7 @@ from training.stored import Stored, require
 from trp_export.planning.rules import Energy, Threshold
 
 # These may change from one start of a run to the next; all others make it another run.
-FREE = ("output", "tensorboard", "device")
+FREE = ("output", "tensorboard", "device", "lr")
 
 
 @dataclass(frozen=True, slots=True)

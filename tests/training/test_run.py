@@ -149,20 +149,39 @@ def test_a_finished_run_is_not_cut_again(stripes: Path, tmp_path: Path, keep: st
         assert [path.read_bytes() for path in files] == left
 
 
-def test_a_loss_that_is_no_number_names_the_step_and_the_layer(stripes: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("when", "message"),
+    [
+        ((0, 2), r"conv2 the first layer with such outputs at step 3\. Nothing is saved yet: start again"),
+        ((1, 2), r"conv2 the first layer with such outputs at step 19\. .*last\.pt is from before: go on with"),
+        ((1, 16), r"conv2\.weight is no longer finite at step 32\. .*last\.pt is from before"),
+    ],
+)
+def test_a_loss_that_is_no_number_names_the_step_and_the_layer(
+    stripes: Path, tmp_path: Path, when: tuple[int, int], message: str
+) -> None:
     run = Run(options_for(stripes, tmp_path / "run"), silent)
-    steps = len(run.batches)
+    assert len(run.batches) == 16
 
     def poison(record: dict[str, Any]) -> None:
-        if (record["epoch"], record.get("step")) == (1, 2):
+        if (record["epoch"], record.get("step")) == when:
             run.network.module.get_submodule("conv2").weight.data[0, 0, 0, 0] = float("inf")
 
     run._progress = poison
-    with pytest.raises(TrpError, match=f"at step {steps + 3}; conv2 is the first layer"):
+    with pytest.raises(TrpError, match=message):
         run.train()
+    if when[0] == 0:
+        assert not (tmp_path / "run" / "last.pt").exists()
+        return
     state = read(tmp_path / "run" / "last.pt")
     assert state["epoch"] == 1
     assert all(torch.isfinite(value).all() for value in state["model"].values())
+
+
+def test_a_projection_of_what_is_no_number_is_no_fault_of_the_program(stripes: Path, tmp_path: Path) -> None:
+    run = Run(options_for(stripes, tmp_path / "run", period=1, lr=1e38), silent)
+    with pytest.raises(TrpError, match="start again with a lower --lr"):
+        run.train()
 
 
 def test_options_that_contradict_one_another(stripes: Path, tmp_path: Path) -> None:
@@ -253,6 +272,33 @@ def test_the_last_line_is_about_the_network_that_is_kept(
     assert f"model.pt: epoch {epoch}  " in done.stdout
     assert f"cut {percent}.00 %" in done.stdout
     assert len(read(tmp_path / "run" / "model.pt")["history"]) == epoch
+
+
+def test_a_run_goes_on_with_a_lower_learning_rate(stripes: Path, tmp_path: Path, command: Command) -> None:
+    def interrupt(record: dict[str, Any]) -> None:
+        if (record["epoch"], record.get("step")) == (1, 5):
+            signal.raise_signal(signal.SIGTERM)
+
+    options = options_for(stripes, tmp_path / "run", epochs=2, schedule="step")
+    with pytest.raises(StoppedEarly):
+        Run(options, interrupt).train()
+    done = command("--resume", "--lr", 0.02, "-o", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([0.05, 0.02 / 100])  # The schedule ends at a hundredth.
+
+
+def test_a_command_that_is_broken_off_does_not_speak_of_what_is_not_there(
+    stripes: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(run: Run) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "train", interrupt)
+    shape = ("--arch", TINY, "--input-shape", "1,3,8,8", "--data", f"npz:{stripes}", "--validation", 64)
+    done = command(*shape, "-o", tmp_path / "run")
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.strip() == "interrupted; where there is a last.pt, --resume goes on from it."
 
 
 def test_errors_are_one_line_and_an_exit_code(stripes: Path, tmp_path: Path, command: Command) -> None:
