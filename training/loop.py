@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,7 @@ from training.resume import RUN_FORMAT, RUN_VERSION, read_run
 from training.schedule import learning_rate
 from training.settings import TRPSettings
 from training.trp import TRP, as_trained
-from trp_export.errors import OptionError, OutputError, StoppedEarly
+from trp_export.errors import LoadError, OptionError, OutputError, StoppedEarly
 from trp_export.planning.plan import Plan
 
 _STATISTICS_BATCHES = 16
@@ -238,6 +238,20 @@ class Run:
 
     def _restore(self) -> None:
         content = read_run(self.options.output)
+        try:
+            self._fill(content)
+        except (
+            KeyError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            RuntimeError,
+        ) as error:  # torch's for what does not fit
+            raise LoadError(
+                f"{self._last} does not fit {self.network.arch}: the network or its plan has changed, or it is damaged."
+            ) from error
+
+    def _fill(self, content: Mapping[str, Any]) -> None:
         if content["kind"] == FACTORS and self.network.kind == DENSE:
             module = as_pairs(self.network.module, content["plan"], str(self._last))
             self.network = replace(self.network, module=module, kind=FACTORS, plan=content["plan"])
@@ -249,8 +263,10 @@ class Run:
             self.trp = None  # Cut for good: a second time would be lower still.
         elif self.trp is not None:
             self.trp.load_state_dict(content["trp"])
-        self.epoch, self.step, self._loss_sum = content["epoch"], content["step"], content["loss_sum"]
+        self.epoch, self.step, self._loss_sum = int(content["epoch"]), int(content["step"]), float(content["loss_sum"])
         self.history = content["history"]
+        if len(self.history) != self.epoch:
+            raise ValueError("a record per epoch")
 
     def _enter_phase(self) -> None:
         """Model, optimizer and, while the weights are dense and there is a rule, TRP."""

@@ -15,6 +15,7 @@ from training.stored import plain
 from trp_export.errors import LoadError, OptionError
 
 RUN_FORMAT, RUN_VERSION = "trp-run", 1
+_KEYS = {"options", "kind", "plan", "epoch", "step", "loss_sum", "model", "optimizer", "trp", "history"}
 
 
 def read_run(output: Path) -> dict[str, Any]:
@@ -25,6 +26,8 @@ def read_run(output: Path) -> dict[str, Any]:
     content = read(path)
     if content.get("format") != RUN_FORMAT or content.get("version") != RUN_VERSION:
         raise LoadError(f"{path} is not the saved state of a run.")
+    if _KEYS - content.keys() or not isinstance(content["options"], dict):
+        raise LoadError(f"{path} is damaged, or of another version of this program.")
     return content
 
 

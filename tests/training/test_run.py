@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from training import cli
-from training.checkpoint import FACTORS, load_network, read
+from training.checkpoint import FACTORS, load_network, read, write
 from training.layers import find_layers, total_macs
 from training.loop import Run
 from training.options import TrainOptions
@@ -147,6 +147,31 @@ def test_a_finished_run_is_not_cut_again(stripes: Path, tmp_path: Path, keep: st
     for _ in range(2):
         train(options, resume=True)
         assert [path.read_bytes() for path in files] == left
+
+
+def test_a_damaged_state_is_refused_in_a_line(stripes: Path, tmp_path: Path, command: Command) -> None:
+    train(options_for(stripes, tmp_path / "run", epochs=1))
+    path = tmp_path / "run" / "last.pt"
+    sound = read(path)
+    without: list[dict[str, Any]] = [{name: sound[name] for name in sound if name != key} for key in sound]
+    wrong: list[dict[str, Any]] = [
+        {"options": 3},
+        {"options": sound["options"] | {"epochs": "x"}},
+        {"model": {}},
+        {"model": 3},
+        {"model": sound["model"] | {"head.weight": torch.zeros(5, 12)}},
+        {"optimizer": {"state": {}, "param_groups": []}},
+        {"trp": {"step": 1}},
+        {"epoch": "x"},
+        {"history": []},
+        {"kind": "factors", "plan": None},
+        {"kind": "factors", "plan": sound["plan"]},
+    ]
+    for content in (*without, *(sound | change for change in wrong)):
+        write(content, path)
+        done = command("--resume", "-o", tmp_path / "run")
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1), done.stderr
+        assert "last.pt" in done.stderr
 
 
 @pytest.mark.parametrize(
