@@ -6,7 +6,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -144,8 +144,7 @@ def command(context: click.Context, /, resume: bool, dry_run: bool, config: Path
         if dry_run:
             _print_plan(Run(options, report, resume=resume))
             return
-        _make_folder(options.output)
-        with report:
+        with _folder(options.output), report:
             run = Run(options, report, resume=resume)
             run.train()
         if _process() == 0:
@@ -238,11 +237,20 @@ def _print_plan(run: Any) -> None:
     click.echo(f"{len(run.batches)} steps an epoch; {plan.rule}: {ratio:.2f}x fewer MACs if cut now.")
 
 
-def _make_folder(folder: Path) -> None:
+@contextmanager
+def _folder(folder: Path) -> Iterator[None]:
+    """The folder of the run: made for it, and gone again where nothing came to lie in it."""
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder} cannot be made: {error.strerror}.") from error
+    try:
+        yield
+    finally:
+        if made:
+            with suppress(OSError):  # Something lies in it.
+                folder.rmdir()
 
 
 @contextmanager

@@ -326,6 +326,7 @@ def test_a_command_that_is_broken_off_does_not_speak_of_what_is_not_there(
     shape = ("--arch", TINY, "--input-shape", "1,3,8,8", "--data", f"npz:{stripes}", "--validation", 64)
     done = command(*shape, "-o", tmp_path / "run")
     assert (done.returncode, done.stdout) == (130, "")
+    assert not (tmp_path / "run").exists()
     assert done.stderr.strip() == "interrupted; where there is a last.pt, --resume goes on from it."
 
 
@@ -342,6 +343,15 @@ def test_errors_are_one_line_and_an_exit_code(stripes: Path, tmp_path: Path, com
         assert text in done.stderr
         assert done.stderr.startswith("error: ")
         assert done.stderr.count("\n") == 1
+
+
+def test_a_failed_start_leaves_no_empty_folder(stripes: Path, tmp_path: Path, command: Command) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    for folder in (tmp_path / "run", own):
+        assert command("--arch", "resnet20", "--data", "npz:/nowhere", "-o", folder).returncode == 3
+    assert not (tmp_path / "run").exists()
+    assert own.is_dir()
 
 
 def config_file(folder: Path) -> Path:
