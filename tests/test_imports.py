@@ -90,10 +90,10 @@ def test_the_exporter_never_imports_the_trainer() -> None:
         assert not [name for name in imports(source) if name.split(".")[0] == "training"], source
 
 
-def loaded_by(arguments: list[str], folder: Path) -> set[str]:
+def loaded_by(arguments: list[str], folder: Path, command: str = "trp_export.cli") -> set[str]:
     """The modules that the command has imported when it ends."""
     program = (
-        "import sys, trp_export.cli as cli\n"
+        f"import sys, {command} as cli\n"
         "try: cli.main()\n"
         "except SystemExit as end: code = end.code\n"
         "print('\\nmodules:', *sys.modules)\n"
@@ -106,8 +106,9 @@ def loaded_by(arguments: list[str], folder: Path) -> set[str]:
     return set(done.stdout.rpartition("modules:")[2].split())
 
 
-def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
-    loaded = loaded_by(["--help"], tmp_path)
+@pytest.mark.parametrize("command", ["trp_export.cli", "training.cli", "training.search.cli"])
+def test_help_imports_nothing_heavy(tmp_path: Path, command: str) -> None:
+    loaded = loaded_by(["--help"], tmp_path, command)
     assert loaded.isdisjoint({"torch", "onnx", "onnx_ir", "onnxruntime", "numpy", "rich", "matplotlib"})
 
 
