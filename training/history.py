@@ -41,21 +41,26 @@ def plot(history: Sequence[Record], path: Path) -> None:
     """Accuracy of the network and of its cut above, the rank of each layer below, over the epochs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 8), layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)
     epochs = [record["epoch"] for record in history]
+    marker = "o" if len(history) == 1 else None  # A line of one point cannot be seen.
     for key, label in (("accuracy", "as it is"), ("cut_accuracy", "if cut now")):
-        above.plot(epochs, [100 * record[key] for record in history], label=label)
+        above.plot(epochs, [100 * record[key] for record in history], label=label, marker=marker)
     above.set_ylabel("validation accuracy, %")
     above.legend()
     names = list(history[-1]["ranks"])
     for index, name in enumerate(names):
         colour = (index / max(1, len(names) - 1), 0.3, 1 - index / max(1, len(names) - 1))
-        below.plot(epochs, [record["ranks"].get(name) for record in history], color=colour, label=name)
+        ranks = [record["ranks"].get(name) for record in history]
+        below.plot(epochs, ranks, color=colour, label=name, marker=marker)
     below.set_ylabel("rank if cut now")
     below.set_xlabel("epoch")
+    for axis in (below.xaxis, below.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if names:
         below.legend(fontsize=6, ncols=2, loc="upper right")
     figure.savefig(path, dpi=100)

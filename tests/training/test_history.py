@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from training.history import Record, plot, require_tensorboard, write_jsonl, write_tensorboard
@@ -26,6 +27,19 @@ def test_a_line_per_epoch_and_a_plot(tmp_path: Path) -> None:
         plot(shown, tmp_path / "history.png")
         with Image.open(tmp_path / "history.png") as image:
             assert image.size == (800, 800)
+
+
+def test_one_epoch_can_be_seen_and_epochs_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *rest, **more: drawn.append(figure))
+    for count in (1, 2, 3):
+        plot([record(epoch, {"a": 5, "b": 7}) for epoch in range(1, count + 1)], tmp_path / "history.png")
+    for figure in drawn:
+        for axis in figure.axes:
+            assert all(float(tick).is_integer() for tick in axis.get_xticks())
+            assert 1 in axis.get_xticks()
+            for line in axis.get_lines():
+                assert len(line.get_xdata()) > 1 or line.get_marker() == "o"
 
 
 @pytest.mark.skipif(find_spec("tensorboard") is not None, reason="TensorBoard is installed")
