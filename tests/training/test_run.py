@@ -385,11 +385,16 @@ def test_a_killed_command_leaves_a_run_that_resumes(
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not (output / "last.pt").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(how)
-    _, errors = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 120
+        while not (output / "last.pt").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline, "no epoch ended in two minutes"
+            time.sleep(0.05)
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130), errors
     assert "Traceback" not in errors
     done = command("--resume", "-o", output)
