@@ -32,7 +32,7 @@ from training.layers import ByName, find_layers, paper_choice, total_macs
 from training.loss import training_loss
 from training.options import TrainOptions
 from training.pairs import decompose, low_rank_copy
-from training.replicas import world
+from training.replicas import wait_for_all, world
 from training.resume import RUN_FORMAT, RUN_VERSION, read_run
 from training.schedule import learning_rate
 from training.settings import TRPSettings
@@ -208,9 +208,15 @@ class Run:
         return hits / len(self.validation)
 
     def save(self) -> None:
-        """All that a resumed run needs, in one stroke, and the history to look at."""
-        if world()[0] != 0:
-            return
+        """All that a resumed run needs, in one stroke, and the history to look at.
+
+        Replicas wait for it: one that ended before would have torchrun end the first while it writes.
+        """
+        if world()[0] == 0:
+            self._write()
+        wait_for_all()
+
+    def _write(self) -> None:
         output = self.options.output
         content = {
             "format": RUN_FORMAT,

@@ -15,6 +15,12 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
+def wait_for_all() -> None:
+    """Returns once every process has come here; at once in a single process."""
+    if world()[1] > 1:
+        dist.barrier()
+
+
 def share_out(costs: Sequence[float]) -> tuple[int, ...]:
     """The owner of each piece of work: the dearest first, each to the process with the least to do so far."""
     _, processes = world()
