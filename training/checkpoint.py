@@ -102,6 +102,11 @@ def read(path: Path) -> dict[str, Any]:
     """The dict in a file. Raises LoadError where the file is missing, foreign, damaged or would run code."""
     if not path.is_file():
         raise LoadError(f"{path} is not a file.")
+    if path.suffix == ".onnx":
+        raise LoadError(
+            f"{path} is an ONNX file: give the PyTorch weights it was made of, and to train its factors its plan, "
+            "with trp-train --plan."
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the pickle machinery does.

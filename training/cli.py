@@ -24,6 +24,7 @@ Examples:
   trp-train --arch resnet20 --data npz:DATA --scheme spatial --energy 0.98 --period 20 --nuclear 3e-4 -o run/
   trp-train --arch resnet20 --data npz:DATA --init dense.pt --teacher dense.pt --macs 2.84 --ramp cosine \\
             --epochs 24 --factors 14 --lr 0.05 --schedule cosine --amp -o run/
+  trp-train --init dense.pt --data npz:DATA --plan plan.json --epochs 10 --lr 0.01 --schedule cosine -o run/
   trp-train --resume -o run/
   torchrun --nproc-per-node 2 -m training.cli --arch resnet20 --data npz:DATA --energy 0.98 -o run/
   trp-export run/model.pt
@@ -87,6 +88,7 @@ def _read_config(context: click.Context, parameter: click.Parameter, path: Path 
 @click.option("--energy", type=float, help="Rank rule: share of squared singular values to keep.")
 @click.option("--threshold", type=float, help="Rank rule: drop what is below this times the largest singular value.")
 @click.option("--macs", type=float, help="Rank rule: the whole network this many times smaller in multiply-adds.")
+@click.option("--plan", type=_path, help="Train the factors of this plan of trp-export or trp-search, in all epochs.")
 @click.option(
     "--ramp", default="none", help="How the rule sets in over three quarters of the run: none, linear, cosine."
 )
@@ -225,7 +227,8 @@ def _resumed(context: click.Context, values: dict[str, Any]) -> TrainOptions:
 
 def _print_plan(run: Any) -> None:
     if run.trp is None:
-        click.echo(f"{run.network.arch}, {run.network.kind}: no layer is trained for low rank.")
+        what = "factors are trained at the ranks they have" if run.network.kind == "factors" else "no rank is lowered"
+        click.echo(f"{len(run.batches)} steps an epoch; {run.network.arch}, {run.network.kind}: {what}.")
         return
     plan = run.trp.measure()
     for decision in plan.decisions:

@@ -32,6 +32,7 @@ from training.layers import ByName, find_layers, paper_choice, total_macs
 from training.loss import training_loss
 from training.options import TrainOptions
 from training.pairs import decompose, low_rank_copy
+from training.replay import saved_plan
 from training.replicas import wait_for_all, world
 from training.resume import RUN_FORMAT, RUN_VERSION, read_run
 from training.schedule import learning_rate
@@ -119,7 +120,7 @@ class Run:
         loss.backward()  # type: ignore[no-untyped-call]
         try:
             self._optimizer.step()
-        except torch.linalg.LinAlgError as error:  # Of a projection.
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # Of a projection.
             raise diverged("weights are too large to project", self._steps_done + 1, self._last) from error
         self._loss_sum += float(loss.detach())
 
@@ -146,7 +147,7 @@ class Run:
         record["cut_accuracy"] = record["accuracy"] if self.trp is None else self.accuracy(cut.module)
         record["macs_ratio"] = self._dense_macs / macs
         record["ranks"] = {
-            layer["name"]: layer["rank"] for layer in (cut.plan or {}).get("layers", ()) if layer["rank"]
+            layer["name"]: layer["rank"] for layer in (cut.plan or {}).get("layers", ()) if layer.get("rank")
         }
         self.history.append(record)
         self.epoch, self.step, self._loss_sum = self.epoch + 1, 0, 0.0
@@ -333,9 +334,18 @@ def _start(options: TrainOptions, classes: tuple[str, ...]) -> Network:
     else:
         assert options.arch is not None
         network = new_network(options.arch, classes, options.input_shape)
+    if options.plan is not None:
+        network = _by_plan(network, options.plan)
     if options.factors == options.epochs and network.kind == DENSE and options.rule is None:
-        raise OptionError("--factors needs a rank rule (--energy, --threshold or --macs) to cut by.")
+        raise OptionError("--factors needs a rank rule (--energy, --threshold or --macs) or a --plan to cut by.")
     return replace(network, classes=network.classes or classes, module=copy.deepcopy(network.module))
+
+
+def _by_plan(network: Network, path: Path) -> Network:
+    if network.kind == FACTORS:
+        raise OptionError("--init holds factors already: leave --plan out to train them, or start from dense weights.")
+    plan = saved_plan(path, network.module, network.input_shape)
+    return replace(network, module=decompose(network.module, plan), kind=FACTORS, plan=as_trained(plan).to_json())
 
 
 def _outputs(network: Network) -> int:

@@ -19,7 +19,7 @@ FREE = ("output", "tensorboard", "device", "lr")
 class TrainOptions(Stored):
     """One field per option of trp-train, with its default. Raises OptionError where two contradict one another."""
 
-    PATHS: ClassVar = ("output", "init", "teacher")
+    PATHS: ClassVar = ("output", "init", "teacher", "plan")
 
     data: str
     output: Path
@@ -29,6 +29,7 @@ class TrainOptions(Stored):
     energy: float | None = None
     threshold: float | None = None
     macs: float | None = None
+    plan: Path | None = None
     ramp: str = "none"
     period: int = 20
     nuclear: float = 0.0
@@ -74,12 +75,16 @@ class TrainOptions(Stored):
         require(self.ramp in RAMPS, f"--ramp {self.ramp}: one of {', '.join(RAMPS)}.")
         require(self.keep in ("best", "last"), f"--keep {self.keep}: best or last.")
         require(self.arch is not None or self.init is not None, "name a network: --arch resnet20, or --init FILE.")
-        rules = [name for name in ("energy", "threshold", "macs") if getattr(self, name) is not None]
+        rules = [name for name in ("energy", "threshold", "macs", "plan") if getattr(self, name) is not None]
         require(len(rules) <= 1, f"--{' and --'.join(rules)} contradict each other; give one rank rule.")
+        whole = self.factors in (0, self.epochs)
+        require(
+            self.plan is None or whole, "--plan trains factors in all epochs: leave --factors out, or without number."
+        )
 
     @property
     def rule(self) -> RankRule | None:
-        """The rank rule; without one the network is trained as it is."""
+        """The rank rule; without one the network is trained as it is, or as the factors of `plan`."""
         if self.energy is not None:
             return Energy(self.energy)
         if self.threshold is not None:

@@ -66,6 +66,9 @@ def test_what_is_no_checkpoint_is_refused(dense: Network, tmp_path: Path) -> Non
     path = tmp_path / "model.pt"
     with pytest.raises(LoadError, match="is not a file"):
         load_network(path, None, ())
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(LoadError, match=r"is an ONNX file: .* its plan, with trp-train --plan"):
+        load_network(tmp_path / "model.onnx", None, ())
     path.write_bytes(b"\x00\x01 no archive")
     with pytest.raises(LoadError, match="not a PyTorch file"):
         load_network(path, None, ())
