@@ -15,6 +15,7 @@ import click
 from trp_export.entry import run, shape
 from trp_export.errors import LoadError, OptionError, OutputError
 from trp_export.help import SectionedCommand
+from trp_export.signals import held_back
 
 if TYPE_CHECKING:
     from training.options import TrainOptions
@@ -138,7 +139,8 @@ def command(context: click.Context, /, resume: bool, dry_run: bool, config: Path
     Trained Rank Pruning (Xu et al., arXiv 2004.14566). The folder of the run holds model.pt, ready for trp-export,
     last.pt to resume from, history.jsonl and history.png.
     """
-    from training.loop import Run
+    with held_back():  # torch aborts where its import is broken off.
+        from training.loop import Run
 
     options = _resumed(context, values) if resume else _options(values)
     with _distributed():

@@ -302,6 +302,22 @@ def test_the_last_line_is_about_the_network_that_is_kept(
     assert len(read(tmp_path / "run" / "model.pt")["history"]) == epoch
 
 
+def test_ctrl_c_waits_until_torch_is_imported(
+    stripes: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class CtrlC:
+        def find_spec(self, name: str, *rest: object) -> None:
+            if name == "training.loop":
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.delitem(sys.modules, "training.loop")
+    monkeypatch.setattr(sys, "meta_path", [CtrlC(), *sys.meta_path])
+    done = command("--arch", TINY, "--data", f"npz:{stripes}", "-o", tmp_path / "run")
+    assert (done.returncode, done.stdout) == (130, "")
+    assert "training.loop" in sys.modules
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_goes_on_with_a_lower_learning_rate(stripes: Path, tmp_path: Path, command: Command) -> None:
     def interrupt(record: dict[str, Any]) -> None:
         if (record["epoch"], record.get("step")) == (1, 5):
