@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 
-# In the background of a shell interrupts are ignored, and under nohup hang-ups: all that is started here would inherit it.
+# In the background of a shell interrupts are ignored, under nohup hang-ups, and all that is started here inherits it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
