@@ -35,7 +35,8 @@ _MOST_BYTES = 4 * 2**30
 class Network:
     """A prepared model, its file, its layers and its cost.
 
-    `original` is the file that results are compared with: the user's own, or the export of their module.
+    `original` is the file that results are compared with: the user's own, or the export of their module as it is.
+    `params` are those of the normal form, `original_params` those before batch norm was folded.
     `means` are the mean inputs of layers, by site name, as far as batch norm tells them; `statistics` those of the
     values that batch norm made, by value name, where it was folded.
     The model in memory is changed in place by the rewriter; the file stays as it is.
@@ -47,6 +48,7 @@ class Network:
     file: Path
     original: Path
     original_bytes: int
+    original_params: int
     inputs: Mapping[str, Shape]
     shapes: Shapes
     located: tuple[LocatedSite, ...]
@@ -62,13 +64,17 @@ def analyse(source: Source, folder: Path, fold: bool = False) -> Network:
     `fold` folds batch norm first: what images tell is about outputs as the next layer sees them. The normal form
     goes to `folder` and is read back lazily, so that weights are in memory only while used.
     """
-    file = folder / "dense.onnx"
+    original = source.path or folder / "dense.onnx"
+    file = folder / ("folded.onnx" if fold else "dense.onnx")
     prepared = prepare(source.model)
     shapes = infer_shapes(prepared, input_shapes(prepared, source.input_shape))
     _require_bounded(shapes)
     means = mean_inputs(find_sites(prepared, shapes))
+    original_params = count_params(prepared)
     statistics: Mapping[str, Statistics] = {}
     if fold:
+        if source.path is None:
+            save_model(prepared, original, apart=True)
         statistics = norm_outputs(prepared)
         fold_batch_norm(prepared)
         remove_unused(prepared)
@@ -81,8 +87,9 @@ def analyse(source: Source, folder: Path, fold: bool = False) -> Network:
         model=model,
         notes=(*source.notes, *_assumed(model, source)),
         file=file,
-        original=source.path or file,
-        original_bytes=source.bytes or size_bytes(file),
+        original=original,
+        original_bytes=source.bytes or size_bytes(original),
+        original_params=original_params,
         inputs=inputs,
         shapes=shapes,
         located=find_sites(model, shapes),

@@ -23,7 +23,7 @@ from trp_export.layer_times import layer_times
 from trp_export.load import load
 from trp_export.measure import clean, measure, require_faster, unmeasured, whole_story
 from trp_export.network import Network, analyse, measure_layers, require_matches
-from trp_export.options import Calibration, MaxDrop, Options, Rule, Target
+from trp_export.options import SYNTHETIC, Calibration, MaxDrop, Options, Rule, Target
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Plan
 from trp_export.planning.recognise import recognise, sharp_drop
@@ -42,7 +42,7 @@ from trp_export.variants import (
     ship,
     timed,
 )
-from trp_export.verify import Deviation, Judge, open_judge, verify_export
+from trp_export.verify import Deviation, Files, Judge, Seen, compare_on_seen, open_judge, verify_export
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +62,7 @@ def compress(model: str | Path | nn.Module, options: Options = Options(), progre
     if options.dry_run:
         with Scratch() as scratch:
             planned = plan_export(model, options, scratch.folder, progress)
-            _save_latency(planned, options)
+            _keep(planned, options)
             return planned.report
     with _stage(model, options) as stage:
         stage.require_apart(_inputs(model, options))
@@ -79,14 +79,15 @@ def compress(model: str | Path | nn.Module, options: Options = Options(), progre
             report = _with_bundle(report, model, stage, planned.network)
         else:
             stage.document.write_text(json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        _keep(planned, options)
         stage.publish()
-        if planned.known is not None and options.calibration and options.calibration.save_moments:
-            save_moments(options.calibration.save_moments, planned.known.moments)
-        _save_latency(planned, options)
     return report
 
 
-def _save_latency(planned: Planned, options: Options) -> None:
+def _keep(planned: Planned, options: Options) -> None:
+    """What was learned on the way, where the user wants it for another time."""
+    if planned.known is not None and options.calibration and options.calibration.save_moments:
+        save_moments(options.calibration.save_moments, planned.known.moments)
     if planned.latency is not None and options.tables.save is not None:
         planned.latency.table.save(options.tables.save)
 
@@ -131,7 +132,7 @@ def plan_export(model: str | Path | nn.Module, options: Options, folder: Path, p
         plan, frontier = search(rule, plan_by, network, known, shipped, latency, calibration, folder, progress)
     else:
         plan = plan_by(rule)
-    before = Cost(network.params, network.macs, network.original_bytes)
+    before = Cost(network.original_params, network.macs, network.original_bytes)
     forecast = latency.forecast(plan) if latency is not None else None
     notes = (*notes, *(forecast.remarks if forecast is not None else ()))
     report = Report(
@@ -183,10 +184,11 @@ def carry_out(planned: Planned, options: Options, stage: Stage, progress: Progre
         elif options.by_latency:
             require_faster(latency, low_rank=False)
     told = (*made.notes, why_not, *(remarks(forms) if forms is not None else (whole_story(latency),)))
+    deviation = as_shipped(deviation, forms, network, made.files)
     return replace(
         report,
         after=replace(made.cost, bytes=size_bytes(stage.model)),
-        deviation=as_shipped(deviation, forms, network, made.files),
+        deviation=replace(deviation, seen=_on_seen(planned, deviation, made.files, options)),
         latency=latency,
         layer_ms=layer_ms,
         forms=forms,
@@ -229,6 +231,15 @@ def _judge(network: Network, options: Options, progress: Progress) -> tuple[Judg
         options.evaluate,
         lambda share: progress("original's answers", share),
     )
+
+
+def _on_seen(planned: Planned, deviation: Deviation, files: Files, options: Options) -> Seen | None:
+    """What calibration images show of the result, where there are any and no others."""
+    batches = planned.known.batches if planned.known is not None else ()
+    if planned.judge is not None or not batches or deviation.truncation is None:
+        return None
+    synthetic = options.calibration is not None and options.calibration.path == SYNTHETIC
+    return compare_on_seen(files.original, files.result, batches, "synthetic" if synthetic else "calibration")
 
 
 def _same_images(options: Options) -> tuple[str, ...]:

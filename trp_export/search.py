@@ -124,7 +124,7 @@ class _Trials:
             case "macs":
                 return self.network.macs / cost.macs
             case "params":
-                return self.network.params / cost.params
+                return self.network.original_params / cost.params
             case "speed":
                 assert self.latency is not None
                 return self.latency.measured(plan)

@@ -100,6 +100,13 @@ def agreement(report: Report) -> Markup:
         cause = "the lower ranks" if precision == "fp32" else f"the lower ranks and {precision}"
         how = f"The result against the original, on {deviation.inputs}. This is what {cause} cost."
         rows.append(("truncation", _distance(deviation.truncation), how))
+    seen = deviation.seen
+    if seen is not None:
+        how = f"The same on {seen.name}, to which the factors were fitted: others may move more."
+        rows.append(("on images", _distance(seen.distance), how))
+        if seen.top1 is not None:
+            how = "The largest output of both models, on the same images."
+            rows.append(("same class", percent(seen.top1), how))
     rows += _on_images(report)
     body = (
         element("tr", element("th", what, scope="row"), element("td", amount, element("br"), element("small", how)))

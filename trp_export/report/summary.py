@@ -100,6 +100,9 @@ def _accuracy_rows(report: Report) -> list[Row]:
     rows = []
     if agreement is not None:
         rows.append(Row(f"same class, {agreement.images:,} images", "", percent(agreement.top1), ""))
+    seen = deviation.seen
+    if seen is not None and seen.top1 is not None:
+        rows.append(Row(f"same class, {seen.name}", "", percent(seen.top1), ""))
     if graded is not None:
         what = f"{graded.what}, {graded.images:,} images" if graded.images else graded.what
         change = points(graded.before, graded.after, graded.error)
@@ -145,6 +148,11 @@ def _answer_tile(report: Report) -> Markup:
         return _tile(graded.what.capitalize(), moved, ends, after / max(before, 1e-9))
     if agreement is not None:
         return _tile("Same class", percent(agreement.top1), f"on {agreement.images:,} images")
+    seen = deviation.seen
+    if seen is not None and seen.top1 is not None:
+        return _tile("Same class", percent(seen.top1), f"on {seen.name}")
+    if seen is not None:
+        return _tile("Output change", change(seen.distance.relative_l2), f"relative L2, on {seen.name}")
     if deviation.truncation is None:
         return _tile("Outputs", "not compared", "layers alone were")
     return _tile("Output change", change(deviation.truncation.relative_l2), "relative L2, on noise")

@@ -175,8 +175,10 @@ def _evidence(report: Report) -> list[str]:
     exact = f"Rewrite exact to {deviation.rewrite.relative_l2:.1e} relative L2 ({deviation.how})."
     if deviation.truncation is None:
         return [*foretold, exact, *differing]
-    moved = change(deviation.truncation.relative_l2)
-    return [*foretold, exact, f"Outputs moved by {moved} relative L2 ({deviation.inputs}).", *differing]
+    seen = deviation.seen
+    moved = change((seen.distance if seen else deviation.truncation).relative_l2)
+    inputs = seen.name if seen else deviation.inputs
+    return [*foretold, exact, f"Outputs moved by {moved} relative L2 ({inputs}).", *differing]
 
 
 def _differing(found: Agreement) -> str:

@@ -115,6 +115,11 @@ def _answers(deviation: Deviation | None) -> str:
         return f"its {graded.what} {how} {after}" + (f" on {graded.images:,} images" if graded.images else "")
     if agreement is not None:
         return f"it answers with the same class on {percent(agreement.top1)} of {agreement.images:,} images"
+    seen = deviation.seen
+    if seen is not None and seen.top1 is not None:
+        return f"it answers with the same class on {percent(seen.top1)} of {seen.fitted}"
+    if seen is not None:
+        return f"its outputs on {seen.fitted} move by {change(seen.distance.relative_l2)} (relative L2)"
     if deviation.truncation is None:
         return "what truncation does to its outputs could not be compared"
     return f"its outputs on noise move by {change(deviation.truncation.relative_l2)} (relative L2)"

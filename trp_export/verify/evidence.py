@@ -21,6 +21,7 @@ from trp_export.progress import Progress
 from trp_export.verify.compare import TOLERANCE, Distance, distance, require_equal, require_finite
 from trp_export.verify.judge import Agreement, Judge, Score
 from trp_export.verify.layers import verify_layers
+from trp_export.verify.seen import Seen
 from trp_export.verify.sessions import Array, CannotRunError, noise, run
 
 
@@ -28,7 +29,8 @@ from trp_export.verify.sessions import Array, CannotRunError, noise, run
 class Deviation:
     """What truncation did to the outputs, on which inputs, and how exact the rewrite is.
 
-    `truncation` is None where the whole model could not be run; `how` says what was compared then.
+    `truncation` is None where the whole model could not be run; `how` says what was compared then. `seen` is what
+    calibration images show where there is no judge.
     """
 
     inputs: str
@@ -37,6 +39,7 @@ class Deviation:
     truncation: Distance | None
     agreement: Agreement | None = None
     score: Score | None = None
+    seen: Seen | None = None
 
     @property
     def judged(self) -> Agreement | Score | None:

@@ -1,0 +1,86 @@
+"""What calibration images show of a result where nobody else judges it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import Command
+from models import CONV_NET, build, run, save
+from networks import make_images
+
+from trp_export.calibration.moments import load_moments
+from trp_export.verify import compare_on_seen
+
+IMAGES = make_images(40).inputs
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    np.save(tmp_path / "images.npy", IMAGES)
+    return save(build(), tmp_path / "model.onnx")
+
+
+def answers(model: Path, images: np.ndarray = IMAGES) -> np.ndarray:
+    return run(onnx.load(model), {"image": images})[0].astype(np.float64)
+
+
+def test_the_result_is_judged_on_the_images_at_hand(trp: Command, model: Path, tmp_path: Path) -> None:
+    outcome = trp("model.onnx", "--rank", "1", "--calib", "images.npy", "--no-bench", "-o", "small.onnx")
+    assert outcome.code == 0, outcome.err
+    seen = json.loads((tmp_path / "small.json").read_text())["deviation"]["seen"]
+    before, after = answers(model), answers(tmp_path / "small.onnx")
+    same = float(np.mean(before.argmax(1) == after.argmax(1)))
+    assert (seen["images"], seen["kind"], seen["top1"]) == (40, "calibration", pytest.approx(same))
+    moved = np.linalg.norm(before - after) / np.linalg.norm(before)
+    assert seen["distance"]["relative_l2"] == pytest.approx(moved, rel=1e-4)
+    assert f"it answers with the same class on {same:.2%} of the 40 images it was fitted to." in outcome.out
+    assert "relative L2 (40 calibration images)" in outcome.out
+    assert "noise" not in outcome.out
+
+
+def test_outputs_that_are_no_classes_move(trp: Command, tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", IMAGES)
+    text = CONV_NET.replace("logits = Gemm <transB = 1> (g, fc__weight, fc__bias)", "logits = Relu (e)")
+    text = text.replace("=> (float[N, 10] logits)", "=> (float[N, 16, 6, 6] logits)")
+    text = text.replace(", float[10, 16] fc__weight, float[10] fc__bias", "")
+    save(build(text), tmp_path / "model.onnx")
+    outcome = trp("model.onnx", "--rank", "1", "--calib", "images.npy", "--no-bench", "-o", "small.onnx")
+    assert outcome.code == 0, outcome.err
+    assert "its outputs on the 40 images it was fitted to move by" in outcome.out
+    assert json.loads((tmp_path / "small.json").read_text())["deviation"]["seen"]["top1"] is None
+
+
+def test_who_gives_images_to_judge_on_is_told_of_those(trp: Command, model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "other.npy", make_images(16, seed=5).inputs)
+    arguments = ("--rank", "1", "--calib", "images.npy", "--eval", "other.npy", "--no-bench", "--json")
+    deviation = json.loads(trp("model.onnx", *arguments).out)["deviation"]
+    assert deviation["seen"] is None
+    assert deviation["agreement"]["images"] == 16
+
+
+def test_of_many_images_some_from_all_over_are_taken(model: Path) -> None:
+    images = make_images(1200).inputs
+    seen = compare_on_seen(model, model, [images[start : start + 50] for start in range(0, 1200, 50)], "synthetic")
+    assert (seen.images, seen.top1, seen.distance.relative_l2) == (250, 1.0, 0.0)
+    assert seen.name == "250 synthetic images"
+    assert seen.fitted == "the 250 synthetic images it was fitted to"
+    assert compare_on_seen(model, model, [images[:1]], "calibration").fitted == "the 1 image it was fitted to"
+
+
+def test_moments_are_kept_of_a_dry_run_too(trp: Command, model: Path, tmp_path: Path) -> None:
+    usual = ("model.onnx", "--rank", "1", "--calib", "images.npy", "--save-moments")
+    assert trp(*usual, "dry.npz", "--dry-run").code == 0
+    assert trp(*usual, "whole.npz", "--no-bench").code == 0
+    assert (tmp_path / "dry.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+    assert load_moments(tmp_path / "dry.npz").keys() == {"conv1", "conv2", "fc"}
+
+
+def test_where_moments_cannot_be_kept_nothing_is_written(refuses: Command, model: Path) -> None:
+    error = refuses(
+        7, "model.onnx", "--rank", "1", "--calib", "images.npy", "--no-bench", "--save-moments", "/dev/full"
+    )
+    assert "/dev/full cannot be written" in error
