@@ -253,6 +253,33 @@ def test_files_that_are_something_else(refuses: Command, tmp_path: Path) -> None
             refuses(3, name, *ARCH, *RULE)
 
 
+@pytest.mark.parametrize("content", [b'{"schema": 1}\n', b"[1, 2]", b"(dp0\n.", b"cos\nmkdir\n.", b"hello world"])
+def test_what_is_no_pickle_is_not_called_one(refuses: Command, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "report.json").write_bytes(content)
+    message = refuses(3, "report.json", *ARCH, *RULE)
+    assert message == "error: report.json is not a PyTorch file, or a damaged one.\n"
+
+
+def test_a_damaged_file_is_called_that_and_no_more(refuses: Command, tmp_path: Path) -> None:
+    torch.save(small_net().state_dict(), tmp_path / "net.pt")
+    whole = (tmp_path / "net.pt").read_bytes()
+    for share in (0.3, 0.6, 0.9):
+        (tmp_path / "net.pt").write_bytes(whole[: int(share * len(whole))])
+        message = refuses(3, "net.pt", *ARCH, *RULE)
+        assert message == "error: net.pt is not a PyTorch file, or a damaged one.\n"
+
+
+def test_before_is_the_same_whatever_shows_the_way(trp: Command, tmp_path: Path) -> None:
+    torch.save(small_net().state_dict(), tmp_path / "net.pt")
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).standard_normal((24, 3, 8, 8)).astype(np.float32))
+    plain, calibrated = (
+        json.loads(trp("net.pt", *ARCH, *RULE, *more).out)["before"] for more in ((), ("--calib", "images.npy"))
+    )
+    assert plain == calibrated
+    parameters = sum(tensor.numel() for name, tensor in small_net().state_dict().items() if "num_batches" not in name)
+    assert plain["params"] == parameters
+
+
 def test_an_archive_that_unpacks_to_far_more_is_refused(refuses: Command, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb/data.pkl", bytes(50_000_000))

@@ -73,14 +73,19 @@ def _read_pickle(path: Path, trust_pickle: bool) -> object:
             warnings.simplefilter("ignore")  # What is odd about a file is said once, in the error.
             return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except Exception as error:  # torch.load raises whatever the pickle machinery does.
-        message = str(error)
-        if "Weights only load failed" in message and "Unsupported" in message:
+        if "Weights only load failed" in str(error) and "Unsupported" in str(error) and _may_be_pickle(path):
             raise LoadError(
                 f"{path} holds a pickled Python object, which can run code when it is opened.\n"
                 "Save a state dict instead (torch.save(model.state_dict(), ...)) and name its architecture\n"
                 "with --arch, or pass --trust-pickle if you trust this file."
             ) from error
-        raise LoadError(f"{path} is not a PyTorch file, or a damaged one ({first_line(error, 120)}).") from error
+        raise LoadError(f"{path} is not a PyTorch file, or a damaged one.") from error
+
+
+def _may_be_pickle(path: Path) -> bool:
+    """By how the file begins: an archive, or a pickle as PyTorch writes it. Others torch takes for one, too."""
+    with path.open("rb") as file:
+        return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
 
 def _read_exported(path: Path, trust_pickle: bool) -> object:
