@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,17 @@ def test_a_layer_that_costs_more_keeps_less() -> None:
 def test_macs_out_of_reach_says_what_can_be_reached() -> None:
     with pytest.raises(OptionError, match=r"--macs 1000 is out of reach: at rank 1 everywhere it is \d+\.\d+"):
         plan_by_macs([layer()], layer().site.macs, 1000)
+
+
+def test_where_all_layers_are_refused_the_commonest_reason_is_said() -> None:
+    reasons = ("made earlier", "made earlier", "depthwise")
+    layers = [Layer(replace(layer().site, refusal=reason), ()) for reason in reasons]
+    with pytest.raises(OptionError, match=r"--macs 2 is out of reach: no layer can be cut; 2 of 3 are made earlier\.$"):
+        plan_by_macs(layers, 10**6, 2)
+    with pytest.raises(OptionError, match=r"no layer can be cut: depthwise\.$"):
+        plan_by_macs(layers[2:], 10**6, 2)
+    with pytest.raises(OptionError, match="at rank 1 everywhere"):
+        plan_by_macs([*layers, layer()], 10**6, 1000)
 
 
 def test_a_model_without_layers_meets_a_budget_only_where_it_costs_nothing() -> None:

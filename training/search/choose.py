@@ -11,6 +11,7 @@ from trp_export.errors import OptionError
 from trp_export.lowrank.factor import Float64
 from trp_export.planning.budget import Menu, allocate
 from trp_export.planning.plan import Decision, Plan
+from trp_export.planning.shared_budget import why_none
 
 # The share of the budget that is to be used at least, and the rewards for doing so, of the whole budget.
 _USED = 0.98
@@ -76,9 +77,9 @@ def require_reachable(spaces: Sequence[Space], fixed: float, total: float, ratio
     """Raises OptionError, naming the best, where even the smallest candidates cost more than total / ratio."""
     least = fixed + sum(float(space.costs.min()) for space in spaces)
     if least * ratio > total:
-        raise OptionError(
-            f"{option} {ratio:g} is out of reach: with the smallest candidates it is {total / least:.2f}."
-        )
+        why = why_none([space.site for space in spaces if len(space.candidates) == 1], len(spaces))
+        best = f"with the smallest candidates it is {total / least:.2f}"
+        raise OptionError(f"{option} {ratio:g} is out of reach: {why or best}.")
 
 
 def _log_probabilities(logits: Float64 | None, count: int) -> Float64:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from trp_export.errors import OptionError
 from trp_export.lowrank.factor import Float64
+from trp_export.lowrank.site import Site
 from trp_export.planning.budget import Allocation, Menu, allocate
 from trp_export.planning.curves import Curve, Layer, ranks_at
 from trp_export.planning.plan import Decision, Plan
@@ -148,9 +150,19 @@ def _plan(offers: Sequence[_Offer], counted: str, total: int, ratio: float) -> P
     fixed = total - sum(float(offer.menu.cost[0]) for offer in offers)
     allocation = allocate([offer.menu for offer in offers], total / ratio - fixed)
     if allocation is None:
-        best = total / (fixed + _least(offers))
-        raise OptionError(f"--{counted} {ratio:g} is out of reach: at rank 1 everywhere it is {best:.2f}.")
+        why = why_none([offer.layer.site for offer in offers if len(offer.options) == 1], len(offers))
+        best = f"at rank 1 everywhere it is {total / (fixed + _least(offers)):.2f}"
+        raise OptionError(f"--{counted} {ratio:g} is out of reach: {why or best}.")
     return Plan(_decisions(offers, allocation), f"{counted} {ratio:g}x fewer")
+
+
+def why_none(refused: Sequence[Site], of: int) -> str | None:
+    """Where all layers are refused, the commonest reason."""
+    reasons = Counter(site.refusal for site in refused if site.refusal)
+    if not reasons or len(refused) < of:
+        return None
+    ((reason, count),) = reasons.most_common(1)
+    return f"no layer can be cut; {count} of {of} are {reason}" if count > 1 else f"no layer can be cut: {reason}"
 
 
 def _least(offers: Sequence[_Offer]) -> float:

@@ -241,6 +241,12 @@ def test_whether_a_search_found_anything_better_than_its_start(ground: Any) -> N
     assert run.improved == (min(record["score"] for record in run.history) < start)
 
 
+def test_where_all_layers_are_refused_the_reason_is_said() -> None:
+    site = Site("layer", "Conv", (8, 8, 3, 3), 1, (), "kept by an earlier export")
+    with pytest.raises(OptionError, match=r"--macs 2 is out of reach: no layer can be cut: kept by an earlier export"):
+        require_reachable(by_macs([site], "all"), 0.0, 100.0, 2.0, "--macs")
+
+
 @settings(max_examples=60)
 @given(st.data())
 def test_what_is_chosen_is_within_the_budget_and_argmax_where_that_fits(data: Any) -> None:
