@@ -204,7 +204,7 @@ def _options(given: dict[str, Any]) -> Options:
     crop = given["crop"]
     preprocessing = Preprocessing(given["mean"], given["std"], given["resize"], (crop, crop) if crop else None)
     images = [given[name] for name in ("evaluate", "calib", "bundle")]
-    if not any(path not in (None, _SYNTHETIC) for path in images) and preprocessing != Preprocessing():
+    if not any(images) and preprocessing != Preprocessing():
         raise OptionError("--mean, --std, --resize and --crop prepare images; they need --eval, --calib or --bundle.")
     return Options(
         rule=_rule(given),
@@ -249,9 +249,10 @@ def _calibration(given: dict[str, Any], preprocessing: Preprocessing) -> Calibra
             raise OptionError(f"--{useless[0].replace('_', '-')} needs images: --calib PATH.")
         return None
     synthetic, count = given["calib"] == _SYNTHETIC, given["calib_count"]
+    for_others = synthetic and (given["evaluate"] or given["bundle"])
     return Calibration(
         given["calib"],
-        Preprocessing() if synthetic else preprocessing,
+        Preprocessing() if for_others else preprocessing,
         count if synthetic or count is not None else _IMAGES,
         given["seed"],
         not given["no_recover"],

@@ -77,7 +77,8 @@ def look(
         damage = measured_damage(
             measure_sensitivities(network.model, layers, moments, few, progress=partial(progress, "sensitivities"))
         )
-    return Known(batches, moments, damage, (*images.notes, *remarks(moments, network.means))), layers
+    told = remarks(moments, network.means, None if calibration.moments else len(images))
+    return Known(batches, moments, damage, (*images.notes, *told)), layers
 
 
 def _images(network: Network, calibration: Calibration, progress: Progress) -> ImageSet:

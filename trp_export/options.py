@@ -153,7 +153,7 @@ class Calibration:
             raise OptionError(f"--seed {self.seed} is below 0.")
         if self.path == SYNTHETIC and self.preprocessing != Preprocessing():
             raise OptionError("--calib synthetic makes inputs as the network takes them: there is nothing to prepare.")
-        if self.path == SYNTHETIC and self.count is not None and self.count < 1:
+        if self.count is not None and self.count < 1:
             raise OptionError(f"--calib-count {self.count} is below 1.")
         if self.tune_minutes is not None and self.tune_steps is not None:
             raise OptionError("--tune and --tune-steps contradict each other; give one.")

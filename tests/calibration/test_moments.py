@@ -181,6 +181,10 @@ def test_what_is_odd_is_remarked() -> None:
     wide = Moments(100, x[:1], x[:1] ** 2 * 1000)
     notes = " ".join(remarks({"few": few, "constant": constant, "wide": wide}))
     assert "few most of all (30 for 20 inputs): 2 times as many images" in notes
+    assert "1 layer was seen at too few positions for its size" in notes
+    (told,) = remarks({"few": few, "fewer": few}, images=600)
+    assert told.startswith("2 layers were seen at too few positions for their size")
+    assert told.endswith(": 1,200 images would do.")
     assert "the inputs of constant never change" in notes
     assert "wide: over 8192 inputs" in notes
     assert wide.covariance.shape == (1, 20, 20)

@@ -204,6 +204,7 @@ def look(options: SearchOptions, folder: Path, progress: Progress) -> Seen:
     moments = gather_moments(
         network.model, network.located, images, seed=options.seed, progress=partial(progress, "moments")
     )
+    told = remarks(moments, network.means, len(images))
     images = _full_batches(images, fixed_batch(network.model) or 1)
     inputs = torch.from_numpy(np.array(images.inputs)).contiguous(memory_format=torch.channels_last)
     graph = TorchGraph(network.model)
@@ -214,9 +215,7 @@ def look(options: SearchOptions, folder: Path, progress: Progress) -> Seen:
     if labelled:
         require_labels_fit(images, wanted[0].shape)
         labels = torch.from_numpy(images.labels)
-    return Seen(
-        network, images, Examples(inputs, labels, wanted), moments, (*images.notes, *remarks(moments, network.means))
-    )
+    return Seen(network, images, Examples(inputs, labels, wanted), moments, (*images.notes, *told))
 
 
 def open_search(

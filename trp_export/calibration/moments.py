@@ -138,20 +138,25 @@ def load_moments(path: Path) -> dict[str, Moments]:
         raise LoadError(f"{path} holds no moments ({error}). Make them with --save-moments.") from error
 
 
-def remarks(moments: Mapping[str, Moments], told: Mapping[str, Float64] | None = None) -> tuple[str, ...]:
+def remarks(
+    moments: Mapping[str, Moments], told: Mapping[str, Float64] | None = None, images: int | None = None
+) -> tuple[str, ...]:
     """What the user should know: layers seen too rarely for their size, inputs that never change, odd preprocessing.
 
     `told` are the mean inputs that batch norm tells (`mean_inputs` of the model before it is folded): where the images
-    give others in most layers, they were prepared in another way than those of training.
+    give others in most layers, they were prepared in another way than those of training. `images` is how many there
+    were, where that is known.
     """
     few = {name: m for name, m in moments.items() if m.outer.ndim == 3 and m.count < 2 * m.total.shape[1]}
     notes: list[str] = []
     if few:
         name, own = max(few.items(), key=lambda item: item[1].total.shape[1] / item[1].count)
         times = -(-2 * own.total.shape[1] // own.count)
+        seen = f"{len(few)} layers were" if len(few) > 1 else "1 layer was"
+        wanted = f"{times} times as many" if images is None else f"{times * images:,}"
         notes.append(
-            f"{len(few)} layers were seen at too few positions for their size, {name} most of all "
-            f"({own.count} for {own.total.shape[1]} inputs): {times} times as many images would do."
+            f"{seen} seen at too few positions for {'their' if len(few) > 1 else 'its'} size, {name} most of all "
+            f"({own.count} for {own.total.shape[1]} inputs): {wanted} images would do."
         )
     constant = [name for name, own in moments.items() if not _varies(own)]
     if constant:
