@@ -120,12 +120,16 @@ def test_convs_and_heads_too() -> None:
                                 *(f"{n}.bias" for n in ("stem", "one", "grouped", "head"))}  # fmt: skip
 
 
-def test_unknown_operators_are_named() -> None:
+def unknown() -> ir.Model:
     proto = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 17]>\nnet (float[2, 4] x) => (float[2, 4] y) { y = CumSum (x, x) }'
     )
+    return ir.serde.deserialize_model(proto)
+
+
+def test_unknown_operators_are_named() -> None:
     with pytest.raises(UnsupportedError, match="torch stands in for no CumSum"):
-        TorchGraph(ir.serde.deserialize_model(proto))
+        TorchGraph(unknown())
 
 
 def _compressed(batch: int | None = None) -> tuple[ir.Model, ir.Model, np.ndarray]:
@@ -209,5 +213,16 @@ def test_shifted_images_are_windows_of_the_padded_ones() -> None:
 @pytest.mark.parametrize("batch", [1, 5])
 def test_a_fixed_batch_is_tuned_too(batch: int) -> None:
     original, small, images = _compressed(batch)
-    result = tune(original, small, images, steps=12, threads=1)
-    assert result.divergence_after < result.divergence_before
+    few, many = (tune(original, small, images, steps=steps, threads=1) for steps in (12, 60))
+    assert few.divergence_after <= few.divergence_before
+    assert many.divergence_after < many.divergence_before
+
+
+def test_threads_are_those_of_before_afterwards() -> None:
+    torch.set_num_threads(2)
+    original, small, images = _compressed()
+    tune(original, small, images, steps=1, threads=1)
+    assert torch.get_num_threads() == 2
+    with pytest.raises(UnsupportedError):
+        tune(unknown(), small, images, steps=1, threads=1)
+    assert torch.get_num_threads() == 2

@@ -66,14 +66,17 @@ def tune(
 
         from trp_export.recover.distil import Distillation
 
-    if threads:
-        torch.set_num_threads(threads)
-    started = time.monotonic()
-    run = Distillation(original, compressed, np.asarray(images, dtype=np.float32), seed)
-    if steps is None:
-        seconds = run.seconds_per_step()
-        steps = max(1, int(((minutes or 0.0) * 60 - (time.monotonic() - started)) / seconds))
-    return _train(run, steps, progress)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        started = time.monotonic()
+        run = Distillation(original, compressed, np.asarray(images, dtype=np.float32), seed)
+        if steps is None:
+            seconds = run.seconds_per_step()
+            steps = max(1, int(((minutes or 0.0) * 60 - (time.monotonic() - started)) / seconds))
+        return _train(run, steps, progress)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _train(run: Distillation, steps: int, progress: Share) -> Tuned:
