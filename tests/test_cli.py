@@ -7,9 +7,8 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,12 @@ import onnx
 import pytest
 from conftest import Command, files
 from models import build, noise, operators, relative_l2, run, save
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
+from trp_export import cli
 from trp_export.cli import _IMAGES, _SYNTHETIC, SECTIONS, command
 from trp_export.options import SYNTHETIC, Calibration
+from trp_export.progress import Progress
 
 RULE = ("--energy", "0.98", "--no-bench")
 
@@ -322,38 +323,29 @@ def test_a_full_disk(refuses: Command, model: Path, small_disk: Path) -> None:
     assert "cannot be written: No space left" in refuses(7, "model.onnx", *RULE, "-o", "small/small.onnx")
 
 
+@pytest.mark.parametrize("step", ["singular values", "factor", "verify", "measure"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
-    save(wide_model(), tmp_path / "wide.onnx")
-    command = [sys.executable, "-m", "trp_export.cli", "wide.onnx", "--rank", "16", "--budget", "60"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and files(tmp_path) == {"wide.onnx"}:
-        time.sleep(0.01)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert out == ""
-    assert err.splitlines()[-1] == "interrupted; nothing was written."
-    assert "Traceback" not in err
-    assert files(tmp_path) == {"wide.onnx"}
+def test_an_interruption_leaves_nothing(
+    trp: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, step: str
+) -> None:
+    seen = set()
 
+    @contextmanager
+    def signalling(console: object) -> Iterator[Progress]:
+        def progress(name: str, share: float) -> None:
+            if name == step:
+                seen.update(files(tmp_path))
+                signal.raise_signal(number)
 
-def wide_model() -> onnx.ModelProto:
-    """Some seconds of work before it is measured."""
-    rng = np.random.default_rng(0)
-    kernels = [rng.standard_normal((384, 384, 3, 3)).astype(np.float32) for _ in range(4)]
-    names = ["x", "a", "b", "c", "y"]
-    nodes = [
-        helper.make_node("Conv", [names[index], f"w{index}"], [names[index + 1]], pads=[1] * 4) for index in range(4)
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "wide",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 384, 14, 14])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 384, 14, 14])],
-        [numpy_helper.from_array(kernel, f"w{index}") for index, kernel in enumerate(kernels)],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        yield progress
+
+    monkeypatch.setattr(cli, "_progress_bar", signalling)
+    outcome = trp("model.onnx", "--energy", "0.98", "--budget", "1")
+    assert outcome.code == 130
+    assert outcome.out == ""
+    assert outcome.err.strip() == "interrupted; nothing was written."
+    assert len(seen) > 1, "nothing lay there that could have been left"
+    assert files(tmp_path) == {"model.onnx"}
 
 
 def test_a_result_that_is_not_faster_is_refused_on_request(refuses: Command, model: Path) -> None:

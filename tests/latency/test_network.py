@@ -31,10 +31,10 @@ from .fake import CONDITIONS, INT8, OTHER, PER_MAC, PER_NODE, FakeDevice
 BLOCKS, WIDTH, EXTENT = 3, 24, 8
 
 
-def chain(folder: Path, blocks: int = BLOCKS, seed: int = 0) -> Path:
+def chain(folder: Path, blocks: int = BLOCKS, seed: int = 0, width: int = WIDTH, extent: int = EXTENT) -> Path:
     """Convs of one shape in a row, a Gemm at the end."""
     rng = np.random.default_rng(seed)
-    shapes = {f"conv{index}.weight": (WIDTH, WIDTH, 3, 3) for index in range(blocks)} | {"head.weight": (20, WIDTH)}
+    shapes = {f"conv{index}.weight": (width, width, 3, 3) for index in range(blocks)} | {"head.weight": (20, width)}
     nodes = []
     value = "x"
     for index in range(blocks):
@@ -49,7 +49,7 @@ def chain(folder: Path, blocks: int = BLOCKS, seed: int = 0) -> Path:
     graph = onnx.helper.make_graph(
         nodes,
         "chain",
-        [onnx.helper.make_tensor_value_info("x", 1, [1, WIDTH, EXTENT, EXTENT])],
+        [onnx.helper.make_tensor_value_info("x", 1, [1, width, extent, extent])],
         [onnx.helper.make_tensor_value_info("y", 1, [1, 20])],
         [onnx.numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), n) for n, s in shapes.items()],
     )
