@@ -294,24 +294,27 @@ def table(network: str, lines: Sequence[Mapping[str, Any]]) -> str:
 def draw_layers(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     """For each ratio the share of its multiply-adds that every layer keeps, coloured by scheme."""
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     chosen = [x for x in lines if x["method"] == "all of it" and x["draw"] == 0 and not x["tuned"]]
     if not chosen:
         return
     colours = {"spatial-wise": "C0", "spatial-wise-transposed": "C9", "pointwise-first": "C1", "channel-wise": "C2",
-               "network-decoupling": "C4", "matrix": "C5", None: "0.8"}  # fmt: skip
+               "network-decoupling": "C4", "matrix": "C5", "dense": "0.8"}  # fmt: skip
     figure = Figure(figsize=(9, 2.2 * len(chosen)), layout="constrained")
     axes = figure.subplots(len(chosen), 1, squeeze=False, sharex=True)[:, 0]
+    used = set()
     for axis, line in zip(axes, chosen, strict=True):
-        for index, (_, scheme, rank, _, macs, dense) in enumerate(line["layers"]):
+        for index, (_, pair, macs, dense) in enumerate(line["layers"]):
+            scheme, _, rank = (pair or "dense").partition(" ")
+            used.add(scheme)
             axis.bar(index, macs / dense, color=colours[scheme])
-            axis.text(index, macs / dense, rank or "", ha="center", va="bottom", fontsize=6)
+            axis.text(index, macs / dense, rank, ha="center", va="bottom", fontsize=6)
         axis.set_ylabel(f"{line['ratio']:g}x: share of MACs", fontsize=7)
         axis.set_ylim(0, 1.15)
     axes[-1].set_xticks(range(len(chosen[-1]["layers"])), [x[0] for x in chosen[-1]["layers"]], rotation=90, fontsize=6)
-    for scheme, colour in colours.items():
-        axes[0].bar(0, 0, color=colour, label=scheme or "dense")
-    axes[0].legend(fontsize=6, ncols=4, loc="lower right")
+    shown = [Patch(color=colour, label=scheme) for scheme, colour in colours.items() if scheme in used]
+    figure.legend(handles=shown, fontsize=6, ncols=len(shown), loc="outside upper center")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
