@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from training.layers import TorchLayer
-from training.matrices import Unfolding
+from training.matrices import Unfolding, unfold
 from training.spectra import Spectrum, Truncation, follow, spectrum, truncate
-from trp_export.planning.curves import Curve
+from trp_export.lowrank.schemes import Scheme
+from trp_export.planning.curves import Curve, curve_of
 
 # Weights of so many elements gain nothing by being taken together, which copies them.
 _LARGE = 1 << 16
@@ -94,6 +95,12 @@ class Truncated:
             Truncation(basis, coordinates, root, known.tall)
             for basis, coordinates, root in zip(bases, *rest, strict=True)
         ]
+
+
+def curve(layer: TorchLayer, scheme: Scheme) -> Curve:
+    """The exact curve of a layer as its weight is now."""
+    values = spectrum(unfold(layer.weight.detach(), scheme, layer.site.group)).values
+    return curve_of(layer.site, scheme, values.cpu().numpy())
 
 
 def decompose(members: Sequence[Target], *, exact: bool) -> list[Decomposed]:

@@ -25,16 +25,16 @@ from torch import Tensor, nn
 
 from training.batchnorm import reestimate
 from training.layers import TorchLayer, find_layers, total_macs, unwrapped
-from training.matrices import Unfolding, unfold, unfolding
+from training.matrices import Unfolding, unfolding
 from training.products import full_precision
 from training.ranks import RankRule, choose_schemes, make_plan, projection_ranks, ramped
 from training.replicas import broadcast, share_out, world
 from training.settings import TRPSettings
-from training.spectra import Truncation, projected, spectrum
-from training.targets import Decomposed, Target, Truncated, decompose, follow_spaces
+from training.spectra import Truncation, projected
+from training.targets import Decomposed, Target, Truncated, curve, decompose, follow_spaces
 from trp_export.errors import OptionError
 from trp_export.lowrank.schemes import Scheme, scheme_named
-from trp_export.planning.curves import Curve, Layer, curve_of, schemes_for
+from trp_export.planning.curves import Layer, curve_of, schemes_for
 from trp_export.planning.plan import Plan
 
 _MOMENTA = ("momentum_buffer", "exp_avg")
@@ -131,7 +131,7 @@ class TRP:
             scheme = scheme_named(name)
             if scheme is None:
                 raise OptionError(f"{target.name} was trained under {name!r}, which is unknown.")
-            target.curve, target.unfolding = _curve(target.layer, scheme), _unfolding(target.layer, scheme)
+            target.curve, target.unfolding = curve(target.layer, scheme), _unfolding(target.layer, scheme)
             if order := state.get("orders", {}).get(target.name):  # Spaces are of that order, however weights lie now.
                 target.unfolding = replace(target.unfolding, order=tuple(order))
             pull = state["pulls"].get(target.name)
@@ -148,7 +148,7 @@ class TRP:
         if not chosen:
             raise OptionError(f"no layer takes part: the filter leaves none of {_few(self.layers)}.")
         offers = {
-            layer.name: [_curve(layer, s) for s in schemes_for(layer.site, self.settings.choice(layer.name))]
+            layer.name: [curve(layer, s) for s in schemes_for(layer.site, self.settings.choice(layer.name))]
             for layer in chosen
         }
         layers = [
@@ -158,8 +158,8 @@ class TRP:
         schemes = choose_schemes(layers, self.settings.rule, self.total_macs, self.settings.layer_weights)
         targets = []
         for layer in chosen:
-            curve = next(curve for curve in offers[layer.name] if curve.scheme == schemes[layer.name])
-            targets.append(Target(layer, curve, _unfolding(layer, curve.scheme), curve.full_rank))
+            offer = next(offer for offer in offers[layer.name] if offer.scheme == schemes[layer.name])
+            targets.append(Target(layer, offer, _unfolding(layer, offer.scheme), offer.full_rank))
         return targets
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -302,11 +302,6 @@ def _truncated(known: Iterable[Decomposed], ranks: Mapping[str, int]) -> Iterato
 
 def _left_alone(layer: TorchLayer) -> Layer:
     return Layer(replace(layer.site, refusal=layer.site.refusal or "not trained for low rank"), ())
-
-
-def _curve(layer: TorchLayer, scheme: Scheme) -> Curve:
-    values = spectrum(unfold(layer.weight.detach(), scheme, layer.site.group)).values
-    return curve_of(layer.site, scheme, values.cpu().numpy())
 
 
 def _unfolding(layer: TorchLayer, scheme: Scheme) -> Unfolding:

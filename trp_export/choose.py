@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from trp_export.errors import LoadError, OptionError
+from trp_export.errors import OptionError
 from trp_export.load import Source
 from trp_export.network import Network, left_out
 from trp_export.options import Macs, MaxDrop, Params, Rule, SavedPlan, Selection, Speedup
 from trp_export.planning.curves import Layer
-from trp_export.planning.plan import Choice, Plan, parse_plan
+from trp_export.planning.plan import Choice, Plan, parse_plan, read_plan
 from trp_export.planning.rules import plan_by_choices, plan_by_rule
 from trp_export.planning.shared_budget import Damage, lost_energy, plan_by_macs, plan_by_params
 from trp_export.target import block_size
@@ -27,13 +26,7 @@ def saved_choices(rule: Rule | MaxDrop | None, source: Source, needed: bool = Tr
     Raises LoadError for a plan that cannot be read, OptionError where there is neither rule nor plan and one is needed.
     """
     if isinstance(rule, SavedPlan):
-        try:
-            document: Any = json.loads(rule.path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise LoadError(f"{rule.path} cannot be read: {error.strerror}.") from error
-        except (ValueError, RecursionError) as error:
-            raise LoadError(f"{rule.path} is not JSON: {error}.") from error
-        return parse_plan(document, str(rule.path))
+        return read_plan(rule.path)
     if rule is not None:
         return ()
     if source.plan is None and not needed:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from trp_export.errors import LoadError
@@ -98,6 +100,17 @@ class Choice:
     name: str
     branches: Branches
     reason: str
+
+
+def read_plan(path: Path) -> tuple[Choice, ...]:
+    """The choices in a file of --json or trp-search. Raises LoadError where it is none."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LoadError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise LoadError(f"{path} is not JSON: {error}.") from error
+    return parse_plan(document, str(path))
 
 
 def parse_plan(document: object, where: str) -> tuple[Choice, ...]:
