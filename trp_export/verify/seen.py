@@ -11,7 +11,7 @@ import numpy as np
 
 from trp_export.verify.compare import Distance, distance
 from trp_export.verify.judge import top1
-from trp_export.verify.sessions import Array, fixed_batch, open_session, run
+from trp_export.verify.sessions import Array, CannotRunError, fixed_batch, open_session, run
 
 # Of more, every so manieth batch is taken: the answer is a share, and a pass over all of them takes long.
 _ENOUGH = 256
@@ -42,13 +42,16 @@ class Seen:
         return f"the {self.images:,} {one}{'s' if self.images > 1 else ''} it was fitted to"
 
 
-def compare_on_seen(original: Path, result: Path, batches: Sequence[Array], kind: Kind) -> Seen:
-    """`batches` are inputs (n, C, H, W) of a model of one input. Raises CannotRunError."""
+def compare_on_seen(original: Path, result: Path, batches: Sequence[Array], kind: Kind) -> Seen | None:
+    """`batches` are inputs (n, C, H, W) of a model of one input. None where it does not take so many at a time."""
     every = -(-sum(map(len, batches)) // _ENOUGH)
     (name,) = (wanted.name for wanted in open_session(original).get_inputs())
     _, dtype = fixed_batch(original)
     inputs = [{name: batch.astype(dtype)} for batch in batches[::every]]
-    wanted, got = run(original, inputs), run(result, inputs)
+    try:
+        wanted, got = run(original, inputs), run(result, inputs)
+    except CannotRunError:
+        return None
     images = sum(len(one[name]) for one in inputs)
     return Seen(images, kind, distance(wanted, got), _same_class(wanted[0], got[0], images))
 
