@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -157,8 +158,8 @@ def _plan(offers: Sequence[_Offer], counted: str, total: int, ratio: float) -> P
 
 
 def why_none(refused: Sequence[Site], of: int) -> str | None:
-    """Where all layers are refused, the commonest reason."""
-    reasons = Counter(site.refusal for site in refused if site.refusal)
+    """Where all layers are refused, the commonest reason, without what it says of single layers in brackets."""
+    reasons = Counter(re.sub(r" \(.*\)", "", site.refusal) for site in refused if site.refusal)
     if not reasons or len(refused) < of:
         return None
     ((reason, count),) = reasons.most_common(1)

@@ -242,9 +242,10 @@ def test_whether_a_search_found_anything_better_than_its_start(ground: Any) -> N
 
 
 def test_where_all_layers_are_refused_the_reason_is_said() -> None:
-    site = Site("layer", "Conv", (8, 8, 3, 3), 1, (), "kept by an earlier export")
+    use = Use((4, 4), (4, 4), (1, 1), (1, 1, 1, 1), (1, 1))
+    site = Site("layer", "Conv", (8, 8, 3, 3), 1, (use,), "kept by an earlier export")
     with pytest.raises(OptionError, match=r"--macs 2 is out of reach: no layer can be cut: kept by an earlier export"):
-        require_reachable(by_macs([site], "all"), 0.0, 100.0, 2.0, "--macs")
+        require_reachable(by_macs([site], "all"), 0.0, float(site.macs), 2.0, "--macs")
 
 
 @settings(max_examples=60)
