@@ -6,11 +6,11 @@ import gc
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command import Command, Outcome, files
 from hypothesis import HealthCheck, settings
 
 # How long an example takes is the machine's doing and no finding.
@@ -23,18 +23,6 @@ if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run of the command came to."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Outcome]
 
 
 @pytest.fixture
@@ -71,10 +59,6 @@ def refuses(trp: Command, tmp_path: Path) -> Command:
         return outcome.err
 
     return run
-
-
-def files(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from conftest import Command
+from command import Command
 from models import operators
 
 FAMILIES = (

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import Command, files
+from command import Command, files
 from hypothesis import given
 from hypothesis import strategies as st
 from models import CONV_NET, build, run, save

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import Command
+from command import Command
 from models import CONV_NET, build, run, save
 from networks import make_images
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import Command
+from command import Command
 from models import relative_l2, run
 from safetensors.torch import save_file
 from torch import nn

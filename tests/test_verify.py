@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from conftest import files
+from command import files
 from models import build, save
 
 import trp_export.build as building

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import Command
+from command import Command
 
 from trp_export import bench
 from trp_export.bench import Comparison

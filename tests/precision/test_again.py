@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from conftest import Command
+from command import Command
 from models import build, operators, save
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import Command
+from command import Command
 from models import build, operators, run, save
 
 from trp_export.precision import convert

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from conftest import Command
+from command import Command
 from models import CONV_NET, build, save
 from networks import make_images
 

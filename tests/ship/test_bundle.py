@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import Command, files
+from command import Command, files
 from models import build, noise, relative_l2, run, save
 from PIL import Image
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import Command
+from command import Command
 from models import build, noise, relative_l2, run, save
 from onnx import helper
 

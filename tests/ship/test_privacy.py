@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import Command
+from command import Command
 from models import build, save
 
 from models_zoo import find_architecture
