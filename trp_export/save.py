@@ -12,6 +12,7 @@ from typing import Self
 import onnx_ir as ir
 
 from trp_export.errors import OptionError, OutputError
+from trp_export.signals import held_back
 from trp_export.whole import require_plain, whole
 
 # protobuf ends at 2 GiB; above this weights go to a file of their own.
@@ -22,8 +23,23 @@ class Scratch:
     """A folder for files on the way, gone when it is left; in the system's place for such."""
 
     def __enter__(self) -> Self:
-        self.folder = Path(tempfile.mkdtemp(prefix="trp-export."))
+        return self._enter("trp-export.", None)
+
+    def _enter(self, prefix: str, parent: Path | None) -> Self:
+        """Make the folder. A signal waits until it is known, so that none is left behind."""
+        made = None
+        try:
+            with held_back():
+                made = self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+                self._furnish()
+        except BaseException as error:
+            if made is not None:
+                self.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
+
+    def _furnish(self) -> None:
+        """Name what will be made in the folder."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -44,13 +60,7 @@ class Stage(Scratch):
     def __enter__(self) -> Self:
         self._require_possible()
         require_writable(self.place.parent)
-        self.folder = Path(tempfile.mkdtemp(prefix=f".{self.place.stem}.", dir=self.place.parent))
-        try:
-            self._furnish()
-        except BaseException as error:
-            self.__exit__(type(error), error, error.__traceback__)
-            raise
-        return self
+        return self._enter(f".{self.place.stem}.", self.place.parent)
 
     def _require_possible(self) -> None:
         for target in (self.output, self.report):
@@ -64,7 +74,6 @@ class Stage(Scratch):
             require_writable(self.report.parent)
 
     def _furnish(self) -> None:
-        """Name what will be made in the folder."""
         self.scratch = self.folder / "scratch"
         self.scratch.mkdir()
         self.model = self.folder / self.output.name
@@ -111,7 +120,7 @@ def require_writable(folder: Path) -> None:
     try:
         if not folder.is_dir():
             raise OutputError(f"there is no folder {folder}; make it first, or write elsewhere.")
-        with tempfile.TemporaryFile(dir=folder):
+        with held_back(), tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise OutputError(f"{folder} cannot be written to: {error.strerror}.") from error
