@@ -11,7 +11,7 @@ import numpy as np
 
 from trp_export.verify.compare import Distance, distance
 from trp_export.verify.judge import top1
-from trp_export.verify.sessions import Array, CannotRunError, fixed_batch, open_session, run
+from trp_export.verify.sessions import ORT_TYPES, Array, CannotRunError, open_session, run
 
 # Of more, every so manieth batch is taken: the answer is a share, and a pass over all of them takes long.
 _ENOUGH = 256
@@ -44,15 +44,15 @@ class Seen:
 
 def compare_on_seen(original: Path, result: Path, batches: Sequence[Array], kind: Kind) -> Seen | None:
     """`batches` are inputs (n, C, H, W) of a model of one input. None where it does not take so many at a time."""
-    every = -(-sum(map(len, batches)) // _ENOUGH)
-    (name,) = (wanted.name for wanted in open_session(original).get_inputs())
-    _, dtype = fixed_batch(original)
-    inputs = [{name: batch.astype(dtype)} for batch in batches[::every]]
+    chosen = batches[:: -(-sum(map(len, batches)) // _ENOUGH)]
+    (fed,) = open_session(original).get_inputs()
+    dtype: type[np.generic] = ORT_TYPES.get(fed.type, np.float32)
+    inputs = [{fed.name: batch.astype(dtype)} for batch in chosen]
     try:
         wanted, got = run(original, inputs), run(result, inputs)
     except CannotRunError:
         return None
-    images = sum(len(one[name]) for one in inputs)
+    images = sum(map(len, chosen))
     return Seen(images, kind, distance(wanted, got), _same_class(wanted[0], got[0], images))
 
 
