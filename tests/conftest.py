@@ -28,7 +28,7 @@ SHARED = Path(__file__).parent.parent.parent / "shared"
 @pytest.fixture
 def trp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs `trp-export` with these arguments in `tmp_path`."""
-    from trp_export.cli import main
+    from trp_export.cli.export import main
 
     monkeypatch.chdir(tmp_path)
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from models_zoo import find_architecture
 
-PROGRAM = Path(__file__).with_name("fuzz.py")
+PROGRAM = Path(__file__).parent / "support" / "fuzz.py"
 PLAN = {
     "format": "trp-plan",
     "version": 1,

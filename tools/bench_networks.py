@@ -199,7 +199,7 @@ def measure_group(network: Network, threads: int, scheme: str, align: str, compa
 
 
 def pictures(networks: Sequence[Network], clock: Clock) -> None:
-    from trp_export.bench.cli import run
+    from trp_export.cli.bench import run
 
     DOCS.mkdir(parents=True, exist_ok=True)
     for network in networks:

@@ -33,11 +33,11 @@ from trp_export.load.source import LoadOptions
 from trp_export.lowrank.factor import spectrum
 from trp_export.lowrank.schemes import describe as words
 from trp_export.network import Network, analyse
+from trp_export.planning.budgets import lost_energy, plan_by_macs
 from trp_export.planning.curves import Layer, curve_of, schemes_for
 from trp_export.planning.plan import Decision, Plan
 from trp_export.planning.rules import keep, take
-from trp_export.planning.shared_budget import lost_energy, plan_by_macs
-from trp_export.target import block_size
+from trp_export.system.cpu import block_size
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "runs" / "bench_plans"

@@ -21,11 +21,10 @@ import onnx_ir as ir
 from results import append, missing, read
 
 import trp_export
-from trp_export.calibration.curves import Fitted, calibrated_factors, calibrated_layers
 from trp_export.calibration.moments import Moments, gather_moments
-from trp_export.calibration.sensitivity import measure_sensitivities
-from trp_export.calibration.taps import Tap
-from trp_export.graph.batchnorm import fold_batch_norm
+from trp_export.calibration.output_curves import Fitted, calibrated_factors, calibrated_layers
+from trp_export.calibration.sensitivities import measure_sensitivities
+from trp_export.graph.batch_norm import fold_batch_norm
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.cost import count_macs
 from trp_export.graph.prepare import prepare, remove_unused
@@ -34,17 +33,18 @@ from trp_export.graph.shapes import infer_shapes, input_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.graph.statistics import norm_outputs
 from trp_export.graph.weights import apply_values
-from trp_export.images import ImageSet, Preprocessing, load_images
+from trp_export.inputs.images import ImageSet, Preprocessing, load_images
 from trp_export.load import LoadOptions
 from trp_export.lowrank.branches import factorise_branches
 from trp_export.lowrank.schemes import describe
 from trp_export.options import Benchmark, Macs, Options
+from trp_export.planning.budgets import lost_energy, measured_damage, plan_by_macs
 from trp_export.planning.curves import Layer, make_curve, schemes_for
 from trp_export.planning.plan import Plan
-from trp_export.planning.shared_budget import lost_energy, measured_damage, plan_by_macs
 from trp_export.recover.refit import refit
 from trp_export.recover.synthetic import synthesise
 from trp_export.recover.tune import tune
+from trp_export.runtime.partial import Tap
 
 CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet32": "resnet32-d509ac18.th"}
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

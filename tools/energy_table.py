@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from trp_export import Benchmark, Energy, Images, Options, Selection, compress
-from trp_export.images import Preprocessing
+from trp_export.inputs.images import Preprocessing
 from trp_export.load import LoadOptions
 from trp_export.report.document import Report
 

@@ -113,7 +113,7 @@ def _save_random(name: str, folder: Path) -> Path:
 
 def _row(name: str, arguments: list[str], folder: Path) -> str:
     output = folder / f"{name}.trp.onnx"
-    command = [sys.executable, "-m", "trp_export.cli", *arguments, *RULE, "--json", "-o", str(output)]
+    command = [sys.executable, "-m", "trp_export.cli.export", *arguments, *RULE, "--json", "-o", str(output)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -24,18 +24,18 @@ import onnx_ir as ir
 from results import append, missing, read
 
 from trp_export import Benchmark, Options, Selection, compress
+from trp_export.graph.model_files import save_model
 from trp_export.graph.sites import find_sites
 from trp_export.latency.search import plan_for_speedup
 from trp_export.latency.session import open_latency
 from trp_export.load import LoadOptions, load
 from trp_export.network import analyse, measure_layers
 from trp_export.options import LatencyTables, Macs, SavedPlan
+from trp_export.planning.budgets import lost_energy
 from trp_export.planning.rules import Energy
-from trp_export.planning.shared_budget import lost_energy
 from trp_export.precision.convert import convert
 from trp_export.precision.ranges import METHODS, gather_spreads
 from trp_export.precision.rounding import round_model, rounded_values
-from trp_export.save import save_model
 
 # ResNet-18: what the layers become, chosen so that int8 kernels lose least time at these ratios, none cut more than
 # five times. Layer patterns, scheme, rank; the first that fits counts, other layers stay dense.

@@ -22,20 +22,20 @@ import numpy as np
 import onnxruntime
 from results import append, missing, read
 
-from trp_export.build import build
-from trp_export.calibration.curves import calibrated_layers
+from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.errors import OptionError
-from trp_export.fit import Known, look
-from trp_export.images import ImageSet, Preprocessing, load_images
+from trp_export.inputs.images import ImageSet, Preprocessing, load_images
 from trp_export.load import load
 from trp_export.load.source import LoadOptions
 from trp_export.lowrank.schemes import describe
 from trp_export.network import Network, analyse, measure_layers
 from trp_export.options import Calibration, Macs, Selection
+from trp_export.planning.budgets import Damage, lost_energy, plan_by_macs
 from trp_export.planning.curves import FIXED, Layer, schemes_for
 from trp_export.planning.plan import Plan
 from trp_export.planning.second_branch import second_curves, with_curves
-from trp_export.planning.shared_budget import Damage, lost_energy, plan_by_macs
+from trp_export.steps.build import build
+from trp_export.steps.calibrate import Known, look
 
 CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet32": "resnet32-d509ac18.th"}
 NORMALISED = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -27,19 +27,19 @@ from results import append, missing, read
 
 from trp_export import Benchmark, Options, Selection, compress
 from trp_export.calibration.divergence import agreement, divergence
-from trp_export.calibration.taps import Tap
+from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.graph.weights import set_value
-from trp_export.images import ImageSet, Preprocessing, load_images
+from trp_export.inputs.images import ImageSet, Preprocessing, load_images
 from trp_export.load import LoadOptions
 from trp_export.options import INT8_CHANNELS, Calibration, Macs
 from trp_export.planning.rules import Energy
 from trp_export.precision.convert import convert
 from trp_export.precision.equalise import equalise
-from trp_export.precision.grid import round_weight, weight_scales
+from trp_export.precision.grids import round_weight, weight_scales
+from trp_export.precision.quantisable import find_units
 from trp_export.precision.ranges import METHODS, gather_spreads
 from trp_export.precision.rounding import round_model, rounded_values
-from trp_export.precision.units import find_units
-from trp_export.save import save_model, size_bytes
+from trp_export.runtime.partial import Tap
 
 CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet32": "resnet32-d509ac18.th"}
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

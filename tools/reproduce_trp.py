@@ -117,7 +117,7 @@ def _carry_out(
         model, options = _trained(row, data, weights, validation, output / row.name), ()
     onnx_file = output / f"{row.name}.onnx"
     timing = () if latency else ("--no-bench",)
-    done = _run("trp_export.cli", str(model), *options, *timing, "--json", "-o", str(onnx_file), capture=True)
+    done = _run("trp_export.cli.export", str(model), *options, *timing, "--json", "-o", str(onnx_file), capture=True)
     report = json.loads(done)
     hits = int((_predictions(onnx_file, test.images.numpy()) == test.labels.numpy()).sum())
     return {

@@ -22,17 +22,17 @@ from results import append, missing, read
 
 from training.search.options import SearchOptions
 from training.search.run import look, search
-from trp_export.calibration.curves import calibrated_factors
+from trp_export.calibration.output_curves import calibrated_factors
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.prepare import remove_unused
 from trp_export.graph.rewrite import rewrite
 from trp_export.graph.sites import find_sites
-from trp_export.images import ImageSet, load_images
+from trp_export.inputs.images import ImageSet, load_images
 from trp_export.lowrank.schemes import describe
+from trp_export.planning.budgets import measured_damage, plan_by_macs
 from trp_export.planning.plan import Plan
-from trp_export.planning.shared_budget import measured_damage, plan_by_macs
 from trp_export.recover.refit import refit
-from trp_export.save import Scratch
+from trp_export.system.staging import Scratch
 
 # Rows of the tables: who makes the plan, from which decompositions, with which images.
 METHODS: dict[str, dict[str, Any]] = {

@@ -20,7 +20,7 @@ from pathlib import Path
 from trp_export.bench.devices.cache import cached
 from trp_export.bench.devices.page_server import FILES
 from trp_export.errors import DeviceError, TrpError
-from trp_export.whole import whole
+from trp_export.system.files import whole
 
 VERSION = "1.30.0"
 # Beside the files: the version that they are of. It is written last, so that it vouches for them.

@@ -20,7 +20,7 @@ import torch
 from results import append, missing, read
 
 from trp_export.graph.statistics import norm_outputs
-from trp_export.images import load_images
+from trp_export.inputs.images import load_images
 from trp_export.recover import synthetic
 
 _VALIDATION = 2500

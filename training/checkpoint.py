@@ -21,7 +21,7 @@ from models_zoo.pairs import with_pairs
 from training.layers import unwrapped
 from trp_export.errors import LoadError, OptionError, OutputError
 from trp_export.planning.plan import parse_plan
-from trp_export.whole import whole
+from trp_export.system.files import whole
 
 FORMAT = "trp-checkpoint"
 VERSION = 1

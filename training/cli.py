@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from trp_export.entry import run, shape
+from trp_export.cli.shared import SectionedCommand, run, shape
 from trp_export.errors import LoadError, OptionError, OutputError
-from trp_export.help import SectionedCommand
-from trp_export.signals import held_back
+from trp_export.system.signals import held_back
 
 if TYPE_CHECKING:
     from training.options import TrainOptions

@@ -11,10 +11,10 @@ import numpy as np
 from trp_export.errors import OptionError
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Scheme
+from trp_export.planning.budgets import plan_by_macs
 from trp_export.planning.curves import Curve, Layer
 from trp_export.planning.plan import Plan
 from trp_export.planning.rules import Energy, LayerRule, Threshold, plan_by_rule
-from trp_export.planning.shared_budget import plan_by_macs
 
 RAMPS = ("none", "linear", "cosine")
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from trp_export.errors import OptionError, UnsupportedError
-from trp_export.graph.batchnorm import fold_batch_norm
+from trp_export.graph.batch_norm import fold_batch_norm
 from trp_export.graph.cost import count_macs, count_params
+from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.graph.prepare import prepare, remove_unused
 from trp_export.graph.shapes import OPEN_EXTENT, Shape, Shapes, infer_shapes, input_shapes, open_extents
 from trp_export.graph.sites import LocatedSite, find_sites
@@ -21,11 +22,10 @@ from trp_export.graph.statistics import Statistics, mean_inputs, norm_outputs
 from trp_export.load import Source
 from trp_export.lowrank.factor import Float64
 from trp_export.options import Selection
-from trp_export.parallel import map_layers
 from trp_export.planning.curves import Curve, Layer, make_curve, schemes_for
 from trp_export.planning.plan import Choice
 from trp_export.planning.rules import require_fits
-from trp_export.save import save_model, size_bytes
+from trp_export.system.threads import map_layers
 
 # An untrusted file must not make onnxruntime allocate without bounds.
 _MOST_BYTES = 4 * 2**30

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 
 from trp_export.errors import OptionError
-from trp_export.images import Preprocessing
+from trp_export.inputs.images import Preprocessing
 from trp_export.load.source import LoadOptions
 from trp_export.planning.curves import CHOICES
 from trp_export.planning.rules import Energy, Rank, Threshold

@@ -13,26 +13,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trp_export.build import Made, build
 from trp_export.calibration.moments import save_moments
-from trp_export.choose import make_plan, saved_choices
 from trp_export.errors import OptionError
-from trp_export.fit import Known, look
 from trp_export.graph.metadata import licence
-from trp_export.layer_times import layer_times
+from trp_export.graph.model_files import size_bytes
 from trp_export.load import load
-from trp_export.measure import clean, measure, require_faster, unmeasured, whole_story
 from trp_export.network import Network, analyse, measure_layers, require_matches
 from trp_export.options import SYNTHETIC, Calibration, MaxDrop, Options, Rule, Target
+from trp_export.planning.budgets import lost_energy
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Plan
-from trp_export.planning.recognise import recognise, sharp_drop
-from trp_export.planning.shared_budget import lost_energy
-from trp_export.progress import Progress
+from trp_export.planning.trained_low_rank import recognise, sharp_drop
 from trp_export.report.document import Cost, Report
-from trp_export.save import Scratch, Stage, size_bytes
-from trp_export.search import room_left, search, within, without_tuning
-from trp_export.variants import (
+from trp_export.steps.benchmark import clean, layer_times, measure, require_faster, unmeasured, whole_story
+from trp_export.steps.build import Made, build
+from trp_export.steps.calibrate import Known, look
+from trp_export.steps.max_drop import room_left, search, within, without_tuning
+from trp_export.steps.plan import make_plan, saved_choices
+from trp_export.steps.precisions import (
     as_compared,
     as_shipped,
     choose,
@@ -42,6 +40,8 @@ from trp_export.variants import (
     ship,
     timed,
 )
+from trp_export.system.progress import Progress
+from trp_export.system.staging import Scratch, Stage
 from trp_export.verify import Deviation, Files, Judge, Seen, compare_on_seen, open_judge, verify_export
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def compress(model: str | Path | nn.Module, options: Options = Options(), progre
         if options.bundle is not None and options.bundle.ort is not None:
             report = _with_ort(report, options.bundle.ort, stage.model, planned.network)
         if stage.page is not None:
-            from trp_export.report.page import make_page
+            from trp_export.report.page.page import make_page
 
             stage.page.write_text(make_page(report, planned.layers), encoding="utf-8")
         if options.bundle is not None:
@@ -270,7 +270,7 @@ def _stage(model: str | Path | nn.Module, options: Options) -> Stage:
     """Where the result is made: beside a file to be, or beside a bundle."""
     if options.bundle is None:
         return Stage(_output(model, options), options.report)
-    from trp_export.ship.stage import BundleStage
+    from trp_export.ship.bundle_stage import BundleStage
 
     return BundleStage(options.bundle.folder)
 

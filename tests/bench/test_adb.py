@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from trp_export.bench import Comparison, Settings, compare
-from trp_export.bench.cli import run
 from trp_export.bench.devices.adb import abi_of, choose
 from trp_export.bench.runners import python_runner
+from trp_export.cli.bench import run
 from trp_export.errors import DeviceError
 
 from .conftest import free_port, runners_below
@@ -201,10 +201,10 @@ def test_other_files_are_no_runners(tmp_path: Path, conv_net: Path, capsys: pyte
 
 
 def test_a_hung_runner_is_killed_there(phone: Phone, conv_net: Path) -> None:
-    from trp_export.bench.cases import read_cases
     from trp_export.bench.devices import open_device
     from trp_export.bench.devices.base import Start
     from trp_export.bench.devices.local import PipeRunner
+    from trp_export.bench.models import read_cases
 
     with open_device("adb", phone.settings) as device:
         device.stage(read_cases([conv_net]))

@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from trp_export.bench import Settings, compare, load
-from trp_export.bench.cli import run
 from trp_export.bench.devices.arm import CPUS, missing_arm
+from trp_export.cli.bench import run
 from trp_export.errors import DeviceError, OptionError
 
 MISSING = missing_arm(Settings())

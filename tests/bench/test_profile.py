@@ -10,10 +10,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from trp_export.bench.cases import read_cases
 from trp_export.bench.devices.base import Start
+from trp_export.bench.models import read_cases
 from trp_export.bench.profile import Profile, profile_models
-from trp_export.precision.for_speed import convert_for_speed
+from trp_export.precision.random_ranges import convert_for_speed
 
 from .conftest import save_conv_net
 

@@ -15,8 +15,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from trp_export.bench import Comparison, Settings, compare, load, ratio, save
-from trp_export.bench.cases import read_cases
 from trp_export.bench.devices.pipe import Pipe
+from trp_export.bench.models import read_cases
 from trp_export.bench.outputs import check_outputs, deviation
 from trp_export.errors import (
     DeviceError,

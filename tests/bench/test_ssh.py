@@ -16,15 +16,15 @@ import psutil
 import pytest
 
 from trp_export.bench import Comparison, Settings, compare
-from trp_export.bench.cases import read_cases
-from trp_export.bench.cli import run
 from trp_export.bench.devices import open_device
 from trp_export.bench.devices.arm import guest_python, missing_arm, qemu_command
 from trp_export.bench.devices.base import Start
 from trp_export.bench.devices.cache import cached
 from trp_export.bench.devices.local import PipeRunner
 from trp_export.bench.devices.ssh import parse_target
+from trp_export.bench.models import read_cases
 from trp_export.bench.profile import profile_and_time
+from trp_export.cli.bench import run
 from trp_export.errors import DeviceError
 
 from .conftest import free_port, runners_below

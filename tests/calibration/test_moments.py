@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from networks import RESIDUAL, make_images, make_network
 
 from trp_export.calibration import moments as module
-from trp_export.calibration.curves import calibrated_factors, calibrated_layers
 from trp_export.calibration.moments import Moments, gather_moments, load_moments, merge_moments, remarks, save_moments
+from trp_export.calibration.output_curves import calibrated_factors, calibrated_layers
 from trp_export.calibration.patches import Window, count_positions, gather_patches, sample_positions, window
-from trp_export.calibration.taps import Tap, feed
 from trp_export.errors import LoadError, OptionError, OutputError, UnsupportedError
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_products
@@ -26,6 +25,7 @@ from trp_export.graph.weights import set_value
 from trp_export.planning.curves import Layer, make_curve, schemes_for
 from trp_export.planning.plan import Plan
 from trp_export.planning.rules import take
+from trp_export.runtime.partial import Tap, feed
 
 
 @settings(max_examples=40)

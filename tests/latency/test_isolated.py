@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import pytest
 
+from trp_export.graph.model_files import save_model
 from trp_export.latency.isolated import layer_alone
 from trp_export.latency.search import plan_for_speedup, predicted_plan
 from trp_export.latency.table import Table
 from trp_export.lowrank.site import Site, Use
-from trp_export.planning.shared_budget import lost_energy
-from trp_export.save import save_model
+from trp_export.planning.budgets import lost_energy
 
 from .fake import CONDITIONS
 from .test_network import Bench, chain

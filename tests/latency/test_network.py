@@ -13,18 +13,18 @@ import pytest
 from trp_export.errors import DeviceError, OptionError
 from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.sites import find_sites
+from trp_export.latency.layer_key import network_digest, signature
 from trp_export.latency.network import NetworkLatency, measure_network
+from trp_export.latency.placeholder import save_standin
 from trp_export.latency.search import plan_for_speedup, predicted_plan
-from trp_export.latency.signature import network_digest, signature
-from trp_export.latency.standin import save_standin
 from trp_export.latency.table import Table
 from trp_export.load import load
 from trp_export.load.source import LoadOptions
 from trp_export.network import Network, analyse, measure_layers
 from trp_export.options import Selection
+from trp_export.planning.budgets import lost_energy
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Decision, Plan
-from trp_export.planning.shared_budget import lost_energy
 
 from .fake import CONDITIONS, INT8, OTHER, PER_MAC, PER_NODE, FakeDevice
 

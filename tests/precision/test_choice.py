@@ -12,7 +12,7 @@ import pytest
 from trp_export.bench import Measurement, Process
 from trp_export.options import Calibration, MaxDrop, Options
 from trp_export.precision.convert import Parity, Variant
-from trp_export.variants import LEAST_AGREEMENT, MOST_DIVERGENCE, choose, judge_as_shipped, remarks
+from trp_export.steps.precisions import LEAST_AGREEMENT, MOST_DIVERGENCE, choose, judge_as_shipped, remarks
 from trp_export.verify import Score
 
 BEST = Options(rule=None, calibration=Calibration(Path("images")), best=True)
@@ -124,7 +124,7 @@ def test_the_best_is_searched_for_in_the_form_that_loses_most(tmp_path: Path, mo
         seen.append(model.name)
         return Score(0.9, 0.9)
 
-    monkeypatch.setattr("trp_export.variants.convert", convert)
+    monkeypatch.setattr("trp_export.steps.precisions.convert", convert)
     for options in (BEST, INT8, replace(BEST, calibration=None), Options()):
         judge_as_shipped(judge, options, (), tmp_path)(Path("model.onnx"), lambda share: None)
     assert made == ["int8", "int8", "fp16"]

@@ -17,12 +17,12 @@ from trp_export.graph.prepare import prepare
 from trp_export.graph.weights import set_value
 from trp_export.precision import int8 as module
 from trp_export.precision.equalise import equalise
-from trp_export.precision.grid import WEIGHT_LIMIT, Grid
-from trp_export.precision.half import to_fp16
+from trp_export.precision.fp16 import to_fp16
+from trp_export.precision.grids import WEIGHT_LIMIT, Grid
 from trp_export.precision.int8 import UselessImagesError, shown_and_held_out, to_int8
+from trp_export.precision.quantisable import find_units
 from trp_export.precision.ranges import full_range, gather_spreads
 from trp_export.precision.rounding import round_model, rounded_values
-from trp_export.precision.units import find_units
 
 LINEAR = """<ir_version: 8, opset_import: ["" : 13]>
 net (float[N, 6] x) => (float[N, 4] y)

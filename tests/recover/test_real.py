@@ -9,10 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from trp_export.calibration.curves import calibrated_factors, calibrated_layers
 from trp_export.calibration.moments import gather_moments, remarks
-from trp_export.calibration.taps import Tap
-from trp_export.graph.batchnorm import fold_batch_norm
+from trp_export.calibration.output_curves import calibrated_factors, calibrated_layers
+from trp_export.graph.batch_norm import fold_batch_norm
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.cost import count_macs
 from trp_export.graph.prepare import prepare
@@ -20,14 +19,15 @@ from trp_export.graph.rewrite import set_products
 from trp_export.graph.shapes import infer_shapes, input_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.graph.statistics import mean_inputs
-from trp_export.images import Preprocessing, load_images
+from trp_export.inputs.images import Preprocessing, load_images
 from trp_export.load import LoadOptions, load
 from trp_export.lowrank.branches import factorise_branches
 from trp_export.lowrank.factor import Factors, Float64
+from trp_export.planning.budgets import plan_by_macs
 from trp_export.planning.curves import Layer, make_curve, schemes_for
 from trp_export.planning.plan import Plan
-from trp_export.planning.shared_budget import plan_by_macs
 from trp_export.recover.refit import refit
+from trp_export.runtime.partial import Tap
 
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 

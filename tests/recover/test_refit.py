@@ -7,11 +7,9 @@ import onnx_ir as ir
 import pytest
 from networks import RESIDUAL, make_images, make_network
 
-from trp_export.calibration.curves import Fitted, calibrated_factors
 from trp_export.calibration.divergence import divergence
 from trp_export.calibration.moments import gather_moments
-from trp_export.calibration.taps import Tap
-from trp_export.calibration.walk import Walk
+from trp_export.calibration.output_curves import Fitted, calibrated_factors
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_products
 from trp_export.graph.sites import find_sites
@@ -19,9 +17,11 @@ from trp_export.graph.weights import apply_values
 from trp_export.lowrank.branches import factorise_branches
 from trp_export.lowrank.schemes import CHANNEL_WISE, POINTWISE_FIRST, SPATIAL_WISE, Branch, Scheme, input_sliced
 from trp_export.planning.plan import Decision, Plan
-from trp_export.recover.outcome import closest
+from trp_export.recover.batch_norm_statistics import norms_left, renormalise
+from trp_export.recover.best_of import closest
 from trp_export.recover.refit import refit
-from trp_export.recover.renormalise import norms_left, renormalise
+from trp_export.runtime.incremental import Walk
+from trp_export.runtime.partial import Tap
 
 
 def _plan(located: tuple, ranks: dict[str, tuple[Scheme, int]]) -> Plan:

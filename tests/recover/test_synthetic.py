@@ -14,13 +14,13 @@ from command import Command
 from models import CONV_NET, build, save
 from networks import make_images
 
-from trp_export.calibration.taps import Tap
 from trp_export.errors import OptionError, UnsupportedError
-from trp_export.graph.batchnorm import fold_batch_norm
+from trp_export.graph.batch_norm import fold_batch_norm
 from trp_export.graph.prepare import prepare, remove_unused
 from trp_export.graph.statistics import Statistics, norm_outputs
-from trp_export.images import Preprocessing
+from trp_export.inputs.images import Preprocessing
 from trp_export.options import Calibration
+from trp_export.runtime.partial import Tap
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 from networks import RESIDUAL, make_images, make_network
 
-from trp_export.calibration.curves import Fitted
+from trp_export.calibration.output_curves import Fitted
 from trp_export.errors import OptionError, UnsupportedError
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.prepare import prepare, remove_unused

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_export.bench import Comparison, Environment, Measurement, Process
-from trp_export.images import Preprocessing
+from trp_export.inputs.images import Preprocessing
 from trp_export.load import Source
 from trp_export.lowrank.schemes import CHANNEL_WISE, SPATIAL_WISE
 from trp_export.lowrank.site import Site, Use
@@ -20,9 +20,9 @@ from trp_export.planning.plan import Decision, Plan
 from trp_export.planning.rules import Energy, keep, take
 from trp_export.precision.convert import Parity, Variant
 from trp_export.report.document import Cost, Report
-from trp_export.variants import Forms
+from trp_export.runtime.distance import Distance
+from trp_export.steps.precisions import Forms
 from trp_export.verify import Agreement, Deviation
-from trp_export.verify.compare import Distance
 
 HOSTILE = (
     "</title><script>alert(1)</script>",

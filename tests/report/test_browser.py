@@ -12,7 +12,7 @@ import pytest
 from browser import CHROMIUM, MISSING, Page, chromium
 from PIL import Image
 
-from trp_export.report.page import make_page
+from trp_export.report.page.page import make_page
 
 from .reports import LAYERS, make_forms, make_report
 

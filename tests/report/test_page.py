@@ -13,7 +13,7 @@ from itertools import pairwise
 import pytest
 
 from trp_export.report.document import Report
-from trp_export.report.page import make_page
+from trp_export.report.page.page import make_page
 
 from .reports import HOSTILE, LAYERS, bare, make_comparison, make_frontier, make_layer, make_plan, make_report
 

@@ -243,7 +243,18 @@ def test_a_full_disk(refuses: Command, model: Path, small_disk: Path) -> None:
 
 def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
     save(build(), tmp_path / "model.onnx")
-    command = [sys.executable, "-m", "trp_export.cli", "model.onnx", "--rank", "2", "--budget", "60", "--bundle", "app"]
+    command = [
+        sys.executable,
+        "-m",
+        "trp_export.cli.export",
+        "model.onnx",
+        "--rank",
+        "2",
+        "--budget",
+        "60",
+        "--bundle",
+        "app",
+    ]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and files(tmp_path) == {"model.onnx"}:
         time.sleep(0.01)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trp_export.images import Preprocessing, load_images
+from trp_export.inputs.images import Preprocessing, load_images
 
 from .conftest import IMAGES, Made
 

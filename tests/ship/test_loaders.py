@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from trp_export.bench.devices.cache import cached
-from trp_export.images import Preprocessing, load_images
+from trp_export.inputs.images import Preprocessing, load_images
 
 from .conftest import IMAGES, Made
 

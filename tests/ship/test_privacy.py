@@ -13,7 +13,7 @@ from command import Command
 from models import build, save
 
 from models_zoo import find_architecture
-from trp_export.privacy import is_private, without_paths
+from trp_export.system.privacy import is_private, without_paths
 
 HOME = "/home/zebediah-quill"
 USER = "zebediahquill"

@@ -10,7 +10,7 @@ from models_zoo.cifar_resnet import CifarResNet
 from training import TRP, Energy, TRPSettings
 from training.layers import find_layers
 from trp_export.planning.curves import Curve, make_curve, schemes_for
-from trp_export.planning.recognise import recognise, sharp_drop
+from trp_export.planning.trained_low_rank import recognise, sharp_drop
 
 
 @given(st.integers(6, 60), st.integers(6, 60), st.integers(0, 999))

@@ -1,4 +1,4 @@
-"""The page prepares images as trp_export.images does: the same bits.
+"""The page prepares images as trp_export.inputs.images does: the same bits.
 
 Pillow scales across first, then down; from 13 on it turns that around where the height shrinks much more than the
 width, which moves some pixels by one level. With one factor for both that happens to tiny or very narrow images alone.
@@ -21,7 +21,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trp_export.images import ImageSet, Preprocessing, _normalise
+from trp_export.inputs.images import ImageSet, Preprocessing, _normalise
 
 MODULE = Path(__file__).parents[2] / "tools" / "web_demo" / "preprocess.mjs"
 
@@ -77,7 +77,7 @@ def test_the_same_bits(
     prepare: Prepare, height: int, width: int, resize: int | str | None, crop: tuple[int, int], grey: bool, seed: int
 ) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    with mock.patch("trp_export.images._scaled", _across_then_down):
+    with mock.patch("trp_export.inputs.images._scaled", _across_then_down):
         found, expected = _both(prepare, pixels, resize, _fitting(height, width, resize, crop), grey)
     assert found.tobytes() == expected.tobytes()
 

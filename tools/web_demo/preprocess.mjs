@@ -1,4 +1,4 @@
-// From pixels to the input of a network, bit for bit as trp_export/images.py does it with Pillow and numpy:
+// From pixels to the input of a network, bit for bit as trp_export/inputs/images.py does it with Pillow and numpy:
 // a browser's own scaling gives other pixels, so scaling is done here.
 //
 // An image is {width, height, channels, data}, data uint8 with the channels of a pixel side by side.

@@ -9,9 +9,9 @@ import numpy as np
 from training.search.space import Space
 from trp_export.errors import OptionError
 from trp_export.lowrank.factor import Float64
-from trp_export.planning.budget import Menu, allocate
+from trp_export.planning.budgets import why_none
+from trp_export.planning.knapsack import Menu, allocate
 from trp_export.planning.plan import Decision, Plan
-from trp_export.planning.shared_budget import why_none
 
 # The share of the budget that is to be used at least, and the rewards for doing so, of the whole budget.
 _USED = 0.98

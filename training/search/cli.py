@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from trp_export.entry import SCHEMES, numbers, run, shape
+from trp_export.cli.shared import SCHEMES, SectionedCommand, numbers, run, shape
 from trp_export.errors import LoadError, OptionError, StoppedEarly
-from trp_export.help import SectionedCommand
-from trp_export.signals import held_back
+from trp_export.system.signals import held_back
 
 if TYPE_CHECKING:
     from training.search.options import SearchOptions

@@ -25,19 +25,19 @@ from training.search.run import IMAGES, look, open_search, read_search
 from training.search.sample import Drawn, as_plan, draw_plans
 from training.search.space import Space, by_macs
 from training.search.trust import Estimate, Trust, bootstrap, kendall, measure_trust
-from trp_export.calibration.curves import calibrated_layers
 from trp_export.calibration.moments import Moments
-from trp_export.calibration.sensitivity import measure_sensitivities
-from trp_export.calibration.taps import feed
+from trp_export.calibration.output_curves import calibrated_layers
+from trp_export.calibration.sensitivities import measure_sensitivities
 from trp_export.errors import LoadError, OptionError
 from trp_export.lowrank.factor import Float64
 from trp_export.network import Network, measure_layers
 from trp_export.options import Selection
+from trp_export.planning.budgets import Damage, lost_energy, measured_damage
 from trp_export.planning.curves import Layer
-from trp_export.planning.shared_budget import Damage, lost_energy, measured_damage
-from trp_export.progress import Progress
-from trp_export.save import Scratch
-from trp_export.whole import whole
+from trp_export.runtime.partial import feed
+from trp_export.system.files import whole
+from trp_export.system.progress import Progress
+from trp_export.system.staging import Scratch
 
 # Images on which sensitivities are measured.
 _MEASURED_ON = 256

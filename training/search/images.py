@@ -9,9 +9,9 @@ import numpy as np
 
 from training import data
 from training.search.options import SearchOptions
-from trp_export import images as unlabelled
 from trp_export.errors import LoadError
-from trp_export.images import ImageSet, InputShape, Preprocessing
+from trp_export.inputs import images as unlabelled
+from trp_export.inputs.images import ImageSet, InputShape, Preprocessing
 from trp_export.network import Network
 
 _LABELLED = ("npz:", "imagefolder:", "torchvision:")

@@ -12,18 +12,19 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.calibration.moments import gather_moments
-from trp_export.calibration.taps import Tap, feed
 from trp_export.errors import OptionError
-from trp_export.fit import Known, fit
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_products
 from trp_export.graph.sites import find_sites
 from trp_export.graph.weights import apply_values
-from trp_export.images import ImageSet
+from trp_export.inputs.images import ImageSet
 from trp_export.network import Network
 from trp_export.options import Calibration
+from trp_export.planning.budgets import lost_energy
 from trp_export.planning.plan import Plan
-from trp_export.planning.shared_budget import lost_energy
+from trp_export.runtime.partial import Tap, feed
+from trp_export.steps.calibrate import Known
+from trp_export.steps.factors import fit
 
 DRAWS = 2
 _RECOVERED_ON, _JUDGED_ON, _LEAST = 256, 2500, 64

@@ -29,19 +29,19 @@ from training.search.plots import draw
 from training.search.space import Space, by_latency, by_macs, second_by_macs
 from training.search.supernet import Supernet
 from trp_export.calibration.moments import Moments, gather_moments, remarks
-from trp_export.calibration.taps import fixed_batch
 from trp_export.errors import LoadError, OptionError, OutputError, StoppedEarly, UnsupportedError
-from trp_export.images import ImageSet, load_images
+from trp_export.inputs.images import ImageSet, load_images
 from trp_export.load import LoadOptions, load
 from trp_export.lowrank.factor import Float64
 from trp_export.network import Network, analyse, measure_layers
 from trp_export.options import Benchmark, LatencyTables, Selection
 from trp_export.planning.plan import Plan
-from trp_export.progress import Progress
 from trp_export.recover.synthetic import affordable, synthetic_images, synthetic_note
 from trp_export.recover.torch_graph import TorchGraph
-from trp_export.save import Scratch
-from trp_export.whole import whole
+from trp_export.runtime.partial import fixed_batch
+from trp_export.system.files import whole
+from trp_export.system.progress import Progress
+from trp_export.system.staging import Scratch
 
 if TYPE_CHECKING:
     from trp_export.latency.network import NetworkLatency

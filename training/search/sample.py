@@ -12,7 +12,7 @@ from training.search.choose import choose
 from training.search.space import Space
 from trp_export.errors import OptionError
 from trp_export.lowrank.factor import Float64
-from trp_export.planning.budget import Menu, allocate
+from trp_export.planning.knapsack import Menu, allocate
 from trp_export.planning.plan import Decision, Plan
 
 # How far plans may be from the budget, as a share of what the whole network then costs.

@@ -11,9 +11,9 @@ from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Branch, Branches
 from trp_export.lowrank.site import Site
 from trp_export.lowrank.space import Candidate, lr_space, second_branches
+from trp_export.planning.budgets import Timing
 from trp_export.planning.curves import schemes_for
 from trp_export.planning.plan import Plan
-from trp_export.planning.shared_budget import Timing
 
 # Steps of a layer's dense cost by which candidates of unlike schemes count as equally large.
 SHARES = 20

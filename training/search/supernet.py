@@ -19,7 +19,6 @@ from training.search.factors import Metric, Nested, metric_of, nested_factors
 from training.search.logits import Mixture
 from training.search.space import Space
 from trp_export.calibration.moments import Moments
-from trp_export.calibration.taps import Tap
 from trp_export.errors import UnsupportedError
 from trp_export.graph.bias import add_to_bias, takes_bias
 from trp_export.graph.rewrite import stored_order
@@ -28,8 +27,9 @@ from trp_export.lowrank.branches import calibrate_branches, factorise_branches, 
 from trp_export.lowrank.calibrated import output_variance
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Array, Branches, Scheme
-from trp_export.progress import Share
 from trp_export.recover.torch_graph import TorchGraph
+from trp_export.runtime.partial import Tap
+from trp_export.system.progress import Share
 
 # Relative distance of outputs up to which torch stands in for onnxruntime.
 _SOUND = 1e-3

@@ -9,7 +9,7 @@ onnx, scipy and onnxruntime are imported when they are first needed.
 
 from trp_export.bench.devices.base import Settings
 from trp_export.bench.environment import Environment
-from trp_export.bench.measure import Comparison, Deviation, Measurement, Process, load, save
+from trp_export.bench.samples import Comparison, Deviation, Measurement, Process, load, save
 from trp_export.bench.session import compare
 from trp_export.bench.stats import Ratio, Summary, median, ratio, summary
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trp_export.bench.environment import Environment, Machine
-from trp_export.bench.measure import Measurement
+from trp_export.bench.samples import Measurement
 
 BUSY_OTHERS = 0.10  # share of all cores that other programs may take
 SPREAD = 1.25  # p90 over the median

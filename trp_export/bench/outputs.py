@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trp_export.bench.cases import Case
 from trp_export.bench.devices import open_device
 from trp_export.bench.devices.base import Settings, Start
-from trp_export.bench.measure import Deviation
+from trp_export.bench.models import Case
+from trp_export.bench.samples import Deviation
 from trp_export.errors import VerifyError
 
 Outputs = list[np.ndarray | None]

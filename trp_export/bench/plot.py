@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from trp_export.bench.measure import Comparison
 from trp_export.bench.profile import Profile
 from trp_export.bench.report import threads
+from trp_export.bench.samples import Comparison
 from trp_export.bench.stats import ratio
 from trp_export.errors import OptionError
-from trp_export.whole import whole
+from trp_export.system.files import whole
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # Paul Tol's bright scheme
 MOST_LAYERS = 60

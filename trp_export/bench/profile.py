@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from trp_export.bench.cases import Case
 from trp_export.bench.devices.base import Device, Start
 from trp_export.bench.devices.local import LocalDevice, PipeRunner
 from trp_export.bench.devices.staging import copy_local
+from trp_export.bench.models import Case
 from trp_export.errors import DeviceError
 
 WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "FusedConv": 1, "FusedGemm": 1, "QLinearConv": 3}

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from trp_export.bench import stats
 from trp_export.bench.environment import Environment
-from trp_export.bench.measure import Comparison, Measurement
 from trp_export.bench.profile import Layer, Profile
+from trp_export.bench.samples import Comparison, Measurement
 
 WIDTH_WHEN_PIPED = 1000  # tables take what they need, and lines stay whole
 

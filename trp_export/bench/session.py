@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from trp_export.bench.cases import Case, read_cases, signature
 from trp_export.bench.devices import open_device
 from trp_export.bench.devices.base import Device, Ready, Runner, Settings, Start, Turn
 from trp_export.bench.environment import Environment, Machine, choose_cores, governor_of, require_same
-from trp_export.bench.measure import Comparison, Deviation, Measurement, Process
+from trp_export.bench.models import Case, read_cases, signature
 from trp_export.bench.noise import Watch, remarks
 from trp_export.bench.outputs import check_outputs, reference_outputs
+from trp_export.bench.samples import Comparison, Deviation, Measurement, Process
 from trp_export.errors import OptionError
 
 TURN_NS = 60e6  # long enough to drown the first, cold run; short enough to interleave finely

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trp_export.bench.measure import Measurement
+from trp_export.bench.samples import Measurement
 
 CONFIDENCE = 0.99
 SMALLEST_DIFFERENCE = 0.01  # below this, "no difference", however sure; counts of one model repeat to 0.2 %

@@ -14,14 +14,14 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_export.calibration.patches import count_positions, gather_patches, sample_positions, window
-from trp_export.calibration.taps import Tap, feed
 from trp_export.errors import LoadError, OptionError
 from trp_export.graph.sites import LocatedSite
-from trp_export.images import ImageSet
+from trp_export.inputs.images import ImageSet
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.site import Site
-from trp_export.progress import Share
-from trp_export.whole import whole
+from trp_export.runtime.partial import Tap, feed
+from trp_export.system.files import whole
+from trp_export.system.progress import Share
 
 # Positions per entry of a patch: more of them change the factors no further.
 SAMPLES_PER_ENTRY = 64

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import onnx_ir as ir
 
-from trp_export.privacy import is_private, without_paths
+from trp_export.system.privacy import is_private, without_paths
 
 LICENCE_KEYS = ("licence", "license")
 _LONGEST = 2000

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trp_export.bench import Comparison, Settings, compare
-from trp_export.bench.cases import Case, read_cases
 from trp_export.bench.devices import open_device
 from trp_export.bench.devices.base import Start
 from trp_export.bench.environment import choose_cores
+from trp_export.bench.models import Case, read_cases
 from trp_export.bench.profile import Profile, profile_and_time
 from trp_export.latency.table import Conditions
 

@@ -16,8 +16,8 @@ from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.latency.candidates import sampled_ranks
 from trp_export.latency.device import DeviceUnderTest
+from trp_export.latency.placeholder import numbers, save_model_as
 from trp_export.latency.sampling import Subject, dense_key, pair_key
-from trp_export.latency.standin import numbers, save_model_as
 from trp_export.latency.table import Table
 from trp_export.lowrank.schemes import Branch, Scheme
 from trp_export.lowrank.site import Site

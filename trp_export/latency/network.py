@@ -20,6 +20,8 @@ from trp_export.latency.candidates import offered_ranks
 from trp_export.latency.device import DeviceUnderTest
 from trp_export.latency.forecast import Forecast
 from trp_export.latency.isolated import measure_alone
+from trp_export.latency.layer_key import network_digest, plan_digest, signature
+from trp_export.latency.placeholder import make_standin, save_standin
 from trp_export.latency.sampling import (
     Sample,
     Subject,
@@ -31,17 +33,15 @@ from trp_export.latency.sampling import (
     plans_to_measure,
     take_sample,
 )
-from trp_export.latency.signature import network_digest, plan_digest, signature
-from trp_export.latency.standin import make_standin, save_standin
 from trp_export.latency.table import Table
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Branch, Scheme
 from trp_export.network import Network
+from trp_export.planning.budgets import Ranks, Timing
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Change, Plan
-from trp_export.planning.shared_budget import Ranks, Timing
-from trp_export.progress import Progress
-from trp_export.target import block_size
+from trp_export.system.cpu import block_size
+from trp_export.system.progress import Progress
 
 _DENSE = "dense-standin.onnx"
 

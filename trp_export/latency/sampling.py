@@ -17,7 +17,7 @@ import numpy as np
 
 from trp_export.graph.rewrite import WeightNames, path_count
 from trp_export.latency.candidates import sampled_ranks
-from trp_export.latency.standin import save_standin
+from trp_export.latency.placeholder import save_standin
 from trp_export.latency.table import Table
 from trp_export.lowrank.schemes import Branch, Scheme
 from trp_export.lowrank.site import Site

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from trp_export.errors import OptionError
 from trp_export.latency.network import NetworkLatency
+from trp_export.planning.budgets import Damage, plan_by_latency
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Plan
-from trp_export.planning.shared_budget import Damage, plan_by_latency
 
 # A wish is met within this share; steps of whole blocks of channels are coarser in a small network.
 _NEAR = 0.01

@@ -13,10 +13,10 @@ from trp_export.latency.table import Table, cache_file, merged
 from trp_export.network import Network
 from trp_export.options import Benchmark, LatencyTables, Precision, Selection
 from trp_export.planning.curves import Layer
-from trp_export.target import block_size
+from trp_export.system.cpu import block_size
 
 if TYPE_CHECKING:
-    from trp_export.progress import Progress
+    from trp_export.system.progress import Progress
 
 # What tables call a precision.
 _IN_TABLES: dict[Precision, str] = {"fp32": "float32", "fp16": "float16", "int8": "int8"}

@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 from trp_export.errors import EnvironmentMismatchError, LoadError
-from trp_export.whole import whole
+from trp_export.system.files import whole
 
 FORMAT = "trp-latency"
 VERSION = 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from trp_export.errors import LoadError, OptionError
 from trp_export.load.source import LoadOptions, Source
-from trp_export.signals import held_back
+from trp_export.system.signals import held_back
 
 if TYPE_CHECKING:
     from torch import nn

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from trp_export.calibration.divergence import agreement, divergence
 from trp_export.errors import TrpError, first_line
-from trp_export.precision.half import to_fp16
+from trp_export.graph.model_files import save_model, size_bytes
+from trp_export.precision.fp16 import to_fp16
 from trp_export.precision.int8 import shown_and_held_out, to_int8
-from trp_export.progress import Progress
-from trp_export.save import save_model, size_bytes
+from trp_export.runtime.sessions import CannotRunError, Inputs, run
+from trp_export.system.progress import Progress
 from trp_export.verify import Agreement, Score
-from trp_export.verify.sessions import CannotRunError, Inputs, run
 
 if TYPE_CHECKING:
     from trp_export.bench import Measurement

@@ -16,9 +16,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trp_export.calibration.taps import Tap
 from trp_export.graph.weights import Constant, find_bias, find_constant, set_value
 from trp_export.lowrank.factor import Float64
+from trp_export.runtime.partial import Tap
 
 Batches = Sequence[NDArray[Any]]
 

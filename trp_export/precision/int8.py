@@ -15,15 +15,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.calibration.divergence import divergence
-from trp_export.calibration.taps import Tap
 from trp_export.errors import TrpError, UnsupportedError, first_line
 from trp_export.graph.skeleton import fill_skeleton, make_skeleton
 from trp_export.precision.equalise import equalise
-from trp_export.precision.grid import Grid
+from trp_export.precision.grids import Grid
+from trp_export.precision.quantisable import find_units
 from trp_export.precision.ranges import METHODS, Spread, gather_spreads
 from trp_export.precision.rounding import LEAST_OPSET, round_model, rounded_values
-from trp_export.precision.units import find_units
-from trp_export.progress import Share
+from trp_export.runtime.partial import Tap
+from trp_export.system.progress import Share
 
 Batches = Sequence[NDArray[Any]]
 Outputs = Mapping[str, NDArray[Any]]

@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trp_export.calibration.taps import Tap
 from trp_export.errors import LoadError
-from trp_export.precision.grid import Grid, grid_between
+from trp_export.precision.grids import Grid, grid_between
+from trp_export.runtime.partial import Tap
 
 Batches = Sequence[NDArray[Any]]
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from trp_export.graph.prepare import remove_unused
 from trp_export.graph.weights import add_initializer, find_bias
-from trp_export.precision.grid import Grid, round_bias, round_weight, weight_scales
-from trp_export.precision.units import MOVERS, Unit, find_units
+from trp_export.precision.grids import Grid, round_bias, round_weight, weight_scales
+from trp_export.precision.quantisable import MOVERS, Unit, find_units
 
 LEAST_OPSET = 13  # a scale for each channel
 

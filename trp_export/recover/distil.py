@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from trp_export.calibration.divergence import agreement, divergence
-from trp_export.calibration.taps import Tap, fixed_batch
 from trp_export.errors import UnsupportedError
 from trp_export.recover.muon import Muon
 from trp_export.recover.torch_graph import TorchGraph
+from trp_export.runtime.partial import Tap, fixed_batch
 
 Array = NDArray[Any]
 

@@ -17,10 +17,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trp_export.calibration.curves import Fitted
 from trp_export.calibration.moments import is_tapped, samples_per_image
+from trp_export.calibration.output_curves import Fitted
 from trp_export.calibration.patches import Positions, count_positions, gather_patches, sample_positions, window
-from trp_export.calibration.walk import Walk
 from trp_export.errors import LoadError
 from trp_export.graph.bias import add_to_bias, takes_bias
 from trp_export.graph.rewrite import set_kernel
@@ -30,8 +29,9 @@ from trp_export.lowrank.branches import Pairs, calibrate_branches, sum_products
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.site import Site
 from trp_export.planning.plan import Change, Plan
-from trp_export.progress import Share
-from trp_export.recover.renormalise import norms_left, renormalise
+from trp_export.recover.batch_norm_statistics import norms_left, renormalise
+from trp_export.runtime.incremental import Walk
+from trp_export.system.progress import Share
 
 Array = NDArray[Any]
 

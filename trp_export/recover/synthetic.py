@@ -19,13 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trp_export.calibration.taps import fixed_batch
 from trp_export.errors import UnsupportedError
 from trp_export.graph.statistics import Statistics
-from trp_export.images import ImageSet, InputShape, Preprocessing
-from trp_export.progress import Share
+from trp_export.inputs.images import ImageSet, InputShape, Preprocessing
 from trp_export.recover.distil import half_precision
 from trp_export.recover.torch_graph import TorchGraph
+from trp_export.runtime.partial import fixed_batch
+from trp_export.system.progress import Share
 
 Float32 = NDArray[np.float32]
 

@@ -16,8 +16,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.errors import OptionError
-from trp_export.progress import Share
-from trp_export.signals import held_back
+from trp_export.system.progress import Share
+from trp_export.system.signals import held_back
 
 if TYPE_CHECKING:
     from trp_export.recover.distil import Distillation

@@ -15,13 +15,13 @@ from trp_export.load import Source
 from trp_export.options import Options
 from trp_export.planning.frontier import Frontier
 from trp_export.planning.plan import Decision, Plan
-from trp_export.privacy import without_paths
+from trp_export.system.privacy import without_paths
 from trp_export.verify import Deviation
 
 if TYPE_CHECKING:
     from trp_export.bench import Comparison, Measurement, Ratio
     from trp_export.ship.manifest import Ort
-    from trp_export.variants import Forms
+    from trp_export.steps.precisions import Forms
 
 SCHEMA = 1
 _PACKAGES = ("trp-export", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxsim", "torch", "torchvision")

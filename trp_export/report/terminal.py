@@ -13,11 +13,11 @@ from rich.text import Text
 from trp_export.planning.frontier import Frontier
 from trp_export.planning.plan import Decision
 from trp_export.report.document import Report
-from trp_export.report.frontier import SMALLER, limit, measured_on, tried
-from trp_export.report.markup import plain
-from trp_export.report.summary import compared
-from trp_export.report.variants import Line, lines
-from trp_export.report.words import change, headline, kernel, short_schemes, shorten, times, tone
+from trp_export.report.page.frontier import SMALLER, limit, measured_on, tried
+from trp_export.report.page.markup import plain
+from trp_export.report.page.precisions import Line, lines
+from trp_export.report.page.summary import compared
+from trp_export.report.wording import change, headline, kernel, short_schemes, shorten, times, tone
 from trp_export.verify import Agreement
 
 WIDTH_WHEN_PIPED = 1000  # tables take what they need, and lines stay whole

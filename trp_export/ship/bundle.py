@@ -13,8 +13,8 @@ import onnx
 from onnx import external_data_helper
 
 from trp_export.errors import OptionError
-from trp_export.images import ImageSet, load_images
-from trp_export.images import Preprocessing as Given
+from trp_export.inputs.images import ImageSet, load_images
+from trp_export.inputs.images import Preprocessing as Given
 from trp_export.options import Options
 from trp_export.report.document import Report
 from trp_export.ship.card import make_card

@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from trp_export.report.command import command_line
+from trp_export.command_line import command_line
 from trp_export.report.document import Report
-from trp_export.report.markup import plain
-from trp_export.report.summary import compared
-from trp_export.report.words import headline, shorten
+from trp_export.report.page.markup import plain
+from trp_export.report.page.summary import compared
+from trp_export.report.wording import headline, shorten
 from trp_export.ship.manifest import Manifest, Preprocessing, Tensor
 
 _LONGEST = 600

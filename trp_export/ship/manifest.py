@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trp_export.errors import LoadError
-from trp_export.ship.fields import Fields, plain_json
+from trp_export.system.json_fields import Fields, plain_json
 
 NAME = "manifest.json"
 FORMAT = "trp-bundle"

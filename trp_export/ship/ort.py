@@ -17,11 +17,11 @@ import onnx
 
 from trp_export.errors import first_line
 from trp_export.options import Target
-from trp_export.privacy import without_paths
+from trp_export.runtime.distance import distance
+from trp_export.runtime.sessions import CannotRunError, noise, run
 from trp_export.ship.bundle import precision_of
 from trp_export.ship.manifest import Ort
-from trp_export.verify.compare import distance
-from trp_export.verify.sessions import CannotRunError, noise, run
+from trp_export.system.privacy import without_paths
 
 MODEL, OPERATORS = "model.ort", "required_operators.config"
 _WORKER = Path(__file__).with_name("ort_worker.py")

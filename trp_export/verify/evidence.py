@@ -17,12 +17,13 @@ from trp_export.errors import OptionError, VerifyError
 from trp_export.graph.shapes import Shape
 from trp_export.load import Source
 from trp_export.planning.plan import Plan
-from trp_export.progress import Progress
-from trp_export.verify.compare import TOLERANCE, Distance, distance, require_equal, require_finite
+from trp_export.runtime.distance import Distance, distance
+from trp_export.runtime.sessions import Array, CannotRunError, noise, run
+from trp_export.system.progress import Progress
+from trp_export.verify.calibration_images import Seen
+from trp_export.verify.compare import TOLERANCE, require_equal, require_finite
 from trp_export.verify.judge import Agreement, Judge, Score
 from trp_export.verify.layers import verify_layers
-from trp_export.verify.seen import Seen
-from trp_export.verify.sessions import Array, CannotRunError, noise, run
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from trp_export.errors import LoadError, OptionError
 from trp_export.graph.shapes import Shape
-from trp_export.images import ImageSet, load_images
+from trp_export.inputs.images import ImageSet, load_images
 from trp_export.load import Source
 from trp_export.options import Evaluate, Images
-from trp_export.progress import Share
-from trp_export.verify.sessions import Array, CannotRunError, Inputs, fixed_batch, run, stream
+from trp_export.runtime.sessions import Array, CannotRunError, Inputs, fixed_batch, run, stream
+from trp_export.system.progress import Share
 
 Labels = NDArray[np.int64]
 _BATCH = 100

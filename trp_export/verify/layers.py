@@ -8,13 +8,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from trp_export.errors import VerifyError
+from trp_export.graph.model_files import save_model
 from trp_export.graph.shapes import input_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.lowrank.site import Site
 from trp_export.planning.plan import Plan
-from trp_export.save import save_model
-from trp_export.verify.compare import Distance, require_equal
-from trp_export.verify.sessions import CannotRunError, noise, run
+from trp_export.runtime.distance import Distance
+from trp_export.runtime.sessions import CannotRunError, noise, run
+from trp_export.verify.compare import require_equal
 
 # Extents that the file leaves open. Any size will do: a pair is exact at every size.
 _EXTENT = 24

@@ -19,8 +19,8 @@ from training.search.recovery import split_images
 from training.search.sample import TOLERANCE, Drawn, as_plan, draw_plans
 from training.search.space import Space, by_macs
 from trp_export.errors import LoadError, OptionError
-from trp_export.images import ImageSet, Preprocessing
-from trp_export.planning.budget import Menu, allocate
+from trp_export.inputs.images import ImageSet, Preprocessing
+from trp_export.planning.knapsack import Menu, allocate
 
 
 @pytest.fixture(scope="module")

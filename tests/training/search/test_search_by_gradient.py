@@ -22,7 +22,7 @@ from trp_export.calibration.moments import gather_moments
 from trp_export.errors import OptionError, TrpError
 from trp_export.lowrank.schemes import CHANNEL_WISE, SPATIAL_WISE, Branch
 from trp_export.lowrank.site import Site, Use
-from trp_export.planning.shared_budget import Timing
+from trp_export.planning.budgets import Timing
 
 
 @pytest.fixture(scope="module")

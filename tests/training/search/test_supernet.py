@@ -15,7 +15,6 @@ from training.search.logits import Mixture
 from training.search.space import Space, by_macs, second_by_macs
 from training.search.supernet import Supernet
 from trp_export.calibration.moments import gather_moments
-from trp_export.calibration.taps import Tap
 from trp_export.errors import UnsupportedError
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import rewrite
@@ -36,6 +35,7 @@ from trp_export.lowrank.schemes import (
     output_sliced,
 )
 from trp_export.planning.plan import Decision, Plan
+from trp_export.runtime.partial import Tap
 
 SCHEMES = (
     CHANNEL_WISE,

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from trp_export.bench.cases import Case
 from trp_export.bench.devices.base import Device, Settings, Start, Turn
 from trp_export.bench.devices.cache import cached
 from trp_export.bench.devices.local import RUNNER, PipeRunner, serve_arguments
 from trp_export.bench.devices.pipe import Pipe
 from trp_export.bench.devices.staging import MANIFEST, write_inputs
 from trp_export.bench.environment import Machine
+from trp_export.bench.models import Case
 from trp_export.errors import DeviceError
 
 # Processors by qemu's name, with the part number their /proc/cpuinfo must show: onnxruntime believes that number,

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trp_export.bench.cases import Case
 from trp_export.bench.environment import Machine
+from trp_export.bench.models import Case
 
 
 @dataclass(frozen=True, slots=True)

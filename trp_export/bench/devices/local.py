@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from trp_export.bench.cases import Case
 from trp_export.bench.devices.base import Device, Ready, Settings, Start, Turn
 from trp_export.bench.devices.pipe import Pipe
 from trp_export.bench.devices.staging import MANIFEST, write_inputs
 from trp_export.bench.environment import Machine
+from trp_export.bench.models import Case
 from trp_export.bench.runners import python_runner
 from trp_export.errors import DeviceError
 

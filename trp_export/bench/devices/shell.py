@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from trp_export.bench.cases import Case
 from trp_export.bench.devices.base import Settings, Start
 from trp_export.bench.devices.local import PROBE_TIMEOUT_S, ROUNDS, PipeRunner
 from trp_export.bench.devices.pipe import Pipe
 from trp_export.bench.devices.staging import MANIFEST, portable_files, write_inputs
 from trp_export.bench.environment import Machine
+from trp_export.bench.models import Case
 from trp_export.errors import DeviceError
 
 SLOWEST_BYTES_PER_S = 200_000  # a transfer slower than this counts as hung

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trp_export.bench.cases import Case
+from trp_export.bench.models import Case
 from trp_export.bench.runners.python_runner import ELEMENTS
 from trp_export.errors import OutputError
 

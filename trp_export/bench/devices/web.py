@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from trp_export.bench.cases import Case
 from trp_export.bench.devices.base import Device, Runner, Settings, Start, Turn
 from trp_export.bench.devices.cache import cached
 from trp_export.bench.devices.local import ROUNDS, LocalDevice, PipeRunner, check_ready, decode
@@ -29,6 +28,7 @@ from trp_export.bench.devices.page_server import FILES, SCRIPT, Page, PageServer
 from trp_export.bench.devices.pipe import Pipe, end_group
 from trp_export.bench.devices.staging import copy_local, write_inputs
 from trp_export.bench.environment import Machine
+from trp_export.bench.models import Case
 from trp_export.errors import DeviceError
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

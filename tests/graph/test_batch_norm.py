@@ -1,0 +1,130 @@
+"""Batch norm folded into what comes before it, held against onnxruntime; and left alone where that would be wrong."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+import pytest
+from models import build, noise, relative_l2, run
+
+from trp_export.graph.batch_norm import fold_batch_norm
+from trp_export.graph.prepare import prepare, remove_unused
+
+NORM = "float[8] g, float[8] s, float[8] m, float[8] v"
+
+
+def text(body: str, weights: str, out: str = "float[N, M, H, W] y", data: str = "float[N, 4, 12, 12] x") -> str:
+    return f'<ir_version: 8, opset_import: ["" : 17]>\nnet ({data}) => ({out}) <{weights}, {NORM}> {{ {body} }}'
+
+
+def fold(proto: onnx.ModelProto) -> tuple[int, onnx.ModelProto]:
+    model = prepare(ir.serde.deserialize_model(proto))
+    folded = fold_batch_norm(model)
+    remove_unused(model)
+    return folded, ir.serde.serialize_model(model)
+
+
+CONV = "Conv <pads = [1, 1, 1, 1]>"
+FOLDS = {
+    "conv": text(f"a = {CONV} (x, w)  y = BatchNormalization <epsilon = 0.01> (a, g, s, m, v)", "float[8, 4, 3, 3] w"),
+    "conv with bias": text(
+        f"a = {CONV} (x, w, b)  y = BatchNormalization (a, g, s, m, v)", "float[8, 4, 3, 3] w, float[8] b"
+    ),
+    "sum of convs": text(
+        f"a = {CONV} (x, w, b)  c = {CONV} (x, u)  d = {CONV} (x, t)  e = Add (a, c)  f = Add (e, d)"
+        "  y = BatchNormalization (f, g, s, m, v)",
+        "float[8, 4, 3, 3] w, float[8] b, float[8, 4, 3, 3] u, float[8, 4, 3, 3] t",
+    ),
+    "transposed conv": text(
+        "a = ConvTranspose <strides = [2, 2]> (x, w)  y = BatchNormalization (a, g, s, m, v)", "float[4, 8, 3, 3] w"
+    ),
+    "grouped transposed conv": text(
+        "a = ConvTranspose <group = 2> (x, w, b)  y = BatchNormalization (a, g, s, m, v)",
+        "float[4, 4, 3, 3] w, float[8] b",
+    ),
+    "gemm": text(
+        "a = Gemm <alpha = 0.5, beta = 2.0> (x, w, b)  y = BatchNormalization (a, g, s, m, v)",
+        "float[4, 8] w, float[8] b", "float[N, 8] y", "float[N, 4] x",
+    ),
+    "gemm, one bias for all": text(
+        "a = Gemm <transB = 1, alpha = 0.5, beta = 2.0> (x, w, b)  y = BatchNormalization (a, g, s, m, v)",
+        "float[8, 4] w, float[1] b", "float[N, 8] y", "float[N, 4] x",
+    ),
+    "gemm without bias": text(
+        "a = Gemm <transB = 1, alpha = 0.5> (x, w)  y = BatchNormalization (a, g, s, m, v)",
+        "float[8, 4] w", "float[N, 8] y", "float[N, 4] x",
+    ),
+    "weight behind a transpose": text(
+        f"t = Transpose <perm = [3, 2, 0, 1]> (w)  a = {CONV} (x, t)  y = BatchNormalization (a, g, s, m, v)",
+        "float[3, 3, 4, 8] w",
+    ),
+    "bias shared with another layer": text(
+        f"a = {CONV} (x, w, b)  c = BatchNormalization (a, g, s, m, v)  d = {CONV} (x, u, b)  y = Add (c, d)",
+        "float[8, 4, 3, 3] w, float[8, 4, 3, 3] u, float[8] b",
+    ),
+}  # fmt: skip
+
+STAYS = {
+    "something else reads the conv": text(
+        f"a = {CONV} (x, w)  c = BatchNormalization (a, g, s, m, v)  y = Add (a, c)", "float[8, 4, 3, 3] w"
+    ),
+    "the conv is an output": text(
+        f"a = {CONV} (x, w)  y = BatchNormalization (a, g, s, m, v)", "float[8, 4, 3, 3] w",
+        "float[N, M, H, W] y, float[N, M, H, W] a",
+    ),
+    "the weight serves two convs": text(
+        f"a = {CONV} (x, w)  c = BatchNormalization (a, g, s, m, v)  d = {CONV} (x, w)  y = Add (c, d)",
+        "float[8, 4, 3, 3] w",
+    ),
+    "one conv twice in the sum": text(
+        f"a = {CONV} (x, w)  c = Add (a, a)  y = BatchNormalization (c, g, s, m, v)", "float[8, 4, 3, 3] w"
+    ),
+    "an activation lies between": text(
+        f"a = {CONV} (x, w)  r = Relu (a)  y = BatchNormalization (r, g, s, m, v)", "float[8, 4, 3, 3] w"
+    ),
+    "the sum takes in something else": text(
+        f"a = {CONV} (x, w)  c = Add (a, other)  y = BatchNormalization (c, g, s, m, v)",
+        "float[8, 4, 3, 3] w", data="float[N, 4, 12, 12] x, float[N, 8, 12, 12] other",
+    ),
+    "a smaller term is spread over the sum": text(
+        f"a = {CONV} (x, w)  z = Conv (k, u)  c = Add (a, z)  y = BatchNormalization (c, g, s, m, v)",
+        "float[8, 4, 3, 3] w, float[1, 4, 1, 1] u", data="float[N, 4, 12, 12] x, float[N, 4, 12, 12] k",
+    ),
+    "the bias is a matrix": text(
+        "a = Gemm (x, w, b)  y = BatchNormalization (a, g, s, m, v)",
+        "float[4, 8] w, float[2, 8] b", "float[N, 8] y", "float[N, 4] x",
+    ),
+    "the bias goes over the rows": text(
+        "a = Gemm (x, w, b)  y = BatchNormalization (a, g, s, m, v)",
+        "float[4, 8] w, float[8, 1] b", "float[8, 8] y", "float[8, 4] x",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", FOLDS.values(), ids=FOLDS)
+def test_folding_keeps_the_answers(model: str) -> None:
+    proto = build(model)
+    folded, made = fold(proto)
+    assert folded == 1
+    assert "BatchNormalization" not in {node.op_type for node in made.graph.node}
+    onnx.checker.check_model(made, full_check=True)
+    assert relative_l2(*(run(each, noise(proto))[0] for each in (proto, made))) < 1e-5
+
+
+@pytest.mark.parametrize("model", STAYS.values(), ids=STAYS)
+def test_what_cannot_fold_stays_and_keeps_the_answers(model: str) -> None:
+    proto = build(model)
+    folded, made = fold(proto)
+    assert folded == 0
+    for wanted, got in zip(run(proto, noise(proto)), run(made, noise(proto)), strict=True):
+        assert relative_l2(wanted, got) < 1e-6
+
+
+def test_a_chain_of_batch_norms_folds_whole() -> None:
+    proto = build(text(
+        f"a = {CONV} (x, w)  c = BatchNormalization (a, g, s, m, v)  y = BatchNormalization (c, g, s, m, v)",
+        "float[8, 4, 3, 3] w",
+    ))  # fmt: skip
+    folded, made = fold(proto)
+    assert folded == 2
+    assert relative_l2(*(run(each, noise(proto))[0] for each in (proto, made))) < 1e-5

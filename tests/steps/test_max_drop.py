@@ -1,0 +1,307 @@
+"""What --eval measures and what --max-drop chooses, against onnxruntime asked directly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from command import Command, files
+from hypothesis import given
+from hypothesis import strategies as st
+from models import CONV_NET, build, run, save
+from onnx import numpy_helper
+from PIL import Image
+
+from trp_export import Benchmark, Images, MaxDrop, Options, Rank, compress
+from trp_export.errors import OptionError
+from trp_export.inputs.images import load_images
+from trp_export.options import By, Calibration, Macs, Params, Rule, Speedup
+from trp_export.planning import frontier
+from trp_export.verify import Agreement
+from trp_export.verify.judge import labels_of, top1
+
+COUNT = 240
+QUIET = Benchmark(run=False)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A network of full rank, so that every rank that is dropped is missed."""
+    proto = build()
+    rng = np.random.default_rng(1)
+    for tensor in proto.graph.initializer:
+        if len(tensor.dims) > 1:
+            array = rng.standard_normal(tensor.dims).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    return save(proto, tmp_path / "model.onnx")
+
+
+@pytest.fixture
+def inputs() -> np.ndarray:
+    return np.random.default_rng(2).standard_normal((COUNT, 3, 12, 12)).astype(np.float32)
+
+
+@pytest.fixture
+def labels(model: Path, inputs: np.ndarray) -> np.ndarray:
+    """The network's own classes, one in five wrong."""
+    found = classes(model, inputs)
+    return np.where(np.arange(COUNT) % 5 == 0, (found + 1) % 10, found)
+
+
+def classes(model: Path, inputs: np.ndarray) -> np.ndarray:
+    return np.asarray(run(model, {"image": inputs})[0].argmax(axis=1))
+
+
+def store(path: Path, inputs: np.ndarray, labels: np.ndarray | None = None) -> Images:
+    if labels is None:
+        np.savez(path, images=inputs)
+    else:
+        np.savez(path, images=inputs, labels=labels)
+    return Images(path)
+
+
+def test_accuracy_and_its_error_are_those_of_the_files(
+    model: Path, inputs: np.ndarray, labels: np.ndarray, tmp_path: Path
+) -> None:
+    images = store(tmp_path / "eval.npz", inputs, labels)
+    report = compress(model, Options(Rank(6), images=images, benchmark=QUIET, output=tmp_path / "small.onnx"))
+    found = report.deviation.agreement if report.deviation else None
+    assert found is not None
+    right, still = classes(model, inputs) == labels, classes(tmp_path / "small.onnx", inputs) == labels
+    assert found.accuracy_before == right.mean() == 0.8
+    assert found.accuracy_after == still.mean() != right.mean()
+    assert found.error == pytest.approx(np.std(still.astype(float) - right) / np.sqrt(COUNT))
+    assert (found.lost, found.gained) == ((right & ~still).sum(), (still & ~right).sum())
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=50))
+def test_the_error_is_that_of_the_mean_change(pairs: list[tuple[bool, bool]]) -> None:
+    before, after = np.array(pairs).T
+    lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
+    found = Agreement(len(pairs), 0, before.mean(), after.mean(), lost, gained)
+    assert found.error == pytest.approx(np.std(after.astype(float) - before) / np.sqrt(len(pairs)), abs=1e-12)
+
+
+def test_without_labels_the_original_is_right(model: Path, inputs: np.ndarray, tmp_path: Path) -> None:
+    images = store(tmp_path / "eval.npz", inputs)
+    report = compress(model, Options(Rank(6), images=images, benchmark=QUIET, output=tmp_path / "small.onnx"))
+    found = report.deviation.agreement if report.deviation else None
+    same = (classes(model, inputs) == classes(tmp_path / "small.onnx", inputs)).mean()
+    assert found is not None
+    assert (found.what, found.before, found.after, found.accuracy_after) == ("same class", 1.0, same, None)
+    assert found.lost == round((1 - same) * COUNT)
+
+
+def test_answers_that_are_not_finite_are_of_no_class() -> None:
+    outputs = np.array([[1, 2, 0], [np.nan, 1, 0], [0, np.inf, 0]], dtype=np.float32)
+    assert top1(outputs).tolist() == [1, -1, -1]
+
+
+@pytest.mark.parametrize(("by", "points"), [("macs", 2.0), ("params", 20.0)])
+def test_the_smallest_that_holds_is_chosen(
+    model: Path, inputs: np.ndarray, labels: np.ndarray, tmp_path: Path, by: By, points: float
+) -> None:
+    images = store(tmp_path / "eval.npz", inputs, labels)
+    rule = MaxDrop(points, by)
+    report = compress(model, Options(rule, images=images, benchmark=QUIET, output=tmp_path / "small.onnx"))
+    seen = report.frontier
+    assert seen is not None
+    assert report.after is not None
+    chosen = seen.points[seen.chosen]
+    accuracy = (classes(tmp_path / "small.onnx", inputs) == labels).mean()
+    assert chosen.after == accuracy >= seen.limit == 0.8 - points / 100
+    assert (chosen.macs, chosen.params) == (report.after.macs, report.after.params)
+    assert chosen.reached == getattr(report.before, by) / getattr(report.after, by)
+    assert all(point.holds == (point.after >= seen.limit) for point in seen.points)
+    assert all(point.reached <= chosen.reached for point in seen.points if point.holds)
+    assert json.loads((tmp_path / "small.json").read_text())["frontier"]["chosen"] == seen.chosen
+
+
+def test_a_second_search_writes_the_same_model(
+    model: Path, inputs: np.ndarray, labels: np.ndarray, tmp_path: Path
+) -> None:
+    images = store(tmp_path / "eval.npz", inputs, labels)
+    for name in ("one.onnx", "two.onnx"):
+        compress(model, Options(MaxDrop(5), images=images, benchmark=QUIET, output=tmp_path / name))
+    assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
+
+
+def test_a_search_is_judged_by_a_measure_of_ones_own(model: Path, tmp_path: Path) -> None:
+    original = size(model)
+
+    def closeness(path: Path) -> float:
+        """Rises with the size of the file: an oracle without a network."""
+        return min(1.0, size(path) / original)
+
+    rule = MaxDrop(30)
+    report = compress(model, Options(rule, evaluate=closeness, benchmark=QUIET, output=tmp_path / "small.onnx"))
+    assert report.frontier is not None
+    assert report.deviation is not None
+    assert report.deviation.score is not None
+    assert report.frontier.what == "score"
+    assert report.deviation.score.after == closeness(tmp_path / "small.onnx") >= 0.7
+    assert report.to_json()["options"]["evaluate"].endswith("closeness")
+
+
+def size(path: Path) -> int:
+    return sum(numpy_helper.to_array(tensor).size for tensor in onnx.load(path).graph.initializer)
+
+
+@pytest.mark.parametrize(
+    ("by", "rule", "by_latency"), [("macs", Macs(2), False), ("params", Params(2), False), ("speed", Speedup(2), True)]
+)
+def test_each_budget_is_asked_for_by_its_own_rule(by: By, rule: Rule, by_latency: bool) -> None:
+    assert MaxDrop(1, by).budget(2) == rule
+    assert Options(MaxDrop(1, by), evaluate=lambda path: 1.0).by_latency == by_latency
+    assert Options(rule).by_latency == by_latency
+
+
+def test_nothing_is_written_where_nothing_holds(model: Path, tmp_path: Path) -> None:
+    def perfect(path: Path) -> float:
+        return 1.0 if path.samefile(model) else 0.5
+
+    before = files(tmp_path)
+    with pytest.raises(OptionError, match=r"--max-drop 1 is out of reach: .* loses 50.00 pp of score"):
+        compress(model, Options(MaxDrop(1), evaluate=perfect, benchmark=QUIET, output=tmp_path / "small.onnx"))
+    assert files(tmp_path) == before
+
+
+def test_a_network_without_layers_has_nothing_to_search(tmp_path: Path) -> None:
+    text = '<ir_version: 8, opset_import: ["" : 17]> net (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }'
+    relu = save(build(text), tmp_path / "relu.onnx")
+    with pytest.raises(OptionError, match="no plan makes this network smaller"):
+        compress(relu, Options(MaxDrop(1), evaluate=lambda path: 1.0, output=tmp_path / "small.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("tuned_score", "note"),
+    [(0.5, "not tuned: with tuning more than 10 pp were lost"), (0.99, "after tuning 1.00 of 10 pp are lost")],
+)
+def test_tuning_is_for_the_last_and_left_out_where_it_costs(
+    model: Path,
+    inputs: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tuned_score: float,
+    note: str,
+) -> None:
+    monkeypatch.setattr(frontier, "MOST", 2)
+    images = store(tmp_path / "calib.npz", inputs)
+    judged: list[str] = []
+
+    def moody(path: Path) -> float:
+        """Everything is perfect but the first tuned result."""
+        judged.append(path.name)
+        return tuned_score if judged.count("tuned.onnx") == 1 and path.name == "tuned.onnx" else 1.0
+
+    for name, steps in (("plain.onnx", None), ("tuned.onnx", 2)):
+        calibration = Calibration(images.path, tune_steps=steps)
+        options = Options(MaxDrop(10), evaluate=moody, calibration=calibration, benchmark=QUIET, output=tmp_path / name)
+        report = compress(model, options)
+    assert any(note in one for one in report.notes)
+    assert (judged.count("plain.onnx"), judged.count("tuned.onnx")) == (1, 1 + (tuned_score == 0.5))
+    same = (tmp_path / "plain.onnx").read_bytes() == (tmp_path / "tuned.onnx").read_bytes()
+    assert same == (tuned_score == 0.5)
+
+
+@pytest.mark.parametrize("score", [38.7, -0.1, float("nan")])
+def test_a_measure_that_is_no_share(model: Path, tmp_path: Path, score: float) -> None:
+    with pytest.raises(OptionError, match="must return a share of 1"):
+        compress(model, Options(Rank(2), evaluate=lambda path: score, output=tmp_path / "small.onnx"))
+
+
+def test_a_dry_run_searches_and_writes_nothing(
+    trp: Command, model: Path, inputs: np.ndarray, labels: np.ndarray, tmp_path: Path
+) -> None:
+    store(tmp_path / "eval.npz", inputs, labels)
+    before = files(tmp_path)
+    outcome = trp("model.onnx", "--max-drop", "10", "--eval", "eval.npz", "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert "tried: at most 10 pp below 80.00%" in outcome.out
+    assert "chosen" in outcome.out
+    assert files(tmp_path) == before
+
+
+def test_the_same_images_twice_are_noted(
+    trp: Command, model: Path, inputs: np.ndarray, labels: np.ndarray, tmp_path: Path
+) -> None:
+    store(tmp_path / "eval.npz", inputs, labels)
+    outcome = trp(
+        *("model.onnx", "--max-drop", "10", "--eval", "eval.npz", "--calib", "eval.npz"),
+        *("--no-bench", "--report", "page.html"),
+    )
+    assert outcome.code == 0, outcome.err
+    assert "--eval and --calib are the same images" in outcome.out
+    assert "at most 10 pp below 80.00%" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        (lambda labels: labels + 1, 3, "labels run from 1 to 10; the network tells classes 0 to 9"),
+        (lambda labels: labels - 1, 3, "labels run from -1 to 8"),
+        (lambda labels: labels[1:], 3, "240 whole numbers are needed"),
+        (lambda labels: labels + 0.5, 3, "240 whole numbers are needed"),
+        (lambda labels: np.eye(10)[labels], 3, "240 whole numbers are needed"),
+    ],
+)
+def test_bad_labels(
+    refuses: Command,
+    model: Path,
+    inputs: np.ndarray,
+    tmp_path: Path,
+    change: Callable[[np.ndarray], np.ndarray],
+    code: int,
+    message: str,
+) -> None:
+    store(tmp_path / "eval.npz", inputs, change(np.arange(COUNT) % 10))
+    assert message in refuses(code, "model.onnx", "--max-drop", "1", "--eval", "eval.npz")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-drop", "1"], "--max-drop needs images to measure what is lost: --eval PATH"),
+        (["--max-drop", "-1", "--eval", "e.npz"], "--max-drop -1 is outside 0 to 100"),
+        (["--max-drop", "nan", "--eval", "e.npz"], "--max-drop nan is outside 0 to 100"),
+        (["--max-drop", "1", "--macs", "2", "--eval", "e.npz"], "--macs and --max-drop contradict each other"),
+        (["--macs", "2", "--by", "params"], "--by goes with --max-drop"),
+    ],
+)
+def test_bad_options(refuses: Command, model: Path, arguments: list[str], message: str) -> None:
+    assert message in refuses(2, "model.onnx", *arguments)
+
+
+def test_a_network_that_answers_something_else(refuses: Command, inputs: np.ndarray, tmp_path: Path) -> None:
+    """Without its head the network answers maps, which have no class."""
+    head = CONV_NET[CONV_NET.index("    f = GlobalAveragePool") : CONV_NET.rindex("}")]
+    maps = CONV_NET.replace(head, "").replace("float[N, 10] logits", "float[N, 16, 6, 6] e")
+    save(build(maps.replace(", float[10, 16] fc__weight, float[10] fc__bias", "")), tmp_path / "maps.onnx")
+    store(tmp_path / "eval.npz", inputs)
+    message = refuses(2, "maps.onnx", "--max-drop", "1", "--eval", "eval.npz")
+    assert "[100, 16, 6, 6] for 100 images" in message
+    assert "Options(evaluate=...)" in message
+
+
+@pytest.mark.parametrize(
+    ("names", "known", "wanted"),
+    [
+        ("cab", (), [0, 1, 2]),
+        ("cab", ("x", "c", "b"), [0, 1, 2]),
+        ("cb", ("a", "c", "b"), [2, 1]),
+        ("cb", (), None),
+        ("xyz", ("a", "b", "c", "d"), None),
+    ],
+    ids=["all there", "names of something else", "by the checkpoint's names", "too few to tell", "other classes"],
+)
+def test_folders_are_classes(tmp_path: Path, names: str, known: tuple[str, ...], wanted: list[int] | None) -> None:
+    for name in names:
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.zeros((12, 12, 3), dtype=np.uint8)).save(tmp_path / name / "image.png")
+    labels, notes = labels_of(load_images(tmp_path), count=max(3, len(known)), names=known)
+    assert (None if labels is None else labels.tolist()) == wanted
+    assert any("which is which is not known" in note for note in notes) == (wanted is None)

@@ -1,0 +1,41 @@
+"""The command line in a report, read by the command itself, asks for the same export."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from trp_export.cli.export import _options, command
+from trp_export.command_line import command_line
+from trp_export.inputs.images import Preprocessing
+from trp_export.load import LoadOptions, Source
+from trp_export.options import Benchmark, Images, Macs, MaxDrop, Options, SavedPlan, Selection
+from trp_export.planning.rules import Energy, Rank, Threshold
+
+SOURCE = Source("a net", ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), path=Path("/somewhere/a net.onnx"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(),
+        Options(Energy(0.98765), output=Path("out; rm -rf.onnx"), report=Path("$(page).html")),
+        Options(Threshold(0.01), selection=Selection("spatial-t", ("a*", "b c"), ("'d'",), 8)),
+        Options(Threshold(3.5, absolute=True), selection=Selection(align="auto")),
+        Options(Rank(7), benchmark=Benchmark(run=False)),
+        Options(Macs(1.5), benchmark=Benchmark(threads=4, budget_s=2.5, require=True)),
+        Options(SavedPlan(Path("plan.json")), LoadOptions("resnet20", (1, 3, 32, 32), True, True)),
+        Options(MaxDrop(0.5), images=Images(Path("i.npz"))),
+        Options(MaxDrop(2, "params"), images=Images(Path("i.npz"))),
+        Options(Energy(0.9), images=Images(Path("i.npz"), Preprocessing((0.485, 0.4), (0.2, 0.25), 256, (224, 224)))),
+    ],
+)
+def test_it_reads_back(options: Options) -> None:
+    program, *arguments = shlex.split(command_line(SOURCE, options))
+    assert program == "trp-export"
+    given = dict(command.make_context(program, arguments).params)
+    assert given.pop("model") == Path("a net.onnx")
+    assert _options(given) == options

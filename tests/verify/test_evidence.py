@@ -1,0 +1,129 @@
+"""Verification catches every way in which a rewrite can be wrong, and then nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from command import files
+from models import build, save
+
+import trp_export.steps.build as building
+from trp_export import Benchmark, Options, Rank, compress
+from trp_export.errors import VerifyError
+from trp_export.graph import rewrite as rewriter
+from trp_export.graph.weights import set_value
+from trp_export.runtime.distance import Distance, distance
+
+Fault = Callable[[ir.Model], None]
+
+
+def conv(model: ir.Model, part: str) -> ir.Node:
+    """The first or second conv of the pair that `conv2` became."""
+    return next(iter(model.graph.initializers[f"conv2.{part}.weight"].consumers()))
+
+
+def shift_pads(model: ir.Model) -> None:
+    node = next(n for n in (conv(model, "reduce"), conv(model, "expand")) if any(n.attributes.get_ints("pads", [])))
+    pads = list(node.attributes.get_ints("pads", []))
+    half = len(pads) // 2
+    first = next(index for index in range(half) if pads[index])
+    pads[first], pads[first + half] = pads[first] - 1, pads[first + half] + 1
+    node.attributes["pads"] = ir.AttrInt64s("pads", pads)
+
+
+def swap_ranks(model: ir.Model) -> None:
+    weight = conv(model, "reduce").inputs[1]
+    set_value(weight, weight.const_value.numpy()[::-1])
+
+
+def scale_factor(model: ir.Model) -> None:
+    weight = conv(model, "expand").inputs[1]
+    set_value(weight, weight.const_value.numpy() * 1.01)
+
+
+def lose_bias(model: ir.Model) -> None:
+    conv(model, "expand").resize_inputs(2)
+
+
+def bias_on_both(model: ir.Model) -> None:
+    reduce = conv(model, "reduce")
+    bias = ir.Value(
+        name="extra", const_value=ir.tensor(np.full(reduce.inputs[1].shape[0], 0.1, np.float32), name="extra")
+    )
+    model.graph.register_initializer(bias)
+    reduce.resize_inputs(3)
+    reduce.replace_input_with(2, bias)
+
+
+@pytest.mark.parametrize("fault", [shift_pads, swap_ranks, scale_factor, lose_bias, bias_on_both])
+@pytest.mark.parametrize("whole", [True, False], ids=["whole model", "layer by layer"])
+def test_a_wrong_rewrite_is_caught(fault: Fault, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(model: ir.Model, *rest: Any) -> rewriter.WeightNames:
+        names = rewriter.rewrite(model, *rest)
+        fault(model)
+        return names
+
+    monkeypatch.setattr(building, "rewrite", broken)
+    proto = build()
+    if not whole:
+        proto.graph.node[-1].domain = "far"
+        proto.opset_import.add(domain="far", version=1)
+    save(proto, tmp_path / "model.onnx")
+    options = Options(rule=Rank(2), benchmark=Benchmark(run=False), output=tmp_path / "small.onnx")
+    with pytest.raises(VerifyError, match="Nothing was written"):
+        compress(tmp_path / "model.onnx", options)
+    assert files(tmp_path) == {"model.onnx"}
+
+
+def test_batch_norm_folded_wrongly_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forget(model: ir.Model) -> int:
+        norms = [node for node in model.graph.all_nodes() if node.op_type == "BatchNormalization"]
+        for norm in norms:
+            norm.outputs[0].replace_all_uses_with(norm.inputs[0])
+        return len(norms)
+
+    monkeypatch.setattr(building, "fold_batch_norm", forget)
+    save(build(), tmp_path / "model.onnx")
+    options = Options(rule=Rank(2), benchmark=Benchmark(run=False), output=tmp_path / "small.onnx")
+    with pytest.raises(VerifyError, match="the result against its own factors"):
+        compress(tmp_path / "model.onnx", options)
+    assert files(tmp_path) == {"model.onnx"}
+
+
+def test_truncation_is_told_apart_from_a_wrong_rewrite(tmp_path: Path) -> None:
+    save(build(), tmp_path / "model.onnx")
+    options = Options(rule=Rank(1), benchmark=Benchmark(run=False), output=tmp_path / "small.onnx")
+    deviation = compress(tmp_path / "model.onnx", options).deviation
+    assert deviation is not None
+    assert deviation.truncation is not None
+    assert deviation.rewrite.relative_l2 < 1e-5 < 1e-2 < deviation.truncation.relative_l2
+    assert deviation.agreement is None
+
+
+A = np.array([[3.0, 4.0]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "got", "apart"),
+    [
+        ([A], [A], Distance(0.0, 0.0)),
+        ([A], [A.astype(np.float64)], Distance(np.inf, np.inf)),
+        ([A], [A + np.array([[0, 1]], np.float32)], Distance(0.2, 1.0)),
+        ([A], [A[:, :1]], Distance(np.inf, np.inf)),
+        ([A], [A * np.float32(np.nan)], Distance(np.inf, np.inf)),
+        ([A], [], Distance(np.inf, np.inf)),
+        ([0 * A], [0 * A], Distance(0.0, 0.0)),
+        ([0 * A], [A], Distance(np.inf, 4.0)),
+        ([np.array([1, 2])], [np.array([1, 3])], Distance(0.5, 0.0)),
+        ([A, 0 * A], [A, 0 * A], Distance(0.0, 0.0)),
+    ],
+)
+def test_distance(wanted: list[np.ndarray], got: list[np.ndarray], apart: Distance) -> None:
+    found = distance(wanted, got)
+    assert found.relative_l2 == pytest.approx(apart.relative_l2)
+    assert found.max_abs == pytest.approx(apart.max_abs)

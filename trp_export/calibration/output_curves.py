@@ -1,0 +1,87 @@
+"""Curves and factors of layers whose input moments are known: energy is then kept output variance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from trp_export.calibration.moments import Moments
+from trp_export.graph.bias import takes_bias
+from trp_export.graph.sites import LocatedSite
+from trp_export.lowrank.branches import Pairs, calibrate_branches, calibrated_errors, sum_products
+from trp_export.lowrank.calibrated import bias_shift
+from trp_export.lowrank.factor import Float64
+from trp_export.planning.curves import Layer
+from trp_export.planning.plan import Plan
+from trp_export.system.progress import Share
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """What a plan's layers become, by site name: their factors, and what is added to their biases (n,).
+
+    `values` are new values of other initializers, by name.
+    """
+
+    factors: Mapping[str, Pairs]
+    shifts: Mapping[str, Float64]
+    values: Mapping[str, Float64] = field(default_factory=dict)
+
+
+def calibrated_layers(
+    layers: Sequence[Layer],
+    located: Sequence[LocatedSite],
+    moments: Mapping[str, Moments],
+    progress: Share = lambda share: None,
+) -> tuple[Layer, ...]:
+    """The same layers with the share of output variance that each rank keeps in place of the energy of the kernel.
+
+    A layer without moments keeps the curves it has.
+    """
+    places = {place.site.name: place for place in located}
+    result = []
+    for index, layer in enumerate(layers):
+        progress(index / len(layers))
+        own = moments.get(layer.site.name)
+        result.append(layer if own is None else _calibrated(layer, places[layer.site.name], own))
+    return tuple(result)
+
+
+def calibrated_factors(
+    plan: Plan,
+    located: Sequence[LocatedSite],
+    moments: Mapping[str, Moments],
+    progress: Share = lambda share: None,
+) -> Fitted:
+    """Factors that keep most of each layer's output variance, and the shifts that keep its mean.
+
+    A layer without moments is absent: factor it plainly.
+    """
+    places = {place.site.name: place for place in located}
+    factors: dict[str, Pairs] = {}
+    shifts: dict[str, Float64] = {}
+    for index, change in enumerate(plan.changed):
+        progress(index / len(plan.changed))
+        site, own = change.site, moments.get(change.site.name)
+        if own is None:
+            continue
+        place = places[site.name]
+        kernel = place.kernel()
+        second = own.covariance if takes_bias(place) else own.second
+        factors[site.name] = calibrate_branches(kernel, change.branches, site.group, second)
+        if takes_bias(place):
+            new = sum_products(factors[site.name], change.branches, site.kernel_shape, site.group)
+            shifts[site.name] = bias_shift(kernel, new, own.mean)
+    return Fitted(factors, shifts)
+
+
+def _calibrated(layer: Layer, place: LocatedSite, own: Moments) -> Layer:
+    """A layer whose bias cannot move must keep the mean too: its moments are then about zero."""
+    second = own.covariance if takes_bias(place) else own.second
+    curves = []
+    for curve in layer.curves:
+        errors = calibrated_errors(place.kernel(), curve.scheme, layer.site.group, second, curve.after)
+        curves.append(replace(curve, energy=1.0 - np.minimum(errors, 1.0)))
+    return replace(layer, curves=tuple(curves))

@@ -1,0 +1,282 @@
+"""The command `trp-bench`: options, one call, print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from trp_export.cli import shared
+from trp_export.errors import EnvironmentMismatchError, OptionError, OutputError
+from trp_export.system.files import require_plain
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from trp_export.bench.devices.base import Settings
+    from trp_export.bench.profile import Profile
+    from trp_export.bench.samples import Comparison
+
+EPILOG = """\b
+Examples:
+  trp-bench model.onnx model.trp.onnx
+  trp-bench model.onnx model.trp.onnx --threads 2 --profile --plot layers.svg
+  trp-bench model.onnx small.onnx --device ssh:pi@raspberrypi.local
+  trp-bench model.onnx small.onnx --device arm:cortex-a72
+  trp-bench model.onnx --save before.json; trp-bench model.onnx --against before.json
+  trp-bench --list-devices
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line as typed, one field per option."""
+
+    models: tuple[Path, ...]
+    device: str
+    threads: int
+    cores: tuple[int, ...] | None
+    provider: str
+    budget_s: float
+    processes: int | None
+    input: str
+    batch: int
+    shapes: dict[str, tuple[int, ...]]
+    profile: bool
+    as_json: bool
+    plot: Path | None
+    save: Path | None
+    against: Path | None
+    settings: Settings
+
+
+def main() -> NoReturn:
+    """Entry point: run and leave with the documented exit code."""
+    sys.exit(run())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; errors become a line or two on stderr."""
+    return shared.run(command, arguments, interrupted="stopped.", memory="Measure fewer files at a time.")
+
+
+def _numbers(separated: str, what: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in separated.split(","))
+    except ValueError:
+        raise OptionError(f"{what} takes whole numbers with commas between, not {separated!r}") from None
+
+
+def _shapes(given: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for item in given:
+        name, equals, sizes = item.rpartition("=")
+        if not equals:
+            raise OptionError(f"--shape takes NAME=1,3,224,224, not {item!r}")
+        shapes[name] = _numbers(sizes, "--shape")
+    return shapes
+
+
+@click.command(
+    "trp-bench", epilog=EPILOG, context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]}
+)
+@click.argument("models", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--device", default="local", show_default=True, metavar="SPEC", help="Where to run, see --list-devices.")
+@click.option("--threads", default=1, show_default=True, help="Threads per inference.")
+@click.option("--cores", metavar="LIST", help="Cores to pin to, as 4,5 (default: the fastest distinct ones).")
+@click.option("--provider", default="CPUExecutionProvider", show_default=True, help="onnxruntime execution provider.")
+@click.option("--budget", default=20.0, show_default=True, metavar="SECONDS", help="Time for all measuring.")
+@click.option("--processes", type=click.IntRange(1), help="Fresh processes per file (default: 8 to 20, by budget).")
+@click.option("--input", "input_", default="random", show_default=True, metavar="FILE|random", help=".npy or .npz.")
+@click.option("--batch", default=1, show_default=True, help="Size of a dynamic first dimension.")
+@click.option("--shape", multiple=True, metavar="NAME=SIZES", help="Sizes of an input with other dynamic dimensions.")
+@click.option("--profile", is_flag=True, help="Time by layer, from onnxruntime's profile (local).")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout, nothing else there.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png|.svg", help="Draw distributions, layers.")
+@click.option("--save", type=click.Path(path_type=Path), metavar="FILE.json", help="Keep all samples, also if stopped.")
+@click.option("--against", type=click.Path(path_type=Path), metavar="FILE.json", help="Compare with a saved run.")
+@click.option("--timeout", default=120.0, show_default=True, metavar="SECONDS", help="Longest silence of a device.")
+@click.option("--ssh-config", type=click.Path(path_type=Path), metavar="FILE", help="For ssh -F.")
+@click.option("--python", default="python3", show_default=True, metavar="PATH", help="ssh: the board's python.")
+@click.option("--native", type=click.Path(path_type=Path), metavar="DIR", help="adb: trp-runner and libonnxruntime.so.")
+@click.option("--web-files", type=click.Path(path_type=Path), metavar="DIR", help="web: onnxruntime-web's dist files.")
+@click.option("--arm-root", type=click.Path(path_type=Path), metavar="DIR", help="arm: what tools/setup_arm.py made.")
+@click.option("--list-devices", is_flag=True, help="Show which devices are usable here, and end.")
+def command(models: tuple[Path, ...], list_devices: bool, **given: Any) -> int:
+    """Compare the latency of ONNX models: which is faster, by how much, and how sure that is.
+
+    The first file is the reference. A ratio above 1 means faster than it; its 99 % interval stands in brackets.
+    """
+    from trp_export.bench.devices.base import Settings
+
+    settings = Settings(
+        ssh_config=given["ssh_config"],
+        native=given["native"],
+        web=given["web_files"],
+        arm=given["arm_root"],
+        remote_python=given["python"],
+        timeout_s=given["timeout"],
+    )
+    if list_devices:
+        return _list_devices(settings, given["as_json"])
+    options = Options(
+        models=models,
+        device=given["device"],
+        threads=given["threads"],
+        cores=_numbers(given["cores"], "--cores") if given["cores"] is not None else None,
+        provider=given["provider"],
+        budget_s=given["budget"],
+        processes=given["processes"],
+        input=given["input_"],
+        batch=given["batch"],
+        shapes=_shapes(given["shape"]),
+        profile=given["profile"],
+        as_json=given["as_json"],
+        plot=given["plot"],
+        save=given["save"],
+        against=given["against"],
+        settings=settings,
+    )
+    return _bench(options)
+
+
+def _bench(options: Options) -> int:
+    """Check what can be checked before minutes are spent, measure, then show."""
+    from trp_export.bench.models import read_input
+    from trp_export.bench.plot import check_plot_path, draw
+    from trp_export.bench.samples import load, save
+    from trp_export.bench.session import compare
+
+    if options.plot:
+        check_plot_path(options.plot)
+    _check_outputs(options)
+    if options.profile and options.device != "local":
+        raise OptionError("--profile works on the local device only; leave one of --profile and --device out")
+    earlier = load(options.against) if options.against else None
+    inputs = None if options.input == "random" else read_input(Path(options.input))
+    kept = False
+
+    def keep(comparison: Comparison) -> None:
+        nonlocal kept
+        if options.save:
+            save(comparison, options.save)
+            kept = True
+
+    try:
+        with _progress("measuring") as advance:
+            found = compare(
+                options.models,
+                device=options.device,
+                threads=options.threads,
+                cores=options.cores,
+                provider=options.provider,
+                budget_s=options.budget_s,
+                batch=options.batch,
+                inputs=inputs,
+                shapes=options.shapes,
+                settings=options.settings,
+                processes=options.processes,
+                progress=advance,
+                checkpoint=keep,
+                like=earlier.environment if earlier else None,
+            )
+            profiles = _profiles(options, found, inputs) if options.profile else ()
+    except KeyboardInterrupt:
+        click.echo(f"samples so far are in {options.save}" if kept else "nothing was kept (see --save)", err=True)
+        raise
+    if earlier:
+        try:
+            found = _joined(earlier, found)
+        except EnvironmentMismatchError:  # only seen when it ran; what was measured is worth showing
+            _show(found, profiles, options, paired=True)
+            raise
+    _show(found, profiles, options, paired=earlier is None)
+    if options.plot:
+        draw(found, profiles, options.plot, paired=earlier is None)
+    return 0
+
+
+def _check_outputs(options: Options) -> None:
+    """Raise OutputError where an output cannot be written, OptionError where it would take a place that is needed."""
+    from trp_export.bench.models import model_files
+
+    outputs = [(option, path) for option, path in (("--save", options.save), ("--plot", options.plot)) if path]
+    for option, path in outputs:
+        if not path.absolute().parent.is_dir():
+            raise OutputError(f"no folder {path.absolute().parent} to write {path.name} to; make it first.")
+        require_plain(path, remedy=f"Choose another place with {option}.")
+    if len({path.resolve() for _, path in outputs}) < len(outputs):
+        raise OptionError(f"--save and --plot are both {options.save}; choose another place for one of them")
+    if not any(path.exists() for _, path in outputs):
+        return
+    read = [file for model in options.models for file in model_files(model)]
+    read += [path for path in (Path(options.input), options.against) if path]
+    for option, path in outputs:
+        if path.resolve() in {file.resolve() for file in read}:
+            raise OptionError(f"{path} is read and would be written over; choose another place with {option}")
+
+
+def _joined(earlier: Comparison, found: Comparison) -> Comparison:
+    """The earlier run's first model before the models of this run. Raises EnvironmentMismatchError."""
+    from trp_export.bench.environment import require_same
+
+    require_same(earlier.environment, found.environment)
+    first = replace(earlier.measurements[0], model=f"{earlier.measurements[0].model} (earlier)")
+    return replace(found, measurements=(first, *found.measurements))
+
+
+def _profiles(options: Options, found: Comparison, inputs: dict[str, np.ndarray] | None) -> tuple[Profile, ...]:
+    from trp_export.bench.devices.base import Start
+    from trp_export.bench.models import read_cases
+    from trp_export.bench.profile import profile_models
+
+    cases = read_cases(options.models, batch=options.batch, inputs=inputs, shapes=options.shapes)
+    environment = found.environment
+    return profile_models(
+        cases, Start(environment.threads, environment.cores, environment.provider, options.settings.timeout_s)
+    )
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=1.0)
+        yield lambda share: bar.update(task, completed=share)
+
+
+def _show(found: Comparison, profiles: Sequence[Profile], options: Options, *, paired: bool) -> None:
+    from trp_export.bench import report
+
+    if options.as_json:
+        document = report.document(found, profiles, paired=paired)
+        click.echo(json.dumps(document, indent=1, allow_nan=False))
+    else:
+        report.print_tables(found, profiles, paired=paired)
+
+
+def _list_devices(settings: Settings, as_json: bool) -> int:
+    from trp_export.bench.devices import DEVICES
+
+    rows = [(kind.spelling, kind.description, kind.missing(settings)) for kind in DEVICES.values()]
+    if as_json:
+        click.echo(json.dumps([{"device": a, "description": b, "missing": c or None} for a, b, c in rows], indent=1))
+        return 0
+    from trp_export.bench import report
+
+    report.print_devices(rows)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

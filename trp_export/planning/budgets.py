@@ -1,0 +1,193 @@
+"""A plan for the whole network under a budget: one trade-off over all layers, whatever it is that costs."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trp_export.errors import OptionError
+from trp_export.lowrank.factor import Float64
+from trp_export.lowrank.site import Site
+from trp_export.planning.curves import Curve, Layer, ranks_at
+from trp_export.planning.knapsack import Allocation, Menu, allocate
+from trp_export.planning.plan import Decision, Plan
+from trp_export.planning.rules import keep, take
+from trp_export.planning.sensitivity import Sensitivity
+
+Damage = Callable[[Layer, Curve], Float64]
+Ranks = NDArray[np.intp]
+NO_RANKS: Ranks = np.zeros(0, dtype=np.intp)
+
+
+def lost_energy(layer: Layer, curve: Curve) -> Float64:
+    """The damage of each rank where nothing but the weights is known: the share of energy that is lost.
+
+    With calibrated curves this is the share of the output's variance that is lost.
+    """
+    return np.asarray(1.0 - curve.energy)
+
+
+def measured_damage(sensitivities: Mapping[str, Sensitivity]) -> Damage:
+    """The damage of each rank to the network's output, for curves whose energy is kept output variance.
+
+    A layer without a sensitivity counts as the median of the others.
+    """
+
+    def damage(layer: Layer, curve: Curve) -> Float64:
+        errors = np.maximum(1.0 - curve.energy, 0.0)
+        own = sensitivities.get(layer.site.name)
+        if own is not None:
+            return own.at(errors)
+        others = [other.at(errors) for other in sensitivities.values()]
+        return np.asarray(np.median(others, axis=0)) if others else errors
+
+    return damage
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Timing:
+    """What one layer takes on a device, in the device's unit: dense, and by scheme name at the ranks on offer.
+
+    A pair is a tuple of ranks, ascending, and their costs.
+    """
+
+    dense: float
+    pairs: Mapping[str, tuple[Ranks, Float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    curve: Curve | None
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """What one layer may become, with what each option costs and the damage it does."""
+
+    layer: Layer
+    options: tuple[_Option, ...]
+    menu: Menu
+
+
+# The ranks to consider for a curve of a layer, and what each costs.
+Costs = Callable[[Layer, Curve], tuple[Ranks, Float64]]
+
+
+def plan_by_macs(
+    layers: Sequence[Layer], total_macs: int, ratio: float, align: int = 1, damage: Damage = lost_energy
+) -> Plan:
+    """The plan of least damage with at most total_macs / ratio. `total_macs` counts the whole network.
+
+    Raises OptionError, naming the best that can be reached, where no plan is small enough.
+    """
+
+    def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
+        ranks = ranks_at(curve, align)
+        return ranks, curve.macs_before + ranks * np.float64(curve.macs_per_rank)
+
+    offers = [_offer(layer, layer.site.macs, costs, damage) for layer in layers]
+    return _plan(offers, "macs", total_macs, ratio)
+
+
+def plan_by_params(
+    layers: Sequence[Layer], total_params: int, ratio: float, align: int = 1, damage: Damage = lost_energy
+) -> Plan:
+    """The same with at most total_params / ratio parameters; no layer takes more multiply-adds than before."""
+
+    def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
+        ranks = ranks_at(curve, align)
+        return ranks, curve.params_before + ranks * np.float64(curve.params_per_rank)
+
+    offers = [_offer(layer, layer.site.params, costs, damage) for layer in layers]
+    return _plan(offers, "params", total_params, ratio)
+
+
+def plan_by_latency(
+    layers: Sequence[Layer],
+    timings: Mapping[str, Timing],
+    budget: float,
+    unit: str,
+    rule: str,
+    damage: Damage = lost_energy,
+) -> Plan:
+    """The plan of least damage whose layers take at most `budget` together, or the fastest where none does.
+
+    `timings` by site name; a layer without one stays as it is and counts for nothing. No pair is taken that is not
+    faster than its layer. `unit` is that of costs, `rule` what the plan shall say of itself.
+    """
+
+    def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
+        known = {} if curve.after else timings[layer.site.name].pairs  # Of sums nothing was measured.
+        ranks, taken = known.get(curve.scheme.name, (NO_RANKS, np.zeros(0)))
+        faster = (taken < timings[layer.site.name].dense) & (ranks <= curve.full_rank)
+        return ranks[faster], taken[faster]
+
+    offers = [
+        _offer(layer, timings[layer.site.name].dense, costs, damage)
+        if layer.site.name in timings
+        else _offer(Layer(layer.site, ()), 0.0, costs, damage)
+        for layer in layers
+    ]
+    allocation = allocate([offer.menu for offer in offers], max(budget, _least(offers) * (1 + 1e-9)))
+    assert allocation is not None
+    decisions = (
+        replace(decision, reason=_timed(offer, int(chosen), unit)) if decision.branches else decision
+        for decision, offer, chosen in zip(_decisions(offers, allocation), offers, allocation.options, strict=True)
+    )
+    return Plan(tuple(decisions), rule)
+
+
+def _timed(offer: _Offer, chosen: int, unit: str) -> str:
+    return f"{offer.menu.cost[0]:.3g} to {offer.menu.cost[chosen]:.3g} {unit}"
+
+
+def _plan(offers: Sequence[_Offer], counted: str, total: int, ratio: float) -> Plan:
+    fixed = total - sum(float(offer.menu.cost[0]) for offer in offers)
+    allocation = allocate([offer.menu for offer in offers], total / ratio - fixed)
+    if allocation is None:
+        why = why_none([offer.layer.site for offer in offers if len(offer.options) == 1], len(offers))
+        best = f"at rank 1 everywhere it is {total / (fixed + _least(offers)):.2f}"
+        raise OptionError(f"--{counted} {ratio:g} is out of reach: {why or best}.")
+    return Plan(_decisions(offers, allocation), f"{counted} {ratio:g}x fewer")
+
+
+def why_none(refused: Sequence[Site], of: int) -> str | None:
+    """Where all layers are refused, the commonest reason, without what it says of single layers in brackets."""
+    reasons = Counter(re.sub(r" \(.*\)", "", site.refusal) for site in refused if site.refusal)
+    if not reasons or len(refused) < of:
+        return None
+    ((reason, count),) = reasons.most_common(1)
+    return f"no layer can be cut; {count} of {of} are {reason}" if count > 1 else f"no layer can be cut: {reason}"
+
+
+def _least(offers: Sequence[_Offer]) -> float:
+    return sum(float(offer.menu.cost.min()) for offer in offers)
+
+
+def _offer(layer: Layer, dense: float, costs: Costs, damage: Damage) -> _Offer:
+    options = [_Option(None, 0)]
+    all_costs, damages = [np.array([float(dense)])], [np.zeros(1)]
+    for curve in layer.curves:
+        ranks, taken = costs(layer, curve)
+        options += [_Option(curve, int(rank)) for rank in ranks]
+        all_costs.append(taken)
+        damages.append(damage(layer, curve)[ranks - 1])
+    return _Offer(layer, tuple(options), Menu(np.concatenate(all_costs), np.concatenate(damages)))
+
+
+def _decisions(offers: Sequence[_Offer], allocation: Allocation) -> tuple[Decision, ...]:
+    return tuple(
+        _decide(offer.layer, offer.options[chosen]) for offer, chosen in zip(offers, allocation.options, strict=True)
+    )
+
+
+def _decide(layer: Layer, option: _Option) -> Decision:
+    if option.curve is not None:
+        return take(layer.site, option.curve, option.rank)
+    return keep(layer.site, layer.site.refusal or "the budget leaves it dense")

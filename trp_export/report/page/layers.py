@@ -1,0 +1,186 @@
+"""The layers of a plan: a table of what each becomes and why, and a picture of what its rank keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from trp_export.lowrank.schemes import describe
+from trp_export.planning.curves import Curve, Layer
+from trp_export.planning.plan import Decision, Plan
+from trp_export.planning.rules import describe_energy
+from trp_export.report.page.charts import bars, energy_picture
+from trp_export.report.page.markup import Markup, element, join
+from trp_export.report.wording import count, kernel, shorten, times
+
+MOST_ROWS = 400
+MOST_PICTURES = 120
+_NAME = 90
+_REASON = 240
+_T = TypeVar("_T")
+Times = Mapping[str, tuple[float, float]]  # ms by layer, dense and in the result
+
+
+def table(plan: Plan, layer_ms: Times | None = None) -> Markup:
+    """One row per layer, in the order of the graph: what it becomes, what that costs, and why."""
+    shown = _costliest(plan.decisions, MOST_ROWS, lambda decision: decision.site.macs)
+    largest = max((max(decision.site.macs, decision.macs) for decision in shown), default=1)
+    intro = f"{len(plan.changed)} of {len(plan.decisions)} layers become factor pairs by the rule “{plan.rule}”."
+    left_out = f" The {MOST_ROWS} costliest are listed." if len(shown) < len(plan.decisions) else ""
+    timed = layer_ms or {}
+    slowest = max((max(timed.get(decision.site.name, (0.0, 0.0))) for decision in shown), default=0.0)
+    names = [("layer", None), ("becomes", "becomes"), ("MACs, dense above pair", "macs"), ("why", "why")]
+    if timed:
+        names.insert(3, ("ms, dense above pair", "ms"))
+    head = element("tr", *(element("th", name, scope="col", class_=class_) for name, class_ in names))
+    rows = (_row(decision, largest, _milliseconds(decision, timed, slowest) if timed else None) for decision in shown)
+    return join(
+        element("p", intro, left_out),
+        element("p", _sum_of(shown, timed)) if timed else None,
+        element(
+            "table",
+            element("thead", head),
+            element("tbody", *rows),
+            class_="layers timed" if timed else "layers",
+        ),
+    )
+
+
+def pictures(plan: Plan, layers: Sequence[Layer], layer_ms: Times | None = None) -> Markup | None:
+    """A picture for each layer that was looked at; none for those that could not be factored at all."""
+    by_name = {layer.site.name: layer for layer in layers}
+    drawn = [
+        (decision, curve)
+        for decision in plan.decisions
+        if (curve := _curve(decision, by_name.get(decision.site.name))) is not None
+    ]
+    if not drawn:
+        return None
+    shown = _costliest(drawn, MOST_PICTURES, lambda pair: pair[0].site.macs)
+    left_out = f" The {MOST_PICTURES} costliest layers are drawn." if len(shown) < len(drawn) else ""
+    cards = (_card(decision, curve, (layer_ms or {}).get(decision.site.name)) for decision, curve in shown)
+    return join(
+        element("p", _INTRO, left_out),
+        _key(),
+        element("div", *cards, class_="pictures"),
+    )
+
+
+_INTRO = (
+    "Energy is the share of the squared singular values that a rank keeps. A pair saves work only below the "
+    "break-even rank, at which it costs as many MACs as the dense layer."
+)
+
+
+def _row(decision: Decision, largest: int, milliseconds: Markup | None) -> Markup:
+    site = decision.site
+    kept = not decision.branches
+    detail = f"{site.op} {kernel(site.kernel_shape, site.group)}" if site.kernel_shape else site.op
+    name = element("th", shorten(site.name, _NAME), element("small", shorten(detail, _NAME)), scope="row")
+    if kept:
+        becomes = element("td", "kept as it is", class_="becomes kept")
+        costs = count(site.macs)
+    else:
+        names = " + ".join(one.scheme.name for one in decision.branches)
+        ranks = " + ".join(f"{one.rank} of {site.full_rank(one.scheme)}" for one in decision.branches)
+        becomes = element("td", names, element("small", f"rank {ranks}"), class_="becomes")
+        costs = f"{count(site.macs)} → {count(decision.macs)}, {times(site.macs, decision.macs)}"
+    drawn = bars(site.macs, None if kept else decision.macs, largest)
+    macs = element("td", drawn, element("small", costs), class_="macs")
+    why = element("td", shorten(decision.reason, _REASON), class_="why kept" if kept else "why")
+    return element("tr", name, becomes, macs, milliseconds, why, class_="refused" if kept and not site.macs else None)
+
+
+def _milliseconds(decision: Decision, timed: Times, slowest: float) -> Markup:
+    """The layer's own time before and after; a dash where the profile cannot tell it from others."""
+    found = timed.get(decision.site.name)
+    if found is None:
+        return element("td", element("small", "-"), class_="ms")
+    words = _dense_and_pair(found) if decision.branches else f"{found[0]:.3g} ms"
+    drawn = bars(found[0], found[1] if decision.branches else None, slowest)
+    return element("td", drawn, element("small", words), class_="ms")
+
+
+def _dense_and_pair(found: tuple[float, float]) -> str:
+    return f"{found[0]:.3g} → {found[1]:.3g} ms, {times(*found)}"
+
+
+def _sum_of(shown: Sequence[Decision], timed: Times) -> str:
+    """How the times of layers were taken, and how many pairs gain nothing."""
+    changed = [timed[one.site.name] for one in shown if one.branches and one.site.name in timed]
+    dense, pairs = (sum(found[index] for found in changed) for index in (0, 1))
+    slower = sum(after >= before for before, after in changed)
+    told = f" Of {len(changed)} pairs, {slower} took as long as their layer or longer." if slower else ""
+    return (
+        "Times of single layers, in float32, come from onnxruntime's profiler, one process for each network, and are "
+        "rougher than those of the whole: "
+        f"the layers that became pairs took {dense:.3g} ms, their pairs {pairs:.3g} ms.{told}"
+    )
+
+
+def _curve(decision: Decision, layer: Layer | None) -> Curve | None:
+    """The curve of the scheme that was chosen; of a layer that is kept, the one that loses least where it saves."""
+    if layer is None or not layer.curves:
+        return None
+    if decision.branches:
+        *after, last = decision.branches
+        found = (curve for curve in layer.curves if curve.scheme == last.scheme and curve.after == tuple(after))
+        return next(found, None)
+    return max(layer.curves, key=_best_energy)
+
+
+def _best_energy(curve: Curve) -> float:
+    return float(curve.energy[curve.top_rank - 1]) if curve.top_rank else 0.0
+
+
+def _card(decision: Decision, curve: Curve, found_ms: tuple[float, float] | None) -> Markup:
+    name = shorten(decision.site.name, _NAME)
+    words = _caption(decision, curve)
+    if found_ms is not None and decision.branches:
+        words = f"{words}; {_dense_and_pair(found_ms)}"
+    rank = decision.branches[-1].rank if decision.branches else None
+    return element(
+        "figure",
+        element("h3", name),
+        energy_picture(f"{name}: {words}", curve, rank),
+        element("figcaption", words),
+    )
+
+
+def _caption(decision: Decision, curve: Curve) -> str:
+    if decision.branches:
+        last = decision.branches[-1]
+        first = f"{describe(curve.after)} + " if curve.after else ""
+        cut = f"{first}{curve.scheme.name}, rank {last.rank} of {curve.full_rank}"
+        return f"{cut}: {_energy(curve, last.rank)}, {times(decision.site.macs, decision.macs)} fewer MACs"
+    reason = shorten(decision.reason, _REASON)
+    if not curve.top_rank:
+        return f"kept: {reason}"
+    best = f"{curve.scheme.name} at rank {curve.top_rank} keeps {_energy(curve, curve.top_rank)}"
+    return f"kept: {reason}. The most that still saves: {best}"
+
+
+def _energy(curve: Curve, rank: int) -> str:
+    return describe_energy(float(curve.energy[rank - 1]))
+
+
+def _key() -> Markup:
+    """What the lines and areas of the pictures stand for."""
+    entries = (
+        ("energy", element("path", d="M1 10L8 4L21 2", class_="line")),
+        ("singular values kept", element("rect", width=22, height=12, class_="kept")),
+        ("dropped", element("rect", width=22, height=12, class_="dropped")),
+        ("the cut", element("path", d="M11 0V12", class_="cutline")),
+        ("break-even", element("path", d="M11 0V12", class_="dash")),
+    )
+    swatch = {"viewBox": "0 0 22 12", "aria_hidden": "true"}
+    return element(
+        "ul", *(element("li", element("svg", drawn, **swatch), name) for name, drawn in entries), class_="key"
+    )
+
+
+def _costliest(items: Iterable[_T], most: int, macs: Callable[[_T], int]) -> list[_T]:
+    """At most so many, the costliest, in the order they came in."""
+    listed = list(items)
+    kept = sorted(range(len(listed)), key=lambda index: -macs(listed[index]))[:most]
+    return [listed[index] for index in sorted(kept)]

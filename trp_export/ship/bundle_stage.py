@@ -1,0 +1,69 @@
+"""Where a bundle is made: a hidden folder beside its place, renamed into it when whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from trp_export.errors import LoadError, OptionError, OutputError
+from trp_export.ship.verify import verify
+from trp_export.system.staging import Stage
+
+MODEL, PAGE = "model.onnx", "report.html"
+
+
+class BundleStage(Stage):
+    """The stage of a bundle. An older bundle in its place is put aside, and comes back should the last step fail."""
+
+    def __init__(self, bundle: Path) -> None:
+        self.bundle = bundle
+        super().__init__(bundle / MODEL, bundle / PAGE)
+        self.place = bundle
+
+    def _require_possible(self) -> None:
+        _require_replaceable(self.bundle)
+
+    def _furnish(self) -> None:
+        self.scratch, self.made = self.folder / "scratch", self.folder / "bundle"
+        self.scratch.mkdir()
+        self.made.mkdir()
+        self.model, self.page = self.made / MODEL, self.made / PAGE
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.bundle,)
+
+    def require_apart(self, inputs: Sequence[Path]) -> None:
+        place = self.bundle.resolve()
+        for path in inputs:
+            if path.resolve().is_relative_to(place):
+                raise OptionError(f"{path} is read and lies in the bundle to be written; choose another --bundle.")
+
+    def publish(self) -> None:
+        _require_replaceable(self.bundle)
+        aside = self.folder / "older"
+        try:
+            if self.bundle.exists():
+                self.bundle.rename(aside)
+            self.made.rename(self.bundle)
+        except BaseException:
+            if aside.exists() and not self.bundle.exists():
+                aside.rename(self.bundle)
+            raise
+
+
+def _require_replaceable(bundle: Path) -> None:
+    """Raises OutputError for anything there but a sound bundle or an empty folder: it is not ours to remove."""
+    if bundle.is_symlink() or (bundle.exists() and not bundle.is_dir()):
+        raise OutputError(f"--bundle {bundle} is a file or a link; name a new folder.")
+    if not bundle.name or bundle.resolve() == Path.cwd():
+        raise OutputError(f"--bundle {bundle}: name a folder below this one, or another place.")
+    if not bundle.exists() or not os.listdir(bundle):  # noqa: PTH208 - the first name is enough to know
+        return
+    try:
+        verify(bundle)
+    except LoadError as error:
+        raise OutputError(
+            f"--bundle {bundle} is there already and is no sound bundle ({error})\nRemove it, or name another folder."
+        ) from error

@@ -1,0 +1,89 @@
+"""What the plan's layers become: their factors, and what is added to their biases.
+
+From the weights alone, plain truncated SVD; where batch norm tells the mean input of a layer, the bias takes back
+what truncation does to the mean of its output. From images, the factors that keep most of each layer's output,
+refitted layer after layer to what the compressed network feeds them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from trp_export.calibration.output_curves import Fitted, calibrated_factors
+from trp_export.graph.bias import takes_bias
+from trp_export.lowrank.branches import Pairs, factorise_branches, sum_products
+from trp_export.lowrank.calibrated import bias_shift
+from trp_export.lowrank.factor import Factors, Float64
+from trp_export.network import Network
+from trp_export.options import Calibration
+from trp_export.planning.plan import Change, Plan
+from trp_export.recover.best_of import closest
+from trp_export.recover.refit import refit
+from trp_export.steps.calibrate import Known
+from trp_export.system.progress import Progress
+from trp_export.system.threads import map_layers
+
+
+def fit(
+    network: Network, plan: Plan, known: Known | None, calibration: Calibration | None, progress: Progress
+) -> Fitted:
+    """Factors of every layer that the plan changes, in the precision of its weight, and shifts of biases.
+
+    With images, the closest to the original of plain, calibrated and refitted factors: on a network that was trained
+    for low rank plain ones are exact, and nothing can be closer.
+    """
+    plain = _plain(network, plan, progress)
+    candidates = [plain]
+    if known is not None and known.moments and calibration is not None and plan.changed:
+        calibrated = calibrated_factors(plan, network.located, known.moments, partial(progress, "factor"))
+        candidates.append(_completed(calibrated, plain))
+        if calibration.recover:
+            refitted = refit(
+                network.model,
+                plan,
+                known.batches,
+                candidates[-1],
+                seed=calibration.seed,
+                progress=partial(progress, "refit"),
+            )
+            candidates.append(_completed(refitted, plain))
+        best, _ = closest(network.model, plan, candidates, known.batches)
+        return _rounded(network, candidates[best])
+    return _rounded(network, plain)
+
+
+def _completed(fitted: Fitted, plain: Fitted) -> Fitted:
+    """With plain factors where nothing better is known, and their shifts with them."""
+    missing = plain.factors.keys() - fitted.factors.keys()
+    shifts = {name: shift for name, shift in plain.shifts.items() if name in missing}
+    return Fitted({**plain.factors, **fitted.factors}, {**shifts, **fitted.shifts}, fitted.values)
+
+
+def _plain(network: Network, plan: Plan, progress: Progress) -> Fitted:
+    places = {place.site.name: place for place in network.located}
+
+    def make(change: Change) -> tuple[Pairs, Float64 | None]:
+        site, place = change.site, places[change.site.name]
+        kernel = place.kernel()
+        factors = factorise_branches(kernel, change.branches, site.group)
+        if site.name not in network.means or not takes_bias(place):
+            return factors, None
+        new = sum_products(factors, change.branches, site.kernel_shape, site.group)
+        return factors, bias_shift(kernel, new, network.means[site.name])
+
+    made = map_layers(make, plan.changed, partial(progress, "factor"))
+    named = {change.site.name: one for change, one in zip(plan.changed, made, strict=True)}
+    shifts = {name: shift for name, (_, shift) in named.items() if shift is not None}
+    return Fitted({name: factors for name, (factors, _) in named.items()}, shifts)
+
+
+def _rounded(network: Network, fitted: Fitted) -> Fitted:
+    """The factors in the precision that the graph stores: what verification holds the result against."""
+    types = {
+        place.site.name: place.constant.dtype.numpy() for place in network.located if place.site.name in fitted.factors
+    }
+    factors = {
+        name: tuple(Factors(own.reduce.astype(types[name]), own.expand.astype(types[name])) for own in pairs)
+        for name, pairs in fitted.factors.items()
+    }
+    return Fitted(factors, fitted.shifts, fitted.values)
