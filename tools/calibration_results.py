@@ -22,7 +22,7 @@ from results import append, missing, read
 
 import trp_export
 from trp_export.calibration.moments import Moments, gather_moments
-from trp_export.calibration.output_curves import Fitted, calibrated_factors, calibrated_layers
+from trp_export.calibration.output_curves import LayerFactors, calibrated_factors, calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
 from trp_export.graph.batch_norm import fold_batch_norm
 from trp_export.graph.bias import add_to_bias
@@ -181,7 +181,7 @@ def compress(workshop: Workshop, method: Mapping[str, Any], ratio: float) -> tup
     model = workshop.model.clone()
     located = find_sites(model, workshop.shapes)
     if method["calibrated"]:
-        fitted = calibrated_factors(plan, located, workshop.moments) if not method["refit"] else Fitted({}, {})
+        fitted = calibrated_factors(plan, located, workshop.moments) if not method["refit"] else LayerFactors({}, {})
         if method["refit"]:
             fitted = refit(workshop.model, plan, workshop.batches, fitted)
         add_to_bias(model, located, fitted.shifts)

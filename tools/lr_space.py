@@ -35,7 +35,7 @@ from trp_export.planning.curves import FIXED, Layer, schemes_for
 from trp_export.planning.plan import Plan
 from trp_export.planning.second_branch import second_curves, with_curves
 from trp_export.steps.build import build
-from trp_export.steps.calibrate import Known, look
+from trp_export.steps.calibrate import CalibrationData, calibrate
 
 CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet32": "resnet32-d509ac18.th"}
 NORMALISED = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -77,12 +77,12 @@ class Bench:
         self.network: Network = analyse(source, folder, fold=images > 0)
         self.layers = measure_layers(self.network, Selection(scheme="all"), {}, silent)
         self.calibration: Calibration | None = None
-        self.known: Known | None = None
+        self.known: CalibrationData | None = None
         self.damage: Damage = lost_energy
         self.kernels = {place.site.name: place.kernel for place in self.network.located if place.weight}
         if images:
             self.calibration = Calibration(draw(options.data, images, folder), NORMALISED, count=None)
-            self.known, self.layers = look(self.network, self.layers, self.calibration, Macs(2.0), quiet)
+            self.known, self.layers = calibrate(self.network, self.layers, self.calibration, Macs(2.0), quiet)
             self.damage = self.known.damage
         self.validation = load_images(options.data / "train_5.npz", NORMALISED, count=VALIDATION, seed=0)
         print(f"{name}, {images} images: curves after {time.monotonic() - started:.1f} s", flush=True)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from training.data import load_images
+from training.data import load_labelled_images
 
 # The paper's method from pretrained weights: lambda 3e-4 at m = 1 becomes 6e-3 on projection steps at m = 20.
 NUCLEAR, PERIOD = "6e-3", "20"
@@ -82,7 +82,7 @@ def main(data: Path, weights: Path, validation: int, latency: bool, output: Path
     output.mkdir(parents=True, exist_ok=True)
     results_file = output / "results.json"
     results = _read(results_file)
-    test = load_images(f"npz:{data}", "test")
+    test = load_labelled_images(f"npz:{data}", "test")
     for row in ROWS:
         if rows and row.name not in rows:
             continue

@@ -17,7 +17,7 @@ import torch
 import torchvision
 
 from training.search.options import SearchOptions
-from training.search.run import search
+from training.search.run import run_search
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
         def report(record: dict[str, Any]) -> None:
             say(f"epoch {record['epoch']}")
 
-        plan, _ = search(options, progress, report)
+        plan, _ = run_search(options, progress, report)
         say(f"{len(plan.changed)} of {len(plan.decisions)} layers become pairs")
 
 

@@ -21,7 +21,7 @@ from calibration_results import CHECKPOINTS, IMAGENET, Workshop, accuracy, draw_
 from results import append, missing, read
 
 from training.search.options import SearchOptions
-from training.search.run import look, search
+from training.search.run import calibrate_for_search, run_search
 from trp_export.calibration.output_curves import calibrated_factors
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.prepare import remove_unused
@@ -88,7 +88,7 @@ class Bench:
         self.images = images
         pixels = self._images(images)
         with Scratch() as scratch:
-            self.seen = look(self._options(2.0, 1), scratch.folder, lambda step, share: None)
+            self.seen = calibrate_for_search(self._options(2.0, 1), scratch.folder, lambda step, share: None)
         self.workshop = Workshop(self.seen.network.model, pixels)
         self.workshop._moments = self.seen.moments
 
@@ -135,7 +135,7 @@ class Bench:
         if branches == 2 and single.exists() and not options.folder.exists():
             shutil.copytree(single, options.folder)  # The second pairs are searched around the plan of this search.
         going_on = (options.folder / "last.pt").exists()
-        return search(options, lambda step, share: None, show, going_on, self.seen)[0]
+        return run_search(options, lambda step, share: None, show, going_on, self.seen)[0]
 
     def _accuracy(self, plan: Plan, how: str, test: ImageSet) -> float:
         """Top-1 in percent of the plan with calibrated factors, or refitted on top."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from trp_export.bench.devices.cache import cached
 from trp_export.bench.devices.page_server import FILES
 from trp_export.errors import DeviceError, TrpError
-from trp_export.system.files import whole
+from trp_export.system.files import atomic_write
 
 VERSION = "1.30.0"
 # Beside the files: the version that they are of. It is written last, so that it vouches for them.
@@ -67,7 +67,7 @@ def fetch(folder: Path, version: str = VERSION) -> None:
         with tarfile.open(Path(place) / packed["filename"]) as archive:
             found = {name: _read(archive, name, version) for name in FILES}
     for name, content in found.items():
-        with whole(folder / name) as part:
+        with atomic_write(folder / name) as part:
             part.write_bytes(content)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.data import ImageSet
+from training.data import LabelledImages
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class TrainingBatches:
 
     def __init__(
         self,
-        images: ImageSet,
+        images: LabelledImages,
         normalisation: Normalisation,
         batch: int,
         seed: int,
@@ -86,7 +86,7 @@ class TrainingBatches:
 
 
 def evaluation_batches(
-    images: ImageSet, normalisation: Normalisation, device: torch.device, batch: int = 500
+    images: LabelledImages, normalisation: Normalisation, device: torch.device, batch: int = 500
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All images in order, as they are."""
     for pixels, labels in zip(images.images.split(batch), images.labels.split(batch), strict=True):  # type: ignore[no-untyped-call]

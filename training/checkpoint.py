@@ -21,7 +21,7 @@ from models_zoo.pairs import with_pairs
 from training.layers import unwrapped
 from trp_export.errors import LoadError, OptionError, OutputError
 from trp_export.planning.plan import parse_plan
-from trp_export.system.files import whole
+from trp_export.system.files import atomic_write
 
 FORMAT = "trp-checkpoint"
 VERSION = 1
@@ -35,7 +35,7 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 @dataclass(frozen=True, slots=True)
-class Network:
+class TrainedNetwork:
     """A module and what is known about it. `plan` is the JSON form; `kind` says whether its layers are pairs yet."""
 
     module: nn.Module
@@ -49,7 +49,7 @@ class Network:
     kind: str = DENSE
 
 
-def new_network(arch: str, classes: tuple[str, ...], input_shape: tuple[int, ...] | None = None) -> Network:
+def new_network(arch: str, classes: tuple[str, ...], input_shape: tuple[int, ...] | None = None) -> TrainedNetwork:
     """An untrained network. Raises OptionError where the architecture is unknown or has no input shape."""
     try:
         architecture = find_architecture(arch)
@@ -59,10 +59,10 @@ def new_network(arch: str, classes: tuple[str, ...], input_shape: tuple[int, ...
     shape = input_shape or architecture.input_shape
     if shape is None:
         raise OptionError(f"--arch {arch}: its input shape is unknown; give --input-shape, e.g. 1,3,224,224.")
-    return Network(module, arch, shape, classes=classes)
+    return TrainedNetwork(module, arch, shape, classes=classes)
 
 
-def save_network(network: Network, path: Path, history: list[dict[str, Any]]) -> None:
+def save_network(network: TrainedNetwork, path: Path, history: list[dict[str, Any]]) -> None:
     """Write a checkpoint in one stroke. Raises OutputError."""
     state = {key: value.detach().cpu().contiguous() for key, value in unwrapped(network.module).state_dict().items()}
     write(
@@ -86,7 +86,7 @@ def save_network(network: Network, path: Path, history: list[dict[str, Any]]) ->
 
 def load_network(
     path: Path, arch: str | None, classes: tuple[str, ...], input_shape: tuple[int, ...] | None = None
-) -> Network:
+) -> TrainedNetwork:
     """Weights from a checkpoint of ours, or a state dict of `arch`. Raises LoadError or OptionError."""
     content = read(path)
     if content.get("format") == FORMAT:
@@ -124,7 +124,7 @@ def read(path: Path) -> dict[str, Any]:
 def write(content: Mapping[str, Any], path: Path) -> None:
     """All or nothing: a killed process leaves the old file or the new one. Raises OutputError."""
     try:
-        with whole(path) as part, part.open("wb") as file:
+        with atomic_write(path) as part, part.open("wb") as file:
             torch.save(dict(content), file)
             file.flush()
             os.fsync(file.fileno())
@@ -141,7 +141,7 @@ def as_pairs(module: nn.Module, plan: object, where: str) -> nn.Module:
         raise LoadError(f"{where}: its plan does not fit the network: {error.args[0]}.") from error
 
 
-def _from_checkpoint(content: Mapping[str, Any], path: Path, arch: str | None) -> Network:
+def _from_checkpoint(content: Mapping[str, Any], path: Path, arch: str | None) -> TrainedNetwork:
     if content.get("version") != VERSION:
         raise LoadError(f"{path}: checkpoint version {content.get('version')!r}; this program reads {VERSION}.")
     own = content.get("arch")

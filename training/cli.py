@@ -143,7 +143,7 @@ def command(context: click.Context, /, resume: bool, dry_run: bool, config: Path
 
     options = _resumed(context, values) if resume else _options(values)
     with _distributed():
-        report = Report(options.epochs)
+        report = ProgressBar(options.epochs)
         if dry_run:
             _print_plan(Run(options, report, resume=resume))
             return
@@ -160,7 +160,7 @@ def main() -> NoReturn:
     sys.exit(run(command, interrupted=interrupted, memory="Lower --batch."))
 
 
-class Report:
+class ProgressBar:
     """Progress on stderr: a bar through the epoch, a line after it. Silent on all processes but the first."""
 
     def __init__(self, epochs: int) -> None:
@@ -173,7 +173,7 @@ class Report:
         self._task = self._bar.add_task("epoch 1", total=1)
         self._epochs = epochs
 
-    def __enter__(self) -> Report:
+    def __enter__(self) -> ProgressBar:
         self._bar.start()
         return self
 

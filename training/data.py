@@ -22,7 +22,7 @@ _MOST_CLASSES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class ImageSet:
+class LabelledImages:
     """`images` uint8 (N, h, w, 3), `labels` int64 (N,), and the class names in the order of the labels."""
 
     images: Tensor
@@ -32,11 +32,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, indices: Tensor) -> ImageSet:
-        return ImageSet(self.images[indices], self.labels[indices], self.classes)
+    def take(self, indices: Tensor) -> LabelledImages:
+        return LabelledImages(self.images[indices], self.labels[indices], self.classes)
 
 
-def load_images(spec: str, part: str = "train") -> ImageSet:
+def load_labelled_images(spec: str, part: str = "train") -> LabelledImages:
     """`npz:DIR`, `imagefolder:DIR` or `torchvision:NAME:DIR`; `part` is "train" or "test".
 
     npz: every `<part>*.npz` of the folder, with `images` uint8 (N, h, w, 3) and `labels` (N,).
@@ -53,7 +53,7 @@ def load_images(spec: str, part: str = "train") -> ImageSet:
     raise OptionError(f"--data {spec!r}: give npz:DIR, imagefolder:DIR or torchvision:NAME:DIR.")
 
 
-def split(images: ImageSet, validation_count: int, seed: int) -> tuple[ImageSet, ImageSet]:
+def split(images: LabelledImages, validation_count: int, seed: int) -> tuple[LabelledImages, LabelledImages]:
     """The training part and a validation part of `validation_count` images, drawn by seed."""
     if not 0 < validation_count < len(images):
         raise OptionError(f"--validation {validation_count} must lie between 0 and the {len(images)} images there are.")
@@ -61,7 +61,7 @@ def split(images: ImageSet, validation_count: int, seed: int) -> tuple[ImageSet,
     return images.take(order[validation_count:]), images.take(order[:validation_count])
 
 
-def require_fit(images: ImageSet, input_shape: Sequence[int], outputs: int) -> None:
+def require_fit(images: LabelledImages, input_shape: Sequence[int], outputs: int) -> None:
     """Raises LoadError where images are not of the network's size or labels are outside its classes."""
     height, width = images.images.shape[1:3]
     if tuple(input_shape[2:]) != (height, width):
@@ -72,7 +72,7 @@ def require_fit(images: ImageSet, input_shape: Sequence[int], outputs: int) -> N
         raise LoadError(f"labels run from {low} to {high}; a network of {outputs} classes takes 0 to {outputs - 1}.")
 
 
-def require_every_class(images: ImageSet) -> None:
+def require_every_class(images: LabelledImages) -> None:
     """Raises LoadError where a class has no image: a stray label would make a network of too many classes."""
     counts = torch.bincount(images.labels, minlength=len(images.classes))
     empty = [name for name, count in zip(images.classes, counts.tolist(), strict=True) if not count]
@@ -83,7 +83,7 @@ def require_every_class(images: ImageSet) -> None:
         )
 
 
-def _load_npz(folder: Path, part: str) -> ImageSet:
+def _load_npz(folder: Path, part: str) -> LabelledImages:
     _require_folder(folder)
     paths = sorted(folder.glob(f"{part}*.npz"))
     if not paths:
@@ -101,7 +101,7 @@ def _load_npz(folder: Path, part: str) -> ImageSet:
     if count > _MOST_CLASSES:
         raise LoadError(f"{folder}: label {labels.max()} is above {_MOST_CLASSES - 1}; labels run from 0.")
     classes = CIFAR10_CLASSES if images.shape[1:3] == (32, 32) and count == 10 else tuple(map(str, range(count)))
-    return ImageSet(torch.from_numpy(images), torch.from_numpy(labels), classes)
+    return LabelledImages(torch.from_numpy(images), torch.from_numpy(labels), classes)
 
 
 def _read_npz(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
@@ -117,7 +117,7 @@ def _read_npz(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
     return images, labels
 
 
-def _load_folder(folder: Path, part: str) -> ImageSet:
+def _load_folder(folder: Path, part: str) -> LabelledImages:
     from PIL import Image, UnidentifiedImageError
 
     root = folder / part if (folder / part).is_dir() else folder
@@ -147,10 +147,10 @@ def _load_folder(folder: Path, part: str) -> ImageSet:
             raise LoadError(f"{path} is {here}, the images before it are {there}: resize them to one size.")
         images[index] = pixels
     labels = torch.tensor([label for _, label in files])
-    return ImageSet(torch.from_numpy(images), labels, classes)
+    return LabelledImages(torch.from_numpy(images), labels, classes)
 
 
-def _load_torchvision(name: str, folder: Path, part: str) -> ImageSet:
+def _load_torchvision(name: str, folder: Path, part: str) -> LabelledImages:
     import torchvision
 
     dataset_class = getattr(torchvision.datasets, name, None)
@@ -165,7 +165,7 @@ def _load_torchvision(name: str, folder: Path, part: str) -> ImageSet:
         raise OptionError(f"--data: {name} is not a small set of labelled images; use imagefolder:DIR.") from error
     if images.ndim == 3:
         images = np.repeat(images[..., None], 3, axis=3)
-    return ImageSet(torch.from_numpy(images), torch.from_numpy(labels), tuple(data.classes))
+    return LabelledImages(torch.from_numpy(images), torch.from_numpy(labels), tuple(data.classes))
 
 
 def _require_folder(folder: Path) -> None:

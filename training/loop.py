@@ -18,14 +18,14 @@ from training.batchnorm import reestimate
 from training.checkpoint import (
     DENSE,
     FACTORS,
-    Network,
+    TrainedNetwork,
     as_pairs,
     load_network,
     new_network,
     save_network,
     write,
 )
-from training.data import load_images, require_every_class, require_fit, split
+from training.data import load_labelled_images, require_every_class, require_fit, split
 from training.guard import StopRequest, diverged, require_finite, require_finite_weights
 from training.history import Record, plot, require_tensorboard, write_jsonl, write_tensorboard
 from training.layers import ByName, find_layers, paper_choice, total_macs
@@ -55,7 +55,7 @@ class Run:
         if options.tensorboard:
             require_tensorboard()
         torch.manual_seed(options.seed)
-        images = load_images(options.data)
+        images = load_labelled_images(options.data)
         if options.init is None:  # Weights say themselves how many classes there are, and images may be of a few.
             require_every_class(images)
         train, self.validation = split(images, options.validation, options.seed)
@@ -163,7 +163,7 @@ class Run:
             return self.history[-1]
         return max(self.history, key=lambda record: record["cut_accuracy"])  # Of equals the first.
 
-    def _cut_now(self) -> tuple[Network, int]:
+    def _cut_now(self) -> tuple[TrainedNetwork, int]:
         """The network as it would be if it were cut now, and its multiply-adds. It is cut already in the last phase."""
         if self.trp is None:
             return self.network, total_macs(find_layers(self.network.module, self.network.input_shape))
@@ -194,7 +194,7 @@ class Run:
         self.trp = None
         return plan
 
-    def _keep(self, network: Network) -> None:
+    def _keep(self, network: TrainedNetwork) -> None:
         if world()[0] == 0:
             save_network(network, self.options.output / "model.pt", self.history)
 
@@ -328,7 +328,7 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16)
 
 
-def _start(options: TrainOptions, classes: tuple[str, ...]) -> Network:
+def _start(options: TrainOptions, classes: tuple[str, ...]) -> TrainedNetwork:
     if options.init is not None:
         network = load_network(options.init, options.arch, classes, options.input_shape)
     else:
@@ -341,14 +341,14 @@ def _start(options: TrainOptions, classes: tuple[str, ...]) -> Network:
     return replace(network, classes=network.classes or classes, module=copy.deepcopy(network.module))
 
 
-def _by_plan(network: Network, path: Path) -> Network:
+def _by_plan(network: TrainedNetwork, path: Path) -> TrainedNetwork:
     if network.kind == FACTORS:
         raise OptionError("--init holds factors already: leave --plan out to train them, or start from dense weights.")
     plan = saved_plan(path, network.module, network.input_shape)
     return replace(network, module=decompose(network.module, plan), kind=FACTORS, plan=as_trained(plan).to_json())
 
 
-def _outputs(network: Network) -> int:
+def _outputs(network: TrainedNetwork) -> int:
     last = [module for module in network.module.modules() if isinstance(module, nn.Linear)]
     return last[-1].out_features if last else len(network.classes)
 

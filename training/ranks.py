@@ -54,7 +54,7 @@ def ramped(rule: RankRule, ramp: str, progress: float) -> RankRule:
     return rule
 
 
-def make_plan(
+def plan_of_ranks(
     layers: Sequence[Layer], rule: RankRule, total_macs: int, weights: Mapping[str, float] | None = None
 ) -> Plan:
     """The plan of a cut now. `weights` say how much lost energy hurts in each layer under a budget, 1 where not named.
@@ -81,7 +81,7 @@ def projection_ranks(
     curves = {layer.site.name: layer.curves[0] for layer in layers if layer.curves}
     if not isinstance(rule, MacsBudget):
         return {name: rule.rank(curve) for name, curve in curves.items()}
-    plan = make_plan(layers, rule, total_macs, weights)
+    plan = plan_of_ranks(layers, rule, total_macs, weights)
     ranks = {change.site.name: change.rank for change in plan.changed}
     return {name: ranks.get(name) or curve.full_rank for name, curve in curves.items()}
 
@@ -90,7 +90,7 @@ def choose_schemes(
     layers: Sequence[Layer], rule: RankRule, total_macs: int, weights: Mapping[str, float] | None = None
 ) -> dict[str, Scheme]:
     """One scheme for each layer with curves: the plan's where it changes the layer, else the cheapest per rank kept."""
-    plan = make_plan(layers, rule, total_macs, weights)
+    plan = plan_of_ranks(layers, rule, total_macs, weights)
     planned = {change.site.name: change.scheme for change in plan.changed}
     chosen: dict[str, Scheme] = {}
     for layer in layers:

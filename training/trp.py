@@ -27,7 +27,7 @@ from training.batchnorm import reestimate
 from training.layers import TorchLayer, find_layers, total_macs, unwrapped
 from training.matrices import Unfolding, unfolding
 from training.products import full_precision
-from training.ranks import RankRule, choose_schemes, make_plan, projection_ranks, ramped
+from training.ranks import RankRule, choose_schemes, plan_of_ranks, projection_ranks, ramped
 from training.replicas import broadcast, share_out, world
 from training.settings import TRPSettings
 from training.spectra import Truncation, projected
@@ -78,7 +78,7 @@ class TRP:
     def measure(self) -> Plan:
         """The plan that a cut now, by the final rule, would carry out. No weight is touched."""
         self._decompose()
-        return make_plan(self._planned_layers(), self.settings.rule, self.total_macs, self.settings.layer_weights)
+        return plan_of_ranks(self._planned_layers(), self.settings.rule, self.total_macs, self.settings.layer_weights)
 
     def finish(self, batches: Iterable[Tensor] | None = None) -> Plan:
         """Project one last time by the final rule, re-estimate batch norm on `batches` of inputs, detach.
@@ -88,7 +88,7 @@ class TRP:
         for hook in self._hooks:
             hook.remove()
         known = self._decompose()
-        plan = make_plan(self._planned_layers(), self.settings.rule, self.total_macs, self.settings.layer_weights)
+        plan = plan_of_ranks(self._planned_layers(), self.settings.rule, self.total_macs, self.settings.layer_weights)
         ranks = {change.site.name: change.rank for change in plan.changed}
         self._set_ranks(self._full_ranks() | ranks)
         self._carry_out(_truncated(known, self.ranks), write=True)

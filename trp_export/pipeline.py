@@ -25,24 +25,39 @@ from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Plan
 from trp_export.planning.trained_low_rank import recognise, sharp_drop
 from trp_export.report.document import Cost, Report
-from trp_export.steps.benchmark import clean, layer_times, measure, require_faster, unmeasured, whole_story
+from trp_export.steps.benchmark import (
+    benchmark,
+    layer_times,
+    low_rank_share_of_speedup,
+    require_faster,
+    why_not_benchmarked,
+    without_low_rank,
+)
 from trp_export.steps.build import Made, build
-from trp_export.steps.calibrate import Known, look
-from trp_export.steps.max_drop import room_left, search, within, without_tuning
+from trp_export.steps.calibrate import CalibrationData, calibrate
+from trp_export.steps.max_drop import room_left, search_max_drop, within, without_tuning
 from trp_export.steps.plan import make_plan, saved_choices
 from trp_export.steps.precisions import (
     as_compared,
     as_shipped,
-    choose,
+    choose_precision,
     judge_as_shipped,
     make_variants,
-    remarks,
+    precision_remarks,
     ship,
     timed,
 )
 from trp_export.system.progress import Progress
-from trp_export.system.staging import Scratch, Stage
-from trp_export.verify import Deviation, Files, Judge, Seen, compare_on_seen, open_judge, verify_export
+from trp_export.system.staging import OutputStage, Scratch
+from trp_export.verify import (
+    CalibrationAgreement,
+    Deviation,
+    Evaluator,
+    Files,
+    compare_on_calibration_images,
+    open_evaluator,
+    verify_export,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,8 +114,8 @@ class Planned:
 
     network: Network
     layers: tuple[Layer, ...]
-    known: Known | None
-    judge: Judge | None
+    known: CalibrationData | None
+    judge: Evaluator | None
     latency: NetworkLatency | None
     report: Report
 
@@ -117,7 +132,7 @@ def plan_export(model: str | Path | nn.Module, options: Options, folder: Path, p
     judge, seen = _judge(network, options, progress)
     known, notes = None, (*network.notes, *_low_rank_already(layers), *seen, *_same_images(options))
     if calibration is not None:
-        known, layers = look(network, layers, calibration, rule, progress)
+        known, layers = calibrate(network, layers, calibration, rule, progress)
         notes = (*notes, *known.notes)
     damage = known.damage if known is not None else lost_energy
     latency = _latency(network, layers, options, folder, progress)
@@ -129,7 +144,7 @@ def plan_export(model: str | Path | nn.Module, options: Options, folder: Path, p
     if isinstance(rule, MaxDrop):
         assert judge is not None
         shipped = judge_as_shipped(judge, options, known.batches if known is not None else (), folder)
-        plan, frontier = search(rule, plan_by, network, known, shipped, latency, calibration, folder, progress)
+        plan, frontier = search_max_drop(rule, plan_by, network, known, shipped, latency, calibration, folder, progress)
     else:
         plan = plan_by(rule)
     before = Cost(network.original_params, network.macs, network.original_bytes)
@@ -160,21 +175,21 @@ def _latency(
     )
 
 
-def carry_out(planned: Planned, options: Options, stage: Stage, progress: Progress) -> Report:
+def carry_out(planned: Planned, options: Options, stage: OutputStage, progress: Progress) -> Report:
     """Everything that follows from the plan: factors, graph, evidence. The report says how it went."""
     network, report = planned.network, planned.report
     made, deviation = _make(planned, options, stage, progress)
-    why_not = unmeasured(report.plan, options)
-    cleaned = clean(made.files, stage.scratch) if why_not is None else None
+    why_not = why_not_benchmarked(report.plan, options)
+    cleaned = without_low_rank(made.files, stage.scratch) if why_not is None else None
     known = planned.known.batches if planned.known is not None else ()
     variants = make_variants(report.plan, made.files, cleaned, known, planned.judge, options, stage.scratch, progress)
     latency, layer_ms, models = None, None, [made.files.original, made.files.result]
     if cleaned is not None:
         models += [cleaned, *(one.file for one in variants[1:] if one.file not in (None, cleaned))]
-        latency, why_not = measure(network, models, options, progress)
+        latency, why_not = benchmark(network, models, options, progress)
         if latency is not None and stage.page is not None and report.plan.changed:
             layer_ms = layer_times(network, cleaned, made.files.result, latency.environment)
-    forms = choose(timed(variants, models, latency), options)
+    forms = choose_precision(timed(variants, models, latency), options)
     if forms is not None:
         ship(forms, stage.model)
     if latency is not None:
@@ -183,7 +198,11 @@ def carry_out(planned: Planned, options: Options, stage: Stage, progress: Progre
             require_faster(latency)
         elif options.by_latency:
             require_faster(latency, low_rank=False)
-    told = (*made.notes, why_not, *(remarks(forms) if forms is not None else (whole_story(latency),)))
+    told = (
+        *made.notes,
+        why_not,
+        *(precision_remarks(forms) if forms is not None else (low_rank_share_of_speedup(latency),)),
+    )
     deviation = as_shipped(deviation, forms, network, made.files)
     return replace(
         report,
@@ -197,7 +216,7 @@ def carry_out(planned: Planned, options: Options, stage: Stage, progress: Progre
     )
 
 
-def _make(planned: Planned, options: Options, stage: Stage, progress: Progress) -> tuple[Made, Deviation]:
+def _make(planned: Planned, options: Options, stage: OutputStage, progress: Progress) -> tuple[Made, Deviation]:
     """The result, and how far it is from the original; not tuned where --max-drop holds only without."""
     rule, untuned = options.rule, without_tuning(options.calibration)
     made, deviation = _make_once(planned, options.calibration, stage, progress)
@@ -211,7 +230,7 @@ def _make(planned: Planned, options: Options, stage: Stage, progress: Progress) 
 
 
 def _make_once(
-    planned: Planned, calibration: Calibration | None, stage: Stage, progress: Progress
+    planned: Planned, calibration: Calibration | None, stage: OutputStage, progress: Progress
 ) -> tuple[Made, Deviation]:
     network, plan = planned.network, planned.report.plan
     made = build(network, plan, planned.known, calibration, stage.model, stage.scratch, progress)
@@ -219,11 +238,11 @@ def _make_once(
     return made, verify_export(network.source, network.inputs, made.files, plan, planned.judge, progress)
 
 
-def _judge(network: Network, options: Options, progress: Progress) -> tuple[Judge | None, tuple[str, ...]]:
+def _judge(network: Network, options: Options, progress: Progress) -> tuple[Evaluator | None, tuple[str, ...]]:
     """Who says what is lost, ready before long work is done; a plan alone is judged only where it is searched for."""
     if options.dry_run and not isinstance(options.rule, MaxDrop):
         return None, ()
-    return open_judge(
+    return open_evaluator(
         network.source,
         network.inputs,
         network.original,
@@ -233,13 +252,15 @@ def _judge(network: Network, options: Options, progress: Progress) -> tuple[Judg
     )
 
 
-def _on_seen(planned: Planned, deviation: Deviation, files: Files, options: Options) -> Seen | None:
+def _on_seen(planned: Planned, deviation: Deviation, files: Files, options: Options) -> CalibrationAgreement | None:
     """What calibration images show of the result, where there are any and no others."""
     batches = planned.known.batches if planned.known is not None else ()
     if planned.judge is not None or not batches or deviation.truncation is None:
         return None
     synthetic = options.calibration is not None and options.calibration.path == SYNTHETIC
-    return compare_on_seen(files.original, files.result, batches, "synthetic" if synthetic else "calibration")
+    return compare_on_calibration_images(
+        files.original, files.result, batches, "synthetic" if synthetic else "calibration"
+    )
 
 
 def _same_images(options: Options) -> tuple[str, ...]:
@@ -266,10 +287,10 @@ def _low_rank_already(layers: tuple[Layer, ...]) -> tuple[str, ...]:
     return (f"{found.layers} of {found.of_layers} layers have low rank already: --energy {energy:g} costs nothing",)
 
 
-def _stage(model: str | Path | nn.Module, options: Options) -> Stage:
+def _stage(model: str | Path | nn.Module, options: Options) -> OutputStage:
     """Where the result is made: beside a file to be, or beside a bundle."""
     if options.bundle is None:
-        return Stage(_output(model, options), options.report)
+        return OutputStage(_output(model, options), options.report)
     from trp_export.ship.bundle_stage import BundleStage
 
     return BundleStage(options.bundle.folder)
@@ -282,7 +303,7 @@ def _with_ort(report: Report, target: Target, model: Path, network: Network) -> 
     return replace(report, ort=ort, notes=(*report.notes, *notes))
 
 
-def _with_bundle(report: Report, model: str | Path | nn.Module, stage: Stage, network: Network) -> Report:
+def _with_bundle(report: Report, model: str | Path | nn.Module, stage: OutputStage, network: Network) -> Report:
     from trp_export.ship.bundle import source_files, write_bundle
 
     source = source_files(Path(model)) if isinstance(model, (str, Path)) else ()

@@ -8,7 +8,7 @@ import pytest
 
 from trp_export.bench import Environment, Measurement, Process
 from trp_export.bench.environment import Core, Machine, choose_cores, governor_of, require_same
-from trp_export.bench.noise import remarks
+from trp_export.bench.noise import noise_remarks
 from trp_export.errors import DeviceError, EnvironmentMismatchError, OptionError
 
 HERE = Environment(
@@ -84,11 +84,13 @@ def measured(*medians: float, slow_runs: int = 0) -> Measurement:
 
 def test_noise_comes_with_remedies() -> None:
     quiet = machine(plain(0, governor="performance"))
-    assert remarks([measured(*[1.0] * 9)], quiet, 0.02, HERE) == ()
-    told = remarks([measured(*[1.0] * 5, *[1.2] * 4, slow_runs=2)], quiet, 0.5, replace(HERE, governor="powersave"))
+    assert noise_remarks([measured(*[1.0] * 9)], quiet, 0.02, HERE) == ()
+    told = noise_remarks(
+        [measured(*[1.0] * 5, *[1.2] * 4, slow_runs=2)], quiet, 0.5, replace(HERE, governor="powersave")
+    )
     for word in ("other programs used 50%", "governor is powersave", "--cores", "slowest process", "grows hot"):
         assert any(word in note for note in told), word
-    assert any("fewer than eight" in note for note in remarks([measured(1.0)], quiet, 0.0, HERE))
+    assert any("fewer than eight" in note for note in noise_remarks([measured(1.0)], quiet, 0.0, HERE))
     busy = replace(HERE, device="ssh:pi@board")
-    assert "load of 2.0" in remarks([measured(*[1.0] * 9)], replace(quiet, load=2.0), 0.0, busy)[0]
-    assert remarks([measured(1.0)], quiet, 1.0, replace(HERE, unit="instructions")) == ()
+    assert "load of 2.0" in noise_remarks([measured(*[1.0] * 9)], replace(quiet, load=2.0), 0.0, busy)[0]
+    assert noise_remarks([measured(1.0)], quiet, 1.0, replace(HERE, unit="instructions")) == ()

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from networks import RESIDUAL, make_images, make_network
 
 from trp_export.calibration import moments as module
-from trp_export.calibration.moments import Moments, gather_moments, load_moments, merge_moments, remarks, save_moments
+from trp_export.calibration.moments import (
+    Moments,
+    calibration_remarks,
+    gather_moments,
+    load_moments,
+    merge_moments,
+    save_moments,
+)
 from trp_export.calibration.output_curves import calibrated_factors, calibrated_layers
 from trp_export.calibration.patches import Window, count_positions, gather_patches, sample_positions, window
 from trp_export.errors import LoadError, OptionError, OutputError, UnsupportedError
@@ -179,10 +186,10 @@ def test_what_is_odd_is_remarked() -> None:
     few = Moments(30, x.sum(axis=0)[None], (x.T @ x)[None])
     constant = Moments(100, np.full((1, 3), 200.0), np.full((1, 3, 3), 400.0))
     wide = Moments(100, x[:1], x[:1] ** 2 * 1000)
-    notes = " ".join(remarks({"few": few, "constant": constant, "wide": wide}))
+    notes = " ".join(calibration_remarks({"few": few, "constant": constant, "wide": wide}))
     assert "few most of all (30 for 20 inputs): 2 times as many images" in notes
     assert "1 layer was seen at too few positions for its size" in notes
-    (told,) = remarks({"few": few, "fewer": few}, images=600)
+    (told,) = calibration_remarks({"few": few, "fewer": few}, images=600)
     assert told.startswith("2 layers were seen at too few positions for their size")
     assert told.endswith(": 1,200 images would do.")
     assert "the inputs of constant never change" in notes
@@ -193,8 +200,8 @@ def test_what_is_odd_is_remarked() -> None:
 def test_preprocessing_unlike_that_of_training_is_remarked() -> None:
     mean = np.ones((1, 4))
     seen = {"a": Moments(100, 250 * mean * 100, 10 * np.eye(4)[None])}
-    assert "24900 % away from what batch norm saw" in " ".join(remarks(seen, {"a": mean}))
-    assert "batch norm" not in " ".join(remarks(seen, {"a": 220 * mean, "b": mean}))
+    assert "24900 % away from what batch norm saw" in " ".join(calibration_remarks(seen, {"a": mean}))
+    assert "batch norm" not in " ".join(calibration_remarks(seen, {"a": 220 * mean, "b": mean}))
 
 
 @pytest.mark.parametrize("choice", ["channel", "spatial", "spatial-t", "pointwise", "decouple"])

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from trp_export.bench import Comparison, Environment, Measurement, Process
-from trp_export.bench.profile import Layer, Profile
+from trp_export.bench.profile import Profile, ProfiledLayer
 from trp_export.errors import DeviceError
 from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.sites import find_sites
@@ -51,7 +51,7 @@ class FakeDevice:
             raise DeviceError("the abacus fell.")
         self.profiles += 1
         costs = self.costs(file)
-        layers = tuple(Layer(name, "Conv", ms, 0, 1) for name, ms in costs.items())
+        layers = tuple(ProfiledLayer(name, "Conv", ms, 0, 1) for name, ms in costs.items())
         return Profile(file.name, layers, {"pool": OTHER * self.pace}, len(layers) + 1), sum(
             costs.values()
         ) + OTHER * self.pace

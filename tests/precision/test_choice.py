@@ -12,7 +12,13 @@ import pytest
 from trp_export.bench import Measurement, Process
 from trp_export.options import Calibration, MaxDrop, Options
 from trp_export.precision.convert import Parity, Variant
-from trp_export.steps.precisions import LEAST_AGREEMENT, MOST_DIVERGENCE, choose, judge_as_shipped, remarks
+from trp_export.steps.precisions import (
+    LEAST_AGREEMENT,
+    MOST_DIVERGENCE,
+    choose_precision,
+    judge_as_shipped,
+    precision_remarks,
+)
 from trp_export.verify import Score
 
 BEST = Options(rule=None, calibration=Calibration(Path("images")), best=True)
@@ -36,7 +42,7 @@ def variant(
 
 
 def chosen(options: Options, *variants: Variant) -> str:
-    forms = choose(variants, options)
+    forms = choose_precision(variants, options)
     assert forms is not None
     return forms.chosen.name
 
@@ -57,23 +63,23 @@ def test_without_classes_divergence_decides() -> None:
 
 
 def test_int8_alone_is_measured_and_not_shipped() -> None:
-    forms = choose((variant("fp32", 2.0), variant("int8", 1.0), variant("int8", 0.5, low_rank=False)), BEST)
+    forms = choose_precision((variant("fp32", 2.0), variant("int8", 1.0), variant("int8", 0.5, low_rank=False)), BEST)
     assert forms is not None
     assert forms.chosen.low_rank
-    assert any("ship int8 alone" in remark for remark in remarks(forms))
+    assert any("ship int8 alone" in remark for remark in precision_remarks(forms))
 
 
 def test_no_word_against_low_rank_where_it_is_faster() -> None:
-    forms = choose((variant("fp32", 2.0), variant("int8", 1.0), variant("int8", 1.5, low_rank=False)), INT8)
+    forms = choose_precision((variant("fp32", 2.0), variant("int8", 1.0), variant("int8", 1.5, low_rank=False)), INT8)
     assert forms is not None
-    assert list(remarks(forms)) == []
+    assert list(precision_remarks(forms)) == []
 
 
 def test_a_slower_variant_is_called_slower() -> None:
-    forms = choose((variant("fp32", 2.0), variant("int8", 3.0)), INT8)
+    forms = choose_precision((variant("fp32", 2.0), variant("int8", 3.0)), INT8)
     assert forms is not None
     assert forms.chosen.precision == "int8"
-    assert any("SLOWER than fp32" in remark for remark in remarks(forms))
+    assert any("SLOWER than fp32" in remark for remark in precision_remarks(forms))
 
 
 def test_nothing_is_said_of_what_a_single_process_cannot_tell() -> None:
@@ -81,9 +87,9 @@ def test_nothing_is_said_of_what_a_single_process_cannot_tell() -> None:
     once = (
         replace(one, latency=replace(one.latency, processes=one.latency.processes[:1])) for one in made if one.latency
     )
-    forms = choose(tuple(once), INT8)
+    forms = choose_precision(tuple(once), INT8)
     assert forms is not None
-    assert list(remarks(forms)) == []
+    assert list(precision_remarks(forms)) == []
 
 
 def test_the_limit_of_max_drop_holds_for_the_shipped_form() -> None:
@@ -93,7 +99,7 @@ def test_the_limit_of_max_drop_holds_for_the_shipped_form() -> None:
     fp32, far, near = variant("fp32", 2.0), variant("int8", 1.0, drop=0.011), variant("int8", 1.0, drop=0.009)
     assert chosen(best, fp32, far) == "low rank, fp32"
     assert chosen(best, fp32, near) == "low rank, int8"
-    forms = choose((fp32, far), asked)
+    forms = choose_precision((fp32, far), asked)
     assert forms is not None
     assert forms.chosen is fp32
     assert "1.10 pp" in (forms.missed or "")
@@ -102,10 +108,10 @@ def test_the_limit_of_max_drop_holds_for_the_shipped_form() -> None:
 
 def test_what_may_not_ship_is_said_with_the_reason() -> None:
     fp32, far = variant("fp32", 2.0), variant("int8", 1.0, agreement=0.98)
-    forms = choose((fp32, far, variant("int8", 1.0, refused="no layer can")), BEST)
+    forms = choose_precision((fp32, far, variant("int8", 1.0, refused="no layer can")), BEST)
     assert forms is not None
     assert forms.missed is None
-    assert list(remarks(forms))[:2] == [
+    assert list(precision_remarks(forms))[:2] == [
         "low rank, int8 may not ship: it keeps the class on 98.0% of 100 images, and 99% is asked for",
         "low rank, int8 may not ship: no layer can",
     ]
@@ -132,4 +138,4 @@ def test_the_best_is_searched_for_in_the_form_that_loses_most(tmp_path: Path, mo
 
 
 def test_nothing_is_chosen_where_nothing_was_asked_for() -> None:
-    assert choose((), Options()) is None
+    assert choose_precision((), Options()) is None

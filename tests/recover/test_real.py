@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from trp_export.calibration.moments import gather_moments, remarks
+from trp_export.calibration.moments import calibration_remarks, gather_moments
 from trp_export.calibration.output_curves import calibrated_factors, calibrated_layers
 from trp_export.graph.batch_norm import fold_batch_norm
 from trp_export.graph.bias import add_to_bias
@@ -42,7 +42,7 @@ def test_resnet20_at_half_its_macs(shared: Path) -> None:
     seen = load_images(shared / "data/cifar10/train_1.npz", IMAGENET, count=256)
     unseen = load_images(shared / "data/cifar10/train_5.npz", IMAGENET, count=500)
     moments = gather_moments(model, located, seen)
-    assert remarks(moments, told) == ()
+    assert calibration_remarks(moments, told) == ()
     plain = [
         Layer(place.site, tuple(make_curve(place.site, s, place.kernel()) for s in schemes_for(place.site, "spatial")))
         for place in located

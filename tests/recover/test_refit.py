@@ -9,7 +9,7 @@ from networks import RESIDUAL, make_images, make_network
 
 from trp_export.calibration.divergence import divergence
 from trp_export.calibration.moments import gather_moments
-from trp_export.calibration.output_curves import Fitted, calibrated_factors
+from trp_export.calibration.output_curves import LayerFactors, calibrated_factors
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_products
 from trp_export.graph.sites import find_sites
@@ -32,7 +32,7 @@ def _plan(located: tuple, ranks: dict[str, tuple[Scheme, int]]) -> Plan:
     return Plan(tuple(decisions), "by hand")
 
 
-def _outputs(model: ir.Model, plan: Plan, fitted: Fitted, images: np.ndarray) -> dict[str, np.ndarray]:
+def _outputs(model: ir.Model, plan: Plan, fitted: LayerFactors, images: np.ndarray) -> dict[str, np.ndarray]:
     copy = model.clone()
     places = find_sites(copy, {})
     set_products(copy, plan, places, fitted.factors)
@@ -47,7 +47,7 @@ def test_full_rank_stays_the_dense_network() -> None:
     model, located = make_network()
     images = make_images(40).inputs
     plan = _plan(located, {"one": (SPATIAL_WISE, 24), "two": (CHANNEL_WISE, 8), "grouped": (POINTWISE_FIRST, 4)})
-    fitted = refit(model, plan, [images[:20], images[20:]], Fitted({}, {}))
+    fitted = refit(model, plan, [images[:20], images[20:]], LayerFactors({}, {}))
     dense = Tap(model, ["x"], ["c2", "y"])({"x": images})
     after = _outputs(model, plan, fitted, images)
     for name, wanted in dense.items():
@@ -71,7 +71,7 @@ def test_the_same_seed_gives_the_same_factors_and_the_model_stays() -> None:
     images = make_images(24).inputs
     before = Tap(model, ["x"], ["y"])({"x": images})["y"]
     plan = _plan(located, RANKS)
-    first, second = (refit(model, plan, [images], Fitted({}, {}), seed=3) for _ in range(2))
+    first, second = (refit(model, plan, [images], LayerFactors({}, {}), seed=3) for _ in range(2))
     for name, (factors,) in first.factors.items():
         np.testing.assert_array_equal(factors.reduce, second.factors[name][0].reduce)
         np.testing.assert_array_equal(first.shifts[name], second.shifts[name])
@@ -81,7 +81,7 @@ def test_the_same_seed_gives_the_same_factors_and_the_model_stays() -> None:
 def test_constant_images_keep_every_factor_finite() -> None:
     model, located = make_network()
     images = np.ones((8, 3, 12, 12), dtype=np.float32)
-    fitted = refit(model, _plan(located, RANKS), [images], Fitted({}, {}))
+    fitted = refit(model, _plan(located, RANKS), [images], LayerFactors({}, {}))
     for (factors,) in fitted.factors.values():
         assert np.isfinite(factors.reduce).all()
         assert np.isfinite(factors.expand).all()
@@ -91,9 +91,9 @@ def test_layers_that_cannot_be_refitted_keep_what_they_are_given(monkeypatch: py
     model, located = make_network()
     plan = _plan(located, {"one": (CHANNEL_WISE, 3)})
     given = factorise_branches(located[1].kernel(), (Branch(CHANNEL_WISE, 3),), 1)
-    assert "one" in refit(model, plan, [make_images(8).inputs], Fitted({"one": given}, {})).shifts
+    assert "one" in refit(model, plan, [make_images(8).inputs], LayerFactors({"one": given}, {})).shifts
     monkeypatch.setattr("trp_export.recover.refit.can_refit", lambda *_: False)
-    fitted = refit(model, plan, [make_images(8).inputs], Fitted({"one": given}, {}))
+    fitted = refit(model, plan, [make_images(8).inputs], LayerFactors({"one": given}, {}))
     assert fitted.factors["one"] is given
     assert fitted.shifts == {}
 
@@ -109,7 +109,7 @@ def test_a_second_pair_is_fitted_to_what_the_first_leaves() -> None:
     for count in (1, 2):
         decisions = (Decision(p.site, sums.get(p.site.name, ())[:count], "by hand") for p in located)
         plan = Plan(tuple(decisions), "by hand")
-        fitted = refit(model, plan, [images], Fitted({}, {}))
+        fitted = refit(model, plan, [images], LayerFactors({}, {}))
         assert all(len(pairs) == count for pairs in fitted.factors.values())
         dense = {"y": Tap(model, ["x"], ["y"])({"x": images})["y"]}
         losses.append(divergence(dense, _outputs(model, plan, fitted, images)))
@@ -122,8 +122,8 @@ def test_a_shortcut_takes_back_what_it_lost(rank: int) -> None:
     model, located = make_network()
     images = make_images(96).inputs
     plan = _plan(located, {"stem": (CHANNEL_WISE, rank), "two": (CHANNEL_WISE, 6)})
-    fitted = refit(model, plan, [images], Fitted({}, {}))
-    stem_alone = Fitted({"stem": fitted.factors["stem"]}, {"stem": fitted.shifts["stem"]})
+    fitted = refit(model, plan, [images], LayerFactors({}, {}))
+    stem_alone = LayerFactors({"stem": fitted.factors["stem"]}, {"stem": fitted.shifts["stem"]})
     copies = []
     for chosen, own in ((plan, fitted), (_plan(located, {"stem": (CHANNEL_WISE, rank)}), stem_alone)):
         copy = model.clone()
@@ -140,7 +140,7 @@ def test_the_closest_set_of_factors_is_told() -> None:
     model, located = make_network()
     images = make_images(48)
     plan = _plan(located, RANKS)
-    plain = Fitted(
+    plain = LayerFactors(
         {
             c.site.name: factorise_branches(_kernel(located, c.site.name), c.branches, c.site.group)
             for c in plan.changed
@@ -175,10 +175,10 @@ def test_a_batch_norm_that_is_left_gives_what_it_gave_in_the_mean() -> None:
     model, located = _normed()
     images = make_images(64).inputs
     plan = _plan(located, {"one": (SPATIAL_WISE, 3), "two": (CHANNEL_WISE, 1)})
-    fitted = refit(model, plan, [images[:20], images[20:]], Fitted({}, {}))
+    fitted = refit(model, plan, [images[:20], images[20:]], LayerFactors({}, {}))
     assert fitted.values.keys() == {"norm.mean", "norm.var"}
     before, after = (_normed_outputs(model, plan, own, images) for own in (None, fitted))
-    untouched = _normed_outputs(model, plan, Fitted(fitted.factors, fitted.shifts), images)
+    untouched = _normed_outputs(model, plan, LayerFactors(fitted.factors, fitted.shifts), images)
     assert np.abs(untouched.std(axis=(0, 2, 3)) / before.std(axis=(0, 2, 3)) - 1).max() > 0.02
     np.testing.assert_allclose(after.mean(axis=(0, 2, 3)), before.mean(axis=(0, 2, 3)), atol=1e-4)
     np.testing.assert_allclose(after.std(axis=(0, 2, 3)), before.std(axis=(0, 2, 3)), rtol=1e-3)
@@ -186,7 +186,9 @@ def test_a_batch_norm_that_is_left_gives_what_it_gave_in_the_mean() -> None:
 
 def test_a_batch_norm_stays_where_nothing_before_it_changes() -> None:
     model, located = _normed()
-    fitted = refit(model, _plan(located, {"grouped": (POINTWISE_FIRST, 2)}), [make_images(8).inputs], Fitted({}, {}))
+    fitted = refit(
+        model, _plan(located, {"grouped": (POINTWISE_FIRST, 2)}), [make_images(8).inputs], LayerFactors({}, {})
+    )
     np.testing.assert_array_equal(fitted.values["norm.mean"], NORM["norm.mean"])
     np.testing.assert_array_equal(fitted.values["norm.var"], NORM["norm.var"])
 
@@ -203,7 +205,7 @@ def test_a_channel_that_the_images_no_longer_move_keeps_a_bounded_gain() -> None
     assert np.isfinite(found["norm.mean"]).all()
 
 
-def _normed_outputs(model: ir.Model, plan: Plan, fitted: Fitted | None, images: np.ndarray) -> np.ndarray:
+def _normed_outputs(model: ir.Model, plan: Plan, fitted: LayerFactors | None, images: np.ndarray) -> np.ndarray:
     """What the batch norm gives, of the original where nothing is fitted."""
     copy = model.clone()
     places = find_sites(copy, {})

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 from networks import RESIDUAL, make_images, make_network
 
-from trp_export.calibration.output_curves import Fitted
+from trp_export.calibration.output_curves import LayerFactors
 from trp_export.errors import OptionError, UnsupportedError
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.prepare import prepare, remove_unused
@@ -143,7 +143,7 @@ def _compressed(batch: int | None = None) -> tuple[ir.Model, ir.Model, np.ndarra
         ),
         "by hand",
     )
-    fitted = refit(model, plan, np.split(images, len(images) // (batch or 12)), Fitted({}, {}))
+    fitted = refit(model, plan, np.split(images, len(images) // (batch or 12)), LayerFactors({}, {}))
     small = model.clone()
     places = find_sites(small, {})
     add_to_bias(small, places, fitted.shifts)

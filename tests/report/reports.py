@@ -21,7 +21,7 @@ from trp_export.planning.rules import Energy, keep, take
 from trp_export.precision.convert import Parity, Variant
 from trp_export.report.document import Cost, Report
 from trp_export.runtime.distance import Distance
-from trp_export.steps.precisions import Forms
+from trp_export.steps.precisions import Precisions
 from trp_export.verify import Agreement, Deviation
 
 HOSTILE = (
@@ -95,13 +95,13 @@ def make_report(layers: tuple[Layer, ...], speed: float = 1.5, name: str = "net"
     )
 
 
-def make_forms(speed: float = 1.5) -> Forms:
+def make_forms(speed: float = 1.5) -> Precisions:
     """Low rank in two precisions and the same without, each measured; low rank in int8 ships."""
     fp32, int8 = make_comparison(speed).measurements[1], make_comparison(8 * speed).measurements[1]
     alone, rounded = make_comparison(1.01).measurements[1], make_comparison(9.1).measurements[1]
     file, parity, judged = Path("net.onnx"), Parity(1024, 0.985, 0.0031), Agreement(500, 0.98, 0.917, 0.909, 7, 3)
     how = "grids by percentile; in float: layer1.0.conv1, layer1.0.conv2"
-    return Forms(
+    return Precisions(
         (
             Variant("fp32", True, file, 700_000, judged=judged, latency=fp32),
             Variant("int8", True, file, 211_000, how, parity, judged=judged, latency=int8),

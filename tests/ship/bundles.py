@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trp_export.ship.manifest import EVIDENCE, PROVENANCE, File, Manifest, Preprocessing, Tensor, digest
+from trp_export.ship.manifest import EVIDENCE, PROVENANCE, File, Manifest, ManifestPreprocessing, Tensor, digest
 
 CONTENTS = {"model.onnx": b"not a model, and never opened", "notes/a.txt": b"", "load.py": b"print()\n"}
 
@@ -32,7 +32,7 @@ def manifest(contents: dict[str, bytes] = CONTENTS) -> Manifest:
         precision="fp32",
         inputs=(Tensor("image", (None, 3, 8, 8), "float32"),),
         outputs=(Tensor("class", (None, 2), "float32"),),
-        preprocessing=Preprocessing((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "cover", (8, 8)),
+        preprocessing=ManifestPreprocessing((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "cover", (8, 8)),
         classes=("cat", "dog"),
         provenance=dict.fromkeys(PROVENANCE) | {"source": {"name": "net", "arch": None, "files": {}}},
         evidence=dict.fromkeys(EVIDENCE) | {"parity": {"relative_l2": 1e-7}},

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from trp_export.errors import OutputError
-from trp_export.system.files import whole
+from trp_export.system.files import atomic_write
 
 
 def write(place: Path, *how: str) -> None:
-    with whole(place, *how) as part:
+    with atomic_write(place, *how) as part:
         part.write_text("new")
 
 
 def test_the_file_takes_its_name_at_the_end(tmp_path: Path) -> None:
     place = tmp_path / "a.txt"
     place.write_text("old")
-    with whole(place) as part:
+    with atomic_write(place) as part:
         part.write_text("new")
         assert place.read_text() == "old"
     assert place.read_text() == "new"
@@ -29,7 +29,7 @@ def test_the_file_takes_its_name_at_the_end(tmp_path: Path) -> None:
 def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
     place = tmp_path / "a.txt"
     place.write_text("old")
-    with pytest.raises(ZeroDivisionError), whole(place) as part:
+    with pytest.raises(ZeroDivisionError), atomic_write(place) as part:
         part.write_text(str(1 / 0))
     with pytest.raises(OutputError, match=r"the table cannot be written: No such file or directory\. Go elsewhere\."):
         write(tmp_path / "no" / "b.txt", "the table", "Go elsewhere.")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from trp_export.system.signals import terminable
-from trp_export.system.staging import Scratch, Stage
+from trp_export.system.staging import OutputStage, Scratch
 
 
 @pytest.mark.parametrize("maker", ["mkdtemp", "TemporaryFile"])
@@ -17,7 +17,7 @@ def test_a_signal_in_the_middle_of_making_leaves_nothing(
     maker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _signal_after(maker, monkeypatch)
-    with pytest.raises(KeyboardInterrupt), terminable(), Stage(tmp_path / "small.onnx", None):
+    with pytest.raises(KeyboardInterrupt), terminable(), OutputStage(tmp_path / "small.onnx", None):
         raise AssertionError("the folder was made, and nobody stopped")
     assert list(tmp_path.iterdir()) == []
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from models_zoo.cifar_resnet import CifarResNet
 from training import TRP, MacsBudget, TRPSettings, decompose
-from training.checkpoint import FACTORS, Network, load_network, new_network, save_network
+from training.checkpoint import FACTORS, TrainedNetwork, load_network, new_network, save_network
 from trp_export.errors import LoadError, OptionError, OutputError
 
 CLASSES = tuple("abcdefghij")
@@ -22,16 +22,16 @@ SHAPE = (1, 3, 32, 32)
 
 
 @pytest.fixture(scope="module")
-def dense() -> Network:
+def dense() -> TrainedNetwork:
     torch.manual_seed(0)
     return new_network("resnet20", CLASSES)
 
 
 @pytest.fixture(scope="module")
-def factors(dense: Network) -> Network:
+def factors(dense: TrainedNetwork) -> TrainedNetwork:
     module = dense.module
     plan = TRP(module, torch.optim.SGD(module.parameters(), 0.1), TRPSettings(rule=MacsBudget(3.0)), SHAPE).finish()
-    return Network(
+    return TrainedNetwork(
         decompose(module, plan), "resnet20", SHAPE, classes=CLASSES, licence="MIT", plan=plan.to_json(), kind=FACTORS
     )
 
@@ -41,7 +41,7 @@ def outputs(module: nn.Module) -> torch.Tensor:
         return module.eval()(torch.ones(2, 3, 32, 32))
 
 
-def test_dense_weights_and_factors_come_back(dense: Network, factors: Network, tmp_path: Path) -> None:
+def test_dense_weights_and_factors_come_back(dense: TrainedNetwork, factors: TrainedNetwork, tmp_path: Path) -> None:
     for network in (dense, factors):
         save_network(network, tmp_path / "model.pt", [{"epoch": 1}])
         loaded = load_network(tmp_path / "model.pt", None, ())
@@ -52,7 +52,7 @@ def test_dense_weights_and_factors_come_back(dense: Network, factors: Network, t
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_a_state_dict_with_prefixes_needs_its_architecture(dense: Network, tmp_path: Path) -> None:
+def test_a_state_dict_with_prefixes_needs_its_architecture(dense: TrainedNetwork, tmp_path: Path) -> None:
     state = {f"module.{key}": value for key, value in dense.module.state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "dense.th")
     with pytest.raises(OptionError, match="name their architecture"):
@@ -62,7 +62,7 @@ def test_a_state_dict_with_prefixes_needs_its_architecture(dense: Network, tmp_p
         load_network(tmp_path / "dense.th", "resnet32", CLASSES)
 
 
-def test_what_is_no_checkpoint_is_refused(dense: Network, tmp_path: Path) -> None:
+def test_what_is_no_checkpoint_is_refused(dense: TrainedNetwork, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     with pytest.raises(LoadError, match="is not a file"):
         load_network(path, None, ())
@@ -99,7 +99,7 @@ def test_weights_that_are_no_numbers_name_their_layer(tmp_path: Path) -> None:
         load_network(tmp_path / "nan.pt", "resnet20", CLASSES)
 
 
-def test_a_foreign_architecture_is_not_imported_unasked(dense: Network, tmp_path: Path) -> None:
+def test_a_foreign_architecture_is_not_imported_unasked(dense: TrainedNetwork, tmp_path: Path) -> None:
     torch.save({"format": "trp-checkpoint", "version": 1, "arch": "os:system", "state_dict": {}}, tmp_path / "m.pt")
     with pytest.raises(OptionError, match="asks to import os:system"):
         load_network(tmp_path / "m.pt", None, ())
@@ -108,7 +108,7 @@ def test_a_foreign_architecture_is_not_imported_unasked(dense: Network, tmp_path
 @given(position=st.integers(0, 10**6), value=st.binary(min_size=1, max_size=20), cut=st.booleans())
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_files_never_end_in_a_traceback(
-    dense: Network, tmp_path: Path, position: int, value: bytes, cut: bool
+    dense: TrainedNetwork, tmp_path: Path, position: int, value: bytes, cut: bool
 ) -> None:
     path = tmp_path / "model.pt"
     save_network(dense, path, [])
@@ -120,6 +120,6 @@ def test_damaged_files_never_end_in_a_traceback(
         load_network(path, None, ())
 
 
-def test_a_folder_that_cannot_be_written(dense: Network, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written(dense: TrainedNetwork, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
         save_network(dense, tmp_path / "nowhere" / "model.pt", [])

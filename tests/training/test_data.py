@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from training.batches import Normalisation, TrainingBatches, evaluation_batches
-from training.data import ImageSet, load_images, require_every_class, require_fit, split
+from training.data import LabelledImages, load_labelled_images, require_every_class, require_fit, split
 from training.loss import training_loss
 from training.schedule import learning_rate
 from trp_export.errors import LoadError, OptionError
@@ -19,21 +19,21 @@ NORMALISE = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CPU = torch.device("cpu")
 
 
-def image_set(count: int = 40, extent: int = 16) -> ImageSet:
+def image_set(count: int = 40, extent: int = 16) -> LabelledImages:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, extent, extent, 3), dtype=torch.uint8, generator=generator)
-    return ImageSet(images, torch.arange(count), ("a",) * count)
+    return LabelledImages(images, torch.arange(count), ("a",) * count)
 
 
 def test_npz_shards_and_folders_hold_the_same_images(stripes: Path, tmp_path: Path) -> None:
-    from_npz = load_images(f"npz:{stripes}")
+    from_npz = load_labelled_images(f"npz:{stripes}")
     assert from_npz.images.shape == (320, 8, 8, 3)
     root = tmp_path / "folder"
     for index, (image, label) in enumerate(zip(from_npz.images[:20], from_npz.labels[:20], strict=True)):
         path = root / "train" / str(int(label)) / f"{index:03}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.numpy()).save(path)
-    from_folder = load_images(f"imagefolder:{root}")
+    from_folder = load_labelled_images(f"imagefolder:{root}")
     order = sorted(range(20), key=lambda i: (int(from_npz.labels[i]), i))
     assert from_folder.classes == tuple(sorted({str(int(label)) for label in from_npz.labels[:20]}))
     assert torch.equal(from_folder.images, from_npz.images[order])
@@ -42,20 +42,20 @@ def test_npz_shards_and_folders_hold_the_same_images(stripes: Path, tmp_path: Pa
 def test_bad_data_is_named_in_a_line(stripes: Path, tmp_path: Path) -> None:
     for spec in ("stripes", "npz:", "torchvision:CIFAR10", "torchvision:Nothing:x"):
         with pytest.raises(OptionError, match="--data"):
-            load_images(spec)
+            load_labelled_images(spec)
     with pytest.raises(LoadError, match="is not a folder"):
-        load_images("npz:/nowhere")
+        load_labelled_images("npz:/nowhere")
     with pytest.raises(LoadError, match=r"holds no train\*\.npz"):
-        load_images(f"npz:{tmp_path}")
+        load_labelled_images(f"npz:{tmp_path}")
     with pytest.raises(LoadError, match="does not hold torchvision's CIFAR10"):
-        load_images(f"torchvision:CIFAR10:{tmp_path}")
+        load_labelled_images(f"torchvision:CIFAR10:{tmp_path}")
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(LoadError, match="holds no images"):
-        load_images(f"imagefolder:{empty}")
+        load_labelled_images(f"imagefolder:{empty}")
     (empty / "train_1.npz").write_bytes(b"PK no archive")
     with pytest.raises(LoadError, match="or a damaged one"):
-        load_images(f"npz:{empty}")
+        load_labelled_images(f"npz:{empty}")
     for images, labels in (
         (np.zeros((2, 8, 8, 3), np.float32), np.zeros(2, np.int64)),
         (np.zeros((2, 8, 8, 3), np.uint8), np.zeros(3, np.int64)),
@@ -63,19 +63,19 @@ def test_bad_data_is_named_in_a_line(stripes: Path, tmp_path: Path) -> None:
     ):
         np.savez(empty / "train_1.npz", images=images, labels=labels)
         with pytest.raises(LoadError, match="must be"):
-            load_images(f"npz:{empty}")
+            load_labelled_images(f"npz:{empty}")
     np.savez(empty / "train_1.npz", images=np.zeros((2, 8, 8, 3), np.uint8), labels=np.array([0, -1]))
     with pytest.raises(LoadError, match="label -1 is below 0"):
-        load_images(f"npz:{empty}")
+        load_labelled_images(f"npz:{empty}")
     np.savez(empty / "train_1.npz", images=np.zeros((2, 8, 8, 3), np.uint8), labels=np.array([0, 200_000]))
     with pytest.raises(LoadError, match="label 200000 is above 99999"):
-        load_images(f"npz:{empty}")
+        load_labelled_images(f"npz:{empty}")
     for name, extent in (("a", 4), ("b", 5)):
         (empty / name).mkdir()
         Image.new("RGB", (extent, 4)).save(empty / name / "x.png")
     with pytest.raises(LoadError, match="resize them to one size"):
-        load_images(f"imagefolder:{empty}")
-    images = load_images(f"npz:{stripes}")
+        load_labelled_images(f"imagefolder:{empty}")
+    images = load_labelled_images(f"npz:{stripes}")
     with pytest.raises(LoadError, match="8x8, the network takes 32x32"):
         require_fit(images, (1, 3, 32, 32), 4)
     with pytest.raises(LoadError, match="a network of 3 classes takes 0 to 2"):
@@ -83,12 +83,12 @@ def test_bad_data_is_named_in_a_line(stripes: Path, tmp_path: Path) -> None:
 
 
 def test_a_network_from_scratch_needs_images_of_every_class(stripes: Path) -> None:
-    images = load_images(f"npz:{stripes}")
+    images = load_labelled_images(f"npz:{stripes}")
     require_every_class(images)
     stray = images.labels.clone()
     stray[0] = 9
     with pytest.raises(LoadError, match="no image is of class 4, 5, 6 and 2 more"):
-        require_every_class(ImageSet(images.images, stray, tuple(map(str, range(10)))))
+        require_every_class(LabelledImages(images.images, stray, tuple(map(str, range(10)))))
 
 
 def test_a_split_is_drawn_by_seed_and_shares_nothing() -> None:

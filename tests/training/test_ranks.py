@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from models_zoo.cifar_resnet import CifarResNet
 from training.layers import find_layers, total_macs
-from training.ranks import MacsBudget, choose_schemes, make_plan, projection_ranks, ramped
+from training.ranks import MacsBudget, choose_schemes, plan_of_ranks, projection_ranks, ramped
 from trp_export.errors import OptionError
 from trp_export.planning.curves import Layer, make_curve, schemes_for
 from trp_export.planning.rules import Energy, Rank, Threshold
@@ -27,7 +27,7 @@ def layers() -> list[Layer]:
 @settings(max_examples=20)
 def test_a_budget_is_kept_and_used(layers: list[Layer], ratio: float) -> None:
     total = sum(layer.site.macs for layer in layers)
-    plan = make_plan(layers, MacsBudget(ratio), total)
+    plan = plan_of_ranks(layers, MacsBudget(ratio), total)
     macs = sum(decision.macs for decision in plan.decisions)
     cheapest = max(layer.site.macs_per_rank(layer.curves[0].scheme) for layer in layers)
     assert total / ratio - cheapest <= macs <= total / ratio
@@ -38,7 +38,7 @@ def test_a_budget_is_kept_and_used(layers: list[Layer], ratio: float) -> None:
 
 def test_a_budget_out_of_reach_says_how_far_one_can_go(layers: list[Layer]) -> None:
     with pytest.raises(OptionError, match="out of reach: at rank 1 everywhere it is"):
-        make_plan(layers, MacsBudget(1e6), total_macs_of(layers))
+        plan_of_ranks(layers, MacsBudget(1e6), total_macs_of(layers))
 
 
 def test_weights_move_ranks_to_the_layers_that_hurt(layers: list[Layer]) -> None:
@@ -62,7 +62,7 @@ def test_schemes_under_a_budget_are_the_plans(layers: list[Layer]) -> None:
         for f in found
     ]
     chosen = choose_schemes(many, MacsBudget(2.0), total_macs(found))
-    plan = make_plan(many, MacsBudget(2.0), total_macs(found))
+    plan = plan_of_ranks(many, MacsBudget(2.0), total_macs(found))
     assert set(chosen) == {f.name for f in found}
     assert all(chosen[d.site.name] == d.scheme for d in plan.changed)
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from training.checkpoint import Network, load_network
+from training.checkpoint import TrainedNetwork, load_network
 from training.replicas import share_out
 
 HERE = Path(__file__).parent
 
 
-def train(data: Path, output: Path, processes: int) -> Network:
+def train(data: Path, output: Path, processes: int) -> TrainedNetwork:
     # By address, since the name of this machine need not resolve.
     launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     launcher += [f"--nproc-per-node={processes}"]

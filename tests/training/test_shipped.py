@@ -11,7 +11,7 @@ import torch
 from models_zoo.cifar_resnet import CifarResNet
 from training.batches import Normalisation, evaluation_batches
 from training.checkpoint import load_network
-from training.data import load_images
+from training.data import load_labelled_images
 from training.layers import find_layers, total_macs
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ def test_the_ratio_is_that_of_the_name(path: Path) -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_the_accuracy_is_that_of_the_card(path: Path) -> None:
     network = load_network(path, None, ())
-    images = load_images(f"npz:{DATA}", "test")
+    images = load_labelled_images(f"npz:{DATA}", "test")
     network.module.eval()
     hits = 0
     with torch.no_grad():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from training import TRP, Energy, MacsBudget, TRPSettings, targets
 from training.layers import ByName
-from training.ranks import make_plan
+from training.ranks import plan_of_ranks
 from trp_export.errors import OptionError
 from trp_export.lowrank import schemes
 from trp_export.lowrank.schemes import SPATIAL_WISE
@@ -175,7 +175,7 @@ def test_finish_leaves_exactly_the_ranks_of_its_plan() -> None:
     assert plan.changed
     for decision in plan.changed:
         assert relative_rank(model.get_submodule(decision.site.name).weight) == decision.rank
-    again = make_plan(
+    again = plan_of_ranks(
         [Layer(c.site, (make_curve(c.site, c.scheme, weight_of(model, c.site.name)),)) for c in plan.changed],
         Energy(1 - 1e-10),
         1,

@@ -13,7 +13,7 @@ from models import CONV_NET, build, run, save
 from networks import make_images
 
 from trp_export.calibration.moments import load_moments
-from trp_export.verify import compare_on_seen
+from trp_export.verify import compare_on_calibration_images
 
 IMAGES = make_images(40).inputs
 
@@ -64,12 +64,14 @@ def test_who_gives_images_to_judge_on_is_told_of_those(trp: Command, model: Path
 
 def test_of_many_images_some_from_all_over_are_taken(model: Path) -> None:
     images = make_images(1200).inputs
-    seen = compare_on_seen(model, model, [images[start : start + 50] for start in range(0, 1200, 50)], "synthetic")
+    seen = compare_on_calibration_images(
+        model, model, [images[start : start + 50] for start in range(0, 1200, 50)], "synthetic"
+    )
     assert seen is not None
     assert (seen.images, seen.top1, seen.distance.relative_l2) == (250, 1.0, 0.0)
     assert seen.name == "250 synthetic images"
     assert seen.fitted == "the 250 synthetic images it was fitted to"
-    one = compare_on_seen(model, model, [images[:1]], "calibration")
+    one = compare_on_calibration_images(model, model, [images[:1]], "calibration")
     assert one is not None
     assert one.fitted == "the 1 image it was fitted to"
 
@@ -79,8 +81,8 @@ def test_a_network_that_takes_no_such_batch_is_not_judged(tmp_path: Path) -> Non
         "<float[16, 3", "<int64[2] one = {1, 16}, float[16, 3"
     )
     model = save(build(text), tmp_path / "model.onnx")
-    assert compare_on_seen(model, model, [IMAGES[:1]], "calibration") is not None
-    assert compare_on_seen(model, model, [IMAGES], "calibration") is None
+    assert compare_on_calibration_images(model, model, [IMAGES[:1]], "calibration") is not None
+    assert compare_on_calibration_images(model, model, [IMAGES], "calibration") is None
 
 
 def test_moments_are_kept_of_a_dry_run_too(trp: Command, model: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def choose(spaces: Sequence[Space], logits: Mapping[str, Float64], budget: float
         reward = 4 * reward or _LEAST / budget
 
 
-def make_plan(spaces: Sequence[Space], logits: Mapping[str, Float64], budget: float, rule: str) -> Plan:
+def plan_of_logits(spaces: Sequence[Space], logits: Mapping[str, Float64], budget: float, rule: str) -> Plan:
     """The plan of what is chosen."""
     chosen = zip(spaces, choose(spaces, logits, budget), strict=True)
     return Plan(tuple(_decide(space, logits.get(space.site.name), option) for space, option in chosen), rule)

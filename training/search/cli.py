@@ -88,7 +88,7 @@ def command(context: click.Context, /, resume: bool, no_data: bool, gap: int | N
     """
     options = _resumed(context, values, no_data) if resume else _options(values, no_data)
     with held_back():
-        from training.search.run import search
+        from training.search.run import run_search
 
     if gap:
         from training.search.gap import require_measurable
@@ -96,7 +96,7 @@ def command(context: click.Context, /, resume: bool, no_data: bool, gap: int | N
         require_measurable(options)
 
     with _progress() as (progress, report):
-        plan, notes = search(options, progress, report, resume)
+        plan, notes = run_search(options, progress, report, resume)
     for note in notes:
         click.echo(f"note: {note}", err=True)
     for decision in plan.decisions:

@@ -21,7 +21,7 @@ from training.search.images import read_images
 from training.search.loop import Search
 from training.search.options import SearchOptions
 from training.search.recovery import DRAWS, Recovery, images_needed, split_images
-from training.search.run import IMAGES, look, open_search, read_search
+from training.search.run import IMAGES, calibrate_for_search, open_search, read_search
 from training.search.sample import Drawn, as_plan, draw_plans
 from training.search.space import Space, by_macs
 from training.search.trust import Estimate, Trust, bootstrap, kendall, measure_trust
@@ -35,7 +35,7 @@ from trp_export.options import Selection
 from trp_export.planning.budgets import Damage, lost_energy, measured_damage
 from trp_export.planning.curves import Layer
 from trp_export.runtime.partial import feed
-from trp_export.system.files import whole
+from trp_export.system.files import atomic_write
 from trp_export.system.progress import Progress
 from trp_export.system.staging import Scratch
 
@@ -110,7 +110,7 @@ def measure_gap(options: SearchOptions, count: int, progress: Progress) -> Gap:
     require_measurable(options)
     assert options.macs is not None
     with Scratch() as scratch:
-        seen = look(options, scratch.folder, progress)
+        seen = calibrate_for_search(options, scratch.folder, progress)
         network, sites = seen.network, [place.site for place in seen.network.located]
         fixed = network.macs - sum(site.macs for site in sites)
         budget = network.macs / options.macs - fixed
@@ -208,16 +208,16 @@ def _read(path: Path) -> dict[tuple[tuple[int, ...], int], float]:
 
 
 def _write(path: Path, known: Mapping[tuple[tuple[int, ...], int], float]) -> None:
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps([[*key, value] for key, value in known.items()]), encoding="utf-8")
 
 
 def _save(gap: Gap, folder: Path) -> None:
-    with whole(folder / "gap.json") as part:
+    with atomic_write(folder / "gap.json") as part:
         part.write_text(json.dumps(gap.to_json(), indent=1) + "\n", encoding="utf-8")
-    with whole(folder / "gap.md") as part:
+    with atomic_write(folder / "gap.md") as part:
         part.write_text(table(gap), encoding="utf-8")
-    with whole(folder / "gap.png") as part:
+    with atomic_write(folder / "gap.png") as part:
         draw_gap(gap, part)
 
 

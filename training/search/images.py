@@ -10,8 +10,7 @@ import numpy as np
 from training import data
 from training.search.options import SearchOptions
 from trp_export.errors import LoadError
-from trp_export.inputs import images as unlabelled
-from trp_export.inputs.images import ImageSet, InputShape, Preprocessing
+from trp_export.inputs.images import ImageSet, InputShape, Preprocessing, load_images
 from trp_export.network import Network
 
 _LABELLED = ("npz:", "imagefolder:", "torchvision:")
@@ -27,8 +26,8 @@ def read_images(options: SearchOptions, network: Network, count: int, seed: int)
     input_shape = (None, *shape[1:])
     preprocessing = Preprocessing(options.mean, options.std).or_else(network.source.mean, network.source.std)
     if not spec.startswith(_LABELLED):
-        return unlabelled.load_images(Path(spec), preprocessing, input_shape=input_shape, count=count, seed=seed), False
-    found = data.load_images(spec)
+        return load_images(Path(spec), preprocessing, input_shape=input_shape, count=count, seed=seed), False
+    found = data.load_labelled_images(spec)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(found))[:count])
     size = _size(input_shape)
     pixels, labels = found.images.numpy()[chosen], found.labels.numpy()[chosen]

@@ -23,8 +23,8 @@ from trp_export.options import Calibration
 from trp_export.planning.budgets import lost_energy
 from trp_export.planning.plan import Plan
 from trp_export.runtime.partial import Tap, feed
-from trp_export.steps.calibrate import Known
-from trp_export.steps.factors import fit
+from trp_export.steps.calibrate import CalibrationData
+from trp_export.steps.factors import make_factors
 
 DRAWS = 2
 _RECOVERED_ON, _JUDGED_ON, _LEAST = 256, 2500, 64
@@ -79,8 +79,8 @@ class Recovery:
 
     def judge(self, plan: Plan, draw: int) -> float:
         network = self._network
-        known = Known(self._batches[draw], self._moments[draw], lost_energy, ())
-        fitted = fit(network, plan, known, Calibration(Path("drawn"), seed=draw), lambda step, share: None)
+        known = CalibrationData(self._batches[draw], self._moments[draw], lost_energy, ())
+        fitted = make_factors(network, plan, known, Calibration(Path("drawn"), seed=draw), lambda step, share: None)
         model = network.model.clone()
         places = find_sites(model, network.shapes)
         set_products(model, plan, places, fitted.factors)

@@ -21,14 +21,14 @@ import torch
 from training.checkpoint import read, write
 from training.guard import StopRequest
 from training.history import write_jsonl
-from training.search.choose import make_plan, require_reachable
+from training.search.choose import plan_of_logits, require_reachable
 from training.search.images import read_images, require_labels_fit
 from training.search.loop import Examples, Record, Search
 from training.search.options import SearchOptions
 from training.search.plots import draw
 from training.search.space import Space, by_latency, by_macs, second_by_macs
 from training.search.supernet import Supernet
-from trp_export.calibration.moments import Moments, gather_moments, remarks
+from trp_export.calibration.moments import Moments, calibration_remarks, gather_moments
 from trp_export.errors import LoadError, OptionError, OutputError, StoppedEarly, UnsupportedError
 from trp_export.inputs.images import ImageSet, load_images
 from trp_export.load import LoadOptions, load
@@ -39,7 +39,7 @@ from trp_export.planning.plan import Plan
 from trp_export.recover.synthetic import affordable, synthetic_images, synthetic_note
 from trp_export.recover.torch_graph import TorchGraph
 from trp_export.runtime.partial import fixed_batch
-from trp_export.system.files import whole
+from trp_export.system.files import atomic_write
 from trp_export.system.progress import Progress
 from trp_export.system.staging import Scratch
 
@@ -57,7 +57,7 @@ IMAGES = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Seen:
+class SearchedNetwork:
     """The network, the images (N, C, H, W) as it takes them, and what they told about its layers."""
 
     network: Network
@@ -67,12 +67,12 @@ class Seen:
     notes: tuple[str, ...]
 
 
-def search(
+def run_search(
     options: SearchOptions,
     progress: Progress,
     report: Callable[[Record], None],
     resume: bool = False,
-    seen: Seen | None = None,
+    seen: SearchedNetwork | None = None,
 ) -> tuple[Plan, tuple[str, ...]]:
     """Make the plan and write it. Returns it with what the user should know; `report` gets a record per epoch.
 
@@ -82,10 +82,10 @@ def search(
     """
     state = read_search(options.folder) if resume else {}
     with _folder(options.folder, resume), Scratch() as scratch:
-        seen = seen or look(options, scratch.folder, progress)
+        seen = seen or calibrate_for_search(options, scratch.folder, progress)
         stages = _Stages(options, seen, state, report, progress)
         plan = stages.by_macs() if options.macs else stages.by_latency(scratch.folder)
-    with whole(options.output, remedy="Choose another place with -o.") as part:
+    with atomic_write(options.output, remedy="Choose another place with -o.") as part:
         part.write_text(json.dumps(plan.to_json(), indent=2) + "\n", encoding="utf-8")
     return plan, (*seen.notes, *stages.notes)
 
@@ -96,7 +96,7 @@ class _Stages:
     def __init__(
         self,
         options: SearchOptions,
-        seen: Seen,
+        seen: SearchedNetwork,
         state: Mapping[str, Any],
         report: Callable[[Record], None],
         progress: Progress,
@@ -172,7 +172,7 @@ class _Stages:
         name = Path(seen.name.rpartition(":")[2]).name
         images = f"{count} images of {name}" if self._options.data is not None else f"{count} synthetic images"
         rule = f"{what}, searched with {images}, seed {self._options.seed}"
-        return make_plan(spaces, logits, budget, rule)
+        return plan_of_logits(spaces, logits, budget, rule)
 
     def _save(self, epochs: int) -> None:
         folder = self._options.folder
@@ -194,7 +194,7 @@ class _Stages:
             raise OutputError(f"{folder} cannot be written: {error.strerror}.") from error
 
 
-def look(options: SearchOptions, folder: Path, progress: Progress) -> Seen:
+def calibrate_for_search(options: SearchOptions, folder: Path, progress: Progress) -> SearchedNetwork:
     """Load the model, bring it into normal form with batch norm folded, and run the images through it."""
     progress("load", 0)
     source = load(options.model, LoadOptions(options.arch, options.input_shape))
@@ -204,7 +204,7 @@ def look(options: SearchOptions, folder: Path, progress: Progress) -> Seen:
     moments = gather_moments(
         network.model, network.located, images, seed=options.seed, progress=partial(progress, "moments")
     )
-    told = remarks(moments, network.means, len(images))
+    told = calibration_remarks(moments, network.means, len(images))
     images = _full_batches(images, fixed_batch(network.model) or 1)
     inputs = torch.from_numpy(np.array(images.inputs)).contiguous(memory_format=torch.channels_last)
     graph = TorchGraph(network.model)
@@ -215,11 +215,11 @@ def look(options: SearchOptions, folder: Path, progress: Progress) -> Seen:
     if labelled:
         require_labels_fit(images, wanted[0].shape)
         labels = torch.from_numpy(images.labels)
-    return Seen(network, images, Examples(inputs, labels, wanted), moments, (*images.notes, *told))
+    return SearchedNetwork(network, images, Examples(inputs, labels, wanted), moments, (*images.notes, *told))
 
 
 def open_search(
-    options: SearchOptions, seen: Seen, spaces: Sequence[Space], budget: float, progress: Progress
+    options: SearchOptions, seen: SearchedNetwork, spaces: Sequence[Space], budget: float, progress: Progress
 ) -> Search:
     """A search at its beginning. Raises UnsupportedError for a model that torch cannot stand in for."""
     if not any(len(space.candidates) > 1 for space in spaces):
@@ -250,7 +250,7 @@ def _images(options: SearchOptions, network: Network, progress: Progress) -> tup
         told = partial(progress, "synthesise images")
         count = options.count or affordable(network.macs)
         made = synthetic_images(network.model, network.statistics, shape, count, seed=options.seed, progress=told)
-        with whole(file) as part, part.open("wb") as stream:
+        with atomic_write(file) as part, part.open("wb") as stream:
             np.save(stream, made.inputs)
     images = load_images(file, input_shape=(None, *shape[1:]))
     return replace(images, notes=(*images.notes, synthetic_note(len(images), options.seed))), False

@@ -9,15 +9,15 @@ onnx, scipy and onnxruntime are imported when they are first needed.
 
 from trp_export.bench.devices.base import Settings
 from trp_export.bench.environment import Environment
-from trp_export.bench.samples import Comparison, Deviation, Measurement, Process, load, save
+from trp_export.bench.samples import Comparison, Measurement, OutputDeviation, Process, load, save
 from trp_export.bench.session import compare
 from trp_export.bench.stats import Ratio, Summary, median, ratio, summary
 
 __all__ = [
     "Comparison",
-    "Deviation",
     "Environment",
     "Measurement",
+    "OutputDeviation",
     "Process",
     "Ratio",
     "Settings",

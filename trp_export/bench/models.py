@@ -28,7 +28,7 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class BenchModel:
     """One model to be measured with its inputs' data, in the order of the model's inputs.
 
     `files` are all its files, the model first, then external data. `precision` is float32, float16 or int8:
@@ -56,7 +56,7 @@ def read_cases(
     batch: int = 1,
     inputs: Mapping[str, np.ndarray] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
-) -> tuple[Case, ...]:
+) -> tuple[BenchModel, ...]:
     """All models with their data; equal inputs of different models get equal data.
 
     Raises LoadError for files that are no ONNX models, OptionError for shapes that do not fit.
@@ -105,7 +105,7 @@ def _unpacked(archive: Any, file: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def signature(case: Case) -> str:
+def signature(case: BenchModel) -> str:
     """The shapes and types of the inputs, by position: models fed differently are not compared."""
     return ", ".join(f"{feed.dtype}{list(feed.shape)}".replace(" ", "") for feed in case.feeds)
 
@@ -123,7 +123,7 @@ def _read_case(
     batch: int,
     inputs: Mapping[str, np.ndarray] | None,
     shapes: Mapping[str, Sequence[int]],
-) -> Case:
+) -> BenchModel:
     model = _parse(path)
     files = (path, *_external_files(model, path))
     found = _inputs(model, path)
@@ -131,7 +131,7 @@ def _read_case(
         _given(value, inputs, path) if inputs is not None else _random(value, _shape(value, batch, shapes, path), index)
         for index, value in enumerate(found)
     ]
-    return Case(
+    return BenchModel(
         path=path,
         label=label,
         sha256=_sha256(files),

@@ -52,7 +52,7 @@ def _own_seconds() -> float:
     return float(seconds)
 
 
-def remarks(
+def noise_remarks(
     measurements: Sequence[Measurement], machine: Machine, others: float, environment: Environment
 ) -> tuple[str, ...]:
     """What to tell the user about the quality of this. Empty when nothing is wrong, or where nothing is timed."""

@@ -8,14 +8,14 @@ import numpy as np
 
 from trp_export.bench.devices import open_device
 from trp_export.bench.devices.base import Settings, Start
-from trp_export.bench.models import Case
-from trp_export.bench.samples import Deviation
+from trp_export.bench.models import BenchModel
+from trp_export.bench.samples import OutputDeviation
 from trp_export.errors import VerifyError
 
 Outputs = list[np.ndarray | None]
 
 
-def reference_outputs(cases: Sequence[Case], timeout_s: float) -> list[Outputs]:
+def reference_outputs(cases: Sequence[BenchModel], timeout_s: float) -> list[Outputs]:
     """The outputs of each model on this computer's CPU, one thread, each in a fresh process. Raises DeviceError."""
     with open_device("local", Settings(timeout_s=timeout_s)) as local:
         local.stage(cases)
@@ -35,7 +35,9 @@ def _outputs_of(runner: object) -> Outputs:
         runner.close()
 
 
-def check_outputs(case: Case, got: Outputs, wanted: Outputs, worst: Deviation | None, device: str) -> Deviation:
+def check_outputs(
+    case: BenchModel, got: Outputs, wanted: Outputs, worst: OutputDeviation | None, device: str
+) -> OutputDeviation:
     """The larger of `worst` and the deviation of `got` from `wanted`. Raises VerifyError beyond the case's limit."""
     if len(got) != len(wanted):
         raise VerifyError(f"{case.label}: {len(got)} outputs on {device}, {len(wanted)} on this computer.")
@@ -58,7 +60,7 @@ def check_outputs(case: Case, got: Outputs, wanted: Outputs, worst: Deviation | 
         relative, absolute = max(relative, one[0]), max(absolute, one[1])
     if worst is not None:
         relative, absolute = max(relative, worst.relative_l2), max(absolute, worst.max_abs)
-    return Deviation(relative, absolute, case.limit)
+    return OutputDeviation(relative, absolute, case.limit)
 
 
 def deviation(wanted: np.ndarray, got: np.ndarray) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from trp_export.bench.report import threads
 from trp_export.bench.samples import Comparison
 from trp_export.bench.stats import ratio
 from trp_export.errors import OptionError
-from trp_export.system.files import whole
+from trp_export.system.files import atomic_write
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # Paul Tol's bright scheme
 MOST_LAYERS = 60
@@ -42,7 +42,7 @@ def draw(comparison: Comparison, profiles: Sequence[Profile], path: Path, *, pai
     where = (environment.cpu, threads(environment.threads), f"onnxruntime {environment.onnxruntime}")
     figure.suptitle(", ".join([*where, environment.inputs]), fontsize=9)
     kind = path.suffix.lower()[1:]
-    with whole(path, remedy="Choose another place with --plot.") as part:
+    with atomic_write(path, remedy="Choose another place with --plot.") as part:
         figure.savefig(part, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
 
 

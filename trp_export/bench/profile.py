@@ -20,7 +20,7 @@ import numpy as np
 from trp_export.bench.devices.base import Device, Start
 from trp_export.bench.devices.local import LocalDevice, PipeRunner
 from trp_export.bench.devices.staging import copy_local
-from trp_export.bench.models import Case
+from trp_export.bench.models import BenchModel
 from trp_export.errors import DeviceError
 
 WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "FusedConv": 1, "FusedGemm": 1, "QLinearConv": 3}
@@ -35,7 +35,7 @@ CHANNELS_LAST = "QLinearConv"  # its output is (N, H, W, C) or (N, C, H, W), nev
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class ProfiledLayer:
     """One layer's cost in one inference. `parts` is 1 for a layer as it was, 2 for a pair of factors."""
 
     name: str
@@ -58,7 +58,7 @@ class Profile:
     """
 
     model: str
-    layers: tuple[Layer, ...]
+    layers: tuple[ProfiledLayer, ...]
     others: Mapping[str, float]
     kernels: int
 
@@ -88,7 +88,7 @@ class Profile:
         return {"model": self.model, "total_ms": self.total_ms, "other_ms": self.other_ms, "layers": layers}
 
 
-def profile_models(cases: Sequence[Case], start: Start) -> tuple[Profile, ...]:
+def profile_models(cases: Sequence[BenchModel], start: Start) -> tuple[Profile, ...]:
     """Profile each model in a fresh process on this computer. Raises DeviceError, OutputError."""
     with tempfile.TemporaryDirectory(prefix="trp-bench.") as name:
         folder = Path(name)
@@ -98,7 +98,7 @@ def profile_models(cases: Sequence[Case], start: Start) -> tuple[Profile, ...]:
         return tuple(_profile(device, index, case, start) for index, case in enumerate(named))
 
 
-def _profile(device: LocalDevice, index: int, case: Case, start: Start) -> Profile:
+def _profile(device: LocalDevice, index: int, case: BenchModel, start: Start) -> Profile:
     runner = device.start(index, replace(start, profile=f"profile{index}"))
     try:
         slowest = max(runner.run(WARM_RUNS, 1).samples)
@@ -108,7 +108,9 @@ def _profile(device: LocalDevice, index: int, case: Case, start: Start) -> Profi
         runner.close()
 
 
-def profile_and_time(device: Device, index: int, case: Case, start: Start, budget_ns: float) -> tuple[Profile, float]:
+def profile_and_time(
+    device: Device, index: int, case: BenchModel, start: Start, budget_ns: float
+) -> tuple[Profile, float]:
     """A shorter profile, and the ms of an inference in the same process once its profiler has stopped.
 
     Both are means of the faster half. The nodes of `case` need names of their own. Raises DeviceError, which also
@@ -131,7 +133,7 @@ def _within(budget_ns: float, slowest_ns: float, fewest: int) -> int:
     return max(fewest, min(500, int(budget_ns / slowest_ns)))
 
 
-def read_profile(case: Case, events: Iterable[Mapping[str, Any]]) -> Profile:
+def read_profile(case: BenchModel, events: Iterable[Mapping[str, Any]]) -> Profile:
     """Sum the kernel times of `events` into the layers of `case`."""
     graph = _Graph(_load(case.path))
     durations: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -146,7 +148,7 @@ def read_profile(case: Case, events: Iterable[Mapping[str, Any]]) -> Profile:
         shapes = [next(iter(shape.values())) for shape in event["args"].get("output_type_shape", []) if shape]
         outputs[key] = shapes[0] if shapes else []
     runs = max((len(times) for times in durations.values()), default=1)
-    layers: dict[str, Layer] = {}
+    layers: dict[str, ProfiledLayer] = {}
     others: dict[str, float] = defaultdict(float)
     kernels = 0
     for key, times in durations.items():
@@ -158,8 +160,8 @@ def read_profile(case: Case, events: Iterable[Mapping[str, Any]]) -> Profile:
             others[key[0]] += ms
             continue
         name, macs = graph.layer(node), graph.macs(node, outputs[key], operators[key])
-        old = layers.get(name, Layer(name, node.op_type, 0.0, 0, 0))
-        layers[name] = Layer(name, old.op, old.ms + ms, old.macs + macs, old.parts + 1)
+        old = layers.get(name, ProfiledLayer(name, node.op_type, 0.0, 0, 0))
+        layers[name] = ProfiledLayer(name, old.op, old.ms + ms, old.macs + macs, old.parts + 1)
     return Profile(case.label, tuple(layers.values()), others, kernels)
 
 
@@ -232,7 +234,7 @@ def _load(path: Path) -> Any:
     return onnx.load(path, load_external_data=False)
 
 
-def _with_names(case: Case, folder: Path) -> Case:
+def _with_names(case: BenchModel, folder: Path) -> BenchModel:
     """`case` itself where every node has a name of its own, else a copy of the model in which it has."""
     model = _load(case.path)
     names = [node.name for node in model.graph.node]

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from trp_export.bench import stats
 from trp_export.bench.environment import Environment
-from trp_export.bench.profile import Layer, Profile
+from trp_export.bench.profile import Profile, ProfiledLayer
 from trp_export.bench.samples import Comparison, Measurement
 
 WIDTH_WHEN_PIPED = 1000  # tables take what they need, and lines stay whole
@@ -104,7 +104,7 @@ def _layers(profiles: Sequence[Profile]) -> Table:
     return table
 
 
-def _layer_cells(layer: Layer | None) -> tuple[str, str, str]:
+def _layer_cells(layer: ProfiledLayer | None) -> tuple[str, str, str]:
     if layer is None:
         return "-", "-", "-"
     return f"{layer.ms:.3f}", f"{layer.macs / 1e6:.1f}", f"{layer.gmacs_per_s:.1f}"

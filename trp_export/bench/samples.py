@@ -10,7 +10,7 @@ from typing import Any
 
 from trp_export.bench.environment import Environment
 from trp_export.errors import LoadError
-from trp_export.system.files import whole
+from trp_export.system.files import atomic_write
 
 SCHEMA = 1
 
@@ -31,7 +31,7 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
-class Deviation:
+class OutputDeviation:
     """How far a device's outputs lie from the local reference of the same model: largest over outputs, and limit."""
 
     relative_l2: float
@@ -50,7 +50,7 @@ class Measurement:
     sha256: str
     file_bytes: int
     processes: tuple[Process, ...]
-    deviation: Deviation | None
+    deviation: OutputDeviation | None
     counts: Mapping[str, int]
 
     @property
@@ -147,14 +147,14 @@ def _measurement_from_json(values: Mapping[str, Any]) -> Measurement:
             Process(**{**process, "samples": tuple(int(sample) for sample in process["samples"])})
             for process in values["processes"]
         ),
-        deviation=Deviation(**deviation) if deviation else None,
+        deviation=OutputDeviation(**deviation) if deviation else None,
         counts=values["counts"],
     )
 
 
 def save(comparison: Comparison, path: Path) -> None:
     """Write `comparison` with its raw samples, whole or not at all. Raises OutputError."""
-    with whole(path, remedy="Choose another place with --save.") as part:
+    with atomic_write(path, remedy="Choose another place with --save.") as part:
         part.write_text(json.dumps(comparison.to_json()), encoding="utf-8")
 
 

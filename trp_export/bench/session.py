@@ -21,10 +21,10 @@ import numpy as np
 from trp_export.bench.devices import open_device
 from trp_export.bench.devices.base import Device, Ready, Runner, Settings, Start, Turn
 from trp_export.bench.environment import Environment, Machine, choose_cores, governor_of, require_same
-from trp_export.bench.models import Case, read_cases, signature
-from trp_export.bench.noise import Watch, remarks
+from trp_export.bench.models import BenchModel, read_cases, signature
+from trp_export.bench.noise import Watch, noise_remarks
 from trp_export.bench.outputs import check_outputs, reference_outputs
-from trp_export.bench.samples import Comparison, Deviation, Measurement, Process
+from trp_export.bench.samples import Comparison, Measurement, OutputDeviation, Process
 from trp_export.errors import OptionError
 
 TURN_NS = 60e6  # long enough to drown the first, cold run; short enough to interleave finely
@@ -39,10 +39,10 @@ KNOWN_LATER = ("provider", "onnxruntime")  # what a runner says of itself, in a 
 class _Lane:
     """One model while it is measured: what its processes have said so far."""
 
-    case: Case
+    case: BenchModel
     wanted: list[np.ndarray | None]
     processes: list[Process] = field(default_factory=list)
-    deviation: Deviation | None = None
+    deviation: OutputDeviation | None = None
     counts: dict[str, int] = field(default_factory=dict)
     estimate_ns: float = 0.0
     taken: list[int] = field(default_factory=list)
@@ -119,7 +119,7 @@ def _ignore(value: object) -> None:
     """Nobody wants to know."""
 
 
-def _environment(device: Device, machine: Machine, start: Start, case: Case) -> Environment:
+def _environment(device: Device, machine: Machine, start: Start, case: BenchModel) -> Environment:
     """Where samples of `case` are taken, as far as that is known before a runner says what it really uses."""
     return Environment(
         device=device.name,
@@ -154,7 +154,7 @@ class _Run:
             onnxruntime=self.onnxruntime,
         )
         measurements = tuple(lane.measurement() for lane in self.lanes)
-        notes = remarks(measurements, self.machine, self.watch.others(), environment)
+        notes = noise_remarks(measurements, self.machine, self.watch.others(), environment)
         fed = sorted({signature(lane.case) for lane in self.lanes})
         if len(fed) > 1:
             notes += (f"the models take different inputs ({' / '.join(fed)}): their ratio is not that of equal work",)

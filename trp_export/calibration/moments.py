@@ -20,7 +20,7 @@ from trp_export.inputs.images import ImageSet
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.site import Site
 from trp_export.runtime.partial import Tap, feed
-from trp_export.system.files import whole
+from trp_export.system.files import atomic_write
 from trp_export.system.progress import Share
 
 # Positions per entry of a patch: more of them change the factors no further.
@@ -121,7 +121,7 @@ def save_moments(path: Path, moments: Mapping[str, Moments]) -> None:
         arrays[f"{index}.total"] = own.total
         half = own.outer[:, *np.tril_indices(own.outer.shape[1])] if own.outer.ndim == 3 else own.outer
         arrays[f"{index}.outer"] = half
-    with whole(path, remedy="Choose another place with --save-moments.") as part, part.open("wb") as file:
+    with atomic_write(path, remedy="Choose another place with --save-moments.") as part, part.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
@@ -138,7 +138,7 @@ def load_moments(path: Path) -> dict[str, Moments]:
         raise LoadError(f"{path} holds no moments ({error}). Make them with --save-moments.") from error
 
 
-def remarks(
+def calibration_remarks(
     moments: Mapping[str, Moments], told: Mapping[str, Float64] | None = None, images: int | None = None
 ) -> tuple[str, ...]:
     """What the user should know: layers seen too rarely for their size, inputs that never change, odd preprocessing.

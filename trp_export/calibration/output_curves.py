@@ -19,7 +19,7 @@ from trp_export.system.progress import Share
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Fitted:
+class LayerFactors:
     """What a plan's layers become, by site name: their factors, and what is added to their biases (n,).
 
     `values` are new values of other initializers, by name.
@@ -54,7 +54,7 @@ def calibrated_factors(
     located: Sequence[LocatedSite],
     moments: Mapping[str, Moments],
     progress: Share = lambda share: None,
-) -> Fitted:
+) -> LayerFactors:
     """Factors that keep most of each layer's output variance, and the shifts that keep its mean.
 
     A layer without moments is absent: factor it plainly.
@@ -74,7 +74,7 @@ def calibrated_factors(
         if takes_bias(place):
             new = sum_products(factors[site.name], change.branches, site.kernel_shape, site.group)
             shifts[site.name] = bias_shift(kernel, new, own.mean)
-    return Fitted(factors, shifts)
+    return LayerFactors(factors, shifts)
 
 
 def _calibrated(layer: Layer, place: LocatedSite, own: Moments) -> Layer:

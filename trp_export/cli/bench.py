@@ -14,7 +14,7 @@ import click
 
 from trp_export.cli import shared
 from trp_export.errors import EnvironmentMismatchError, OptionError, OutputError
-from trp_export.system.files import require_plain
+from trp_export.system.files import require_plain_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +35,7 @@ Examples:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class BenchOptions:
     """The command line as typed, one field per option."""
 
     models: tuple[Path, ...]
@@ -125,7 +125,7 @@ def command(models: tuple[Path, ...], list_devices: bool, **given: Any) -> int:
     )
     if list_devices:
         return _list_devices(settings, given["as_json"])
-    options = Options(
+    options = BenchOptions(
         models=models,
         device=given["device"],
         threads=given["threads"],
@@ -146,7 +146,7 @@ def command(models: tuple[Path, ...], list_devices: bool, **given: Any) -> int:
     return _bench(options)
 
 
-def _bench(options: Options) -> int:
+def _bench(options: BenchOptions) -> int:
     """Check what can be checked before minutes are spent, measure, then show."""
     from trp_export.bench.models import read_input
     from trp_export.bench.plot import check_plot_path, draw
@@ -202,7 +202,7 @@ def _bench(options: Options) -> int:
     return 0
 
 
-def _check_outputs(options: Options) -> None:
+def _check_outputs(options: BenchOptions) -> None:
     """Raise OutputError where an output cannot be written, OptionError where it would take a place that is needed."""
     from trp_export.bench.models import model_files
 
@@ -210,7 +210,7 @@ def _check_outputs(options: Options) -> None:
     for option, path in outputs:
         if not path.absolute().parent.is_dir():
             raise OutputError(f"no folder {path.absolute().parent} to write {path.name} to; make it first.")
-        require_plain(path, remedy=f"Choose another place with {option}.")
+        require_plain_file(path, remedy=f"Choose another place with {option}.")
     if len({path.resolve() for _, path in outputs}) < len(outputs):
         raise OptionError(f"--save and --plot are both {options.save}; choose another place for one of them")
     if not any(path.exists() for _, path in outputs):
@@ -231,7 +231,7 @@ def _joined(earlier: Comparison, found: Comparison) -> Comparison:
     return replace(found, measurements=(first, *found.measurements))
 
 
-def _profiles(options: Options, found: Comparison, inputs: dict[str, np.ndarray] | None) -> tuple[Profile, ...]:
+def _profiles(options: BenchOptions, found: Comparison, inputs: dict[str, np.ndarray] | None) -> tuple[Profile, ...]:
     from trp_export.bench.devices.base import Start
     from trp_export.bench.models import read_cases
     from trp_export.bench.profile import profile_models
@@ -255,7 +255,7 @@ def _progress(what: str) -> Iterator[Callable[[float], None]]:
         yield lambda share: bar.update(task, completed=share)
 
 
-def _show(found: Comparison, profiles: Sequence[Profile], options: Options, *, paired: bool) -> None:
+def _show(found: Comparison, profiles: Sequence[Profile], options: BenchOptions, *, paired: bool) -> None:
     from trp_export.bench import report
 
     if options.as_json:

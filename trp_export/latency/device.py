@@ -10,7 +10,7 @@ from trp_export.bench import Comparison, Settings, compare
 from trp_export.bench.devices import open_device
 from trp_export.bench.devices.base import Start
 from trp_export.bench.environment import choose_cores
-from trp_export.bench.models import Case, read_cases
+from trp_export.bench.models import BenchModel, read_cases
 from trp_export.bench.profile import Profile, profile_and_time
 from trp_export.latency.table import Conditions
 
@@ -85,5 +85,5 @@ class DeviceUnderTest:
             seed=0,
         )
 
-    def _cases(self, files: Sequence[Path]) -> tuple[Case, ...]:
+    def _cases(self, files: Sequence[Path]) -> tuple[BenchModel, ...]:
         return read_cases(files, shapes=self.shapes)

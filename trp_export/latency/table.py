@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 from trp_export.errors import EnvironmentMismatchError, LoadError
-from trp_export.system.files import whole
+from trp_export.system.files import atomic_write
 
 FORMAT = "trp-latency"
 VERSION = 1
@@ -121,7 +121,7 @@ def save_costs(path: Path, conditions: Conditions, costs: Costs) -> None:
         "conditions": conditions.to_json(),
         "costs": {key: list(values) for key, values in sorted(costs.items())},
     }
-    with whole(path, f"the latency table {path}") as part:
+    with atomic_write(path, f"the latency table {path}") as part:
         part.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 

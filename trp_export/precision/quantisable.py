@@ -18,7 +18,7 @@ MOVERS = ("MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", 
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Unit:
+class QuantisableOp:
     """An operator that can run in 8 bits: the activations it reads, its weight, and the value it ends in.
 
     `output` is None where the result stays float at no cost: a matrix product that is the model's own output.
@@ -40,13 +40,13 @@ class Unit:
         return 0 if self.node.op_type == "Conv" or transposed else 1
 
 
-def find_units(model: ir.Model) -> tuple[Unit, ...]:
+def find_units(model: ir.Model) -> tuple[QuantisableOp, ...]:
     """All units of the main graph, in its order."""
     units = (_unit(node) for node in model.graph if node.domain in ("", "ai.onnx"))
     return tuple(unit for unit in units if unit is not None)
 
 
-def _unit(node: ir.Node) -> Unit | None:
+def _unit(node: ir.Node) -> QuantisableOp | None:
     if node.op_type in _WITH_WEIGHT:
         return _with_weight(node)
     if node.op_type not in _WITHOUT_WEIGHT:
@@ -54,10 +54,10 @@ def _unit(node: ir.Node) -> Unit | None:
     inputs = [value for value in node.inputs if value is not None and _is_activation(value)]
     if len(inputs) < len(node.inputs):
         return None
-    return Unit(node, tuple(inputs), None, _end(node))
+    return QuantisableOp(node, tuple(inputs), None, _end(node))
 
 
-def _with_weight(node: ir.Node) -> Unit | None:
+def _with_weight(node: ir.Node) -> QuantisableOp | None:
     data, weight = node.inputs[0], find_constant(node.inputs[1])
     if data is None or weight is None or not _is_activation(data) or weight.dtype != ir.DataType.FLOAT:
         return None
@@ -68,7 +68,7 @@ def _with_weight(node: ir.Node) -> Unit | None:
     if node.op_type == "Gemm" and not _is_plain(node):
         return None
     is_last = node.op_type != "Conv" and node.outputs[0].is_graph_output()
-    return Unit(node, (data,), weight, None if is_last else _end(node))
+    return QuantisableOp(node, (data,), weight, None if is_last else _end(node))
 
 
 def _is_plain(gemm: ir.Node) -> bool:

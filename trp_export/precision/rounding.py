@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from trp_export.graph.prepare import remove_unused
 from trp_export.graph.weights import add_initializer, find_bias
 from trp_export.precision.grids import Grid, round_bias, round_weight, weight_scales
-from trp_export.precision.quantisable import MOVERS, Unit, find_units
+from trp_export.precision.quantisable import MOVERS, QuantisableOp, find_units
 
 LEAST_OPSET = 13  # a scale for each channel
 
@@ -68,7 +68,7 @@ class _Rounder:
     model: ir.Model
     grids: Mapping[str, Grid]
 
-    def all(self, units: Sequence[Unit], values: Mapping[str, ir.Value]) -> None:
+    def all(self, units: Sequence[QuantisableOp], values: Mapping[str, ir.Value]) -> None:
         for unit in units:
             if unit.weight is not None:
                 self._weight(unit, self.grids[unit.inputs[0].name or ""])
@@ -93,7 +93,7 @@ class _Rounder:
         else:
             graph.insert_after(producer, [quantise, dequantise])
 
-    def _weight(self, unit: Unit, grid: Grid) -> None:
+    def _weight(self, unit: QuantisableOp, grid: Grid) -> None:
         assert unit.weight is not None
         node, axis, kernel = unit.node, unit.output_axis, unit.weight.array()
         bias = _bias(unit) if len(node.inputs) > 2 and node.inputs[2] is not None else None
@@ -127,7 +127,7 @@ class _Rounder:
         return node.outputs[0]
 
 
-def _bias(unit: Unit) -> NDArray[np.float64]:
+def _bias(unit: QuantisableOp) -> NDArray[np.float64]:
     """The bias with one entry for each output channel."""
     assert unit.weight is not None
     bias = find_bias(unit.node)

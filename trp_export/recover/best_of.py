@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.calibration.divergence import divergence
-from trp_export.calibration.output_curves import Fitted
+from trp_export.calibration.output_curves import LayerFactors
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_products
 from trp_export.graph.sites import find_sites
@@ -22,7 +22,7 @@ Batches = Sequence[NDArray[Any]]
 
 
 def closest(
-    model: ir.Model, plan: Plan, candidates: Sequence[Fitted], batches: Batches, threads: int = 0
+    model: ir.Model, plan: Plan, candidates: Sequence[LayerFactors], batches: Batches, threads: int = 0
 ) -> tuple[int, tuple[float, ...]]:
     """The index of the candidate whose outputs diverge least from the model's, and the divergence of each.
 

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.calibration.moments import is_tapped, samples_per_image
-from trp_export.calibration.output_curves import Fitted
+from trp_export.calibration.output_curves import LayerFactors
 from trp_export.calibration.patches import Positions, count_positions, gather_patches, sample_positions, window
 from trp_export.errors import LoadError
 from trp_export.graph.bias import add_to_bias, takes_bias
@@ -56,12 +56,12 @@ def refit(
     model: ir.Model,
     plan: Plan,
     batches: Sequence[Array],
-    fitted: Fitted,
+    fitted: LayerFactors,
     *,
     seed: int = 0,
     threads: int = 0,
     progress: Share = lambda share: None,
-) -> Fitted:
+) -> LayerFactors:
     """Factors and shifts of all the plan's layers, fitted one after the other to `batches` of inputs.
 
     `fitted` says what becomes of the layers that cannot be refitted. Batch norms that are left in the graph are
@@ -97,7 +97,7 @@ def refit(
             set_kernel(place, sum_products(factors[name], change.branches, site.kernel_shape, site.group))
             add_to_bias(copy, [place], {name: shifts[name]} if name in shifts else {})
     renormalise_before(None)
-    return Fitted(factors, shifts, values)
+    return LayerFactors(factors, shifts, values)
 
 
 def _gather(

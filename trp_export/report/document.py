@@ -21,7 +21,7 @@ from trp_export.verify import Deviation
 if TYPE_CHECKING:
     from trp_export.bench import Comparison, Measurement, Ratio
     from trp_export.ship.manifest import Ort
-    from trp_export.steps.precisions import Forms
+    from trp_export.steps.precisions import Precisions
 
 SCHEMA = 1
 _PACKAGES = ("trp-export", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxsim", "torch", "torchvision")
@@ -53,7 +53,7 @@ class Report:
     layer_ms: Mapping[str, tuple[float, float]] | None = None
     frontier: Frontier | None = None
     forecast: Forecast | None = None
-    forms: Forms | None = None
+    forms: Precisions | None = None
     notes: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
     ort: Ort | None = None

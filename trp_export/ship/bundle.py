@@ -13,12 +13,11 @@ import onnx
 from onnx import external_data_helper
 
 from trp_export.errors import OptionError
-from trp_export.inputs.images import ImageSet, load_images
-from trp_export.inputs.images import Preprocessing as Given
+from trp_export.inputs.images import ImageSet, Preprocessing, load_images
 from trp_export.options import Options
 from trp_export.report.document import Report
 from trp_export.ship.card import make_card
-from trp_export.ship.manifest import NAME, File, Manifest, Preprocessing, Tensor, digest
+from trp_export.ship.manifest import NAME, File, Manifest, ManifestPreprocessing, Tensor, digest
 from trp_export.ship.verify import hash_file
 
 LOADERS = ("load.py", "load.mjs", "Load.kt")
@@ -146,17 +145,17 @@ def _image_set(options: Options, inputs: Sequence[Tensor]) -> ImageSet | None:
     return load_images(shown.path, shown.preprocessing, input_shape=(None, *inputs[0].shape[1:]))
 
 
-def _preprocessing(report: Report, inputs: Sequence[Tensor], images: ImageSet | None) -> Preprocessing | None:
+def _preprocessing(report: Report, inputs: Sequence[Tensor], images: ImageSet | None) -> ManifestPreprocessing | None:
     """How an image becomes the input, as far as it is known. None where the input is no image of 1 or 3 channels."""
     options = report.options
     shown = options.shown
-    given = shown.preprocessing if shown else options.bundle.preprocessing if options.bundle else Given()
+    given = shown.preprocessing if shown else options.bundle.preprocessing if options.bundle else Preprocessing()
     given = given.or_else(report.source.mean, report.source.std)
     if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] not in (1, 3):
         return None
     if images is not None and isinstance(images.pixels, np.ndarray) and images.pixels.dtype != np.uint8:
         return None  # Fed as they are: what was done to them before is not known here.
-    if images is None and given == Given():
+    if images is None and given == Preprocessing():
         return None
     _, channels, height, width = inputs[0].shape
     for option, values in (("--mean", given.mean), ("--std", given.std)):
@@ -164,7 +163,7 @@ def _preprocessing(report: Report, inputs: Sequence[Tensor], images: ImageSet | 
             raise OptionError(f"{option} has {len(values)} numbers for {channels} channels.")
     size = (height, width) if height and width else None
     plain = given.resize is None and given.crop is None
-    return Preprocessing(
+    return ManifestPreprocessing(
         mean=_per_channel(given.mean, 0.0, channels or 1),
         std=_per_channel(given.std, 1.0, channels or 1),
         resize="cover" if plain and size else given.resize,

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from trp_export.errors import LoadError, OptionError, OutputError
 from trp_export.ship.verify import verify
-from trp_export.system.staging import Stage
+from trp_export.system.staging import OutputStage
 
 MODEL, PAGE = "model.onnx", "report.html"
 
 
-class BundleStage(Stage):
+class BundleStage(OutputStage):
     """The stage of a bundle. An older bundle in its place is put aside, and comes back should the last step fail."""
 
     def __init__(self, bundle: Path) -> None:

@@ -13,7 +13,7 @@ from trp_export.report.document import Report
 from trp_export.report.page.markup import plain
 from trp_export.report.page.summary import compared
 from trp_export.report.wording import headline, shorten
-from trp_export.ship.manifest import Manifest, Preprocessing, Tensor
+from trp_export.ship.manifest import Manifest, ManifestPreprocessing, Tensor
 
 _LONGEST = 600
 _MOST_NAMED = 20
@@ -67,7 +67,7 @@ def _shape(tensor: Tensor) -> str:
     return " x ".join("any" if extent is None else str(extent) for extent in tensor.shape) or "scalar"
 
 
-def _preprocessing(steps: Preprocessing | None) -> str:
+def _preprocessing(steps: ManifestPreprocessing | None) -> str:
     if steps is None:
         return "How inputs are prepared is not known here: feed what the original takes."
     channels = {"RGB": "red, green, blue", "L": "grey"}[steps.channels]

@@ -54,7 +54,7 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Preprocessing:
+class ManifestPreprocessing:
     """From uint8 pixels to the input: resize, cut the centre, times `scale`, minus mean, over std, to `layout`.
 
     `resize` scales the shorter side to so many pixels; "cover" scales until `crop` is just covered; None leaves the
@@ -100,7 +100,7 @@ class Manifest:
     outputs: tuple[Tensor, ...]
     provenance: Mapping[str, Any]
     evidence: Mapping[str, Any]
-    preprocessing: Preprocessing | None = None
+    preprocessing: ManifestPreprocessing | None = None
     classes: tuple[str, ...] | None = None
     ort: Ort | None = None
 
@@ -194,7 +194,7 @@ def _tensor(fields: Fields) -> Tensor:
     return tensor
 
 
-def _preprocessing(fields: Fields) -> Preprocessing:
+def _preprocessing(fields: Fields) -> ManifestPreprocessing:
     resize = fields.values.get("resize")
     if resize is not None and resize != "cover":
         fields.whole("resize")
@@ -202,7 +202,7 @@ def _preprocessing(fields: Fields) -> Preprocessing:
     if crop is not None and not (len(crop) == 2 and all(type(side) is int and side > 0 for side in crop)):
         raise LoadError(f"{fields.where}: 'crop' must be a height and a width, or null.")
     fields.has("resize")
-    made = Preprocessing(
+    made = ManifestPreprocessing(
         mean=fields.numbers("mean", MOST_AXES),
         std=fields.numbers("std", MOST_AXES),
         resize=resize,

@@ -28,7 +28,7 @@ _SHORT_S = 2.0
 _FEW_PROCESSES = 4
 
 
-def clean(files: Files, folder: Path) -> Path:
+def without_low_rank(files: Files, folder: Path) -> Path:
     """The original cleaned up without low rank, in `folder`: it keeps the figures honest, since what cleaning up alone
     gains is not owed to low rank."""
     cleaned = folder / "cleaned.onnx"
@@ -36,7 +36,7 @@ def clean(files: Files, folder: Path) -> Path:
     return cleaned
 
 
-def measure(
+def benchmark(
     network: Network, models: Sequence[Path], options: Options, progress: Progress
 ) -> tuple[Comparison | None, str | None]:
     """The models side by side, the original first; or the reason why not. Without the benchmark, shortly."""
@@ -61,7 +61,7 @@ def measure(
     return comparison, None
 
 
-def unmeasured(plan: Plan, options: Options) -> str | None:
+def why_not_benchmarked(plan: Plan, options: Options) -> str | None:
     """Why there is nothing to measure, where that is so. Raises NotFasterError on request."""
     if not plan.changed and not options.precisions:
         if options.benchmark.require:
@@ -87,7 +87,7 @@ def require_faster(comparison: Comparison, low_rank: bool = True) -> None:
             raise NotFasterError(f"the result is not faster than {what}: {ratio}; nothing was written.")
 
 
-def whole_story(latency: Comparison | None) -> str | None:
+def low_rank_share_of_speedup(latency: Comparison | None) -> str | None:
     """Where cleaning up alone changes the speed, how much of the gain is low rank's."""
     if latency is None:
         return None

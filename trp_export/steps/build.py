@@ -29,8 +29,8 @@ from trp_export.options import Calibration
 from trp_export.planning.plan import Plan
 from trp_export.recover.tune import tune
 from trp_export.report.document import Cost
-from trp_export.steps.calibrate import Known
-from trp_export.steps.factors import fit
+from trp_export.steps.calibrate import CalibrationData
+from trp_export.steps.factors import make_factors
 from trp_export.system.progress import Progress
 from trp_export.verify import Files
 
@@ -47,14 +47,14 @@ class Made:
 def build(
     network: Network,
     plan: Plan,
-    known: Known | None,
+    known: CalibrationData | None,
     calibration: Calibration | None,
     result: Path,
     scratch: Path,
     progress: Progress,
 ) -> Made:
     """Factor, rewrite, tune, fold and simplify; the model goes to `result`. The network stays as it is."""
-    fitted = fit(network, plan, known, calibration, progress)
+    fitted = make_factors(network, plan, known, calibration, progress)
     progress("rewrite", 0)
     model = network.model.clone()
     located = find_sites(model, network.shapes)
@@ -85,7 +85,11 @@ def build(
 
 
 def _tune(
-    network: Network, model: ir.Model, known: Known | None, calibration: Calibration | None, progress: Progress
+    network: Network,
+    model: ir.Model,
+    known: CalibrationData | None,
+    calibration: Calibration | None,
+    progress: Progress,
 ) -> tuple[Mapping[str, NDArray[Any]], str | None]:
     """New values of initializers after distillation from the original, where asked for, and a word on it."""
     if known is None or calibration is None or not (calibration.tune_minutes or calibration.tune_steps):

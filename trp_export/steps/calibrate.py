@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trp_export.calibration.moments import Moments, gather_moments, load_moments, merge_moments, remarks
+from trp_export.calibration.moments import Moments, calibration_remarks, gather_moments, load_moments, merge_moments
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
 from trp_export.inputs.images import ImageSet, load_images
@@ -30,7 +30,7 @@ _SENSITIVITY_MACS = 300e9
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Known:
+class CalibrationData:
     """What images told about a network: moments of each layer's inputs, and how damage shows in the output.
 
     `batches` are the images themselves, inputs (n, C, H, W); `notes` what the user should know about them.
@@ -42,16 +42,16 @@ class Known:
     notes: tuple[str, ...]
 
 
-def look(
+def calibrate(
     network: Network, layers: Sequence[Layer], calibration: Calibration, rule: Rule | MaxDrop | None, progress: Progress
-) -> tuple[Known, tuple[Layer, ...]]:
+) -> tuple[CalibrationData, tuple[Layer, ...]]:
     """Run the images through the network; the layers' curves then speak of kept output, not of kept weight."""
     images = _images(network, calibration, progress)
     ir.external_data.load_to_model(network.model)  # Parts of it are run from memory from here on.
     batches = tuple(feed(network.model, images))
     if all(float(np.ptp(image)) == 0 for batch in batches for image in batch):
         notes = (*images.notes, f"{images.name}: all images are of one colour; factors are made without them")
-        return Known(batches, {}, lost_energy, notes), tuple(layers)
+        return CalibrationData(batches, {}, lost_energy, notes), tuple(layers)
     own = gather_moments(
         network.model, network.located, images, seed=calibration.seed, progress=partial(progress, "calibrate")
     )
@@ -64,8 +64,8 @@ def look(
         damage = measured_damage(
             measure_sensitivities(network.model, layers, moments, few, progress=partial(progress, "sensitivities"))
         )
-    told = remarks(moments, network.means, None if calibration.moments else len(images))
-    return Known(batches, moments, damage, (*images.notes, *told)), layers
+    told = calibration_remarks(moments, network.means, None if calibration.moments else len(images))
+    return CalibrationData(batches, moments, damage, (*images.notes, *told)), layers
 
 
 def _images(network: Network, calibration: Calibration, progress: Progress) -> ImageSet:

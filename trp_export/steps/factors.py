@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from trp_export.calibration.output_curves import Fitted, calibrated_factors
+from trp_export.calibration.output_curves import LayerFactors, calibrated_factors
 from trp_export.graph.bias import takes_bias
 from trp_export.lowrank.branches import Pairs, factorise_branches, sum_products
 from trp_export.lowrank.calibrated import bias_shift
@@ -19,14 +19,14 @@ from trp_export.options import Calibration
 from trp_export.planning.plan import Change, Plan
 from trp_export.recover.best_of import closest
 from trp_export.recover.refit import refit
-from trp_export.steps.calibrate import Known
+from trp_export.steps.calibrate import CalibrationData
 from trp_export.system.progress import Progress
 from trp_export.system.threads import map_layers
 
 
-def fit(
-    network: Network, plan: Plan, known: Known | None, calibration: Calibration | None, progress: Progress
-) -> Fitted:
+def make_factors(
+    network: Network, plan: Plan, known: CalibrationData | None, calibration: Calibration | None, progress: Progress
+) -> LayerFactors:
     """Factors of every layer that the plan changes, in the precision of its weight, and shifts of biases.
 
     With images, the closest to the original of plain, calibrated and refitted factors: on a network that was trained
@@ -52,14 +52,14 @@ def fit(
     return _rounded(network, plain)
 
 
-def _completed(fitted: Fitted, plain: Fitted) -> Fitted:
+def _completed(fitted: LayerFactors, plain: LayerFactors) -> LayerFactors:
     """With plain factors where nothing better is known, and their shifts with them."""
     missing = plain.factors.keys() - fitted.factors.keys()
     shifts = {name: shift for name, shift in plain.shifts.items() if name in missing}
-    return Fitted({**plain.factors, **fitted.factors}, {**shifts, **fitted.shifts}, fitted.values)
+    return LayerFactors({**plain.factors, **fitted.factors}, {**shifts, **fitted.shifts}, fitted.values)
 
 
-def _plain(network: Network, plan: Plan, progress: Progress) -> Fitted:
+def _plain(network: Network, plan: Plan, progress: Progress) -> LayerFactors:
     places = {place.site.name: place for place in network.located}
 
     def make(change: Change) -> tuple[Pairs, Float64 | None]:
@@ -74,10 +74,10 @@ def _plain(network: Network, plan: Plan, progress: Progress) -> Fitted:
     made = map_layers(make, plan.changed, partial(progress, "factor"))
     named = {change.site.name: one for change, one in zip(plan.changed, made, strict=True)}
     shifts = {name: shift for name, (_, shift) in named.items() if shift is not None}
-    return Fitted({name: factors for name, (factors, _) in named.items()}, shifts)
+    return LayerFactors({name: factors for name, (factors, _) in named.items()}, shifts)
 
 
-def _rounded(network: Network, fitted: Fitted) -> Fitted:
+def _rounded(network: Network, fitted: LayerFactors) -> LayerFactors:
     """The factors in the precision that the graph stores: what verification holds the result against."""
     types = {
         place.site.name: place.constant.dtype.numpy() for place in network.located if place.site.name in fitted.factors
@@ -86,4 +86,4 @@ def _rounded(network: Network, fitted: Fitted) -> Fitted:
         name: tuple(Factors(own.reduce.astype(types[name]), own.expand.astype(types[name])) for own in pairs)
         for name, pairs in fitted.factors.items()
     }
-    return Fitted(factors, fitted.shifts, fitted.values)
+    return LayerFactors(factors, fitted.shifts, fitted.values)

@@ -18,9 +18,9 @@ from trp_export.planning.frontier import Frontier, Point, explore
 from trp_export.planning.plan import Plan
 from trp_export.report.document import Cost
 from trp_export.steps.build import build
-from trp_export.steps.calibrate import Known
+from trp_export.steps.calibrate import CalibrationData
 from trp_export.system.progress import Progress
-from trp_export.verify import Agreement, Deviation, Judge, Score
+from trp_export.verify import Agreement, Deviation, Evaluator, Score
 
 if TYPE_CHECKING:
     from trp_export.latency.network import NetworkLatency
@@ -32,12 +32,12 @@ _ROUNDING = 1e-9
 _MUCH = 0.5
 
 
-def search(
+def search_max_drop(
     rule: MaxDrop,
     plan_by: Callable[[Rule], Plan],
     network: Network,
-    known: Known | None,
-    judge: Judge,
+    known: CalibrationData | None,
+    judge: Evaluator,
     latency: NetworkLatency | None,
     calibration: Calibration | None,
     folder: Path,
@@ -83,8 +83,8 @@ class _Trials:
     rule: MaxDrop
     plan_by: Callable[[Rule], Plan]
     network: Network
-    known: Known | None
-    judge: Judge
+    known: CalibrationData | None
+    judge: Evaluator
     latency: NetworkLatency | None
     calibration: Calibration | None
     folder: Path

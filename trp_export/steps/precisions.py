@@ -19,7 +19,7 @@ from trp_export.runtime.distance import distance
 from trp_export.runtime.sessions import noise, run
 from trp_export.steps.max_drop import holds
 from trp_export.system.progress import Progress
-from trp_export.verify import Agreement, Deviation, Files, Judge, Score
+from trp_export.verify import Agreement, Deviation, Evaluator, Files, Score
 
 if TYPE_CHECKING:
     from trp_export.bench import Comparison
@@ -33,7 +33,7 @@ MOST_DIVERGENCE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Forms:
+class Precisions:
     """All forms of the model side by side, and the place among them of the one that ships; the float model is first.
 
     `missed` says why the precision that was asked for could not ship, `passed_over` what --best may not ship and why.
@@ -58,7 +58,7 @@ def make_variants(
     files: Files,
     cleaned: Path | None,
     batches: Batches,
-    judge: Judge | None,
+    judge: Evaluator | None,
     options: Options,
     folder: Path,
     progress: Progress,
@@ -80,7 +80,7 @@ def make_variants(
     return tuple(_judged(one, judge, progress) for one in made)
 
 
-def judge_as_shipped(judge: Judge, options: Options, batches: Batches, folder: Path) -> Judge:
+def judge_as_shipped(judge: Evaluator, options: Options, batches: Batches, folder: Path) -> Evaluator:
     """A judge who sees every model in the precision that ships, under --best in the one that may ship and loses most;
     the float model where it cannot be had in that."""
     if not options.precisions:
@@ -95,7 +95,7 @@ def judge_as_shipped(judge: Judge, options: Options, batches: Batches, folder: P
     return judged
 
 
-def _judged(variant: Variant, judge: Judge | None, progress: Progress) -> Variant:
+def _judged(variant: Variant, judge: Evaluator | None, progress: Progress) -> Variant:
     if judge is None or variant.file is None:
         return variant
     return replace(variant, judged=judge(variant.file, lambda share: progress(f"judge {variant.name}", share)))
@@ -109,7 +109,7 @@ def timed(variants: Sequence[Variant], models: Sequence[Path], latency: Comparis
     return tuple(replace(one, latency=found[one.file]) if one.file in found else one for one in variants)
 
 
-def choose(variants: Sequence[Variant], options: Options) -> Forms | None:
+def choose_precision(variants: Sequence[Variant], options: Options) -> Precisions | None:
     """What ships: the precision asked for, or under --best the fastest that is near enough; else the float model."""
     if not variants:
         return None
@@ -117,10 +117,10 @@ def choose(variants: Sequence[Variant], options: Options) -> Forms | None:
         return _fastest(variants, options)
     asked = variants[1]
     why = asked.refused or _beyond(asked, options)
-    return Forms(tuple(variants), 0 if why else 1, f"{asked.precision}: {why}" if why else None)
+    return Precisions(tuple(variants), 0 if why else 1, f"{asked.precision}: {why}" if why else None)
 
 
-def _fastest(variants: Sequence[Variant], options: Options) -> Forms:
+def _fastest(variants: Sequence[Variant], options: Options) -> Precisions:
     """By median; another than the float model only where it is near enough and surely faster than that."""
     from trp_export.bench import ratio, summary
 
@@ -135,7 +135,7 @@ def _fastest(variants: Sequence[Variant], options: Options) -> Forms:
         and fp32.latency is not None
         and ratio(fp32.latency, one.latency).verdict == "faster"
     ]
-    return Forms(tuple(variants), min(faster)[1] if faster else 0, passed_over=passed_over)
+    return Precisions(tuple(variants), min(faster)[1] if faster else 0, passed_over=passed_over)
 
 
 def _too_far(variant: Variant, options: Options) -> str | None:
@@ -163,7 +163,7 @@ def _beyond(variant: Variant, options: Options) -> str | None:
     return f"it loses {100 * (judged.before - judged.after):.2f} pp, and --max-drop allows {rule.points:g}"
 
 
-def ship(forms: Forms, result: Path) -> None:
+def ship(forms: Precisions, result: Path) -> None:
     """Put the chosen form in the place of the result."""
     chosen = forms.chosen.file
     assert chosen is not None
@@ -172,7 +172,7 @@ def ship(forms: Forms, result: Path) -> None:
         save_model(ir.load(chosen), result)
 
 
-def as_shipped(deviation: Deviation, forms: Forms | None, network: Network, files: Files) -> Deviation:
+def as_shipped(deviation: Deviation, forms: Precisions | None, network: Network, files: Files) -> Deviation:
     """How far the shipped form is from the original, where that is another than the one that was verified."""
     if forms is None or forms.shipped == 0:
         return deviation
@@ -187,14 +187,14 @@ def as_shipped(deviation: Deviation, forms: Forms | None, network: Network, file
     )
 
 
-def as_compared(latency: Comparison, forms: Forms | None) -> Comparison:
+def as_compared(latency: Comparison, forms: Precisions | None) -> Comparison:
     """Original, result, and the original cleaned up without low rank: what is compared under any precision."""
     original, result, cleaned = latency.measurements[:3]
     shipped = forms.chosen.latency if forms is not None else None
     return replace(latency, measurements=(original, shipped or result, cleaned))
 
 
-def remarks(forms: Forms) -> Iterator[str]:
+def precision_remarks(forms: Precisions) -> Iterator[str]:
     """What a user should act on."""
     from trp_export.bench import ratio
 

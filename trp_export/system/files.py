@@ -11,12 +11,12 @@ from trp_export.errors import OutputError
 
 
 @contextmanager
-def whole(path: Path, what: str = "", remedy: str = "") -> Iterator[Path]:
+def atomic_write(path: Path, what: str = "", remedy: str = "") -> Iterator[Path]:
     """A place beside `path` to write to, which takes the name of `path` when the block ends well.
 
     Raises OutputError, which calls the file `what`, else by its path, and ends with `remedy`.
     """
-    require_plain(path, what, remedy)
+    require_plain_file(path, what, remedy)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
@@ -28,7 +28,7 @@ def whole(path: Path, what: str = "", remedy: str = "") -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
-def require_plain(path: Path, what: str = "", remedy: str = "") -> None:
+def require_plain_file(path: Path, what: str = "", remedy: str = "") -> None:
     """Raise OutputError where `path` is a folder or a device: renaming would put a file in its place."""
     with suppress(OSError):  # what cannot be looked at cannot be written to either, which is told then
         if path.exists() and not path.is_file():

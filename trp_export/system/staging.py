@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from trp_export.errors import OptionError, OutputError
-from trp_export.system.files import require_plain, whole
+from trp_export.system.files import atomic_write, require_plain_file
 from trp_export.system.signals import held_back
 
 
@@ -42,7 +42,7 @@ class Scratch:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class Stage(Scratch):
+class OutputStage(Scratch):
     """A hidden folder beside `place`, the output. `publish` moves what lies in it into place; leaving removes it.
 
     Raises OutputError or OptionError on entry where the output could not be written, before any work is done.
@@ -62,7 +62,7 @@ class Stage(Scratch):
             if target is not None and target.is_dir():
                 raise OutputError(f"{target} is a folder; name a file in it.")
             if target is not None:
-                require_plain(target)
+                require_plain_file(target)
         if self.report is not None and self.report.resolve() in [file.resolve() for file in self.files[:2]]:
             raise OptionError(f"--report {self.report} is the same file as another output.")
         if self.report is not None:
@@ -103,7 +103,7 @@ class Stage(Scratch):
         The page comes first: it alone may go to another disk, where that can fail.
         """
         if self.page is not None and self.report is not None:
-            with whole(self.report) as part:
+            with atomic_write(self.report) as part:
                 shutil.move(self.page, part)
         made = (path for path in self.folder.iterdir() if path != self.scratch)
         for path in sorted(made, key=lambda path: path == self.model):

@@ -1,19 +1,19 @@
 """Does the result compute what its factors say, and how far did truncation move the outputs?"""
 
 from trp_export.runtime.distance import Distance
-from trp_export.verify.calibration_images import Seen, compare_on_seen
+from trp_export.verify.calibration_images import CalibrationAgreement, compare_on_calibration_images
 from trp_export.verify.evidence import Deviation, Files, verify_export
-from trp_export.verify.judge import Agreement, Judge, Score, open_judge
+from trp_export.verify.judge import Agreement, Evaluator, Score, open_evaluator
 
 __all__ = [
     "Agreement",
+    "CalibrationAgreement",
     "Deviation",
     "Distance",
+    "Evaluator",
     "Files",
-    "Judge",
     "Score",
-    "Seen",
-    "compare_on_seen",
-    "open_judge",
+    "compare_on_calibration_images",
+    "open_evaluator",
     "verify_export",
 ]

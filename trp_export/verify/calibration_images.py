@@ -20,7 +20,7 @@ Kind = Literal["calibration", "synthetic"]
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class CalibrationAgreement:
     """How far the result is from the original on images that its factors were fitted to.
 
     `top1` is the share of them that keep their class, None where the first output holds no classes.
@@ -42,7 +42,9 @@ class Seen:
         return f"the {self.images:,} {one}{'s' if self.images > 1 else ''} it was fitted to"
 
 
-def compare_on_seen(original: Path, result: Path, batches: Sequence[Array], kind: Kind) -> Seen | None:
+def compare_on_calibration_images(
+    original: Path, result: Path, batches: Sequence[Array], kind: Kind
+) -> CalibrationAgreement | None:
     """`batches` are inputs (n, C, H, W) of a model of one input. None where it does not take so many at a time."""
     chosen = batches[:: -(-sum(map(len, batches)) // _ENOUGH)]
     (fed,) = open_session(original).get_inputs()
@@ -53,7 +55,7 @@ def compare_on_seen(original: Path, result: Path, batches: Sequence[Array], kind
     except CannotRunError:
         return None
     images = sum(map(len, chosen))
-    return Seen(images, kind, distance(wanted, got), _same_class(wanted[0], got[0], images))
+    return CalibrationAgreement(images, kind, distance(wanted, got), _same_class(wanted[0], got[0], images))
 
 
 def _same_class(wanted: Array, got: Array, images: int) -> float | None:

@@ -20,9 +20,9 @@ from trp_export.planning.plan import Plan
 from trp_export.runtime.distance import Distance, distance
 from trp_export.runtime.sessions import Array, CannotRunError, noise, run
 from trp_export.system.progress import Progress
-from trp_export.verify.calibration_images import Seen
+from trp_export.verify.calibration_images import CalibrationAgreement
 from trp_export.verify.compare import TOLERANCE, require_equal, require_finite
-from trp_export.verify.judge import Agreement, Judge, Score
+from trp_export.verify.judge import Agreement, Evaluator, Score
 from trp_export.verify.layers import verify_layers
 
 
@@ -40,7 +40,7 @@ class Deviation:
     truncation: Distance | None
     agreement: Agreement | None = None
     score: Score | None = None
-    seen: Seen | None = None
+    seen: CalibrationAgreement | None = None
 
     @property
     def judged(self) -> Agreement | Score | None:
@@ -70,7 +70,7 @@ def verify_export(
     shapes: Mapping[str, Shape],
     files: Files,
     plan: Plan,
-    judge: Judge | None,
+    judge: Evaluator | None,
     progress: Progress,
 ) -> Deviation:
     """Raises VerifyError where the rewrite is wrong, LoadError where the original itself cannot be trusted."""

@@ -73,17 +73,17 @@ class Score:
     error: float | None = None
 
 
-Judge = Callable[[Path, Share], Agreement | Score]
+Evaluator = Callable[[Path, Share], Agreement | Score]
 
 
-def open_judge(
+def open_evaluator(
     source: Source,
     shapes: Mapping[str, Shape],
     original: Path,
     images: Images | None,
     evaluate: Evaluate | None,
     progress: Share,
-) -> tuple[Judge | None, tuple[str, ...]]:
+) -> tuple[Evaluator | None, tuple[str, ...]]:
     """The judge that the options ask for, if any, and what the user should know of its images.
 
     Raises LoadError for images or labels that cannot be used, OptionError for a network that answers something other

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from networks import make_images, make_network
 
 from training.guard import StopRequest
-from training.search.choose import choose, make_plan, require_reachable
+from training.search.choose import choose, plan_of_logits, require_reachable
 from training.search.logits import Logits
 from training.search.loop import Examples, Search
 from training.search.space import Space, by_latency, by_macs
@@ -149,7 +149,7 @@ def test_a_search_moves_logits_alone_and_meets_the_budget(ground: Any) -> None:
     train(run)
     with torch.no_grad():
         torch.testing.assert_close(supernet(examples.images, {})[0], before)
-    plan = make_plan(spaces, run.logits(), dense / 2, "searched")
+    plan = plan_of_logits(spaces, run.logits(), dense / 2, "searched")
     cost = sum(decision.macs for decision in plan.decisions)
     assert 0.98 * dense / 2 <= cost <= dense / 2
     assert [record["epoch"] for record in run.history] == [1, 2, 3]

@@ -24,7 +24,7 @@ from trp_export.bench.devices.local import RUNNER, PipeRunner, serve_arguments
 from trp_export.bench.devices.pipe import Pipe
 from trp_export.bench.devices.staging import MANIFEST, write_inputs
 from trp_export.bench.environment import Machine
-from trp_export.bench.models import Case
+from trp_export.bench.models import BenchModel
 from trp_export.errors import DeviceError
 
 # Processors by qemu's name, with the part number their /proc/cpuinfo must show: onnxruntime believes that number,
@@ -73,7 +73,7 @@ class ArmDevice:
     def __init__(self, cpu: str, home: Path, folder: Path) -> None:
         self.name = f"arm:{cpu}"
         self._cpu, self._home, self._folder = cpu, home, folder
-        self._cases: tuple[Case, ...] = ()
+        self._cases: tuple[BenchModel, ...] = ()
         self._started = 0
 
     def probe(self) -> Machine:
@@ -92,7 +92,7 @@ class ArmDevice:
             providers=("CPUExecutionProvider",),
         )
 
-    def stage(self, cases: Sequence[Case]) -> None:
+    def stage(self, cases: Sequence[BenchModel]) -> None:
         """See base.Device."""
         self._cases = tuple(cases)
         for index, case in enumerate(cases):

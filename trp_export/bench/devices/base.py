@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from trp_export.bench.environment import Machine
-from trp_export.bench.models import Case
+from trp_export.bench.models import BenchModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Device(Protocol):
     def probe(self) -> Machine:
         """Facts about the machine, taken on it. Raises DeviceError."""
 
-    def stage(self, cases: Sequence[Case]) -> None:
+    def stage(self, cases: Sequence[BenchModel]) -> None:
         """Bring models and inputs there. Raises DeviceError."""
 
     def start(self, index: int, start: Start) -> Runner:

@@ -16,7 +16,7 @@ from trp_export.bench.devices.base import Device, Ready, Settings, Start, Turn
 from trp_export.bench.devices.pipe import Pipe
 from trp_export.bench.devices.staging import MANIFEST, write_inputs
 from trp_export.bench.environment import Machine
-from trp_export.bench.models import Case
+from trp_export.bench.models import BenchModel
 from trp_export.bench.runners import python_runner
 from trp_export.errors import DeviceError
 
@@ -113,7 +113,7 @@ class LocalDevice:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._cases: tuple[Case, ...] = ()
+        self._cases: tuple[BenchModel, ...] = ()
 
     def probe(self) -> Machine:
         """See base.Device."""
@@ -123,7 +123,7 @@ class LocalDevice:
         finally:
             pipe.close()
 
-    def stage(self, cases: Sequence[Case]) -> None:
+    def stage(self, cases: Sequence[BenchModel]) -> None:
         """See base.Device."""
         self._cases = tuple(cases)
         for index, case in enumerate(cases):

@@ -21,7 +21,7 @@ from trp_export.bench.devices.local import PROBE_TIMEOUT_S, ROUNDS, PipeRunner
 from trp_export.bench.devices.pipe import Pipe
 from trp_export.bench.devices.staging import MANIFEST, portable_files, write_inputs
 from trp_export.bench.environment import Machine
-from trp_export.bench.models import Case
+from trp_export.bench.models import BenchModel
 from trp_export.errors import DeviceError
 
 SLOWEST_BYTES_PER_S = 200_000  # a transfer slower than this counts as hung
@@ -46,7 +46,7 @@ class ShellDevice(ABC):
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._cases: tuple[Case, ...] = ()
+        self._cases: tuple[BenchModel, ...] = ()
         self._started = 0
 
     @abstractmethod
@@ -121,7 +121,7 @@ class ShellDevice(ABC):
         finally:
             pipe.close()
 
-    def stage(self, cases: Sequence[Case]) -> None:
+    def stage(self, cases: Sequence[BenchModel]) -> None:
         """See base.Device."""
         self._cases = tuple(cases)
         for index, case in enumerate(cases):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trp_export.bench.models import Case
+from trp_export.bench.models import BenchModel
 from trp_export.bench.runners.python_runner import ELEMENTS
 from trp_export.errors import OutputError
 
@@ -17,7 +17,7 @@ ELEMENT_OF = {name: element for element, name in ELEMENTS.items()}
 MANIFEST = "inputs.txt"
 
 
-def write_inputs(case: Case, folder: Path) -> list[Path]:
+def write_inputs(case: BenchModel, folder: Path) -> list[Path]:
     """The inputs of `case` as raw bytes, and the manifest that describes them. Raises OutputError on a full disk."""
     folder.mkdir(parents=True, exist_ok=True)
     lines, files = [], []
@@ -35,7 +35,7 @@ def write_inputs(case: Case, folder: Path) -> list[Path]:
     return [folder / MANIFEST, *files]
 
 
-def portable_files(case: Case, folder: Path) -> Iterator[tuple[Path, str]]:
+def portable_files(case: BenchModel, folder: Path) -> Iterator[tuple[Path, str]]:
     """The files of a model as (local file, name on the device), the model itself first.
 
     A model with external data is rewritten so that it refers to its data by our names; the data is never read here.
@@ -63,7 +63,7 @@ def _external_tensors(model: Any) -> list[Any]:
     return [tensor for tensor in _get_all_tensors(model) if uses_external_data(tensor)]
 
 
-def copy_local(case: Case, folder: Path) -> Path:
+def copy_local(case: BenchModel, folder: Path) -> Path:
     """The files of a model under our names in a local folder, linked where possible. Returns the model's path.
 
     Hard links, as onnxruntime refuses data that a symbolic link takes out of the model's folder.

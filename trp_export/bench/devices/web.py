@@ -28,7 +28,7 @@ from trp_export.bench.devices.page_server import FILES, SCRIPT, Page, PageServer
 from trp_export.bench.devices.pipe import Pipe, end_group
 from trp_export.bench.devices.staging import copy_local, write_inputs
 from trp_export.bench.environment import Machine
-from trp_export.bench.models import Case
+from trp_export.bench.models import BenchModel
 from trp_export.errors import DeviceError
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -117,7 +117,7 @@ class WebDevice:
     def __init__(self, engine: str, in_node: bool, files: Path, folder: Path) -> None:
         self.name = "web:node" if in_node else "web"
         self._engine, self._in_node, self._files, self._folder = engine, in_node, files, folder
-        self._cases: tuple[Case, ...] = ()
+        self._cases: tuple[BenchModel, ...] = ()
         self._started = 0
         self._server = PageServer(files)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -135,7 +135,7 @@ class WebDevice:
         engine = f"Node {version}" if self._in_node else version
         return replace(machine, system=f"{machine.system}, {engine}", can_pin=False, onnxruntime="web")
 
-    def stage(self, cases: Sequence[Case]) -> None:
+    def stage(self, cases: Sequence[BenchModel]) -> None:
         """See base.Device."""
         self._cases = tuple(cases)
         for index, case in enumerate(cases):
