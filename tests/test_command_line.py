@@ -10,10 +10,10 @@ import pytest
 
 from trp_export.cli.export import _options, command
 from trp_export.command_line import command_line
-from trp_export.inputs.images import Preprocessing
-from trp_export.load import LoadOptions, Source
-from trp_export.options import Benchmark, Images, Macs, MaxDrop, Options, SavedPlan, Selection
-from trp_export.planning.rules import Energy, Rank, Threshold
+from trp_export.inputs.preprocessing import Preprocessing
+from trp_export.load import Source
+from trp_export.options import Benchmark, Images, LoadOptions, Options, Selection
+from trp_export.rules import Energy, Macs, MaxDrop, Rank, SavedPlan, Threshold
 
 SOURCE = Source("a net", ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), path=Path("/somewhere/a net.onnx"))
 

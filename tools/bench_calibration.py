@@ -75,7 +75,8 @@ class Clock:
 
 def measure(model: Path, shape: tuple[int, ...], count: int, plan_only: bool) -> None:
     from trp_export import Options, compress
-    from trp_export.options import Benchmark, Calibration, Macs
+    from trp_export.options import Benchmark, Calibration
+    from trp_export.rules import Macs
 
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder, "images.npy")

@@ -111,7 +111,8 @@ def read(path: Path) -> Any:
 def export(networks: Sequence[Network], clock: Clock) -> None:
     from trp_export import compress
     from trp_export.errors import TrpError
-    from trp_export.options import Benchmark, Macs, Options, Selection
+    from trp_export.options import Benchmark, Options, Selection
+    from trp_export.rules import Macs
 
     for network in networks:
         base = dense(network)

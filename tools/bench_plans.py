@@ -29,10 +29,10 @@ from trp_export.latency.network import NetworkLatency, measure_network
 from trp_export.latency.search import plan_for_speedup, predicted_plan
 from trp_export.latency.table import Table, cache_file
 from trp_export.load import load
-from trp_export.load.source import LoadOptions
 from trp_export.lowrank.factor import spectrum
 from trp_export.lowrank.schemes import describe as words
 from trp_export.network import Network, analyse
+from trp_export.options import LoadOptions
 from trp_export.planning.budgets import lost_energy, plan_by_macs
 from trp_export.planning.curves import Layer, curve_of, schemes_for
 from trp_export.planning.plan import Decision, Plan

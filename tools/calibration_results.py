@@ -33,17 +33,18 @@ from trp_export.graph.shapes import infer_shapes, input_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.graph.statistics import norm_outputs
 from trp_export.graph.weights import apply_values
-from trp_export.inputs.images import ImageSet, Preprocessing, load_images
-from trp_export.load import LoadOptions
+from trp_export.inputs.images import ImageSet, load_images
+from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.lowrank.branches import factorise_branches
 from trp_export.lowrank.schemes import describe
-from trp_export.options import Benchmark, Macs, Options
+from trp_export.options import Benchmark, LoadOptions, Options
 from trp_export.planning.budgets import lost_energy, measured_damage, plan_by_macs
 from trp_export.planning.curves import Layer, make_curve, schemes_for
 from trp_export.planning.plan import Plan
 from trp_export.recover.refit import refit
 from trp_export.recover.synthetic import synthesise
 from trp_export.recover.tune import tune
+from trp_export.rules import Macs
 from trp_export.runtime.partial import Tap
 
 CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet32": "resnet32-d509ac18.th"}

@@ -14,8 +14,8 @@ from pathlib import Path
 import click
 
 from trp_export import Benchmark, Energy, Images, Options, Selection, compress
-from trp_export.inputs.images import Preprocessing
-from trp_export.load import LoadOptions
+from trp_export.inputs.preprocessing import Preprocessing
+from trp_export.options import LoadOptions
 from trp_export.report.document import Report
 
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

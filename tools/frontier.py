@@ -21,10 +21,10 @@ import numpy as np
 
 from trp_export import Benchmark, Energy, Images, MaxDrop, Options, Selection, compress
 from trp_export.bench import compare, median, ratio
-from trp_export.inputs.images import Preprocessing
-from trp_export.load import LoadOptions
-from trp_export.options import By, Calibration
+from trp_export.inputs.preprocessing import Preprocessing
+from trp_export.options import Calibration, LoadOptions
 from trp_export.report.wording import points
+from trp_export.rules import By
 
 CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet32": "resnet32-d509ac18.th"}
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

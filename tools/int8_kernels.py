@@ -28,14 +28,14 @@ from trp_export.graph.model_files import save_model
 from trp_export.graph.sites import find_sites
 from trp_export.latency.search import plan_for_speedup
 from trp_export.latency.session import open_latency
-from trp_export.load import LoadOptions, load
+from trp_export.load import load
 from trp_export.network import analyse, measure_layers
-from trp_export.options import LatencyTables, Macs, SavedPlan
+from trp_export.options import LatencyTables, LoadOptions
 from trp_export.planning.budgets import lost_energy
-from trp_export.planning.rules import Energy
 from trp_export.precision.convert import convert
 from trp_export.precision.ranges import METHODS, gather_spreads
 from trp_export.precision.rounding import round_model, rounded_values
+from trp_export.rules import Energy, Macs, SavedPlan
 
 # ResNet-18: what the layers become, chosen so that int8 kernels lose least time at these ratios, none cut more than
 # five times. Layer patterns, scheme, rank; the first that fits counts, other layers stay dense.
@@ -104,7 +104,7 @@ def plan_resnet18(options: argparse.Namespace) -> None:
     source = options.out / "resnet18-1-fp32.onnx"
     with TemporaryDirectory() as folder:
         network = analyse(load(source, LoadOptions()), Path(folder))
-        layers = measure_layers(network, Selection(), {}, lambda share: None)
+        layers = measure_layers(network, Selection(), (), lambda step, share: None)
         table = LatencyTables(), "int8", Path(folder), lambda step, share: None
         latency = open_latency(network, layers, Selection(), Benchmark(), *table)
         for name, ratio in PLANNED.items():

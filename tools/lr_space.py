@@ -24,16 +24,17 @@ from results import append, missing, read
 
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.errors import OptionError
-from trp_export.inputs.images import ImageSet, Preprocessing, load_images
+from trp_export.inputs.images import ImageSet, load_images
+from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.load import load
-from trp_export.load.source import LoadOptions
 from trp_export.lowrank.schemes import describe
 from trp_export.network import Network, analyse, measure_layers
-from trp_export.options import Calibration, Macs, Selection
+from trp_export.options import Calibration, LoadOptions, Selection
 from trp_export.planning.budgets import Damage, lost_energy, plan_by_macs
 from trp_export.planning.curves import FIXED, Layer, schemes_for
 from trp_export.planning.plan import Plan
 from trp_export.planning.second_branch import second_curves, with_curves
+from trp_export.rules import Macs
 from trp_export.steps.build import build
 from trp_export.steps.calibrate import CalibrationData, calibrate
 
@@ -75,7 +76,7 @@ class Bench:
         source = load(options.models / CHECKPOINTS[name], LoadOptions(arch=name))
         self.folder = folder
         self.network: Network = analyse(source, folder, fold=images > 0)
-        self.layers = measure_layers(self.network, Selection(scheme="all"), {}, silent)
+        self.layers = measure_layers(self.network, Selection(scheme="all"), (), lambda step, share: None)
         self.calibration: Calibration | None = None
         self.known: CalibrationData | None = None
         self.damage: Damage = lost_energy

@@ -29,16 +29,16 @@ from trp_export import Benchmark, Options, Selection, compress
 from trp_export.calibration.divergence import agreement, divergence
 from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.graph.weights import set_value
-from trp_export.inputs.images import ImageSet, Preprocessing, load_images
-from trp_export.load import LoadOptions
-from trp_export.options import INT8_CHANNELS, Calibration, Macs
-from trp_export.planning.rules import Energy
+from trp_export.inputs.images import ImageSet, load_images
+from trp_export.inputs.preprocessing import Preprocessing
+from trp_export.options import INT8_CHANNELS, Calibration, LoadOptions
 from trp_export.precision.convert import convert
 from trp_export.precision.equalise import equalise
 from trp_export.precision.grids import round_weight, weight_scales
 from trp_export.precision.quantisable import find_units
 from trp_export.precision.ranges import METHODS, gather_spreads
 from trp_export.precision.rounding import round_model, rounded_values
+from trp_export.rules import Energy, Macs
 from trp_export.runtime.partial import Tap
 
 CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet32": "resnet32-d509ac18.th"}

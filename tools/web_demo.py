@@ -26,7 +26,8 @@ from trp_export.bench.devices.cache import cached
 from trp_export.errors import DeviceError, OutputError, TrpError
 from trp_export.graph.metadata import strip_traces
 from trp_export.graph.model_files import save_model
-from trp_export.load import LoadOptions, load
+from trp_export.load import load
+from trp_export.options import LoadOptions
 from trp_export.ship.verify import verify
 
 PAGE = Path(__file__).with_name("web_demo")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from training.ranks import MacsBudget
     from training.settings import TRPSettings
     from training.trp import TRP
-    from trp_export.planning.rules import Energy, Threshold
+    from trp_export.rules import Energy, Threshold
 
 __all__ = ["TRP", "Energy", "MacsBudget", "TRPSettings", "Threshold", "decompose", "low_rank_copy"]
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from training.ranks import RAMPS, MacsBudget, RankRule
 from training.schedule import SCHEDULES
 from training.stored import Stored, require
-from trp_export.planning.rules import Energy, Threshold
+from trp_export.rules import Energy, Threshold
 
 # These may change from one start of a run to the next; all others make it another run.
 FREE = ("output", "tensorboard", "device", "lr")

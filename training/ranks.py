@@ -14,7 +14,8 @@ from trp_export.lowrank.schemes import Scheme
 from trp_export.planning.budgets import plan_by_macs
 from trp_export.planning.curves import Curve, Layer
 from trp_export.planning.plan import Plan
-from trp_export.planning.rules import Energy, LayerRule, Threshold, plan_by_rule
+from trp_export.planning.rules import LayerRule, plan_by_rule
+from trp_export.rules import Energy, Threshold
 
 RAMPS = ("none", "linear", "cosine")
 

@@ -9,8 +9,8 @@ from fnmatch import fnmatchcase
 from training.layers import LayerFilter, paper_choice
 from training.ranks import RAMPS, RankRule
 from trp_export.errors import OptionError
-from trp_export.planning.curves import CHOICES
-from trp_export.planning.rules import Energy
+from trp_export.lowrank.names import SCHEME_CHOICES
+from trp_export.rules import Energy
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class TRPSettings:
         if self.momentum not in ("keep", "project", "reset"):
             raise OptionError(f"unknown momentum treatment {self.momentum!r}; one of keep, project, reset.")
         for choice in self.schemes.values():
-            if choice not in CHOICES:
-                raise OptionError(f"unknown scheme {choice!r}; one of {', '.join(CHOICES)}.")
+            if choice not in SCHEME_CHOICES:
+                raise OptionError(f"unknown scheme {choice!r}; one of {', '.join(SCHEME_CHOICES)}.")
 
     def choice(self, name: str) -> str:
         """The --scheme of a layer."""

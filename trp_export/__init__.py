@@ -12,58 +12,80 @@ from typing import TYPE_CHECKING
 from trp_export.errors import TrpError
 
 if TYPE_CHECKING:
-    from trp_export.load import LoadOptions
+    from trp_export.inputs.preprocessing import Preprocessing
     from trp_export.options import (
         Benchmark,
+        Bundle,
+        Calibration,
         Images,
-        LatencyTables,
-        Macs,
-        MaxDrop,
+        LoadOptions,
         Options,
-        SavedPlan,
         Selection,
-        Speedup,
+        Tuning,
     )
     from trp_export.pipeline import compress
-    from trp_export.planning.rules import Energy, Rank, Threshold
+    from trp_export.planning.plan import Plan
+    from trp_export.report.document import Report
+    from trp_export.rules import Energy, Macs, MaxDrop, Params, Rank, Rule, SavedPlan, Speedup, Threshold
+    from trp_export.ship.verify import verify as verify_bundle
 
+_OPTIONS, _RULES = "trp_export.options", "trp_export.rules"
 _HOMES = {
-    "LoadOptions": "trp_export.load",
-    "Benchmark": "trp_export.options",
-    "Images": "trp_export.options",
-    "LatencyTables": "trp_export.options",
-    "Macs": "trp_export.options",
-    "MaxDrop": "trp_export.options",
-    "Options": "trp_export.options",
-    "SavedPlan": "trp_export.options",
-    "Selection": "trp_export.options",
-    "Speedup": "trp_export.options",
+    "Benchmark": _OPTIONS,
+    "Bundle": _OPTIONS,
+    "Calibration": _OPTIONS,
+    "Images": _OPTIONS,
+    "LoadOptions": _OPTIONS,
+    "Options": _OPTIONS,
+    "Selection": _OPTIONS,
+    "Tuning": _OPTIONS,
+    "Energy": _RULES,
+    "Macs": _RULES,
+    "MaxDrop": _RULES,
+    "Params": _RULES,
+    "Rank": _RULES,
+    "Rule": _RULES,
+    "SavedPlan": _RULES,
+    "Speedup": _RULES,
+    "Threshold": _RULES,
+    "Plan": "trp_export.planning.plan",
+    "Preprocessing": "trp_export.inputs.preprocessing",
+    "Report": "trp_export.report.document",
     "compress": "trp_export.pipeline",
-    "Energy": "trp_export.planning.rules",
-    "Rank": "trp_export.planning.rules",
-    "Threshold": "trp_export.planning.rules",
 }
 
 __all__ = [
     "Benchmark",
+    "Bundle",
+    "Calibration",
     "Energy",
     "Images",
-    "LatencyTables",
     "LoadOptions",
     "Macs",
     "MaxDrop",
     "Options",
+    "Params",
+    "Plan",
+    "Preprocessing",
     "Rank",
+    "Report",
+    "Rule",
     "SavedPlan",
     "Selection",
     "Speedup",
     "Threshold",
     "TrpError",
+    "Tuning",
     "compress",
+    "verify_bundle",
 ]
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("trp-export")
+    if name == "verify_bundle":
+        return import_module("trp_export.ship.verify").verify
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from trp_export.options import Selection
 from trp_export.planning.curves import Curve, Layer, make_curve, schemes_for
 from trp_export.planning.plan import Choice
 from trp_export.planning.rules import require_fits
+from trp_export.system.progress import Progress
 from trp_export.system.threads import map_layers
 
 # An untrusted file must not make onnxruntime allocate without bounds.
@@ -101,18 +103,20 @@ def analyse(source: Source, folder: Path, fold: bool = False) -> Network:
 
 
 def measure_layers(
-    network: Network, selection: Selection, saved: Mapping[str, Choice], progress: Callable[[float], None]
+    network: Network, selection: Selection, saved: Sequence[Choice], progress: Progress
 ) -> tuple[Layer, ...]:
     """Each layer with its curves under the schemes to be tried, or under the one that a saved plan names.
 
-    Layers left out by name carry a refusal.
+    Layers left out by name carry a refusal. Raises OptionError for a pattern that matches no layer.
     """
+    require_matches(network.located, selection)
+    by_name = {choice.name: choice for choice in saved}
 
     def measure(place: LocatedSite) -> Layer:
         site = replace(place.site, refusal=place.site.refusal or left_out(place.site.name, selection))
-        return Layer(site, () if site.refusal else _curves(place, selection, saved.get(site.name)))
+        return Layer(site, () if site.refusal else _curves(place, selection, by_name.get(site.name)))
 
-    return tuple(map_layers(measure, network.located, progress))
+    return tuple(map_layers(measure, network.located, partial(progress, "singular values")))
 
 
 def _curves(place: LocatedSite, selection: Selection, choice: Choice | None) -> tuple[Curve, ...]:

@@ -1,118 +1,232 @@
-"""What a user asks of an export, as values. Contradictions are refused here, before anything is read."""
+"""What a user asks for, as values. Contradictions are refused here, before anything is read.
+
+Each field that can be given on a command line carries its flag (see `trp_export.flags`).
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, get_args
 
 from trp_export.errors import OptionError
-from trp_export.inputs.images import Preprocessing
-from trp_export.load.source import LoadOptions
-from trp_export.planning.curves import CHOICES
-from trp_export.planning.rules import Energy, Rank, Threshold
+from trp_export.flags import InvalidOptionError, flag, group, one_of, optional
+from trp_export.inputs.preprocessing import SECTION as PREPROCESSING
+from trp_export.inputs.preprocessing import Preprocessing
+from trp_export.lowrank.names import SCHEME_CHOICES
+from trp_export.rules import FIRST, RULES, SIZE, OwnPlan, Rule, SavedPlan
+
+LAYERS, MODEL, CALIBRATION = "Layers and decompositions", "The model", "Calibration"
+OUTPUT, BENCHMARK, OTHER = "Output", "Benchmark", "Other"
+# The headings of the help, in order.
+SECTIONS = (FIRST, SIZE, LAYERS, MODEL, CALIBRATION, PREPROCESSING, OUTPUT, BENCHMARK, OTHER)
+
+
+def read_shape(text: str) -> tuple[int, ...]:
+    """A shape such as 1,3,224,224 or 1x3x224x224. Raises ValueError."""
+    parts = text.replace("x", ",").split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"{text!r} is not a shape such as 1,3,224,224.")
+    return tuple(int(part) for part in parts)
+
+
+def _write_shape(shape: tuple[int, ...]) -> str:
+    return ",".join(map(str, shape))
 
 
 @dataclass(frozen=True, slots=True)
-class Macs:
-    """The whole network with this many times fewer multiply-adds."""
+class LoadOptions:
+    """How to read a model. Only files that are not ONNX need the architecture."""
 
-    ratio: float
-
-    def __post_init__(self) -> None:
-        if not 1 < self.ratio < float("inf"):
-            raise OptionError(
-                f"--macs {self.ratio:g} is not a number above 1: it says how many times fewer multiply-adds."
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class Params:
-    """The whole network with this many times fewer parameters."""
-
-    ratio: float
-
-    def __post_init__(self) -> None:
-        if not self.ratio > 1:
-            raise OptionError(f"--params {self.ratio:g} is not above 1: it says how many times fewer parameters.")
-
-
-@dataclass(frozen=True, slots=True)
-class Speedup:
-    """The whole network this many times as fast as the original, measured on the device of the benchmark."""
-
-    ratio: float
-
-    def __post_init__(self) -> None:
-        if not 1 < self.ratio < float("inf"):
-            raise OptionError(f"--speedup {self.ratio:g} is not a number above 1: it says how many times as fast.")
+    arch: str | None = flag(
+        "--arch",
+        "Architecture of a file that holds weights alone: resnet20, torchvision:resnet50 or package.module:factory.",
+        section=MODEL,
+        metavar="NAME",
+        default=None,
+    )
+    input_shape: tuple[int, ...] | None = flag(
+        "--shape",
+        "Shape of the input. Default: the architecture's, or the file's.",
+        section=MODEL,
+        read=read_shape,
+        write=_write_shape,
+        metavar="N,C,H,W",
+        default=None,
+    )
+    static: bool = flag(
+        "--static", "Fix the batch size to that of the shape (PyTorch models).", section=MODEL, kind="on", default=False
+    )
+    trust_pickle: bool = flag(
+        "--trust-pickle",
+        "Open pickled modules, which can run code. Use it only for files you trust.",
+        section=MODEL,
+        kind="on",
+        default=False,
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class SavedPlan:
-    """A plan, or a report that holds one."""
-
-    path: Path
-
-
-Rule = Energy | Threshold | Rank | Macs | Params | Speedup | SavedPlan
-
-
-By = Literal["macs", "params", "speed"]
-
-
-@dataclass(frozen=True, slots=True)
-class MaxDrop:
-    """The smallest network that loses at most so many percentage points of what --eval or `evaluate` measures.
-
-    `by` names the budget that is searched over.
-    """
-
-    points: float
-    by: By = "macs"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.points < 100:
-            raise OptionError(f"--max-drop {self.points:g} is outside 0 to 100 percentage points.")
-        if self.by not in get_args(By):
-            raise OptionError(f"--by {self.by} is unknown; one of {', '.join(get_args(By))}.")
-
-    def budget(self, ratio: float) -> Rule:
-        """The rule that asks for this ratio."""
-        match self.by:
-            case "macs":
-                return Macs(ratio)
-            case "params":
-                return Params(ratio)
-            case "speed":
-                return Speedup(ratio)
+def _read_align(text: str) -> int | str:
+    if text != "auto" and not text.isdigit():
+        raise ValueError(f"{text!r} is neither a whole number nor auto.")
+    return text if text == "auto" else int(text)
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which layers, which decompositions, which ranks: what holds for every rule.
+    """Which layers, which decompositions and which ranks every rule may choose from.
 
     `only` and `skip` are shell patterns on layer names. `align` rounds ranks up to a multiple.
     """
 
-    scheme: str = "auto"
-    only: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    align: int | Literal["auto"] = 1
+    scheme: str = flag(
+        "--scheme",
+        "How a layer is cut in two. auto, sliced and all take the best of several for each layer.",
+        section=LAYERS,
+        choices=SCHEME_CHOICES,
+        default="auto",
+    )
+    only: tuple[str, ...] = flag(
+        "--only",
+        "Change only layers whose name matches; may be repeated.",
+        section=LAYERS,
+        kind="many",
+        metavar="PATTERN",
+        default=(),
+    )
+    skip: tuple[str, ...] = flag(
+        "--skip",
+        "Keep layers whose name matches; may be repeated.",
+        section=LAYERS,
+        kind="many",
+        metavar="PATTERN",
+        default=(),
+    )
+    align: int | Literal["auto"] = flag(
+        "--align",
+        "Round ranks up to a multiple of N; auto takes the channel block of this CPU.",
+        section=LAYERS,
+        read=_read_align,
+        metavar="N|auto",
+        default=1,
+    )
 
     def __post_init__(self) -> None:
-        if self.scheme not in CHOICES:
-            raise OptionError(f"--scheme {self.scheme} is unknown; one of {', '.join(CHOICES)}.")
+        if self.scheme not in SCHEME_CHOICES:
+            raise InvalidOptionError(f"{{scheme}} must be one of {', '.join(SCHEME_CHOICES)}, not {self.scheme}.")
         if self.align != "auto" and self.align < 1:
-            raise OptionError(f"--align {self.align} is below 1.")
+            raise InvalidOptionError(f"{{align}} must be at least 1, not {self.align}.")
 
 
-Precision = Literal["fp32", "fp16", "int8"]
-# In place of a path to images: make them from what batch norm kept of the training data.
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How long the network is distilled from the original: for some minutes, or for a number of steps."""
+
+    minutes: float | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.minutes is None) == (self.steps is None):
+            raise OptionError("Tuning takes either minutes or steps.")
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise OptionError(f"tuning must take more than 0 minutes, not {self.minutes:g}.")
+        if self.steps is not None and self.steps < 1:
+            raise OptionError(f"tuning must take at least 1 step, not {self.steps}.")
+
+    def __str__(self) -> str:
+        return f"{self.minutes:g}min" if self.minutes is not None else f"{self.steps}steps"
+
+
+def read_tuning(text: str) -> Tuning:
+    """5min, 0.5min or 3300steps. Raises ValueError."""
+    match = re.fullmatch(r"([0-9]+)steps|([0-9.]+)min", text)
+    try:
+        if match is None:
+            raise ValueError
+        return Tuning(steps=int(match[1])) if match[1] else Tuning(minutes=float(match[2]))
+    except (ValueError, OptionError):
+        raise ValueError(f"{text!r} is neither minutes such as 5min nor steps such as 3300steps.") from None
+
+
+# In place of a path to images: generate them from batch norm statistics.
 SYNTHETIC: Final = "synthetic"
-# onnxruntime's fast 8-bit convs take input channels four at a time.
-INT8_CHANNELS = 4
+
+
+def _read_calibration(text: str) -> Path | str:
+    """A path, or the word; a folder of that name is ./synthetic."""
+    return text if text == SYNTHETIC else Path(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Unlabelled images that show what each layer sees, and what is done with them.
+
+    A `count` of None takes up to 1,024 images, or as many synthetic ones as some minutes allow. `recover` refits the
+    factors layer after layer; `tune` then distils the whole network from the original. `statistics` is a file of
+    statistics from earlier runs, which are added to those of this one; the sum is written back.
+    """
+
+    path: Path | Literal["synthetic"] = flag(
+        "--calib",
+        "Calibrate on unlabelled images (folder, .npy, .npz), or on `synthetic` ones generated from batch norm "
+        "statistics.",
+        section=FIRST,
+        read=_read_calibration,
+        write=lambda path: path if path == SYNTHETIC else path.name,
+        metavar="PATH",
+    )
+    count: int | None = flag(
+        "--calib-count",
+        "Use at most N of the images, chosen by --seed.",
+        section=CALIBRATION,
+        read=int,
+        metavar="N",
+        shown_default="1024, or fewer synthetic ones of a large network",
+        default=None,
+    )
+    seed: int = flag(
+        "--seed", "Seed of the choice of images and positions.", section=CALIBRATION, read=int, metavar="N", default=0
+    )
+    recover: bool = flag(
+        "--no-recover", "Do not refit the factors layer after layer.", section=CALIBRATION, kind="off", default=True
+    )
+    tune: Tuning | None = flag(
+        "--tune",
+        "Then distil the network from the original: 5min takes minutes, 3300steps is repeatable.",
+        section=CALIBRATION,
+        read=read_tuning,
+        metavar="5min|3300steps",
+        default=None,
+    )
+    statistics: Path | None = flag(
+        "--calib-stats",
+        "Add the calibration statistics in FILE, if it exists, and save all of them there.",
+        section=CALIBRATION,
+        read=Path,
+        metavar="FILE",
+        default=None,
+    )
+
+    def __post_init__(self) -> None:
+        if self.statistics is not None and not self.statistics.parent.is_dir():
+            raise InvalidOptionError(f"{{statistics}}: there is no folder {self.statistics.parent}.")
+        if self.seed < 0:
+            raise InvalidOptionError(f"{{seed}} must be at least 0, not {self.seed}.")
+        if self.count is not None and self.count < 1:
+            raise InvalidOptionError(f"{{count}} must be at least 1, not {self.count}.")
+
+    @property
+    def synthetic(self) -> bool:
+        """True where the images are generated."""
+        return self.path == SYNTHETIC
+
+    @property
+    def without_tuning(self) -> Calibration:
+        """The same without distillation."""
+        return replace(self, tune=None)
+
 
 # A measure of the user's own: what a model file is worth, a share of 1, more for better.
 Evaluate = Callable[[Path], float]
@@ -120,81 +234,70 @@ Evaluate = Callable[[Path], float]
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Real images to compare the two models on. Mean and std default to those of the checkpoint."""
+    """Real images on which the two models are compared."""
 
-    path: Path
-    preprocessing: Preprocessing = Preprocessing()
+    path: Path = flag(
+        "--eval",
+        "Compare accuracy before and after on labelled images. Without labels, report how often the predicted class "
+        "stays the same.",
+        section=FIRST,
+        read=Path,
+        metavar="PATH",
+    )
     count: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Unlabelled images that show what each layer sees, and what is done with them.
-
-    A `count` of None takes all images, and makes as many synthetic ones as some minutes allow. `recover` refits the
-    factors layer after layer; `tune_minutes` or `tune_steps` then distil the whole network from the original.
-    `moments` are files of earlier runs to be added, `save_moments` keeps those of this one.
-    """
-
-    path: Path | Literal["synthetic"]
-    preprocessing: Preprocessing = Preprocessing()
-    count: int | None = 1024
-    seed: int = 0
-    recover: bool = True
-    tune_minutes: float | None = None
-    tune_steps: int | None = None
-    moments: tuple[Path, ...] = ()
-    save_moments: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.save_moments is not None and not self.save_moments.parent.is_dir():
-            raise OptionError(f"--save-moments: the folder {self.save_moments.parent} is not there.")
-        if self.seed < 0:
-            raise OptionError(f"--seed {self.seed} is below 0.")
-        if self.path == SYNTHETIC and self.preprocessing != Preprocessing():
-            raise OptionError("--calib synthetic makes inputs as the network takes them: there is nothing to prepare.")
-        if self.count is not None and self.count < 1:
-            raise OptionError(f"--calib-count {self.count} is below 1.")
-        if self.tune_minutes is not None and self.tune_steps is not None:
-            raise OptionError("--tune and --tune-steps contradict each other; give one.")
-        if self.tune_minutes is not None and not self.tune_minutes > 0:
-            raise OptionError(f"--tune {self.tune_minutes:g} must be above 0 minutes.")
-        if self.tune_steps is not None and self.tune_steps < 1:
-            raise OptionError(f"--tune-steps {self.tune_steps} is below 1.")
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
     """How the speed-up is measured; `require` makes an export that is not faster an error.
 
-    `device` is one of `trp-bench --list-devices`.
+    `device` is one of `trp-bench --list-devices`. `table` is a file of layer latencies: those in it are used, and
+    those that are measured are added.
     """
 
-    run: bool = True
-    threads: int = 1
-    budget_s: float = 20.0
-    require: bool = False
-    device: str = "local"
+    run: bool = flag("--no-bench", "Do not measure the speed-up.", section=BENCHMARK, kind="off", default=True)
+    threads: int = flag("--threads", "Threads of the benchmark.", section=BENCHMARK, read=int, metavar="N", default=1)
+    budget_s: float = flag(
+        "--budget",
+        "Seconds that the benchmark may take.",
+        section=BENCHMARK,
+        read=float,
+        write=lambda value: f"{value:g}",
+        metavar="SECONDS",
+        default=20.0,
+    )
+    require: bool = flag(
+        "--require-speedup",
+        "Write nothing, and exit with 6, unless the result is measured to be faster.",
+        section=BENCHMARK,
+        kind="on",
+        default=False,
+    )
+    device: str = flag(
+        "--device",
+        "Where to measure: trp-bench --list-devices shows what there is.",
+        section=BENCHMARK,
+        metavar="SPEC",
+        default="local",
+    )
+    table: Path | None = flag(
+        "--latency-table",
+        "With --speedup: use the layer latencies in FILE, if it exists, and save all of them there.",
+        section=BENCHMARK,
+        read=Path,
+        metavar="FILE",
+        default=None,
+    )
 
     def __post_init__(self) -> None:
         if self.threads < 1:
-            raise OptionError(f"--threads {self.threads} is below 1.")
+            raise InvalidOptionError(f"{{threads}} must be at least 1, not {self.threads}.")
         if not self.budget_s > 0:
-            raise OptionError(f"--budget {self.budget_s:g} must be above 0 seconds.")
+            raise InvalidOptionError(f"{{budget_s}} must be above 0 seconds, not {self.budget_s:g}.")
         if self.require and not self.run:
-            raise OptionError("--require-speedup needs the benchmark; leave --no-bench out.")
-
-
-@dataclass(frozen=True, slots=True)
-class LatencyTables:
-    """Tables of what layers take: `given` are merged and believed before anything is measured, `save` keeps all."""
-
-    given: tuple[Path, ...] = ()
-    save: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.save is not None and not self.save.parent.is_dir():
-            raise OptionError(f"--save-latency: the folder {self.save.parent} is not there.")
+            raise InvalidOptionError("{require} needs the benchmark; leave {run} out.")
+        if self.table is not None and not self.table.parent.is_dir():
+            raise InvalidOptionError(f"{{table}}: there is no folder {self.table.parent}.")
 
 
 # The kind of processor that a model in ORT format is laid out for.
@@ -203,82 +306,138 @@ Target = Literal["arm", "x86"]
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A folder to ship. `preprocessing` tells the app how images are prepared where neither --eval nor --calib does.
+    """A folder to ship. `ort` adds the model in ORT format for one kind of processor."""
 
-    `ort` adds the model in ORT format for one kind of processor.
-    """
+    folder: Path = flag(
+        "--bundle",
+        "Write a folder to ship instead: the model, a report page, a card and loaders.",
+        section=OUTPUT,
+        read=Path,
+        write=lambda path: "DIR",
+        metavar="DIR",
+    )
+    ort: Target | None = flag(
+        "--ort",
+        "Add the model in ORT format, laid out for this kind of processor.",
+        section=OUTPUT,
+        choices=get_args(Target),
+        default=None,
+    )
 
-    folder: Path
-    preprocessing: Preprocessing = Preprocessing()
-    ort: Target | None = None
+
+Precision = Literal["fp32", "fp16", "int8"]
+# `best` chooses among all that can be had.
+PrecisionChoice = Literal["fp32", "fp16", "int8", "best"]
+# onnxruntime's fast 8-bit convs take input channels four at a time.
+INT8_CHANNELS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Everything `compress` can be told. `rule` None: the plan inside the checkpoint.
+    """Everything that `compress` takes. `rule` None: the plan inside the checkpoint.
 
     `output` None: `<stem>.trp.onnx` in the current folder. `<output>.json` always lies beside it. A `bundle` takes
-    the place of both and of `report`.
+    the place of both and of `report`. `preprocessing` holds for all images: of calibration, of evaluation, and of the
+    app that reads the bundle.
     `evaluate` stands in for `images` where a network answers something other than classes: it takes the path of an
     ONNX file and returns a share of 1, more for better, such as 0.387 for a mAP of 38.7.
     """
 
-    rule: Rule | MaxDrop | None = None
-    load: LoadOptions = LoadOptions()
-    selection: Selection = Selection()
-    images: Images | None = None
+    rule: Rule | None = one_of(*RULES, default=None)
+    calibration: Calibration | None = optional(Calibration)
+    images: Images | None = optional(Images)
     evaluate: Evaluate | None = None
-    calibration: Calibration | None = None
-    benchmark: Benchmark = Benchmark()
-    tables: LatencyTables = LatencyTables()
-    output: Path | None = None
-    report: Path | None = None
-    bundle: Bundle | None = None
-    dry_run: bool = False
-    precision: Precision = "fp32"
-    best: bool = False
+    precision: PrecisionChoice = flag(
+        "--precision",
+        "Precision of the result; int8 needs --calib. best takes the fastest that stays close to fp32.",
+        section=FIRST,
+        choices=get_args(PrecisionChoice),
+        default="fp32",
+    )
+    output: Path | None = flag(
+        "-o/--output",
+        "Where to write the model. Default: <stem>.trp.onnx in this folder.",
+        section=FIRST,
+        read=Path,
+        metavar="FILE",
+        default=None,
+    )
+    selection: Selection = group(Selection)
+    load: LoadOptions = group(LoadOptions)
+    preprocessing: Preprocessing = group(Preprocessing)
+    report: Path | None = flag(
+        "--report", "Also write an HTML page with plots.", section=OUTPUT, read=Path, metavar="FILE", default=None
+    )
+    bundle: Bundle | None = optional(Bundle)
+    dry_run: bool = flag("--dry-run", "Print the plan and write nothing.", section=OUTPUT, kind="on", default=False)
+    benchmark: Benchmark = group(Benchmark)
 
     @property
-    def shown(self) -> Images | Calibration | None:
+    def effective_rule(self) -> Rule:
+        """The rule, or without one the plan inside the checkpoint."""
+        return self.rule or OwnPlan()
+
+    @property
+    def images_for_report(self) -> Images | Calibration | None:
         """Where real images come from, if from anywhere."""
-        given = self.calibration
-        return self.images or (given if given is not None and given.path != SYNTHETIC else None)
+        calibration = self.calibration
+        return self.images or (calibration if calibration is not None and not calibration.synthetic else None)
 
     @property
-    def by_latency(self) -> bool:
-        """True where plans are made by what layers take on the device."""
-        return isinstance(self.rule, Speedup) or (isinstance(self.rule, MaxDrop) and self.rule.by == "speed")
+    def choose_precision(self) -> bool:
+        """True where the fastest precision that stays close is asked for."""
+        return self.precision == "best"
 
     @property
-    def precisions(self) -> tuple[Precision, ...]:
-        """Those to be made beside the float model: the one asked for, or all that --best chooses from."""
-        if self.best:
+    def planned_precision(self) -> Precision:
+        """The precision whose latency plans are made for."""
+        return "fp32" if self.precision == "best" else self.precision
+
+    @property
+    def extra_precisions(self) -> tuple[Precision, ...]:
+        """Those to be made beside the float model: the one asked for, or all that `best` chooses from."""
+        if self.precision == "best":
             return ("fp16", "int8") if self.calibration is not None else ("fp16",)
         return () if self.precision == "fp32" else (self.precision,)
 
     @property
-    def aligned(self) -> Selection:
+    def selection_with_int8_alignment(self) -> Selection:
         """The selection, with ranks in multiples that 8-bit kernels take at all: others fall back to slow ones."""
         odd = self.selection.align != "auto" and self.selection.align < INT8_CHANNELS
-        return replace(self.selection, align=INT8_CHANNELS) if "int8" in self.precisions and odd else self.selection
+        return (
+            replace(self.selection, align=INT8_CHANNELS) if "int8" in self.extra_precisions and odd else self.selection
+        )
 
     def __post_init__(self) -> None:
         if self.bundle is not None and (self.output is not None or self.report is not None):
-            raise OptionError("--bundle is the only output, report included; leave -o and --report out.")
-        if self.precision not in get_args(Precision):
-            raise OptionError(f"--precision {self.precision} is unknown; one of {', '.join(get_args(Precision))}.")
+            raise InvalidOptionError("{bundle} holds the model and the report; leave {output} and {report} out.")
+        if self.precision not in get_args(PrecisionChoice):
+            allowed = ", ".join(get_args(PrecisionChoice))
+            raise InvalidOptionError(f"{{precision}} must be one of {allowed}, not {self.precision}.")
         if self.precision == "int8" and self.calibration is None:
-            raise OptionError("--precision int8 needs images that show the ranges of values: --calib PATH.")
-        if self.best and self.precision != "fp32":
-            raise OptionError("--best chooses the precision; leave --precision out.")
-        if self.best and not self.benchmark.run:
-            raise OptionError("--best needs the benchmark; leave --no-bench out.")
-        if self.tables != LatencyTables() and not self.by_latency:
-            raise OptionError("--latency and --save-latency go with --speedup, or with --by speed.")
-        fixed = isinstance(self.rule, SavedPlan)
-        if fixed and (self.selection.scheme != "auto" or self.selection.align != 1):
-            raise OptionError("--plan says scheme and rank of every layer; leave --scheme and --align out.")
+            raise InvalidOptionError("int8 needs images that show the ranges of values; give {calibration} PATH.")
+        if self.precision == "best" and not self.benchmark.run:
+            raise InvalidOptionError("{precision} best needs the benchmark; leave {benchmark.run} out.")
+        if self.benchmark.table is not None and not self.effective_rule.needs_latency:
+            raise InvalidOptionError("{benchmark.table} goes with a rule that uses latency, such as a speed-up.")
+        saved = isinstance(self.rule, SavedPlan)
+        if saved and (self.selection.scheme != "auto" or self.selection.align != 1):
+            raise InvalidOptionError(
+                "a saved plan gives scheme and rank of every layer; leave {selection.scheme} and {selection.align} out."
+            )
         if self.images is not None and self.evaluate is not None:
-            raise OptionError("images and evaluate both measure what is lost; give one.")
-        if isinstance(self.rule, MaxDrop) and self.images is None and self.evaluate is None:
-            raise OptionError("--max-drop needs images to measure what is lost: --eval PATH.")
+            raise InvalidOptionError("{images} and {evaluate} both measure what is lost; give one.")
+        if self.effective_rule.largest_drop is not None and self.images is None and self.evaluate is None:
+            raise InvalidOptionError("a limit on the drop needs a measure of what is lost; give {images} PATH.")
+        self._require_used_preprocessing()
+
+    def _require_used_preprocessing(self) -> None:
+        if self.preprocessing == Preprocessing():
+            return
+        calibration = self.calibration
+        if calibration is not None and calibration.synthetic and self.images is None and self.bundle is None:
+            raise InvalidOptionError("synthetic images are made as the network takes them; leave {preprocessing} out.")
+        if calibration is None and self.images is None and self.bundle is None and self.evaluate is None:
+            raise InvalidOptionError(
+                "preprocessing prepares images; give {calibration}, {images} or {bundle}, or leave it out."
+            )

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trp_export.errors import LoadError, OptionError
-from trp_export.inputs.images import Preprocessing, load_images
+from trp_export.inputs.images import load_images
+from trp_export.inputs.preprocessing import Preprocessing
 
 CIFAR = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 

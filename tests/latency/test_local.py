@@ -11,9 +11,8 @@ from trp_export.latency.device import DeviceUnderTest
 from trp_export.latency.network import measure_network
 from trp_export.latency.table import Table, cache_file
 from trp_export.load import load
-from trp_export.load.source import LoadOptions
 from trp_export.network import analyse, measure_layers
-from trp_export.options import Selection
+from trp_export.options import LoadOptions, Selection
 
 from .test_network import chain
 
@@ -26,7 +25,7 @@ def test_every_layer_is_seen_by_the_profiler_and_measured_once(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = analyse(load(chain(tmp_path, 2, width=WIDTH, extent=EXTENT), LoadOptions()), tmp_path)
-    layers = measure_layers(network, Selection(scheme="channel"), {}, lambda share: None)
+    layers = measure_layers(network, Selection(scheme="channel"), (), lambda step, share: None)
     device = DeviceUnderTest("local", 1, {"x": (1, WIDTH, EXTENT, EXTENT)}, precision)
     conditions = device.conditions()
     assert (conditions.device, conditions.unit, conditions.threads) == ("local", "ms", 1)

@@ -19,9 +19,8 @@ from trp_export.latency.placeholder import save_standin
 from trp_export.latency.search import plan_for_speedup, predicted_plan
 from trp_export.latency.table import Table
 from trp_export.load import load
-from trp_export.load.source import LoadOptions
 from trp_export.network import Network, analyse, measure_layers
-from trp_export.options import Selection
+from trp_export.options import LoadOptions, Selection
 from trp_export.planning.budgets import lost_energy
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Decision, Plan
@@ -66,7 +65,7 @@ class Bench:
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.network: Network = analyse(load(model, LoadOptions()), folder)
-        self.layers: tuple[Layer, ...] = measure_layers(self.network, Selection(), {}, lambda share: None)
+        self.layers: tuple[Layer, ...] = measure_layers(self.network, Selection(), (), lambda step, share: None)
 
     def measure(self, table: Table, **settings: float) -> tuple[NetworkLatency, FakeDevice]:
         device = FakeDevice({"x": (1, WIDTH, EXTENT, EXTENT)}, **settings)  # type: ignore[arg-type]

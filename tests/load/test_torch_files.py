@@ -21,7 +21,7 @@ from torch import nn
 from models_zoo import find_architecture
 from trp_export import Benchmark, Options, Rank, compress
 from trp_export.errors import OptionError
-from trp_export.load import LoadOptions
+from trp_export.options import LoadOptions
 
 RULE = ("--rank", "4", "--no-bench", "--json")
 
@@ -44,7 +44,7 @@ def small_net(num_classes: int = 5) -> SmallNet:
     return SmallNet(num_classes).eval()
 
 
-ARCH = ("--arch", "test_torch_files:SmallNet", "--input-shape", "1,3,8,8")
+ARCH = ("--arch", "load.test_torch_files:SmallNet", "--input-shape", "1,3,8,8")
 
 
 def layers(out: str) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def test_weights_that_do_not_fit_name_the_first_keys(refuses: Command, tmp_path:
     state = small_net().state_dict()
     torch.save({**state, "conv.weight": torch.zeros(4, 3, 3, 3), "more": torch.zeros(1)}, tmp_path / "net.pt")
     message = refuses(3, "net.pt", *ARCH, *RULE)
-    assert "net.pt does not fit test_torch_files:SmallNet: more is unknown to it" in message
+    assert "net.pt does not fit load.test_torch_files:SmallNet: more is unknown to it" in message
     assert "conv.weight is [4, 3, 3, 3], not [12, 3, 3, 3]" in message
     del state["head.bias"]
     torch.save(state, tmp_path / "net.pt")
@@ -182,7 +182,7 @@ def test_weights_that_do_not_fit_name_the_first_keys(refuses: Command, tmp_path:
         ("torchvision:resnet51", "did you mean torchvision:resnet50"),
         ("zzzzz", "known are resnet20"),
         ("no_such_module:net", "No module named 'no_such_module'; run from the folder"),
-        ("test_torch_files:Nothing", "has no factory 'Nothing'"),
+        ("load.test_torch_files:Nothing", "has no factory 'Nothing'"),
         ("json:loads", "cannot be built"),
         ("builtins:dict", "builds a dict, not a torch.nn.Module"),
         (":", "--arch"),

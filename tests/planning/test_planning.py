@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from trp_export.errors import LoadError, OptionError
 from trp_export.lowrank.schemes import SCHEMES, Branch
 from trp_export.lowrank.site import Site, Use
-from trp_export.options import Macs
 from trp_export.planning.budgets import plan_by_macs
 from trp_export.planning.curves import FIXED, Layer, align_rank, make_curve, schemes_for
 from trp_export.planning.knapsack import Menu, allocate
 from trp_export.planning.plan import Choice, Decision, Plan, parse_plan
-from trp_export.planning.rules import Energy, Rank, Threshold, keep, plan_by_choices, plan_by_rule
+from trp_export.planning.rules import keep, plan_by_choices, plan_by_rule
+from trp_export.rules import Energy, Macs, Rank, Threshold
 
 CHANNEL, SPATIAL = SCHEMES["channel-wise"], SCHEMES["spatial-wise"]
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from trp_export.bench import Measurement, Process
-from trp_export.options import Calibration, MaxDrop, Options
+from trp_export.options import Calibration, Options
 from trp_export.precision.convert import Parity, Variant
+from trp_export.rules import MaxDrop
 from trp_export.steps.precisions import (
     LEAST_AGREEMENT,
     MOST_DIVERGENCE,

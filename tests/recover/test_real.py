@@ -19,10 +19,12 @@ from trp_export.graph.rewrite import set_products
 from trp_export.graph.shapes import infer_shapes, input_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.graph.statistics import mean_inputs
-from trp_export.inputs.images import Preprocessing, load_images
-from trp_export.load import LoadOptions, load
+from trp_export.inputs.images import load_images
+from trp_export.inputs.preprocessing import Preprocessing
+from trp_export.load import load
 from trp_export.lowrank.branches import factorise_branches
 from trp_export.lowrank.factor import Factors, Float64
+from trp_export.options import LoadOptions
 from trp_export.planning.budgets import plan_by_macs
 from trp_export.planning.curves import Layer, make_curve, schemes_for
 from trp_export.planning.plan import Plan

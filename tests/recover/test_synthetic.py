@@ -18,7 +18,7 @@ from trp_export.errors import OptionError, UnsupportedError
 from trp_export.graph.batch_norm import fold_batch_norm
 from trp_export.graph.prepare import prepare, remove_unused
 from trp_export.graph.statistics import Statistics, norm_outputs
-from trp_export.inputs.images import Preprocessing
+from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.options import Calibration
 from trp_export.runtime.partial import Tap
 

@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_export.bench import Comparison, Environment, Measurement, Process
-from trp_export.inputs.images import Preprocessing
+from trp_export.graph.cost import Cost
+from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.load import Source
 from trp_export.lowrank.schemes import CHANNEL_WISE, SPATIAL_WISE
 from trp_export.lowrank.site import Site, Use
@@ -17,9 +18,10 @@ from trp_export.options import Benchmark, Images, Options
 from trp_export.planning.curves import Layer, make_curve
 from trp_export.planning.frontier import Frontier, Point
 from trp_export.planning.plan import Decision, Plan
-from trp_export.planning.rules import Energy, keep, take
+from trp_export.planning.rules import keep, take
 from trp_export.precision.convert import Parity, Variant
-from trp_export.report.document import Cost, Report
+from trp_export.report.document import Report
+from trp_export.rules import Energy
 from trp_export.runtime.distance import Distance
 from trp_export.steps.precisions import Precisions
 from trp_export.verify import Agreement, Deviation

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trp_export.inputs.images import Preprocessing, load_images
+from trp_export.inputs.images import load_images
+from trp_export.inputs.preprocessing import Preprocessing
 
 from .conftest import IMAGES, Made
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from trp_export.bench.devices.cache import cached
-from trp_export.inputs.images import Preprocessing, load_images
+from trp_export.inputs.images import load_images
+from trp_export.inputs.preprocessing import Preprocessing
 
 from .conftest import IMAGES, Made
 

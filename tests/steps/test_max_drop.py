@@ -19,8 +19,9 @@ from PIL import Image
 from trp_export import Benchmark, Images, MaxDrop, Options, Rank, compress
 from trp_export.errors import OptionError
 from trp_export.inputs.images import load_images
-from trp_export.options import By, Calibration, Macs, Params, Rule, Speedup
+from trp_export.options import Calibration
 from trp_export.planning import frontier
+from trp_export.rules import By, Macs, Params, Rule, Speedup
 from trp_export.verify import Agreement
 from trp_export.verify.judge import labels_of, top1
 

@@ -11,7 +11,8 @@ import onnx_ir as ir
 from trp_export.graph.prepare import prepare
 from trp_export.graph.shapes import infer_shapes, input_shapes
 from trp_export.graph.sites import LocatedSite, find_sites
-from trp_export.inputs.images import ImageSet, Preprocessing
+from trp_export.inputs.images import ImageSet
+from trp_export.inputs.preprocessing import Preprocessing
 
 RESIDUAL = """
 <ir_version: 8, opset_import: ["": 17]>

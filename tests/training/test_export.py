@@ -12,8 +12,7 @@ import torch
 from training.checkpoint import load_network
 from training.loop import Run
 from training.options import TrainOptions
-from trp_export.load import LoadOptions
-from trp_export.options import Benchmark, Options
+from trp_export.options import Benchmark, LoadOptions, Options
 from trp_export.pipeline import compress
 
 

@@ -10,7 +10,7 @@ from training.layers import find_layers, total_macs
 from training.ranks import MacsBudget, choose_schemes, plan_of_ranks, projection_ranks, ramped
 from trp_export.errors import OptionError
 from trp_export.planning.curves import Layer, make_curve, schemes_for
-from trp_export.planning.rules import Energy, Rank, Threshold
+from trp_export.rules import Energy, Rank, Threshold
 
 
 @pytest.fixture(scope="module")

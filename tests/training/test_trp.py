@@ -18,7 +18,7 @@ from trp_export.errors import OptionError
 from trp_export.lowrank import schemes
 from trp_export.lowrank.schemes import SPATIAL_WISE
 from trp_export.planning.curves import Layer, make_curve
-from trp_export.planning.rules import Rank
+from trp_export.rules import Rank
 
 SHAPE = (1, 3, 8, 8)
 EVERY_STEP = TRPSettings(rule=Rank(3), period=1, nuclear=0.01)

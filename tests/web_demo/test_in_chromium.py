@@ -17,7 +17,8 @@ from PIL import Image
 from site_server import CHECKPOINT, CLASSES, IMAGES, MEAN, STD, served, web_demo
 
 from trp_export import Options, compress
-from trp_export.inputs.images import Preprocessing, load_images
+from trp_export.inputs.images import load_images
+from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.options import Benchmark, Bundle, Calibration
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason=MISSING)

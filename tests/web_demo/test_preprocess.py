@@ -21,7 +21,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trp_export.inputs.images import ImageSet, Preprocessing, _normalise
+from trp_export.inputs.images import ImageSet, _normalise
+from trp_export.inputs.preprocessing import Preprocessing
 
 MODULE = Path(__file__).parents[2] / "tools" / "web_demo" / "preprocess.mjs"
 

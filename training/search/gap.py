@@ -152,7 +152,7 @@ def predict(
     progress: Progress,
 ) -> dict[str, list[Float64]]:
     """What each candidate of each space loses: by the planner's damage, in output variance, and in energy alone."""
-    plain = measure_layers(network, Selection(scheme), {}, partial(progress, "singular values"))
+    plain = measure_layers(network, Selection(scheme), (), progress)
     layers = calibrated_layers(plain, network.located, moments, partial(progress, "output errors"))
     sensitivities = measure_sensitivities(
         network.model, layers, moments, batches, progress=partial(progress, "sensitivities")

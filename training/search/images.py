@@ -10,7 +10,8 @@ import numpy as np
 from training import data
 from training.search.options import SearchOptions
 from trp_export.errors import LoadError
-from trp_export.inputs.images import ImageSet, InputShape, Preprocessing, load_images
+from trp_export.inputs.images import ImageSet, InputShape, load_images
+from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.network import Network
 
 _LABELLED = ("npz:", "imagefolder:", "torchvision:")

@@ -31,10 +31,10 @@ from training.search.supernet import Supernet
 from trp_export.calibration.moments import Moments, calibration_remarks, gather_moments
 from trp_export.errors import LoadError, OptionError, OutputError, StoppedEarly, UnsupportedError
 from trp_export.inputs.images import ImageSet, load_images
-from trp_export.load import LoadOptions, load
+from trp_export.load import load
 from trp_export.lowrank.factor import Float64
 from trp_export.network import Network, analyse, measure_layers
-from trp_export.options import Benchmark, LatencyTables, Selection
+from trp_export.options import Benchmark, LoadOptions, Selection
 from trp_export.planning.plan import Plan
 from trp_export.recover.synthetic import affordable, synthetic_images, synthetic_note
 from trp_export.recover.torch_graph import TorchGraph
@@ -282,8 +282,16 @@ def _latency(options: SearchOptions, network: Network, folder: Path, progress: P
     from trp_export.latency.session import open_latency
 
     selection, benchmark = Selection(options.scheme), Benchmark(threads=options.threads, device=options.device)
-    layers = measure_layers(network, selection, {}, partial(progress, "singular values"))
-    return open_latency(network, layers, selection, benchmark, LatencyTables(), "fp32", folder, progress)
+    layers = measure_layers(network, selection, (), progress)
+    return open_latency(
+        network,
+        layers,
+        selection=selection,
+        benchmark=benchmark,
+        precision="fp32",
+        folder=folder,
+        progress=progress,
+    )
 
 
 def read_search(folder: Path) -> dict[str, Any]:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 
 import onnx_ir as ir
 
 from trp_export.graph.shapes import Shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a model costs; `bytes` counts its files and is None before they exist."""
+
+    params: int
+    macs: int
+    bytes: int | None
 
 
 def count_params(model: ir.Model) -> int:

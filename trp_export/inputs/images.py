@@ -7,7 +7,7 @@ usable becomes a note, what is not usable an error.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from trp_export.errors import LoadError, OptionError
+from trp_export.inputs.preprocessing import Preprocessing
 
 Float32 = NDArray[np.float32]
 Pixels = tuple[Path, ...] | NDArray[Any]
@@ -26,33 +27,6 @@ InputShape = Sequence[int | None]
 _NORMALISED_LIMIT = 20.0
 _LOOKED_AT = 64
 _NAMED = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Preprocessing:
-    """From pixels to inputs: resize the shorter side, cut the centre, scale by 1/255, subtract mean, divide by std.
-
-    `resize` and `crop` are in pixels, `crop` as (height, width); mean and std have one number per channel, or one.
-    """
-
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    resize: int | None = None
-    crop: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        if self.std is not None and not all(value > 0 and np.isfinite(value) for value in self.std):
-            raise OptionError(f"--std {_numbers(self.std)} must be above 0.")
-        if self.mean is not None and not np.isfinite(self.mean).all():
-            raise OptionError(f"--mean {_numbers(self.mean)} must be finite.")
-        if self.resize is not None and self.resize < 1:
-            raise OptionError(f"--resize {self.resize} is below 1 pixel.")
-        if self.crop is not None and min(self.crop) < 1:
-            raise OptionError(f"--crop {self.crop[0]},{self.crop[1]} is below 1 pixel.")
-
-    def or_else(self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Preprocessing:
-        """The same with another mean and std where neither is given."""
-        return self if self.mean is not None or self.std is not None else replace(self, mean=mean, std=std)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

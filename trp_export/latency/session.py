@@ -11,7 +11,7 @@ from trp_export.latency.device import DeviceUnderTest
 from trp_export.latency.network import NetworkLatency, measure_network
 from trp_export.latency.table import Table, cache_file, merged
 from trp_export.network import Network
-from trp_export.options import Benchmark, LatencyTables, Precision, Selection
+from trp_export.options import Benchmark, Precision, Selection
 from trp_export.planning.curves import Layer
 from trp_export.system.cpu import block_size
 
@@ -25,9 +25,9 @@ _IN_TABLES: dict[Precision, str] = {"fp32": "float32", "fp16": "float16", "int8"
 def open_latency(
     network: Network,
     layers: Sequence[Layer],
+    *,
     selection: Selection,
     benchmark: Benchmark,
-    tables: LatencyTables,
     precision: Precision,
     folder: Path,
     progress: Progress,
@@ -41,6 +41,10 @@ def open_latency(
     shapes = {name: tuple(size or 1 for size in shape) for name, shape in network.inputs.items()}
     device = DeviceUnderTest(benchmark.device, benchmark.threads, shapes, _IN_TABLES[precision])
     conditions = device.conditions()
-    table = Table(conditions, cache_file(cached("latency"), conditions), merged(tables.given, conditions))
+    table = Table(conditions, cache_file(cached("latency"), conditions), merged(_existing(benchmark.table), conditions))
     align = block_size() if selection.align == "auto" else selection.align
     return measure_network(network, layers, device, table, folder, align, progress)
+
+
+def _existing(file: Path | None) -> tuple[Path, ...]:
+    return (file,) if file is not None and file.exists() else ()

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from trp_export.errors import LoadError, OptionError
 from trp_export.graph.metadata import LICENCE_KEYS
-from trp_export.load.source import LoadOptions, Source
+from trp_export.load.source import Source
 from trp_export.load.state_dict import build_module, get_architecture, load_state, strip
 from trp_export.lowrank.factor import Factors, product
+from trp_export.options import LoadOptions
 from trp_export.planning.plan import Choice, parse_plan
 
 FORMAT = "trp-checkpoint"

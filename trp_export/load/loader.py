@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trp_export.errors import LoadError, OptionError
-from trp_export.load.source import LoadOptions, Source
+from trp_export.load.source import Source
+from trp_export.options import LoadOptions
 from trp_export.system.signals import held_back
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import onnx
 import onnx_ir as ir
 
 from trp_export.errors import LoadError, UnsupportedError, first_line
-from trp_export.load.source import LoadOptions, Source
+from trp_export.load.source import Source
+from trp_export.options import LoadOptions
 
 LEAST_OPSET = 7
 

@@ -1,4 +1,4 @@
-"""What a loader is told, and what every loader returns."""
+"""What every loader returns."""
 
 from __future__ import annotations
 
@@ -9,16 +9,6 @@ from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """How to read a model. Only files that are not ONNX need the architecture."""
-
-    arch: str | None = None
-    input_shape: tuple[int, ...] | None = None
-    static: bool = False
-    trust_pickle: bool = False
 
 
 @dataclass(frozen=True, slots=True)

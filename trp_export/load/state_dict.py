@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from models_zoo import Architecture, find_architecture
 from trp_export.errors import LoadError, OptionError, first_line
-from trp_export.load.source import LoadOptions, Source
+from trp_export.load.source import Source
 from trp_export.load.torch_module import export_module
+from trp_export.options import LoadOptions
 
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "net", "network")
 _PREFIXES = ("module.", "_orig_mod.", "model.")

@@ -12,9 +12,10 @@ from torch import nn
 
 from trp_export.errors import LoadError, OptionError, UnsupportedError, first_line
 from trp_export.load.checkpoint import FORMAT, load_checkpoint
-from trp_export.load.source import LoadOptions, Source
+from trp_export.load.source import Source
 from trp_export.load.state_dict import find_state, load_state
 from trp_export.load.torch_module import export_module
+from trp_export.options import LoadOptions
 
 
 def load_torch(path: Path, options: LoadOptions) -> Source:

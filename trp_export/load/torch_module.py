@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from trp_export.errors import LoadError, OptionError, UnsupportedError, first_line
 from trp_export.graph.metadata import strip_traces
-from trp_export.load.source import LoadOptions, Probe, Source
+from trp_export.load.source import Probe, Source
+from trp_export.options import LoadOptions
 from trp_export.system.signals import held_back
 
 # Traced at 2 and probed at 3: a batch size that an exporter froze shows up as a difference.

@@ -8,32 +8,14 @@ import numpy as np
 
 from trp_export.lowrank.branches import factorise_branches, residual
 from trp_export.lowrank.factor import Float64, kept_energy, spectrum
-from trp_export.lowrank.schemes import (
-    CHANNEL_WISE,
-    DECOUPLING,
-    MATRIX,
-    POINTWISE_FIRST,
-    SPATIAL_WISE,
-    SPATIAL_WISE_TRANSPOSED,
-    Array,
-    Branch,
-    Branches,
-    Scheme,
-)
+from trp_export.lowrank.names import SHORT_NAMES
+from trp_export.lowrank.schemes import MATRIX, SCHEMES, Array, Branch, Branches, Scheme
 from trp_export.lowrank.site import Site
 from trp_export.lowrank.space import all_schemes, sliced_schemes, usual_schemes
 
-# The names of --scheme: those that stand for one decomposition, and those that offer several. Of several the first of
-# equals is kept.
-FIXED = {
-    "channel": CHANNEL_WISE,
-    "spatial": SPATIAL_WISE,
-    "spatial-t": SPATIAL_WISE_TRANSPOSED,
-    "pointwise": POINTWISE_FIRST,
-    "decouple": DECOUPLING,
-}
+# What --scheme takes: one decomposition, or several. Of several the first of equals is kept.
+FIXED = {short: SCHEMES[name] for short, name in SHORT_NAMES.items()}
 SEVERAL = {"auto": usual_schemes, "sliced": sliced_schemes, "all": all_schemes}
-CHOICES = (*SEVERAL, *FIXED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from typing import Protocol
 
 from trp_export.errors import OptionError
 from trp_export.lowrank.schemes import Branches
@@ -13,68 +11,11 @@ from trp_export.lowrank.site import Site
 from trp_export.planning.curves import Curve, Layer, align_rank
 from trp_export.planning.plan import Choice, Decision, Plan
 
-# Rounding in a sum of squares must not cost a rank.
-_ENERGY_SLACK = 1e-12
 
+class LayerRule(Protocol):
+    """Says which rank a layer keeps under one scheme; `str` of it is how the plan names the rule."""
 
-@dataclass(frozen=True, slots=True)
-class Energy:
-    """The smallest rank that keeps at least this share of the squared singular values."""
-
-    share: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise OptionError(f"--energy {self.share:g} is outside (0, 1]; 0.98 is a usual value.")
-
-    def __str__(self) -> str:
-        return f"energy {self.share:g}"
-
-    def rank(self, curve: Curve) -> int:
-        return int(np.argmax(curve.energy >= self.share - _ENERGY_SLACK)) + 1
-
-
-@dataclass(frozen=True, slots=True)
-class Threshold:
-    """Singular values below this are dropped: relative to the layer's largest, or absolute (the TRP authors' rule)."""
-
-    value: float
-    absolute: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.value > 0 or not np.isfinite(self.value):
-            raise OptionError(f"--threshold {self.value:g} must be above 0.")
-        if not self.absolute and self.value > 1:
-            raise OptionError(
-                f"--threshold {self.value:g} is above 1, the largest singular value itself; or add --absolute."
-            )
-
-    def __str__(self) -> str:
-        return f"threshold {self.value:g} {'absolute' if self.absolute else 'of the largest singular value'}"
-
-    def rank(self, curve: Curve) -> int:
-        floor = self.value if self.absolute else self.value * curve.singular_values.max()
-        return max(1, int((curve.singular_values >= floor).sum(axis=1).max()))
-
-
-@dataclass(frozen=True, slots=True)
-class Rank:
-    """One rank for every layer, as far as the layer has it."""
-
-    value: int
-
-    def __post_init__(self) -> None:
-        if self.value < 1:
-            raise OptionError(f"--rank {self.value} is below 1.")
-
-    def __str__(self) -> str:
-        return f"rank {self.value}"
-
-    def rank(self, curve: Curve) -> int:
-        return min(self.value, curve.full_rank)
-
-
-LayerRule = Energy | Threshold | Rank
+    def rank(self, curve: Curve) -> int: ...
 
 
 def plan_by_rule(layers: Sequence[Layer], rule: LayerRule, align: int = 1) -> Plan:

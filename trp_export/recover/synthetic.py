@@ -21,7 +21,8 @@ from torch import Tensor
 
 from trp_export.errors import UnsupportedError
 from trp_export.graph.statistics import Statistics
-from trp_export.inputs.images import ImageSet, InputShape, Preprocessing
+from trp_export.inputs.images import ImageSet, InputShape
+from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.recover.distil import half_precision
 from trp_export.recover.torch_graph import TorchGraph
 from trp_export.runtime.partial import fixed_batch

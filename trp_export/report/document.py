@@ -10,30 +10,23 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trp_export.graph.cost import Cost
 from trp_export.latency.forecast import Forecast
 from trp_export.load import Source
 from trp_export.options import Options
 from trp_export.planning.frontier import Frontier
 from trp_export.planning.plan import Decision, Plan
+from trp_export.rules import Rule
 from trp_export.system.privacy import without_paths
 from trp_export.verify import Deviation
 
 if TYPE_CHECKING:
     from trp_export.bench import Comparison, Measurement, Ratio
+    from trp_export.precision.forms import Precisions
     from trp_export.ship.manifest import Ort
-    from trp_export.steps.precisions import Precisions
 
 SCHEMA = 1
 _PACKAGES = ("trp-export", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxsim", "torch", "torchvision")
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a model costs; `bytes` counts its files and is None before they exist."""
-
-    params: int
-    macs: int
-    bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +168,5 @@ def _plain(value: object) -> Any:
     fields = getattr(value, "__dataclass_fields__", None)
     if fields is not None:
         named = {name: _plain(getattr(value, name)) for name in fields}
-        return {"kind": type(value).__name__, **named} if type(value).__name__ in _RULES else named
+        return {"kind": type(value).__name__, **named} if isinstance(value, Rule) else named
     return value
-
-
-_RULES = ("Energy", "Threshold", "Rank", "Macs", "Params", "Speedup", "MaxDrop", "SavedPlan")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from trp_export.lowrank.names import SHORT_NAMES
 from trp_export.lowrank.schemes import Branches
 from trp_export.report.document import Report
 from trp_export.report.page.markup import plain
@@ -14,13 +15,7 @@ if TYPE_CHECKING:
     from trp_export.verify import Deviation
 
 # The names of --scheme: short enough for a table.
-SHORT_SCHEMES = {
-    "channel-wise": "channel",
-    "spatial-wise": "spatial",
-    "spatial-wise-transposed": "spatial-t",
-    "pointwise-first": "pointwise",
-    "network-decoupling": "decouple",
-}
+_SHORT = {name: short for short, name in SHORT_NAMES.items()}
 
 
 def headline(report: Report) -> str:
@@ -169,8 +164,7 @@ def kernel(shape: tuple[int, ...], group: int) -> str:
 def short_schemes(branches: Branches) -> str:
     """The schemes of a layer's pairs: spatial + channel, and in-4 for four slices of the input."""
     return " + ".join(
-        SHORT_SCHEMES.get(one.scheme.name)
-        or one.scheme.name.replace("input-sliced", "in").replace("output-sliced", "out")
+        _SHORT.get(one.scheme.name) or one.scheme.name.replace("input-sliced", "in").replace("output-sliced", "out")
         for one in branches
     )
 

@@ -13,7 +13,8 @@ import onnx
 from onnx import external_data_helper
 
 from trp_export.errors import OptionError
-from trp_export.inputs.images import ImageSet, Preprocessing, load_images
+from trp_export.inputs.images import ImageSet, load_images
+from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.options import Options
 from trp_export.report.document import Report
 from trp_export.ship.card import make_card
@@ -139,18 +140,15 @@ def precision_of(proto: onnx.ModelProto) -> str:
 
 def _image_set(options: Options, inputs: Sequence[Tensor]) -> ImageSet | None:
     """The images that the export was shown, if any."""
-    shown = options.shown
+    shown = options.images_for_report
     if shown is None or len(inputs) != 1:
         return None
-    return load_images(shown.path, shown.preprocessing, input_shape=(None, *inputs[0].shape[1:]))
+    return load_images(Path(shown.path), options.preprocessing, input_shape=(None, *inputs[0].shape[1:]))
 
 
 def _preprocessing(report: Report, inputs: Sequence[Tensor], images: ImageSet | None) -> ManifestPreprocessing | None:
     """How an image becomes the input, as far as it is known. None where the input is no image of 1 or 3 channels."""
-    options = report.options
-    shown = options.shown
-    given = shown.preprocessing if shown else options.bundle.preprocessing if options.bundle else Preprocessing()
-    given = given.or_else(report.source.mean, report.source.std)
+    given = report.options.preprocessing.or_else(report.source.mean, report.source.std)
     if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] not in (1, 3):
         return None
     if images is not None and isinstance(images.pixels, np.ndarray) and images.pixels.dtype != np.uint8:

@@ -1,8 +1,9 @@
-"""How fast the result is beside the original, and how much of that is owed to low rank."""
+"""How fast the result is beside the original, and how much of that low rank contributes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,118 +13,170 @@ import onnx_ir as ir
 from trp_export.errors import LoadError, NotFasterError, OptionError, TrpError, UnsupportedError
 from trp_export.graph.model_files import save_model
 from trp_export.network import Network
-from trp_export.options import Options, Speedup
+from trp_export.options import Options
 from trp_export.planning.plan import Plan
-from trp_export.steps.build import finish
-from trp_export.system.progress import Progress
-from trp_export.verify import Files
+from trp_export.precision.convert import Variant
+from trp_export.precision.forms import Precisions
+from trp_export.steps.build import Built, finish
+from trp_export.workspace import Workspace
 
 if TYPE_CHECKING:
-    from trp_export.bench import Comparison, Environment
+    from trp_export.bench import Comparison, Environment, Measurement
     from trp_export.bench.profile import Profile
 
-
-# A speed-up that was asked for is measured even where no benchmark is wanted, with as little as shows it.
+# A speed-up that was asked for is measured even where no benchmark is wanted, as shortly as shows it.
 _SHORT_S = 2.0
 _FEW_PROCESSES = 4
 
 
-def without_low_rank(files: Files, folder: Path) -> Path:
-    """The original cleaned up without low rank, in `folder`: it keeps the figures honest, since what cleaning up alone
-    gains is not owed to low rank."""
-    cleaned = folder / "cleaned.onnx"
-    save_model(finish(ir.load(files.dense))[0], cleaned)
-    return cleaned
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Measurements of model files side by side, or the reason why there are none.
+
+    `layer_ms` are times of layers in the cleaned-up original and in the float result, by name.
+    """
+
+    comparison: Comparison | None = None
+    not_measured: str | None = None
+    by_file: Mapping[Path, Measurement] = field(default_factory=dict)
+    layer_ms: Mapping[str, tuple[float, float]] | None = None
+
+    def of_variants(self, variants: Sequence[Variant]) -> tuple[Variant, ...]:
+        """The variants with their measurements, where they were measured."""
+        return tuple(replace(one, latency=self.by_file.get(one.file) if one.file else None) for one in variants)
 
 
 def benchmark(
-    network: Network, models: Sequence[Path], options: Options, progress: Progress
-) -> tuple[Comparison | None, str | None]:
-    """The models side by side, the original first; or the reason why not. Without the benchmark, shortly."""
-    from trp_export import bench
+    plan: Plan, built: Built, variants: Sequence[Variant], network: Network, options: Options, work: Workspace
+) -> Timing:
+    """Time the original, the result, the original cleaned up without low rank, and all variants, side by side.
 
-    benchmark = options.benchmark
-    shapes = {name: tuple(size or 1 for size in shape) for name, shape in network.inputs.items()}
+    Raises NotFasterError where a speed-up is required and no layer changed.
+    """
+    why_not = why_not_benchmarked(plan, options)
+    if why_not is not None:
+        return Timing(not_measured=why_not)
+    cleaned = without_low_rank(built.files.dense, work.scratch)
+    files = [built.files.original, built.files.result, cleaned]
+    files = list(dict.fromkeys([*files, *(one.file for one in variants if one.file is not None)]))
     try:
-        comparison = bench.compare(
-            models,
-            device=benchmark.device,
-            threads=benchmark.threads,
-            budget_s=benchmark.budget_s if benchmark.run else _SHORT_S,
-            processes=None if benchmark.run else _FEW_PROCESSES,
-            shapes=shapes,
-            progress=partial(progress, "measure"),
-        )
+        comparison = _compare(files, network, options, work)
     except (LoadError, UnsupportedError, OptionError) as error:
-        if benchmark.require or isinstance(options.rule, Speedup):
+        if options.benchmark.require or options.effective_rule.needs_latency:
             raise
-        return None, f"not measured: {str(error).replace(str(models[0]), models[0].name)}"
-    return comparison, None
+        return Timing(not_measured=f"not measured: {str(error).replace(str(files[0]), files[0].name)}")
+    by_file = dict(zip(files, comparison.measurements, strict=True))
+    layer_ms = None
+    if plan.changed and work.outputs is not None and work.outputs.page is not None:
+        layer_ms = layer_times(network, cleaned, built.files.result, comparison.environment)
+    return Timing(comparison, None, by_file, layer_ms)
+
+
+def without_low_rank(dense: Path, folder: Path) -> Path:
+    """The original cleaned up, in `folder`; written once. What cleaning up gains is not low rank's gain."""
+    cleaned = folder / "cleaned.onnx"
+    if not cleaned.exists():
+        save_model(finish(ir.load(dense))[0], cleaned)
+    return cleaned
 
 
 def why_not_benchmarked(plan: Plan, options: Options) -> str | None:
-    """Why there is nothing to measure, where that is so. Raises NotFasterError on request."""
-    if not plan.changed and not options.precisions:
+    """Why there is nothing to measure, where that is so. Raises NotFasterError where a speed-up is required."""
+    if not plan.changed and not options.extra_precisions:
         if options.benchmark.require:
             raise NotFasterError("no layer gains, so the result is not faster; nothing was written.")
         return "not measured: no layer changed"
-    measured = options.benchmark.run or isinstance(options.rule, Speedup)
-    return None if measured else "not measured: --no-bench"
+    return None if options.benchmark.run or _by_speed(options) else "not measured: --no-bench"
 
 
-def require_faster(comparison: Comparison, low_rank: bool = True) -> None:
-    """Of original, result, and the original cleaned up the second must be the fastest. Raises NotFasterError.
+def compared(timing: Timing, built: Built, precisions: Precisions | None, folder: Path) -> Comparison | None:
+    """Original, what ships, and the original cleaned up without low rank: the three that the report compares."""
+    if timing.comparison is None:
+        return None
+    shipped = precisions.chosen.latency if precisions is not None else None
+    original, result = timing.by_file[built.files.original], timing.by_file[built.files.result]
+    cleaned = timing.by_file[folder / "cleaned.onnx"]
+    return replace(timing.comparison, measurements=(original, shipped or result, cleaned))
 
-    Without `low_rank` it must only be faster than the original.
+
+def require_faster(comparison: Comparison | None, options: Options) -> None:
+    """Raises NotFasterError where the options require the result to be faster and it is not.
+
+    --require-speedup wants it faster than the original and than the original cleaned up without low rank; a rule that
+    asks for a speed-up wants it faster than the original.
     """
+    if comparison is None or not (options.benchmark.require or options.effective_rule.needs_latency):
+        return
     from trp_export import bench
 
-    original, result, dense = comparison.measurements
-    for reference, what in ((original, "the original"), (dense, "the original cleaned up without low rank")):
-        if reference is dense and not low_rank:
-            continue
+    original, result, cleaned = comparison.measurements
+    references = [(original, "the original")]
+    if options.benchmark.require:
+        references.append((cleaned, "the original cleaned up without low rank"))
+    for reference, what in references:
         ratio = bench.ratio(reference, result)
         if ratio.verdict != "faster":
             raise NotFasterError(f"the result is not faster than {what}: {ratio}; nothing was written.")
 
 
-def low_rank_share_of_speedup(latency: Comparison | None) -> str | None:
-    """Where cleaning up alone changes the speed, how much of the gain is low rank's."""
-    if latency is None:
-        return None
+def low_rank_share_of_speedup(comparison: Comparison | None) -> tuple[str, ...]:
+    """Where cleaning up alone changes the speed: how much low rank adds to it."""
+    if comparison is None:
+        return ()
     from trp_export import bench
 
-    original, result, dense = latency.measurements
-    alone = bench.ratio(original, dense)
+    original, result, cleaned = comparison.measurements
+    alone = bench.ratio(original, cleaned)
     if alone.verdict in ("no difference", "unknown"):
-        return None
-    return (
-        f"cleaning up without low rank makes the original {alone} as fast; low rank adds {bench.ratio(dense, result)}"
-    )
+        return ()
+    added = bench.ratio(cleaned, result)
+    return (f"cleaning up without low rank makes the original {alone} as fast; low rank adds {added}",)
 
 
 def layer_times(
-    network: Network, dense: Path, result: Path, taken_in: Environment
+    network: Network, dense: Path, result: Path, environment: Environment
 ) -> Mapping[str, tuple[float, float]] | None:
     """Milliseconds of each layer in the dense network and in the result, by name; a few seconds of work.
 
-    `taken_in` tells threads and cores. A layer that one of the profiles does not tell apart is left out; None where
-    the network was timed on another device, and where this computer cannot profile, which is no reason to fail.
+    A layer that one of the profiles does not tell apart is left out. None where the network was timed on another
+    device, and where this computer cannot profile, which is no reason to fail.
     """
-    if taken_in.device != "local":
+    if environment.device != "local":
         return None
     from trp_export.bench.devices.base import Start
     from trp_export.bench.models import read_cases
     from trp_export.bench.profile import profile_models
 
-    shapes = {name: tuple(size or 1 for size in shape) for name, shape in network.inputs.items()}
-    start = Start(taken_in.threads, taken_in.cores, taken_in.provider, timeout_s=120)
+    start = Start(environment.threads, environment.cores, environment.provider, timeout_s=120)
     try:
-        before, after = map(_by_name, profile_models(read_cases([dense, result], shapes=shapes), start))
+        before, after = map(_by_name, profile_models(read_cases([dense, result], shapes=_shapes(network)), start))
     except TrpError:
         return None
     sites = [located.site.name for located in network.located]
     return {name: (before[name], after[name]) for name in sites if name in before and name in after}
+
+
+def _compare(files: Sequence[Path], network: Network, options: Options, work: Workspace) -> Comparison:
+    from trp_export import bench
+
+    wanted = options.benchmark
+    return bench.compare(
+        files,
+        device=wanted.device,
+        threads=wanted.threads,
+        budget_s=wanted.budget_s if wanted.run else _SHORT_S,
+        processes=None if wanted.run else _FEW_PROCESSES,
+        shapes=_shapes(network),
+        progress=partial(work.progress, "measure"),
+    )
+
+
+def _by_speed(options: Options) -> bool:
+    return options.effective_rule.needs_latency and options.effective_rule.largest_drop is None
+
+
+def _shapes(network: Network) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(size or 1 for size in shape) for name, shape in network.inputs.items()}
 
 
 def _by_name(profile: Profile) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from trp_export.graph.batch_norm import fold_batch_norm
 from trp_export.graph.bias import add_to_bias
-from trp_export.graph.cost import count_macs, count_params
+from trp_export.graph.cost import Cost, count_macs, count_params
 from trp_export.graph.metadata import sign, strip_traces
 from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.graph.prepare import remove_unused
@@ -25,36 +25,44 @@ from trp_export.graph.sites import find_sites, note_decided
 from trp_export.graph.weights import apply_values
 from trp_export.lowrank.schemes import describe
 from trp_export.network import Network
-from trp_export.options import Calibration
+from trp_export.options import Calibration, Options
 from trp_export.planning.plan import Plan
 from trp_export.recover.tune import tune
-from trp_export.report.document import Cost
-from trp_export.steps.calibrate import CalibrationData
+from trp_export.steps.calibrate import Batches
 from trp_export.steps.factors import make_factors
+from trp_export.steps.knowledge import Knowledge
 from trp_export.system.progress import Progress
-from trp_export.verify import Files
+from trp_export.verify import Deviation, Files, holds, verify_export
+from trp_export.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """The rewritten model's files and cost, and what is worth saying of how it was made."""
+class Built:
+    """The rewritten model's files and cost, notes on how it was made, and how far it is from the original."""
 
     files: Files
     cost: Cost
-    notes: tuple[str | None, ...]
+    notes: tuple[str, ...]
+    deviation: Deviation | None = None
 
 
-def build(
-    network: Network,
-    plan: Plan,
-    known: CalibrationData | None,
-    calibration: Calibration | None,
-    result: Path,
-    scratch: Path,
-    progress: Progress,
-) -> Made:
+def build_verified(plan: Plan, knowledge: Knowledge, options: Options, work: Workspace) -> Built:
+    """Build the result and verify it. It is not tuned where a limit on the drop holds only without tuning."""
+    calibration, limit = options.calibration, options.effective_rule.largest_drop
+    built = _verified(build(plan, knowledge, calibration, work.result, work), plan, knowledge, work)
+    if calibration is None or calibration.tune is None or limit is None or built.deviation is None:
+        return built
+    if holds(built.deviation.judged, limit):
+        return replace(built, notes=(*built.notes, *_room_left(built.deviation, limit)))
+    untuned = build(plan, knowledge, calibration.without_tuning, work.result, work)
+    note = f"not tuned: with tuning more than {100 * limit:g} pp were lost"
+    return _verified(replace(untuned, notes=(*untuned.notes, note)), plan, knowledge, work)
+
+
+def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, result: Path, work: Workspace) -> Built:
     """Factor, rewrite, tune, fold and simplify; the model goes to `result`. The network stays as it is."""
-    fitted = make_factors(network, plan, known, calibration, progress)
+    network, progress = knowledge.network, work.progress
+    fitted = make_factors(network, plan, knowledge.calibration, calibration, progress)
     progress("rewrite", 0)
     model = network.model.clone()
     located = find_sites(model, network.shapes)
@@ -62,7 +70,7 @@ def build(
     apply_values(model, fitted.values)
     names = rewrite(model, plan, located, fitted.factors)
     remove_unused(model)
-    tuned, told = _tune(network, model, known, calibration, progress)
+    tuned, notes = _tune(network, model, knowledge.batches, calibration, progress)
     apply_values(model, tuned)
 
     # What the result must equal: the same biases and kept weights, and the products of the same factors.
@@ -72,52 +80,68 @@ def build(
     apply_values(products, fitted.values)
     apply_values(products, tuned)
     set_products(products, plan, located, read_factors(model, plan, names) if tuned else fitted.factors)
-    files = Files(network.original, network.file, scratch / "products.onnx", result)
+    files = Files(network.original, network.file, work.scratch / "products.onnx", result)
     save_model(products, files.products, apart=True)
 
-    model, passed_by = finish(model)
+    model, not_simplified = finish(model)
     tag_nodes(model, plan, names)
     note_decided(model, _decided_words(plan, names))
     macs = count_macs(model, infer_shapes(model, network.inputs))
     sign(model, {"rule": plan.rule, "plan": _summary(plan, network.macs, macs)})
     save_model(model, files.result)
-    return Made(files, Cost(count_params(model), macs, size_bytes(files.result)), (told, passed_by))
+    return Built(files, Cost(count_params(model), macs, size_bytes(files.result)), (*notes, *not_simplified))
+
+
+def _verified(built: Built, plan: Plan, knowledge: Knowledge, work: Workspace) -> Built:
+    network = knowledge.network
+    work.progress("verify", 0)
+    deviation = verify_export(network.source, network.inputs, built.files, plan, knowledge.evaluator, work.progress)
+    return replace(built, deviation=deviation)
+
+
+# The share of the limit up to which a tuned network leaves room for a smaller one.
+_ROOM = 0.5
+
+
+def _room_left(deviation: Deviation, limit: float) -> tuple[str, ...]:
+    """A note where tuning won back so much that a smaller network may do."""
+    found = deviation.judged
+    if found is None or found.before - found.after > _ROOM * limit:
+        return ()
+    lost = max(0.0, found.before - found.after) * 100
+    return (f"after tuning {lost:.2f} of {100 * limit:g} pp are lost: tuned, a smaller network may hold as well",)
 
 
 def _tune(
-    network: Network,
-    model: ir.Model,
-    known: CalibrationData | None,
-    calibration: Calibration | None,
-    progress: Progress,
-) -> tuple[Mapping[str, NDArray[Any]], str | None]:
-    """New values of initializers after distillation from the original, where asked for, and a word on it."""
-    if known is None or calibration is None or not (calibration.tune_minutes or calibration.tune_steps):
-        return {}, None
+    network: Network, model: ir.Model, batches: Batches, calibration: Calibration | None, progress: Progress
+) -> tuple[Mapping[str, NDArray[Any]], tuple[str, ...]]:
+    """New values of initializers after distillation from the original, where asked for, and a note on it."""
+    if calibration is None or calibration.tune is None or not batches:
+        return {}, ()
     tuned = tune(
         network.model,
         model,
-        np.concatenate(known.batches),
-        minutes=calibration.tune_minutes,
-        steps=calibration.tune_steps,
+        np.concatenate(batches),
+        minutes=calibration.tune.minutes,
+        steps=calibration.tune.steps,
         seed=calibration.seed,
         progress=partial(progress, "tune"),
     )
     agreement = f"{tuned.agreement_before:.2%} to {tuned.agreement_after:.2%}"
     divergence = f"{tuned.divergence_before:.3g} to {tuned.divergence_after:.3g}"
     return tuned.values, (
-        f"tuned for {tuned.steps} steps (--tune-steps {tuned.steps} repeats it): on held-out calibration images "
-        f"agreement with the original {agreement}, divergence {divergence}"
+        f"tuned for {tuned.steps} steps (--tune {tuned.steps}steps repeats it): on held-out calibration images "
+        f"agreement with the original {agreement}, divergence {divergence}",
     )
 
 
-def finish(model: ir.Model) -> tuple[ir.Model, str | None]:
-    """Fold batch norm, simplify, strip what is private. Returns why onnxsim passed by, where it did."""
+def finish(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
+    """Fold batch norm, simplify, strip what is private. The note says why onnxsim did not simplify, if so."""
     fold_batch_norm(model)
     remove_unused(model)
     model, passed_by = simplify(model)
     strip_traces(model)
-    return model, f"not simplified: {passed_by}" if passed_by else None
+    return model, (f"not simplified: {passed_by}",) if passed_by else ()
 
 
 def _summary(plan: Plan, macs_before: int, macs_after: int) -> str:

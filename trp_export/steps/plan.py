@@ -1,73 +1,54 @@
-"""From the user's rule to a plan."""
+"""From the rule and what is known of the network to a plan."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
-from trp_export.errors import OptionError
-from trp_export.load import Source
-from trp_export.network import Network, left_out
-from trp_export.options import Macs, MaxDrop, Params, Rule, SavedPlan, Selection, Speedup
-from trp_export.planning.budgets import Damage, lost_energy, plan_by_macs, plan_by_params
+from trp_export.latency.forecast import Forecast
+from trp_export.options import Options
 from trp_export.planning.curves import Layer
-from trp_export.planning.plan import Choice, Plan, parse_plan, read_plan
-from trp_export.planning.rules import plan_by_choices, plan_by_rule
-from trp_export.system.cpu import block_size
+from trp_export.planning.frontier import Frontier
+from trp_export.planning.plan import Plan
+from trp_export.planning.trained_low_rank import recognise, sharp_drop
+from trp_export.steps.knowledge import Knowledge
 
-if TYPE_CHECKING:
-    from trp_export.latency.network import NetworkLatency
-
-
-def saved_choices(rule: Rule | MaxDrop | None, source: Source, needed: bool = True) -> tuple[Choice, ...]:
-    """The choices of --plan, or without any rule those inside the checkpoint; none under other rules.
-
-    Raises LoadError for a plan that cannot be read, OptionError where there is neither rule nor plan and one is needed.
-    """
-    if isinstance(rule, SavedPlan):
-        return read_plan(rule.path)
-    if rule is not None:
-        return ()
-    if source.plan is None and not needed:
-        return ()
-    if source.plan is None:
-        raise OptionError("no rule says which ranks to take; --energy 0.98 is a good start.")
-    return parse_plan(source.plan, f"the plan inside {source.name}")
+# Lost energy that is rounding and no more.
+_ROUNDING = 1e-6
 
 
-def make_plan(
-    layers: Sequence[Layer],
-    network: Network,
-    rule: Rule | None,
-    saved: Sequence[Choice],
-    selection: Selection,
-    damage: Damage = lost_energy,
-    latency: NetworkLatency | None = None,
-) -> Plan:
-    """The plan that the rule makes; budgets do the least damage. A speed-up needs the network's `latency`.
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The plan, the networks tried on the way to it, and the speed-up that latencies predict, where there are any."""
+
+    plan: Plan
+    frontier: Frontier | None
+    forecast: Forecast | None
+    notes: tuple[str, ...]
+
+
+def make_plan(knowledge: Knowledge, options: Options) -> Planned:
+    """The plan of the options' rule.
 
     Raises OptionError for a rule that cannot be met, DeviceError where a speed-up can no longer be measured.
     """
-    align = block_size() if selection.align == "auto" else selection.align
-    if rule is None or isinstance(rule, SavedPlan):
-        where = f"plan {rule.path.name}" if isinstance(rule, SavedPlan) else "the plan inside the checkpoint"
-        where = where if saved else "no rule, so every layer stays"
-        wanted = [choice if left_out(choice.name, selection) is None else keep_dense(choice) for choice in saved]
-        return plan_by_choices(layers, wanted, where)
-    if isinstance(rule, Macs):
-        plan = plan_by_macs(layers, network.macs, rule.ratio, align, damage)
-    elif isinstance(rule, Speedup):
-        from trp_export.latency.search import plan_for_speedup
-
-        assert latency is not None
-        plan = plan_for_speedup(layers, latency, rule.ratio, damage)
-    elif isinstance(rule, Params):
-        plan = plan_by_params(layers, network.params, rule.ratio, align, damage)
-    else:
-        plan = plan_by_rule(layers, rule, align)
-    return replace(plan, align=align)
+    rule = options.effective_rule
+    plan, frontier = rule.search(knowledge.layers, knowledge)
+    if rule.chooses_ranks:
+        plan = replace(plan, align=knowledge.align)
+    forecast = knowledge.latency.forecast(plan) if knowledge.latency is not None else None
+    notes = (*_low_rank_already(knowledge.layers), *(forecast.remarks if forecast is not None else ()))
+    return Planned(plan, frontier, forecast, notes)
 
 
-def keep_dense(choice: Choice) -> Choice:
-    return replace(choice, branches=(), reason="left out by --only or --skip")
+def _low_rank_already(layers: Sequence[Layer]) -> tuple[str, ...]:
+    """A note where the network was trained for low rank: the singular values of its layers drop sharply."""
+    sharpest = [
+        max(layer.curves, key=lambda curve: sharp_drop(curve.singular_values) or 0) for layer in layers if layer.curves
+    ]
+    found = recognise(sharpest)
+    if found is None or 1 - found.energy > _ROUNDING:
+        return ()
+    energy = min(math.floor(found.energy * 1e6) / 1e6, 0.999999)  # 1 would keep what is only rounding.
+    return (f"{found.layers} of {found.of_layers} layers have low rank already: --energy {energy:g} costs nothing",)

@@ -3,94 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.network import Network
-from trp_export.options import MaxDrop, Options
+from trp_export.options import Options
 from trp_export.planning.plan import Plan
 from trp_export.precision.convert import Variant, convert
+from trp_export.precision.forms import Precisions
 from trp_export.runtime.distance import distance
 from trp_export.runtime.sessions import noise, run
-from trp_export.steps.max_drop import holds
+from trp_export.steps.benchmark import why_not_benchmarked, without_low_rank
+from trp_export.steps.build import Built
+from trp_export.steps.calibrate import Batches
+from trp_export.steps.knowledge import Knowledge
 from trp_export.system.progress import Progress
-from trp_export.verify import Agreement, Deviation, Evaluator, Files, Score
+from trp_export.verify import Agreement, Deviation, Evaluator, Files, Score, holds
+from trp_export.workspace import Workspace
 
 if TYPE_CHECKING:
-    from trp_export.bench import Comparison
+    pass
 
-Batches = Sequence[NDArray[Any]]
-
-# Without --max-drop: the share of calibration images on which --best wants the float model's class, and where the
-# outputs are no classes, the most that they may diverge.
+# What --precision best asks for without --max-drop: the share of calibration images that keep the float model's class,
+# and where the outputs hold no classes, the largest divergence.
 LEAST_AGREEMENT = 0.99
 MOST_DIVERGENCE = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class Precisions:
-    """All forms of the model side by side, and the place among them of the one that ships; the float model is first.
-
-    `missed` says why the precision that was asked for could not ship, `passed_over` what --best may not ship and why.
-    """
-
-    variants: tuple[Variant, ...]
-    shipped: int
-    missed: str | None = None
-    passed_over: tuple[str, ...] = ()
-
-    @property
-    def chosen(self) -> Variant:
-        return self.variants[self.shipped]
-
-    def alone(self, precision: str) -> Variant | None:
-        """The same precision without low rank."""
-        return next((one for one in self.variants if (one.precision, one.low_rank) == (precision, False)), None)
-
-
 def make_variants(
-    plan: Plan,
-    files: Files,
-    cleaned: Path | None,
-    batches: Batches,
-    judge: Evaluator | None,
-    options: Options,
-    folder: Path,
-    progress: Progress,
+    plan: Plan, built: Built, knowledge: Knowledge, options: Options, work: Workspace
 ) -> tuple[Variant, ...]:
-    """The float model and what was asked for; beside them, where `cleaned` is there, the same without low rank.
+    """The float model and what was asked for; where there is a benchmark, also the same without low rank.
 
     None at all where no precision was asked for.
     """
-    wanted = options.precisions
+    wanted = options.extra_precisions
     if not wanted:
         return ()
-    low_rank = bool(plan.changed)
-    made = [Variant("fp32", low_rank, files.result, size_bytes(files.result))]
-    made += [convert(one, files.result, folder / f"low-rank-{one}.onnx", batches, low_rank, progress) for one in wanted]
-    if low_rank and cleaned is not None:
+    low_rank, result, batches = bool(plan.changed), built.files.result, knowledge.batches
+    made = [Variant("fp32", low_rank, result, size_bytes(result))]
+    for precision in wanted:
+        file = work.scratch / f"low-rank-{precision}.onnx"
+        made.append(convert(precision, result, file, batches, low_rank, work.progress))
+    if low_rank and why_not_benchmarked(plan, options) is None:
+        cleaned = without_low_rank(built.files.dense, work.scratch)
         made.append(Variant("fp32", False, cleaned, size_bytes(cleaned)))
         if "int8" in wanted:
-            made.append(convert("int8", cleaned, folder / "int8.onnx", batches, False, progress))
-    return tuple(_judged(one, judge, progress) for one in made)
+            made.append(convert("int8", cleaned, work.scratch / "int8.onnx", batches, False, work.progress))
+    return tuple(_judged(one, knowledge.evaluator, work.progress) for one in made)
 
 
-def judge_as_shipped(judge: Evaluator, options: Options, batches: Batches, folder: Path) -> Evaluator:
-    """A judge who sees every model in the precision that ships, under --best in the one that may ship and loses most;
-    the float model where it cannot be had in that."""
-    if not options.precisions:
-        return judge
-    precision = options.precisions[-1]
+def judge_as_shipped(evaluator: Evaluator, options: Options, batches: Batches, folder: Path) -> Evaluator:
+    """An evaluator that converts every model first to the precision that ships.
+
+    Under --precision best that is the one that may ship and loses most; the float model where conversion fails.
+    """
+    if not options.extra_precisions:
+        return evaluator
+    precision = options.extra_precisions[-1]
 
     def judged(model: Path, progress: Callable[[float], None]) -> Agreement | Score:
         file = folder / f"{model.stem}-{precision}.onnx"
         made = convert(precision, model, file, batches, True, lambda step, share: None)
-        return judge(made.file or model, progress)
+        return evaluator(made.file or model, progress)
 
     return judged
 
@@ -101,19 +80,11 @@ def _judged(variant: Variant, judge: Evaluator | None, progress: Progress) -> Va
     return replace(variant, judged=judge(variant.file, lambda share: progress(f"judge {variant.name}", share)))
 
 
-def timed(variants: Sequence[Variant], models: Sequence[Path], latency: Comparison | None) -> tuple[Variant, ...]:
-    """The variants with their measurements, where there are any; `models` are the files that were compared."""
-    if latency is None:
-        return tuple(variants)
-    found = dict(zip(models, latency.measurements, strict=True))
-    return tuple(replace(one, latency=found[one.file]) if one.file in found else one for one in variants)
-
-
 def choose_precision(variants: Sequence[Variant], options: Options) -> Precisions | None:
-    """What ships: the precision asked for, or under --best the fastest that is near enough; else the float model."""
+    """What ships: the precision asked for, or for `best` the fastest that is close enough; else the float model."""
     if not variants:
         return None
-    if options.best:
+    if options.choose_precision:
         return _fastest(variants, options)
     asked = variants[1]
     why = asked.refused or _beyond(asked, options)
@@ -139,9 +110,9 @@ def _fastest(variants: Sequence[Variant], options: Options) -> Precisions:
 
 
 def _too_far(variant: Variant, options: Options) -> str | None:
-    """Why --best may not ship a variant, however fast it is."""
+    """Why --precision best may not ship a variant, however fast it is."""
     why = variant.refused or _beyond(variant, options)
-    if why or isinstance(options.rule, MaxDrop) or variant.parity is None:
+    if why or options.effective_rule.largest_drop is not None or variant.parity is None:
         return why
     agreement, divergence = variant.parity.agreement, variant.parity.divergence
     if agreement is None:
@@ -157,28 +128,29 @@ def _too_far(variant: Variant, options: Options) -> str | None:
 
 def _beyond(variant: Variant, options: Options) -> str | None:
     """What is said of a variant that loses more than --max-drop allows."""
-    rule, judged = options.rule, variant.judged
-    if not isinstance(rule, MaxDrop) or judged is None or holds(judged, rule):
+    limit, judged = options.effective_rule.largest_drop, variant.judged
+    if judged is None or holds(judged, limit):
         return None
-    return f"it loses {100 * (judged.before - judged.after):.2f} pp, and --max-drop allows {rule.points:g}"
+    return f"it loses {100 * (judged.before - judged.after):.2f} pp, and --max-drop allows {100 * (limit or 0):g}"
 
 
-def ship(forms: Precisions, result: Path) -> None:
-    """Put the chosen form in the place of the result."""
-    chosen = forms.chosen.file
-    assert chosen is not None
-    if chosen != result:
+def put_in_place(precisions: Precisions | None, result: Path) -> None:
+    """Save the chosen variant in the place of the result."""
+    chosen = precisions.chosen.file if precisions is not None else None
+    if chosen is not None and chosen != result:
         result.with_name(f"{result.name}.data").unlink(missing_ok=True)
         save_model(ir.load(chosen), result)
 
 
-def as_shipped(deviation: Deviation, forms: Precisions | None, network: Network, files: Files) -> Deviation:
-    """How far the shipped form is from the original, where that is another than the one that was verified."""
-    if forms is None or forms.shipped == 0:
+def as_shipped(
+    deviation: Deviation | None, precisions: Precisions | None, network: Network, files: Files
+) -> Deviation | None:
+    """How far the shipped variant is from the original, where that is another than the one that was verified."""
+    if deviation is None or precisions is None or precisions.shipped == 0:
         return deviation
     inputs = noise(files.original, network.inputs)
     truncation = distance(run(files.original, [inputs]), run(files.result, [inputs]))
-    judged = forms.chosen.judged
+    judged = precisions.chosen.judged
     return replace(
         deviation,
         truncation=truncation if deviation.truncation is not None else None,
@@ -187,20 +159,13 @@ def as_shipped(deviation: Deviation, forms: Precisions | None, network: Network,
     )
 
 
-def as_compared(latency: Comparison, forms: Precisions | None) -> Comparison:
-    """Original, result, and the original cleaned up without low rank: what is compared under any precision."""
-    original, result, cleaned = latency.measurements[:3]
-    shipped = forms.chosen.latency if forms is not None else None
-    return replace(latency, measurements=(original, shipped or result, cleaned))
-
-
 def precision_remarks(forms: Precisions) -> Iterator[str]:
     """What a user should act on."""
     from trp_export.bench import ratio
 
     fp32, shipped = forms.variants[0], forms.chosen
-    if forms.missed:
-        yield f"{forms.missed}. The float model is what was written"
+    if forms.rejected_because:
+        yield f"{forms.rejected_because}. The float model is what was written"
     yield from forms.passed_over
     for one in forms.variants[1:]:
         if fp32.latency is None or one.latency is None or one.low_rank != fp32.low_rank:

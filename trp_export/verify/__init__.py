@@ -3,7 +3,7 @@
 from trp_export.runtime.distance import Distance
 from trp_export.verify.calibration_images import CalibrationAgreement, compare_on_calibration_images
 from trp_export.verify.evidence import Deviation, Files, verify_export
-from trp_export.verify.judge import Agreement, Evaluator, Score, open_evaluator
+from trp_export.verify.judge import Agreement, Evaluator, Score, holds, open_evaluator
 
 __all__ = [
     "Agreement",
@@ -14,6 +14,7 @@ __all__ = [
     "Files",
     "Score",
     "compare_on_calibration_images",
+    "holds",
     "open_evaluator",
     "verify_export",
 ]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from trp_export.errors import LoadError, OptionError
 from trp_export.graph.shapes import Shape
 from trp_export.inputs.images import ImageSet, load_images
+from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.load import Source
 from trp_export.options import Evaluate, Images
 from trp_export.runtime.sessions import Array, CannotRunError, Inputs, fixed_batch, run, stream
@@ -75,12 +76,21 @@ class Score:
 
 Evaluator = Callable[[Path, Share], Agreement | Score]
 
+# A share that equals the limit but for rounding is within it.
+_ROUNDING = 1e-9
+
+
+def holds(found: Agreement | Score | None, largest_drop: float | None) -> bool:
+    """True where at most `largest_drop`, a share, is lost; also where there is no limit or nothing was evaluated."""
+    return found is None or largest_drop is None or found.before - found.after <= largest_drop + _ROUNDING
+
 
 def open_evaluator(
     source: Source,
     shapes: Mapping[str, Shape],
     original: Path,
     images: Images | None,
+    preprocessing: Preprocessing,
     evaluate: Evaluate | None,
     progress: Share,
 ) -> tuple[Evaluator | None, tuple[str, ...]]:
@@ -97,7 +107,7 @@ def open_evaluator(
     if len(shapes) != 1:
         raise OptionError(f"--eval feeds one image input; this model has {len(shapes)} inputs.")
     name, shape = next(iter(shapes.items()))
-    chosen = images.preprocessing.or_else(source.mean, source.std)
+    chosen = preprocessing.or_else(source.mean, source.std)
     image_set = load_images(images.path, chosen, input_shape=(None, *shape[1:]), count=images.count)
     try:
         count = _class_count(original, image_set, name)

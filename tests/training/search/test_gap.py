@@ -19,7 +19,8 @@ from training.search.recovery import split_images
 from training.search.sample import TOLERANCE, Drawn, as_plan, draw_plans
 from training.search.space import Space, by_macs
 from trp_export.errors import LoadError, OptionError
-from trp_export.inputs.images import ImageSet, Preprocessing
+from trp_export.inputs.images import ImageSet
+from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.planning.knapsack import Menu, allocate
 
 

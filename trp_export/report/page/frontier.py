@@ -10,7 +10,7 @@ from trp_export.report.page.latency import round_values
 from trp_export.report.page.markup import Markup, element, join
 from trp_export.report.wording import percent, points
 
-SMALLER = {"macs": "times fewer MACs", "params": "times fewer parameters", "speed": "times as fast"}
+SMALLER = {"macs": "times fewer MACs", "params": "times fewer parameters", "latency": "times as fast"}
 _WIDTH, _HEIGHT = 380, 270
 _NARROWEST = 1.1
 _LEAST_HEIGHT = 0.002

@@ -1,0 +1,64 @@
+"""Write the report, the page and the bundle, and put everything into its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trp_export.calibration.moments import save_moments
+from trp_export.graph.metadata import licence
+from trp_export.options import Options
+from trp_export.report.document import Report
+from trp_export.steps.knowledge import Knowledge
+from trp_export.system.staging import OutputStage
+from trp_export.workspace import files_read
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def publish(
+    report: Report, model: str | Path | nn.Module, knowledge: Knowledge, options: Options, outputs: OutputStage
+) -> Report:
+    """Write all outputs whole, then move them into place together. Returns the report as it was written.
+
+    Raises OutputError; then the earlier outputs are as they were.
+    """
+    report = report.without_paths(files_read(model, options))
+    if options.bundle is not None and options.bundle.ort is not None:
+        from trp_export.ship.ort import convert
+
+        ort, notes = convert(outputs.model, options.bundle.ort, knowledge.network.inputs)
+        report = replace(report, ort=ort, notes=(*report.notes, *notes))
+    if outputs.page is not None:
+        from trp_export.report.page.page import make_page
+
+        outputs.page.write_text(make_page(report, knowledge.layers), encoding="utf-8")
+    if options.bundle is not None:
+        report = _with_bundle(report, model, knowledge, outputs)
+    else:
+        document = json.dumps(report.to_json(), indent=2, allow_nan=False)
+        outputs.document.write_text(document + "\n", encoding="utf-8")
+    save_measurements(knowledge, options)
+    outputs.publish()
+    return report
+
+
+def save_measurements(knowledge: Knowledge, options: Options) -> None:
+    """Save calibration statistics and layer latencies for later runs, where the user named files for them."""
+    calibration = options.calibration
+    if knowledge.calibration is not None and calibration is not None and calibration.statistics is not None:
+        save_moments(calibration.statistics, knowledge.calibration.moments)
+    if knowledge.latency is not None and options.benchmark.table is not None:
+        knowledge.latency.table.save(options.benchmark.table)
+
+
+def _with_bundle(report: Report, model: str | Path | nn.Module, knowledge: Knowledge, outputs: OutputStage) -> Report:
+    from trp_export.ship.bundle import source_files, write_bundle
+
+    source: Sequence[Path] = source_files(Path(model)) if isinstance(model, (str, Path)) else ()
+    folder = outputs.model.parent
+    return replace(report, digest=write_bundle(folder, outputs.model, report, source, licence(knowledge.network.model)))

@@ -1,0 +1,63 @@
+"""Put what an export did into its report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trp_export.graph.cost import Cost
+from trp_export.graph.model_files import size_bytes
+from trp_export.options import Options
+from trp_export.precision.forms import Precisions
+from trp_export.report.document import Report
+from trp_export.steps.benchmark import Timing, compared, low_rank_share_of_speedup
+from trp_export.steps.build import Built
+from trp_export.steps.knowledge import Knowledge
+from trp_export.steps.plan import Planned
+from trp_export.steps.precisions import as_shipped, precision_remarks
+from trp_export.verify import CalibrationAgreement, Deviation, compare_on_calibration_images
+from trp_export.workspace import Workspace
+
+
+def report_plan(knowledge: Knowledge, planned: Planned, options: Options) -> Report:
+    """The report of a plan, before anything is built."""
+    network = knowledge.network
+    return Report(
+        network.source,
+        options,
+        planned.plan,
+        before=Cost(network.original_params, network.macs, network.original_bytes),
+        frontier=planned.frontier,
+        forecast=planned.forecast,
+        notes=tuple(dict.fromkeys((*knowledge.notes, *planned.notes))),
+    )
+
+
+def report_result(
+    report: Report, built: Built, timing: Timing, precisions: Precisions | None, knowledge: Knowledge, work: Workspace
+) -> Report:
+    """The same with the result, its evidence and its measurements."""
+    latency = compared(timing, built, precisions, work.scratch)
+    remarks = tuple(precision_remarks(precisions)) if precisions is not None else low_rank_share_of_speedup(latency)
+    not_measured = (timing.not_measured,) if timing.not_measured else ()
+    deviation = as_shipped(built.deviation, precisions, knowledge.network, built.files)
+    return replace(
+        report,
+        after=replace(built.cost, bytes=size_bytes(work.result)),
+        deviation=deviation and replace(deviation, seen=_on_calibration_images(deviation, built, knowledge)),
+        latency=latency,
+        layer_ms=timing.layer_ms,
+        forms=precisions,
+        notes=(*report.notes, *built.notes, *not_measured, *remarks),
+        files=work.outputs.files if work.outputs is not None else (),
+    )
+
+
+def _on_calibration_images(deviation: Deviation, built: Built, knowledge: Knowledge) -> CalibrationAgreement | None:
+    """What calibration images show of the result, where nothing else evaluates it."""
+    data = knowledge.calibration
+    if knowledge.evaluator is not None or data is None or not data.batches or deviation.truncation is None:
+        return None
+    original, result = built.files.original, built.files.result
+    return compare_on_calibration_images(
+        original, result, data.batches, "synthetic" if data.synthetic else "calibration"
+    )

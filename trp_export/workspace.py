@@ -1,0 +1,80 @@
+"""Where an export works: a scratch folder, the place where outputs are prepared, and who is told of progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trp_export.errors import OptionError
+from trp_export.flags import InvalidOptionError
+from trp_export.options import Options
+from trp_export.system.progress import Progress
+from trp_export.system.staging import OutputStage, Scratch
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """`scratch` is a folder that is removed at the end. `outputs` is None where nothing is to be written."""
+
+    scratch: Path
+    progress: Progress
+    outputs: OutputStage | None = None
+
+    @property
+    def result(self) -> Path:
+        """Where the model is made."""
+        return self.outputs.model if self.outputs is not None else self.scratch / "result.onnx"
+
+
+@contextmanager
+def open_workspace(model: str | Path | nn.Module, options: Options, progress: Progress) -> Iterator[Workspace]:
+    """A workspace for one export, removed when it is left. A dry run gets one without outputs.
+
+    Raises OptionError and OutputError for outputs that cannot be written, before any work is done.
+    """
+    if options.dry_run:
+        with Scratch() as scratch:
+            yield Workspace(scratch.folder, progress)
+        return
+    with _output_stage(model, options) as stage:
+        stage.require_apart(files_read(model, options))
+        yield Workspace(stage.scratch, progress, stage)
+
+
+def files_read(model: str | Path | nn.Module, options: Options) -> list[Path]:
+    """The user's files that an export reads, none of which it may write over.
+
+    A report whose plan is replayed may be renewed: the new one holds the same plan.
+    """
+    calibration, images = options.calibration, options.images
+    read = [Path(model) if isinstance(model, (str, Path)) else None, images.path if images else None]
+    read += [calibration.path] if calibration and isinstance(calibration.path, Path) else []
+    read += [calibration.statistics] if calibration else []
+    read += [options.benchmark.table]
+    return [path for path in read if path is not None]
+
+
+def _output_stage(model: str | Path | nn.Module, options: Options) -> OutputStage:
+    """Outputs are prepared beside the file to be, or beside the bundle."""
+    if options.bundle is None:
+        return OutputStage(_output(model, options), options.report)
+    from trp_export.ship.bundle_stage import BundleStage
+
+    return BundleStage(options.bundle.folder)
+
+
+def _output(model: str | Path | nn.Module, options: Options) -> Path:
+    """The file of the result. Raises OptionError for a name that does not end in .onnx, or is the model's own."""
+    name = Path(model).stem if isinstance(model, (str, Path)) else type(model).__name__.lower()
+    output = options.output or Path(f"{name}.trp.onnx")
+    if output.suffix.lower() != ".onnx":
+        raise InvalidOptionError(f"{{output}} {output} must end in .onnx; the report goes beside it as .json.")
+    if isinstance(model, (str, Path)) and output.resolve() == Path(model).resolve():
+        raise OptionError(f"{output} is the model itself; give the result another name.")
+    return output
