@@ -62,7 +62,7 @@ def test_damaged_files(kind: str, count: int, folder: Path) -> None:
 @pytest.mark.parametrize("kind", ["pt", "legacy", "safetensors"])
 def test_damaged_weights(kind: str, folder: Path) -> None:
     """Read against an architecture whose input does not fit, so that what survives is refused before it is exported."""
-    attack(kind, folder, 60, *DRY, *ARCH, "--input-shape", "1,5,32,32")
+    attack(kind, folder, 60, *DRY, *ARCH, "--shape", "1,5,32,32")
 
 
 @pytest.mark.slow
@@ -74,7 +74,7 @@ def test_many_damaged_models_through_the_whole_export(kind: str, folder: Path) -
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pt", "legacy", "safetensors"])
 def test_many_damaged_weights(kind: str, folder: Path) -> None:
-    attack(kind, folder, 1000, *DRY, *ARCH, "--input-shape", "1,5,32,32")
+    attack(kind, folder, 1000, *DRY, *ARCH, "--shape", "1,5,32,32")
 
 
 @pytest.mark.slow

@@ -51,7 +51,8 @@ def _export(weights: Path, data: Path, scheme: str, energy: float, budget: float
             rule=Energy(energy),
             load=LoadOptions(arch="resnet20"),
             selection=Selection(scheme),
-            images=Images(data, IMAGENET),
+            images=Images(data),
+            preprocessing=IMAGENET,
             benchmark=Benchmark(budget_s=budget),
             output=Path(folder, "out.onnx"),
         )

@@ -61,8 +61,8 @@ def make(runs: Path, data: Path, models: Path, by: By, networks: tuple[str, ...]
                 rule=Energy(1) if times is None else MaxDrop(0, by).budget(times),
                 load=LoadOptions(arch=network),
                 selection=Selection(skip=("*",) if times is None else ()),
-                images=Images(evaluation, IMAGENET),
-                calibration=None if times is None else Calibration(calibration, IMAGENET, seed=SEED),
+                images=Images(evaluation),
+                calibration=None if times is None else Calibration(calibration, seed=SEED),
                 benchmark=Benchmark(run=False),
                 output=output,
             )

@@ -106,7 +106,7 @@ def make(
 
 
 def export(options: argparse.Namespace, model: Path, ratio: float, output: Path) -> None:
-    calibration = Calibration(calibration_file(options), IMAGENET, count=None) if ratio > 1 else None
+    calibration = Calibration(calibration_file(options)) if ratio > 1 else None
     arch = next((name for name, file in CHECKPOINTS.items() if file == model.name), None)
     compress(
         model,

@@ -134,9 +134,7 @@ def _assumed(model: ir.Model, source: Source) -> tuple[str, ...]:
     names = open_extents(model, source.input_shape)
     if not names:
         return ()
-    return (
-        f"{', '.join(names)} leaves its height or width open: {OPEN_EXTENT} is taken; --input-shape says otherwise",
-    )
+    return (f"{', '.join(names)} leaves its height or width open: {OPEN_EXTENT} is taken; --shape says otherwise",)
 
 
 def require_matches(located: Sequence[LocatedSite], selection: Selection) -> None:

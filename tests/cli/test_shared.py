@@ -13,7 +13,7 @@ import pytest
 
 from trp_export.cli.shared import SCHEMES, numbers, run, shape
 from trp_export.errors import INTERRUPTED, StoppedEarly, UnsupportedError
-from trp_export.planning.curves import CHOICES
+from trp_export.lowrank.names import SCHEME_CHOICES
 from trp_export.system.signals import held_back, terminable
 
 TERMINATING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
@@ -24,7 +24,7 @@ def run_briefly(command: click.Command, *arguments: str) -> int:
 
 
 def test_schemes_go_by_the_names_that_planning_knows() -> None:
-    assert SCHEMES == CHOICES
+    assert SCHEMES == SCHEME_CHOICES
 
 
 @click.command()

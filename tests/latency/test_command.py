@@ -77,7 +77,7 @@ def images(folder: Path) -> Path:
 
 def test_int8_is_planned_for_with_what_layers_take_in_int8(trp: Command, lab: Lab, tmp_path: Path) -> None:
     wish = ("--speedup", "4", "--calib", images(tmp_path), "--precision", "int8", "--no-bench")
-    outcome = trp(chain(tmp_path), *wish, "-o", "small.onnx", "--save-latency", "t.json")
+    outcome = trp(chain(tmp_path), *wish, "-o", "small.onnx", "--latency-table", "t.json")
     assert outcome.code == 0, outcome.err
     report = json.loads((tmp_path / "small.json").read_text())
     assert report["forecast"]["precision"] == "int8"
@@ -92,10 +92,10 @@ def test_tables_of_another_precision_are_refused_and_kept_apart(
     trp: Command, refuses: Command, lab: Lab, tmp_path: Path
 ) -> None:
     model = chain(tmp_path)
-    assert trp(model, "--speedup", "1.5", "--no-bench", "-o", "one.onnx", "--save-latency", "t.json").code == 0
+    assert trp(model, "--speedup", "1.5", "--no-bench", "-o", "one.onnx", "--latency-table", "t.json").code == 0
     assert len(list(lab.cache.iterdir())) == 1
     wish = ("--speedup", "4", "--calib", images(tmp_path), "--precision", "int8", "--no-bench", "--dry-run")
-    error = refuses(9, model, *wish, "--latency", "t.json")
+    error = refuses(9, model, *wish, "--latency-table", "t.json")
     assert "precision float32 there, int8 here" in error
     assert trp(model, *wish).code == 0
     assert len(list(lab.cache.iterdir())) == 2
@@ -120,7 +120,7 @@ def test_a_wish_out_of_reach_names_the_best(refuses: Command, lab: Lab, tmp_path
 
 def test_a_dry_run_tells_what_layers_take_and_saves_the_table(trp: Command, lab: Lab, tmp_path: Path) -> None:
     model = chain(tmp_path)
-    outcome = trp(model, "--speedup", "1.5", "--dry-run", "--save-latency", "table.json")
+    outcome = trp(model, "--speedup", "1.5", "--dry-run", "--latency-table", "table.json")
     assert outcome.code == 0, outcome.err
     assert " ms" in outcome.out
     assert lab.asked == []
@@ -131,11 +131,11 @@ def test_a_dry_run_tells_what_layers_take_and_saves_the_table(trp: Command, lab:
 
 def test_the_same_table_gives_the_same_model_bit_for_bit(trp: Command, lab: Lab, tmp_path: Path) -> None:
     model = chain(tmp_path)
-    assert trp(model, "--speedup", "1.5", "--no-bench", "-o", "one.onnx", "--save-latency", "t.json").code == 0
+    assert trp(model, "--speedup", "1.5", "--no-bench", "-o", "one.onnx", "--latency-table", "t.json").code == 0
     for file in lab.cache.iterdir():
         file.unlink()
     lab.device.profiles = lab.device.dies_after  # Nothing more can be measured layer by layer.
-    assert trp(model, "--speedup", "1.5", "--no-bench", "-o", "two.onnx", "--latency", "t.json").code == 0
+    assert trp(model, "--speedup", "1.5", "--no-bench", "-o", "two.onnx", "--latency-table", "t.json").code == 0
     one, two = (onnx.load(tmp_path / name) for name in ("one.onnx", "two.onnx"))
     assert one.graph.SerializeToString() == two.graph.SerializeToString()
 
@@ -145,15 +145,14 @@ def test_a_table_of_another_device_is_refused(refuses: Command, lab: Lab, tmp_pa
 
     model = chain(tmp_path)
     save_costs(tmp_path / "t.json", replace(CONDITIONS, cpu="slate", threads=2), {"a": [1.0]})
-    error = refuses(9, model, "--speedup", "1.5", "--latency", "t.json")
+    error = refuses(9, model, "--speedup", "1.5", "--latency-table", "t.json")
     assert "t.json is not of this device: cpu slate there, abacus here, threads 2 there, 1 here" in error
 
 
 def test_what_is_no_table_is_refused(refuses: Command, lab: Lab, tmp_path: Path) -> None:
     model = chain(tmp_path)
     np.save(tmp_path / "t.npy", np.zeros(3))
-    assert "t.npy" in refuses(3, model, "--speedup", "1.5", "--latency", "t.npy")
-    assert "none.json cannot be read" in refuses(3, model, "--speedup", "1.5", "--latency", "none.json")
+    assert "t.npy" in refuses(3, model, "--speedup", "1.5", "--latency-table", "t.npy")
 
 
 def test_a_device_lost_on_the_way_is_an_error_that_goes_on_next_time(
@@ -172,11 +171,11 @@ def test_a_device_lost_on_the_way_is_an_error_that_goes_on_next_time(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--speedup", "1"), "--speedup 1 is not a number above 1"),
-        (("--speedup", "nan"), "--speedup nan is not"),
+        (("--speedup", "1"), "--speedup must be a number above 1, not 1"),
+        (("--speedup", "nan"), "--speedup must be a number above 1, not nan"),
         (("--speedup", "1.5", "--macs", "2"), "contradict"),
-        (("--macs", "2", "--latency", "t.json"), "--latency and --save-latency go with --speedup"),
-        (("--speedup", "2", "--save-latency", "none/t.json"), "--save-latency: the folder none is not there"),
+        (("--macs", "2", "--latency-table", "t.json"), "--latency-table goes with a rule that uses latency"),
+        (("--speedup", "2", "--latency-table", "none/t.json"), "--latency-table: there is no folder none"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(

@@ -44,7 +44,7 @@ def small_net(num_classes: int = 5) -> SmallNet:
     return SmallNet(num_classes).eval()
 
 
-ARCH = ("--arch", "load.test_torch_files:SmallNet", "--input-shape", "1,3,8,8")
+ARCH = ("--arch", "load.test_torch_files:SmallNet", "--shape", "1,3,8,8")
 
 
 def layers(out: str) -> dict[str, Any]:
@@ -94,13 +94,13 @@ def test_a_module_in_memory_keeps_its_mode_and_answers(tmp_path: Path) -> None:
 
 
 def test_a_module_without_an_input_shape_is_asked_for_it(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="give it, e\\.g\\. --input-shape"):
+    with pytest.raises(OptionError, match="give it, e\\.g\\. --shape"):
         compress(small_net(), Options(rule=Rank(2), output=tmp_path / "net.onnx"))
 
 
 def test_static_fixes_the_batch(trp: Command, tmp_path: Path) -> None:
     torch.save(small_net().state_dict(), tmp_path / "net.pt")
-    arch = (*ARCH[:2], "--input-shape", "3,3,8,8")
+    arch = (*ARCH[:2], "--shape", "3,3,8,8")
     assert trp("net.pt", *arch, "--static", *RULE).code == 0
     assert onnx.load(tmp_path / "net.trp.onnx").graph.input[0].type.tensor_type.shape.dim[0].dim_value == 3
 
@@ -196,7 +196,7 @@ def test_unknown_architectures(refuses: Command, tmp_path: Path, arch: str, mess
 
 def test_a_shape_the_network_does_not_take(refuses: Command, tmp_path: Path) -> None:
     torch.save(small_net().state_dict(), tmp_path / "net.pt")
-    shape = ("--input-shape", "1,4,8,8")
+    shape = ("--shape", "1,4,8,8")
     assert "does not take an input of shape 1,4,8,8" in refuses(2, "net.pt", *ARCH[:2], *shape, *RULE)
     assert "the input shape of" in refuses(2, "net.pt", *ARCH[:2], *RULE)
     assert "name their architecture" in refuses(2, "net.pt", *RULE)
@@ -229,7 +229,7 @@ def test_pickles_are_not_opened_unasked(refuses: Command, tmp_path: Path) -> Non
 
 def test_a_trusted_pickle_is_opened(trp: Command, tmp_path: Path) -> None:
     torch.save(small_net(), tmp_path / "whole.pt")
-    outcome = trp("whole.pt", "--input-shape", "1,3,8,8", "--trust-pickle", *RULE)
+    outcome = trp("whole.pt", "--shape", "1,3,8,8", "--trust-pickle", *RULE)
     assert outcome.code == 0, outcome.err
 
 

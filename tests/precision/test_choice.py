@@ -22,7 +22,7 @@ from trp_export.steps.precisions import (
 )
 from trp_export.verify import Score
 
-BEST = Options(rule=None, calibration=Calibration(Path("images")), best=True)
+BEST = Options(rule=None, calibration=Calibration(Path("images")), precision="best")
 INT8 = Options(rule=None, calibration=Calibration(Path("images")), precision="int8")
 
 
@@ -95,7 +95,7 @@ def test_nothing_is_said_of_what_a_single_process_cannot_tell() -> None:
 
 def test_the_limit_of_max_drop_holds_for_the_shipped_form() -> None:
     rule = MaxDrop(1.0)
-    best = Options(rule=rule, calibration=BEST.calibration, best=True, evaluate=lambda path: 1.0)
+    best = Options(rule=rule, calibration=BEST.calibration, precision="best", evaluate=lambda path: 1.0)
     asked = Options(rule=rule, calibration=BEST.calibration, precision="int8", evaluate=lambda path: 1.0)
     fp32, far, near = variant("fp32", 2.0), variant("int8", 1.0, drop=0.011), variant("int8", 1.0, drop=0.009)
     assert chosen(best, fp32, far) == "low rank, fp32"
@@ -103,7 +103,7 @@ def test_the_limit_of_max_drop_holds_for_the_shipped_form() -> None:
     forms = choose_precision((fp32, far), asked)
     assert forms is not None
     assert forms.chosen is fp32
-    assert "1.10 pp" in (forms.missed or "")
+    assert "1.10 pp" in (forms.rejected_because or "")
     assert chosen(asked, fp32, near) == "low rank, int8"
 
 
@@ -111,7 +111,7 @@ def test_what_may_not_ship_is_said_with_the_reason() -> None:
     fp32, far = variant("fp32", 2.0), variant("int8", 1.0, agreement=0.98)
     forms = choose_precision((fp32, far, variant("int8", 1.0, refused="no layer can")), BEST)
     assert forms is not None
-    assert forms.missed is None
+    assert forms.rejected_because is None
     assert list(precision_remarks(forms))[:2] == [
         "low rank, int8 may not ship: it keeps the class on 98.0% of 100 images, and 99% is asked for",
         "low rank, int8 may not ship: no layer can",

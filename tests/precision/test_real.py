@@ -27,7 +27,7 @@ def test_a_network_trained_for_low_rank_keeps_its_accuracy_in_8_bits(tmp_path: P
         ),
     )
     assert report.forms is not None
-    assert report.forms.missed is None
+    assert report.forms.rejected_because is None
     fp32, int8 = report.forms.variants
     assert isinstance(fp32.judged, Agreement)
     assert isinstance(int8.judged, Agreement)

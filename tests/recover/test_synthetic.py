@@ -19,7 +19,7 @@ from trp_export.graph.batch_norm import fold_batch_norm
 from trp_export.graph.prepare import prepare, remove_unused
 from trp_export.graph.statistics import Statistics, norm_outputs
 from trp_export.inputs.preprocessing import Preprocessing
-from trp_export.options import Calibration
+from trp_export.options import Calibration, Options
 from trp_export.runtime.partial import Tap
 
 with warnings.catch_warnings():
@@ -172,9 +172,9 @@ def test_what_cannot_be_synthesised_is_refused() -> None:
         synthesise(model, {}, (1, 3, 12, 12), 16)
     with pytest.raises(UnsupportedError, match="one input"):
         synthesise(model, told, (1, 3), 16)
-    with pytest.raises(OptionError, match="nothing to prepare"):
-        Calibration("synthetic", Preprocessing(mean=(0.5,)))
-    with pytest.raises(OptionError, match="--calib-count 0"):
+    with pytest.raises(OptionError, match="made as the network takes them"):
+        Options(calibration=Calibration("synthetic"), preprocessing=Preprocessing(mean=(0.5,)))
+    with pytest.raises(OptionError, match="count must be at least 1, not 0"):
         Calibration("synthetic", count=0)
 
 

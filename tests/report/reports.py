@@ -80,8 +80,14 @@ def make_comparison(speed: float, processes: int = 6, unit: str = "ns", cleaned:
 def make_report(layers: tuple[Layer, ...], speed: float = 1.5, name: str = "net") -> Report:
     """Everything there: measured, compared on labelled images, with a note."""
     source = Source(name, ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), path=Path("/home/someone/net.onnx"))
-    images = Images(Path("/home/someone/pictures.npz"), Preprocessing((0.5,), (0.25,)))
-    options = Options(Energy(0.9), images=images, benchmark=Benchmark(budget_s=5), output=Path("/tmp/small.onnx"))
+    images = Images(Path("/home/someone/pictures.npz"))
+    options = Options(
+        Energy(0.9),
+        images=images,
+        preprocessing=Preprocessing((0.5,), (0.25,)),
+        benchmark=Benchmark(budget_s=5),
+        output=Path("/tmp/small.onnx"),
+    )
     agreement = Agreement(500, 0.98, 0.917, 0.909, lost=7, gained=3)
     return Report(
         source=source,

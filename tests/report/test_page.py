@@ -201,7 +201,7 @@ def _contrast(one: str, other: str) -> float:
 
 def _palettes() -> list[dict[str, str]]:
     """The colours under light and under dark, as the style sheet has them."""
-    style = files("trp_export.report").joinpath("page.html").read_text(encoding="utf-8")
+    style = files("trp_export.report.page").joinpath("page.html").read_text(encoding="utf-8")
     blocks = re.findall(r":root \{(.*?)\}", style, flags=re.DOTALL)
     return [dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block)) for block in blocks]
 

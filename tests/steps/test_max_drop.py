@@ -19,9 +19,9 @@ from PIL import Image
 from trp_export import Benchmark, Images, MaxDrop, Options, Rank, compress
 from trp_export.errors import OptionError
 from trp_export.inputs.images import load_images
-from trp_export.options import Calibration
+from trp_export.options import Calibration, Tuning
 from trp_export.planning import frontier
-from trp_export.rules import By, Macs, Params, Rule, Speedup
+from trp_export.rules import Macs, Minimise, Params, Rule, Speedup
 from trp_export.verify import Agreement
 from trp_export.verify.judge import labels_of, top1
 
@@ -104,7 +104,7 @@ def test_answers_that_are_not_finite_are_of_no_class() -> None:
 
 @pytest.mark.parametrize(("by", "points"), [("macs", 2.0), ("params", 20.0)])
 def test_the_smallest_that_holds_is_chosen(
-    model: Path, inputs: np.ndarray, labels: np.ndarray, tmp_path: Path, by: By, points: float
+    model: Path, inputs: np.ndarray, labels: np.ndarray, tmp_path: Path, by: Minimise, points: float
 ) -> None:
     images = store(tmp_path / "eval.npz", inputs, labels)
     rule = MaxDrop(points, by)
@@ -153,12 +153,13 @@ def size(path: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("by", "rule", "by_latency"), [("macs", Macs(2), False), ("params", Params(2), False), ("speed", Speedup(2), True)]
+    ("by", "rule", "by_latency"),
+    [("macs", Macs(2), False), ("params", Params(2), False), ("latency", Speedup(2), True)],
 )
-def test_each_budget_is_asked_for_by_its_own_rule(by: By, rule: Rule, by_latency: bool) -> None:
+def test_each_budget_is_asked_for_by_its_own_rule(by: Minimise, rule: Rule, by_latency: bool) -> None:
     assert MaxDrop(1, by).budget(2) == rule
-    assert Options(MaxDrop(1, by), evaluate=lambda path: 1.0).by_latency == by_latency
-    assert Options(rule).by_latency == by_latency
+    assert Options(MaxDrop(1, by), evaluate=lambda path: 1.0).effective_rule.needs_latency == by_latency
+    assert rule.needs_latency == by_latency
 
 
 def test_nothing_is_written_where_nothing_holds(model: Path, tmp_path: Path) -> None:
@@ -199,8 +200,8 @@ def test_tuning_is_for_the_last_and_left_out_where_it_costs(
         judged.append(path.name)
         return tuned_score if judged.count("tuned.onnx") == 1 and path.name == "tuned.onnx" else 1.0
 
-    for name, steps in (("plain.onnx", None), ("tuned.onnx", 2)):
-        calibration = Calibration(images.path, tune_steps=steps)
+    for name, tuning in (("plain.onnx", None), ("tuned.onnx", Tuning(steps=2))):
+        calibration = Calibration(images.path, tune=tuning)
         options = Options(MaxDrop(10), evaluate=moody, calibration=calibration, benchmark=QUIET, output=tmp_path / name)
         report = compress(model, options)
     assert any(note in one for one in report.notes)
@@ -266,11 +267,11 @@ def test_bad_labels(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--max-drop", "1"], "--max-drop needs images to measure what is lost: --eval PATH"),
-        (["--max-drop", "-1", "--eval", "e.npz"], "--max-drop -1 is outside 0 to 100"),
-        (["--max-drop", "nan", "--eval", "e.npz"], "--max-drop nan is outside 0 to 100"),
+        (["--max-drop", "1"], "a limit on the drop needs a measure of what is lost; give --eval PATH"),
+        (["--max-drop", "-1", "--eval", "e.npz"], "--max-drop must lie between 0 and 100 percentage points, not -1"),
+        (["--max-drop", "nan", "--eval", "e.npz"], "--max-drop must lie between 0 and 100 percentage points, not nan"),
         (["--max-drop", "1", "--macs", "2", "--eval", "e.npz"], "--macs and --max-drop contradict each other"),
-        (["--macs", "2", "--by", "params"], "--by goes with --max-drop"),
+        (["--macs", "2", "--minimise", "params"], "--minimise needs --max-drop PP"),
     ],
 )
 def test_bad_options(refuses: Command, model: Path, arguments: list[str], message: str) -> None:

@@ -86,7 +86,7 @@ def test_a_network_that_takes_no_such_batch_is_not_judged(tmp_path: Path) -> Non
 
 
 def test_moments_are_kept_of_a_dry_run_too(trp: Command, model: Path, tmp_path: Path) -> None:
-    usual = ("model.onnx", "--rank", "1", "--calib", "images.npy", "--save-moments")
+    usual = ("model.onnx", "--rank", "1", "--calib", "images.npy", "--calib-stats")
     assert trp(*usual, "dry.npz", "--dry-run").code == 0
     assert trp(*usual, "whole.npz", "--no-bench").code == 0
     assert (tmp_path / "dry.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
@@ -94,7 +94,5 @@ def test_moments_are_kept_of_a_dry_run_too(trp: Command, model: Path, tmp_path: 
 
 
 def test_where_moments_cannot_be_kept_nothing_is_written(refuses: Command, model: Path) -> None:
-    error = refuses(
-        7, "model.onnx", "--rank", "1", "--calib", "images.npy", "--no-bench", "--save-moments", "/dev/full"
-    )
+    error = refuses(7, "model.onnx", "--rank", "1", "--calib", "images.npy", "--no-bench", "--calib-stats", "/dev/full")
     assert "/dev/full cannot be written" in error

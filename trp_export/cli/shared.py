@@ -12,10 +12,10 @@ from typing import Any
 import click
 
 from trp_export.errors import INTERRUPTED, StoppedEarly, TrpError
+from trp_export.lowrank.names import SCHEME_CHOICES
 from trp_export.system.signals import terminable
 
-# As in trp_export.planning.curves, which is not imported before there is work to do.
-SCHEMES = ("auto", "sliced", "all", "channel", "spatial", "spatial-t", "pointwise", "decouple")
+SCHEMES = SCHEME_CHOICES
 
 
 def run(command: click.Command, arguments: Sequence[str] | None = None, *, interrupted: str, memory: str) -> int:

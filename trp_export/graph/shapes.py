@@ -88,7 +88,7 @@ def _agree(name: str, declared: Shape | None, given: tuple[int, ...]) -> Shape:
     )
     if not fits:
         wanted = ",".join("?" if dim is None else str(dim) for dim in declared or ())
-        raise OptionError(f"--input-shape {','.join(map(str, given))} does not fit input {name}, which is {wanted}.")
+        raise OptionError(f"--shape {','.join(map(str, given))} does not fit input {name}, which is {wanted}.")
     return given
 
 

@@ -34,7 +34,7 @@ def load_module(module: nn.Module, options: LoadOptions) -> Source:
 def export_module(module: nn.Module, name: str, options: LoadOptions, what: str) -> Source:
     """Export to ONNX and record what the module itself answers to a probe. Raises UnsupportedError."""
     if options.input_shape is None:
-        raise OptionError(f"the input shape of {what} is unknown: give it, e.g. --input-shape 1,3,224,224.")
+        raise OptionError(f"the input shape of {what} is unknown: give it, e.g. --shape 1,3,224,224.")
     _require_finite(module)
     training = {inner: inner.training for inner in module.modules()}
     try:

@@ -83,7 +83,7 @@ def verify_export(
             sizes = "; ".join(f"{name} {','.join(str(size or 1) for size in shape)}" for name, shape in shapes.items())
             raise OptionError(
                 f"the original does not run on inputs of these shapes ({sizes}): {error}\n"
-                "Give the right one with --input-shape."
+                "Give the right one with --shape."
             ) from error
         exact = verify_layers(files.products, files.result, plan, tolerance)
         how = f"each layer alone, since onnxruntime cannot run the whole model: {error}"
