@@ -14,11 +14,9 @@ import onnx_ir as ir
 from trp_export.errors import LoadError, OptionError, UnsupportedError
 from trp_export.inputs.layout import Reading, read_channels
 from trp_export.inputs.options import InputOptions, NamedShape, read_input_file, show_shape
-from trp_export.inputs.spec import CHANNEL_AXES, Array, Extents, InputSpec, Layout, fit_array, random_input
+from trp_export.inputs.spec import CHANNEL_AXES, OPEN_EXTENT, Array, Extents, InputSpec, Layout, fit_array, random_input
 
 BATCH = 1
-# For sizes that nothing tells: large enough that every tap of every kernel is used.
-OPEN_EXTENT = 224
 
 _LAYOUTS: Mapping[tuple[int, int], Layout] = {(4, 1): "NCHW", (4, 3): "NHWC", (3, 0): "CHW", (3, 2): "HWC"}
 # What exporters write for "any size" says nothing about which sizes are equal.

@@ -99,6 +99,11 @@ class Preprocessing:
                 "(--std is then in 0..255 as well), or divide both by 255."
             )
 
+    @property
+    def is_plain(self) -> bool:
+        """True where neither a size nor a crop is chosen."""
+        return self.resize is None and self.crop is None
+
     def or_else(self, mean: Numbers | None, std: Numbers | None) -> Preprocessing:
         """The same with another mean and std where none of `mean`, `std` and `scale` is given."""
         chosen = (self.mean, self.std, self.scale) != (None, None, None)
@@ -123,7 +128,7 @@ class Preprocessing:
         if scale is None:
             scale = 1.0 if integer or (takes_pixels and not normalised) else SCALE
         resize = self.resize
-        if resize is None and self.crop is None and size is not None:
+        if self.is_plain and size is not None:
             resize = Resize("cover", width=size[1], height=size[0])
         return Preprocessing(
             mean=_per_channel("--mean", self.mean, 0.0, channels),

@@ -17,6 +17,8 @@ Extents = tuple[int | None, ...]
 Layout = Literal["NCHW", "NHWC", "CHW", "HWC", "other", "unknown"]
 
 CHANNEL_AXES: Mapping[str, int] = {"NCHW": 1, "NHWC": 3, "CHW": 0, "HWC": 2}
+# For sizes that nothing tells: large enough that every tap of every kernel is used.
+OPEN_EXTENT = 224
 _LIMIT_BYTES = 4 * 2**30
 
 
