@@ -40,23 +40,26 @@ class NetworkInputs:
         return {spec.name: spec.shape for spec in self.specs if spec.shape is not None}
 
     @property
-    def image(self) -> InputSpec:
-        """The input that images feed. Raises OptionError where the network has none or several, or hides its layout."""
+    def only(self) -> InputSpec:
+        """The input of a network of one input. Raises OptionError for networks of several."""
         if len(self.specs) != 1:
             names = ", ".join(spec.name for spec in self.specs) or "none"
             raise OptionError(
-                f"images feed a network of one input; this one has {names}. "
-                "Give an .npz with one array per input, or --calib FILE.py:FUNCTION."
+                f"images feed a network of one input; the inputs of this one are {names}. "
+                "Give an .npz with one array for each, or --calib FILE.py:FUNCTION."
             )
-        (spec,) = self.specs
-        if spec.layout == "unknown":
-            raise OptionError(_two_readings(spec))
-        if not spec.is_image:
-            raise OptionError(
-                f"input {spec.name} {spec.show()} is not an image. "
-                f"Give an .npz with the array {spec.name!r}, or --calib FILE.py:FUNCTION."
-            )
-        return spec
+        return self.specs[0]
+
+    @property
+    def image(self) -> InputSpec:
+        """The input that images feed. Raises OptionError where it is not an image, or its layout is not known."""
+        return self.only.require_image()
+
+    def without_fixed_batch(self) -> NetworkInputs:
+        """The same for data of any number of samples along the first axis."""
+        specs = (replace(spec, declared=(None, *spec.declared[1:])) if spec.declared and spec.batched else spec
+                 for spec in self.specs)  # fmt: skip
+        return replace(self, specs=tuple(specs))
 
     def __getitem__(self, name: str) -> InputSpec:
         """Raises KeyError."""
@@ -164,15 +167,6 @@ def _by_sizes(declared: Extents) -> Layout:
     if first == last or None in (declared[1], declared[3]):
         return "unknown"
     return "NCHW" if first else "NHWC"
-
-
-def _two_readings(spec: InputSpec) -> str:
-    _, second, third, fourth = ("any" if size is None else str(size) for size in spec.declared or (None,) * 4)
-    return (
-        f"the graph does not tell where input {spec.name} {spec.show()} holds its channels: "
-        f"{second} channels of {third} x {fourth} pixels (--layout nchw), "
-        f"or {fourth} channels of {second} x {third} pixels (--layout nhwc). Say which."
-    )
 
 
 def _named(shapes: Sequence[NamedShape], specs: Sequence[InputSpec]) -> Iterator[tuple[str, tuple[int, ...]]]:

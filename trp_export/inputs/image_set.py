@@ -50,19 +50,22 @@ class ImageSet:
         if isinstance(self.pixels, np.ndarray) and (self.as_is or self.pixels.dtype != np.uint8):
             return self._fed_as_they_are(start, stop)
         steps = self.steps
-        images = [self._pixels(index, steps) for index in range(start, min(stop, len(self)))]
-        odd = next((index for index, image in enumerate(images) if image.shape != images[0].shape), None)
-        if odd is not None:
-            raise LoadError(
-                f"{self._call(start + odd)} is {_size(images[odd])} and {self._call(start)} {_size(images[0])}: "
-                "images of one set must agree in size. Add --resize and --crop."
-            )
+        images = self._all_pixels(start, min(stop, len(self)), steps)
         spec = self.spec or InputSpec.of_images((None, self.channels, None, None))
         return spec.arrange(_in_type(steps.normalise(np.stack(images)), spec))
 
     def batches(self, batch_size: int) -> Iterator[Array]:
         for start in range(0, len(self), batch_size):
             yield self.batch(start, min(start + batch_size, len(self)))
+
+    def decoded(self, most_bytes: int) -> ImageSet:
+        """The same with files decoded, resized and cut, as one array of pixels; itself where that is too large."""
+        steps = self.steps
+        if not isinstance(self.pixels, tuple) or self._pixels(0, steps).size * len(self) > most_bytes:
+            return self
+        images = np.stack(self._all_pixels(0, len(self), steps))
+        rest = Preprocessing(steps.mean, steps.std, scale=steps.scale)
+        return replace(self, pixels=images, preprocessing=rest, size=None)
 
     @property
     def inputs(self) -> Array:
@@ -79,6 +82,17 @@ class ImageSet:
             integer=spec is not None and spec.is_integer,
             takes_pixels=spec is not None and spec.takes_pixels,
         )
+
+    def _all_pixels(self, start: int, stop: int, steps: Preprocessing) -> list[NDArray[np.uint8]]:
+        """Images of one size."""
+        images = [self._pixels(index, steps) for index in range(start, stop)]
+        odd = next((index for index, image in enumerate(images) if image.shape != images[0].shape), None)
+        if odd is not None:
+            raise LoadError(
+                f"{self._call(start + odd)} is {_size(images[odd])} and {self._call(start)} {_size(images[0])}: "
+                "images of one set must agree in size. Add --resize and --crop."
+            )
+        return images
 
     def _pixels(self, index: int, steps: Preprocessing) -> NDArray[np.uint8]:
         """One image (H, W, C) in the order of the network's channels."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trp_export.errors import LoadError, OptionError
-from trp_export.inputs.arrays import read_arrays
+from trp_export.inputs.arrays import MOST_BYTES, read_arrays
 from trp_export.inputs.image_set import ImageSet
 from trp_export.inputs.pictures import picture_size, upright
 from trp_export.inputs.preprocessing import Preprocessing
@@ -53,7 +53,10 @@ def load_images(
             raise LoadError(f"images cannot be fed to an input of {len(input_shape)} axes: it must be (N, C, H, W).")
         spec = InputSpec.of_images(input_shape)
     path = Path(path)
-    images = _open_folder(path, preprocessing, spec) if path.is_dir() else _open_arrays(path, preprocessing, spec)
+    if path.is_dir() and not any(path.glob("*.npy")):
+        images = _open_folder(path, preprocessing, spec)
+    else:
+        images = _open_arrays(path, preprocessing, spec)
     _ = images.steps  # Choices that do not fit the input are refused before an image is decoded.
     pixels, labels, notes = images.pixels, images.labels, images.notes
     if count is not None and count > len(pixels):
@@ -67,8 +70,8 @@ def load_images(
 
 def _open_folder(path: Path, preprocessing: Preprocessing, spec: InputSpec | None) -> ImageSet:
     channels = (spec.channels if spec is not None else None) or 3
-    if spec is not None and not spec.is_image:
-        raise LoadError(f"{path}: a folder of images cannot be fed to input {spec.name} {spec.show()}.")
+    if spec is not None:
+        spec.require_image()
     if channels not in (1, 3):
         raise LoadError(f"{path}: the network wants {channels} channels; a folder of images gives 1 or 3.")
     images, sizes, notes = _list_folder(path)
@@ -123,9 +126,12 @@ def _labels(path: Path, images: Sequence[Path]) -> tuple[NDArray[np.int64] | Non
 
 def _open_arrays(path: Path, preprocessing: Preprocessing, spec: InputSpec | None) -> ImageSet:
     name = spec.name if spec is not None else "images"
-    if path.exists() and path.suffix not in (".npz", ".npy"):
+    if path.is_dir():
+        arrays = {"": _read_array_folder(path, spec)}
+    elif path.exists() and path.suffix not in (".npz", ".npy"):
         raise LoadError(f"{path} is not a set of images: give a folder, an .npz or an .npy.")
-    arrays = read_arrays(path, only=("images", "labels", name), mapped=True)
+    else:
+        arrays = read_arrays(path, only=("images", "labels", name), mapped=True)
     images = next((arrays[key] for key in ("", "images", name) if key in arrays), None)
     if images is None:
         raise LoadError(f'{path} holds no array "images"{_or_name(name)}.')
@@ -135,6 +141,24 @@ def _open_arrays(path: Path, preprocessing: Preprocessing, spec: InputSpec | Non
     notes = _range_notes(path, images, preprocessing, spec) if as_is else _scale_notes(path, preprocessing, spec)
     size = spec.size if spec is not None else None
     return ImageSet(str(path), images, labels, preprocessing, channels, size, notes, (), spec, as_is)
+
+
+def _read_array_folder(path: Path, spec: InputSpec | None) -> Array:
+    """The samples of a folder of .npy files, each with or without a batch axis of its own, as one array."""
+    files = sorted(file for file in path.glob("*.npy") if not file.name.startswith("."))
+    rank = _rank(spec, 0)
+    samples: list[Array] = []
+    for file in files:
+        array = read_arrays(file)[""]
+        samples.append(array[None] if array.ndim == rank - 1 else array)
+        if samples[-1].shape[1:] != samples[0].shape[1:] or samples[-1].dtype != samples[0].dtype:
+            raise LoadError(
+                f"{file} holds {array.dtype} {array.shape}, and {files[0].name} holds {samples[0].dtype} "
+                f"{samples[0].shape}: all files of a folder must agree."
+            )
+        if samples[-1].nbytes * len(files) > MOST_BYTES:
+            raise LoadError(f"{path} holds more than {MOST_BYTES / 1e9:.1f} GB of arrays; give fewer.")
+    return np.concatenate(samples)
 
 
 def _or_name(name: str) -> str:
@@ -154,11 +178,13 @@ def _require_fit(path: Path, images: Array, preprocessing: Preprocessing, spec: 
     own_type = spec is not None and str(images.dtype) == spec.dtype
     if images.dtype != np.uint8 and images.dtype.kind != "f" and not own_type:
         raise LoadError(f"{path}: images are {images.dtype}; store uint8 (N, H, W, C) or float (N, C, H, W).")
-    rank = 4 if spec is None or spec.declared is None else len(spec.declared) + (not spec.batched)
+    rank = _rank(spec, images.ndim)
     if images.ndim != rank or not images.size:
         raise LoadError(f"{path}: images have shape {images.shape}; expected a non-empty {rank}-D array.")
     if spec is None:
         return images.dtype != np.uint8
+    if images.dtype == np.uint8 and spec.layout == "unknown":
+        spec.require_image()
     if spec.is_image and images.dtype == np.uint8:
         channels = spec.channels or images.shape[3]
         to_grey = preprocessing.colour == "grey" and images.shape[3] in (1, 3)
@@ -176,6 +202,13 @@ def _require_fit(path: Path, images: Array, preprocessing: Preprocessing, spec: 
             f"{path}: {images.dtype} images {images.shape} are fed as they are; the network wants {spec.show()}."
         )
     return True
+
+
+def _rank(spec: InputSpec | None, otherwise: int) -> int:
+    """The number of axes of an array of samples; `otherwise` where the network takes any."""
+    if spec is None:
+        return 4
+    return otherwise if spec.declared is None else len(spec.declared) + (not spec.batched)
 
 
 def _wrong_channels(path: Path, images: Array, layout: str, own: int, channels: int) -> LoadError:

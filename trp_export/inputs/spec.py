@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trp_export.errors import LoadError, UnsupportedError
+from trp_export.errors import LoadError, OptionError, UnsupportedError
 
 Array = NDArray[Any]
 Extents = tuple[int | None, ...]
@@ -84,6 +84,22 @@ class InputSpec:
         order = {"NCHW": (0, 3, 1, 2), "CHW": (0, 3, 1, 2)}.get(self.layout, (0, 1, 2, 3))
         arranged = np.ascontiguousarray(images.transpose(order))
         return arranged if self.batched else arranged[0]
+
+    def require_image(self) -> InputSpec:
+        """Itself. Raises OptionError where it is not an image, or where the graph hides which axis has the channels."""
+        if self.layout == "unknown":
+            _, second, third, fourth = ("any" if size is None else str(size) for size in self.declared or (None,) * 4)
+            raise OptionError(
+                f"the graph does not tell where input {self.name} {self.show()} holds its channels: it has "
+                f"{second} channels of {third} x {fourth} pixels (--layout nchw), "
+                f"or {fourth} channels of {second} x {third} pixels (--layout nhwc). Say which."
+            )
+        if not self.is_image:
+            raise OptionError(
+                f"input {self.name} {self.show()} is not an image. "
+                f"Give an .npz with the array {self.name!r}, or --calib FILE.py:FUNCTION."
+            )
+        return self
 
     def show(self) -> str:
         """Its shape for messages: open sizes by their name, else `any`."""
