@@ -68,6 +68,20 @@ def read_arrays(
         raise LoadError(f"{path} is not an .npy or .npz file, or a damaged one ({first_line(error, 100)}).") from error
 
 
+def read_input_file(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz by name, or the array of an .npy under the empty name, none of them empty.
+
+    Raises LoadError.
+    """
+    arrays = read_arrays(path)
+    if not arrays:
+        raise LoadError(f"{path} holds no array; store one per input, under the name of the input.")
+    empty = next((name for name, array in arrays.items() if not array.size), None)
+    if empty is not None:
+        raise LoadError(f"{path}: array {empty!r} is empty.")
+    return arrays
+
+
 def _read_npz(path: Path, only: Container[str] | None, most_bytes: int) -> dict[str, NDArray[Any]]:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()

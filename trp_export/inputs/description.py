@@ -12,8 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_export.errors import LoadError, OptionError, UnsupportedError
+from trp_export.inputs.arrays import read_input_file
 from trp_export.inputs.layout import Reading, read_channels
-from trp_export.inputs.options import InputOptions, NamedShape, read_input_file, show_shape
+from trp_export.inputs.options import InputOptions, NamedShape, show_shape
 from trp_export.inputs.spec import CHANNEL_AXES, OPEN_EXTENT, Array, Extents, InputSpec, Layout, fit_array, random_input
 
 BATCH = 1

@@ -13,7 +13,7 @@ from PIL import Image
 
 from trp_export.errors import LoadError, OptionError
 from trp_export.inputs.pictures import bring_to_size, read_picture
-from trp_export.inputs.preprocessing import Preprocessing
+from trp_export.inputs.preprocessing import SCALE, Preprocessing
 from trp_export.inputs.spec import Array, InputSpec, fit_array
 
 Pixels = tuple[Path, ...] | NDArray[Any]
@@ -52,7 +52,7 @@ class ImageSet:
         steps = self.steps
         images = self._all_pixels(start, min(stop, len(self)), steps)
         spec = self.spec or InputSpec.of_images((None, self.channels, None, None))
-        return spec.arrange(_in_type(steps.normalise(np.stack(images)), spec))
+        return spec.arrange(_in_type(_normalise(np.stack(images), steps), spec))
 
     def batches(self, batch_size: int) -> Iterator[Array]:
         for start in range(0, len(self), batch_size):
@@ -138,6 +138,20 @@ class ImageSet:
 
     def _call(self, index: int) -> str:
         return str(self.pixels[index]) if isinstance(self.pixels, tuple) else f"{self.name}: image {index}"
+
+
+def _normalise(pixels: NDArray[np.uint8], steps: Preprocessing) -> NDArray[np.float32]:
+    """Pixels (..., C) -> float32 of the same shape: (pixel * scale - mean) / std."""
+    values: NDArray[np.float32] = pixels.astype(np.float32)
+    if steps.scale in (None, SCALE):
+        values /= np.float32(255)
+    elif steps.scale != 1:
+        values *= np.float32(steps.scale)
+    if steps.mean is not None and any(steps.mean):
+        values -= np.asarray(steps.mean, dtype=np.float32)
+    if steps.std is not None and any(value != 1 for value in steps.std):
+        values /= np.asarray(steps.std, dtype=np.float32)
+    return values
 
 
 def _in_type(values: NDArray[np.float32], spec: InputSpec) -> Array:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
+from trp_export.flags import InvalidOptionError, flag
 
-from trp_export.errors import LoadError, OptionError
-from trp_export.inputs.arrays import read_arrays
+SECTION = "The model"
 
 Layout = Literal["nchw", "nhwc"]
 # The name of an input, None for the first one, and its sizes.
@@ -19,6 +18,22 @@ NamedShape = tuple[str | None, tuple[int, ...]]
 
 _MOST_AXES = 16
 _MOST_ELEMENTS = 2**31
+
+
+def parse_shape(text: str) -> NamedShape:
+    """Read `1,3,480,640` (for the first input) or `NAME=1,3,480,640`. Raises ValueError."""
+    name, separator, sizes = text.rpartition("=")
+    parts = sizes.replace("x", ",").split(",")
+    if (separator and not name) or not all(re.fullmatch(r"\s*\d{1,9}\s*", part, re.ASCII) for part in parts):
+        raise ValueError(f"{text!r} is not a shape such as 1,3,224,224 or NAME=1,3,224,224.")
+    return name or None, tuple(map(int, parts))
+
+
+def show_shape(shape: NamedShape) -> str:
+    """The text that `parse_shape` reads."""
+    name, sizes = shape
+    numbers = ",".join(map(str, sizes))
+    return numbers if name is None else f"{name}={numbers}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +44,41 @@ class InputOptions:
     `layout` says which axis of an image input holds the channels. Raises OptionError.
     """
 
-    shapes: tuple[NamedShape, ...] = ()
-    file: Path | None = None
-    layout: Layout | None = None
+    shapes: tuple[NamedShape, ...] = flag(
+        "--shape",
+        "Sizes of an input, of the first one without NAME. Default: the file's or the architecture's, then those of "
+        "the images.",
+        section=SECTION,
+        kind="many",
+        read=parse_shape,
+        write=show_shape,
+        metavar="[NAME=]N,C,H,W",
+        default=(),
+    )
+    file: Path | None = flag(
+        "--input",
+        "Check the result on these inputs instead of random ones: an .npz with one array per input.",
+        section=SECTION,
+        read=Path,
+        metavar="FILE",
+        default=None,
+    )
+    layout: Layout | None = flag(
+        "--layout",
+        "Where an image input holds its channels. Default: as the graph reads it.",
+        section=SECTION,
+        choices=get_args(Layout),
+        default=None,
+    )
 
     def __post_init__(self) -> None:
         names = [name for name, _ in self.shapes]
         for name, sizes in self.shapes:
             _require_sizes(name, sizes)
             if names.count(name) > 1:
-                raise OptionError(f"--shape is given twice for {name or 'the first input'}.")
+                raise InvalidOptionError(f"{{shapes}} is given twice for {name or 'the first input'}.")
         if self.layout is not None and self.layout not in get_args(Layout):
-            raise OptionError(f"--layout {self.layout} is unknown; use {' or '.join(get_args(Layout))}.")
+            raise InvalidOptionError(f"{{layout}} must be {' or '.join(get_args(Layout))}, not {self.layout}.")
 
     @property
     def first_shape(self) -> tuple[int, ...] | None:
@@ -51,40 +89,11 @@ class InputOptions:
         return self.shapes[0][1] if len(self.shapes) == 1 else None
 
 
-def parse_shape(text: str) -> NamedShape:
-    """Read `1,3,480,640` (for the first input) or `NAME=1,3,480,640`. Raises OptionError."""
-    name, separator, sizes = text.rpartition("=")
-    if separator and not name:
-        raise OptionError(f"--shape {text}: the name of the input is missing; use NAME=1,3,224,224.")
-    try:
-        numbers = tuple(int(size) for size in sizes.split(","))
-    except ValueError as error:
-        raise OptionError(f"--shape {text} is not a shape; use 1,3,224,224 or NAME=1,3,224,224.") from error
-    _require_sizes(name or None, numbers)
-    return name or None, numbers
-
-
-def show_shape(shape: NamedShape) -> str:
-    """The text that `parse_shape` reads."""
-    name, sizes = shape
-    numbers = ",".join(map(str, sizes))
-    return numbers if name is None else f"{name}={numbers}"
-
-
-def read_input_file(path: Path) -> Mapping[str, NDArray[np.generic]]:
-    """The arrays of an .npz by name, or the array of an .npy under the empty name. Raises LoadError."""
-    arrays = read_arrays(path)
-    empty = next((name for name, array in arrays.items() if not array.size), None)
-    if empty is not None:
-        raise LoadError(f"{path}: array {empty!r} is empty.")
-    if not arrays:
-        raise LoadError(f"{path} holds no array; store one per input, under the input's name.")
-    return arrays
-
-
 def _require_sizes(name: str | None, sizes: tuple[int, ...]) -> None:
     shown = show_shape((name, sizes))
     if min(sizes, default=1) < 1:
-        raise OptionError(f"--shape {shown}: every size must be at least 1.")
-    if len(sizes) > _MOST_AXES or float(np.prod(np.asarray(sizes, dtype=float))) > _MOST_ELEMENTS:
-        raise OptionError(f"--shape {shown}: an input has at most {_MOST_AXES} axes and {_MOST_ELEMENTS:,} elements.")
+        raise InvalidOptionError(f"{{shapes}} {shown}: every size must be at least 1.")
+    if len(sizes) > _MOST_AXES or prod(sizes) > _MOST_ELEMENTS:
+        raise InvalidOptionError(
+            f"{{shapes}} {shown}: an input has at most {_MOST_AXES} axes and {_MOST_ELEMENTS:,} elements."
+        )

@@ -5,15 +5,16 @@ The steps, in order: `resize`, `crop`, the order of the colours, and (pixel * sc
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from trp_export.errors import LoadError, OptionError
+from trp_export.flags import InvalidOptionError, flag
+
+SECTION = "How images are prepared"
 
 Colour = Literal["rgb", "bgr", "grey"]
 Mode = Literal["stretch", "letterbox", "cover", "multiple"]
@@ -44,11 +45,11 @@ class Resize:
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode) or self.place not in get_args(Place):
-            raise OptionError(f"--resize {self.mode} is unknown; use {_RESIZES}.")
+            raise OptionError(f"resize {self.mode} is unknown; use {_RESIZES}.")
         if not 1 <= min(self.width, self.height) <= max(self.width, self.height) <= _MOST_PIXELS:
-            raise OptionError(f"--resize {self}: sides must be 1 to {_MOST_PIXELS} pixels.")
+            raise OptionError(f"resize {self}: sides must be 1 to {_MOST_PIXELS} pixels.")
         if not 0 <= self.pad <= 255:
-            raise OptionError(f"--resize {self}: the pad value must be 0 to 255.")
+            raise OptionError(f"resize {self}: the pad value must be 0 to 255.")
 
     def __str__(self) -> str:
         """The text that `parse_resize` reads."""
@@ -62,6 +63,84 @@ class Resize:
         return f"{self.mode}:{size}{pad}{corner}"
 
 
+def read_numbers(text: str) -> Numbers:
+    """Numbers such as 0.485,0.456,0.406. Raises ValueError."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a list of numbers such as 0.485,0.456,0.406.") from None
+
+
+def write_numbers(values: Numbers) -> str:
+    """The reverse of `read_numbers`."""
+    return ",".join(f"{value:g}" for value in values)
+
+
+def parse_resize(text: str) -> int | Resize:
+    """Read `256` (shorter side), `320x240`, `letterbox:640x640[:PAD][:corner]`, `cover:WxH` or `multiple:32`.
+
+    Sizes are width x height. Raises ValueError.
+    """
+    wrong = ValueError(f"{text!r} is not a size; use {_RESIZES}.")
+    mode, *rest = text.split(":") if ":" in text else ("stretch", text)
+    if mode == "stretch" and rest[0].isascii() and rest[0].isdigit():
+        return _digits(rest[0], wrong)
+    if mode == "multiple" and len(rest) == 1:
+        side = _digits(rest[0], wrong)
+        return Resize("multiple", side, side)
+    found = re.fullmatch(r"(\d+)x(\d+)", rest[0], re.ASCII) if rest else None
+    if mode not in ("stretch", "letterbox", "cover") or found is None:
+        raise wrong
+    width, height = (_digits(side, wrong) for side in found.groups())
+    options = rest[1:]
+    place: Place = "corner" if options[-1:] == ["corner"] else "centre"
+    if place == "corner":
+        options = options[:-1]
+    if len(options) > 1 or (rest[1:] and mode != "letterbox"):
+        raise wrong
+    pad = _digits(options[0], wrong) if options else 0
+    return Resize("letterbox" if mode == "letterbox" else "cover" if mode == "cover" else "stretch",
+                  width, height, pad, place)  # fmt: skip
+
+
+def parse_crop(text: str) -> tuple[int, int]:
+    """Read `224` or `320x240` (width x height) as (height, width). Raises ValueError."""
+    wrong = ValueError(f"{text!r} is not a size; use SIDE or WxH.")
+    sides = [_digits(side, wrong) for side in text.split("x")]
+    if len(sides) > 2:
+        raise wrong
+    return sides[-1], sides[0]
+
+
+def show_crop(crop: tuple[int, int]) -> str:
+    """The text that `parse_crop` reads."""
+    height, width = crop
+    return str(height) if height == width else f"{width}x{height}"
+
+
+def parse_scale(text: str) -> float:
+    """Read a number or a fraction such as `1/255`. Raises ValueError."""
+    above, slash, below = text.partition("/")
+    try:
+        scale = float(above) / (float(below) if slash else 1.0)
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        raise ValueError(f"{text!r} is not a number such as 1, 0.0039 or 1/255.") from error
+    if not 0 < scale < math.inf:
+        raise ValueError(f"{text!r} is not above 0.")
+    return scale
+
+
+def show_scale(scale: float) -> str:
+    """The text that `parse_scale` reads."""
+    return "1/255" if scale == SCALE else f"{scale:.9g}"
+
+
+def _digits(text: str, wrong: ValueError) -> int:
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise wrong
+    return int(text)
+
+
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
     """What is done to each image: resize, crop, order the colours, then (pixel * scale - mean) / std.
@@ -73,30 +152,76 @@ class Preprocessing:
     Raises OptionError.
     """
 
-    mean: Numbers | None = None
-    std: Numbers | None = None
-    resize: int | Resize | None = None
-    crop: tuple[int, int] | None = None
-    scale: float | None = None
-    colour: Colour | None = None
+    mean: Numbers | None = flag(
+        "--mean",
+        "Subtract these values per channel: of 0..1, or of 0..255 with --scale 1. Default: the checkpoint's.",
+        section=SECTION,
+        read=read_numbers,
+        write=write_numbers,
+        metavar="R,G,B",
+        default=None,
+    )
+    std: Numbers | None = flag(
+        "--std",
+        "Divide by these values per channel, in the same units. Default: the checkpoint's.",
+        section=SECTION,
+        read=read_numbers,
+        write=write_numbers,
+        metavar="R,G,B",
+        default=None,
+    )
+    resize: int | Resize | None = flag(
+        "--resize",
+        "Resize images before --crop: the shorter side, to a size, letterbox:WxH[:PAD][:corner], cover:WxH, or each "
+        "side to a multiple:N. Default: cover the network's input.",
+        section=SECTION,
+        read=parse_resize,
+        metavar="SIZE",
+        default=None,
+    )
+    crop: tuple[int, int] | None = flag(
+        "--crop",
+        "Cut a square or WxH pixels from the centre.",
+        section=SECTION,
+        read=parse_crop,
+        write=show_crop,
+        metavar="SIZE",
+        default=None,
+    )
+    scale: float | None = flag(
+        "--scale",
+        "Multiply pixels of 0..255 by this number first. Default: 1/255, or 1 for integer inputs.",
+        section=SECTION,
+        read=parse_scale,
+        write=show_scale,
+        metavar="NUMBER",
+        default=None,
+    )
+    colour: Colour | None = flag(
+        "--colour",
+        "Order of the colours. Default: rgb, or grey for one channel.",
+        section=SECTION,
+        choices=get_args(Colour),
+        default=None,
+    )
 
     def __post_init__(self) -> None:
-        if self.std is not None and not all(value > 0 and np.isfinite(value) for value in self.std):
-            raise OptionError(f"--std {show_numbers(self.std)} must be above 0.")
-        if self.mean is not None and not np.isfinite(self.mean).all():
-            raise OptionError(f"--mean {show_numbers(self.mean)} must be finite.")
-        if self.scale is not None and not (0 < self.scale < np.inf):
-            raise OptionError(f"--scale {self.scale:g} must be above 0.")
+        if self.std is not None and not all(0 < value < math.inf for value in self.std):
+            raise InvalidOptionError(f"{{std}} must be above 0, not {write_numbers(self.std)}.")
+        if self.mean is not None and not all(map(math.isfinite, self.mean)):
+            raise InvalidOptionError(f"{{mean}} must be finite, not {write_numbers(self.mean)}.")
+        if self.scale is not None and not 0 < self.scale < math.inf:
+            raise InvalidOptionError(f"{{scale}} must be above 0, not {self.scale:g}.")
         if self.colour is not None and self.colour not in get_args(Colour):
-            raise OptionError(f"--colour {self.colour} is unknown; use {', '.join(get_args(Colour))}.")
+            raise InvalidOptionError(f"{{colour}} must be one of {', '.join(get_args(Colour))}, not {self.colour}.")
         if isinstance(self.resize, int) and not 1 <= self.resize <= _MOST_PIXELS:
-            raise OptionError(f"--resize {self.resize} is not 1 to {_MOST_PIXELS} pixels.")
+            raise InvalidOptionError(f"{{resize}} must be 1 to {_MOST_PIXELS} pixels, not {self.resize}.")
         if self.crop is not None and not 1 <= min(self.crop) <= max(self.crop) <= _MOST_PIXELS:
-            raise OptionError(f"--crop {show_crop(self.crop)} is not 1 to {_MOST_PIXELS} pixels.")
+            raise InvalidOptionError(f"{{crop}} must be 1 to {_MOST_PIXELS} pixels, not {show_crop(self.crop)}.")
         if self.scale is None and self.mean is not None and max(map(abs, self.mean), default=0) > _MOST_SCALED_MEAN:
-            raise OptionError(
-                f"--mean {show_numbers(self.mean)} is in units of 0..255, and pixels are scaled to 0..1: add --scale 1 "
-                "(--std is then in 0..255 as well), or divide both by 255."
+            raise InvalidOptionError(
+                f"{{mean}} {write_numbers(self.mean)} belongs to pixels of 0..255, and pixels are scaled to 0..1. "
+                "Give {scale} 1 as well, with {std} for 0..255, or divide both by 255."
             )
 
     @property
@@ -120,10 +245,12 @@ class Preprocessing:
         usual: dict[int, Colour] = {1: "grey", 3: "rgb"}
         colour = self.colour or usual.get(channels)
         if (channels == 1 and colour != "grey") or (channels not in usual and colour is not None):
-            raise OptionError(f"--colour {colour} does not fit an input of {channels} channels.")
+            raise InvalidOptionError(f"{{colour}} {colour} does not fit an input of {channels} channels.")
         normalised = (self.mean, self.std) != (None, None)
         if integer and normalised and self.scale is None:
-            raise OptionError("--mean and --std do not fit an input of whole numbers, which takes pixels as they are.")
+            raise InvalidOptionError(
+                "{mean} and {std} do not fit an input of whole numbers, which takes pixels as they are."
+            )
         scale = self.scale
         if scale is None:
             scale = 1.0 if integer or (takes_pixels and not normalised) else SCALE
@@ -131,27 +258,13 @@ class Preprocessing:
         if self.is_plain and size is not None:
             resize = Resize("cover", width=size[1], height=size[0])
         return Preprocessing(
-            mean=_per_channel("--mean", self.mean, 0.0, channels),
-            std=_per_channel("--std", self.std, 1.0, channels),
+            mean=_per_channel("mean", self.mean, 0.0, channels),
+            std=_per_channel("std", self.std, 1.0, channels),
             resize=resize,
             crop=self.crop,
             scale=scale,
             colour=colour,
         )
-
-    def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Pixels (..., C) -> float32 of the same shape: (pixel * scale - mean) / std."""
-        values: NDArray[np.float32] = pixels.astype(np.float32)
-        scale = SCALE if self.scale is None else self.scale
-        if scale == SCALE:
-            values /= np.float32(255)
-        elif scale != 1:
-            values *= np.float32(scale)
-        if self.mean is not None and any(self.mean):
-            values -= np.asarray(self.mean, dtype=np.float32)
-        if self.std is not None and any(value != 1 for value in self.std):
-            values /= np.asarray(self.std, dtype=np.float32)
-        return values
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; `resize` is a number or the text of the option."""
@@ -183,80 +296,13 @@ class Preprocessing:
             raise LoadError(f"preprocessing: {error}") from error
 
 
-def parse_resize(text: str) -> int | Resize:
-    """Read `256` (shorter side), `320x240`, `letterbox:640x640[:PAD][:corner]`, `cover:WxH` or `multiple:32`.
-
-    Sizes are width x height. Raises OptionError.
-    """
-    wrong = OptionError(f"--resize {text} is not a size; use {_RESIZES}.")
-    mode, *rest = text.split(":") if ":" in text else ("stretch", text)
-    if mode == "stretch" and rest[0].isascii() and rest[0].isdigit():
-        return _digits(rest[0], wrong)
-    if mode == "multiple" and len(rest) == 1:
-        side = _digits(rest[0], wrong)
-        return Resize("multiple", side, side)
-    found = re.fullmatch(r"(\d+)x(\d+)", rest[0], re.ASCII) if rest else None
-    if mode not in ("stretch", "letterbox", "cover") or found is None:
-        raise wrong
-    width, height = (_digits(side, wrong) for side in found.groups())
-    options = rest[1:]
-    place: Place = "corner" if options[-1:] == ["corner"] else "centre"
-    if place == "corner":
-        options = options[:-1]
-    if len(options) > 1 or (rest[1:] and mode != "letterbox"):
-        raise wrong
-    pad = _digits(options[0], wrong) if options else 0
-    return Resize("letterbox" if mode == "letterbox" else "cover" if mode == "cover" else "stretch",
-                  width, height, pad, place)  # fmt: skip
-
-
-def parse_crop(text: str) -> tuple[int, int]:
-    """Read `224` or `320x240` (width x height) as (height, width). Raises OptionError."""
-    wrong = OptionError(f"--crop {text} is not a size; use SIDE or WxH.")
-    sides = [_digits(side, wrong) for side in text.split("x")]
-    if len(sides) > 2:
-        raise wrong
-    return sides[-1], sides[0]
-
-
-def show_crop(crop: tuple[int, int]) -> str:
-    """The text that `parse_crop` reads."""
-    height, width = crop
-    return str(height) if height == width else f"{width}x{height}"
-
-
-def parse_scale(text: str) -> float:
-    """Read a number or a fraction such as `1/255`. Raises OptionError."""
-    above, slash, below = text.partition("/")
-    try:
-        scale = float(above) / (float(below) if slash else 1.0)
-    except (ValueError, ZeroDivisionError, OverflowError) as error:
-        raise OptionError(f"--scale {text} is not a number; use 1, 0.0039 or 1/255.") from error
-    if not 0 < scale < np.inf:
-        raise OptionError(f"--scale {text} must be above 0.")
-    return scale
-
-
-def show_scale(scale: float) -> str:
-    """The text that `parse_scale` reads."""
-    return "1/255" if scale == SCALE else f"{scale:.9g}"
-
-
-def show_numbers(values: Numbers) -> str:
-    return ",".join(f"{value:g}" for value in values)
-
-
 def _per_channel(option: str, values: Numbers | None, default: float, channels: int) -> Numbers:
     values = values or (default,)
     if len(values) not in (1, channels):
-        raise OptionError(f"{option} {show_numbers(values)} has {len(values)} numbers for {channels} channels.")
+        raise InvalidOptionError(
+            f"{{{option}}} {write_numbers(values)} has {len(values)} numbers for {channels} channels."
+        )
     return tuple(map(float, values * channels if len(values) == 1 else values))
-
-
-def _digits(text: str, wrong: OptionError) -> int:
-    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
-        raise wrong
-    return int(text)
 
 
 def _numbers(values: object) -> Numbers | None:
@@ -268,7 +314,7 @@ def _numbers(values: object) -> Numbers | None:
 
 
 def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(float(value)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise TypeError(f"{str(value)[:40]} is not a finite number.")
     return float(value)
 
