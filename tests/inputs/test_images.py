@@ -1,4 +1,4 @@
-"""Image sets: what is read, what is refused, and that what is fed is what the preprocessing says."""
+"""Image sets: which files are read, which are refused, and the values of the inputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _folder(path: Path, images: np.ndarray) -> Path:
     return path
 
 
-def test_pixels_are_scaled_then_normalised(tmp_path: Path) -> None:
+def test_pixels_are_scaled_and_then_normalised(tmp_path: Path) -> None:
     pixels = _pixels()
     np.savez(tmp_path / "set.npz", images=pixels, labels=np.arange(5))
     images = load_images(tmp_path / "set.npz", CIFAR, input_shape=(None, 3, 8, 6))
@@ -40,7 +40,7 @@ def test_pixels_are_scaled_then_normalised(tmp_path: Path) -> None:
     assert images.notes == ()
 
 
-def test_a_folder_gives_what_the_array_gives(tmp_path: Path) -> None:
+def test_folder_and_array_of_the_same_images_give_equal_inputs(tmp_path: Path) -> None:
     pixels = _pixels()
     np.save(tmp_path / "set.npy", pixels)
     folder = _folder(tmp_path / "images", pixels)
@@ -48,7 +48,7 @@ def test_a_folder_gives_what_the_array_gives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_photos_are_seen_upright(orientation: int, tmp_path: Path) -> None:
+def test_photos_are_turned_upright_as_exif_says(orientation: int, tmp_path: Path) -> None:
     """A phone stores what the sensor saw and says in EXIF how to turn it."""
     stored = np.zeros((8, 6, 3), dtype=np.uint8)
     stored[0, 0] = 255  # EXIF says where row 0 and column 0 belong: "top left", "top right", ...
@@ -63,7 +63,7 @@ def test_photos_are_seen_upright(orientation: int, tmp_path: Path) -> None:
     assert seen.sum() == 1
 
 
-def test_subfolders_are_classes_in_order_of_name(tmp_path: Path) -> None:
+def test_labels_count_subfolders_in_order_of_name(tmp_path: Path) -> None:
     _folder(tmp_path / "zebra", _pixels(2))
     _folder(tmp_path / "ant", _pixels(3))
     images = load_images(tmp_path)
@@ -71,17 +71,17 @@ def test_subfolders_are_classes_in_order_of_name(tmp_path: Path) -> None:
     assert images.labels.tolist() == [0, 0, 0, 1, 1]
 
 
-def test_files_that_are_no_images_are_counted_and_named(tmp_path: Path) -> None:
+def test_other_files_in_a_folder_are_counted_and_named(tmp_path: Path) -> None:
     _folder(tmp_path, _pixels(3))
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG not really")
     (tmp_path / ".DS_Store").write_bytes(b"junk")
     images = load_images(tmp_path, CIFAR)
     assert len(images) == 3
-    assert images.notes == (f"{tmp_path}: 2 of 5 files are no images and left out: broken.png, notes.txt",)
+    assert images.notes == (f"{tmp_path}: 2 of 5 files are not images and are left out: broken.png, notes.txt",)
 
 
-def test_an_image_cut_short_is_named(tmp_path: Path) -> None:
+def test_truncated_image_is_named(tmp_path: Path) -> None:
     _folder(tmp_path, np.concatenate([_pixels(1, 64, 64)]))
     file = tmp_path / "000.png"
     file.write_bytes(file.read_bytes()[:-3000])
@@ -90,7 +90,7 @@ def test_an_image_cut_short_is_named(tmp_path: Path) -> None:
 
 
 @given(count=st.integers(1, 30), seed=st.integers(0, 5))
-def test_a_choice_is_repeatable_in_order_and_without_repetition(
+def test_random_choice_is_repeatable_ordered_and_without_repetition(
     count: int, seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("choice") / "set.npz"
@@ -102,12 +102,12 @@ def test_a_choice_is_repeatable_in_order_and_without_repetition(
     assert len(first) == min(count, 20)
 
 
-def test_more_images_than_there_are_is_a_note(tmp_path: Path) -> None:
+def test_count_above_the_number_of_images_gives_a_note(tmp_path: Path) -> None:
     np.save(tmp_path / "set.npy", _pixels(5))
-    assert "holds 5 images, 9 were asked for" in load_images(tmp_path / "set.npy", CIFAR, count=9).notes[0]
+    assert "holds 5 images: all are used" in load_images(tmp_path / "set.npy", CIFAR, count=9).notes[0]
 
 
-def test_resize_shorter_side_then_cut_the_centre(tmp_path: Path) -> None:
+def test_resize_scales_the_shorter_side_and_crop_cuts_the_centre(tmp_path: Path) -> None:
     folder = _folder(tmp_path, _pixels(2, 40, 20))
     images = load_images(folder, Preprocessing(mean=(0.5,), std=(0.5,), resize=10, crop=(8, 8)))
     assert images.inputs.shape == (2, 3, 8, 8)
@@ -118,7 +118,7 @@ def test_resize_shorter_side_then_cut_the_centre(tmp_path: Path) -> None:
     assert half[0].max() < 0.5 < half[-1].min()
 
 
-def test_images_follow_the_network_where_nothing_is_said(tmp_path: Path) -> None:
+def test_images_take_the_size_of_the_network_by_default(tmp_path: Path) -> None:
     _folder(tmp_path, _pixels(1, 40, 20))
     assert load_images(tmp_path, CIFAR, input_shape=(None, 3, 16, 16)).inputs.shape == (1, 3, 16, 16)
     assert load_images(tmp_path, Preprocessing((0.5,), (0.5,)), input_shape=(None, 1, 16, 16)).inputs.shape == (
@@ -131,7 +131,7 @@ def test_images_follow_the_network_where_nothing_is_said(tmp_path: Path) -> None
     assert load_images(tmp_path / "set.npy", CIFAR, input_shape=(1, 3, 16, 16)).inputs.shape == (2, 3, 16, 16)
 
 
-def test_images_of_unlike_size_are_refused(tmp_path: Path) -> None:
+def test_images_of_different_sizes_are_refused(tmp_path: Path) -> None:
     _folder(tmp_path / "a", _pixels(1, 8, 8))
     _folder(tmp_path / "b", _pixels(1, 9, 8))
     with pytest.raises(LoadError, match=r"000\.png is 8x9 and .*000\.png 8x8.*--resize"):
@@ -144,17 +144,17 @@ def test_float_arrays_are_fed_as_they_are(tmp_path: Path) -> None:
     images = load_images(tmp_path / "set.npy", input_shape=(None, 3, None, None))
     np.testing.assert_array_equal(images.inputs, values.astype(np.float32))
     assert images.notes == ()
-    assert "do nothing to them" in load_images(tmp_path / "set.npy", CIFAR).notes[0]
+    assert "do not change them" in load_images(tmp_path / "set.npy", CIFAR).notes[0]
 
 
-def test_pixels_stored_as_floats_are_pointed_out(tmp_path: Path) -> None:
+def test_pixels_stored_as_floats_give_a_note(tmp_path: Path) -> None:
     np.save(tmp_path / "set.npy", _pixels().transpose(0, 3, 1, 2).astype(np.float32))
-    assert "range from 0 to 25" in load_images(tmp_path / "set.npy").notes[0]
+    assert "with values from 0 to 25" in load_images(tmp_path / "set.npy").notes[0]
     np.save(tmp_path / "flat.npy", np.ones((3, 3, 4, 4), dtype=np.float32))
     assert "every value is 1" in load_images(tmp_path / "flat.npy").notes[0]
 
 
-def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
+def test_image_with_values_that_are_not_finite_is_named(tmp_path: Path) -> None:
     values = np.zeros((4, 3, 5, 5), dtype=np.float32)
     values[2, 1, 0, 0] = np.nan
     np.save(tmp_path / "set.npy", values)
@@ -165,26 +165,26 @@ def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"pictures": _pixels()}, 'must be under "images"'),
+        ({"pictures": _pixels()}, 'holds no array "images" or "input"'),
         ({"images": _pixels().astype(np.int64)}, "images are int64"),
-        ({"images": _pixels()[0]}, "four axes"),
-        ({"images": _pixels()[:0]}, "four axes"),
+        ({"images": _pixels()[0]}, "non-empty 4-D array"),
+        ({"images": _pixels()[:0]}, "non-empty 4-D array"),
         ({"images": _pixels(), "labels": np.arange(4)}, "5 whole numbers are needed"),
         ({"images": _pixels(), "labels": np.ones(5)}, "5 whole numbers are needed"),
         ({"images": _pixels(channels=4)}, "the network wants 3"),
         ({"images": _pixels().astype(np.float32)}, "Transpose them"),
-        ({"images": np.zeros((2, 3, 9, 8), dtype=np.float32)}, r"the network wants \(\?, 3, 8, 6\)"),
-        ({"images": np.array([{}], dtype=object)}, "cannot be read"),
+        ({"images": np.zeros((2, 3, 9, 8), dtype=np.float32)}, r"the network wants \(any, 3, 8, 6\)"),
+        ({"images": np.array([{}], dtype=object)}, "holds Python objects"),
     ],
 )
-def test_arrays_that_are_no_images_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     np.savez(tmp_path / "set.npz", **arrays)
     with pytest.raises(LoadError, match=message):
         load_images(tmp_path / "set.npz", input_shape=(None, 3, 8, 6))
 
 
 @pytest.mark.parametrize("name", ["missing.npz", "missing", "empty", "text.txt", "text.npz", "text.npy"])
-def test_paths_that_are_no_image_sets_are_refused(tmp_path: Path, name: str) -> None:
+def test_paths_without_an_image_set_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     for file in ("text.txt", "text.npz", "text.npy"):
         (tmp_path / file).write_text("plain text")
@@ -201,7 +201,7 @@ def test_preprocessing_out_of_range_is_refused(wrong: dict[str, object]) -> None
         Preprocessing(**wrong)  # type: ignore[arg-type]
 
 
-def test_a_mean_of_the_wrong_length_is_refused(tmp_path: Path) -> None:
+def test_mean_of_the_wrong_length_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "set.npy", _pixels())
     with pytest.raises(OptionError, match="2 numbers for 3 channels"):
         load_images(tmp_path / "set.npy", Preprocessing(mean=(0.1, 0.2)))

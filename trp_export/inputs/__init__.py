@@ -1,1 +1,1 @@
-"""What a network is fed: its inputs as the graph declares them, images and how they are prepared."""
+"""What a network is fed: its inputs described, images and arrays read, batches made, all without onnxruntime."""

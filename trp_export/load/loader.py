@@ -7,7 +7,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trp_export.errors import LoadError, OptionError
+from trp_export.errors import OptionError
+from trp_export.load.foreign import require_model_file
 from trp_export.load.source import Source
 from trp_export.options import LoadOptions
 from trp_export.system.signals import held_back
@@ -29,7 +30,7 @@ def _load(model: str | Path | nn.Module, options: LoadOptions) -> Source:
 
         return load_module(model, options)
     path = Path(model)
-    _require_file(path)
+    require_model_file(path)
     if path.suffix.lower() == ".onnx":
         if options.arch:
             raise OptionError("--arch is for PyTorch weights; an ONNX file holds its architecture itself.")
@@ -40,15 +41,3 @@ def _load(model: str | Path | nn.Module, options: LoadOptions) -> Source:
         from trp_export.load.torch_file import load_torch
 
     return load_torch(path, options)
-
-
-def _require_file(path: Path) -> None:
-    if path.is_dir():
-        raise LoadError(f"{path} is a folder; name the model file in it.")
-    try:
-        with path.open("rb") as file:
-            empty = not file.read(1)
-    except OSError as error:
-        raise LoadError(f"{path} cannot be read: {error.strerror}.") from error
-    if empty:
-        raise LoadError(f"{path} is empty.")

@@ -1,8 +1,8 @@
-"""An ONNX file, checked before anything is built on it. The file is untrusted."""
+"""Read an ONNX file, which nobody vouches for: everything in it is checked before anything is built on it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path, PurePosixPath
 
@@ -10,25 +10,32 @@ import onnx
 import onnx_ir as ir
 
 from trp_export.errors import LoadError, UnsupportedError, first_line
+from trp_export.load.foreign import is_lfs_pointer
+from trp_export.load.onnx_form import check_model, complete_outputs, make_dense, model_tensors
 from trp_export.load.source import Source
 from trp_export.options import LoadOptions
 
 LEAST_OPSET = 7
+_MOST_AXES = 32
 
 
 def load_onnx(path: Path, options: LoadOptions) -> Source:
-    """Raises LoadError for what is no valid ONNX file, UnsupportedError for a valid one that is too old."""
+    """Raises LoadError for what is not a valid ONNX file, UnsupportedError for a valid one that is too old."""
     proto = _parse(path)
-    external = _check_tensors(proto, path)
+    files = _check_tensors(proto, path)
     _check_opset(proto, path)
-    _check_model(path)
+    complete_outputs(proto, path)
+    check_model(proto, path)
+    make_dense(proto.graph, path)
     _strip_tensors(proto)
+    base = _base_folder(proto, path, files)
     try:
         model = ir.serde.deserialize_model(proto)
-        ir.external_data.set_base_dir(model.graph, path.parent)
+        for graph in (model.graph, *(function.graph for function in model.functions.values())):
+            ir.external_data.set_base_dir(graph, base)
     except Exception as error:  # onnx_ir has many ways to say that a file contradicts itself.
         raise LoadError(f"{path} is not a sound ONNX file: {first_line(error)}") from error
-    size = sum(file.stat().st_size for file in {path, *external})
+    size = sum(file.stat().st_size for file in {path, *files.values()})
     return Source(name=path.stem, model=model, path=path, bytes=size, input_shape=options.input_shape)
 
 
@@ -42,23 +49,23 @@ def _parse(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def _check_tensors(proto: onnx.ModelProto, path: Path) -> set[Path]:
-    """Every tensor is as large as its shape says; returns the files of external ones, all in the model's folder."""
-    files: set[Path] = set()
-    for tensor in _tensors(proto.graph):
+def _check_tensors(proto: onnx.ModelProto, path: Path) -> dict[str, Path]:
+    """Check that every tensor is as large as its shape says; return the files of external data by their location."""
+    files: dict[str, Path] = {}
+    for tensor in model_tensors(proto):
+        if len(tensor.dims) > _MOST_AXES or any(dim < 0 for dim in tensor.dims):
+            raise LoadError(f"{path}: tensor {tensor.name} has a negative dimension or more than {_MOST_AXES} axes.")
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            files.add(_check_external(tensor, path))
+            location, file = _check_external(tensor, path)
+            files[location] = file
         elif tensor.HasField("raw_data"):
             _check_size(tensor, len(tensor.raw_data), path)
-        if any(dim < 0 for dim in tensor.dims):
-            raise LoadError(f"{path}: tensor {tensor.name} has a negative dimension.")
     return files
 
 
 def _strip_tensors(proto: onnx.ModelProto) -> None:
-    """What a tensor says besides its values goes here: onnx_ir keeps it as it is."""
-    inside = [tensor for function in proto.functions for tensor in _attribute_tensors(function.node)]
-    for tensor in (*_tensors(proto.graph), *inside):
+    """Remove what a tensor says besides its values: onnx_ir would keep it."""
+    for tensor in model_tensors(proto):
         tensor.ClearField("doc_string")
         tensor.ClearField("metadata_props")
 
@@ -72,38 +79,51 @@ def _check_size(tensor: onnx.TensorProto, size_bytes: int, path: Path) -> None:
         raise LoadError(f"{path}: tensor {tensor.name} of shape {list(tensor.dims)} holds {size_bytes} bytes.")
 
 
-def _check_external(tensor: onnx.TensorProto, path: Path) -> Path:
+def _check_external(tensor: onnx.TensorProto, path: Path) -> tuple[str, Path]:
+    """The location that the tensor names, and the plain file that it leads to, found as onnxruntime finds it.
+
+    Model hubs keep files as links into a folder of blobs: the data may lie beside the model, or beside the file that
+    the model is a link to.
+    """
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = PurePosixPath(entries.get("location", "").replace("\\", "/"))
+    name = entries.get("location", "")
+    location = PurePosixPath(name.replace("\\", "/"))
     if location.is_absolute() or ".." in location.parts or not location.parts:
-        raise LoadError(f"{path}: tensor {tensor.name} points outside the model's folder ({location}).")
-    file = path.parent / location
-    if not file.is_file() or not file.resolve().is_relative_to(path.parent.resolve()):
+        raise LoadError(f"{path}: tensor {tensor.name} points outside the model's folder ({str(location)[:100]}).")
+    try:
+        file = (path.parent / location).resolve()
+        size = file.stat().st_size if file.is_file() else None
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{path}: external data {str(location)[:100]} cannot be read: {first_line(error)}.") from error
+    if size is None:
         raise LoadError(f"{path}: external data {location} is missing; put it beside the model.")
+    if not any(file.is_relative_to(folder) for folder in (path.parent.resolve(), path.resolve().parent)):
+        raise LoadError(f"{path}: external data {location} is a link that leads out of the model's folder ({file}).")
+    if is_lfs_pointer(file):
+        raise LoadError(f"{path}: external data {location} is a Git LFS pointer. Run `git lfs pull` to fetch it.")
     try:
         offset = int(entries.get("offset", "0"))
-        length = int(entries.get("length", file.stat().st_size - offset))
+        length = int(entries.get("length", size - offset))
     except ValueError as error:
         raise LoadError(f"{path}: tensor {tensor.name} has a damaged external reference.") from error
-    if offset < 0 or length < 0 or offset + length > file.stat().st_size:
+    if offset < 0 or length < 0 or offset + length > size:
         raise LoadError(f"{path}: external data {location} is shorter than tensor {tensor.name} says.")
     _check_size(tensor, length, path)
-    return file
+    return name, file
 
 
-def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
-    return [*graph.initializer, *_attribute_tensors(graph.node)]
-
-
-def _attribute_tensors(nodes: Iterable[onnx.NodeProto]) -> list[onnx.TensorProto]:
-    found: list[onnx.TensorProto] = []
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                found.append(attribute.t)
-            for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-                found += _tensors(inner)
-    return found
+def _base_folder(proto: onnx.ModelProto, path: Path, files: Mapping[str, Path]) -> Path:
+    """The folder that external data are read from. Locations become those of the files behind links."""
+    here, there = path.parent.resolve(), path.resolve().parent
+    if all(file.is_relative_to(here) for file in files.values()):
+        return path.parent
+    if not all(file.is_relative_to(there) for file in files.values()):
+        raise LoadError(f"{path}: some external data lie beside the link, others beside its target; put them together.")
+    for tensor in model_tensors(proto):
+        for entry in tensor.external_data if tensor.data_location == onnx.TensorProto.EXTERNAL else ():
+            if entry.key == "location":
+                entry.value = files[entry.value].relative_to(there).as_posix()
+    return there
 
 
 def _check_opset(proto: onnx.ModelProto, path: Path) -> None:
@@ -116,12 +136,5 @@ def _check_opset(proto: onnx.ModelProto, path: Path) -> None:
         raise UnsupportedError(f"{path} uses opset {version}; the installed onnx knows up to {newest}. Upgrade onnx.")
     if version < LEAST_OPSET:
         raise UnsupportedError(
-            f"{path} uses opset {version}; {LEAST_OPSET} is the least. Convert it with onnx.version_converter."
+            f"{path} uses opset {version}; at least {LEAST_OPSET} is needed. Convert it with onnx.version_converter."
         )
-
-
-def _check_model(path: Path) -> None:
-    try:
-        onnx.checker.check_model(str(path))
-    except Exception as error:  # ValidationError, or what the C++ checker raises.
-        raise LoadError(f"{path} fails the ONNX checker: {first_line(error)}") from error

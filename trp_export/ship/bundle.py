@@ -14,7 +14,7 @@ from onnx import external_data_helper
 
 from trp_export.errors import OptionError
 from trp_export.inputs.images import ImageSet, load_images
-from trp_export.inputs.preprocessing import Preprocessing
+from trp_export.inputs.preprocessing import Preprocessing, Resize
 from trp_export.options import Options
 from trp_export.report.document import Report
 from trp_export.ship.card import make_card
@@ -155,6 +155,8 @@ def _preprocessing(report: Report, inputs: Sequence[Tensor], images: ImageSet | 
         return None  # Fed as they are: what was done to them before is not known here.
     if images is None and given == Preprocessing():
         return None
+    if isinstance(given.resize, Resize) or given.scale is not None or given.colour is not None:
+        return None  # The manifest has no fields for these yet.
     _, channels, height, width = inputs[0].shape
     for option, values in (("--mean", given.mean), ("--std", given.std)):
         if values is not None and len(values) not in (1, channels):

@@ -1,0 +1,156 @@
+"""Calibration data from a function of the user's own: `module:function` or `file.py:function`.
+
+The function yields dicts of arrays, one per input, each a batch as the network takes it. It is imported only because
+the user names it on the command line.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from trp_export.errors import LoadError, OptionError, first_line
+from trp_export.inputs.description import NetworkInputs
+from trp_export.inputs.spec import Array, fit_array
+
+_MOST_BYTES = 2 * 2**30
+Generator = Callable[[], Iterable[Mapping[str, Any]]]
+
+
+def names_function(text: str) -> bool:
+    """Whether a --calib argument names a function: `module:function`, and no file of that name exists."""
+    module, colon, function = text.rpartition(":")
+    return bool(colon and module and function.isidentifier()) and not Path(text).exists()
+
+
+def import_function(text: str) -> Generator:
+    """The function that `module:function` or `file.py:function` names. Raises OptionError."""
+    module_name, _, name = text.rpartition(":")
+    with redirect_stdout(sys.stderr):  # stdout is for the report.
+        module = _import_file(Path(module_name), text) if module_name.endswith(".py") else _import(module_name, text)
+    function = getattr(module, name, None)
+    if function is None:
+        raise OptionError(f"--calib {text}: {module_name} has no function {name}.")
+    if not callable(function):
+        raise OptionError(f"--calib {text}: {name} is a {type(function).__name__}, not a function.")
+    made: Generator = function
+    return made
+
+
+def read_batches(function: Generator, inputs: NetworkInputs, where: str, count: int | None) -> list[dict[str, Array]]:
+    """The batches of a generator in the types of the inputs, `count` samples at most.
+
+    Raises LoadError where it fails, yields nothing, yields something else than one array per input, changes shapes,
+    or yields more than memory is set aside for.
+    """
+    batches: list[dict[str, Array]] = []
+    samples = size = 0
+    with redirect_stdout(sys.stderr):
+        for item in _iterate(function, where):
+            place = f"{where}: batch {len(batches)}"
+            batch = fit_batch(item, inputs, place)
+            _require_same_shapes(batch, batches, inputs, place)
+            samples, size = samples + batch_size(batch, inputs), size + sum(array.nbytes for array in batch.values())
+            if size > _MOST_BYTES:
+                raise LoadError(
+                    f"{place}: more than {_MOST_BYTES / 1e9:.1f} GB so far; yield fewer or smaller batches."
+                )
+            batches.append(batch)
+            if count is not None and samples >= count:
+                break
+    if not batches:
+        raise LoadError(f"{where} ended before it yielded a batch.")
+    return batches
+
+
+def fit_batch(item: object, inputs: NetworkInputs, where: str) -> dict[str, Array]:
+    """One batch in the types of the inputs. Raises LoadError where it is not one array per input, or does not fit."""
+    names = [spec.name for spec in inputs.specs]
+    if not isinstance(item, Mapping):
+        kind = type(item).__name__
+        raise LoadError(f"{where} is a {kind}; a dict with an array for each of {', '.join(names)} is needed.")
+    stray = [str(name) for name in item if name not in names]
+    missing = [name for name in names if name not in item]
+    if stray or missing:
+        problem = f"has no array for {missing[0]}" if missing else f"has an array for {stray[0][:80]}"
+        raise LoadError(f"{where} {problem}; the inputs are {', '.join(names)}.")
+    batch = {}
+    for spec in inputs.specs:
+        try:
+            array = np.asarray(item[spec.name])
+        except Exception as error:  # Whatever the user's object does when it is converted.
+            raise LoadError(f"{where}: {spec.name} is not an array ({first_line(error)}).") from error
+        batch[spec.name] = fit_array(spec, array, where)
+        if not array.size:
+            raise LoadError(f"{where}: array {spec.name} is empty.")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise LoadError(f"{where}: array {spec.name} holds NaN or infinite values.")
+    return batch
+
+
+def batch_size(batch: Mapping[str, Array], inputs: NetworkInputs) -> int:
+    """The number of samples in a batch: the length of the first axis, 1 where inputs have no batch axis."""
+    spec = inputs.specs[0]
+    array = batch[spec.name]
+    return len(array) if array.ndim and spec.batched else 1
+
+
+def _iterate(function: Generator, where: str) -> Iterator[object]:
+    try:
+        yield from iter(function())
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # The user's own code, which may raise anything, SystemExit included.
+        raise LoadError(f"{where} failed: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _require_same_shapes(
+    batch: Mapping[str, Array], batches: list[dict[str, Array]], inputs: NetworkInputs, where: str
+) -> None:
+    """All batches agree in everything but their number of samples: values of all of them are joined later."""
+    for spec in inputs.specs if batches else ():
+        first, this = batches[0][spec.name].shape, batch[spec.name].shape
+        start = 1 if spec.batched else 0
+        if first[start:] != this[start:]:
+            raise LoadError(
+                f"{where}: {spec.name} has shape {this}, and the first batch has {first}. Only the batch may differ."
+            )
+
+
+def _import(name: str, text: str) -> ModuleType:
+    sys.path.insert(0, "")  # The user names a module in the current folder.
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise OptionError(
+            f"--calib {text}: {first_line(error)}. Run from the folder that holds the module, or name its file."
+        ) from error
+    except Exception as error:  # The module is the user's own code.
+        raise OptionError(f"--calib {text} cannot be imported: {first_line(error)}") from error
+    finally:
+        sys.path.remove("")
+
+
+def _import_file(path: Path, text: str) -> ModuleType:
+    if not path.is_file():
+        raise OptionError(f"--calib {text}: {path} is not a file.")
+    spec = importlib.util.spec_from_file_location(f"_calibration_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise OptionError(f"--calib {text}: {path} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent.resolve()))  # So that it can import its neighbours.
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # The module is the user's own code.
+        raise OptionError(f"--calib {text} cannot be imported: {first_line(error)}") from error
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+    return module

@@ -1,0 +1,99 @@
+"""What a user says about a network's inputs on the command line, parsed and checked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Literal, get_args
+
+from trp_export.flags import InvalidOptionError, flag
+
+SECTION = "The model"
+
+Layout = Literal["nchw", "nhwc"]
+# The name of an input, None for the first one, and its sizes.
+NamedShape = tuple[str | None, tuple[int, ...]]
+
+_MOST_AXES = 16
+_MOST_ELEMENTS = 2**31
+
+
+def parse_shape(text: str) -> NamedShape:
+    """Read `1,3,480,640` (for the first input) or `NAME=1,3,480,640`. Raises ValueError."""
+    name, separator, sizes = text.rpartition("=")
+    parts = sizes.replace("x", ",").split(",")
+    if (separator and not name) or not all(re.fullmatch(r"\s*\d{1,9}\s*", part, re.ASCII) for part in parts):
+        raise ValueError(f"{text!r} is not a shape such as 1,3,224,224 or NAME=1,3,224,224.")
+    return name or None, tuple(map(int, parts))
+
+
+def show_shape(shape: NamedShape) -> str:
+    """The text that `parse_shape` reads."""
+    name, sizes = shape
+    numbers = ",".join(map(str, sizes))
+    return numbers if name is None else f"{name}={numbers}"
+
+
+@dataclass(frozen=True, slots=True)
+class InputOptions:
+    """Sizes, data and layout of the inputs where the model's file does not tell, or where the user knows better.
+
+    `shapes` has one entry per input, `file` is an .npz with one array per input (or an .npy for the only input), and
+    `layout` says which axis of an image input holds the channels. Raises OptionError.
+    """
+
+    shapes: tuple[NamedShape, ...] = flag(
+        "--shape",
+        "Sizes of an input, of the first one without NAME. Default: the file's or the architecture's, then those of "
+        "the images.",
+        section=SECTION,
+        kind="many",
+        read=parse_shape,
+        write=show_shape,
+        metavar="[NAME=]N,C,H,W",
+        default=(),
+    )
+    file: Path | None = flag(
+        "--input",
+        "Check the result on these inputs instead of random ones: an .npz with one array per input.",
+        section=SECTION,
+        read=Path,
+        metavar="FILE",
+        default=None,
+    )
+    layout: Layout | None = flag(
+        "--layout",
+        "Where an image input holds its channels. Default: as the graph reads it.",
+        section=SECTION,
+        choices=get_args(Layout),
+        default=None,
+    )
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.shapes]
+        for name, sizes in self.shapes:
+            _require_sizes(name, sizes)
+            if names.count(name) > 1:
+                raise InvalidOptionError(f"{{shapes}} is given twice for {name or 'the first input'}.")
+        if self.layout is not None and self.layout not in get_args(Layout):
+            raise InvalidOptionError(f"{{layout}} must be {' or '.join(get_args(Layout))}, not {self.layout}.")
+
+    @property
+    def first_shape(self) -> tuple[int, ...] | None:
+        """The sizes given for the first input without its name, else for the only named input."""
+        unnamed = [sizes for name, sizes in self.shapes if name is None]
+        if unnamed:
+            return unnamed[0]
+        return self.shapes[0][1] if len(self.shapes) == 1 else None
+
+
+def _require_sizes(name: str | None, sizes: tuple[int, ...]) -> None:
+    shown = show_shape((name, sizes))
+    if min(sizes, default=1) < 1:
+        raise InvalidOptionError(f"{{shapes}} {shown}: every size must be at least 1.")
+    if len(sizes) > _MOST_AXES or prod(sizes) > _MOST_ELEMENTS:
+        raise InvalidOptionError(
+            f"{{shapes}} {shown}: an input has at most {_MOST_AXES} axes and {_MOST_ELEMENTS:,} elements."
+        )

@@ -1,0 +1,156 @@
+"""What valid ONNX files may leave out or write in another way, brought into the usual form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from trp_export.errors import LoadError, UnsupportedError, first_line
+
+_MOST_DENSE_BYTES = 2**30
+_SMALL_BYTES = 1024
+
+
+def complete_outputs(proto: onnx.ModelProto, path: Path) -> None:
+    """Give outputs without a type or shape those that follow from the graph, as onnxruntime does when it opens a file.
+
+    Raises UnsupportedError where the type of an output cannot be inferred.
+    """
+    incomplete = [value for value in proto.graph.output if not _is_complete(value)]
+    if not incomplete:
+        return
+    try:
+        inferred = onnx.shape_inference.infer_shapes(without_weights(proto), data_prop=True).graph
+    except Exception as error:  # InferenceError, or what the C++ library raises.
+        raise LoadError(f"{path} is not a sound ONNX file: {first_line(error)}") from error
+    known = {value.name: value.type for value in (*inferred.output, *inferred.value_info, *inferred.input)}
+    for value in incomplete:
+        if value.name in known and known[value.name].WhichOneof("value") is not None:
+            value.type.CopyFrom(known[value.name])
+        if value.type.WhichOneof("value") is None:
+            raise UnsupportedError(
+                f"{path}: output {value.name} has no type, and none can be inferred. Export the model with types."
+            )
+
+
+def make_dense(graph: onnx.GraphProto, path: Path) -> None:
+    """Turn sparse initializers into plain ones. Raises LoadError where one contradicts itself or is too large."""
+    total = 0
+    for sparse in graph.sparse_initializer:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(sparse.values.data_type)
+        total += prod(sparse.dims) * dtype.itemsize
+        if total > _MOST_DENSE_BYTES or min(sparse.dims, default=1) < 0:
+            raise LoadError(f"{path}: sparse weights of shape {list(sparse.dims)} would take more than 1 GiB.")
+        name = sparse.values.name
+        try:
+            graph.initializer.append(numpy_helper.from_array(_dense(sparse, dtype), name))
+        except Exception as error:  # numpy raises many kinds for indices out of range and shapes that differ.
+            raise LoadError(f"{path}: sparse weight {name} is damaged ({first_line(error)}).") from error
+    del graph.sparse_initializer[:]
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in inner_graphs(attribute):
+                make_dense(inner, path)
+
+
+def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its large initializers as inputs: small, whatever the model weighs, and without other files."""
+    light = onnx.ModelProto()
+    for field, value in proto.ListFields():
+        if field.name != "graph":
+            _copy(light, field.name, value)
+    for field, value in proto.graph.ListFields():
+        if field.name != "initializer":
+            _copy(light.graph, field.name, value)
+    declared = {value.name for value in light.graph.input}
+    for tensor in proto.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL and tensor.ByteSize() <= _SMALL_BYTES:
+            light.graph.initializer.append(tensor)
+        elif tensor.name not in declared:
+            light.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            )
+    for tensor in model_tensors(light):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            tensor.ClearField("external_data")
+            tensor.ClearField("dims")
+            tensor.dims.append(0)
+    return light
+
+
+def check_model(proto: onnx.ModelProto, path: Path) -> None:
+    """Run the ONNX checker. Raises LoadError."""
+    light = without_weights(proto)
+    for value in light.graph.output:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()  # onnxruntime runs outputs whose rank nothing tells.
+    try:
+        onnx.checker.check_model(light)
+    except Exception as error:  # ValidationError, or what the C++ checker raises.
+        raise LoadError(f"{path} fails the ONNX checker: {first_line(error)}") from error
+
+
+def _is_complete(value: onnx.ValueInfoProto) -> bool:
+    kind = value.type.WhichOneof("value")
+    if kind == "tensor_type":
+        return value.type.tensor_type.elem_type != 0 and value.type.tensor_type.HasField("shape")
+    return kind is not None
+
+
+def _copy(message: Any, name: str, value: Any) -> None:
+    """Copy one field of a protobuf message."""
+    field = getattr(message, name)
+    if hasattr(field, "extend"):
+        field.extend(value)
+    elif hasattr(field, "CopyFrom"):
+        field.CopyFrom(value)
+    else:
+        setattr(message, name, value)
+
+
+def _dense(sparse: onnx.SparseTensorProto, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Indices count elements of the flattened tensor, or are coordinates (elements, axes)."""
+    values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    dense = np.zeros(tuple(sparse.dims), dtype)
+    if indices.ndim == 2:
+        dense[tuple(indices.T)] = values
+    else:
+        dense.reshape(-1)[indices] = values
+    return dense
+
+
+def _attribute_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            for inner in inner_graphs(attribute):
+                yield from graph_tensors(inner)
+
+
+def graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """All tensors of a graph and of the graphs in it."""
+    yield from graph.initializer
+    yield from _attribute_tensors(graph.node)
+
+
+def inner_graphs(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs that an attribute holds: branches and bodies."""
+    if attribute.HasField("g"):
+        yield attribute.g
+    yield from attribute.graphs
+
+
+def model_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """All tensors of a model, those of its functions included."""
+    yield from graph_tensors(proto.graph)
+    for function in proto.functions:
+        yield from _attribute_tensors(function.node)
