@@ -32,7 +32,7 @@ from trp_export.lowrank.schemes import describe
 from trp_export.planning.budgets import measured_damage, plan_by_macs
 from trp_export.planning.plan import Plan
 from trp_export.recover.refit import refit
-from trp_export.system.staging import Scratch
+from trp_export.system.scratch import Scratch
 
 # Rows of the tables: who makes the plan, from which decompositions, with which images.
 METHODS: dict[str, dict[str, Any]] = {

@@ -6,10 +6,18 @@
 What is named here is imported when it is first used, so that `--help` need not wait for any of it.
 """
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from trp_export.errors import TrpError
+
+# onnxruntime would queue the names of models, nodes and the interpreter's path for its maker, from its import on.
+# The programs that we start inherit this.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+if "onnxruntime" in sys.modules:
+    sys.modules["onnxruntime"].disable_telemetry_events()
 
 if TYPE_CHECKING:
     from trp_export.inputs.preprocessing import Preprocessing

@@ -106,9 +106,9 @@ def test_no_output_takes_the_place_of_what_is_needed(
         assert run([*models, *given] + (["--against", str(earlier)] if name == "s.json" else [])) == 2, name
         assert f"is read and would be written over; choose another place with {option}" in capsys.readouterr().err
     assert run([*models, "--save", str(tmp_path / "p.svg"), "--plot", str(tmp_path / "p.svg")]) == 2
-    assert "--save and --plot are both" in capsys.readouterr().err
+    assert "is the same file as another output (--save)" in capsys.readouterr().err
     assert run([*models, "--save", str(tmp_path)]) == 7
-    assert "not a plain file. Choose another place with --save" in capsys.readouterr().err
+    assert "is a folder; name a file in it with --save" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import re
-import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -293,7 +292,7 @@ def test_places_that_cannot_be_written_to(refuses: Command, model: Path, tmp_pat
     assert "folder.onnx is a folder" in refuses(7, "model.onnx", *RULE, "--report", "folder.onnx")
     assert "there is no folder nowhere; make it" in refuses(7, "model.onnx", *RULE, "--report", "nowhere/page.html")
     (tmp_path / "pipe.html").symlink_to("/dev/full")
-    assert "pipe.html cannot be written: it exists" in refuses(7, "model.onnx", *RULE, "--report", "pipe.html")
+    assert "pipe.html cannot be written: it is a link" in refuses(7, "model.onnx", *RULE, "--report", "pipe.html")
     assert "/proc cannot be written to" in refuses(7, "absent.onnx", *RULE, "--report", "/proc/page.html")
     if os.getuid():
         (tmp_path / "folder.onnx").chmod(0o500)
@@ -303,10 +302,10 @@ def test_places_that_cannot_be_written_to(refuses: Command, model: Path, tmp_pat
 def test_a_page_that_cannot_be_put_in_its_place_is_named(
     refuses: Command, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(source: object, target: object) -> None:
+    def fail(source: Path, content: bytes) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(shutil, "move", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     message = refuses(7, "model.onnx", *RULE, "--report", "page.html")
     assert "page.html cannot be written: Input/output error" in message
 

@@ -78,7 +78,7 @@ def test_every_field_must_be_there(name: str) -> None:
         (spoil("inputs", value={}), "must be a list"),
         (spoil("inputs", 0, "shape", value=[-1]), "whole numbers and nulls"),
         (spoil("inputs", 0, "shape", value=[True]), "whole numbers and nulls"),
-        (spoil("inputs", 0, "shape", value=[1] * 33), "must be a list of 32"),
+        (spoil("inputs", 0, "shape", value=[1] * 33), "must be a list of at most 32 values"),
         (spoil("preprocessing", "mean", value=[0.1]), "a number per channel"),
         (spoil("preprocessing", "mean", value=[None] * 3), "must be a number"),
         (spoil("preprocessing", "std", value=[0, 1, 1]), "std above 0"),

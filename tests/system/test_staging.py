@@ -1,42 +1,97 @@
-"""Folders on the way are gone when they are left, whatever moment a signal takes."""
+"""Outputs are checked against one another and the inputs before work begins, and appear together or not at all."""
 
-import signal
-import tempfile
-from collections.abc import Callable
+from __future__ import annotations
+
+import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from trp_export.system.signals import terminable
-from trp_export.system.staging import OutputStage, Scratch
+from trp_export.errors import OptionError, OutputError
+from trp_export.system.staging import Output, OutputStage, check_outputs
 
 
-@pytest.mark.parametrize("maker", ["mkdtemp", "TemporaryFile"])
-def test_a_signal_in_the_middle_of_making_leaves_nothing(
-    maker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.onnx").write_text("model")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "cat.png").write_text("cat")
+    (tmp_path / "link.npz").symlink_to("model.onnx")
+    (tmp_path / "linked").symlink_to(".")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "output",
+    ["model.onnx", "./model.onnx", "images/../model.onnx", "linked/model.onnx", "link.npz", "images/cat.png"],
+)
+def test_an_output_never_takes_the_place_of_an_input(folder: Path, output: str) -> None:
+    for path in (Path(output), folder / output):
+        with pytest.raises(OptionError, match="is read and would be written over; choose another place with --save"):
+            check_outputs([Output(path, "--save")], [Path("model.onnx"), Path("images")])
+
+
+def test_a_second_name_of_an_input_is_that_input(folder: Path) -> None:
+    (folder / "second.npz").hardlink_to(folder / "model.onnx")
+    with pytest.raises(OptionError, match="is read and would be written over"):
+        check_outputs([Output(Path("second.npz"), "--save")], [Path("model.onnx")])
+
+
+def test_outputs_are_different_files(folder: Path) -> None:
+    outputs = [Output(Path("a.json"), "--save"), Output(Path("linked/a.json"), "--report")]
+    with pytest.raises(OptionError, match=r"--report linked/a.json is the same file as another output \(--save\)"):
+        check_outputs(outputs)
+    check_outputs(
+        [outputs[0], Output(Path("b.json"), "--report"), Output(Path("images/b.json"), "-o")], [Path("images")]
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("name", ["o.onnx", "o.json", "o.onnx.data", "r.html"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+def test_a_stage_refuses_what_it_could_not_replace(folder: Path, name: str, kind: str) -> None:
+    make = {"folder": Path.mkdir, "pipe": os.mkfifo, "link": lambda path: path.symlink_to("model.onnx")}
+    make[kind](folder / name)
+    with (
+        pytest.raises(OutputError, match=name),
+        OutputStage(folder / "o.onnx", folder / "r.html"),
+    ):
+        raise AssertionError("the stage was opened")
+
+
+def publish(folder: Path) -> None:
+    with OutputStage(folder / "o.onnx", folder / "r.html") as stage:
+        stage.model.write_text("new model")
+        stage.document.write_text("new document")
+        assert stage.page is not None
+        stage.page.write_text("new page")
+        stage.publish()
+
+
+def test_published_files_appear_together(folder: Path) -> None:
+    before = set(folder.iterdir())
+    publish(folder)
+    assert {path.name for path in set(folder.iterdir()) - before} == {"o.onnx", "o.json", "r.html"}
+    assert (folder / "o.onnx").read_text() == "new model"
+    assert (folder / "r.html").read_text() == "new page"
+
+
+@pytest.mark.parametrize("fails", ["r.html", "o.json", "o.onnx"])
+def test_old_files_come_back_if_one_cannot_be_replaced(
+    folder: Path, fails: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _signal_after(maker, monkeypatch)
-    with pytest.raises(KeyboardInterrupt), terminable(), OutputStage(tmp_path / "small.onnx", None):
-        raise AssertionError("the folder was made, and nobody stopped")
-    assert list(tmp_path.iterdir()) == []
+    for name in ("o.onnx", "r.html"):
+        (folder / name).write_text(f"old {name}")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    replace = Path.replace
 
+    def refuse(path: Path, target: Path) -> Path:
+        if target.name == fails and not path.name.startswith("old-"):
+            raise PermissionError(1, "Operation not permitted")
+        return replace(path, target)
 
-def test_scratch_goes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    _signal_after("mkdtemp", monkeypatch)
-    with pytest.raises(KeyboardInterrupt), terminable(), Scratch():
-        raise AssertionError("the folder was made, and nobody stopped")
-    assert list(tmp_path.iterdir()) == []
-
-
-def _signal_after(maker: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C between the making of something and the return of its name."""
-    make: Callable[..., Any] = getattr(tempfile, maker)
-
-    def interrupted(*args: Any, **options: Any) -> Any:
-        made = make(*args, **options)
-        signal.raise_signal(signal.SIGINT)
-        return made
-
-    monkeypatch.setattr(tempfile, maker, interrupted)
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OutputError, match=f"{fails} cannot be written: Operation not permitted"):
+        publish(folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

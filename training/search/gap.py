@@ -37,7 +37,7 @@ from trp_export.planning.curves import Layer
 from trp_export.runtime.partial import feed
 from trp_export.system.files import atomic_write
 from trp_export.system.progress import Progress
-from trp_export.system.staging import Scratch
+from trp_export.system.scratch import Scratch
 
 # Images on which sensitivities are measured.
 _MEASURED_ON = 256

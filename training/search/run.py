@@ -41,7 +41,7 @@ from trp_export.recover.torch_graph import TorchGraph
 from trp_export.runtime.partial import fixed_batch
 from trp_export.system.files import atomic_write
 from trp_export.system.progress import Progress
-from trp_export.system.staging import Scratch
+from trp_export.system.scratch import Scratch
 
 if TYPE_CHECKING:
     from trp_export.latency.network import NetworkLatency

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from trp_export.cli import shared
-from trp_export.errors import EnvironmentMismatchError, OptionError, OutputError
-from trp_export.system.files import require_plain_file
+from trp_export.errors import EnvironmentMismatchError, OptionError
+from trp_export.system.staging import Output, check_outputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -203,23 +203,15 @@ def _bench(options: BenchOptions) -> int:
 
 
 def _check_outputs(options: BenchOptions) -> None:
-    """Raise OutputError where an output cannot be written, OptionError where it would take a place that is needed."""
+    """Raise OutputError where an output cannot be written, OptionError where it would overwrite an input."""
     from trp_export.bench.models import model_files
 
-    outputs = [(option, path) for option, path in (("--save", options.save), ("--plot", options.plot)) if path]
-    for option, path in outputs:
-        if not path.absolute().parent.is_dir():
-            raise OutputError(f"no folder {path.absolute().parent} to write {path.name} to; make it first.")
-        require_plain_file(path, remedy=f"Choose another place with {option}.")
-    if len({path.resolve() for _, path in outputs}) < len(outputs):
-        raise OptionError(f"--save and --plot are both {options.save}; choose another place for one of them")
-    if not any(path.exists() for _, path in outputs):
+    named = (("--save", options.save), ("--plot", options.plot))
+    outputs = [Output(path, option) for option, path in named if path]
+    if not outputs:
         return
-    read = [file for model in options.models for file in model_files(model)]
-    read += [path for path in (Path(options.input), options.against) if path]
-    for option, path in outputs:
-        if path.resolve() in {file.resolve() for file in read}:
-            raise OptionError(f"{path} is read and would be written over; choose another place with {option}")
+    inputs = [file for model in options.models for file in model_files(model)]
+    check_outputs(outputs, [*inputs, *(path for path in (Path(options.input), options.against) if path)])
 
 
 def _joined(earlier: Comparison, found: Comparison) -> Comparison:

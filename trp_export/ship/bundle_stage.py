@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trp_export.errors import LoadError, OptionError, OutputError
 from trp_export.ship.verify import verify
-from trp_export.system.staging import OutputStage
+from trp_export.system.staging import Output, OutputStage, check_outputs, require_writable
 
 MODEL, PAGE = "model.onnx", "report.html"
 
@@ -18,11 +18,11 @@ class BundleStage(OutputStage):
 
     def __init__(self, bundle: Path) -> None:
         self.bundle = bundle
-        super().__init__(bundle / MODEL, bundle / PAGE)
-        self.place = bundle
+        super().__init__(bundle / MODEL, bundle / PAGE, bundle)
 
     def _require_possible(self) -> None:
         _require_replaceable(self.bundle)
+        require_writable(self.bundle.parent)
 
     def _furnish(self) -> None:
         self.scratch, self.made = self.folder / "scratch", self.folder / "bundle"
@@ -34,11 +34,15 @@ class BundleStage(OutputStage):
     def files(self) -> tuple[Path, ...]:
         return (self.bundle,)
 
-    def require_apart(self, inputs: Sequence[Path]) -> None:
+    def require_apart(self, inputs: Sequence[Path], others: Sequence[Output] = ()) -> None:
+        check_outputs(others, inputs)
         place = self.bundle.resolve()
         for path in inputs:
             if path.resolve().is_relative_to(place):
                 raise OptionError(f"{path} is read and lies in the bundle to be written; choose another --bundle.")
+        for output in others:
+            if output.path.resolve().is_relative_to(place):
+                raise OptionError(f"{output.option} {output.path} lies in the bundle; choose another place for it.")
 
     def publish(self) -> None:
         _require_replaceable(self.bundle)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trp_export.errors import LoadError
-from trp_export.system.json_fields import Fields, plain_json
+from trp_export.system.json_fields import Fields, parse_json
 
 NAME = "manifest.json"
 FORMAT = "trp-bundle"
@@ -126,7 +126,7 @@ def parse_manifest(written: bytes) -> Manifest:
     """Raises LoadError, naming the field, for anything but a manifest within bounds."""
     if len(written) > MOST_BYTES:
         raise LoadError(f"{NAME} has {len(written):,} bytes; at most {MOST_BYTES:,} are read.")
-    fields = Fields(plain_json(written, NAME, LONGEST_TEXT), NAME)
+    fields = Fields(parse_json(written, NAME, LONGEST_TEXT), NAME)
     if fields.text("format") != FORMAT:
         raise LoadError(f'{NAME} is not a bundle\'s: "format" is not "{FORMAT}".')
     if fields.whole("version") != VERSION:

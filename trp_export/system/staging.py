@@ -1,72 +1,110 @@
-"""Writing so that a file is whole or absent: everything is made in a folder beside its place, then renamed."""
+"""The outputs of a command: checked together before work begins, made apart, published together."""
 
 from __future__ import annotations
 
-import shutil
+import mimetypes
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from trp_export.errors import OptionError, OutputError
-from trp_export.system.files import atomic_write, require_plain_file
+from trp_export.system.files import replace_together, require_replaceable
+from trp_export.system.scratch import Scratch
 from trp_export.system.signals import held_back
 
 
-class Scratch:
-    """A folder for files on the way, gone when it is left; in the system's place for such."""
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A file that a command will write, and the option that names it."""
 
-    def __enter__(self) -> Self:
-        return self._enter("trp-export.", None)
+    path: Path
+    option: str
 
-    def _enter(self, prefix: str, parent: Path | None) -> Self:
-        """Make the folder. A signal waits until it is known, so that none is left behind."""
-        made = None
-        try:
-            with held_back():
-                made = self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-                self._furnish()
-        except BaseException as error:
-            if made is not None:
-                self.__exit__(type(error), error, error.__traceback__)
-            raise
-        return self
 
-    def _furnish(self) -> None:
-        """Name what will be made in the folder."""
+def check_outputs(outputs: Sequence[Output], inputs: Sequence[Path] = ()) -> None:
+    """Check, before work begins, that all outputs can be written without harm to one another or to an input.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+    Raises OptionError where an output is the same file as an input or as another output, also through links, and
+    OutputError where one cannot be written.
+    """
+    for index, output in enumerate(outputs):
+        for other in outputs[:index]:
+            if is_same_file(output.path, other.path):
+                raise OptionError(
+                    f"{output.option} {output.path} is the same file as another output ({other.option}); "
+                    "choose another place for one of them."
+                )
+        for path in inputs:
+            if _overwrites(output.path, path):
+                raise OptionError(
+                    f"{output.path} is read and would be written over; choose another place with {output.option}."
+                )
+    for output in outputs:
+        require_writable_file(output)
+
+
+def require_writable_file(output: Output) -> None:
+    """Raise OutputError where the file could not be written, which is found out by making a file beside it."""
+    if output.path.is_dir():
+        raise OutputError(f"{output.path} is a folder; name a file in it with {output.option}.")
+    require_replaceable(output.path, remedy=f"Choose another place with {output.option}.")
+    require_writable(output.path.parent)
+
+
+def require_writable(folder: Path) -> None:
+    """Raise OutputError where no file can be made in a folder, which is found out by making one."""
+    try:
+        if not folder.is_dir():
+            raise OutputError(f"there is no folder {folder}; make it first, or write elsewhere.")
+        with held_back(), tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{folder} cannot be written to: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def is_same_file(one: Path, other: Path) -> bool:
+    """Whether two paths name one file, through links and on disks that ignore case."""
+    try:
+        if one.resolve() == other.resolve():
+            return True
+        return one.exists() and other.exists() and one.samefile(other)
+    except (OSError, ValueError, RuntimeError):  # A path that cannot be followed: opening it will say why.
+        return one.absolute() == other.absolute()
+
+
+def _overwrites(output: Path, path: Path) -> bool:
+    """Whether writing `output` would destroy the input `path`: the file, or an image in the folder."""
+    if is_same_file(output, path):
+        return True
+    kind = mimetypes.guess_type(output.name)[0] or ""
+    return kind.startswith("image/") and output.exists() and path.is_dir() and is_same_file(output.parent, path)
 
 
 class OutputStage(Scratch):
-    """A hidden folder beside `place`, the output. `publish` moves what lies in it into place; leaving removes it.
+    """A hidden folder beside `place`. Files are made in it; `publish` moves them into place together.
 
-    Raises OutputError or OptionError on entry where the output could not be written, before any work is done.
+    `place` is the output file, or the folder that will hold it where the stage makes a whole folder.
+
+    Raises OutputError or OptionError on entry where an output could not be written, before any work is done.
     """
 
-    def __init__(self, output: Path, report: Path | None) -> None:
-        self.place = self.output = output
-        self.report = report
+    def __init__(self, output: Path, report: Path | None, place: Path | None = None) -> None:
+        self.output, self.report, self.place = output, report, place or output
+        super().__init__(self.place.parent)
 
     def __enter__(self) -> Self:
         self._require_possible()
-        require_writable(self.place.parent)
-        return self._enter(f".{self.place.stem}.", self.place.parent)
+        try:
+            return super().__enter__()
+        except OSError as error:
+            raise OutputError(f"{self.place} cannot be written: {error.strerror or error}.") from error
 
     def _require_possible(self) -> None:
-        for target in (self.output, self.report):
-            if target is not None and target.is_dir():
-                raise OutputError(f"{target} is a folder; name a file in it.")
-            if target is not None:
-                require_plain_file(target)
-        if self.report is not None and self.report.resolve() in [file.resolve() for file in self.files[:2]]:
-            raise OptionError(f"--report {self.report} is the same file as another output.")
-        if self.report is not None:
-            require_writable(self.report.parent)
+        check_outputs(self.outputs)
 
     def _furnish(self) -> None:
         self.scratch = self.folder / "scratch"
@@ -78,44 +116,46 @@ class OutputStage(Scratch):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        super().__exit__(kind, error, trace)
         if isinstance(error, OSError):
             raise OutputError(f"{self.place} cannot be written: {error.strerror or error}.") from error
 
-    def require_apart(self, inputs: Sequence[Path]) -> None:
-        """Raises OptionError where an output would take the place of a file that is read."""
-        read = {path.resolve() for path in inputs}
-        for target in (*self.files, self.output.with_name(f"{self.output.name}.data")):
-            if target.resolve() in read:
-                raise OptionError(
-                    f"{target} is read and would be written over; choose another place with -o or --report."
-                )
+    def require_apart(self, inputs: Sequence[Path], others: Sequence[Output] = ()) -> None:
+        """Check all outputs, and `others` that the command writes itself, against one another and the inputs."""
+        check_outputs((*self.outputs, *others), inputs)
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """Every file that may be written, the model first."""
+        data = Output(self.output.with_name(f"{self.output.name}.data"), "-o")
+        model, document, *report = self.files
+        return (Output(model, "-o"), Output(document, "-o"), *(Output(path, "--report") for path in report), data)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Where everything will lie, the model first."""
+        """Where the results will lie, the model first. A model over 2 GB has a .data file besides."""
         document = self.output.with_suffix(".json")
         return (self.output, document, self.report) if self.report else (self.output, document)
 
     def publish(self) -> None:
-        """Move everything into place, the model last: who sees the model sees it with all its parts.
+        """Move everything into place, the model last. If one move fails, all old files come back.
 
-        The page comes first: it alone may go to another disk, where that can fail.
+        Raises OutputError. The report may lie on another disk, so it is copied beside its place first.
         """
-        if self.page is not None and self.report is not None:
-            with atomic_write(self.report) as part:
-                shutil.move(self.page, part)
-        made = (path for path in self.folder.iterdir() if path != self.scratch)
-        for path in sorted(made, key=lambda path: path == self.model):
-            path.replace(self.output.parent / path.name)
+        files = (path for path in self.folder.iterdir() if path != self.scratch)
+        made = sorted(files, key=lambda path: path == self.model)
+        moves = [(path, self.output.parent / path.name) for path in made]
+        with ExitStack() as beside:
+            if self.page is not None and self.report is not None:
+                moves.insert(0, (_copy_beside(self.report, self.page, beside), self.report))
+            replace_together(moves)
 
 
-def require_writable(folder: Path) -> None:
-    """Raises OutputError where no file can be made in a folder, which is found out by making one."""
+def _copy_beside(place: Path, file: Path, until: ExitStack) -> Path:
+    """A copy of `file` on the disk of `place`, removed when the stack closes. Raises OutputError."""
     try:
-        if not folder.is_dir():
-            raise OutputError(f"there is no folder {folder}; make it first, or write elsewhere.")
-        with held_back(), tempfile.TemporaryFile(dir=folder):
-            pass
+        copy = until.enter_context(Scratch(place.parent)).folder / place.name
+        copy.write_bytes(file.read_bytes())
     except OSError as error:
-        raise OutputError(f"{folder} cannot be written to: {error.strerror}.") from error
+        raise OutputError(f"{place} cannot be written: {error.strerror or error}.") from error
+    return copy

@@ -310,6 +310,7 @@ int main(int count, char **arguments) {
   int serving = count >= 7 && !strcmp(arguments[1], "serve");
   if (!serving && !(count == 3 && !strcmp(arguments[1], "probe")))
     return fprintf(stderr, "usage: trp-runner probe LIBRARY | serve LIBRARY MODEL INPUTS SCRATCH THREADS [CORES]\n"), 2;
+  setenv("ORT_DISABLE_TELEMETRY", "1", 1); /* before the library is loaded */
   open_library(arguments[2]);
   if (!serving) return probe(), 0;
   fflush(stdout);

@@ -27,6 +27,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before onnxruntime is imported; on a board nothing else sets it
+
 PROTOCOL = 1
 MARK = 0x5EED0000  # what getpriority() is asked for, to tell an emulator's instruction counter "an inference ends here"
 
