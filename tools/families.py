@@ -1,6 +1,6 @@
 """Send one network of every torchvision family, and model files where there are any, through `trp-export`.
 
-    python tools/families.py [NAME ...] [--models FOLDER] [--output docs/families.md]
+    python tools/families.py [NAME ...] [--models FOLDER] [--output docs/results/families.md]
 
 Weights are random and seeded, so outputs mean nothing; what is shown is whether a family goes through, what
 becomes of its layers, and how exact the rewrite is. FOLDER may hold .onnx files and CIFAR ResNets as
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", default=FAMILIES, help="networks of torchvision; default: one per family")
     parser.add_argument("--models", type=Path, help="a folder with .onnx and .th files")
-    parser.add_argument("--output", type=Path, default=Path("docs/families.md"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results/families.md"))
     return parser
 
 

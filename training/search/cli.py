@@ -85,7 +85,7 @@ def command(context: click.Context, /, resume: bool, no_data: bool, gap: int | N
 
     MODEL is anything that trp-export takes. All candidates of a layer share one super-network, in which logits alone
     are trained to keep its answers at the cost that is wanted (Yu & Bouganis, SVD-NAS, WACV 2023). The planner of
-    trp-export, behind its --macs and --speedup, needs no search and is hard to beat: docs/results-search.md.
+    trp-export, behind its --macs and --speedup, needs no search and is hard to beat: docs/results/search.md.
     """
     options = _resumed(context, values, no_data) if resume else _options(values, no_data)
     require("trp-search", "torch", "onnxscript")
