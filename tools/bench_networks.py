@@ -231,7 +231,7 @@ def tables(networks: Sequence[Network], clock: Clock) -> None:
 
 CAPTION = (
     "Dense beside scheme auto, aligned, MACs / 2, in a run of its own at another hour than the table's, when the "
-    "machine was faster or slower ([by how much](../benchmarks.md#what-it-found)):"
+    "machine was faster or slower ([by how much](../schemes.md#how-runs-differ)):"
 )
 TABLE_HEAD = (
     "| scheme | ranks | MACs | 1 thread | quotient | 2 threads | quotient | ARM instructions | quotient |",

@@ -1,4 +1,4 @@
-"""The tables and pictures of docs/results/latency-plans.md: plans by latency, predicted and measured, beside other plans.
+"""The tables and pictures of docs/results/latency-plans.md: plans by latency, predicted, measured, beside others.
 
     python tools/bench_plans.py models      dense networks (torchvision, random weights) and their singular values
     python tools/bench_plans.py time        the latency table, plans at several speed-ups, and rivals pushed to 2x

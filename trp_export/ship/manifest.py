@@ -1,4 +1,6 @@
-"""The manifest of a bundle as a value, its JSON, and the way back, which trusts nothing. Fields: docs/reference/bundle.md.
+"""The manifest of a bundle as a value, its JSON, and the way back, which trusts nothing.
+
+Fields: docs/reference/bundle.md.
 
 The JSON is canonical: sorted keys, two spaces, one newline at the end. Its sha256 is the bundle's digest.
 """
