@@ -60,7 +60,7 @@ def test_every_extra_in_an_error_installs_its_package() -> None:
     [
         (NETWORK, (), "resnet20-cifar10.pt, which is not an ONNX file,"),
         ("model.onnx", ("--calib", "synthetic"), "--calib synthetic"),
-        ("model.onnx", ("--calib", IMAGES, "--tune", "1"), "--tune"),
+        ("model.onnx", ("--calib", IMAGES, "--tune", "1min"), "--tune"),
     ],
 )
 def test_export_without_torch_refuses_what_needs_it(
