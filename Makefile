@@ -1,9 +1,10 @@
-# make demo: the main job on a small real model. make test: all fast tests. Both set up .venv first.
+# make demo: the main job on a small real model. make test: all fast tests. make docs: the pages in build/site.
+# Each sets up .venv first.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo test test-slow check docs bench clean
 demo: $(VENV)/.installed
 	$(BIN)/python tools/demo.py
 
@@ -23,12 +24,20 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch,plot]'
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch,plot,test,dev]'
 	touch $@ $(VENV)/.installed
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python tools/cli_reference.py --check
+	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch,plot,docs]'
+	touch $@
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python tools/bench_export.py

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from models_zoo.cifar_resnet import CifarResNet
+from trp_export.system.extras import is_installed, require
 
 CIFAR_SHAPE = (1, 3, 32, 32)
 IMAGENET_SHAPE = (1, 3, 224, 224)
@@ -50,6 +51,7 @@ def _build_cifar(depth: int, classes: int | None) -> nn.Module:
 
 
 def _torchvision(name: str) -> Architecture:
+    require(f"--arch {name}", "torchvision")
     import torchvision
 
     model = name.removeprefix("torchvision:")
@@ -84,9 +86,11 @@ def _build_foreign(factory: Callable[..., nn.Module], classes: int | None) -> nn
 
 
 def _suggest(name: str) -> str:
-    import torchvision
+    known = list(CIFAR_DEPTHS)
+    if is_installed("torchvision"):
+        import torchvision
 
-    known = [*CIFAR_DEPTHS, *(f"torchvision:{model}" for model in torchvision.models.list_models(torchvision.models))]
+        known += [f"torchvision:{model}" for model in torchvision.models.list_models(torchvision.models)]
     near = [f"torchvision:{name}"] if f"torchvision:{name}" in known else difflib.get_close_matches(name, known, 3, 0.5)
     if not near:
         return "; known are resnet20, 32, 44, 56, 110, torchvision:NAME and package.module:factory"

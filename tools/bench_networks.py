@@ -1,10 +1,10 @@
-"""The tables and pictures of docs/benchmarks.md: four networks, every scheme, ranks free and aligned.
+"""The tables and pictures of docs/results/schemes.md: four networks, every scheme, ranks free and aligned.
 
     python tools/bench_networks.py export      dense models and their low-rank versions, by trp-export, random weights
     python tools/bench_networks.py count       ARM instructions of each (trp-bench --device arm); needs no quiet machine
     python tools/bench_networks.py time        latency ratios, one and two threads; wants a quiet machine
     python tools/bench_networks.py pictures    trp-bench --profile --plot for one version of each network
-    python tools/bench_networks.py tables      docs/benchmarks/*.md from what the other steps found
+    python tools/bench_networks.py tables      docs/results/schemes/*.md from what the other steps found
 
 Each step takes up where it was stopped, and with --minutes stops by itself. Results lie in runs/bench_networks.
 """
@@ -22,7 +22,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "runs" / "bench_networks"
-DOCS = ROOT / "docs" / "benchmarks"
+DOCS = ROOT / "docs" / "results" / "schemes"
+ASSETS = ROOT / "docs" / "assets"
 SCHEMES = ("channel", "spatial", "spatial-t", "pointwise", "decouple", "auto")
 RATIOS = (1.5, 2.0, 3.0)
 ALIGNS = ("1", "auto")
@@ -202,9 +203,9 @@ def measure_group(network: Network, threads: int, scheme: str, align: str, compa
 def pictures(networks: Sequence[Network], clock: Clock) -> None:
     from trp_export.cli.bench import run
 
-    DOCS.mkdir(parents=True, exist_ok=True)
+    ASSETS.mkdir(parents=True, exist_ok=True)
     for network in networks:
-        picture = DOCS / f"{network.name}.svg"
+        picture = ASSETS / f"schemes-{network.name}.svg"
         version = Version(network, "auto", "auto", 2.0)
         if clock.over():
             return
@@ -218,19 +219,19 @@ def tables(networks: Sequence[Network], clock: Clock) -> None:
         rows = [row for version in versions(network) if (row := table_row(version))]
         if not rows or not (timed(network) or (WORK / "counts" / f"{network.name}.json").is_file()):
             continue
-        picture = DOCS / f"{network.name}.svg"
+        picture = ASSETS / f"schemes-{network.name}.svg"
         text = [f"# {network.name}", "", *where(network), *TABLE_HEAD, *rows, ""]
         if picture.is_file():
-            text += [f"![latency and layers]({picture.name})", "", CAPTION, ""]
+            text += [f"![latency and layers](../../assets/{picture.name})", "", CAPTION, ""]
             dense_name, small = dense(network).model.name, Version(network, "auto", "auto", 2.0).model.name
-            text += [f"    trp-bench {dense_name} {small} --profile --plot {picture.name}", ""]
+            text += [f"    trp-bench {dense_name} {small} --profile --plot {network.name}.svg", ""]
         (DOCS / f"{network.name}.md").write_text("\n".join(text))
         print(DOCS / f"{network.name}.md")
 
 
 CAPTION = (
     "Dense beside scheme auto, aligned, MACs / 2, in a run of its own at another hour than the table's, when the "
-    "machine was faster or slower ([by how much](../benchmarks.md#what-it-found)):"
+    "machine was faster or slower ([by how much](../schemes.md#how-runs-differ)):"
 )
 TABLE_HEAD = (
     "| scheme | ranks | MACs | 1 thread | quotient | 2 threads | quotient | ARM instructions | quotient |",

@@ -1,8 +1,8 @@
-"""The tables and pictures of docs/results-latency.md: plans by latency, predicted and measured, beside other plans.
+"""The tables and pictures of docs/results/latency-plans.md: plans by latency, predicted, measured, beside others.
 
     python tools/bench_plans.py models      dense networks (torchvision, random weights) and their singular values
     python tools/bench_plans.py time        the latency table, plans at several speed-ups, and rivals pushed to 2x
-    python tools/bench_plans.py tables      docs/results-latency/ from what was measured
+    python tools/bench_plans.py tables      docs/results/latency-plans-measured.md from what was measured
 
 Each step takes up where it was stopped, and with --seconds stops by itself. Results lie in runs/bench_plans. `time`
 wants a quiet machine: every figure is a ratio of interleaved runs in fresh processes.
@@ -41,7 +41,7 @@ from trp_export.system.cpu import block_size
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "runs" / "bench_plans"
-DOCS = ROOT / "docs" / "results-latency"
+DOCS = ROOT / "docs"
 NETWORKS = ("resnet18", "vgg16", "mobilenet_v2", "resnet50", "resnet20")
 PREDICTED = (1.25, 1.5, 2.0, 2.5, 3.0)
 WISHED = (2.0, 1.5)
@@ -217,12 +217,11 @@ def load_facts(name: str) -> dict[str, Any]:
 
 def tables(names: Sequence[str], clock: Clock) -> None:
     """Every figure as a table, and predicted against measured as a picture."""
-    DOCS.mkdir(parents=True, exist_ok=True)
     found = {name: load_facts(name) for name in names if load_facts(name)}
     lines = ["# Plans by latency, as measured", "", *where(), *predictions(found), *wishes(found), *rivalry(found)]
-    (DOCS / "measured.md").write_text("\n".join(lines) + "\n")
+    (DOCS / "results" / "latency-plans-measured.md").write_text("\n".join(lines) + "\n")
     draw(found)
-    print(DOCS / "measured.md")
+    print(DOCS / "results" / "latency-plans-measured.md")
 
 
 def where() -> list[str]:
@@ -312,7 +311,7 @@ def draw(found: dict[str, dict[str, Any]]) -> None:
     axes.set_xlabel("predicted speed-up of the whole network")
     axes.set_ylabel("measured speed-up")
     axes.legend()
-    figure.savefig(DOCS / "predicted.svg", metadata={"Date": None})
+    figure.savefig(DOCS / "assets" / "latency-predicted.svg", metadata={"Date": None})
     figure.savefig(WORK / "predicted.png", dpi=100)
 
 

@@ -1,4 +1,4 @@
-"""Fill the tables of docs/results-calibration.md: accuracy against multiply-adds, with 1,024 unlabelled images.
+"""Fill the tables of docs/results/calibration.md: accuracy against multiply-adds, with 1,024 unlabelled images.
 
     python tools/calibration_results.py --data ../shared/data/cifar10 --models ../shared/models \
         [--networks resnet20 resnet32] [--ratios 1.5 2 3] [--draws 3] [--tune-steps 0] [--out runs/calibration.jsonl]

@@ -3,7 +3,7 @@
     python tools/energy_table.py --weights WEIGHTS --data TEST.npz
 
 WEIGHTS is a state dict of He's ResNet-20 for CIFAR-10 normalised by ImageNet's mean and std, TEST.npz holds `images`
-and `labels`. Prints a Markdown table for README.md and docs/results.md. Run it on a quiet machine.
+and `labels`. Prints a Markdown table for docs/results/energy.md. Run it on a quiet machine.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Send one network of every torchvision family, and model files where there are any, through `trp-export`.
 
-    python tools/families.py [NAME ...] [--models FOLDER] [--output docs/families.md]
+    python tools/families.py [NAME ...] [--models FOLDER]
+
+Prints the table of docs/results/families.md.
 
 Weights are random and seeded, so outputs mean nothing; what is shown is whether a family goes through, what
 becomes of its layers, and how exact the rewrite is. FOLDER may hold .onnx files and CIFAR ResNets as
@@ -45,42 +47,28 @@ FAMILIES = (
 )
 RULE = ("--macs", "1.5", "--no-bench")
 
-HEADER = """# Families of networks
-
-One network of every torchvision classification family (random weights, seed 0, batch norm with the statistics of
-one batch of noise), and model files as they are found, through
-
-    trp-export NETWORK.pt --arch torchvision:NETWORK --macs 1.5 --no-bench
-
-Random weights have no low rank to find, so the change of the outputs says nothing about trained networks; it is
-here because it must be a number. The rewrite error is the relative L2 distance between the result and the
-original whose kernels are the products of the factors: rounding, nothing else.
-
-| network | layers changed | kept, and why | MACs | params | rewrite error | output change | CPU s | notes |
+HEADER = """| network | layers changed | kept, and why | MACs | params | rewrite error | output change | CPU s | notes |
 |---|---:|---|---:|---:|---:|---:|---:|---|
 """
 
 
 def main() -> None:
     arguments = _parser().parse_args()
-    rows = []
+    print(HEADER, end="")
     with tempfile.TemporaryDirectory() as folder:
         for name, command in _jobs(Path(folder), arguments.names, arguments.models):
-            rows.append(_row(name, command, Path(folder)))
-            print(rows[-1], flush=True)
-    made_by = (
+            print(_row(name, command, Path(folder)), flush=True)
+    print(
         f"\nCPU seconds (all threads) of the whole command: reading, exporting from PyTorch, factoring, verifying. "
         f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
-        f"{platform.machine()}. Made by `tools/families.py`.\n"
+        f"{platform.machine()}."
     )
-    arguments.output.write_text(HEADER + "\n".join(rows) + "\n" + made_by, encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", default=FAMILIES, help="networks of torchvision; default: one per family")
     parser.add_argument("--models", type=Path, help="a folder with .onnx and .th files")
-    parser.add_argument("--output", type=Path, default=Path("docs/families.md"))
     return parser
 
 

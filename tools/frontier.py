@@ -2,7 +2,7 @@
 
     python tools/frontier.py make --data CIFAR10 --models MODELS    # the networks, with images
     python tools/frontier.py time                                   # their latency, side by side, on a quiet machine
-    python tools/frontier.py report --out docs/calibration          # table and picture
+    python tools/frontier.py report --out docs/assets          # table and picture
 
 Networks, images and figures lie in runs/frontier; what is there already is not made again. 1,024 images of the
 training shards 1 to 4 calibrate, 2,500 of shard 5 evaluate. The networks were trained on those too, so the figures

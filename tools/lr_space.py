@@ -1,5 +1,7 @@
 """What a finer space of decompositions buys: lost energy and accuracy of one scheme for all layers, of the usual five,
-of the whole LR-space, and of sums of two pairs, at the same multiply-adds. Fills the table of docs/lr-space.md.
+of the whole LR-space, and of sums of two pairs, at the same multiply-adds.
+
+Fills the table of docs/results/finer-decompositions.md.
 
     python tools/lr_space.py --data ../shared/data/cifar10 --models ../shared/models [--networks resnet20]
         [--images 0 1024] [--seconds 150] [--out runs/lr_space.jsonl] [--report]

@@ -1,4 +1,4 @@
-"""Fill the tables of docs/results-precision.md: low rank and int8 together, beside either alone.
+"""Fill the tables of docs/results/int8.md: low rank and int8 together, beside either alone.
 
     python tools/precision_results.py accuracy --data ../shared/data/cifar10 --models ../shared/models \
         [--networks resnet20 resnet32] [--ratios 1.5 2 3] [--test train_5.npz] [--out runs/precision]

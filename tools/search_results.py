@@ -1,4 +1,4 @@
-"""Fill the tables of docs/results-search.md: plans that were searched beside those of the planner.
+"""Fill the tables of docs/results/search.md: plans that were searched beside those of the planner.
 
     python tools/search_results.py --data ../shared/data/cifar10 --models ../shared/models \
         [--networks resnet20 resnet32] [--ratios 1.5 2 3] [--draws 1] [--seconds 150] [--out runs/search.jsonl]

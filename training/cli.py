@@ -14,6 +14,7 @@ import click
 
 from trp_export.cli.shared import SectionedCommand, run, shape
 from trp_export.errors import LoadError, OptionError, OutputError
+from trp_export.system.extras import require
 from trp_export.system.signals import held_back
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def command(context: click.Context, /, resume: bool, dry_run: bool, config: Path
     Trained Rank Pruning (Xu et al., arXiv 2004.14566). The folder of the run holds model.pt, ready for trp-export,
     last.pt to resume from, history.jsonl and history.png.
     """
+    require("trp-train", "torch")
     with held_back():  # torch aborts where its import is broken off.
         from training.loop import Run
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trp_export.errors import LoadError, OptionError
 from trp_export.inputs.images import upright
+from trp_export.system.extras import require
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -151,6 +152,7 @@ def _load_folder(folder: Path, part: str) -> LabelledImages:
 
 
 def _load_torchvision(name: str, folder: Path, part: str) -> LabelledImages:
+    require("--data torchvision:NAME:DIR", "torchvision")
     import torchvision
 
     dataset_class = getattr(torchvision.datasets, name, None)

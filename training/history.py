@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from trp_export.errors import OptionError
+from trp_export.system.extras import is_installed
 
 Record = dict[str, Any]
 
@@ -19,7 +19,7 @@ def write_jsonl(history: Sequence[Record], path: Path) -> None:
 
 def require_tensorboard() -> None:
     """Raises OptionError where TensorBoard is not installed."""
-    if find_spec("tensorboard") is None:
+    if not is_installed("tensorboard"):
         raise OptionError(
             "--tensorboard: it is not installed (pip install tensorboard); history.jsonl has the same figures."
         )
@@ -38,7 +38,12 @@ def write_tensorboard(record: Record, folder: Path) -> None:
 
 
 def plot(history: Sequence[Record], path: Path) -> None:
-    """Accuracy of the network and of its cut above, the rank of each layer below, over the epochs."""
+    """Accuracy of the network and of its cut above, the rank of each layer below, over the epochs.
+
+    Nothing is drawn where matplotlib is not installed: it is an extra.
+    """
+    if not is_installed("matplotlib"):
+        return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -1,5 +1,5 @@
 // A bundle, read from wherever its files are, and refused where they are not what its manifest says.
-// docs/bundle.md describes the manifest. Nothing that has not been checked is handed to onnxruntime.
+// docs/reference/bundle.md describes the manifest. Nothing that has not been checked is handed to onnxruntime.
 
 const MOST_MANIFEST_BYTES = 8 * 2 ** 20;
 

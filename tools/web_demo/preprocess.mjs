@@ -7,7 +7,7 @@
 const WEIGHT_BITS = 22;
 
 // The input of the network, Float32Array (C, H, W), and the image that it was made from. `preprocessing` is the
-// manifest's, see docs/bundle.md.
+// manifest's, see docs/reference/bundle.md.
 export function prepare(rgba, preprocessing) {
   const { resize, crop, channels } = preprocessing;
   let image = channels === "L" ? toGrey(rgba) : toRgb(rgba);

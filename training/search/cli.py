@@ -12,6 +12,7 @@ import click
 
 from trp_export.cli.shared import SCHEMES, SectionedCommand, numbers, run, shape
 from trp_export.errors import LoadError, OptionError, StoppedEarly
+from trp_export.system.extras import require
 from trp_export.system.signals import held_back
 
 if TYPE_CHECKING:
@@ -84,9 +85,10 @@ def command(context: click.Context, /, resume: bool, no_data: bool, gap: int | N
 
     MODEL is anything that trp-export takes. All candidates of a layer share one super-network, in which logits alone
     are trained to keep its answers at the cost that is wanted (Yu & Bouganis, SVD-NAS, WACV 2023). The planner of
-    trp-export, behind its --macs and --speedup, needs no search and is hard to beat: docs/results-search.md.
+    trp-export, behind its --macs and --speedup, needs no search and is hard to beat: docs/results/search.md.
     """
     options = _resumed(context, values, no_data) if resume else _options(values, no_data)
+    require("trp-search", "torch", "onnxscript")
     with held_back():
         from training.search.run import run_search
 

@@ -35,6 +35,7 @@ from trp_export.options import Selection
 from trp_export.planning.budgets import Damage, lost_energy, measured_damage
 from trp_export.planning.curves import Layer
 from trp_export.runtime.partial import feed
+from trp_export.system.extras import require
 from trp_export.system.files import atomic_write
 from trp_export.system.progress import Progress
 from trp_export.system.scratch import Scratch
@@ -255,6 +256,7 @@ def _shown(estimate: Estimate) -> str:
 
 def draw_gap(gap: Gap, path: Path) -> None:
     """Every score against accuracy, a point for each plan; those far below the others lie on the lower edge."""
+    require("--gap", "matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter

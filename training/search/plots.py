@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from trp_export.system.extras import is_installed
+
 Record = dict[str, Any]
 
 # Kinds by the names that schemes begin with, and their colours.
@@ -25,7 +27,9 @@ _KINDS = {
 
 
 def draw(history: Sequence[Record], path: Path) -> None:
-    """One figure over the epochs of one search, at `path`."""
+    """One figure over the epochs of one search, at `path`; none where matplotlib is not installed: it is an extra."""
+    if not is_installed("matplotlib"):
+        return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure

@@ -13,6 +13,7 @@ from trp_export.bench.report import threads
 from trp_export.bench.samples import Comparison
 from trp_export.bench.stats import ratio
 from trp_export.errors import OptionError
+from trp_export.system.extras import require
 from trp_export.system.files import atomic_write
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # Paul Tol's bright scheme
@@ -22,9 +23,10 @@ MOST_DOTS = 500
 
 
 def check_plot_path(path: Path) -> None:
-    """Raise OptionError unless `path` names a picture that can be drawn."""
+    """Raise OptionError unless `path` names a picture that can be drawn here."""
     if path.suffix.lower() not in (".png", ".svg"):
         raise OptionError(f"--plot draws .png or .svg, not {path.name!r}")
+    require("--plot", "matplotlib")
 
 
 def draw(comparison: Comparison, profiles: Sequence[Profile], path: Path, *, paired: bool = True) -> None:

@@ -11,6 +11,7 @@ from trp_export.errors import OptionError
 from trp_export.load.foreign import require_model_file
 from trp_export.load.source import Source
 from trp_export.options import LoadOptions
+from trp_export.system.extras import require
 from trp_export.system.signals import held_back
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def load(model: str | Path | nn.Module, options: LoadOptions) -> Source:
 
 def _load(model: str | Path | nn.Module, options: LoadOptions) -> Source:
     if not isinstance(model, (str, Path)):
+        require("a PyTorch module", "torch", "onnxscript")
         with held_back():  # torch aborts where its import is broken off.
             from trp_export.load.torch_module import load_module
 
@@ -37,6 +39,7 @@ def _load(model: str | Path | nn.Module, options: LoadOptions) -> Source:
         from trp_export.load.onnx_file import load_onnx
 
         return load_onnx(path, options)
+    require(f"{path.name}, which is not an ONNX file,", "torch", "onnxscript")
     with held_back():
         from trp_export.load.torch_file import load_torch
 

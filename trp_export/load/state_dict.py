@@ -63,6 +63,8 @@ def get_architecture(name: str) -> Architecture:
     """Raises OptionError with near names where nothing of that name is known."""
     try:
         return find_architecture(name)
+    except OptionError:
+        raise
     except LookupError as error:
         raise OptionError(f"--arch: {error.args[0]}") from error
     except ImportError as error:

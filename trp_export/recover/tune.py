@@ -16,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.errors import OptionError
+from trp_export.system.extras import require
 from trp_export.system.progress import Share
 from trp_export.system.signals import held_back
 
@@ -61,6 +62,7 @@ def tune(
     """
     if len(images) < _LEAST_IMAGES:
         raise OptionError(f"tuning needs at least {_LEAST_IMAGES} images, not {len(images)}.")
+    require("tuning", "torch")
     with held_back():
         import torch
 

@@ -1,4 +1,6 @@
-"""The manifest of a bundle as a value, its JSON, and the way back, which trusts nothing. Fields: docs/bundle.md.
+"""The manifest of a bundle as a value, its JSON, and the way back, which trusts nothing.
+
+Fields: docs/reference/bundle.md.
 
 The JSON is canonical: sorted keys, two spaces, one newline at the end. Its sha256 is the bundle's digest.
 """
@@ -88,7 +90,7 @@ class Ort:
 class Manifest:
     """What a bundle holds and where it comes from. Paths are relative, with forward slashes.
 
-    `provenance` and `evidence` hold plain JSON under PROVENANCE and EVIDENCE; docs/bundle.md says what.
+    `provenance` and `evidence` hold plain JSON under PROVENANCE and EVIDENCE; docs/reference/bundle.md says what.
     """
 
     model: str

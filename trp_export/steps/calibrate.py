@@ -23,6 +23,7 @@ from trp_export.planning.budgets import Damage, lost_energy, measured_damage
 from trp_export.planning.curves import Layer
 from trp_export.rules import Rule
 from trp_export.runtime.partial import feed
+from trp_export.system.extras import require
 from trp_export.system.progress import Progress
 from trp_export.system.signals import held_back
 
@@ -58,6 +59,8 @@ def calibrate(
     progress: Progress,
 ) -> tuple[CalibrationData, tuple[Layer, ...]]:
     """Run the images through the network; the layers' curves then speak of kept output, not of kept weight."""
+    if calibration.tune is not None:
+        require("--tune", "torch")
     images = _images(network, calibration, preprocessing, progress)
     ir.external_data.load_to_model(network.model)  # Parts of it are run from memory from here on.
     batches = tuple(feed(network.model, images))
@@ -90,6 +93,7 @@ def _saved_statistics(calibration: Calibration) -> tuple[dict[str, Moments], ...
 def _images(network: Network, calibration: Calibration, preprocessing: Preprocessing, progress: Progress) -> ImageSet:
     shape = next(iter(network.inputs.values()))
     if not isinstance(calibration.path, Path):
+        require("--calib synthetic", "torch")
         with held_back():
             from trp_export.recover.synthetic import affordable, synthetic_images
 

@@ -123,7 +123,7 @@ def missing_adb(settings: Settings) -> str:
         return "no adb program; install it (apt-get install adb, or Android's platform tools)"
     native = settings.native or cached("native")
     absent = [name for name in (RUNNER, LIBRARY) if not (native / name).is_file()]
-    return f"no {' and '.join(absent)} in {native}; see docs/benchmarks.md, then --native DIR" if absent else ""
+    return f"no {' and '.join(absent)} in {native}; see docs/guide/devices.md, then --native DIR" if absent else ""
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """ARM64 onnxruntime under qemu-user: what it computes, which kernels it picks, and how many instructions that takes.
 
 Emulated time says nothing about a device, so samples are guest instructions per inference. They repeat to 0.2 %
-(docs/benchmarks.md), need no quiet machine, and are a cost, not a latency: memory and pipelines do not show in them.
+(docs/guide/devices.md), need no quiet machine, and are a cost, not a latency: memory and pipelines do not show in them.
 """
 
 from __future__ import annotations
