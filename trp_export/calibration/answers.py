@@ -8,7 +8,7 @@ begin are the answers. An output behind which nothing hides and nothing is moved
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,9 +77,42 @@ def read_answers(walk: Walk, answers: Sequence[Answer]) -> dict[str, Array]:
     return {answer.name: _channels_first(np.concatenate(values[answer.name]), answer.axis) for answer in answers}
 
 
+def run_answers(
+    model: ir.Model, answers: Sequence[Answer], batches: Sequence[Array], suffix: str = ""
+) -> dict[str, Array]:
+    """The same of a model that is run on these inputs; a value that also exists with `suffix` is read there."""
+    made = {value.name or "" for node in model.graph for value in node.outputs}
+    names = {a.name: f"{a.name}{suffix}" if f"{a.name}{suffix}" in made else a.name for a in answers}
+    values = Walk(model, batches).run(list(names.values()))
+    return {a.name: _channels_first(np.concatenate(values[names[a.name]]), a.axis) for a in answers}
+
+
 def answer_divergence(answers: Sequence[Answer], original: Mapping[str, Array], other: Mapping[str, Array]) -> float:
     """How far answers are from those of the original: the one measure of damage. Both as `read_answers` gives them."""
     return divergence(original, other, [answer.name for answer in answers if answer.classes])
+
+
+def decoding_nodes(model: ir.Model, answers: Sequence[Answer]) -> frozenset[ir.Node]:
+    """The nodes that only read answers: they turn them into the outputs."""
+    names = {answer.name for answer in answers}
+    values = [value for node in model.graph for value in node.outputs if value.name in names]
+    after = _reached(values, lambda node: [user for value in node.outputs for user in value.consumers()])
+    before = _reached(values, lambda node: [v.producer() for v in node.inputs if v is not None], forwards=False)
+    return frozenset(after - before)
+
+
+def _reached(
+    values: Sequence[ir.Value], step: Callable[[ir.Node], Sequence[ir.Node | None]], *, forwards: bool = True
+) -> set[ir.Node]:
+    """The nodes on the way from values, towards the outputs or towards the inputs."""
+    pending = [node for value in values for node in (value.consumers() if forwards else [value.producer()])]
+    reached: set[ir.Node] = set()
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in reached:
+            reached.add(node)
+            pending += step(node)
+    return reached
 
 
 def _behind(value: ir.Value, known: dict[ir.Value, _Found]) -> _Found:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from trp_export.calibration.patches import count_positions, gather_patches, sample_positions, window
+from trp_export.calibration.patches import Array, Float32, count_positions, gather_patches, sample_positions, window
 from trp_export.errors import LoadError, OptionError
 from trp_export.graph.sites import LocatedSite
 from trp_export.inputs.images import ImageSet
@@ -116,31 +116,39 @@ class Moments:
 class MomentSums:
     """Running sums about a reference point near the mean, in double precision: nothing cancels at the end."""
 
-    def __init__(self, reference: Float64) -> None:
+    def __init__(self, reference: Array) -> None:
         group, d = reference.shape
-        self.reference = reference
+        self.reference = reference.astype(np.float32).astype(np.float64)
         self._count = self._images = 0
         self._total = np.zeros((group, d))
         self._outer = np.zeros((group, d, d) if d <= LARGEST_PATCH else (group, d))
         self._norms = np.zeros(group)
 
-    def add(self, patches: Float64) -> None:
-        """Patches (group, images, positions, d)."""
+    def add(self, patches: Float32) -> None:
+        """Patches (group, images, positions, d). Of one image, products of many patches may be in single precision."""
         group, images, positions, d = patches.shape
-        patches = patches - self.reference[:, None, None, :]
-        flat = patches.reshape(group, -1, d)
+        patches = patches - self.reference.astype(np.float32)[:, None, None, :]
         self._count += images * positions
         self._images += images
-        self._total += flat.sum(axis=1)
+        self._total += patches.sum(axis=(1, 2), dtype=np.float64)
         if d > LARGEST_PATCH:
-            self._outer += np.einsum("gpd,gpd->gd", flat, flat)
-            return
-        self._outer += flat.transpose(0, 2, 1) @ flat
-        # The norm of X^T X is that of X X^T: the smaller of the two is computed.
-        for index in range(images):
-            own = patches[:, index]
-            product = own @ own.transpose(0, 2, 1) if positions < d else own.transpose(0, 2, 1) @ own
-            self._norms += np.einsum("gpq,gpq->g", product, product) / positions**2
+            self._outer += np.einsum("gipd,gipd->gd", patches, patches, dtype=np.float64)
+        elif positions < d:
+            exact = patches.astype(np.float64)
+            flat = exact.reshape(group, -1, d)
+            self._outer += flat.transpose(0, 2, 1) @ flat
+            # The norm of X^T X is that of X X^T.
+            self._add_norms(exact @ exact.transpose(0, 1, 3, 2), positions)
+        else:
+            for index in range(images):
+                own = patches[:, index]
+                product = own.transpose(0, 2, 1) @ own
+                self._outer += product
+                self._add_norms(product[:, None], positions)
+
+    def _add_norms(self, products: Array, positions: int) -> None:
+        """Squared norms of the second moments of single images, whose products are (group, images, *, *)."""
+        self._norms += np.einsum("gipq,gipq->g", products, products, dtype=np.float64) / positions**2
 
     def moments(self) -> Moments:
         """The moments about zero."""
@@ -184,7 +192,7 @@ def gather_moments(
             for node in place.nodes:
                 patches = _patches(values[_input(node)], place.site, node, len(images), rng)
                 if place.site.name not in sums:
-                    sums[place.site.name] = MomentSums(patches.mean(axis=(1, 2)))
+                    sums[place.site.name] = MomentSums(patches.mean(axis=(1, 2), dtype=np.float64))
                 sums[place.site.name].add(patches)
         done += len(batch)
         progress(done / len(images))
@@ -276,12 +284,12 @@ def samples_per_image(site: Site, images: int) -> int:
     return -(-max(SAMPLES_PER_ENTRY * prod(site.kernel_shape[1:]), LEAST_SAMPLES) // images)
 
 
-def _patches(data: np.ndarray, site: Site, node: ir.Node, images: int, rng: np.random.Generator) -> Float64:
+def _patches(data: np.ndarray, site: Site, node: ir.Node, images: int, rng: np.random.Generator) -> Float32:
     """(group, images, positions, d) at sampled positions. Raises LoadError for values that are not finite or huge."""
     seen_by = window(node, site)
     count = len(data) if not seen_by.transposed else data.shape[1]
     positions = sample_positions(rng, count, count_positions(seen_by, data.shape), samples_per_image(site, images))
-    patches = gather_patches(data, seen_by, positions).astype(np.float64)
+    patches = gather_patches(data, seen_by, positions)
     if not np.abs(patches).max(initial=0.0) < _HUGE:
         raise LoadError(
             f"the inputs of {site.name} are NaN, infinite or huge on these images. Check the model and preprocessing."

@@ -178,7 +178,7 @@ def _regress(samples: _Samples, place: LocatedSite, change: Change) -> _Choice:
     y_mean = sum(part.sum(axis=0, dtype=np.float64) for part in samples.y) / count
     cross = np.zeros(kernel.reshape(group, len(kernel) // group, -1).shape)
     for x, y in zip(samples.x, samples.y, strict=True):
-        sums.add(x.astype(np.float64))
+        sums.add(x)
         apart = (y - y_mean).reshape(len(y), group, -1).transpose(1, 2, 0)
         cross += apart @ (x.reshape(group, len(y), -1) - sums.reference[:, None, :])
     moments = sums.moments()
