@@ -12,7 +12,8 @@ from trp_export.errors import OptionError
 from trp_export.flags import InvalidOptionError
 from trp_export.options import Options
 from trp_export.system.progress import Progress
-from trp_export.system.staging import OutputStage, Scratch
+from trp_export.system.scratch import Scratch
+from trp_export.system.staging import Output, OutputStage, check_outputs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,11 +40,12 @@ def open_workspace(model: str | Path | nn.Module, options: Options, progress: Pr
     Raises OptionError and OutputError for outputs that cannot be written, before any work is done.
     """
     if options.dry_run:
+        check_outputs(_kept_files(options), files_read(model, options))
         with Scratch() as scratch:
             yield Workspace(scratch.folder, progress)
         return
     with _output_stage(model, options) as stage:
-        stage.require_apart(files_read(model, options))
+        stage.require_apart(files_read(model, options), others=_kept_files(options))
         yield Workspace(stage.scratch, progress, stage)
 
 
@@ -55,9 +57,18 @@ def files_read(model: str | Path | nn.Module, options: Options) -> list[Path]:
     calibration, images = options.calibration, options.images
     read = [Path(model) if isinstance(model, (str, Path)) else None, images.path if images else None]
     read += [calibration.path] if calibration and isinstance(calibration.path, Path) else []
-    read += [calibration.statistics] if calibration else []
-    read += [options.benchmark.table]
     return [path for path in read if path is not None]
+
+
+def _kept_files(options: Options) -> list[Output]:
+    """Files that this run adds to: calibration statistics and layer latencies."""
+    calibration, table = options.calibration, options.benchmark.table
+    kept = []
+    if calibration is not None and calibration.statistics is not None:
+        kept.append(Output(calibration.statistics, "--calib-stats"))
+    if table is not None:
+        kept.append(Output(table, "--latency-table"))
+    return kept
 
 
 def _output_stage(model: str | Path | nn.Module, options: Options) -> OutputStage:

@@ -1,6 +1,9 @@
-"""Second moments of the inputs of each layer, gathered by running the network, image batch by image batch.
+"""Second moments of the inputs of each layer, gathered by running the network batch by batch.
 
-Moments are sums, so what several runs or machines gathered adds up.
+Moments are sums, so the moments of several runs or machines can be added.
+Images are the independent samples: neighbouring positions of one image resemble each other. How much the moments of
+single images scatter says how far the covariance is shrunk towards a multiple of the identity (Ledoit and Wolf, "A
+well-conditioned estimator for large-dimensional covariance matrices", 2004, in closed form).
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from trp_export.calibration.patches import count_positions, gather_patches, sample_positions, window
+from trp_export.calibration.patches import Array, Float32, count_positions, gather_patches, sample_positions, window
 from trp_export.errors import LoadError, OptionError
 from trp_export.graph.sites import LocatedSite
 from trp_export.inputs.images import ImageSet
@@ -30,19 +33,25 @@ LEAST_SAMPLES = 2**15
 LARGEST_PATCH = 8192
 # ResNet-20: 0.16 with its own preprocessing, 0.56 without mean and std, 43 on pixels of 0 to 255.
 _FAR_FROM_TRAINING = 0.5
-_FORMAT = "trp-moments-1"
+_FORMAT = "trp-moments-2"
+# Beyond this, products of float32 values overflow in the network itself.
+_HUGE = 1e18
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
-    """Of one layer: how many patches were seen, their sum (group, d) and the sum of their outer products.
+    """The moments of one layer's inputs: the number of patches, their sum (group, d), the sum of their outer products.
 
-    `outer` is (group, d, d), or (group, d) with the squares alone where d is too large.
+    `outer` is (group, d, d), or (group, d) with the squares alone where d is too large. `images` counts the images
+    behind the patches; `scatter` (group,) is the sum over images of the squared Frobenius distance between the second
+    moments of the image and those of all images. Without images, nothing is shrunk.
     """
 
     count: int
     total: Float64
     outer: Float64
+    images: int = 0
+    scatter: Float64 | None = None
 
     @property
     def mean(self) -> Float64:
@@ -52,18 +61,107 @@ class Moments:
     def second(self) -> Float64:
         """(group, d, d), about zero; diagonal where only squares were kept."""
         second = self.outer / self.count
-        return second if second.ndim == 3 else np.stack([np.diag(own) for own in second])
+        return second if second.ndim == 3 else _diagonal(second)
 
     @property
     def covariance(self) -> Float64:
         """(group, d, d), about the mean; diagonal where only squares were kept."""
-        if self.outer.ndim == 3:
-            return self.outer / self.count - self.mean[:, :, None] * self.mean[:, None, :]
-        spread = np.maximum(self.outer / self.count - self.mean**2, 0.0)
-        return np.stack([np.diag(own) for own in spread])
+        return self.about(self.mean)
+
+    def about(self, point: Float64) -> Float64:
+        """Second moments (group, d, d) about a point (group, d)."""
+        if self.outer.ndim == 2:
+            return _diagonal(np.maximum(self.outer / self.count - self.mean**2, 0.0) + (self.mean - point) ** 2)
+        apart = self.mean - point
+        covariance = self.outer / self.count - self.mean[:, :, None] * self.mean[:, None, :]
+        return np.asarray(covariance + apart[:, :, None] * apart[:, None, :])
+
+    @property
+    def shrinkage(self) -> Float64:
+        """The share of the identity in the covariance to use, per group: 1 where one image says nothing of others."""
+        if self.scatter is None or self.outer.ndim == 2:
+            return np.zeros(len(self.total))
+        if self.images < 2:
+            return np.ones(len(self.total))
+        covariance = self.covariance
+        size = covariance.shape[1]
+        spread = np.einsum("gdd->g", covariance) / size
+        apart = np.einsum("gde,gde->g", covariance, covariance) - size * spread**2
+        noise = self.scatter / self.images**2
+        return np.asarray(np.where(apart > noise, noise / np.maximum(apart, 1e-300), 1.0))
+
+    def shrunk(self, *, centred: bool) -> Float64:
+        """The covariance (group, d, d), shrunk; about zero unless `centred`."""
+        covariance, share = self.covariance, self.shrinkage
+        size = covariance.shape[1]
+        spread = np.einsum("gdd->g", covariance) / size
+        result = (1 - share)[:, None, None] * covariance + (share * spread)[:, None, None] * np.eye(size)
+        if not centred:
+            result += self.mean[:, :, None] * self.mean[:, None, :]
+        return np.asarray(result)
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(self.count + other.count, self.total + other.total, self.outer + other.outer)
+        scatter = None
+        if self.scatter is not None and other.scatter is not None:
+            scatter = self.scatter + other.scatter
+        return Moments(
+            self.count + other.count,
+            self.total + other.total,
+            self.outer + other.outer,
+            self.images + other.images,
+            scatter,
+        )
+
+
+class MomentSums:
+    """Running sums about a reference point near the mean, in double precision: nothing cancels at the end."""
+
+    def __init__(self, reference: Array) -> None:
+        group, d = reference.shape
+        self.reference = reference.astype(np.float32).astype(np.float64)
+        self._count = self._images = 0
+        self._total = np.zeros((group, d))
+        self._outer = np.zeros((group, d, d) if d <= LARGEST_PATCH else (group, d))
+        self._norms = np.zeros(group)
+
+    def add(self, patches: Float32) -> None:
+        """Patches (group, images, positions, d). Of one image, products of many patches may be in single precision."""
+        group, images, positions, d = patches.shape
+        patches = patches - self.reference.astype(np.float32)[:, None, None, :]
+        self._count += images * positions
+        self._images += images
+        self._total += patches.sum(axis=(1, 2), dtype=np.float64)
+        if d > LARGEST_PATCH:
+            self._outer += np.einsum("gipd,gipd->gd", patches, patches, dtype=np.float64)
+        elif positions < d:
+            exact = patches.astype(np.float64)
+            flat = exact.reshape(group, -1, d)
+            self._outer += flat.transpose(0, 2, 1) @ flat
+            # The norm of X^T X is that of X X^T.
+            self._add_norms(exact @ exact.transpose(0, 1, 3, 2), positions)
+        else:
+            for index in range(images):
+                own = patches[:, index]
+                product = own.transpose(0, 2, 1) @ own
+                self._outer += product
+                self._add_norms(product[:, None], positions)
+
+    def _add_norms(self, products: Array, positions: int) -> None:
+        """Squared norms of the second moments of single images, whose products are (group, images, *, *)."""
+        self._norms += np.einsum("gipq,gipq->g", products, products, dtype=np.float64) / positions**2
+
+    def moments(self) -> Moments:
+        """The moments about zero."""
+        outer, reference = self._outer, self.reference
+        if outer.ndim == 2:
+            outer = outer + reference * (2 * self._total + self._count * reference)
+            return Moments(self._count, self._total + self._count * reference, outer, self._images)
+        mean_norm = np.einsum("gde,gde->g", outer, outer) / self._count**2
+        scatter = np.maximum(self._norms - self._images * mean_norm, 0.0)
+        cross = reference[:, :, None] * self._total[:, None, :]
+        outer = outer + cross + cross.transpose(0, 2, 1)
+        outer += self._count * reference[:, :, None] * reference[:, None, :]
+        return Moments(self._count, self._total + self._count * reference, outer, self._images, scatter)
 
 
 def gather_moments(
@@ -73,10 +171,12 @@ def gather_moments(
     *,
     seed: int = 0,
     threads: int = 0,
+    at_a_time: int | None = None,
     progress: Share = lambda share: None,
 ) -> dict[str, Moments]:
     """Site name -> moments, for every site that is not refused and lies in the main graph.
 
+    `at_a_time` bounds the images that are run together, for memory's sake.
     Raises LoadError for inputs that do not fit and for activations that are not finite, naming the layer.
     """
     places = [place for place in located if is_tapped(model, place)]
@@ -84,18 +184,19 @@ def gather_moments(
         return {}
     tap = Tap(model, _names(model.graph.inputs), [_input(node) for place in places for node in place.nodes], threads)
     rng = np.random.default_rng(seed)
-    moments: dict[str, Moments] = {}
+    sums: dict[str, MomentSums] = {}
     done = 0
-    for batch in feed(model, images):
+    for batch in feed(model, images, at_a_time):
         values = tap({tap.inputs[0]: batch})
         for place in places:
             for node in place.nodes:
-                new = _moments_of(values[_input(node)], place.site, node, len(images), rng)
-                old = moments.get(place.site.name)
-                moments[place.site.name] = new if old is None else old + new
+                patches = _patches(values[_input(node)], place.site, node, len(images), rng)
+                if place.site.name not in sums:
+                    sums[place.site.name] = MomentSums(patches.mean(axis=(1, 2), dtype=np.float64))
+                sums[place.site.name].add(patches)
         done += len(batch)
         progress(done / len(images))
-    return moments
+    return {name: own.moments() for name, own in sums.items()}
 
 
 def is_tapped(model: ir.Model, place: LocatedSite) -> bool:
@@ -121,6 +222,9 @@ def save_moments(path: Path, moments: Mapping[str, Moments]) -> None:
         arrays[f"{index}.total"] = own.total
         half = own.outer[:, *np.tril_indices(own.outer.shape[1])] if own.outer.ndim == 3 else own.outer
         arrays[f"{index}.outer"] = half
+        arrays[f"{index}.images"] = np.array(own.images)
+        if own.scatter is not None:
+            arrays[f"{index}.scatter"] = own.scatter
     with atomic_write(path, remedy="Choose another place with --save-moments.") as part, part.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
@@ -180,24 +284,17 @@ def samples_per_image(site: Site, images: int) -> int:
     return -(-max(SAMPLES_PER_ENTRY * prod(site.kernel_shape[1:]), LEAST_SAMPLES) // images)
 
 
-def _moments_of(data: np.ndarray, site: Site, node: ir.Node, images: int, rng: np.random.Generator) -> Moments:
+def _patches(data: np.ndarray, site: Site, node: ir.Node, images: int, rng: np.random.Generator) -> Float32:
+    """(group, images, positions, d) at sampled positions. Raises LoadError for values that are not finite or huge."""
     seen_by = window(node, site)
-    entries = prod(site.kernel_shape[1:])
-    per_image = samples_per_image(site, images)
-    own = len(data) if not seen_by.transposed else data.shape[1]
-    positions = sample_positions(rng, own, count_positions(seen_by, data.shape), per_image)
+    count = len(data) if not seen_by.transposed else data.shape[1]
+    positions = sample_positions(rng, count, count_positions(seen_by, data.shape), samples_per_image(site, images))
     patches = gather_patches(data, seen_by, positions)
-    total = patches.sum(axis=1, dtype=np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        if entries > LARGEST_PATCH:
-            outer = np.einsum("gpd,gpd->gd", patches, patches).astype(np.float64)
-        else:
-            outer = np.matmul(patches.transpose(0, 2, 1), patches).astype(np.float64)
-    if not np.isfinite(outer).all():
+    if not np.abs(patches).max(initial=0.0) < _HUGE:
         raise LoadError(
-            f"the inputs of {site.name} are NaN, infinite or huge on these images. Check model and preprocessing."
+            f"the inputs of {site.name} are NaN, infinite or huge on these images. Check the model and preprocessing."
         )
-    return Moments(patches.shape[1], total, outer)
+    return patches.reshape(len(patches), *positions.shape, -1)
 
 
 def _varies(own: Moments) -> bool:
@@ -206,15 +303,21 @@ def _varies(own: Moments) -> bool:
 
 
 def _unpack(file: Mapping[str, np.ndarray], index: int) -> Moments:
+    count, images = int(file[f"{index}.count"]), int(file[f"{index}.images"])
     total, half = file[f"{index}.total"], file[f"{index}.outer"]
+    scatter = file.get(f"{index}.scatter")
     if half.shape == total.shape:
-        return Moments(int(file[f"{index}.count"]), total, half)
+        return Moments(count, total, half, images, scatter)
     groups, d = total.shape
     outer = np.empty((groups, d, d))
     rows, columns = np.tril_indices(d)
     outer[:, rows, columns] = half
     outer[:, columns, rows] = half
-    return Moments(int(file[f"{index}.count"]), total, outer)
+    return Moments(count, total, outer, images, scatter)
+
+
+def _diagonal(variances: Float64) -> Float64:
+    return np.stack([np.diag(group) for group in variances])
 
 
 def _input(node: ir.Node) -> str:

@@ -35,17 +35,20 @@ def calibrated_layers(
     located: Sequence[LocatedSite],
     moments: Mapping[str, Moments],
     progress: Share = lambda share: None,
+    held_out: Mapping[str, Moments] | None = None,
 ) -> tuple[Layer, ...]:
     """The same layers with the share of output variance that each rank keeps in place of the energy of the kernel.
 
-    A layer without moments keeps the curves it has.
+    Factors are found under `moments` and judged under the moments `held_out`, of inputs that took no part in them;
+    without these, on the inputs that they were found from. A layer without moments keeps the curves it has.
     """
     places = {place.site.name: place for place in located}
     result = []
     for index, layer in enumerate(layers):
         progress(index / len(layers))
-        own = moments.get(layer.site.name)
-        result.append(layer if own is None else _calibrated(layer, places[layer.site.name], own))
+        name = layer.site.name
+        judge = (held_out or moments).get(name)
+        result.append(layer if judge is None else _calibrated(layer, places[name], moments[name], judge))
     return tuple(result)
 
 
@@ -69,7 +72,7 @@ def calibrated_factors(
             continue
         place = places[site.name]
         kernel = place.kernel()
-        second = own.covariance if takes_bias(place) else own.second
+        second = own.shrunk(centred=takes_bias(place))
         factors[site.name] = calibrate_branches(kernel, change.branches, site.group, second)
         if takes_bias(place):
             new = sum_products(factors[site.name], change.branches, site.kernel_shape, site.group)
@@ -77,11 +80,13 @@ def calibrated_factors(
     return LayerFactors(factors, shifts)
 
 
-def _calibrated(layer: Layer, place: LocatedSite, own: Moments) -> Layer:
+def _calibrated(layer: Layer, place: LocatedSite, moments: Moments, held_out: Moments) -> Layer:
     """A layer whose bias cannot move must keep the mean too: its moments are then about zero."""
-    second = own.covariance if takes_bias(place) else own.second
+    centred = takes_bias(place)
+    second = moments.shrunk(centred=centred)
+    judge = held_out.about(moments.mean if centred else np.zeros_like(moments.mean))
     curves = []
     for curve in layer.curves:
-        errors = calibrated_errors(place.kernel(), curve.scheme, layer.site.group, second, curve.after)
+        errors = calibrated_errors(place.kernel(), curve.scheme, layer.site.group, second, curve.after, judge)
         curves.append(replace(curve, energy=1.0 - np.minimum(errors, 1.0)))
     return replace(layer, curves=tuple(curves))

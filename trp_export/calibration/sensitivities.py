@@ -13,13 +13,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trp_export.calibration.divergence import divergence
+from trp_export.calibration.answers import Answer, answer_divergence, find_answers, read_answers
 from trp_export.calibration.moments import Moments, is_tapped
 from trp_export.graph.bias import add_to_bias, takes_bias
 from trp_export.graph.rewrite import set_kernel
 from trp_export.graph.sites import LocatedSite, find_sites
-from trp_export.lowrank.calibrated import bias_shift, calibrate
-from trp_export.lowrank.factor import product
+from trp_export.lowrank.calibrated import bias_shift, calibrate, output_variance
+from trp_export.lowrank.factor import Float64, product
 from trp_export.planning.curves import Curve, Layer
 from trp_export.planning.sensitivity import Sensitivity
 from trp_export.runtime.incremental import Walk
@@ -38,34 +38,40 @@ def measure_sensitivities(
     moments: Mapping[str, Moments],
     batches: Batches,
     *,
+    held_out: Mapping[str, Moments] | None = None,
     threads: int = 0,
     progress: Share = lambda share: None,
 ) -> dict[str, Sensitivity]:
     """Site name -> sensitivity, for the layers with calibrated curves and moments. The model stays as it is.
 
-    `batches` are inputs (n, C, H, W); they are held in memory with the values alive at one layer.
+    `batches` are inputs (n, C, H, W), which should have taken no part in `moments`; `held_out` are the moments of such
+    inputs, under which the error of a layer is measured. They are held in memory with the values alive at one layer.
     """
     copy = model.clone()
     places = {place.site.name: place for place in find_sites(copy, {})}
-    outputs = [value.name or "" for value in copy.graph.outputs]
     walk = Walk(copy, batches, threads)
-    reference = _outputs(walk, outputs)
+    answers = find_answers(copy)
+    reference = read_answers(walk, answers)
     measured: dict[str, Sensitivity] = {}
     for index, layer in enumerate(layers):
-        progress(index / len(layers))
-        place = places[layer.site.name]
-        if not layer.curves or layer.site.name not in moments or not is_tapped(copy, place) or not takes_bias(place):
+        # What lies behind a layer runs again for it: the first layers take longest.
+        progress(1 - (1 - index / len(layers)) ** 2)
+        name, place = layer.site.name, places[layer.site.name]
+        if not layer.curves or name not in moments or not is_tapped(copy, place) or not takes_bias(place):
             continue
         walk.to([place.nodes[0].inputs[0].name or ""])  # type: ignore[union-attr]
         # The scheme with the most ranks comes nearest to the levels.
         curve = max(layer.curves, key=lambda curve: curve.full_rank)
+        judge = (held_out or moments)[name].about(moments[name].mean)
         points = {}
         for rank in _ranks(curve):
-            error, outcome = _replaced(copy, place, curve, rank, moments[layer.site.name], walk, outputs)
+            fitted = _fit(place, curve, rank, moments[name])
+            error = _relative_error(place, fitted[0], judge)
             if error > 0:
-                points[error] = divergence(reference, outcome)
+                outcome = _replaced(copy, place, fitted, walk, answers)
+                points[error] = answer_divergence(answers, reference, outcome)
         if points:
-            measured[layer.site.name] = Sensitivity(tuple(sorted(points)), tuple(points[e] for e in sorted(points)))
+            measured[name] = Sensitivity(tuple(sorted(points)), tuple(points[e] for e in sorted(points)))
     return measured
 
 
@@ -75,27 +81,30 @@ def _ranks(curve: Curve) -> list[int]:
     return sorted({int(np.argmax(lost <= level)) + 1 for level in LEVELS} - {curve.full_rank})
 
 
-def _replaced(
-    model: ir.Model,
-    place: LocatedSite,
-    curve: Curve,
-    rank: int,
-    moments: Moments,
-    walk: Walk,
-    outputs: Sequence[str],
-) -> tuple[float, dict[str, NDArray[Any]]]:
-    """The relative error and the network's outputs with one layer replaced; it is as before afterwards."""
-    kernel, site = place.kernel().copy(), place.site
-    fit = calibrate(kernel, curve.scheme, site.group, rank, moments.covariance, turns=_TURNS)
+def _fit(place: LocatedSite, curve: Curve, rank: int, moments: Moments) -> tuple[Float64, Float64]:
+    """The kernel of a rank, and the shift of the bias that keeps the mean output."""
+    kernel, site = place.kernel(), place.site
+    fit = calibrate(kernel, curve.scheme, site.group, rank, moments.shrunk(centred=True), turns=_TURNS)
     new = product(fit.factors, curve.scheme, site.kernel_shape, site.group)
-    shift = bias_shift(kernel, new, moments.mean)
+    return new, bias_shift(kernel, new, moments.mean)
+
+
+def _relative_error(place: LocatedSite, new: Float64, judge: Float64) -> float:
+    """Squared error of the output over its variance, under the second moments `judge`."""
+    kernel, group = place.kernel(), place.site.group
+    whole = output_variance(kernel, group, judge)
+    return output_variance(kernel - new, group, judge) / whole if whole > 0 else 0.0
+
+
+def _replaced(
+    model: ir.Model, place: LocatedSite, fitted: tuple[Float64, Float64], walk: Walk, answers: Sequence[Answer]
+) -> Mapping[str, NDArray[Any]]:
+    """The network's answers with the kernel and the bias of one layer replaced; it is as before afterwards."""
+    kernel, name = place.kernel().copy(), place.site.name
+    new, shift = fitted
     set_kernel(place, new)
-    add_to_bias(model, [place], {site.name: shift})
-    outcome = _outputs(walk, outputs)
+    add_to_bias(model, [place], {name: shift})
+    outcome = read_answers(walk, answers)
     set_kernel(place, kernel)
-    add_to_bias(model, [place], {site.name: -shift})
-    return fit.relative_error, outcome
-
-
-def _outputs(walk: Walk, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    return {name: np.concatenate(parts) for name, parts in walk.run(names).items()}
+    add_to_bias(model, [place], {name: -shift})
+    return outcome

@@ -56,17 +56,25 @@ def residual(kernel: Array, pairs: Sequence[Factors], branches: Branches, group:
     return kernel - sum_products(pairs, branches, kernel.shape, group) if branches else kernel
 
 
-def calibrated_errors(kernel: Array, scheme: Scheme, group: int, covariance: Float64, after: Branches = ()) -> Float64:
+def calibrated_errors(
+    kernel: Array,
+    scheme: Scheme,
+    group: int,
+    covariance: Float64,
+    after: Branches = (),
+    held_out: Float64 | None = None,
+) -> Float64:
     """Share of the output's variance that each rank loses, added to the branches before it: (full rank,).
 
-    Pairs that are fitted in turns lose a little less.
+    Pairs that are fitted in turns lose a little less. `held_out` as for `output_errors`.
     """
     if not after:
-        return output_errors(kernel, scheme, group, covariance)
+        return output_errors(kernel, scheme, group, covariance, held_out)
+    judge = covariance if held_out is None else held_out
     left = residual(kernel, calibrate_branches(kernel, after, group, covariance), after, group)
-    whole = output_variance(kernel, group, covariance)
-    share = output_variance(left, group, covariance) / whole if whole else 0.0
-    return share * output_errors(left, scheme, group, covariance)
+    whole = output_variance(kernel, group, judge)
+    share = output_variance(left, group, judge) / whole if whole else 0.0
+    return share * output_errors(left, scheme, group, covariance, held_out)
 
 
 def _in_turns(

@@ -47,18 +47,25 @@ class Calibrated:
     relative_error: float
 
 
-def output_errors(kernel: Array, scheme: Scheme, group: int, covariance: Float64) -> Float64:
+def output_errors(
+    kernel: Array, scheme: Scheme, group: int, covariance: Float64, held_out: Float64 | None = None
+) -> Float64:
     """Share of the output's variance that each rank loses: (full rank,), descending.
 
     `covariance` is (group, d, d) over patches (c/group, *k). With several taps it is what the start reaches; the
-    factors of `calibrate` lose a little less.
+    factors of `calibrate` lose a little less. `held_out` are second moments of inputs that took no part in
+    `covariance`: the same factors are then judged on them.
     """
     total, lost = 0.0, np.zeros(full_rank(scheme, kernel.shape, group))
-    for stack in _stacks(kernel, scheme, group, covariance):
-        variances = stack.variances()
+    judges = _stacks(kernel, scheme, group, covariance if held_out is None else held_out)
+    for stack, judge in zip(_stacks(kernel, scheme, group, covariance), judges, strict=True):
+        variances = judge.variances()
         total += float(variances.sum())
-        lost += _start_errors(stack, variances)
-    return np.maximum(lost / total, 0.0) if total else np.zeros_like(lost)
+        lost += _start_errors(stack, variances) if held_out is None else _held_out_errors(stack, judge, variances)
+    if not total:
+        return np.zeros_like(lost)
+    # On other inputs a higher rank may do worse; a rank is then believed to lose what the worst above it loses.
+    return np.asarray(np.maximum.accumulate(np.maximum(lost / total, 0.0)[::-1])[::-1])
 
 
 def calibrate(
@@ -218,6 +225,25 @@ def _start_errors(stack: _Stack, variances: Float64) -> Float64:
     g, h = _normal_equations(stack, _start(stack, stack.full_rank))
     explained = np.sum(np.linalg.solve(_cholesky(g), h) ** 2, axis=(0, 2))
     return np.asarray(variances.sum() - np.cumsum(explained.reshape(stack.full_rank, -1).sum(axis=1)))
+
+
+def _held_out_errors(stack: _Stack, judge: _Stack, variances: Float64) -> Float64:
+    """Errors of all ranks under the moments of `judge`, of factors that are found under those of `stack`.
+
+    In a basis Q that is orthonormal under the moments of `stack`, V of each rank is the head of the same Y = Q^T M W^T:
+    the errors under other moments N are var - 2 Y.(Q^T N W^T) + (Q^T N Q).(Y Y^T), summed over the heads.
+    """
+    start = _start(stack, stack.full_rank)
+    g, h = _normal_equations(stack, start)
+    lower = _cholesky(g)
+    judged_g, judged_h = _normal_equations(judge, start)
+    solved = np.linalg.solve(lower, np.concatenate([h, judged_h, judged_g], axis=2))
+    y, crossed, half = np.split(solved, [h.shape[2], 2 * h.shape[2]], axis=2)
+    squares = np.linalg.solve(lower, np.swapaxes(half, 1, 2)) * (y @ np.swapaxes(y, 1, 2))
+    gained = np.cumsum((y * crossed).sum(axis=(0, 2)))
+    added = np.cumsum(np.cumsum(squares.sum(axis=0), axis=0), axis=1).diagonal()
+    last = np.arange(1, stack.full_rank + 1) * (len(gained) // stack.full_rank) - 1
+    return np.asarray(variances.sum() - 2 * gained[last] + added[last])
 
 
 def _cholesky(g: Float64) -> Float64:

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trp_export.calibration.answers import answer_divergence, find_answers, run_answers
 from trp_export.calibration.divergence import agreement, divergence
 from trp_export.errors import TrpError, first_line
 from trp_export.graph.model_files import save_model, size_bytes
+from trp_export.graph.shapes import input_shapes
 from trp_export.precision.fp16 import to_fp16
 from trp_export.precision.int8 import shown_and_held_out, to_int8
-from trp_export.runtime.sessions import CannotRunError, Inputs, run
+from trp_export.precision.rounding import ROUNDED
+from trp_export.runtime.partial import Tap
+from trp_export.runtime.sessions import CannotRunError, noise
 from trp_export.system.progress import Progress
 from trp_export.verify import Agreement, Score
 
@@ -80,20 +84,32 @@ class Variant:
         }
 
 
-def convert(precision: str, source: Path, file: Path, batches: Batches, low_rank: bool, progress: Progress) -> Variant:
+def convert(
+    precision: str,
+    source: Path,
+    file: Path,
+    batches: Batches,
+    low_rank: bool,
+    progress: Progress,
+    held_out: Batches = (),
+) -> Variant:
     """The model in `source` in another precision, written to `file`; `batches` of images are what int8 needs.
 
-    What fails makes a refused variant and no error: the float model is there to ship.
+    It is compared with `source` on images `held_out`, or on those of `batches` that showed no ranges, or on noise. A
+    failure makes a refused variant and no error: the float model can ship.
     """
     model = ir.load(source)
     ir.external_data.load_to_model(model)
     try:
         made, how = _in(precision, model, batches, progress)
         save_model(made, file)
-        parity = _compare(source, file, model, shown_and_held_out(batches)[1]) if batches else None
+        _forget_types(made)
+        judges = held_out or (shown_and_held_out(batches)[1] if batches else ())
+        parity = _compare(model, made, judges) if judges else None
+        refused = _too_far(parity) if parity else _too_far_on_noise(source, model, made)
     except (TrpError, CannotRunError) as error:
         return Variant(precision, low_rank, None, None, refused=first_line(error).removesuffix("."))
-    return Variant(precision, low_rank, file, size_bytes(file), how, parity, _too_far(parity))
+    return Variant(precision, low_rank, file, size_bytes(file), how, parity, refused)
 
 
 def _in(precision: str, model: ir.Model, batches: Batches, progress: Progress) -> tuple[ir.Model, str]:
@@ -104,22 +120,45 @@ def _in(precision: str, model: ir.Model, batches: Batches, progress: Progress) -
     return made.model, f"grids by {made.method}{kept}"
 
 
-def _compare(source: Path, file: Path, model: ir.Model, batches: Batches) -> Parity:
-    """On images that did not show ranges."""
-    name = model.graph.inputs[0].name or ""
-    inputs: list[Inputs] = [{name: batch} for batch in batches]
-    outputs = [value.name or "" for value in model.graph.outputs]
-    own, other = (dict(zip(outputs, run(one, inputs), strict=True)) for one in (source, file))
-    first = own[outputs[0]]
-    classes = first.ndim > 1 and first.size == len(first) * first.shape[1] and first.shape[1] > 1
+def _compare(model: ir.Model, made: ir.Model, batches: Batches) -> Parity:
+    answers = find_answers(model)
+    before, after = run_answers(model, answers, batches), run_answers(made, answers, batches, ROUNDED)
+    first = next(iter(before.values()), None)
+    classes = first is not None and first.ndim > 1 and first.size == len(first) * first.shape[1] > len(first)
     images = sum(len(batch) for batch in batches)
-    return Parity(images, agreement(own, other) if classes else None, divergence(own, other))
+    apart = answer_divergence(answers, before, after)
+    return Parity(images, agreement(before, after) if classes else None, apart)
 
 
-def _too_far(parity: Parity | None) -> str | None:
-    if parity is None or parity.divergence <= LARGEST_DIVERGENCE:
+def _forget_types(model: ir.Model) -> None:
+    """The types of inner values, which the converter to fp16 leaves as they were."""
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.type = None
+
+
+def _too_far_on_noise(source: Path, model: ir.Model, made: ir.Model) -> str | None:
+    """Why a variant may not ship that no images can judge: on noise it must keep to the same limit."""
+    shapes = input_shapes(model)
+    inputs = noise(source, shapes)
+    answers = [answer.name for answer in find_answers(model)]
+    names = [value.name or "" for value in model.graph.inputs]
+    before, after = (Tap(one, names, answers)(inputs) for one in (model, made))
+    apart = divergence(before, after)
+    return None if apart <= LARGEST_DIVERGENCE else f"on noise {_apart(apart)}"
+
+
+def _too_far(parity: Parity) -> str | None:
+    if parity.divergence <= LARGEST_DIVERGENCE:
         return None
+    return f"on {parity.images} images {_apart(parity.divergence)}"
+
+
+def _apart(apart: float) -> str:
+    if apart == float("inf"):
+        return "it gives infinite values or NaN"
     return (
-        f"on {parity.images} images its outputs diverge from the float model's by {parity.divergence:.0%} of their "
-        f"spread, and {LARGEST_DIVERGENCE:.0%} is allowed"
+        f"its outputs diverge from the float model's by {apart:.0%} of their spread; "
+        f"{LARGEST_DIVERGENCE:.0%} is allowed"
     )

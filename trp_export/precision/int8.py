@@ -1,6 +1,8 @@
 """A model in 8 bits: channels equalised, ranges from images, and float again where 8 bits do measurable damage.
 
-Most images show the ranges; those held out decide between ways to choose grids and which units stay float.
+Most images show the ranges; those held out decide between ways to choose grids and which units stay float. What only
+decodes the answer (a Concat of boxes and scores, Softmax) stays float: it takes no time, and its parts have unlike
+ranges.
 """
 
 from __future__ import annotations
@@ -14,15 +16,14 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trp_export.calibration.divergence import divergence
+from trp_export.calibration.answers import Answer, answer_divergence, decoding_nodes, find_answers, run_answers
 from trp_export.errors import TrpError, UnsupportedError, first_line
 from trp_export.graph.skeleton import fill_skeleton, make_skeleton
 from trp_export.precision.equalise import equalise
 from trp_export.precision.grids import Grid
 from trp_export.precision.quantisable import find_units
 from trp_export.precision.ranges import METHODS, Spread, gather_spreads
-from trp_export.precision.rounding import LEAST_OPSET, round_model, rounded_values
-from trp_export.runtime.partial import Tap
+from trp_export.precision.rounding import LEAST_OPSET, ROUNDED, round_model, rounded_values
 from trp_export.system.progress import Share
 
 Batches = Sequence[NDArray[Any]]
@@ -57,20 +58,29 @@ def to_int8(model: ir.Model, batches: Batches, progress: Share = lambda share: N
     _require_telling(batches)
     shown, tested = shown_and_held_out(batches)
     model = raise_opset(model.clone())
-    if not any(unit.weight is not None for unit in find_units(model)):
+    answers = find_answers(model)
+    decoding = frozenset(node.name or "" for node in decoding_nodes(model, answers))
+    if not _in_8_bits(model, decoding):
         raise UnsupportedError("no layer of this model can run in 8 bits.")
-    reference = _outputs(model, tested)
+    reference = run_answers(model, answers, tested)
     equalise(model, shown)
     progress(0.1)
-    spreads = gather_spreads(model, sorted(set(rounded_values(model).values())), shown)
+    spreads = gather_spreads(model, sorted(set(rounded_values(model, decoding).values())), shown)
     progress(0.4)
-    trials = [_Trial(model, name, _grids(spreads, name), tested, reference) for name in METHODS]
+    trials = [_Trial(model, name, _grids(spreads, name), tested, answers, reference, decoding) for name in METHODS]
     best = min(trials, key=lambda trial: trial.damage(()))
     progress(0.6)
     kept = best.keep_float(progress)
+    if not _in_8_bits(model, decoding.union(kept)):
+        raise UnsupportedError("every layer of this model does too much damage in 8 bits.")
     made = model.clone()
-    round_model(made, best.grids, kept)
+    round_model(made, best.grids, decoding.union(kept))
     return Int8(made, best.method, kept, best.damage(kept))
+
+
+def _in_8_bits(model: ir.Model, kept: Collection[str]) -> bool:
+    """True where a layer with weights remains beside the units `kept` in float."""
+    return any(unit.weight is not None and unit.name not in kept for unit in find_units(model))
 
 
 def shown_and_held_out(batches: Batches) -> tuple[Batches, Batches]:
@@ -109,13 +119,6 @@ def _grids(spreads: Mapping[str, Spread], method: str) -> dict[str, Grid]:
     return {name: METHODS[method](spread) for name, spread in spreads.items()}
 
 
-def _outputs(model: ir.Model, batches: Batches) -> Outputs:
-    names = [value.name or "" for value in model.graph.outputs]
-    tap = Tap(model, [model.graph.inputs[0].name or ""], names)
-    parts = [tap({tap.inputs[0]: batch}) for batch in batches]
-    return {name: np.concatenate([part[name] for part in parts]) for name in names}
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Trial:
     """One way to choose grids, and what it does to the outputs on held-out images."""
@@ -124,13 +127,16 @@ class _Trial:
     method: str
     grids: Mapping[str, Grid]
     tested: Batches
+    answers: Sequence[Answer]
     reference: Outputs
+    decoding: frozenset[str]
 
     def damage(self, kept: Collection[str]) -> float:
-        """Divergence from the float model with the units `kept` in float."""
+        """Divergence from the float model with the units `kept` in float, beside those that decode."""
         copy = self.model.clone()
-        round_model(copy, self.grids, kept)
-        return divergence(self.reference, _outputs(copy, self.tested))
+        round_model(copy, self.grids, self.decoding.union(kept))
+        outcome = run_answers(copy, self.answers, self.tested, ROUNDED)
+        return answer_divergence(self.answers, self.reference, outcome)
 
     def keep_float(self, progress: Share) -> tuple[str, ...]:
         """The units that stay float: those that alone do much of the damage, until the rest does little.
@@ -139,7 +145,7 @@ class _Trial:
         """
         kept: tuple[str, ...] = ()
         whole = left = self.damage(())
-        units = [unit.name for unit in find_units(self.model)]
+        units = [unit.name for unit in find_units(self.model) if unit.name not in self.decoding]
         alone = {}
         for index, name in enumerate(units if whole > _ENOUGH else ()):
             progress(0.6 + 0.3 * index / len(units))

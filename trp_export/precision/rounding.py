@@ -18,6 +18,8 @@ from trp_export.precision.grids import Grid, round_bias, round_weight, weight_sc
 from trp_export.precision.quantisable import MOVERS, QuantisableOp, find_units
 
 LEAST_OPSET = 13  # a scale for each channel
+# The name of a value after rounding is its name before with this added.
+ROUNDED = ".rounded"
 
 
 def rounded_values(model: ir.Model, kept: Collection[str] = ()) -> dict[str, str]:
@@ -82,7 +84,7 @@ class _Rounder:
         quantise = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}.quantize")
         dequantise = ir.node("DequantizeLinear", [quantise.outputs[0], scale, zero], name=f"{name}.dequantize")
         quantise.outputs[0].name, after = f"{name}.uint8", dequantise.outputs[0]
-        after.name, after.type, after.shape = f"{name}.rounded", value.type, value.shape
+        after.name, after.type, after.shape = f"{name}{ROUNDED}", value.type, value.shape
         producer = value.producer()
         value.replace_all_uses_with(after, replace_graph_outputs=True)
         quantise.replace_input_with(0, value)

@@ -34,12 +34,14 @@ def norms_left(model: ir.Model) -> list[ir.Node]:
     return [norm for norm in norms if affine_terms(norm) is not None and _owns_statistics(norm)]
 
 
-def renormalise(original: Walk, compressed: Walk, norm: ir.Node) -> dict[str, Array]:
-    """New mean and variance of one batch norm, by the names of the initializers."""
+def renormalise(original: Walk, compressed: Walk, norm: ir.Node, batches: int | None = None) -> dict[str, Array]:
+    """New mean and variance of one batch norm, by the names of the initializers; from the first `batches`, or all."""
     name = norm.inputs[0].name or "" if norm.inputs[0] is not None else ""
     original.to([name])
     compressed.to([name])
-    (was_mean, was_variance), (mean, variance) = (_moments(walk.values[name]) for walk in (original, compressed))
+    (was_mean, was_variance), (mean, variance) = (
+        _moments(walk.values[name][:batches]) for walk in (original, compressed)
+    )
     tells = was_variance > _STILL * (was_variance + was_mean**2)
     ratio = np.clip(np.where(tells, variance / np.where(tells, was_variance, 1.0), 1.0), _LEAST, _MOST)
     return {

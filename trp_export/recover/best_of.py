@@ -1,4 +1,4 @@
-"""How far a network with a plan's factors in place is from the original: what decides between sets of factors."""
+"""Choose between sets of factors for a plan: measure how far each leaves the network from the original."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trp_export.calibration.divergence import divergence
+from trp_export.calibration.answers import answer_divergence, find_answers, read_answers
 from trp_export.calibration.output_curves import LayerFactors
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_products
@@ -24,12 +24,13 @@ Batches = Sequence[NDArray[Any]]
 def closest(
     model: ir.Model, plan: Plan, candidates: Sequence[LayerFactors], batches: Batches, threads: int = 0
 ) -> tuple[int, tuple[float, ...]]:
-    """The index of the candidate whose outputs diverge least from the model's, and the divergence of each.
+    """The index of the candidate whose answers diverge least from the model's, and the divergence of each.
 
-    Every candidate holds factors for all of the plan's layers. The model stays as it is.
+    Every candidate holds factors for all of the plan's layers. `batches` should be inputs that no candidate was fitted
+    to. The model stays as it is.
     """
-    names = [value.name or "" for value in model.graph.outputs]
-    reference = _outputs(model, names, batches, threads)
+    answers = find_answers(model)
+    reference = read_answers(Walk(model, batches, threads), answers)
     scores = []
     for candidate in candidates:
         copy = model.clone()
@@ -37,9 +38,6 @@ def closest(
         set_products(copy, plan, places, candidate.factors)
         add_to_bias(copy, places, candidate.shifts)
         apply_values(copy, candidate.values)
-        scores.append(divergence(reference, _outputs(copy, names, batches, threads)))
+        outcome = read_answers(Walk(copy, batches, threads), answers)
+        scores.append(answer_divergence(answers, reference, outcome))
     return int(np.argmin(scores)), tuple(scores)
-
-
-def _outputs(model: ir.Model, names: Sequence[str], batches: Batches, threads: int) -> dict[str, NDArray[Any]]:
-    return {name: np.concatenate(parts) for name, parts in Walk(model, batches, threads).run(names).items()}

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from trp_export.calibration.answers import find_answers
 from trp_export.calibration.divergence import agreement, divergence
 from trp_export.errors import UnsupportedError
 from trp_export.recover.muon import Muon
@@ -45,7 +46,9 @@ class Distillation:
     """
 
     def __init__(self, original: ir.Model, compressed: ir.Model, images: Array, seed: int) -> None:
-        self._outputs = [value.name or "" for value in original.graph.outputs]
+        answers = find_answers(original)
+        self._outputs = [answer.name for answer in answers]
+        self._classes = [answer.name for answer in answers if answer.classes]
         names = [*self._outputs, *_guides(original, compressed)]
         self._teacher, self._student = TorchGraph(original, names), TorchGraph(compressed, names)
         self._teacher.requires_grad_(False)
@@ -104,7 +107,7 @@ class Distillation:
     def score(self) -> tuple[float, float]:
         """Divergence and agreement on the held-out images."""
         got = self._answers(self._student, self._held_out)
-        return divergence(self._wanted, got), agreement(self._wanted, got)
+        return divergence(self._wanted, got, self._classes), agreement(self._wanted, got)
 
     def _new_optimizers(self) -> list[tuple[torch.optim.Optimizer, float]]:
         """With their learning rates: Muon for kernels and matrices, Adam for biases."""

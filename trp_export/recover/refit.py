@@ -4,20 +4,21 @@ The original gives the output y that a layer should have, the network compressed
 The best kernel for this is the regression of y on x; the best pair of a rank for it is that kernel, factored
 under the moments of x (reduced-rank regression). Both factors and the bias so take back what earlier layers lost.
 Where a layer's output is added to a shortcut, the target is the original sum less the shortcut as it now is.
+A layer takes what comes nearest to its target on inputs that are held out: the regression, or the factors it had.
 Sources: Izenman, "Reduced-rank regression", 1975; He, Zhang and Sun, "Channel Pruning", 2017, section 3.2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trp_export.calibration.moments import is_tapped, samples_per_image
+from trp_export.calibration.moments import MomentSums, is_tapped, samples_per_image
 from trp_export.calibration.output_curves import LayerFactors
 from trp_export.calibration.patches import Positions, count_positions, gather_patches, sample_positions, window
 from trp_export.errors import LoadError
@@ -41,10 +42,22 @@ RIDGE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class _Samples:
-    """What one layer gets and should give at sampled positions: x (group, p, d), y (p, n)."""
+    """What one layer reads and should give at sampled positions, batch by batch.
 
-    x: Array
-    y: Array
+    `x` (group, images, positions, d) and `y` (images * positions, n).
+    """
+
+    x: Sequence[Array]
+    y: Sequence[Array]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Choice:
+    """What a layer may become: its factors, their kernel (n, c/group, *k), and the shift of its bias."""
+
+    pairs: Pairs
+    kernel: Float64
+    shift: Float64
 
 
 def can_refit(model: ir.Model, place: LocatedSite, change: Change) -> bool:
@@ -58,20 +71,24 @@ def refit(
     batches: Sequence[Array],
     fitted: LayerFactors,
     *,
+    others: Sequence[LayerFactors] = (),
+    held_out: Sequence[Array] = (),
     seed: int = 0,
     threads: int = 0,
     progress: Share = lambda share: None,
 ) -> LayerFactors:
     """Factors and shifts of all the plan's layers, fitted one after the other to `batches` of inputs.
 
-    `fitted` says what becomes of the layers that cannot be refitted. Batch norms that are left in the graph are
-    re-estimated on the way. The model stays as it is. Raises LoadError, naming the layer, where the compressed
-    network's values are not finite.
+    `fitted` says what becomes of the layers that cannot be refitted. With inputs `held_out`, a layer is refitted only
+    where that comes nearer to its target on them than the factors in `fitted` and in `others`. Batch norms that are
+    left in the graph are re-estimated on the way. The model stays as it is. Raises LoadError, naming the layer, where
+    the compressed network's values are not finite.
     """
     copy = model.clone()
     places = {place.site.name: place for place in find_sites(model, {})}
     copies = {place.site.name: place for place in find_sites(copy, {})}
-    original, compressed = Walk(model, batches, threads), Walk(copy, batches, threads)
+    inputs = [*batches, *held_out]
+    original, compressed = Walk(model, inputs, threads), Walk(copy, inputs, threads)
     rng = np.random.default_rng(seed)
     images = sum(len(batch) for batch in batches)
     factors, shifts, values = dict(fitted.factors), dict(fitted.shifts), dict(fitted.values)
@@ -81,9 +98,9 @@ def refit(
         """The batch norms that come before a node of the main graph, or all that are left."""
         end = len(order) if node is None else order.get(id(node), 0)
         while norms and order[id(norms[0])] < end:
-            found = renormalise(original, compressed, norms.pop(0))
-            apply_values(copy, found)
-            values.update(found)
+            renewed = renormalise(original, compressed, norms.pop(0), len(batches))
+            apply_values(copy, renewed)
+            values.update(renewed)
 
     for index, change in enumerate(plan.changed):
         progress(index / len(plan.changed))
@@ -91,7 +108,13 @@ def refit(
         renormalise_before(place.nodes[0])
         if can_refit(model, places[name], change):
             samples = _gather(original, compressed, place.nodes[0], change.site, rng, images)
-            factors[name], shifts[name] = _fit(samples, place, change)
+            shown = _Samples(samples.x[: len(batches)], samples.y[: len(batches)])
+            choices = [_regress(shown, place, change)]
+            if held_out:
+                judged = _Samples(samples.x[len(batches) :], samples.y[len(batches) :])
+                choices += [own for known in (fitted, *others) for own in _choices(known, shown, place, change)]
+                choices.sort(key=lambda choice: _error(choice, judged, place))
+            factors[name], shifts[name] = choices[0].pairs, choices[0].shift
         if name in factors:
             site = change.site
             set_kernel(place, sum_products(factors[name], change.branches, site.kernel_shape, site.group))
@@ -112,16 +135,16 @@ def _gather(
     for index, batch in enumerate(compressed.values[data]):
         wanted = samples_per_image(site, images)
         positions = sample_positions(rng, len(batch), count_positions(seen_by, batch.shape), wanted)
-        x.append(gather_patches(batch, seen_by, positions))
+        patches = gather_patches(batch, seen_by, positions)
+        x.append(patches.reshape(len(patches), *positions.shape, -1))
         target = _outputs_at(original.values[output][index], positions)
         for name in shortcut:
             target += _outputs_at(original.values[name][index], positions)
             target -= _outputs_at(compressed.values[name][index], positions)
         y.append(target)
-    samples = _Samples(np.concatenate(x, axis=1), np.concatenate(y))
-    if not (np.isfinite(samples.x.sum()) and np.isfinite(samples.y.sum())):
+    if not all(np.isfinite(part.sum()) for part in (*x, *y)):
         raise LoadError(f"the values around {site.name} are NaN or infinite on these images. Check the preprocessing.")
-    return samples
+    return _Samples(x, y)
 
 
 def _shortcut(node: ir.Node, walk: Walk, data: str) -> list[str]:
@@ -143,28 +166,67 @@ def _outputs_at(values: Array, positions: Positions) -> Array:
     return np.ascontiguousarray(taken.reshape(-1, rows.shape[-1]), dtype=np.float32)
 
 
-def _fit(samples: _Samples, place: LocatedSite, change: Change) -> tuple[Pairs, Float64]:
-    """Reduced-rank regression: the factors, and the shift of the bias that goes with them."""
-    shape, group = change.site.kernel_shape, change.site.group
-    count = samples.x.shape[1]
-    x_mean, y_mean = samples.x.mean(axis=1, dtype=np.float64), samples.y.mean(axis=0, dtype=np.float64)
-    outer = np.matmul(samples.x.transpose(0, 2, 1), samples.x).astype(np.float64) / count
-    covariance = outer - x_mean[:, :, None] * x_mean[:, None, :]
-    y = samples.y.reshape(count, group, -1).transpose(1, 2, 0)
-    cross = np.matmul(y, samples.x).astype(np.float64) / count
-    cross -= y_mean.reshape(group, -1, 1) * x_mean[:, None, :]
-    regression = _regress(covariance, cross, place.kernel().astype(np.float64).reshape(cross.shape))
-    pairs = calibrate_branches(regression.reshape(shape), change.branches, group, covariance)
-    kernel = sum_products(pairs, change.branches, shape, group).reshape(cross.shape)
-    bias = y_mean - np.einsum("gnd,gd->gn", kernel, x_mean).reshape(-1)
-    return pairs, bias - find_bias(place.nodes[0])
+def _regress(samples: _Samples, place: LocatedSite, change: Change) -> _Choice:
+    """Reduced-rank regression: the factors, and the shift of the bias that goes with them.
 
-
-def _regress(covariance: Float64, cross: Float64, kernel: Float64) -> Float64:
-    """(group, n, d), with a ridge towards the kernel: what the images do not show stays as it was."""
-    size = covariance.shape[1]
-    ridge = RIDGE * np.trace(covariance, axis1=1, axis2=2)[:, None, None] / size
+    What the images do not show stays as it was: the ridge pulls towards the kernel, as strongly as the covariance is
+    shrunk towards the identity.
+    """
+    group, kernel = change.site.group, place.kernel().astype(np.float64)
+    sums = MomentSums(samples.x[0].mean(axis=(1, 2), dtype=np.float64))
+    count = sum(len(part) for part in samples.y)
+    y_mean = sum(part.sum(axis=0, dtype=np.float64) for part in samples.y) / count
+    cross = np.zeros(kernel.reshape(group, len(kernel) // group, -1).shape)
+    for x, y in zip(samples.x, samples.y, strict=True):
+        sums.add(x)
+        apart = (y - y_mean).reshape(len(y), group, -1).transpose(1, 2, 0)
+        cross += apart @ (x.reshape(group, len(y), -1) - sums.reference[:, None, :])
+    moments = sums.moments()
+    cross /= count
+    share = np.maximum(moments.shrinkage, RIDGE)[:, None, None]
+    size = cross.shape[2]
+    covariance = moments.covariance
+    spread = np.trace(covariance, axis1=1, axis2=2)[:, None, None] / size
     # A layer whose inputs never change keeps its kernel.
-    ridge = np.where(ridge > 0, ridge, 1.0)
-    solved = np.linalg.solve(covariance + ridge * np.eye(size), (cross + ridge * kernel).transpose(0, 2, 1))
-    return np.asarray(solved.transpose(0, 2, 1))
+    ridge = np.where(spread > 0, share * spread, 1.0)
+    shrunk = (1 - share) * covariance + ridge * np.eye(size)
+    pulled = (1 - share) * cross + ridge * kernel.reshape(cross.shape)
+    regression = np.linalg.solve(shrunk, pulled.transpose(0, 2, 1)).transpose(0, 2, 1)
+    pairs = calibrate_branches(regression.reshape(kernel.shape), change.branches, group, shrunk)
+    return _choose(pairs, moments.mean, y_mean, place, change)
+
+
+def _choices(known: LayerFactors, samples: _Samples, place: LocatedSite, change: Change) -> Iterator[_Choice]:
+    """Factors that are known already, with the shift that belongs to them and with one fitted to the samples."""
+    name = change.site.name
+    if name not in known.factors:
+        return
+    count = sum(len(part) for part in samples.y)
+    x_mean = sum(part.sum(axis=(1, 2), dtype=np.float64) for part in samples.x) / count
+    y_mean = sum(part.sum(axis=0, dtype=np.float64) for part in samples.y) / count
+    choice = _choose(known.factors[name], x_mean, y_mean, place, change)
+    yield choice
+    yield replace(choice, shift=known.shifts.get(name, np.zeros(len(choice.kernel))))
+
+
+def _choose(pairs: Pairs, x_mean: Float64, y_mean: Float64, place: LocatedSite, change: Change) -> _Choice:
+    """With the shift of the bias that gives the mean output."""
+    site = change.site
+    kernel = sum_products(pairs, change.branches, site.kernel_shape, site.group)
+    flat = kernel.reshape(site.group, len(kernel) // site.group, -1)
+    bias = y_mean - np.einsum("gnd,gd->gn", flat, x_mean).reshape(-1)
+    return _Choice(pairs, kernel, bias - find_bias(place.nodes[0]))
+
+
+def _error(choice: _Choice, samples: _Samples, place: LocatedSite) -> float:
+    """Sum of squared errors over all samples and channels."""
+    own = find_bias(place.nodes[0])
+    assert own is not None  # Only layers with a bias that can move are refitted.
+    bias = own + choice.shift
+    total = 0.0
+    for x, y in zip(samples.x, samples.y, strict=True):
+        flat = x.reshape(len(x), len(y), -1)
+        kernel = choice.kernel.reshape(len(x), -1, flat.shape[2]).astype(np.float32)
+        made = (flat @ kernel.transpose(0, 2, 1)).transpose(1, 0, 2).reshape(y.shape)
+        total += float(np.square(made + bias - y).sum())
+    return total

@@ -111,8 +111,10 @@ def extract(
     return proto
 
 
-def feed(model: ir.Model, images: ImageSet) -> Iterator[Array]:
+def feed(model: ir.Model, images: ImageSet, at_a_time: int | None = None) -> Iterator[Array]:
     """The images in batches that the model takes and memory holds; those that do not fill a fixed batch are left out.
+
+    `at_a_time` is the largest batch for a model that takes any.
 
     Raises UnsupportedError where the model has several inputs, LoadError where a fixed batch is never filled.
     """
@@ -122,7 +124,8 @@ def feed(model: ir.Model, images: ImageSet) -> Iterator[Array]:
     fixed = fixed_batch(model)
     if fixed is not None and fixed > len(images):
         raise LoadError(f"the model takes {fixed} images at a time; {images.name} has {len(images)}.")
-    size = fixed or int(np.clip(_BATCH_ELEMENTS // images.batch(0, 1).size, 1, _LARGEST_BATCH))
+    largest = min(at_a_time or _LARGEST_BATCH, _LARGEST_BATCH)
+    size = fixed or int(np.clip(_BATCH_ELEMENTS // images.batch(0, 1).size, 1, largest))
     for start in range(0, len(images), size):
         if fixed is None or start + size <= len(images):
             yield images.batch(start, min(start + size, len(images)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trp_export.calibration.held_out import split_images, take_images
+from trp_export.calibration.memory import images_to_read, images_to_walk
 from trp_export.calibration.moments import Moments, calibration_remarks, gather_moments, load_moments, merge_moments
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
+from trp_export.graph.shapes import infer_shapes
 from trp_export.inputs.images import ImageSet, load_images
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.network import Network
@@ -22,15 +25,17 @@ from trp_export.options import Calibration
 from trp_export.planning.budgets import Damage, lost_energy, measured_damage
 from trp_export.planning.curves import Layer
 from trp_export.rules import Rule
-from trp_export.runtime.partial import feed
+from trp_export.runtime.partial import feed, fixed_batch
 from trp_export.system.extras import require
 from trp_export.system.progress import Progress
 from trp_export.system.signals import held_back
 
 # Sensitivities need fewer images than moments: they are averages over whole outputs. With 64, 256 and 1,024 images
 # ResNet-20 diverges alike at 2x and 3x, so large networks, which run again for every layer, get fewer.
-_MOST_IMAGES, _LEAST_IMAGES = 256, 32
-_SENSITIVITY_MACS = 300e9
+_MOST_IMAGES, _LEAST_IMAGES = 256, 16
+# Multiply-adds of all runs together, of which there are this many for each layer.
+_SENSITIVITY_MACS = 2e12
+_RUNS_PER_LAYER = 1.5
 _MOST_CALIBRATION_IMAGES = 1024
 
 Batches = Sequence[NDArray[Any]]
@@ -38,16 +43,34 @@ Batches = Sequence[NDArray[Any]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CalibrationData:
-    """What images told about a network: moments of each layer's inputs, and how damage shows in the output.
+    """What images say about a network: moments of each layer's inputs, and how damage shows in the output.
 
-    `batches` are the images themselves, inputs (n, C, H, W); `notes` what the user should know about them.
+    `batches` are the images that factors are fitted to, inputs (n, C, H, W); `held_out` those that took no part in
+    anything, on which it is judged. `notes` are what the user should know. `walked` and `judges` are as many of both
+    as a walk through the network can hold in memory.
     """
 
     batches: Batches
     moments: Mapping[str, Moments]
     damage: Damage
     notes: tuple[str, ...]
+    held_out: Batches = ()
+    most_walked: int | None = None
+    fixed_batch: bool = False
     synthetic: bool = False
+
+    @property
+    def walked(self) -> Sequence[NDArray[Any]]:
+        return self._bounded(self.batches, 3)
+
+    @property
+    def judges(self) -> Sequence[NDArray[Any]]:
+        return self._bounded(self.held_out, 1)
+
+    def _bounded(self, batches: Sequence[NDArray[Any]], quarters: int) -> Sequence[NDArray[Any]]:
+        if self.most_walked is None or not batches:
+            return batches
+        return take_images(batches, max(1, self.most_walked * quarters // 4), whole=self.fixed_batch)
 
 
 def calibrate(
@@ -58,30 +81,66 @@ def calibrate(
     rule: Rule,
     progress: Progress,
 ) -> tuple[CalibrationData, tuple[Layer, ...]]:
-    """Run the images through the network; the layers' curves then speak of kept output, not of kept weight."""
+    """Run the images through the network; the layers' curves then speak of kept output, not of kept weight.
+
+    One image in four is held out: errors and damage are measured on these.
+    """
     if calibration.tune is not None:
         require("--tune", "torch")
     images = _images(network, calibration, preprocessing, progress)
     ir.external_data.load_to_model(network.model)  # Parts of it are run from memory from here on.
-    batches = tuple(feed(network.model, images))
-    if all(float(np.ptp(image)) == 0 for batch in batches for image in batch):
+    model, multiple = network.model, fixed_batch(network.model)
+    shown, aside = split_images(images, multiple or 1)
+    shapes = infer_shapes(model, {model.graph.inputs[0].name or "": (multiple or 1, *images.batch(0, 1).shape[1:])})
+    names = [node.inputs[0].name or "" for place in network.located for node in place.nodes if node.inputs[0]]
+    at_a_time, most_walked = images_to_read(names, shapes), images_to_walk(model, shapes)
+    batches, held_out = (tuple(feed(model, part, at_a_time)) if part is not None else () for part in (shown, aside))
+    if all(float(np.ptp(image)) == 0 for batch in (*batches, *held_out) for image in batch):
         notes = (*images.notes, f"{images.name}: all images are of one colour; factors are made without them")
-        return CalibrationData(batches, {}, lost_energy, notes, calibration.synthetic), tuple(layers)
-    earlier = _saved_statistics(calibration)
-    own = gather_moments(
-        network.model, network.located, images, seed=calibration.seed, progress=partial(progress, "calibrate")
-    )
-    moments = merge_moments([own, *earlier])
-    layers = calibrated_layers(layers, network.located, moments, partial(progress, "output errors"))
-    damage: Damage = lost_energy
-    if rule.needs_sensitivities:
-        count = int(np.clip(_SENSITIVITY_MACS / max(network.macs, 1), _LEAST_IMAGES, _MOST_IMAGES))
-        few = batches[: -(-count // len(batches[0]))]
-        damage = measured_damage(
-            measure_sensitivities(network.model, layers, moments, few, progress=partial(progress, "sensitivities"))
+        data = CalibrationData(batches, {}, lost_energy, notes, held_out, synthetic=calibration.synthetic)
+        return data, tuple(layers)
+
+    def gather(part: ImageSet, step: str) -> Mapping[str, Moments]:
+        return gather_moments(
+            model, network.located, part, seed=calibration.seed, at_a_time=at_a_time, progress=partial(progress, step)
         )
-    told = calibration_remarks(moments, network.means, None if earlier else len(images))
-    return CalibrationData(batches, moments, damage, (*images.notes, *told), calibration.synthetic), layers
+
+    earlier = _saved_statistics(calibration)
+    moments = merge_moments([gather(shown, "calibrate"), *earlier])
+    judge = gather(aside, "held-out images") if aside is not None else None
+    layers = calibrated_layers(layers, network.located, moments, partial(progress, "output errors"), judge)
+    notes = (*images.notes, *calibration_remarks(moments, network.means, None if earlier else len(images)))
+    known = CalibrationData(
+        batches,
+        moments,
+        lost_energy,
+        notes,
+        held_out,
+        most_walked,
+        fixed_batch=multiple is not None,
+        synthetic=calibration.synthetic,
+    )
+    if rule.needs_sensitivities:
+        damage = measured_damage(
+            measure_sensitivities(
+                model,
+                layers,
+                moments,
+                _for_sensitivities(known, network),
+                held_out=judge,
+                progress=partial(progress, "sensitivities"),
+            )
+        )
+        known = replace(known, damage=damage)
+    return known, layers
+
+
+def _for_sensitivities(known: CalibrationData, network: Network) -> Sequence[NDArray[Any]]:
+    """Held-out images, as many as the network's size allows."""
+    layers = sum(place.site.refusal is None for place in network.located)
+    count = _SENSITIVITY_MACS / max(network.macs * layers * _RUNS_PER_LAYER, 1)
+    count = min(int(np.clip(count, _LEAST_IMAGES, _MOST_IMAGES)), known.most_walked or _MOST_IMAGES)
+    return take_images(known.held_out or known.batches, count, whole=known.fixed_batch)
 
 
 def _saved_statistics(calibration: Calibration) -> tuple[dict[str, Moments], ...]:

@@ -29,27 +29,28 @@ def make_factors(
 ) -> LayerFactors:
     """Factors of every layer that the plan changes, in the precision of its weight, and shifts of biases.
 
-    With images, the closest to the original of plain, calibrated and refitted factors: on a network that was trained
-    for low rank plain ones are exact, and nothing can be closer.
+    With images, those of plain, calibrated and refitted factors that come closest to the original on held-out images:
+    on a network that was trained for low rank plain ones are exact, and nothing can be closer.
     """
     plain = _plain(network, plan, progress)
-    candidates = [plain]
-    if known is not None and known.moments and calibration is not None and plan.changed:
-        calibrated = calibrated_factors(plan, network.located, known.moments, partial(progress, "factor"))
-        candidates.append(_completed(calibrated, plain))
-        if calibration.recover:
-            refitted = refit(
-                network.model,
-                plan,
-                known.batches,
-                candidates[-1],
-                seed=calibration.seed,
-                progress=partial(progress, "refit"),
-            )
-            candidates.append(_completed(refitted, plain))
-        best, _ = closest(network.model, plan, candidates, known.batches)
-        return _rounded(network, candidates[best])
-    return _rounded(network, plain)
+    if known is None or not known.moments or calibration is None or not plan.changed:
+        return _rounded(network, plain)
+    calibrated = calibrated_factors(plan, network.located, known.moments, partial(progress, "factor"))
+    candidates = [plain, _completed(calibrated, plain)]
+    if calibration.recover:
+        refitted = refit(
+            network.model,
+            plan,
+            known.walked,
+            candidates[-1],
+            others=[plain],
+            held_out=known.judges,
+            seed=calibration.seed,
+            progress=partial(progress, "refit"),
+        )
+        candidates.append(_completed(refitted, plain))
+    best, _ = closest(network.model, plan, candidates, known.judges or known.walked)
+    return _rounded(network, candidates[best])
 
 
 def _completed(fitted: LayerFactors, plain: LayerFactors) -> LayerFactors:

@@ -175,7 +175,7 @@ def precision_remarks(forms: Precisions) -> Iterator[str]:
             word = "SLOWER than" if against.verdict == "slower" else "no faster than"
             yield f"{one.name} is {word} fp32 here ({against})"
     alone = forms.alone("int8")
-    if alone is None or alone is shipped or alone.latency is None or shipped.latency is None:
+    if alone is None or alone is shipped or alone.refused or alone.latency is None or shipped.latency is None:
         return
     against = ratio(alone.latency, shipped.latency)
     if against.verdict in ("slower", "no difference"):

@@ -15,6 +15,7 @@ from trp_export.steps.knowledge import Knowledge
 from trp_export.steps.plan import Planned
 from trp_export.steps.precisions import as_shipped, precision_remarks
 from trp_export.verify import CalibrationAgreement, Deviation, compare_on_calibration_images
+from trp_export.verify.calibration_images import Kind
 from trp_export.workspace import Workspace
 
 
@@ -58,6 +59,9 @@ def _on_calibration_images(deviation: Deviation, built: Built, knowledge: Knowle
     if knowledge.evaluator is not None or data is None or not data.batches or deviation.truncation is None:
         return None
     original, result = built.files.original, built.files.result
+    if data.held_out:
+        kind: Kind = "held-out synthetic" if data.synthetic else "held-out"
+        return compare_on_calibration_images(original, result, data.held_out, kind)
     return compare_on_calibration_images(
         original, result, data.batches, "synthetic" if data.synthetic else "calibration"
     )

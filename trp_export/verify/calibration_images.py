@@ -16,12 +16,12 @@ from trp_export.verify.judge import top1
 # Of more, every so manieth batch is taken: the answer is a share, and a pass over all of them takes long.
 _ENOUGH = 256
 
-Kind = Literal["calibration", "synthetic"]
+Kind = Literal["calibration", "synthetic", "held-out", "held-out synthetic"]
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationAgreement:
-    """How far the result is from the original on images that its factors were fitted to.
+    """How far the result is from the original on calibration images: those held out, where there are any.
 
     `top1` is the share of them that keep their class, None where the first output holds no classes.
     """
@@ -37,7 +37,9 @@ class CalibrationAgreement:
 
     @property
     def fitted(self) -> str:
-        """The same, and how they came to be judges."""
+        """The same, and whether the factors were fitted to them."""
+        if self.kind.startswith("held-out"):
+            return self.name
         one = "synthetic image" if self.kind == "synthetic" else "image"
         return f"the {self.images:,} {one}{'s' if self.images > 1 else ''} it was fitted to"
 

@@ -1,0 +1,187 @@
+"""Where the answer of a network is compared: the last values that are still continuous and unsaturated.
+
+Softmax, Sigmoid, ArgMax, TopK, NMS and rounding hide most of what happened before them, and a Concat of boxes and
+scores mixes units. So each graph output is followed backwards through operators that only decode: those that move
+values (Reshape, Concat, Slice), arithmetic, and the operators that hide. What is found where layers with weights
+begin are the answers. An output behind which nothing hides and nothing is moved is an answer itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trp_export.calibration.divergence import divergence
+from trp_export.graph.weights import find_constant
+from trp_export.runtime.incremental import Walk
+
+Array = NDArray[Any]
+
+_CLASS_OPS = frozenset({"Softmax", "LogSoftmax", "ArgMax", "Hardmax"})
+_HIDING = _CLASS_OPS | {
+    *("Sigmoid", "HardSigmoid", "Tanh", "Exp", "ArgMin", "TopK", "NonMaxSuppression", "Round", "Floor", "Ceil"),
+    *("Sign", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not", "And", "Or", "OneHot", "NonZero"),
+    *("ReduceMax", "ReduceMin", "ReduceSum", "Softplus", "Clip", "Cast"),
+}
+_MOVING = frozenset(
+    {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Concat", "Slice", "Split", "Gather"}
+    | {"DepthToSpace", "SpaceToDepth", "GatherND", "GatherElements", "Expand", "Tile", "Pad", "Dropout"}
+)
+_ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Neg", "Where", "Min", "Max", "Mod", "Abs"})
+_LEARNED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum"})
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+# What these make has its channels on the last axis.
+_CHANNELS_LAST = frozenset({"MatMul", "Gemm", "LayerNormalization", "LSTM", "GRU", "RNN"})
+_CARRYING = frozenset({"Add", "Sub", "Mul", "Div", "BatchNormalization", "Relu", "LeakyRelu", "PRelu", "Identity"})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A value that is compared, the axis of its channels, and whether these are the classes of a distribution."""
+
+    name: str
+    axis: int = 1
+    classes: bool = False
+
+
+@dataclass(slots=True)
+class _Found:
+    """Values by name, and whether an operator that hides or moves values lies behind them."""
+
+    answers: dict[str, ir.Value]
+    classes: set[str]
+    decoded: bool = False
+
+
+def find_answers(model: ir.Model) -> tuple[Answer, ...]:
+    """The answers of all outputs of a model, each once, in the order of the outputs."""
+    found = _Found({}, set())
+    for output in model.graph.outputs:
+        own = _behind(output, {})
+        if not own.decoded:
+            own = _Found({output.name or "": output}, own.classes & {output.name or ""})
+        found.answers |= own.answers
+        found.classes |= own.classes
+    floats = {name: value for name, value in found.answers.items() if _is_float(value) and _is_learned(value)}
+    return tuple(Answer(name, _channel_axis(value), name in found.classes) for name, value in floats.items())
+
+
+def read_answers(walk: Walk, answers: Sequence[Answer]) -> dict[str, Array]:
+    """The answers of the network that is walked, by name, each (n, C, *) with its channels on axis 1."""
+    values = walk.run([answer.name for answer in answers])
+    return {answer.name: _channels_first(np.concatenate(values[answer.name]), answer.axis) for answer in answers}
+
+
+def run_answers(
+    model: ir.Model, answers: Sequence[Answer], batches: Sequence[Array], suffix: str = ""
+) -> dict[str, Array]:
+    """The same of a model that is run on these inputs; a value that also exists with `suffix` is read there."""
+    made = {value.name or "" for node in model.graph for value in node.outputs}
+    names = {a.name: f"{a.name}{suffix}" if f"{a.name}{suffix}" in made else a.name for a in answers}
+    values = Walk(model, batches).run(list(names.values()))
+    return {a.name: _channels_first(np.concatenate(values[names[a.name]]), a.axis) for a in answers}
+
+
+def answer_divergence(answers: Sequence[Answer], original: Mapping[str, Array], other: Mapping[str, Array]) -> float:
+    """How far answers are from those of the original: the one measure of damage. Both as `read_answers` gives them."""
+    return divergence(original, other, [answer.name for answer in answers if answer.classes])
+
+
+def decoding_nodes(model: ir.Model, answers: Sequence[Answer]) -> frozenset[ir.Node]:
+    """The nodes that only read answers: they turn them into the outputs."""
+    names = {answer.name for answer in answers}
+    values = [value for node in model.graph for value in node.outputs if value.name in names]
+    after = _reached(values, lambda node: [user for value in node.outputs for user in value.consumers()])
+    before = _reached(values, lambda node: [v.producer() for v in node.inputs if v is not None], forwards=False)
+    return frozenset(after - before)
+
+
+def _reached(
+    values: Sequence[ir.Value], step: Callable[[ir.Node], Sequence[ir.Node | None]], *, forwards: bool = True
+) -> set[ir.Node]:
+    """The nodes on the way from values, towards the outputs or towards the inputs."""
+    pending = [node for value in values for node in (value.consumers() if forwards else [value.producer()])]
+    reached: set[ir.Node] = set()
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in reached:
+            reached.add(node)
+            pending += step(node)
+    return reached
+
+
+def _behind(value: ir.Value, known: dict[ir.Value, _Found]) -> _Found:
+    """What is found behind a value; `known` keeps values that several readers share from being followed twice."""
+    if value not in known:
+        known[value] = _follow(value, known)
+    return known[value]
+
+
+def _follow(value: ir.Value, known: dict[ir.Value, _Found]) -> _Found:
+    node = value.producer()
+    if node is None or find_constant(value) is not None:
+        return _Found({}, set(), decoded=False)
+    if node.domain not in ("", "ai.onnx") or node.op_type not in _HIDING | _MOVING | _ARITHMETIC:
+        return _Found({value.name or "": value}, set())
+    behind = [_behind(source, known) for source in _data(node)]
+    merged = _Found({}, set(), any(found.decoded for found in behind))
+    for found in behind:
+        merged.answers |= found.answers
+        merged.classes |= found.classes
+    if not merged.answers:
+        return _Found({value.name or "": value} if any(_computed(source) for source in _data(node)) else {}, set())
+    if node.op_type in _CLASS_OPS and len(merged.answers) == 1:
+        merged.classes |= merged.answers.keys()
+    if node.op_type in _HIDING | _MOVING:
+        merged.decoded = True
+    if not merged.decoded:
+        return _Found({value.name or "": value}, set())
+    return merged
+
+
+def _data(node: ir.Node) -> Iterator[ir.Value]:
+    """The inputs that hold values: not the shapes, indices and bounds of an operator."""
+    first_only = node.op_type in ("Reshape", "Slice", "Gather", "Expand", "Tile", "Pad", "Squeeze", "Unsqueeze", "TopK")
+    inputs = node.inputs[:1] if first_only or node.op_type in ("Clip", "GatherND", "GatherElements") else node.inputs
+    return (value for value in inputs if value is not None)
+
+
+def _computed(value: ir.Value) -> bool:
+    return find_constant(value) is None
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype in (None, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
+
+
+def _is_learned(value: ir.Value) -> bool:
+    """True where a layer with weights lies behind the value: nothing else can be damaged."""
+    pending, seen = [value.producer()], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        if node.op_type in _LEARNED or any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
+            return True
+        seen.add(node)
+        pending += [source.producer() for source in node.inputs if source is not None]
+    return False
+
+
+def _channel_axis(value: ir.Value) -> int:
+    """1 after a conv, the last after a matrix product; found behind bias, activation and sums."""
+    node = value.producer()
+    while node is not None and node.op_type in _CARRYING:
+        node = next((source.producer() for source in _data(node) if _computed(source)), None)
+    return -1 if node is not None and node.op_type in _CHANNELS_LAST else 1
+
+
+def _channels_first(array: Array, axis: int) -> Array:
+    if array.ndim < 3:
+        return array
+    return np.moveaxis(array, axis, 1)

@@ -1,0 +1,56 @@
+"""How many images fit into memory while a network is walked or all its layers are read at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+
+import onnx_ir as ir
+
+from trp_export.runtime.partial import outer_reads
+
+Shapes = Mapping[str, Sequence[int | None]]
+
+# Values of two walks at a time, and of the layers that are read together.
+_WALKED_BYTES = 320 * 2**20
+_READ_BYTES = 128 * 2**20
+_FLOAT_BYTES = 4
+_LEAST_WALKED = 8
+
+
+def images_to_walk(model: ir.Model, shapes: Shapes) -> int:
+    """How many images a walk through a model may hold: their values between two layers stay within a bound."""
+    return max(_LEAST_WALKED, _WALKED_BYTES // max(_most_alive(model, shapes), 1))
+
+
+def images_to_read(names: Iterable[str], shapes: Shapes) -> int:
+    """How many images to run at a time where all these values are read."""
+    return max(1, _READ_BYTES // max(sum(_bytes(name, shapes) for name in names), 1))
+
+
+def _most_alive(model: ir.Model, shapes: Shapes) -> int:
+    """The most bytes of one image that are alive between two nodes of the main graph."""
+    nodes = list(model.graph)
+    last_read: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        for value in (*node.inputs, *outer_reads(node)):
+            if value is not None and value.name:
+                last_read[value.name] = index
+    ends: dict[int, list[str]] = {}
+    for name, index in last_read.items():
+        ends.setdefault(index, []).append(name)
+    computed = {out.name or "" for node in nodes for out in node.outputs}
+    alive = most = 0
+    for index, node in enumerate(nodes):
+        alive += sum(_bytes(out.name or "", shapes) for out in node.outputs if out.name in last_read)
+        most = max(most, alive)
+        alive -= sum(_bytes(name, shapes) for name in ends.get(index, ()) if name in computed)
+    return most
+
+
+def _bytes(name: str, shapes: Shapes) -> int:
+    """Of one image; 0 where the shape is not known."""
+    shape = shapes.get(name, ())
+    if not shape or None in shape:
+        return 0
+    return _FLOAT_BYTES * prod(int(extent or 1) for extent in shape[1:])
