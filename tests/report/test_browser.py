@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, MISSING, Page, chromium
 from PIL import Image
+from reports import LAYERS, make_forms, make_report
 
 from trp_export.report.page.page import make_page
-
-from .reports import LAYERS, make_forms, make_report
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason=MISSING)
 GROUNDS = {False: (255, 255, 255), True: (0x13, 0x17, 0x1B)}

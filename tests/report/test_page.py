@@ -11,11 +11,10 @@ from importlib.resources import files
 from itertools import pairwise
 
 import pytest
+from reports import HOSTILE, LAYERS, bare, make_comparison, make_frontier, make_layer, make_plan, make_report
 
 from trp_export.report.document import Report
 from trp_export.report.page.page import make_page
-
-from .reports import HOSTILE, LAYERS, bare, make_comparison, make_frontier, make_layer, make_plan, make_report
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 

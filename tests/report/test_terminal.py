@@ -6,12 +6,11 @@ import io
 from dataclasses import replace
 
 import pytest
+from reports import HOSTILE, LAYERS, bare, make_comparison, make_forms, make_frontier, make_layer, make_report
 from rich.console import Console
 
 from trp_export.report.document import Report
 from trp_export.report.terminal import print_report
-
-from .reports import HOSTILE, LAYERS, bare, make_comparison, make_forms, make_frontier, make_layer, make_report
 
 LONG = tuple(make_layer(f"backbone/stage{i}/block_{i}/residual/conv/Conv", i) for i in range(3))
 
