@@ -27,7 +27,7 @@ parameters                 100,000      60,000               1.67x
 MACs                    20,000,000  12,000,000               1.67x
 file, bytes              1,130,000     700,000               1.61x
 latency, ms (1 thread)       1.998       1.335  1.50x [1.49, 1.51]
-latency, vs cleaned up        1.997       1.335  1.49x [1.48, 1.51]
+latency, vs cleaned up       1.997       1.335  1.49x [1.48, 1.51]
 peak memory                50.0 MB     50.0 MB               1.00x
 same class, 500 images                  98.00%
 accuracy, 500 images        91.70%      90.90%     -0.80 ± 0.63 pp
