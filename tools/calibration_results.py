@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from results import append, missing, read
+from common import append, missing, read
 
 import trp_export
 from trp_export.calibration.moments import Moments, gather_moments

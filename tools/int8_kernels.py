@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from results import append, missing, read
+from common import append, missing, read
 
 from trp_export import Benchmark, Options, Selection, compress
 from trp_export.graph.model_files import save_model

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from results import append, missing, read
+from common import append, missing, read
 
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.errors import OptionError

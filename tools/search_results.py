@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from calibration_results import CHECKPOINTS, IMAGENET, Workshop, accuracy, draw_images, make_images
-from results import append, missing, read
+from common import append, missing, read
 
 from training.search.options import SearchOptions
 from training.search.run import calibrate_for_search, run_search

@@ -17,7 +17,7 @@ from typing import Any
 import calibration_results as calibration
 import numpy as np
 import torch
-from results import append, missing, read
+from common import append, missing, read
 
 from trp_export.graph.statistics import norm_outputs
 from trp_export.inputs.images import load_images

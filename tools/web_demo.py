@@ -28,7 +28,7 @@ from trp_export.graph.metadata import strip_traces
 from trp_export.graph.model_files import save_model
 from trp_export.load import load
 from trp_export.options import LoadOptions
-from trp_export.ship.verify import verify
+from trp_export.ship.verify import verify_bundle
 
 PAGE = Path(__file__).with_name("web_demo")
 # onnxruntime-web 1.30.0, as npm had it.
@@ -106,7 +106,7 @@ def unlike_pinned(folder: Path) -> list[str]:
 
 def copy_bundle(bundle: Path, folder: Path) -> str:
     """Copy a bundle that is what its manifest says. Returns its digest."""
-    found = verify(bundle)
+    found = verify_bundle(bundle)
     shutil.copytree(bundle, folder)
     return found.digest
 

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, MISSING, Page, chromium
 from PIL import Image
+from reports import LAYERS, make_forms, make_report
 
 from trp_export.report.page.page import make_page
-
-from .reports import LAYERS, make_forms, make_report
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason=MISSING)
 GROUNDS = {False: (255, 255, 255), True: (0x13, 0x17, 0x1B)}
@@ -33,7 +32,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [320, 390, 740, 1100])
-def test_a_screenshot(page: Page, tmp_path: Path, width: int, dark: bool) -> None:
+def test_the_page_fits_the_screen(page: Page, tmp_path: Path, width: int, dark: bool) -> None:
     page.resize(width, 2400, dark=dark)
     page.screenshot(tmp_path / "shot.png", whole=False)
     pixels = np.asarray(Image.open(io.BytesIO((tmp_path / "shot.png").read_bytes())).convert("RGB"))
@@ -46,7 +45,7 @@ def test_a_screenshot(page: Page, tmp_path: Path, width: int, dark: bool) -> Non
 
 
 @pytest.mark.parametrize("width", [320, 390, 740, 900, 1024, 1100])
-def test_the_precisions_can_be_read(page: Page, width: int) -> None:
+def test_the_precisions_are_legible(page: Page, width: int) -> None:
     page.resize(width, 2400)
     tall, out = page.evaluate(
         "(() => { const cells = [...document.querySelectorAll('.forms tbody :is(th, td)')]; return ["
@@ -57,12 +56,12 @@ def test_the_precisions_can_be_read(page: Page, width: int) -> None:
     assert out == 0, "a number sticks out of its cell"
 
 
-def test_it_prints(page: Page, tmp_path: Path) -> None:
+def test_the_page_prints(page: Page, tmp_path: Path) -> None:
     page.pdf(tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_it_can_be_read_aloud(page: Page) -> None:
+def test_screen_readers_find_names_and_roles(page: Page) -> None:
     nodes = [node for node in page.call("Accessibility.getFullAXTree")["nodes"] if not node["ignored"]]
     roles = [node["role"]["value"] for node in nodes]
     assert page.evaluate("document.documentElement.lang") == "en"
@@ -71,6 +70,6 @@ def test_it_can_be_read_aloud(page: Page) -> None:
     assert [node["role"]["value"] for node in named if not node.get("name", {}).get("value")] == []
 
 
-def test_the_browser_has_nothing_to_complain_about(page: Page) -> None:
+def test_the_browser_reports_no_problem(page: Page) -> None:
     assert page.problems == []
     assert page.evaluate("performance.getEntriesByType('resource').length") == 0

@@ -1,4 +1,4 @@
-"""The page: self-contained, bounded, safe against names, readable by machines that read aloud."""
+"""The page: self-contained, bounded, safe against hostile names, accessible to screen readers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from importlib.resources import files
 from itertools import pairwise
 
 import pytest
+from reports import HOSTILE, LAYERS, bare, make_comparison, make_frontier, make_layer, make_plan, make_report
 
 from trp_export.report.document import Report
 from trp_export.report.page.page import make_page
-
-from .reports import HOSTILE, LAYERS, bare, make_comparison, make_frontier, make_layer, make_plan, make_report
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
 
 class Outline(HTMLParser):
-    """What a browser would find: tags with attributes, headings, text by innermost tag; checks that tags balance."""
+    """The tags with attributes and the texts by innermost tag, as a browser finds them; asserts that tags balance."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -56,7 +55,7 @@ def page() -> str:
     return make_page(make_report(LAYERS), LAYERS)
 
 
-def test_nothing_is_loaded_from_anywhere(page: str) -> None:
+def test_the_page_loads_nothing(page: str) -> None:
     assert not re.search(r"https?:|url\(|@import|<script|<link|<img|<iframe", page)
     outline = Outline(page)
     assert all(not attributes.keys() & {"src", "srcset", "xlink:href"} for _, attributes in outline.tags)
@@ -64,19 +63,19 @@ def test_nothing_is_loaded_from_anywhere(page: str) -> None:
     assert {str(link["href"]) for link in outline.named("a")} == {f"#{target}" for target in targets}
 
 
-def test_no_folder_of_the_user_is_told(page: str) -> None:
+def test_the_page_names_no_local_folder(page: str) -> None:
     assert "someone" not in page
     assert "/tmp" not in page
 
 
-def test_the_outcome_stands_first(page: str) -> None:
+def test_the_page_begins_with_the_outcome(page: str) -> None:
     lead = next(text for tag, text in Outline(page).texts if tag == "p")
-    assert lead.startswith("net became 1.61 times smaller and 1.5")
-    assert lead.endswith("and its accuracy goes from 91.70% to 90.90% on 500 images.")
+    assert lead.startswith("net is 1.61 times smaller and 1.5")
+    assert lead.endswith("; its accuracy changes from 91.70% to 90.90% on 500 images.")
 
 
 @pytest.mark.parametrize(("speed", "words"), [(0.8, "SLOWER"), (1.001, "NOT faster")])
-def test_what_is_not_faster_is_said_in_plain_words(speed: float, words: str) -> None:
+def test_the_page_says_if_the_result_is_not_faster(speed: float, words: str) -> None:
     assert words in make_page(make_report(LAYERS, speed), LAYERS)
 
 
@@ -84,12 +83,12 @@ def test_what_is_not_faster_is_said_in_plain_words(speed: float, words: str) -> 
     ("cleaned", "words"),
     [
         (1.0, "on 500 images."),
-        (1.2, "Low rank itself gives 1.24x"),
+        (1.2, "Low rank contributes 1.24x"),
         (1.5, "none from low rank"),
         (2.0, "SLOWER, 0.75x"),
     ],
 )
-def test_what_cleaning_up_gains_is_not_owed_to_low_rank(cleaned: float, words: str) -> None:
+def test_the_headline_separates_clean_up_from_low_rank(cleaned: float, words: str) -> None:
     page = make_page(replace(make_report(LAYERS), latency=make_comparison(1.5, cleaned=cleaned)), LAYERS)
     lead = next(text for tag, text in Outline(page).texts if tag == "p")
     assert words in lead
@@ -102,14 +101,14 @@ def test_headings_come_in_order(page: str) -> None:
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
-def test_every_picture_has_a_text(page: str) -> None:
+def test_every_picture_has_a_description(page: str) -> None:
     pictures = Outline(page).named("svg")
     assert len([picture for picture in pictures if picture.get("role") == "img"]) == 2 + 3
     for picture in pictures:
         assert picture.get("aria-hidden") == "true" or len(picture["aria-label"] or "") > 20
 
 
-def test_a_search_is_a_picture_and_a_table() -> None:
+def test_a_search_appears_as_picture_and_table() -> None:
     outline = Outline(make_page(replace(make_report(LAYERS), frontier=make_frontier()), LAYERS))
     assert [attributes["class"] for _, attributes in outline.tags if "point" in (attributes.get("class") or "")] == [
         "point holds",
@@ -121,7 +120,7 @@ def test_a_search_is_a_picture_and_a_table() -> None:
 
 
 @pytest.mark.parametrize("error", [None, 0.0])
-def test_a_search_by_a_measure_without_an_error(error: float | None) -> None:
+def test_a_search_without_standard_errors_draws_none(error: float | None) -> None:
     frontier = make_frontier()
     alone = replace(frontier.points[0], error=error, after=frontier.before)
     page = make_page(replace(make_report(LAYERS), frontier=replace(frontier, points=(alone,), chosen=0)), LAYERS)
@@ -129,18 +128,20 @@ def test_a_search_by_a_measure_without_an_error(error: float | None) -> None:
     assert not re.search(r"\b(None|nan|inf)\b", re.sub("<style>.*</style>", "", page, flags=re.DOTALL))
 
 
-def test_cells_of_a_table_have_headings(page: str) -> None:
+def test_table_headings_have_a_scope(page: str) -> None:
     assert all(heading.get("scope") in ("row", "col") for heading in Outline(page).named("th"))
 
 
-def test_layers_are_timed_dense_and_as_pairs(page: str) -> None:
+def test_the_layer_table_shows_times_before_and_after(page: str) -> None:
     texts = [text for _, text in Outline(page).texts]
     assert "ms, dense above pair" in texts
     assert "0.031 → 0.02 ms, 1.55x" in texts
     assert "0.03 → 0.033 ms, 0.91x" in texts
     assert "0.04 ms" in texts, "a layer left dense has one time"
-    told = next(text for text in texts if text.startswith("Times of single layers"))
-    assert told.endswith("took 0.061 ms, their pairs 0.053 ms. Of 2 pairs, 1 took as long as their layer or longer.")
+    sums = next(text for text in texts if text.startswith("The times of single layers"))
+    assert sums.endswith(
+        "took 0.061 ms before and 0.053 ms as pairs. 1 of 2 pairs took as long as their layer or longer."
+    )
     untimed = make_page(replace(make_report(LAYERS), layer_ms=None), LAYERS)
     assert "dense above pair" in untimed
     assert "ms, dense above pair" not in untimed
@@ -161,7 +162,7 @@ def test_hostile_names_stay_text() -> None:
     assert json.loads(plan) == report.plan.to_json()
 
 
-def test_the_page_of_a_huge_hostile_network_stays_small() -> None:
+def test_the_page_of_a_huge_hostile_network_stays_below_2_mb() -> None:
     layers = tuple(replace(LAYERS[0], site=replace(LAYERS[0].site, name=f"{i}" + "<" * 5000)) for i in range(1500))
     assert len(make_page(make_report(layers, name="<" * 10**6), layers).encode()) < 2_000_000
 
@@ -181,7 +182,7 @@ def _with_nothing(report: Report) -> Iterator[Report]:
 
 
 @pytest.mark.parametrize("index", range(10))
-def test_what_was_not_done_is_left_out(index: int) -> None:
+def test_missing_parts_of_a_report_are_left_out(index: int) -> None:
     report = list(_with_nothing(make_report(LAYERS)))[index]
     page = make_page(report, LAYERS)
     assert Outline(page).named("h1")
@@ -200,7 +201,7 @@ def _contrast(one: str, other: str) -> float:
 
 
 def _palettes() -> list[dict[str, str]]:
-    """The colours under light and under dark, as the style sheet has them."""
+    """The colours of the light and the dark style."""
     style = files("trp_export.report.page").joinpath("page.html").read_text(encoding="utf-8")
     blocks = re.findall(r":root \{(.*?)\}", style, flags=re.DOTALL)
     return [dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block)) for block in blocks]
@@ -208,7 +209,7 @@ def _palettes() -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 @pytest.mark.parametrize("ground", ["page", "card"])
-def test_letters_and_bars_stand_out(scheme: int, ground: str) -> None:
+def test_colours_have_enough_contrast(scheme: int, ground: str) -> None:
     colours = _palettes()[scheme]
     least = {"ink": 4.5, "muted": 4.5, "accent": 4.5, "good": 4.5, "bad": 4.5, "warn": 4.5, "before": 3, "after": 3}
     found = {name: _contrast(colours[name], colours[ground]) for name in least}

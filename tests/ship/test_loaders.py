@@ -1,4 +1,4 @@
-"""The loaders in a bundle run as they lie there, answer as Python does, and refuse what was changed."""
+"""The loaders of a bundle run in place, give the same outputs as Python, and refuse changed files."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from bundles import make_bundle
+from models import build, noise, relative_l2, run
 from PIL import Image
 
+import trp_export
 from trp_export.bench.devices.cache import cached
 from trp_export.inputs.images import load_images
 from trp_export.inputs.preprocessing import Preprocessing
 
 from .conftest import IMAGES, Made
 
+LOADERS = Path(trp_export.__file__).parent / "ship" / "loaders"
 COUNT = 12
 RUNTIME = cached("web") / "ort.wasm.bundle.min.mjs"
 needs_web = pytest.mark.skipif(
@@ -88,14 +93,14 @@ def in_node(folder: Path, digest: str, images: Path) -> subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def test_python(resnet20: Made, pixels: np.ndarray, wanted: np.ndarray, tmp_path: Path) -> None:
+def test_load_py_gives_equal_outputs(resnet20: Made, pixels: np.ndarray, wanted: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "pixels.npy", pixels)
     done = in_python(resnet20.folder, resnet20.digest, tmp_path / "pixels.npy")
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(json.loads(done.stdout), wanted, atol=1e-4)
 
 
-def test_python_as_a_program_scales_images(resnet20: Made, pixels: np.ndarray, tmp_path: Path) -> None:
+def test_load_py_as_a_program_scales_images(resnet20: Made, pixels: np.ndarray, tmp_path: Path) -> None:
     """Each pixel four times over: scaled down again, the image is what it was."""
     Image.fromarray(pixels[0].repeat(4, axis=0).repeat(4, axis=1)).save(tmp_path / "large.png")
     command = [sys.executable, "load.py", ".", resnet20.digest, str(tmp_path / "large.png")]
@@ -105,8 +110,34 @@ def test_python_as_a_program_scales_images(resnet20: Made, pixels: np.ndarray, t
     assert done.stdout.splitlines()[-1] in manifest["classes"]
 
 
+def test_load_py_gives_onnxruntime_the_weights_that_it_checked(tmp_path: Path) -> None:
+    """External weights (models above 2 GB): the file may change after the check, and the session does not read it."""
+    model = build()
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    (expected,) = run(tmp_path / "model.onnx", noise(model))
+    contents = {name: (tmp_path / name).read_bytes() for name in ("model.onnx", "model.onnx.data")}
+    digest = make_bundle(tmp_path / "bundle", contents)
+    program = (
+        "import sys, numpy, pathlib; sys.path.insert(0, sys.argv[1]); import load\n"
+        "checked = load._checked\n"
+        "def check_then_spoil(folder, manifest, name):\n"
+        "    content = checked(folder, manifest, name)\n"
+        "    (folder / name).write_bytes(bytes(len(content)))\n"
+        "    return content\n"
+        "load._checked = check_then_spoil\n"
+        "session, _ = load.load(sys.argv[2], sys.argv[3])\n"
+        "numpy.save(sys.argv[5], session.run(None, dict(numpy.load(sys.argv[4])))[0])\n"
+    )
+    np.savez(tmp_path / "inputs.npz", **noise(model))
+    paths = (LOADERS, tmp_path / "bundle", digest, tmp_path / "inputs.npz", tmp_path / "outputs.npy")
+    command = [sys.executable, "-B", "-c", program, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert relative_l2(expected, np.load(tmp_path / "outputs.npy")) < 1e-6
+
+
 @needs_web
-def test_javascript(resnet20: Made, pixels: np.ndarray, wanted: np.ndarray, tmp_path: Path) -> None:
+def test_load_mjs_gives_equal_outputs(resnet20: Made, pixels: np.ndarray, wanted: np.ndarray, tmp_path: Path) -> None:
     rgba = np.concatenate([pixels, np.full((*pixels.shape[:3], 1), 255, np.uint8)], axis=3)
     (tmp_path / "pixels.json").write_text(json.dumps(rgba.reshape(COUNT, -1).tolist()))
     done = in_node(resnet20.folder, resnet20.digest, tmp_path / "pixels.json")
@@ -116,7 +147,7 @@ def test_javascript(resnet20: Made, pixels: np.ndarray, wanted: np.ndarray, tmp_
 
 @pytest.mark.parametrize("runner", [in_python, pytest.param(in_node, marks=needs_web)])
 @pytest.mark.parametrize("kind", ["digest", "manifest", "model", "size"])
-def test_what_was_changed_is_refused(runner: object, copy: Path, resnet20: Made, kind: str, tmp_path: Path) -> None:
+def test_loaders_refuse_changed_files(runner: object, copy: Path, resnet20: Made, kind: str, tmp_path: Path) -> None:
     digest = resnet20.digest
     name = "manifest.json" if kind == "manifest" else "model.onnx"
     content = bytearray((copy / name).read_bytes())
@@ -130,5 +161,5 @@ def test_what_was_changed_is_refused(runner: object, copy: Path, resnet20: Made,
     np.save(tmp_path / "images", np.zeros((0, 32, 32, 3), np.uint8))
     done = runner(copy, digest, tmp_path / "images.npy")  # type: ignore[operator]
     assert done.returncode != 0
-    said = "not the one that this digest stands for" if kind in ("digest", "manifest") else "that was promised"
+    said = "does not have this digest" if kind in ("digest", "manifest") else "that the manifest describes"
     assert said in done.stderr

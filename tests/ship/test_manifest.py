@@ -1,4 +1,4 @@
-"""The manifest: there and back, and nothing else comes through."""
+"""The manifest is read back as it was written, and anything else is refused."""
 
 from __future__ import annotations
 
@@ -8,30 +8,37 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from bundles import document, manifest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trp_export.errors import LoadError
-from trp_export.ship.manifest import LONGEST_TEXT, MOST_BYTES, MOST_FILES, File, digest, parse_manifest
-from trp_export.ship.manifest import require_inside as inside
-
-from .bundles import document, manifest
+from trp_export.ship.manifest import (
+    LONGEST_TEXT,
+    MOST_BYTES,
+    MOST_FILES,
+    File,
+    digest,
+    parse_manifest,
+    require_distinct,
+    require_inside,
+)
 
 HEX = "0" * 64
 
 
-def test_there_and_back() -> None:
+def test_parse_manifest_reads_what_to_bytes_wrote() -> None:
     written = manifest().to_bytes()
     assert parse_manifest(written) == manifest()
     assert parse_manifest(written).to_bytes() == written
     assert len(digest(written)) == 64
 
 
-def test_the_bytes_do_not_depend_on_the_order_of_fields() -> None:
+def test_to_bytes_does_not_depend_on_the_order_of_fields() -> None:
     files = manifest().files
     again = parse_manifest(json.dumps(document(), sort_keys=False).encode())
     assert again.to_bytes() == manifest().to_bytes()
-    assert list(files) != sorted(files)  # Else this test shows nothing.
+    assert list(files) != sorted(files), "the test needs files in another order"
 
 
 def spoil(*path: str | int, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -51,7 +58,7 @@ def drop(name: str) -> Callable[[dict[str, Any]], None]:
 
 
 @pytest.mark.parametrize("name", [*document()])
-def test_every_field_must_be_there(name: str) -> None:
+def test_parse_manifest_requires_every_field(name: str) -> None:
     with pytest.raises(LoadError):
         parse_manifest(spoilt(drop(name)))
 
@@ -72,7 +79,7 @@ def test_every_field_must_be_there(name: str) -> None:
         (spoil("files", "load.py", value={"sha256": HEX, "bytes": "1"}), "whole number of at least 0"),
         (spoil("files", "load.py", value={"sha256": HEX.upper()[:-1] + "G", "bytes": 1}), "64 digits"),
         (spoil("files", "load.py", value={"sha256": HEX, "bytes": 1, "mode": 7}), "'mode' is unknown"),
-        (spoil("files", "LOAD.PY", value={"sha256": HEX, "bytes": 1}), "upper and lower case"),
+        (spoil("files", "LOAD.PY", value={"sha256": HEX, "bytes": 1}), "one name on some systems"),
         (spoil("files", value={f"{n}": {"sha256": HEX, "bytes": 1} for n in range(MOST_FILES + 1)}), "at most"),
         (spoil("precision", value="fp8"), "one of fp32, fp16, int8"),
         (spoil("inputs", value={}), "must be a list"),
@@ -96,7 +103,7 @@ def test_every_field_must_be_there(name: str) -> None:
         (spoil("provenance", value={"source": None}), "provenance: the field 'options' is missing"),
     ],
 )
-def test_what_is_wrong_is_named(change: Callable[[dict[str, Any]], None], message: str) -> None:
+def test_parse_manifest_names_what_is_wrong(change: Callable[[dict[str, Any]], None], message: str) -> None:
     with pytest.raises(LoadError, match=message.replace("(", r"\(")):
         parse_manifest(spoilt(change))
 
@@ -125,7 +132,7 @@ def spoilt(change: Callable[[dict[str, Any]], None]) -> bytes:
         b" " * (MOST_BYTES + 1),
     ],
 )
-def test_what_is_no_manifest(written: bytes) -> None:
+def test_parse_manifest_refuses_other_bytes(written: bytes) -> None:
     with pytest.raises(LoadError):
         parse_manifest(written)
 
@@ -139,21 +146,56 @@ def test_what_is_no_manifest(written: bytes) -> None:
         *("manifest.json", "x" * 256),
     ],
 )
-def test_paths_that_leave_the_folder_or_mean_something_else(path: str) -> None:
+def test_require_inside_refuses_paths_with_another_meaning(path: str) -> None:
     with pytest.raises(LoadError, match="not a plain path"):
-        inside(path)
+        require_inside(path)
     with pytest.raises(LoadError):
         parse_manifest(spoilt(spoil("files", path, value={"sha256": HEX, "bytes": 1})))
 
 
-def test_a_manifest_that_would_be_refused_is_never_written() -> None:
+def test_to_bytes_refuses_what_parse_manifest_refuses() -> None:
     made = replace(manifest(), files={"../model.onnx": File(HEX, 1)})
     with pytest.raises(LoadError, match="not a plain path"):
         made.to_bytes()
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("caf\u00e9.txt", "cafe\u0301.txt"),
+        ("model.onnx", "Model.onnx"),
+        ("stra\u00dfe", "STRASSE"),
+        ("Sub/x", "sub/y"),
+        ("a/Sub/x", "a/sub/x"),
+        ("sub", "sub/x"),
+        ("SUB", "sub/x"),
+        ("a/b", "a/b/c/d"),
+        ("caf\u00e9/x", "cafe\u0301/y"),
+    ],
+)
+def test_require_distinct_refuses_names_that_some_system_takes_for_one(first: str, second: str) -> None:
+    for names in ((first, second), (second, first)):
+        with pytest.raises(LoadError, match=r"one name on some systems|both as a file and as a folder"):
+            require_distinct(names)
+
+
+@pytest.mark.parametrize("name", ["Manifest.json", "MANIFEST.JSON", "manifest.json/x"])
+def test_require_distinct_refuses_the_name_of_the_manifest(name: str) -> None:
+    with pytest.raises(LoadError):
+        require_distinct([name])
+
+
+def test_require_distinct_accepts_different_names() -> None:
+    require_distinct(["a", "b/a", "b/b", "ab", "b/c/a", "B.txt"])
+
+
+def test_to_bytes_refuses_half_a_character() -> None:
+    with pytest.raises(LoadError, match="half a character"):
+        replace(manifest(), classes=("cat", "d\ud800g")).to_bytes()
+
+
 @given(st.integers(0, len(manifest().to_bytes()) - 2))
-def test_a_truncated_manifest_is_refused(length: int) -> None:
+def test_parse_manifest_refuses_a_truncated_manifest(length: int) -> None:
     with pytest.raises(LoadError):
         parse_manifest(manifest().to_bytes()[:length])
 
@@ -165,7 +207,7 @@ JSON = st.recursive(
 
 
 @given(st.sampled_from(sorted(document())), JSON)
-def test_any_value_in_any_field_is_read_or_refused(name: str, value: object) -> None:
+def test_parse_manifest_reads_or_refuses_any_value(name: str, value: object) -> None:
     values = {**document(), name: value}
     try:
         made = parse_manifest(json.dumps(values).encode())
@@ -175,6 +217,6 @@ def test_any_value_in_any_field_is_read_or_refused(name: str, value: object) -> 
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_refused(written: bytes) -> None:
+def test_parse_manifest_refuses_any_bytes(written: bytes) -> None:
     with pytest.raises(LoadError):
         parse_manifest(written)

@@ -1,4 +1,4 @@
-"""ORT format: made, loaded back, compared; refused with the float model still delivered."""
+"""ORT format: written, loaded back and compared; if that fails, the bundle is written without it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trp_export.bench.devices.arm import DEFAULT, guest_python, missing_arm, qem
 from trp_export.bench.devices.cache import cached
 from trp_export.options import Target
 from trp_export.ship.ort import convert
-from trp_export.ship.verify import verify
+from trp_export.ship.verify import verify_bundle
 
 from .conftest import Made
 
@@ -27,7 +27,7 @@ NO_ARM = missing_arm(Settings())
 
 
 @pytest.mark.parametrize("target", ["arm", "x86"])
-def test_the_ort_model_answers_as_the_onnx_model(target: Target, tmp_path: Path) -> None:
+def test_convert_writes_a_model_with_equal_outputs(target: Target, tmp_path: Path) -> None:
     model = save(build(), tmp_path / "model.onnx")
     ort, notes = convert(model, target, SHAPES)
     assert ort is not None
@@ -45,7 +45,7 @@ def test_the_ort_model_answers_as_the_onnx_model(target: Target, tmp_path: Path)
     assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "model.ort", "required_operators.config"}
 
 
-def test_layouts_differ_between_targets(tmp_path: Path) -> None:
+def test_convert_writes_no_x86_layout_for_arm(tmp_path: Path) -> None:
     """An x86 model may hold blocked convs, which no ARM processor runs."""
     made = {}
     for target in ("arm", "x86"):
@@ -58,7 +58,7 @@ def test_layouts_differ_between_targets(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(bool(NO_ARM), reason=f"arm is not set up: {NO_ARM}")
 @pytest.mark.timeout(600)
-def test_the_arm_model_answers_on_arm(resnet20: Made, tmp_path: Path) -> None:
+def test_the_arm_model_runs_on_arm(resnet20: Made, tmp_path: Path) -> None:
     inputs = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
     np.save(tmp_path / "inputs.npy", inputs)
     program = (
@@ -74,8 +74,8 @@ def test_the_arm_model_answers_on_arm(resnet20: Made, tmp_path: Path) -> None:
     assert relative_l2(wanted, np.load(tmp_path / "outputs.npy")) < 1e-5
 
 
-def test_a_bundle_lists_it(resnet20: Made) -> None:
-    manifest = verify(resnet20.folder, resnet20.digest).manifest
+def test_a_bundle_lists_the_ort_model(resnet20: Made) -> None:
+    manifest = verify_bundle(resnet20.folder, resnet20.digest).manifest
     assert manifest.ort is not None
     assert {manifest.ort.model, manifest.ort.operators} <= set(manifest.files)
     assert manifest.ort.relative_l2 < 1e-5
@@ -86,7 +86,7 @@ def test_a_bundle_lists_it(resnet20: Made) -> None:
     assert "mobile use" in (resnet20.folder / "report.html").read_text()
 
 
-def test_an_unknown_operator_is_said_and_the_float_model_delivered(trp: Command, tmp_path: Path) -> None:
+def test_an_unknown_operator_becomes_a_note_and_the_bundle_is_written(trp: Command, tmp_path: Path) -> None:
     model = build()
     model.opset_import.append(helper.make_opsetid("com.example", 1))
     model.graph.node.append(helper.make_node("Sharpen", ["logits"], ["sharp"], domain="com.example"))
@@ -94,13 +94,13 @@ def test_an_unknown_operator_is_said_and_the_float_model_delivered(trp: Command,
     save(model, tmp_path / "model.onnx")
     outcome = trp("model.onnx", "--rank", "2", "--no-bench", "--bundle", "app", "--ort")
     assert outcome.code == 0, outcome.err
-    assert "not in ORT format" in outcome.out
-    assert verify(tmp_path / "app").manifest.ort is None
+    assert "no ORT format" in outcome.out
+    assert verify_bundle(tmp_path / "app").manifest.ort is None
     assert not (tmp_path / "app" / "model.ort").exists()
     assert str(tmp_path) not in (tmp_path / "app" / "manifest.json").read_text()
 
 
-def test_a_hang_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convert_stops_a_hanging_converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trp_export.ship.ort._TIMEOUT_S", 0.01)
     ort, notes = convert(save(build(), tmp_path / "model.onnx"), "arm", SHAPES)
     assert ort is None

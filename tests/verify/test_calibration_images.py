@@ -37,7 +37,7 @@ def test_the_result_is_judged_on_the_images_at_hand(trp: Command, model: Path, t
     assert (seen["images"], seen["kind"], seen["top1"]) == (40, "calibration", pytest.approx(same))
     moved = np.linalg.norm(before - after) / np.linalg.norm(before)
     assert seen["distance"]["relative_l2"] == pytest.approx(moved, rel=1e-4)
-    assert f"it answers with the same class on {same:.2%} of the 40 images it was fitted to." in outcome.out
+    assert f"its predicted class stays the same on {same:.2%} of the 40 images it was fitted to." in outcome.out
     assert "relative L2 (40 calibration images)" in outcome.out
     assert "noise" not in outcome.out
 
@@ -50,7 +50,7 @@ def test_outputs_that_are_no_classes_move(trp: Command, tmp_path: Path) -> None:
     save(build(text), tmp_path / "model.onnx")
     outcome = trp("model.onnx", "--rank", "1", "--calib", "images.npy", "--no-bench", "-o", "small.onnx")
     assert outcome.code == 0, outcome.err
-    assert "its outputs on the 40 images it was fitted to move by" in outcome.out
+    assert "its outputs on the 40 images it was fitted to moved by" in outcome.out
     assert json.loads((tmp_path / "small.json").read_text())["deviation"]["seen"]["top1"] is None
 
 

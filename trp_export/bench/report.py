@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from trp_export.bench import stats
 from trp_export.bench.environment import Environment
 from trp_export.bench.profile import Profile, ProfiledLayer
 from trp_export.bench.samples import Comparison, Measurement
-
-WIDTH_WHEN_PIPED = 1000  # tables take what they need, and lines stay whole
+from trp_export.system.console import standard_output
 
 
 def document(found: Comparison, profiles: Sequence[Profile], *, paired: bool = True) -> dict[str, Any]:
@@ -26,14 +23,9 @@ def document(found: Comparison, profiles: Sequence[Profile], *, paired: bool = T
     return values
 
 
-def console() -> Console:
-    """Standard output; wide enough for whole rows where it is no terminal."""
-    return Console(width=None if sys.stdout.isatty() else WIDTH_WHEN_PIPED, highlight=False, soft_wrap=False)
-
-
 def print_tables(found: Comparison, profiles: Sequence[Profile], *, paired: bool = True) -> None:
     """Everything for a person: latencies or counts, layers, where it was taken, what disturbed it."""
-    out = console()
+    out = standard_output()
     out.print(_times(found, paired) if found.environment.unit == "ns" else _counts(found))
     if profiles:
         out.print(_layers(profiles))
@@ -146,7 +138,7 @@ def print_devices(rows: Sequence[tuple[str, str, str]]) -> None:
     table.columns[2].no_wrap = False
     for spelling, description, missing in rows:
         table.add_row(_safe(spelling), "no" if missing else "yes", description + (f"\n{missing}" if missing else ""))
-    console().print(table)
+    standard_output().print(table)
 
 
 def _safe(text: str) -> str:

@@ -113,7 +113,8 @@ def _progress_bar(console: Any) -> Iterator[Progress]:
 
 def _print(report: Report, messages: Any, *, verbose: bool) -> None:
     """Tables go to stdout, messages to stderr."""
-    from trp_export.report.terminal import print_report, standard_output
+    from trp_export.report.terminal import print_report
+    from trp_export.system.console import standard_output
 
     print_report(report, standard_output(), messages, verbose)
 

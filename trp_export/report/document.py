@@ -1,10 +1,11 @@
-"""The report as a value, and as the document that lies beside every exported model."""
+"""The report as a value and as JSON; every exported model has its JSON report beside it."""
 
 from __future__ import annotations
 
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,8 +31,17 @@ _PACKAGES = ("trp-export", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxsim",
 
 
 @dataclass(frozen=True, slots=True)
+class Timings:
+    """The measurements of one comparison, by model. `cleaned` is the original cleaned up, without low rank."""
+
+    original: Measurement
+    result: Measurement
+    cleaned: Measurement | None
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """Before, after, plan, deviation, measurement. What is None has not been done.
+    """The outcome of an export: size before and after, plan, deviation, latency. None means: not done.
 
     `layer_ms` are the times of layers in the cleaned-up original and in the float result, by name.
     """
@@ -53,34 +63,49 @@ class Report:
     digest: str | None = None
 
     @property
-    def ratio(self) -> Ratio | None:
-        """How many times faster the result is, with its interval."""
+    def precision(self) -> str:
+        """The precision of the result."""
+        return self.forms.chosen.precision if self.forms is not None else "fp32"
+
+    @property
+    def timings(self) -> Timings | None:
+        """The measured latencies, None without a benchmark."""
         if self.latency is None:
+            return None
+        original, result, *cleaned = self.latency.measurements
+        return Timings(original, result, cleaned[0] if cleaned else None)
+
+    @property
+    def ratio(self) -> Ratio | None:
+        """How many times as fast as the original the result is, with its interval."""
+        if self.timings is None:
             return None
         from trp_export.bench import ratio
 
-        return ratio(*self.latency.measurements[:2])
+        return ratio(self.timings.original, self.timings.result)
 
     @property
     def without_low_rank(self) -> Measurement | None:
-        """The original cleaned up, in the precision of the result: all that the result gains without low rank."""
-        chosen = self.forms.chosen if self.forms else None
-        alone = self.forms.alone(chosen.precision) if self.forms and chosen else None
-        if alone is not None:
-            return alone.latency if alone is not chosen else None
-        return self.latency.measurements[2] if self.latency and len(self.latency.measurements) > 2 else None
+        """The original cleaned up, in the precision of the result; low rank is judged against this."""
+        if self.forms is not None:
+            chosen, alone = self.forms.chosen, self.forms.alone(self.precision)
+            if alone is chosen:
+                return None
+            if alone is not None:
+                return alone.latency
+        return self.timings.cleaned if self.timings is not None else None
 
     @property
     def low_rank_ratio(self) -> Ratio | None:
-        """The same against what there is without low rank: what low rank itself gains."""
-        if self.latency is None or self.without_low_rank is None:
+        """How many times as fast low rank makes the network, beyond the gain of clean-up and precision."""
+        if self.timings is None or self.without_low_rank is None:
             return None
         from trp_export.bench import ratio
 
-        return ratio(self.without_low_rank, self.latency.measurements[1])
+        return ratio(self.without_low_rank, self.timings.result)
 
     def without_paths(self, known: Sequence[Path]) -> Report:
-        """The same with files by their names alone in everything that was said on the way."""
+        """The same report with file names instead of paths in all messages. `known` are paths that may occur."""
 
         def cut(text: str) -> str:
             return without_paths(text, known)
@@ -90,7 +115,7 @@ class Report:
         return replace(self, deviation=deviation, latency=latency, notes=tuple(map(cut, self.notes)))
 
     def to_json(self) -> dict[str, Any]:
-        """The document. Times in ms, extents as they are; None where a thing was not done."""
+        """The JSON document. Times are in ms; null means: not done."""
         return {
             "schema": SCHEMA,
             "source": {"name": self.source.name, "arch": self.source.arch},
@@ -104,31 +129,34 @@ class Report:
             "latency": self.latency.to_json(samples=False) if self.latency else None,
             "frontier": asdict(self.frontier) if self.frontier else None,
             "forecast": asdict(self.forecast) if self.forecast else None,
-            "variants": [one.to_json(one is self.forms.chosen) for one in self.forms.variants] if self.forms else [],
+            "variants": self._variants(),
             "notes": list(self.notes),
             "digest": self.digest,
             "plan": self.plan.to_json(),
         }
 
+    def _variants(self) -> list[dict[str, Any]]:
+        if self.forms is None:
+            return []
+        return [variant.to_json(variant is self.forms.chosen) for variant in self.forms.variants]
+
 
 def _named(latency: Comparison) -> Comparison:
-    """Models by the names of their files, which may be the same for original and result."""
-    names = [Path(one.model).name for one in latency.measurements]
+    """The comparison with file names instead of paths; original and result may have the same name."""
+    names = [Path(measurement.model).name for measurement in latency.measurements]
     if names[0] in names[1:]:
         names[0] += " (original)"
-    named = (replace(one, model=name) for one, name in zip(latency.measurements, names, strict=True))
-    return replace(latency, measurements=tuple(named))
+    pairs = zip(latency.measurements, names, strict=True)
+    return replace(latency, measurements=tuple(replace(measurement, model=name) for measurement, name in pairs))
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what an export depends on; what is not installed is left out."""
-    found = {}
+    """The installed versions of the packages that an export depends on."""
+    versions = {"python": platform.python_version()}
     for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {"python": platform.python_version(), **found}
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def _layer(decision: Decision, layer_ms: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
@@ -156,7 +184,7 @@ def _layer(decision: Decision, layer_ms: Mapping[str, tuple[float, float]]) -> d
 
 
 def _plain(value: object) -> Any:
-    """Values as JSON knows them: paths by name only, so that no folder of the user's leaves the machine."""
+    """A value as plain JSON. Paths become names, so that no local folder leaves the machine."""
     if isinstance(value, Path):
         return value.name
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What a report says in words: the outcome in one sentence, and numbers as people read them."""
+"""The wording of a report: the outcome in a sentence or two, and how numbers are written."""
 
 from __future__ import annotations
 
@@ -15,27 +15,30 @@ if TYPE_CHECKING:
     from trp_export.verify import Deviation
 
 # The names of --scheme: short enough for a table.
-_SHORT = {name: short for short, name in SHORT_NAMES.items()}
+_SHORT_SCHEMES = {name: short for short, name in SHORT_NAMES.items()}
+_NOT_COMPARABLE = 1e4
+# A share of low rank in the speed-up is worth a sentence if it differs from the whole by more than this.
+_NEGLIGIBLE = 0.03
 
 
 def headline(report: Report) -> str:
-    """The outcome in one plain sentence: how much smaller, how much faster and how sure, what it does to the answers.
+    """The outcome: how much smaller, how much faster and how certain, and what happens to the outputs.
 
-    With a second, short one where the result is not what one exports a model for.
+    A second, short sentence follows if the result does not serve the purpose of an export.
     """
     name = plain(shorten(report.source.name, 60))
-    changed = len(report.plan.changed)
-    if not changed and (report.forms is None or report.forms.chosen.precision == "fp32"):
-        return f"No layer of {name} gains under this rule, so the model stays as it is."
+    changed, layers = len(report.plan.changed), len(report.plan.decisions)
+    if not changed and report.precision == "fp32":
+        return f"No layer of {name} becomes smaller under this rule, so the model is unchanged."
     if report.after is None:
-        return (
-            f"{changed} of {len(report.plan.decisions)} layers of {name} would become factor pairs{_planned(report)}."
-        )
-    return f"{name} became {_size(report)}{_speed(report.ratio)}, and {_answers(report.deviation)}.{_advice(report)}"
+        return f"{changed} of {layers} layers of {name} would become factor pairs{_planned(report)}."
+    outcome = f"{name} is {_size(report)}{_speed(report.ratio)}; {_outputs(report.deviation)}."
+    advice = _advice(report)
+    return f"{outcome} {advice}" if advice else outcome
 
 
 def _planned(report: Report) -> str:
-    """What the plan alone says of the cost."""
+    """The cost that the plan predicts."""
     saved = sum(decision.site.macs - decision.macs for decision in report.plan.decisions)
     after = report.before.macs - saved
     return f": {report.before.macs / after:.2f} times fewer MACs" if report.before.macs and after > 0 else ""
@@ -44,80 +47,82 @@ def _planned(report: Report) -> str:
 def _size(report: Report) -> str:
     before, after = report.before, report.after
     assert after is not None
-    what, old, new = "", before.bytes, after.bytes
-    if not old or not new:
-        what, old, new = " in parameters", before.params, after.params
-    ratio = old / max(new, 1)
-    return f"{ratio:.2f} times smaller{what}" if ratio >= 1.005 else f"no smaller{what}"
+    if before.bytes and after.bytes:
+        ratio, unit = before.bytes / after.bytes, ""
+    else:
+        ratio, unit = before.params / max(after.params, 1), " in parameters"
+    return f"{ratio:.2f} times smaller{unit}" if ratio >= 1.005 else f"not smaller{unit}"
 
 
 def _speed(ratio: Ratio | None) -> str:
     if ratio is None:
         return "; its speed was not measured"
-    fast, sure = f"{ratio.value:.2f} times as fast here", sureness(ratio)
+    speed, certainty = f"{ratio.value:.2f} times as fast here", interval(ratio)
     if ratio.verdict == "faster":
-        return f" and {fast} ({sure})"
+        return f" and {speed} ({certainty})"
+    if ratio.verdict == "slower":
+        return f" but SLOWER ({speed}, {certainty})"
     if ratio.verdict == "unknown":
-        return f"; it was {fast}, {sure}"
-    return f" but {'SLOWER' if ratio.verdict == 'slower' else 'NOT faster'} ({fast}, {sure})"
+        return f"; it ran {speed} ({certainty})"
+    return f" but NOT faster ({speed}, {certainty})"
 
 
-def sureness(ratio: Ratio) -> str:
-    """The interval in words."""
+def interval(ratio: Ratio) -> str:
+    """The confidence interval in words."""
     if not math.isfinite(ratio.high):
-        return "from too few processes to be sure"
+        return "too few processes for a confidence interval"
     ends = f"{ratio.low:.2f} to {ratio.high:.2f}"
-    return f"{ratio.confidence:.0%} sure of {ends}" if ratio.confidence else f"{ends} by the round"
+    if ratio.confidence is None:
+        return f"{ends} over the rounds"
+    return f"{ratio.confidence:.0%} confidence: {ends}"
 
 
 def _advice(report: Report) -> str:
-    """A second sentence where the result is not what one exports a model for."""
-    ratio, own = report.ratio, report.low_rank_ratio
+    ratio, low_rank = report.ratio, report.low_rank_ratio
     if ratio is not None and ratio.verdict == "slower":
-        return " Do not ship it for speed."
-    if ratio is None or ratio.verdict != "faster" or own is None or own.verdict == "unknown":
+        return "Do not ship it for speed."
+    if ratio is None or ratio.verdict != "faster" or low_rank is None or low_rank.verdict == "unknown":
         return ""
-    precision = report.forms.chosen.precision if report.forms else "fp32"
-    what = "cleaning the graph up" if precision == "fp32" else precision
-    if own.verdict == "faster":
-        return "" if abs(own.value / ratio.value - 1) < _NO_MATTER else f" Low rank itself gives {own} of that."
-    if own.verdict == "slower":
-        return f" {what[0].upper()}{what[1:]} without low rank gains more: low rank itself makes it SLOWER, {own}."
-    return f" All of the speed comes from {what}, none from low rank ({own})."
-
-
-_NO_MATTER = 0.03
+    other = "cleaning up the graph" if report.precision == "fp32" else report.precision
+    if low_rank.verdict == "slower":
+        return f"{other[0].upper()}{other[1:]} without low rank is faster: low rank makes it SLOWER, {low_rank}."
+    if low_rank.verdict != "faster":
+        return f"All of the speed-up comes from {other}, none from low rank ({low_rank})."
+    if abs(low_rank.value / ratio.value - 1) < _NEGLIGIBLE:
+        return ""
+    return f"Low rank contributes {low_rank} of that."
 
 
 def tone(report: Report) -> str | None:
-    """How to colour the outcome: as its verdict, but not as faster where that is not known, or low rank has no part."""
-    ratio, own = report.ratio, report.low_rank_ratio
+    """The verdict that colours the outcome: "faster" only if low rank is known to contribute; None if not measured."""
+    ratio, low_rank = report.ratio, report.low_rank_ratio
     if ratio is None:
         return None
-    if ratio.verdict == "faster" and own is not None and own.verdict != "faster":
+    if ratio.verdict == "unknown":
         return "no difference"
-    return ratio.verdict if ratio.verdict != "unknown" else "no difference"
+    if ratio.verdict == "faster" and low_rank is not None and low_rank.verdict != "faster":
+        return "no difference"
+    return ratio.verdict
 
 
-def _answers(deviation: Deviation | None) -> str:
+def _outputs(deviation: Deviation | None) -> str:
+    """What happens to the outputs, by the best evidence that there is."""
     if deviation is None:
         return "its outputs were not compared"
-    agreement = deviation.agreement
-    graded = deviation.graded
+    agreement, graded, seen = deviation.agreement, deviation.graded, deviation.seen
     if graded is not None:
         before, after = percent(graded.before), percent(graded.after)
-        how = "stays at" if before == after else f"goes from {before} to"
-        return f"its {graded.what} {how} {after}" + (f" on {graded.images:,} images" if graded.images else "")
+        change = f"stays at {after}" if before == after else f"changes from {before} to {after}"
+        return f"its {graded.what} {change}" + (f" on {graded.images:,} images" if graded.images else "")
     if agreement is not None:
-        return f"it answers with the same class on {percent(agreement.top1)} of {agreement.images:,} images"
-    seen = deviation.seen
+        return f"its predicted class stays the same on {percent(agreement.top1)} of {agreement.images:,} images"
     if seen is not None and seen.top1 is not None:
-        return f"it answers with the same class on {percent(seen.top1)} of {seen.fitted}"
+        return f"its predicted class stays the same on {percent(seen.top1)} of {seen.fitted}"
     if seen is not None:
-        return f"its outputs on {seen.fitted} move by {change(seen.distance.relative_l2)} (relative L2)"
+        return f"its outputs on {seen.fitted} moved by {change_in(seen.distance.relative_l2)} (relative L2)"
     if deviation.truncation is None:
-        return "what truncation does to its outputs could not be compared"
-    return f"its outputs on noise move by {change(deviation.truncation.relative_l2)} (relative L2)"
+        return "the effect on its outputs could not be measured"
+    return f"its outputs on noise moved by {change_in(deviation.truncation.relative_l2)} (relative L2)"
 
 
 def percent(share: float, digits: int = 2) -> str:
@@ -126,15 +131,17 @@ def percent(share: float, digits: int = 2) -> str:
 
 
 def points(before: float, after: float, error: float | None = None) -> str:
-    """The change of a share in percentage points, with its standard error where that is known."""
-    moved = f"{(after - before) * 100:+.2f}"
-    return f"{moved} ± {error * 100:.2f} pp" if error else f"{moved} pp"
+    """The change of a share in percentage points, with its standard error if that is known."""
+    change = f"{(after - before) * 100:+.2f}"
+    return f"{change} ± {error * 100:.2f} pp" if error else f"{change} pp"
 
 
-def change(relative: float) -> str:
-    """A relative change in percent, two digits of it, however small; infinite where nothing can be compared."""
-    if not relative < 1e4:
-        return "beyond all measure"
+def change_in(relative: float) -> str:
+    """A relative change with two digits: in percent, or in multiples from 10 on."""
+    if not relative < _NOT_COMPARABLE:
+        return f"more than {_NOT_COMPARABLE:,.0f}x"
+    if relative >= 10:
+        return f"{relative:,.0f}x"
     return f"{relative:.0%}" if relative >= 0.0995 else f"{relative * 100:.2g}%"
 
 
@@ -142,7 +149,7 @@ def count(number: float) -> str:
     """A count with three digits and a unit: 40.6 M."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size * 0.9995:
-            return f"{_three(number / size)} {unit}"
+            return f"{_three_digits(number / size)} {unit}"
     return f"{number:.0f}"
 
 
@@ -152,30 +159,33 @@ def size(number: float) -> str:
 
 
 def times(before: float, after: float) -> str:
-    """How many times smaller: 1.41x; nothing where there is nothing to divide by."""
+    """How many times smaller: 1.41x, or a dash if `after` is 0."""
     return f"{before / after:.2f}x" if after else "-"
 
 
 def kernel(shape: tuple[int, ...], group: int) -> str:
-    """16x16x3x3, and /4 for four groups."""
+    """16x16x3x3, with /4 for four groups."""
     return "x".join(map(str, shape)) + (f" /{group}" if group > 1 else "")
 
 
 def short_schemes(branches: Branches) -> str:
-    """The schemes of a layer's pairs: spatial + channel, and in-4 for four slices of the input."""
+    """The schemes of a layer's pairs: spatial + channel, or in-4 for four slices of the input."""
     return " + ".join(
-        _SHORT.get(one.scheme.name) or one.scheme.name.replace("input-sliced", "in").replace("output-sliced", "out")
-        for one in branches
+        _SHORT_SCHEMES.get(branch.scheme.name)
+        or branch.scheme.name.replace("input-sliced", "in").replace("output-sliced", "out")
+        for branch in branches
     )
 
 
 def shorten(text: str, width: int) -> str:
-    """At most `width` characters; what is cut is cut from the middle, since names differ at their ends."""
+    """At most `width` characters. The middle is cut, since names differ at their ends."""
     if len(text) <= width:
         return text
     tail = (width - 3) * 2 // 3
     return f"{text[: width - 3 - tail]}...{text[-tail:]}"
 
 
-def _three(value: float) -> str:
-    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+def _three_digits(value: float) -> str:
+    if value < 9.995:
+        return f"{value:.2f}"
+    return f"{value:.1f}" if value < 99.95 else f"{value:.0f}"

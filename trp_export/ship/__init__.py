@@ -1,1 +1,1 @@
-"""What leaves the house: a bundle that an app can trust, made, described and checked."""
+"""Bundles: write one, and check one without trusting it. The pipeline and the commands use this package."""

@@ -1,4 +1,4 @@
-"""Make a bundle out of an exported model: describe it, add the page, the card and the loaders, list them all."""
+"""Turn an exported model into a bundle: add the loaders, the model card and the manifest that lists every file."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ _LONGEST = 2000
 
 
 def write_bundle(folder: Path, model: Path, report: Report, source: Sequence[Path], licence: str | None) -> str:
-    """Complete the bundle in `folder`, where model and page lie already. Returns its digest.
+    """Complete the bundle in `folder`, which holds the model and the page already. Returns its digest.
 
-    `source` are the files that the model was read from.
+    `source` are the files that the model was read from. Raises LoadError if the manifest would be invalid, such as for
+    class names that are not valid text.
     """
     for name in LOADERS:
         text = files("trp_export.ship").joinpath("loaders", name).read_text(encoding="utf-8")
@@ -41,7 +42,7 @@ def write_bundle(folder: Path, model: Path, report: Report, source: Sequence[Pat
 
 
 def source_files(model: Path) -> tuple[Path, ...]:
-    """The files that a model was read from: itself, and external data beside it."""
+    """The files that a model is read from: the model file and its external data."""
     if model.suffix.lower() != ".onnx":
         return (model,)
     proto = onnx.load(model, load_external_data=False)
@@ -56,13 +57,13 @@ def source_files(model: Path) -> tuple[Path, ...]:
 
 
 def list_files(folder: Path) -> dict[str, File]:
-    """Every file in the folder but the manifest, by its path."""
+    """Every file in the folder except the manifest, by its path."""
     found = (path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
-    return {path.relative_to(folder).as_posix(): File(*hash_file(path)) for path in sorted(found)}
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in sorted(found)}
 
 
 def describe(model: Path, report: Report, source: Sequence[Path], licence: str | None) -> Manifest:
-    """The manifest but for its files."""
+    """The manifest without its list of files."""
     proto = onnx.load(model, load_external_data=False)
     inputs, outputs = (tuple(map(_tensor, values)) for values in (proto.graph.input, proto.graph.output))
     images = _image_set(report.options, inputs)
@@ -78,18 +79,20 @@ def describe(model: Path, report: Report, source: Sequence[Path], licence: str |
         preprocessing=_preprocessing(report, inputs, images),
         classes=_classes(report, outputs, images),
         ort=report.ort,
-        provenance={
-            "source": {
-                "name": report.source.name,
-                "arch": report.source.arch,
-                "files": {path.name: asdict(File(*hash_file(path))) for path in source},
+        provenance=_writable(
+            {
+                "source": {
+                    "name": report.source.name,
+                    "arch": report.source.arch,
+                    "files": {path.name: asdict(hash_file(path)) for path in source},
+                },
+                "options": {key: value for key, value in document["options"].items() if key not in _PLACES},
+                "plan": document["plan"],
+                "versions": document["versions"],
+                "licence": licence,
             },
-            "options": {key: value for key, value in document["options"].items() if key not in _PLACES},
-            "plan": document["plan"],
-            "versions": document["versions"],
-            "licence": licence,
-        },
-        evidence=_shortened(
+        ),
+        evidence=_writable(
             {
                 "parity": _without(document["deviation"], "agreement"),
                 "accuracy": (document["deviation"] or {}).get("agreement"),
@@ -97,12 +100,13 @@ def describe(model: Path, report: Report, source: Sequence[Path], licence: str |
                 "precision": document["variants"] or None,
                 "cost": {"before": document["before"], "after": document["after"]},
                 "notes": document["notes"],
-            }
+            },
+            _LONGEST,
         ),
     )
 
 
-# Where things were put is not how they were made: the same export into another folder is the same bundle.
+# Output paths are left out, so that the same export into another folder gives the same bundle.
 _PLACES = ("output", "report", "bundle", "dry_run")
 
 
@@ -110,13 +114,19 @@ def _without(values: Mapping[str, Any] | None, name: str) -> dict[str, Any] | No
     return None if values is None else {key: value for key, value in values.items() if key != name}
 
 
-def _shortened(value: Any) -> Any:
-    """Texts within the manifest's bound."""
+def _writable(value: Any, longest: int | None = None) -> Any:
+    """The same JSON value with valid texts of at most `longest` characters.
+
+    File names may hold bytes that are not UTF-8, which Python represents by halves of characters.
+    """
     if isinstance(value, str):
-        return value if len(value) <= _LONGEST else value[:_LONGEST] + "..."
+        text = value.encode("utf-8", "replace").decode()
+        return text if longest is None or len(text) <= longest else text[:longest] + "..."
     if isinstance(value, dict):
-        return {key: _shortened(inner) for key, inner in value.items()}
-    return [_shortened(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+        return {_writable(key): _writable(inner, longest) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_writable(inner, longest) for inner in value]
+    return value
 
 
 def _tensor(value: onnx.ValueInfoProto) -> Tensor:
@@ -130,7 +140,7 @@ def _tensor(value: onnx.ValueInfoProto) -> Tensor:
 
 
 def precision_of(proto: onnx.ModelProto) -> str:
-    """What most of the arithmetic is done in, told by the file itself."""
+    """The precision of most of the arithmetic, as the file shows it."""
     operators = {node.op_type for node in proto.graph.node}
     if operators & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"}:
         return "int8"
@@ -139,7 +149,7 @@ def precision_of(proto: onnx.ModelProto) -> str:
 
 
 def _image_set(options: Options, inputs: Sequence[Tensor]) -> ImageSet | None:
-    """The images that the export was shown, if any."""
+    """The images that the export used, if any."""
     shown = options.images_for_report
     if shown is None or len(inputs) != 1:
         return None
@@ -147,27 +157,27 @@ def _image_set(options: Options, inputs: Sequence[Tensor]) -> ImageSet | None:
 
 
 def _preprocessing(report: Report, inputs: Sequence[Tensor], images: ImageSet | None) -> ManifestPreprocessing | None:
-    """How an image becomes the input, as far as it is known. None where the input is no image of 1 or 3 channels."""
-    given = report.options.preprocessing.or_else(report.source.mean, report.source.std)
+    """How an image becomes the input. None if that is unknown, or if the input is not an image of 1 or 3 channels."""
+    steps = report.options.preprocessing.or_else(report.source.mean, report.source.std)
     if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] not in (1, 3):
         return None
     if images is not None and isinstance(images.pixels, np.ndarray) and images.pixels.dtype != np.uint8:
-        return None  # Fed as they are: what was done to them before is not known here.
-    if images is None and given == Preprocessing():
+        return None  # Float images are fed as they are; how they were prepared is unknown.
+    if images is None and steps == Preprocessing():
         return None
-    if isinstance(given.resize, Resize) or given.scale is not None or given.colour is not None:
+    if isinstance(steps.resize, Resize) or steps.scale is not None or steps.colour is not None:
         return None  # The manifest has no fields for these yet.
     _, channels, height, width = inputs[0].shape
-    for option, values in (("--mean", given.mean), ("--std", given.std)):
+    for option, values in (("--mean", steps.mean), ("--std", steps.std)):
         if values is not None and len(values) not in (1, channels):
             raise OptionError(f"{option} has {len(values)} numbers for {channels} channels.")
     size = (height, width) if height and width else None
-    plain = given.resize is None and given.crop is None
+    plain = steps.resize is None and steps.crop is None
     return ManifestPreprocessing(
-        mean=_per_channel(given.mean, 0.0, channels or 1),
-        std=_per_channel(given.std, 1.0, channels or 1),
-        resize="cover" if plain and size else given.resize,
-        crop=size if plain else given.crop,
+        mean=_per_channel(steps.mean, 0.0, channels or 1),
+        std=_per_channel(steps.std, 1.0, channels or 1),
+        resize="cover" if plain and size else steps.resize,
+        crop=size if plain else steps.crop,
         channels="RGB" if channels == 3 else "L",
     )
 
@@ -178,7 +188,7 @@ def _per_channel(values: tuple[float, ...] | None, otherwise: float, channels: i
 
 
 def _classes(report: Report, outputs: Sequence[Tensor], images: ImageSet | None) -> tuple[str, ...] | None:
-    """Names in the order of the outputs: the checkpoint's, else the folders of the images where all are there."""
+    """Class names in the order of the outputs: from the checkpoint, or the image folders if there is one per class."""
     count = outputs[0].shape[1] if outputs and len(outputs[0].shape) > 1 else None
-    named = report.source.classes or (images.classes if images is not None else ())
-    return tuple(named) if named and len(named) == count else None
+    names = report.source.classes or (images.classes if images is not None else ())
+    return tuple(names) if names and len(names) == count else None

@@ -1,4 +1,4 @@
-"""Where a bundle is made: a hidden folder beside its place, renamed into it when whole."""
+"""Write a bundle atomically: in a hidden folder beside its place, which is renamed once everything is there."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trp_export.errors import LoadError, OptionError, OutputError
-from trp_export.ship.verify import verify
+from trp_export.ship.verify import verify_bundle
 from trp_export.system.staging import Output, OutputStage, check_outputs, require_writable
 
 MODEL, PAGE = "model.onnx", "report.html"
 
 
 class BundleStage(OutputStage):
-    """The stage of a bundle. An older bundle in its place is put aside, and comes back should the last step fail."""
+    """The stage of a bundle. An older bundle is moved aside, and moved back if the last step fails."""
 
     def __init__(self, bundle: Path) -> None:
         self.bundle = bundle
@@ -39,7 +39,7 @@ class BundleStage(OutputStage):
         place = self.bundle.resolve()
         for path in inputs:
             if path.resolve().is_relative_to(place):
-                raise OptionError(f"{path} is read and lies in the bundle to be written; choose another --bundle.")
+                raise OptionError(f"{path} is read, and lies in the bundle to be written; choose another --bundle.")
         for output in others:
             if output.path.resolve().is_relative_to(place):
                 raise OptionError(f"{output.option} {output.path} lies in the bundle; choose another place for it.")
@@ -58,16 +58,16 @@ class BundleStage(OutputStage):
 
 
 def _require_replaceable(bundle: Path) -> None:
-    """Raises OutputError for anything there but a sound bundle or an empty folder: it is not ours to remove."""
+    """Raises OutputError unless the place is free, an empty folder or an intact bundle: nothing else is removed."""
     if bundle.is_symlink() or (bundle.exists() and not bundle.is_dir()):
-        raise OutputError(f"--bundle {bundle} is a file or a link; name a new folder.")
+        raise OutputError(f"--bundle {bundle} is a file or a link; choose a new folder.")
     if not bundle.name or bundle.resolve() == Path.cwd():
-        raise OutputError(f"--bundle {bundle}: name a folder below this one, or another place.")
-    if not bundle.exists() or not os.listdir(bundle):  # noqa: PTH208 - the first name is enough to know
+        raise OutputError(f"--bundle {bundle}: choose another folder than the current one.")
+    if not bundle.exists() or not os.listdir(bundle):  # noqa: PTH208 - one name is enough to know
         return
     try:
-        verify(bundle)
+        verify_bundle(bundle)
     except LoadError as error:
         raise OutputError(
-            f"--bundle {bundle} is there already and is no sound bundle ({error})\nRemove it, or name another folder."
+            f"--bundle {bundle} exists and is not an intact bundle ({error})\nRemove it, or choose another folder."
         ) from error

@@ -1,6 +1,6 @@
-"""The model card: what a person should know before shipping the bundle, as Markdown.
+"""The model card of a bundle, as Markdown: what a person should know before shipping the model.
 
-Names and notes come from files that nobody vouches for: what Markdown or HTML would read as more than text is escaped.
+Names and notes come from files that nobody vouches for, so everything that Markdown or HTML could interpret is escaped.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from trp_export.report.wording import headline, shorten
 from trp_export.ship.manifest import Manifest, ManifestPreprocessing, Tensor
 
 _LONGEST = 600
+_LONGEST_COMMAND = 4000
 _MOST_NAMED = 20
 
 
@@ -31,10 +32,10 @@ def make_card(manifest: Manifest, report: Report) -> str:
         _preprocessing(manifest.preprocessing),
         _classes(manifest.classes),
         "## How it was made",
-        f"```\n{shorten(plain(command_line(report.source, report.options)), 4000)}\n```",
+        _code_block(command_line(report.source, report.options)),
         _origin(manifest),
-        "Every layer, what became of it and why: [report.html](report.html). What was measured, and where, stands in "
-        "manifest.json under `evidence`.",
+        "[report.html](report.html) shows every layer, what became of it and why. manifest.json holds the measurements "
+        "and where they were made under `evidence`.",
         *(("## Notes", "\n".join(f"- {_text(note)}" for note in report.notes)) if report.notes else ()),
         "## Limits",
         _LIMITS,
@@ -43,7 +44,7 @@ def make_card(manifest: Manifest, report: Report) -> str:
 
 
 _USE = """\
-`load.py`, `load.mjs` and `Load.kt` check the manifest's digest and the model's sha256 before the model is opened. Keep
+`load.py`, `load.mjs` and `Load.kt` check the manifest's digest and the model's sha256 before they open the model. Keep
 the digest, which `trp-export` printed, in your app's source: a digest beside the bundle protects nothing.
 
 ```
@@ -53,8 +54,8 @@ val (session, manifest) = load(environment, File("DIR"), "...")      // Kotlin: 
 ```"""
 
 _LIMITS = """\
-Accuracy and latency hold for the images and the machine they were measured on, and for nothing else; where a figure is
-missing it was not measured. What the original gets wrong, this model gets wrong, too."""
+Accuracy and latency hold only for the images and the machine they were measured on; a figure that is missing was not
+measured. This model repeats the mistakes of the original."""
 
 
 def _tensors(manifest: Manifest) -> Iterator[tuple[str, ...]]:
@@ -69,21 +70,23 @@ def _shape(tensor: Tensor) -> str:
 
 def _preprocessing(steps: ManifestPreprocessing | None) -> str:
     if steps is None:
-        return "How inputs are prepared is not known here: feed what the original takes."
+        return "How inputs are prepared is unknown: feed what the original takes."
     channels = {"RGB": "red, green, blue", "L": "grey"}[steps.channels]
-    size = "as they are"
-    if steps.crop is not None:
-        cut = f"{steps.crop[0]} x {steps.crop[1]} cut from the centre"
-        size = {
-            None: cut,
-            "cover": f"scaled to just cover {steps.crop[0]} x {steps.crop[1]}, which are cut from the centre",
-        }.get(
-            steps.resize if not isinstance(steps.resize, int) else "", f"shorter side scaled to {steps.resize}, {cut}"
-        )
-    elif steps.resize is not None:
-        size = f"shorter side scaled to {steps.resize}"
     mean, std = (" ".join(f"{value:g}" for value in values) for values in (steps.mean, steps.std))
-    return f"Images ({channels}, 8 bits): {size}; pixels / 255, minus {mean}, over {std}; layout {steps.layout}."
+    return (
+        f"Images ({channels}, 8 bits): {_size(steps)}; pixels / 255, minus {mean}, over {std}; layout {steps.layout}."
+    )
+
+
+def _size(steps: ManifestPreprocessing) -> str:
+    if steps.crop is None:
+        return "original size" if steps.resize is None else f"shorter side scaled to {steps.resize}"
+    crop = f"{steps.crop[0]} x {steps.crop[1]}"
+    if steps.resize is None:
+        return f"{crop} cut from the centre"
+    if steps.resize == "cover":
+        return f"scaled to just cover {crop}, then cut to that from the centre"
+    return f"shorter side scaled to {steps.resize}, then {crop} cut from the centre"
 
 
 def _classes(names: tuple[str, ...] | None) -> str | None:
@@ -94,19 +97,17 @@ def _classes(names: tuple[str, ...] | None) -> str | None:
 
 
 def _origin(manifest: Manifest) -> str:
-    source = manifest.provenance["source"]["files"]
-    read = [f"- `{_code(name)}`, sha256 `{file['sha256']}`" for name, file in source.items()]
+    files = manifest.provenance["source"]["files"]
     licence = manifest.provenance["licence"]
-    said = _text(licence) if licence else "the source names none; ask whoever made it before you ship"
-    ort = manifest.ort
-    tied = (
-        f"- `{ort.model}` is tied to onnxruntime {ort.onnxruntime} and later ones that still read it, and laid out for "
-        f"{ort.target}; where neither is sure, ship `{manifest.model}`."
-        if ort
-        else None
-    )
-    precision = f"- precision {manifest.precision}"
-    return "\n".join(line for line in (*read, precision, f"- licence: {said}", tied) if line)
+    lines = [f"- `{_code(name)}`, sha256 `{file['sha256']}`" for name, file in files.items()]
+    lines.append(f"- precision {manifest.precision}")
+    lines.append(f"- licence: {_text(licence) if licence else 'the source names none; ask its author before you ship'}")
+    if manifest.ort is not None:
+        lines.append(
+            f"- `{manifest.ort.model}` needs onnxruntime {manifest.ort.onnxruntime} or a later one that reads it, "
+            f"and is laid out for {manifest.ort.target}; if you are unsure of either, ship `{manifest.model}`."
+        )
+    return "\n".join(lines)
 
 
 def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
@@ -115,10 +116,21 @@ def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
 
 
 def _text(text: str) -> str:
-    """Text that is nothing but text in Markdown."""
-    one_line = shorten(plain(text), _LONGEST).replace("\n", " ")
-    return re.sub(r"([\\`*_\[\]<>|#&!])", r"\\\1", one_line)
+    """Text on one line, without anything that Markdown or HTML interprets."""
+    return re.sub(r"([\\`*_\[\]<>|#&!~])", r"\\\1", _one_line(text))
 
 
 def _code(text: str) -> str:
-    return shorten(plain(text), _LONGEST).replace("`", "'").replace("\n", " ")
+    return _one_line(text).replace("`", "'")
+
+
+def _code_block(text: str) -> str:
+    """Text as one line of a code block, within a fence that is longer than any run of backticks in the text."""
+    line = _one_line(text, _LONGEST_COMMAND)
+    longest_run = max(map(len, re.findall("`+", line)), default=0)
+    fence = "`" * max(3, longest_run + 1)
+    return f"{fence}\n{line}\n{fence}"
+
+
+def _one_line(text: str, longest: int = _LONGEST) -> str:
+    return shorten(plain(text), longest).replace("\n", " ")

@@ -1,4 +1,4 @@
-"""The manifest of a bundle as a value, its JSON, and the way back, which trusts nothing.
+"""The manifest of a bundle: a value, written as JSON and read back without trusting the file.
 
 Fields: docs/reference/bundle.md.
 
@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ EVIDENCE = ("parity", "accuracy", "latency", "precision", "cost", "notes")
 
 MOST_BYTES = 8 * 2**20
 MOST_FILES = 256
+MOST_TOTAL_BYTES = 8 * 2**30
 MOST_TENSORS = 1024
 MOST_AXES = 32
 MOST_CLASSES = 100_000
@@ -34,7 +36,7 @@ LONGEST_PATH = 255
 LONGEST_TEXT = 4096
 
 _HEX = re.compile(r"[0-9a-f]{64}")
-# Names that Windows gives to devices, whatever their suffix.
+# Windows reserves these names for devices, with any suffix.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
@@ -75,7 +77,7 @@ class ManifestPreprocessing:
 
 @dataclass(frozen=True, slots=True)
 class Ort:
-    """The model once more in ORT format, tied to one version of onnxruntime and one kind of processor."""
+    """The same model in ORT format, which is tied to one version of onnxruntime and one kind of processor."""
 
     model: str
     operators: str
@@ -90,7 +92,7 @@ class Ort:
 class Manifest:
     """What a bundle holds and where it comes from. Paths are relative, with forward slashes.
 
-    `provenance` and `evidence` hold plain JSON under PROVENANCE and EVIDENCE; docs/reference/bundle.md says what.
+    `provenance` and `evidence` hold plain JSON with the keys PROVENANCE and EVIDENCE, see docs/reference/bundle.md.
     """
 
     model: str
@@ -107,20 +109,24 @@ class Manifest:
     ort: Ort | None = None
 
     def to_bytes(self) -> bytes:
-        """The canonical JSON. Raises LoadError for what `parse_manifest` would refuse."""
+        """The canonical JSON. Raises LoadError for whatever `parse_manifest` refuses."""
         document = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        written = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        try:
+            written = text.encode() + b"\n"
+        except UnicodeEncodeError as error:
+            raise LoadError(f"{NAME} cannot hold half a character: {text[error.start - 20 : error.end]!r}.") from None
         parse_manifest(written)
         return written
 
 
 def digest(written: bytes) -> str:
-    """The sha256 of a manifest's bytes, which stands for the whole bundle."""
+    """The sha256 of a manifest's bytes, which identifies the whole bundle."""
     return hashlib.sha256(written).hexdigest()
 
 
 def is_digest(text: str) -> bool:
-    """Whether a text is a sha256 in lower-case hex."""
+    """True if a text is a sha256 in lower-case hex."""
     return _HEX.fullmatch(text) is not None
 
 
@@ -136,9 +142,10 @@ def parse_manifest(written: bytes) -> Manifest:
     files = {path: _file(one) for path, one in fields.named("files", MOST_FILES)}
     for path in files:
         require_inside(path)
-    folded = [path.casefold() for path in files]
-    if len(set(folded)) < len(folded):
-        raise LoadError(f"{NAME} lists names that differ in upper and lower case alone.")
+    require_distinct(files)
+    total = sum(file.bytes for file in files.values())
+    if total > MOST_TOTAL_BYTES:
+        raise LoadError(f"{NAME} lists {total:,} bytes of files; a bundle has at most {MOST_TOTAL_BYTES:,}.")
     opset = fields.inner("opset")
     manifest = Manifest(
         model=fields.text("model"),
@@ -163,7 +170,7 @@ def parse_manifest(written: bytes) -> Manifest:
 
 
 def require_inside(path: str) -> None:
-    """Raises LoadError for a path that is not plainly inside the folder, on any system."""
+    """Raises LoadError for a path that could lead outside the folder, or mean something else, on any system."""
     parts = path.split("/")
     odd = (
         not path
@@ -177,6 +184,35 @@ def require_inside(path: str) -> None:
     )
     if odd:
         raise LoadError(f"{NAME} lists {path[:80]!r}, which is not a plain path inside the bundle.")
+
+
+def require_distinct(paths: Iterable[str]) -> None:
+    """Raises LoadError for two names that are one name on some system, and for a name of both a file and a folder.
+
+    macOS ignores how accents are composed (NFC and NFD), macOS and Windows ignore upper and lower case.
+    """
+    spelling = {_folded(NAME): NAME}
+    files = {_folded(NAME)}
+    for path in paths:
+        for name in (*folders_of(path), path):
+            other = spelling.setdefault(_folded(name), name)
+            if other != name:
+                raise LoadError(f"{NAME} lists {other[:80]!r} and {name[:80]!r}, which are one name on some systems.")
+        files.add(_folded(path))
+    for path in files:
+        for name in folders_of(path):
+            if name in files:
+                raise LoadError(f"{NAME} lists {spelling[name][:80]!r} both as a file and as a folder.")
+
+
+def folders_of(path: str) -> tuple[str, ...]:
+    """All folders that a path lies in: `a` and `a/b` for `a/b/c`."""
+    return tuple(path[:index] for index, char in enumerate(path) if char == "/")
+
+
+def _folded(path: str) -> str:
+    """Equal for paths that some file system takes for one."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", path).casefold())
 
 
 def _file(fields: Fields) -> File:

@@ -1,6 +1,6 @@
-"""Run as a program: MODEL FOLDER TARGET -> model.ort and required_operators.config in FOLDER, a verdict on stdout.
+"""Run as a program with MODEL FOLDER TARGET: writes model.ort and required_operators.config, prints a verdict as JSON.
 
-See ort.py. onnxruntime's tools print, log and call sys.exit as they like; none of it may happen in our process.
+See ort.py: onnxruntime's tools print, log and call sys.exit, so they run in a process of their own.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 def main() -> None:
     model, folder, target = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # What the tools print must not mix with the answer.
+    os.dup2(2, 1)  # Keep what the tools print out of the answer.
     _convert(model, folder, {"arm": "arm", "x86": "amd64"}[target])
     json.dump({"usability": _usability(model)}, answer)
     answer.close()
@@ -27,34 +27,34 @@ def _convert(model: Path, folder: Path, platform: str) -> None:
     (folder / f"{model.stem}.ort").replace(folder / "model.ort")
     config = folder / f"{model.stem}.required_operators.config"
     lines = config.read_text(encoding="utf-8").splitlines()
-    # Its comments name the folder it was made in.
+    # The comments name a local folder.
     kept = "\n".join(line for line in lines if line and not line.startswith("#"))
     (folder / "required_operators.config").write_text(kept + "\n", encoding="utf-8")
     config.unlink()
 
 
 def _usability(model: Path) -> str:
-    """What the check for mobile use says of each provider, in a line."""
+    """The verdict of onnxruntime's check for mobile use on each provider, in one line."""
     from onnxruntime.tools.mobile_helpers import usability_checker
 
-    said: list[str] = []
+    messages: list[str] = []
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
+            messages.append(record.getMessage())
 
     logger = logging.getLogger("usability")
     logger.handlers, logger.propagate = [Keep()], False
     logger.setLevel(logging.INFO)
     try:
         usability_checker.analyze_model(model, logger=logger)
-    except Exception as error:  # The tool raises whatever it meets.
+    except Exception as error:  # The tool raises errors of any kind.
         return f"the check failed ({type(error).__name__})"
     verdicts: dict[str, str] = {}
-    for line in said:
-        if found := re.match(r"Model should perform well with (.+?) (as is|if modified.*): (\w+)$", line):
-            verdict = found[3].lower() + ("" if found[2] == "as is" else " with fixed input shapes")
-            verdicts[found[1]] = f"{verdicts[found[1]]}, {verdict}" if found[1] in verdicts else verdict
+    for line in messages:
+        if match := re.match(r"Model should perform well with (.+?) (as is|if modified.*): (\w+)$", line):
+            verdict = match[3].lower() + ("" if match[2] == "as is" else " with fixed input shapes")
+            verdicts[match[1]] = f"{verdicts[match[1]]}, {verdict}" if match[1] in verdicts else verdict
     return "; ".join(f"{provider}: {verdict}" for provider, verdict in verdicts.items()) or "no verdict"
 
 

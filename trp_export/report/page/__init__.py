@@ -1,1 +1,1 @@
-"""The report as one self-contained HTML page; a module for each of its sections."""
+"""The report as one self-contained HTML page, with a module for each section."""

@@ -1,6 +1,6 @@
-"""Pictures of layers: what a rank keeps of a kernel, and what a layer costs before and after. SVG, coloured by CSS.
+"""Pictures of layers as SVG, coloured by CSS: what a rank keeps of a kernel, and the cost before and after.
 
-Every picture is drawn about as wide as a phone, so that its letters are as large there as anywhere.
+Each picture is about as wide as a phone, so that its letters can be read there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from trp_export.planning.curves import Curve
 from trp_export.report.page.markup import Markup, element, join
 
-MOST_POINTS = 72  # on a curve 280 pixels wide, more cannot be seen
+MOST_POINTS = 72  # more cannot be told apart on a curve 280 pixels wide
 Float64 = NDArray[np.float64]
 
 
@@ -39,15 +39,15 @@ class Frame:
 
 
 def picture(width: int, height: int, title: str, *parts: object, class_: str | None = None) -> Markup:
-    """An SVG that tells its title to those who cannot see it."""
+    """An SVG with a title for screen readers."""
     title_part = element("title", title)
     size = {"viewBox": f"0 0 {width} {height}", "role": "img", "class_": class_}
     return element("svg", title_part, *parts, **size, aria_label=title)
 
 
-def text(x: float, y: float, words: object, *, anchor: str | None = None, class_: str | None = None) -> Markup:
-    """Words with their foot at y; `anchor` is start, middle or end."""
-    return element("text", words, x=x, y=y, text_anchor=anchor, class_=class_)
+def text(x: float, y: float, label: object, *, anchor: str | None = None, class_: str | None = None) -> Markup:
+    """A label with its base line at y; `anchor` is start, middle or end."""
+    return element("text", label, x=x, y=y, text_anchor=anchor, class_=class_)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
@@ -56,12 +56,12 @@ def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
 
 
 def curve_path(xs: Float64, ys: Float64) -> str:
-    """Points in pixels, joined."""
+    """The path through points in pixels."""
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in zip(xs, ys, strict=True))
 
 
 def energy_picture(title: str, curve: Curve, rank: int | None) -> Markup:
-    """Energy by rank as a line, singular values as an area, the cut and the break-even rank as upright lines."""
+    """Energy by rank as a line, singular values as an area, the cut and the break-even rank as vertical lines."""
     frame = Frame(30, 308, 34, 144, 0, curve.full_rank)
     return picture(
         320,
@@ -77,13 +77,13 @@ def energy_picture(title: str, curve: Curve, rank: int | None) -> Markup:
 
 
 def bars(before: float, after: float | None, largest: float) -> Markup:
-    """Before above after, to the scale of the largest. A decoration: the numbers stand beside it."""
-    drawn = [
+    """A bar for before above one for after, relative to the largest value. The numbers stand beside them."""
+    drawing = [
         element("rect", y=y, width=max(1.0, 160 * value / largest), height=5, class_=class_)
         for value, y, class_ in ((before, 0, "before"), (after, 7, "after"))
         if value and largest
     ]
-    return element("svg", *drawn, viewBox="0 0 160 12", class_="bars", preserveAspectRatio="none", aria_hidden="true")
+    return element("svg", *drawing, viewBox="0 0 160 12", class_="bars", preserveAspectRatio="none", aria_hidden="true")
 
 
 def _energy_axes(frame: Frame, full_rank: int) -> Markup:
@@ -103,10 +103,10 @@ def _energy_axes(frame: Frame, full_rank: int) -> Markup:
 
 
 def _spectrum_area(frame: Frame, curve: Curve, rank: int | None) -> Markup:
-    """Singular values relative to the largest (root mean square over the matrices of a layer), kept and dropped."""
+    """Kept and dropped singular values, relative to the largest; root mean square over the matrices of a layer."""
     values = np.sqrt(np.mean(np.square(curve.singular_values), axis=0))
     heights = values / values[0] if values[0] > 0 else values
-    cut = rank or curve.full_rank  # a layer left dense keeps them all
+    cut = rank or curve.full_rank  # a layer that stays dense keeps all
     return join(
         _steps(frame, heights, 0, cut, "kept"),
         _steps(frame, heights, cut, curve.full_rank, "dropped") if cut < curve.full_rank else None,
@@ -114,7 +114,7 @@ def _spectrum_area(frame: Frame, curve: Curve, rank: int | None) -> Markup:
 
 
 def _steps(frame: Frame, heights: Float64, start: int, stop: int, class_: str) -> Markup:
-    """The values of ranks start + 1 to stop as an area of steps down to the axis."""
+    """The values of ranks `start` + 1 to `stop` as an area of steps above the axis."""
     edges = np.unique(np.linspace(start, stop, min(stop - start, MOST_POINTS) + 1).round().astype(int))
     path = [f"M{frame.x(start):.1f} {frame.bottom:g}"]
     for left, right in pairwise(edges):
@@ -130,7 +130,7 @@ def _energy_line(frame: Frame, curve: Curve) -> Markup:
 
 
 def _break_even(frame: Frame, curve: Curve) -> Markup | None:
-    """From the break-even rank on nothing is saved: a dashed line and a veil."""
+    """A dashed line at the break-even rank, and a veil over the ranks that save nothing."""
     if curve.break_even > curve.full_rank:
         return None
     x = frame.x(curve.break_even)
@@ -146,6 +146,8 @@ def _cut(frame: Frame, curve: Curve, rank: int) -> Markup:
 
 
 def _anchor(frame: Frame, x: float) -> str:
-    """So that a label at x stays inside the picture."""
+    """The anchor that keeps a label at x inside the picture."""
     share = (x - frame.left) / (frame.right - frame.left)
-    return "start" if share < 0.15 else "end" if share > 0.8 else "middle"
+    if share < 0.15:
+        return "start"
+    return "end" if share > 0.8 else "middle"

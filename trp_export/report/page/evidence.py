@@ -1,4 +1,4 @@
-"""The proof: how fast and how sure, and how far the outputs moved, on which inputs."""
+"""The evidence on the page: how fast and with which certainty, how far the outputs moved, and on which inputs."""
 
 from __future__ import annotations
 
@@ -7,110 +7,112 @@ from typing import TYPE_CHECKING
 
 from trp_export.report.document import Report
 from trp_export.report.page.latency import (
-    Against,
+    RatioRow,
     ratio_picture,
     round_ratios,
     scale_of,
     share_beyond,
-    shown,
     spread_picture,
+    timed_models,
 )
 from trp_export.report.page.markup import Markup, element, join
-from trp_export.report.wording import percent, points, sureness
+from trp_export.report.wording import interval, percent, points
 from trp_export.runtime.distance import Distance
 from trp_export.verify import Agreement
 
 if TYPE_CHECKING:
     from trp_export.bench import Comparison
 
+_SPREAD = "Each hill shows how often an inference took that long, each dot the median of one process."
+_CLEANED = (
+    "An export also cleans the graph up: it folds batch norm, computes constants and removes what is unused. The "
+    "original with the same clean-up but without low rank is measured too, so that this gain is not credited to low "
+    "rank."
+)
+
 
 def speed(report: Report) -> Markup | None:
-    """Both distributions, the interval of their ratio, the quantiles, and what disturbed the measurement."""
+    """The distributions of the latencies, the intervals of their ratios, the quantiles, and disturbances."""
     if report.latency is None:
         return None
-    beyond = share_beyond(report.latency)
-    compared = _compared(report)
-    rounds = f"{len(compared[0].rounds)} rounds, the models side by side in fresh processes; a dot is a round."
-    sure = f" The first bar is the interval: {sureness(compared[0].ratio)}."
+    rows = _ratio_rows(report)
     return join(
-        element(
-            "div",
-            element(
-                "figure",
-                spread_picture(report.latency),
-                element(
-                    "figcaption", _HILLS, f" {percent(beyond, 0)} took longer than shown." if beyond >= 0.01 else None
-                ),
-            ),
-            element("figure", ratio_picture(compared), element("figcaption", rounds, sure)),
-            class_="pictures pair",
-        ),
+        element("div", _spread_figure(report.latency), _ratio_figure(rows), class_="pictures pair"),
         element("p", str(report.forecast)) if report.forecast is not None else None,
-        element("p", _CLEANED) if len(compared) > 1 else None,
+        element("p", _CLEANED) if len(rows) > 1 else None,
         _quantiles(report.latency),
         _disturbances(report.latency.noise),
     )
 
 
-_CLEANED = (
-    "Exporting also cleans up: batch norm folded, constants computed, what is unused removed. The original cleaned up "
-    "in the same way, without low rank, is measured too, so that low rank is not credited with what cleaning up gains."
-)
+def _spread_figure(latency: Comparison) -> Markup:
+    beyond = share_beyond(latency)
+    cut_off = f" {percent(beyond, 0)} took longer than shown." if beyond >= 0.01 else None
+    return element("figure", spread_picture(latency), element("figcaption", _SPREAD, cut_off))
 
 
-def _compared(report: Report) -> list[Against]:
-    """The result against the original, and against the original cleaned up where that was measured."""
-    if report.latency is None or report.ratio is None:
+def _ratio_figure(rows: Sequence[RatioRow]) -> Markup:
+    first = rows[0]
+    caption = (
+        f"{len(first.rounds)} rounds, with all models in turn in new processes; a dot is a round. "
+        f"The bar is the interval ({interval(first.ratio)})."
+    )
+    return element("figure", ratio_picture(rows), element("figcaption", caption))
+
+
+def _ratio_rows(report: Report) -> list[RatioRow]:
+    """The result against the original, and against what there is without low rank if that was measured."""
+    if report.timings is None or report.ratio is None:
         return []
-    original, result = report.latency.measurements[:2]
-    found = [Against("against the original", report.ratio, round_ratios(original, result))]
+    original, result = report.timings.original, report.timings.result
+    rows = [RatioRow("against the original", report.ratio, round_ratios(original, result))]
     alone = report.without_low_rank
     if alone is not None and report.low_rank_ratio is not None:
-        precision = report.forms.chosen.precision if report.forms else "fp32"
-        what = "against the original cleaned up" if precision == "fp32" else f"against {precision} alone"
-        found.append(Against(what, report.low_rank_ratio, round_ratios(alone, result)))
-    return found
+        cleaned = report.precision == "fp32"
+        name = "against the original cleaned up" if cleaned else f"against {report.precision} alone"
+        rows.append(RatioRow(name, report.low_rank_ratio, round_ratios(alone, result)))
+    return rows
 
 
 def _disturbances(remarks: Sequence[str]) -> Markup | None:
     if not remarks:
         return None
-    listed = element("ul", *(element("li", remark) for remark in remarks))
-    return element("div", element("p", "What disturbed the measurement:"), listed, class_="warn")
+    items = element("ul", *(element("li", remark) for remark in remarks))
+    return element("div", element("p", "Disturbances of the measurement:"), items, class_="warn")
 
 
-_HILLS = "Each hill shows how often an inference took that long, each dot the median of a process."
+def _quantiles(comparison: Comparison) -> Markup:
+    from trp_export.bench import summary
+
+    divisor, unit = scale_of(comparison.environment.unit)
+    models = timed_models(comparison)
+    summaries = [summary(model.measurement) for model in models]
+    rows = [
+        (f"median, {unit}", [f"{values.median / divisor:.4g}" for values in summaries]),
+        (f"p90, {unit}", [f"{values.p90 / divisor:.4g}" for values in summaries]),
+        (f"p99, {unit}", [f"{values.p99 / divisor:.4g}" for values in summaries]),
+        (f"fastest, {unit}", [f"{values.min / divisor:.4g}" for values in summaries]),
+        ("loading, ms", [f"{values.load_ms:.0f}" for values in summaries]),
+        ("inferences", [f"{values.n:,}" for values in summaries]),
+        ("processes", [f"{values.processes:,}" for values in summaries]),
+    ]
+    names = (element("th", model.name, scope="col", class_="number") for model in models)
+    body = (
+        element("tr", element("th", what, scope="row"), *(element("td", cell, class_="number") for cell in cells))
+        for what, cells in rows
+    )
+    head = element("thead", element("tr", element("td"), *names))
+    return element("table", head, element("tbody", *body), class_="numbers")
 
 
 def agreement(report: Report) -> Markup:
-    """What was compared with what, on which inputs, and how far apart it was."""
+    """What was compared, on which inputs, and how large the differences are."""
     deviation = report.deviation
     if deviation is None:
         return element("p", "The outputs of the two models were not compared.")
-    rows = [
-        (
-            "the rewrite",
-            _distance(deviation.rewrite),
-            "The result against the original with every changed kernel set to the product of its factors. "
-            "Only rounding may set them apart, whatever was truncated.",
-        )
-    ]
-    if deviation.truncation is not None:
-        precision = report.forms.chosen.precision if report.forms else "fp32"
-        cause = "the lower ranks" if precision == "fp32" else f"the lower ranks and {precision}"
-        how = f"The result against the original, on {deviation.inputs}. This is what {cause} cost."
-        rows.append(("truncation", _distance(deviation.truncation), how))
-    seen = deviation.seen
-    if seen is not None:
-        how = f"The same on {seen.name}, to which the factors were fitted: others may move more."
-        rows.append(("on images", _distance(seen.distance), how))
-        if seen.top1 is not None:
-            how = "The largest output of both models, on the same images."
-            rows.append(("same class", percent(seen.top1), how))
-    rows += _on_images(report)
     body = (
         element("tr", element("th", what, scope="row"), element("td", amount, element("br"), element("small", how)))
-        for what, amount, how in rows
+        for what, amount, how in _agreement_rows(report)
     )
     return join(
         element("p", f"Compared in onnxruntime: {deviation.how}. Inputs: {deviation.inputs}."),
@@ -118,52 +120,52 @@ def agreement(report: Report) -> Markup:
     )
 
 
-def _distance(found: Distance) -> str:
-    return f"relative L2 {found.relative_l2:.2g}, largest difference {found.max_abs:.2g}"
+def _agreement_rows(report: Report) -> list[tuple[str, str, str]]:
+    """What was compared, the difference, and an explanation."""
+    deviation = report.deviation
+    if deviation is None:
+        return []
+    how = (
+        "The result against the original with each changed kernel set to the product of its factors. The two may "
+        "differ by rounding only, whatever was truncated."
+    )
+    rows = [("the rewrite", _distance(deviation.rewrite), how)]
+    if deviation.truncation is not None:
+        cause = "the lower ranks" if report.precision == "fp32" else f"the lower ranks and {report.precision}"
+        how = f"The result against the original, on {deviation.inputs}. This is the effect of {cause}."
+        rows.append(("truncation", _distance(deviation.truncation), how))
+    seen = deviation.seen
+    if seen is not None:
+        how = f"The same on {seen.name}, to which the factors were fitted: on other images, expect more."
+        rows.append(("on images", _distance(seen.distance), how))
+        if seen.top1 is not None:
+            how = "The largest output of both models, on the same images."
+            rows.append(("same class", percent(seen.top1), how))
+    return [*rows, *_evaluation_rows(report)]
 
 
-def _on_images(report: Report) -> list[tuple[str, str, str]]:
+def _evaluation_rows(report: Report) -> list[tuple[str, str, str]]:
     if report.deviation is None:
         return []
-    found, graded = report.deviation.agreement, report.deviation.graded
-    path = report.options.images.path.name if report.options.images else "the images given"
+    same, graded = report.deviation.agreement, report.deviation.graded
+    path = report.options.images.path.name if report.options.images else "the given images"
     rows = []
-    if found is not None:
-        how = f"The largest output of both models, on {found.images:,} images of {path}."
-        rows.append(("same class", percent(found.top1), how))
+    if same is not None:
+        how = f"The largest output of both models, on {same.images:,} images of {path}."
+        rows.append(("same class", percent(same.top1), how))
     if graded is not None:
         change = points(graded.before, graded.after, graded.error)
-        how = _against_labels(graded) if isinstance(graded, Agreement) else "By a measure of your own."
+        how = _against_labels(graded) if isinstance(graded, Agreement) else "Your own measure."
         rows.append((graded.what, f"{percent(graded.before)} → {percent(graded.after)} ({change})", how))
     return rows
 
 
-def _against_labels(found: Agreement) -> str:
+def _distance(distance: Distance) -> str:
+    return f"relative L2 {distance.relative_l2:.2g}, largest difference {distance.max_abs:.2g}"
+
+
+def _against_labels(agreement: Agreement) -> str:
     return (
-        f"Against the labels of the same images: {found.lost:,} are wrong now and were right, {found.gained:,} the "
-        "reverse. ± is the standard error of the change."
+        f"Against the labels of the same images: {agreement.lost:,} were right and are wrong now, {agreement.gained:,} "
+        "the reverse. ± is the standard error of the change."
     )
-
-
-def _quantiles(comparison: Comparison) -> Markup:
-    from trp_export.bench import summary
-
-    divisor, unit = scale_of(comparison.environment.unit)
-    models = shown(comparison)
-    found = [summary(one) for _, _, one in models]
-    rows = [
-        (f"median, {unit}", [f"{one.median / divisor:.4g}" for one in found]),
-        (f"p90, {unit}", [f"{one.p90 / divisor:.4g}" for one in found]),
-        (f"p99, {unit}", [f"{one.p99 / divisor:.4g}" for one in found]),
-        (f"fastest, {unit}", [f"{one.min / divisor:.4g}" for one in found]),
-        ("loading, ms", [f"{one.load_ms:.0f}" for one in found]),
-        ("inferences", [f"{one.n:,}" for one in found]),
-        ("processes", [f"{one.processes:,}" for one in found]),
-    ]
-    names = (element("th", name, scope="col", class_="number") for name, _, _ in models)
-    body = (
-        element("tr", element("th", what, scope="row"), *(element("td", cell, class_="number") for cell in cells))
-        for what, cells in rows
-    )
-    head = element("thead", element("tr", element("td"), *names))
-    return element("table", head, element("tbody", *body), class_="numbers")

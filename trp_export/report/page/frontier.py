@@ -1,4 +1,4 @@
-"""What a search saw: each network that was built, how small it is and how well it answers. Table and picture."""
+"""The networks that a search built: how small each is and how well it answers, as a table and a picture."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Tried:
 
 
 def tried(frontier: Frontier) -> list[Tried]:
-    """The lines that the terminal and the page share, from the largest network to the smallest."""
+    """The lines that terminal and page share, from the largest network to the smallest."""
     return [
         Tried(
             _verdict(frontier, point),
@@ -40,12 +40,12 @@ def tried(frontier: Frontier) -> list[Tried]:
 
 
 def measured_on(frontier: Frontier) -> str:
-    """What was measured, on how many images."""
+    """The measure and the number of images."""
     return f"{frontier.what}, {frontier.images:,} images" if frontier.images else frontier.what
 
 
 def limit(frontier: Frontier) -> str:
-    """The limit in words."""
+    """The limit of the search in words."""
     return f"at most {frontier.max_drop:g} pp below {percent(frontier.before)}"
 
 
@@ -56,24 +56,24 @@ def section(frontier: Frontier) -> Markup:
     rows = (
         element(
             "tr",
-            element("th", one.verdict, scope="row"),
-            *(element("td", cell, class_="number") for cell in (one.smaller, one.after, one.change)),
-            class_=one.verdict,
+            element("th", network.verdict, scope="row"),
+            *(element("td", cell, class_="number") for cell in (network.smaller, network.after, network.change)),
+            class_=network.verdict,
         )
-        for one in tried(frontier)
+        for network in tried(frontier)
     )
     return join(
-        element("p", f"{len(frontier.points)} networks were built and measured; the limit: {limit(frontier)}."),
+        element("p", f"{len(frontier.points)} networks were built and measured. The limit is {limit(frontier)}."),
         element("figure", _picture(frontier), element("figcaption", _caption(frontier)), class_="one"),
         element("table", element("thead", element("tr", *heads)), element("tbody", *rows), class_="numbers"),
     )
 
 
 def _caption(frontier: Frontier) -> str:
-    caption = "The choice was made by these figures, so on other images expect a little less."
+    caption = "These figures made the choice, so expect slightly worse ones on other images."
     if not any(point.error for point in frontier.points):
         return caption
-    return f"Bars show one standard error of the change to the original, on the same images. {caption}"
+    return f"Bars show one standard error of the change from the original, on the same images. {caption}"
 
 
 def _verdict(frontier: Frontier, point: Point) -> str:
@@ -84,7 +84,7 @@ def _verdict(frontier: Frontier, point: Point) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Plane:
-    """Where size and quality are drawn: how many times smaller from left to right, shares of 1 upwards."""
+    """The plane of the picture: how many times smaller from left to right, shares of 1 upwards."""
 
     frame: Frame
     low: float
@@ -109,7 +109,7 @@ def _plane(frontier: Frontier) -> _Plane:
 
 
 def _picture(frontier: Frontier) -> Markup:
-    """Quality against size, the limit as a dashed line, the original at 1."""
+    """Quality against size, with the limit as a dashed line and the original at 1."""
     plane = _plane(frontier)
     title = f"{measured_on(frontier)}, in percent, against {SMALLER[frontier.by]}; {limit(frontier)}"
     x, y = plane.x(1), plane.y(frontier.before)
@@ -150,13 +150,13 @@ def _limit_line(plane: _Plane, frontier: Frontier) -> Markup:
 
 
 def _mark(plane: _Plane, point: Point, verdict: str) -> Markup:
-    """A dot with its standard error; the one that was chosen has a label, where larger networks leave room."""
+    """A dot with its standard error. The chosen network has a label, on the side where there is room."""
     x, y, error = plane.x(point.reached), plane.y(point.after), point.error or 0.0
     bar = line(x, plane.y(point.after - error), x, plane.y(point.after + error), f"error {verdict}") if error else None
     dot = element("circle", cx=x, cy=y, r=6.0 if verdict == "chosen" else 4.0, class_=f"point {verdict}")
     if verdict != "chosen":
         return join(bar, dot)
-    words = f"{point.reached:.2f}x, {percent(point.after)}"
+    label = f"{point.reached:.2f}x, {percent(point.after)}"
     if x < (plane.frame.left + 2 * plane.frame.right) / 3:
-        return join(bar, dot, text(x + 9, y - 9, words, class_="strong"))
-    return join(bar, dot, text(x - 9, y + 20, words, anchor="end", class_="strong"))
+        return join(bar, dot, text(x + 9, y - 9, label, class_="strong"))
+    return join(bar, dot, text(x - 9, y + 20, label, anchor="end", class_="strong"))

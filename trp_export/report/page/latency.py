@@ -1,4 +1,4 @@
-"""Pictures of a measurement: how the latencies of both models are spread, and how sure their ratio is."""
+"""Pictures of a measurement: the distribution of the latencies, and the confidence interval of their ratio."""
 
 from __future__ import annotations
 
@@ -22,78 +22,87 @@ _MOST_MEDIANS = 1.5
 
 
 def scale_of(unit: str) -> tuple[float, str]:
-    """What to divide samples by, and the name of the quotient."""
+    """The divisor of samples in `unit`, and the unit of the quotient."""
     return (1e6, "ms") if unit == "ns" else (1e6, f"million {unit}")
 
 
-def shown(comparison: Comparison) -> list[tuple[str, str, Measurement]]:
-    """The measurements with a name and a class each: before, cleaned up without low rank where there, after."""
+@dataclass(frozen=True, slots=True)
+class TimedModel:
+    """A measured model, its name on the page, and its CSS class."""
+
+    name: str
+    class_: str
+    measurement: Measurement
+
+
+def timed_models(comparison: Comparison) -> list[TimedModel]:
+    """Before, cleaned up without low rank if that was measured, and after."""
     original, result, *cleaned = comparison.measurements
-    middle = [("cleaned up alone", "cleaned", one) for one in cleaned[:1]]
-    return [("before", "before", original), *middle, ("after", "after", result)]
+    middle = [TimedModel("cleaned up alone", "cleaned", measurement) for measurement in cleaned[:1]]
+    return [TimedModel("before", "before", original), *middle, TimedModel("after", "after", result)]
 
 
 def spread_picture(comparison: Comparison) -> Markup:
-    """One hill per model: the higher, the more inferences took that long. Dots: the median of each process."""
+    """One hill per model, as high as inferences of that time are frequent. Dots are the medians of the processes."""
     divisor, unit = scale_of(comparison.environment.unit)
-    models = shown(comparison)
-    samples = [np.asarray(one.samples, dtype=np.float64) / divisor for _, _, one in models]
+    models = timed_models(comparison)
+    samples = [np.asarray(model.measurement.samples, dtype=np.float64) / divisor for model in models]
     frame = Frame(10, _WIDTH - 10, 0, _ROW * len(models) + 8, *_span(samples))
     labels = [
-        f"{name}: median {float(np.median(some)):.4g} {unit}"
-        for (name, _, _), some in zip(models, samples, strict=True)
+        f"{model.name}: median {float(np.median(values)):.4g} {unit}"
+        for model, values in zip(models, samples, strict=True)
     ]
     hills = [
-        _hill(frame, some, one, divisor, label, class_, _ROW * (row + 1) - 10.0)
-        for row, ((_, class_, one), some, label) in enumerate(zip(models, samples, labels, strict=True))
+        _hill(frame, values, _process_medians(model, divisor), label, model.class_, _ROW * (row + 1) - 10.0)
+        for row, (model, values, label) in enumerate(zip(models, samples, labels, strict=True))
     ]
     title = f"Distribution of the time per inference. {'; '.join(labels)}."
     return picture(_WIDTH, _ROW * len(models) + 44, title, _scale(frame, unit), *hills, class_="plot")
 
 
 def share_beyond(comparison: Comparison) -> float:
-    """The share of inferences that took longer than the picture of their spread shows."""
-    groups = [np.asarray(one.samples, dtype=np.float64) for _, _, one in shown(comparison)]
+    """The share of inferences that took longer than the picture shows."""
+    groups = [np.asarray(model.measurement.samples, dtype=np.float64) for model in timed_models(comparison)]
     _, high = _span(groups)
     return float(np.mean(np.concatenate(groups) > high))
 
 
 @dataclass(frozen=True, slots=True)
-class Against:
-    """A ratio with the ratios of its rounds, and the model that it is taken against."""
+class RatioRow:
+    """The ratio to another model, named by `what`, and the ratios of the single rounds."""
 
     what: str
     ratio: Ratio
     rounds: list[float]
 
 
-def ratio_picture(compared: Sequence[Against]) -> Markup:
-    """Each round's ratio as a dot, the interval of the whole as a bar, against the line of no difference."""
+def ratio_picture(compared: Sequence[RatioRow]) -> Markup:
+    """The ratio of each round as a dot and the interval as a bar, beside the line of no difference."""
     values = [1.0]
-    for one in compared:
-        values += [one.ratio.value, *one.rounds, *_ends(one.ratio)]
+    for row in compared:
+        values += [row.ratio.value, *row.rounds, *_ends(row.ratio)]
     margin = max(max(values) - min(values), 0.04) * 0.08
     bottom = _ROW * len(compared) + 8
     frame = Frame(10, _WIDTH - 10, 0, bottom, min(values) - margin, max(values) + margin)
-    title = "Speed of the result, 1 for no difference. " + "; ".join(f"{one.what}: {one.ratio}" for one in compared)
-    rows = (_against(frame, one, _ROW * row) for row, one in enumerate(compared))
+    title = "Speed of the result, 1 for no difference. " + "; ".join(f"{row.what}: {row.ratio}" for row in compared)
+    rows = (_ratio_row(frame, row, _ROW * index) for index, row in enumerate(compared))
     parts = _scale(frame, "times as fast"), _no_difference(frame), *rows
     return picture(_WIDTH, bottom + 36, title, *parts, class_="plot")
 
 
 def round_ratios(reference: Measurement, other: Measurement) -> list[float]:
-    """Time of the reference over time of the other, for each round that holds both, in order."""
+    """The time of the reference over the time of the other model, for each round with both, in order."""
     first, second = (
-        {process.round: float(np.median(process.samples)) for process in one.processes if process.samples}
-        for one in (reference, other)
+        {process.round: float(np.median(process.samples)) for process in model.processes if process.samples}
+        for model in (reference, other)
     )
     return [first[index] / second[index] for index in sorted(first.keys() & second.keys()) if second[index]]
 
 
 def _span(groups: Sequence[Float64]) -> tuple[float, float]:
-    """From the fastest inference to the 95th percentile, but not beyond half as much again as a median takes.
+    """From the fastest inference to the 95th percentile, or 1.5 times the median if that is less.
 
-    A disturbance must not flatten the rest; `share_beyond` tells how much it cuts off.
+    This keeps a disturbance from flattening the rest; `share_beyond` is the share that it cuts off.
     """
     low = min(float(group.min()) for group in groups)
     high = max(min(float(np.quantile(group, 0.95)), _MOST_MEDIANS * float(np.median(group))) for group in groups)
@@ -101,14 +110,11 @@ def _span(groups: Sequence[Float64]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _hill(
-    frame: Frame, samples: Float64, one: Measurement, divisor: float, label: str, class_: str, bottom: float
-) -> Markup:
+def _hill(frame: Frame, samples: Float64, medians: Sequence[float], label: str, class_: str, bottom: float) -> Markup:
     places, heights = _density(samples, frame)
     xs = np.array([frame.x(place) for place in places])
     ridge = curve_path(xs, bottom - 50 * heights)
     area = element("path", d=f"{ridge}L{xs[-1]:.1f} {bottom:g}L{xs[0]:.1f} {bottom:g}Z", class_=f"hill {class_}")
-    medians = [float(np.median(process.samples)) / divisor for process in one.processes if process.samples]
     dots = [
         element("circle", cx=frame.x(value), cy=bottom + 6, r=2.2, class_=f"median {class_}")
         for value in medians
@@ -118,13 +124,17 @@ def _hill(
     return join(area, line(middle, bottom - 54, middle, bottom, "middle"), *dots, _label(frame, middle, bottom, label))
 
 
+def _process_medians(model: TimedModel, divisor: float) -> list[float]:
+    return [float(np.median(process.samples)) / divisor for process in model.measurement.processes if process.samples]
+
+
 def _label(frame: Frame, middle: float, bottom: float, label: str) -> Markup:
     anchor, x = ("start", frame.left) if middle < (frame.left + frame.right) / 2 else ("end", frame.right)
     return text(x, bottom - 60, label, anchor=anchor, class_="strong")
 
 
 def _density(samples: Float64, frame: Frame) -> tuple[Float64, Float64]:
-    """A histogram smoothed by a Gaussian of Silverman's width, its peak at 1."""
+    """A histogram, smoothed by a Gaussian of Silverman's width and scaled to a maximum of 1."""
     places = np.linspace(frame.low, frame.high, _GRID)
     quartiles = np.quantile(samples, [0.25, 0.75])
     spread = min(float(samples.std()), float(quartiles[1] - quartiles[0]) / 1.34) or float(samples.std())
@@ -137,7 +147,7 @@ def _density(samples: Float64, frame: Frame) -> tuple[Float64, Float64]:
 
 
 def _scale(frame: Frame, label: str) -> Markup:
-    """A line with round numbers under it, and what they count."""
+    """An axis with round numbers and its label."""
     ticks = [
         join(
             line(frame.x(value), frame.bottom, frame.x(value), frame.bottom + 4, "axis"),
@@ -150,7 +160,7 @@ def _scale(frame: Frame, label: str) -> Markup:
 
 
 def round_values(low: float, high: float, most: int = 6) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten between two values; not too near the ends, where labels are cut."""
+    """Multiples of 1, 2 or 5 times a power of ten between two values, away from the ends, where labels would be cut."""
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(step * power for step in (1, 2, 5, 10) if step * power >= rough)
@@ -168,14 +178,14 @@ def _no_difference(frame: Frame) -> Markup:
     return join(line(x, 4, x, frame.bottom, "dash"), *words)
 
 
-def _against(frame: Frame, one: Against, top: float) -> Markup:
-    """What it is, its rounds as dots one below the other, and its interval as a bar."""
+def _ratio_row(frame: Frame, row: RatioRow, top: float) -> Markup:
+    """The label, the rounds as dots one below the other, and the interval as a bar."""
     dots = [
-        element("circle", cx=frame.x(value), cy=top + 24 + 40 * (index + 0.5) / len(one.rounds), r=2.5, class_="round")
-        for index, value in enumerate(one.rounds)
+        element("circle", cx=frame.x(value), cy=top + 24 + 40 * (index + 0.5) / len(row.rounds), r=2.5, class_="round")
+        for index, value in enumerate(row.rounds)
     ]
-    label = text(frame.left, top + 14, f"{one.what}: {one.ratio}", class_="strong")
-    return join(*dots, _interval(frame, one.ratio, top + 69), label)
+    label = text(frame.left, top + 14, f"{row.what}: {row.ratio}", class_="strong")
+    return join(*dots, _interval(frame, row.ratio, top + 69), label)
 
 
 def _interval(frame: Frame, ratio: Ratio, top: float) -> Markup | None:
@@ -189,5 +199,5 @@ def _interval(frame: Frame, ratio: Ratio, top: float) -> Markup | None:
 
 
 def _ends(ratio: Ratio) -> tuple[float, ...]:
-    """Both ends of the interval, or none where it is unbounded."""
+    """Both ends of the interval; none if it is unbounded."""
     return (ratio.low, ratio.high) if math.isfinite(ratio.high) else ()

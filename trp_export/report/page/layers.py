@@ -1,4 +1,4 @@
-"""The layers of a plan: a table of what each becomes and why, and a picture of what its rank keeps."""
+"""The layers of a plan: a table of what each becomes and why, and pictures of what the ranks keep."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ Times = Mapping[str, tuple[float, float]]  # ms by layer, dense and in the resul
 
 def table(plan: Plan, layer_ms: Times | None = None) -> Markup:
     """One row per layer, in the order of the graph: what it becomes, what that costs, and why."""
-    shown = _costliest(plan.decisions, MOST_ROWS, lambda decision: decision.site.macs)
-    largest = max((max(decision.site.macs, decision.macs) for decision in shown), default=1)
-    intro = f"{len(plan.changed)} of {len(plan.decisions)} layers become factor pairs by the rule “{plan.rule}”."
-    left_out = f" The {MOST_ROWS} costliest are listed." if len(shown) < len(plan.decisions) else ""
+    listed = _costliest(plan.decisions, MOST_ROWS, lambda decision: decision.site.macs)
+    largest = max((max(decision.site.macs, decision.macs) for decision in listed), default=1)
+    intro = f"{len(plan.changed)} of {len(plan.decisions)} layers become factor pairs under the rule “{plan.rule}”."
+    left_out = f" Only the {MOST_ROWS} costliest are listed." if len(listed) < len(plan.decisions) else ""
     timed = layer_ms or {}
-    slowest = max((max(timed.get(decision.site.name, (0.0, 0.0))) for decision in shown), default=0.0)
+    slowest = max((max(timed.get(decision.site.name, (0.0, 0.0))) for decision in listed), default=0.0)
     names = [("layer", None), ("becomes", "becomes"), ("MACs, dense above pair", "macs"), ("why", "why")]
     if timed:
         names.insert(3, ("ms, dense above pair", "ms"))
     head = element("tr", *(element("th", name, scope="col", class_=class_) for name, class_ in names))
-    rows = (_row(decision, largest, _milliseconds(decision, timed, slowest) if timed else None) for decision in shown)
+    rows = (_row(decision, largest, _milliseconds(decision, timed, slowest) if timed else None) for decision in listed)
     return join(
         element("p", intro, left_out),
-        element("p", _sum_of(shown, timed)) if timed else None,
+        element("p", _sum_of(listed, timed)) if timed else None,
         element(
             "table",
             element("thead", head),
@@ -47,17 +47,17 @@ def table(plan: Plan, layer_ms: Times | None = None) -> Markup:
 
 
 def pictures(plan: Plan, layers: Sequence[Layer], layer_ms: Times | None = None) -> Markup | None:
-    """A picture for each layer that was looked at; none for those that could not be factored at all."""
+    """A picture for each layer that can be factored; None if there is none."""
     by_name = {layer.site.name: layer for layer in layers}
-    drawn = [
+    pairs = [
         (decision, curve)
         for decision in plan.decisions
         if (curve := _curve(decision, by_name.get(decision.site.name))) is not None
     ]
-    if not drawn:
+    if not pairs:
         return None
-    shown = _costliest(drawn, MOST_PICTURES, lambda pair: pair[0].site.macs)
-    left_out = f" The {MOST_PICTURES} costliest layers are drawn." if len(shown) < len(drawn) else ""
+    shown = _costliest(pairs, MOST_PICTURES, lambda pair: pair[0].site.macs)
+    left_out = f" Only the {MOST_PICTURES} costliest layers are drawn." if len(shown) < len(pairs) else ""
     cards = (_card(decision, curve, (layer_ms or {}).get(decision.site.name)) for decision, curve in shown)
     return join(
         element("p", _INTRO, left_out),
@@ -67,8 +67,8 @@ def pictures(plan: Plan, layers: Sequence[Layer], layer_ms: Times | None = None)
 
 
 _INTRO = (
-    "Energy is the share of the squared singular values that a rank keeps. A pair saves work only below the "
-    "break-even rank, at which it costs as many MACs as the dense layer."
+    "Energy is the share of the squared singular values that a rank keeps. A pair saves work only below the break-even "
+    "rank, where it costs as many MACs as the dense layer."
 )
 
 
@@ -78,54 +78,54 @@ def _row(decision: Decision, largest: int, milliseconds: Markup | None) -> Marku
     detail = f"{site.op} {kernel(site.kernel_shape, site.group)}" if site.kernel_shape else site.op
     name = element("th", shorten(site.name, _NAME), element("small", shorten(detail, _NAME)), scope="row")
     if kept:
-        becomes = element("td", "kept as it is", class_="becomes kept")
+        becomes = element("td", "kept", class_="becomes kept")
         costs = count(site.macs)
     else:
-        names = " + ".join(one.scheme.name for one in decision.branches)
-        ranks = " + ".join(f"{one.rank} of {site.full_rank(one.scheme)}" for one in decision.branches)
+        names = " + ".join(branch.scheme.name for branch in decision.branches)
+        ranks = " + ".join(f"{branch.rank} of {site.full_rank(branch.scheme)}" for branch in decision.branches)
         becomes = element("td", names, element("small", f"rank {ranks}"), class_="becomes")
         costs = f"{count(site.macs)} → {count(decision.macs)}, {times(site.macs, decision.macs)}"
-    drawn = bars(site.macs, None if kept else decision.macs, largest)
-    macs = element("td", drawn, element("small", costs), class_="macs")
+    drawing = bars(site.macs, None if kept else decision.macs, largest)
+    macs = element("td", drawing, element("small", costs), class_="macs")
     why = element("td", shorten(decision.reason, _REASON), class_="why kept" if kept else "why")
     return element("tr", name, becomes, macs, milliseconds, why, class_="refused" if kept and not site.macs else None)
 
 
 def _milliseconds(decision: Decision, timed: Times, slowest: float) -> Markup:
-    """The layer's own time before and after; a dash where the profile cannot tell it from others."""
-    found = timed.get(decision.site.name)
-    if found is None:
+    """The time of the layer before and after; a dash if the profile does not separate it from others."""
+    if decision.site.name not in timed:
         return element("td", element("small", "-"), class_="ms")
-    words = _dense_and_pair(found) if decision.branches else f"{found[0]:.3g} ms"
-    drawn = bars(found[0], found[1] if decision.branches else None, slowest)
-    return element("td", drawn, element("small", words), class_="ms")
+    dense, pair = timed[decision.site.name]
+    label = _dense_and_pair(dense, pair) if decision.branches else f"{dense:.3g} ms"
+    drawing = bars(dense, pair if decision.branches else None, slowest)
+    return element("td", drawing, element("small", label), class_="ms")
 
 
-def _dense_and_pair(found: tuple[float, float]) -> str:
-    return f"{found[0]:.3g} → {found[1]:.3g} ms, {times(*found)}"
+def _dense_and_pair(dense: float, pair: float) -> str:
+    return f"{dense:.3g} → {pair:.3g} ms, {times(dense, pair)}"
 
 
-def _sum_of(shown: Sequence[Decision], timed: Times) -> str:
-    """How the times of layers were taken, and how many pairs gain nothing."""
-    changed = [timed[one.site.name] for one in shown if one.branches and one.site.name in timed]
-    dense, pairs = (sum(found[index] for found in changed) for index in (0, 1))
+def _sum_of(decisions: Sequence[Decision], timed: Times) -> str:
+    """How the times of single layers were measured, their sums, and how many pairs gain nothing."""
+    changed = [timed[layer.site.name] for layer in decisions if layer.branches and layer.site.name in timed]
+    dense, pairs = sum(before for before, _ in changed), sum(after for _, after in changed)
     slower = sum(after >= before for before, after in changed)
-    told = f" Of {len(changed)} pairs, {slower} took as long as their layer or longer." if slower else ""
+    useless = f" {slower} of {len(changed)} pairs took as long as their layer or longer." if slower else ""
     return (
-        "Times of single layers, in float32, come from onnxruntime's profiler, one process for each network, and are "
-        "rougher than those of the whole: "
-        f"the layers that became pairs took {dense:.3g} ms, their pairs {pairs:.3g} ms.{told}"
+        "The times of single layers, in float32, come from onnxruntime's profiler, with one process per network; they "
+        f"are less exact than those of whole networks. The changed layers took {dense:.3g} ms before and {pairs:.3g} "
+        f"ms as pairs.{useless}"
     )
 
 
 def _curve(decision: Decision, layer: Layer | None) -> Curve | None:
-    """The curve of the scheme that was chosen; of a layer that is kept, the one that loses least where it saves."""
+    """The curve of the chosen scheme; for a layer that is kept, the curve that loses least while it saves MACs."""
     if layer is None or not layer.curves:
         return None
     if decision.branches:
         *after, last = decision.branches
-        found = (curve for curve in layer.curves if curve.scheme == last.scheme and curve.after == tuple(after))
-        return next(found, None)
+        matches = (curve for curve in layer.curves if curve.scheme == last.scheme and curve.after == tuple(after))
+        return next(matches, None)
     return max(layer.curves, key=_best_energy)
 
 
@@ -133,17 +133,17 @@ def _best_energy(curve: Curve) -> float:
     return float(curve.energy[curve.top_rank - 1]) if curve.top_rank else 0.0
 
 
-def _card(decision: Decision, curve: Curve, found_ms: tuple[float, float] | None) -> Markup:
+def _card(decision: Decision, curve: Curve, times_ms: tuple[float, float] | None) -> Markup:
     name = shorten(decision.site.name, _NAME)
-    words = _caption(decision, curve)
-    if found_ms is not None and decision.branches:
-        words = f"{words}; {_dense_and_pair(found_ms)}"
+    caption = _caption(decision, curve)
+    if times_ms is not None and decision.branches:
+        caption = f"{caption}; {_dense_and_pair(*times_ms)}"
     rank = decision.branches[-1].rank if decision.branches else None
     return element(
         "figure",
         element("h3", name),
-        energy_picture(f"{name}: {words}", curve, rank),
-        element("figcaption", words),
+        energy_picture(f"{name}: {caption}", curve, rank),
+        element("figcaption", caption),
     )
 
 
@@ -156,8 +156,8 @@ def _caption(decision: Decision, curve: Curve) -> str:
     reason = shorten(decision.reason, _REASON)
     if not curve.top_rank:
         return f"kept: {reason}"
-    best = f"{curve.scheme.name} at rank {curve.top_rank} keeps {_energy(curve, curve.top_rank)}"
-    return f"kept: {reason}. The most that still saves: {best}"
+    best = f"{curve.scheme.name} at rank {curve.top_rank}, the largest that saves MACs, keeps"
+    return f"kept: {reason} ({best} {_energy(curve, curve.top_rank)})"
 
 
 def _energy(curve: Curve, rank: int) -> str:
@@ -165,7 +165,7 @@ def _energy(curve: Curve, rank: int) -> str:
 
 
 def _key() -> Markup:
-    """What the lines and areas of the pictures stand for."""
+    """The meaning of the lines and areas in the pictures."""
     entries = (
         ("energy", element("path", d="M1 10L8 4L21 2", class_="line")),
         ("singular values kept", element("rect", width=22, height=12, class_="kept")),
@@ -175,12 +175,12 @@ def _key() -> Markup:
     )
     swatch = {"viewBox": "0 0 22 12", "aria_hidden": "true"}
     return element(
-        "ul", *(element("li", element("svg", drawn, **swatch), name) for name, drawn in entries), class_="key"
+        "ul", *(element("li", element("svg", shape, **swatch), name) for name, shape in entries), class_="key"
     )
 
 
 def _costliest(items: Iterable[_T], most: int, macs: Callable[[_T], int]) -> list[_T]:
-    """At most so many, the costliest, in the order they came in."""
+    """At most `most` items: the costliest, in their order."""
     listed = list(items)
     kept = sorted(range(len(listed)), key=lambda index: -macs(listed[index]))[:most]
     return [listed[index] for index in sorted(kept)]

@@ -1,4 +1,4 @@
-"""HTML and SVG that escape by construction: whatever is not `Markup` already is escaped when it is put in."""
+"""HTML and SVG, escaped by construction: everything that is not `Markup` is escaped when it is inserted."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ _EMPTY = frozenset({"br", "meta", "path", "rect", "line", "circle", "polyline", 
 
 
 class Markup(str):
-    """Text that may stand in a page as it is. Only this module and templates of our own make it."""
+    """Text that needs no escaping. Only this module makes it."""
 
     __slots__ = ()
 
 
 def escape(text: object) -> Markup:
-    """`text` for a page or an attribute, without characters that steer a terminal or turn the writing direction."""
+    """`text` for a page or an attribute, without control characters and characters that turn the writing direction."""
     return text if isinstance(text, Markup) else Markup(html.escape(plain(str(text))))
 
 
 def plain(text: str) -> str:
-    """`text` with a question mark in place of every character that does not print; line ends stay."""
+    """`text` with a question mark for each character that does not print, except line ends."""
     return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
 
 
 def join(*parts: object) -> Markup:
-    """Parts one after the other; None is left out."""
+    """The parts one after the other, without those that are None."""
     return Markup("".join(escape(part) for part in parts if part is not None))
 
 
 def element(tag: str, *children: object, **attributes: object) -> Markup:
-    """One element. `class_` is class, `aria_label` is aria-label; an attribute that is None is left out."""
+    """One element. `class_` means class, `aria_label` means aria-label; an attribute that is None is left out."""
     named = "".join(
         f' {name.rstrip("_").replace("_", "-")}="{escape(_number(value))}"'
         for name, value in attributes.items()
@@ -41,5 +41,5 @@ def element(tag: str, *children: object, **attributes: object) -> Markup:
 
 
 def _number(value: object) -> object:
-    """Coordinates to a tenth of a pixel: more cannot be seen."""
+    """Coordinates are rounded to a tenth of a pixel."""
     return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else value

@@ -1,7 +1,7 @@
-"""The report as one HTML page that needs nothing else: no network, no script, light or dark, on screen or paper.
+"""The report as one HTML page without scripts and without other files, for light and dark screens and for paper.
 
-Names and notes come from a model file that nobody vouches for. They pass through `markup`, which escapes them,
-and are cut to a length; how many layers are listed and drawn is bounded, so the page stays below 2 MB.
+Names and notes come from untrusted model files: `markup` escapes them, and they are shortened. The number of layers
+that are listed and drawn is bounded, so that the page stays below 2 MB.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trp_export.report.wording import headline, shorten, tone
 
 
 def make_page(report: Report, layers: Sequence[Layer]) -> str:
-    """The page as text. `layers` are those that the plan was made from, with their curves."""
+    """The page as text. `layers` are the layers that the plan was made from, with their curves."""
     name = shorten(report.source.name, 80)
     sections = [section for section in _sections(report, layers) if section is not None]
     body = join(
@@ -31,14 +31,14 @@ def make_page(report: Report, layers: Sequence[Layer]) -> str:
         ),
         _contents([title for title, _ in sections]),
         element("main", *(_section(title, content) for title, content in sections)),
-        element("footer", element("small", "Made by trp-export. This page holds everything it shows.")),
+        element("footer", element("small", "Made by trp-export. This page loads nothing from elsewhere.")),
     )
     template = files("trp_export.report.page").joinpath("page.html").read_text(encoding="utf-8")
     return Template(template).substitute(title=escape(f"{name}: export report"), body=body)
 
 
 def _sections(report: Report, layers: Sequence[Layer]) -> tuple[tuple[str, Markup] | None, ...]:
-    """What the page tells, in order: the outcome, its proof, where it comes from, how to get it again."""
+    """The sections in order: the outcome, the evidence, the layers, and how to repeat the export."""
     speed, pictures = evidence.speed(report), layer_parts.pictures(report.plan, layers, report.layer_ms)
     return (
         ("Before and after", summary.table(report)),
@@ -50,7 +50,7 @@ def _sections(report: Report, layers: Sequence[Layer]) -> tuple[tuple[str, Marku
         ("What each rank keeps", pictures) if pictures else None,
         ("Environment", reproduce.environment(report)),
         ("Notes", reproduce.notes(report)) if report.notes else None,
-        ("Do it again", reproduce.reproduce(report)),
+        ("Repeat this export", reproduce.reproduce(report)),
     )
 
 

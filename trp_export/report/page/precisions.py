@@ -1,20 +1,28 @@
-"""The forms of the model in several precisions, side by side."""
+"""The result in several precisions, side by side."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from trp_export.precision.convert import Variant
 from trp_export.report.document import Report
 from trp_export.report.page.markup import Markup, element, join
 from trp_export.report.wording import percent, size
 
-HEADS = ("", "file", "latency, ms", "as fast as the original", "as int8 alone", "same class", "divergence", "accuracy")
+if TYPE_CHECKING:
+    from trp_export.bench import Measurement
+
+HEADS = ("", "file", "latency, ms", "vs original", "vs int8 alone", "same class", "divergence", "accuracy")
+_EXPLANATION = (
+    "Class and divergence (squared distance over the variance of the outputs) compare each form with the float model "
+    "that it was made from, on calibration images that did not set its ranges."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One form: its cells under HEADS. `note` says why it may not ship, or how it was made."""
+    """One form: its cells under HEADS. `note` says how it was made, or why it may not ship."""
 
     cells: tuple[str, ...]
     shipped: bool
@@ -22,60 +30,66 @@ class Line:
 
 
 def lines(report: Report) -> tuple[tuple[str, ...], list[Line]]:
-    """The heads of the columns that say something, and the forms; the original first where it was timed."""
+    """The heads of the columns that are not empty, and a line for each form: first those without low rank."""
     if report.forms is None:
         return (), []
-    variants, alone = report.forms.variants, report.forms.alone("int8")
+    ordered = sorted(report.forms.variants, key=lambda variant: variant.low_rank)
+    rows = [_cells(report, variant) for variant in ordered]
+    columns = [index for index in range(len(HEADS)) if index == 0 or any(cells[index] for cells in rows)]
     found = [
-        Line(_cells(report, one, alone), one is report.forms.chosen, one.refused or one.how)
-        for one in sorted(variants, key=lambda one: one.low_rank)
+        Line(tuple(cells[index] for index in columns), variant is report.forms.chosen, variant.refused or variant.how)
+        for variant, cells in zip(ordered, rows, strict=True)
     ]
-    told = [index for index in range(len(HEADS)) if index == 0 or any(line.cells[index] for line in found)]
-    kept = [Line(tuple(line.cells[index] for index in told), line.shipped, line.note) for line in found]
-    return tuple(HEADS[index] for index in told), kept
+    return tuple(HEADS[index] for index in columns), found
 
 
-def _cells(report: Report, one: Variant, alone: Variant | None) -> tuple[str, ...]:
-    from trp_export.bench import ratio, summary
+def _cells(report: Report, variant: Variant) -> tuple[str, ...]:
+    from trp_export.bench import summary
 
-    original = report.latency.measurements[0] if report.latency is not None else None
-    timed = one.latency
+    shipped = report.forms is not None and variant is report.forms.chosen
+    alone = report.forms.alone("int8") if report.forms is not None else None
     return (
-        f"{one.name} (shipped)" if report.forms and one is report.forms.chosen else one.name,
-        size(one.bytes) if one.bytes else "none",
-        f"{summary(timed).median / 1e6:.4g}" if timed else "",
-        str(ratio(original, timed)) if original and timed else "",
-        str(ratio(alone.latency, timed)) if alone and alone is not one and alone.latency and timed else "",
-        f"{percent(one.parity.agreement)} of {one.parity.images:,}" if one.parity and one.parity.agreement else "",
-        f"{one.parity.divergence:.2g}" if one.parity else "",
-        percent(one.judged.after) if one.judged else "",
+        f"{variant.name} (shipped)" if shipped else variant.name,
+        size(variant.bytes) if variant.bytes else "none",
+        f"{summary(variant.latency).median / 1e6:.4g}" if variant.latency else "",
+        _ratio(report.timings.original if report.timings else None, variant.latency),
+        _ratio(alone.latency, variant.latency) if alone is not None and alone is not variant else "",
+        _same_class(variant),
+        f"{variant.parity.divergence:.2g}" if variant.parity else "",
+        percent(variant.judged.after) if variant.judged else "",
     )
 
 
-_BESIDE = (
-    "Classes and divergence (squared distance over the spread of the outputs) are held against the float model that a "
-    "form was made from, on calibration images that did not show it ranges."
-)
+def _ratio(reference: Measurement | None, other: Measurement | None) -> str:
+    from trp_export.bench import ratio
+
+    return str(ratio(reference, other)) if reference is not None and other is not None else ""
+
+
+def _same_class(variant: Variant) -> str:
+    if variant.parity is None or variant.parity.agreement is None:
+        return ""
+    return f"{percent(variant.parity.agreement)} of {variant.parity.images:,}"
 
 
 def section(report: Report) -> Markup:
-    """The same for the page, with what is worth knowing of each."""
-    heads, found = lines(report)
+    """The table of all forms, and a note on each."""
+    heads, forms = lines(report)
     rows = (
         element(
             "tr",
-            element("th", line.cells[0], scope="row"),
+            element("th", form.cells[0], scope="row"),
             *(
                 element("td", cell, class_="number", data_head=head)
-                for head, cell in zip(heads[1:], line.cells[1:], strict=True)
+                for head, cell in zip(heads[1:], form.cells[1:], strict=True)
             ),
-            class_="chosen" if line.shipped else None,
+            class_="chosen" if form.shipped else None,
         )
-        for line in found
+        for form in forms
     )
     head = element("tr", element("td"), *(element("th", name, scope="col", class_="number") for name in heads[1:]))
     return join(
-        element("p", _BESIDE),
+        element("p", _EXPLANATION),
         element("table", element("thead", head), element("tbody", *rows), class_="numbers forms"),
-        element("ul", *(element("li", f"{line.cells[0]}: {line.note}") for line in found if line.note)),
+        element("ul", *(element("li", f"{form.cells[0]}: {form.note}") for form in forms if form.note)),
     )

@@ -1,4 +1,4 @@
-"""Where the numbers come from and how to get them again: machine, versions, notes, command line, plan."""
+"""Where the numbers come from and how to repeat them: machine, versions, notes, command line, plan."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PLAN_BYTES = 400_000
 
 
 def environment(report: Report) -> Markup:
-    """The machine the times were taken on, else the one the export ran on; and the versions of what it depends on."""
+    """The machine of the measurement, or of the export if nothing was measured, and the versions of the packages."""
     installed = ", ".join(f"{name} {number}" for name, number in versions().items())
     rows = [*_machine(report), ("versions", installed)]
     body = (element("tr", element("th", what, scope="row"), element("td", value)) for what, value in rows)
@@ -24,21 +24,20 @@ def environment(report: Report) -> Markup:
 
 
 def notes(report: Report) -> Markup:
-    """What was odd but did not stop the export."""
-    listed = report.notes[:_MOST_NOTES]
-    return element("ul", *(element("li", shorten(note, _NOTE)) for note in listed))
+    """What the user should know and what did not stop the export."""
+    return element("ul", *(element("li", shorten(note, _NOTE)) for note in report.notes[:_MOST_NOTES]))
 
 
 def reproduce(report: Report) -> Markup:
-    """The command line, and the plan as JSON, which `--plan` replays."""
+    """The command line, and the plan as JSON for `--plan`."""
     document = json.dumps(report.plan.to_json(), indent=1)
     if len(document) > _PLAN_BYTES:
-        plan = element("p", "The plan is too long for this page; the JSON document beside the model holds it.")
+        plan = element("p", "The plan is too long for this page; it is in the JSON report beside the model.")
     else:
         title = element("summary", "The plan as JSON")
-        how = element("p", "Saved to a file, ", element("code", "--plan"), " replays it without choosing again.")
+        how = element("p", "Save it to a file to repeat the same choices with ", element("code", "--plan"), ".")
         plan = element("details", title, how, element("pre", element("code", document), tabindex=0))
-    model = None if report.source.path else element("p", "MODEL stands for the file or the module that was exported.")
+    model = None if report.source.path else element("p", "MODEL is the file or the module that was exported.")
     command = plain(command_line(report.source, report.options))
     return join(element("pre", element("code", shorten(command, 4000))), model, plan)
 
@@ -46,16 +45,17 @@ def reproduce(report: Report) -> Markup:
 def _machine(report: Report) -> list[tuple[str, str]]:
     if report.latency is None:
         return [("system", platform.platform()), ("machine", platform.machine())]
-    taken = report.latency.environment
-    pinned = f"pinned to {', '.join(map(str, taken.cores))}" if taken.cores else "not pinned"
-    threads = f"{taken.threads} thread{'s' if taken.threads > 1 else ''}, {pinned}, of {taken.logical_cores} cores"
+    environment = report.latency.environment
+    pinned = f"pinned to {', '.join(map(str, environment.cores))}" if environment.cores else "not pinned"
+    plural = "s" if environment.threads > 1 else ""
+    threads = f"{environment.threads} thread{plural}, {pinned}, of {environment.logical_cores} cores"
     return [
-        ("device", taken.device),
-        ("CPU", f"{taken.cpu} ({taken.machine})"),
-        ("system", taken.system),
+        ("device", environment.device),
+        ("CPU", f"{environment.cpu} ({environment.machine})"),
+        ("system", environment.system),
         ("threads", threads),
-        ("frequency governor", taken.governor),
-        ("runtime", f"onnxruntime {taken.onnxruntime}, {taken.provider}"),
-        ("inputs of the timing", taken.inputs),
-        ("time spent timing", f"{report.latency.seconds:.0f} s"),
+        ("frequency governor", environment.governor),
+        ("runtime", f"onnxruntime {environment.onnxruntime}, {environment.provider}"),
+        ("timed inputs", environment.inputs),
+        ("duration of the timing", f"{report.latency.seconds:.0f} s"),
     ]

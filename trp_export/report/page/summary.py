@@ -8,12 +8,12 @@ from trp_export.report.document import Report
 from trp_export.report.page.charts import bars
 from trp_export.report.page.latency import scale_of
 from trp_export.report.page.markup import Markup, element, join
-from trp_export.report.wording import change, count, percent, points, size, times, tone
+from trp_export.report.wording import change_in, count, percent, points, size, times, tone
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table. `share` is after over before, where a bar can show it."""
+    """One line of the table. `share` is after over before, None if no bar can show it."""
 
     what: str
     before: str
@@ -23,16 +23,15 @@ class Row:
 
 
 def tiles(report: Report) -> Markup | None:
-    """What a reader looks for first, large."""
+    """The figures that a reader looks for first, in large letters."""
     if report.after is None:
         return None
-    shown = (_file_tile(report), _macs_tile(report), _latency_tile(report), _answer_tile(report))
-    return element("dl", *(tile for tile in shown if tile is not None), class_="tiles")
+    figures = (_file_tile(report), _macs_tile(report), _latency_tile(report), _outputs_tile(report))
+    return element("dl", *(tile for tile in figures if tile is not None), class_="tiles")
 
 
 def table(report: Report) -> Markup:
-    """Every number before and after, in full."""
-    rows = compared(report)
+    """All numbers before and after, in full."""
     head = element("tr", *(_head(name, index > 0) for index, name in enumerate(("", "before", "after", "ratio"))))
     body = (
         element(
@@ -40,20 +39,20 @@ def table(report: Report) -> Markup:
             element("th", row.what, scope="row"),
             *(element("td", cell, class_="number") for cell in (row.before, row.after, row.ratio)),
         )
-        for row in rows
+        for row in compared(report)
     )
     return element("table", element("thead", head), element("tbody", *body), class_="numbers")
 
 
 def compared(report: Report) -> list[Row]:
-    """The rows that the terminal and the page share. Without a result, only what there was before."""
+    """The rows that terminal, page and model card share. A plan alone has no values after."""
     before, after = report.before, report.after
     rows = [_cost("parameters", before.params, after.params if after else None)]
     if before.macs:
         rows.append(_cost("MACs", before.macs, after.macs if after else None))
     if before.bytes:
         rows.append(_cost("file, bytes", before.bytes, after.bytes if after else None))
-    return [*rows, *_latency_rows(report), *_accuracy_rows(report)]
+    return [*rows, *_latency_rows(report), *_evaluation_rows(report)]
 
 
 def _cost(what: str, before: int, after: int | None) -> Row:
@@ -63,44 +62,34 @@ def _cost(what: str, before: int, after: int | None) -> Row:
 
 
 def _latency_rows(report: Report) -> list[Row]:
-    if report.latency is None:
+    if report.latency is None or report.timings is None:
         return []
     from trp_export.bench import summary
 
     environment = report.latency.environment
     divisor, unit = scale_of(environment.unit)
-    here, there = (summary(one) for one in report.latency.measurements[:2])
+    before, after = summary(report.timings.original), summary(report.timings.result)
+    result = f"{after.median / divisor:.4g}"
     threads = f"{environment.threads} thread{'s' if environment.threads > 1 else ''}"
-    rows = [
-        Row(
-            f"latency, {unit} ({threads})",
-            f"{here.median / divisor:.4g}",
-            f"{there.median / divisor:.4g}",
-            str(report.ratio),
-            there.median / here.median if here.median else None,
-        )
-    ]
+    share = after.median / before.median if before.median else None
+    rows = [Row(f"latency, {unit} ({threads})", f"{before.median / divisor:.4g}", result, str(report.ratio), share)]
     if report.without_low_rank is not None:
-        alone = summary(report.without_low_rank)
-        cells = f"{alone.median / divisor:.4g}", f"{there.median / divisor:.4g}", str(report.low_rank_ratio)
-        precision = report.forms.chosen.precision if report.forms else "fp32"
-        what = "low rank alone" if precision == "fp32" else f"beside {precision} alone"
-        rows.append(Row(f"latency, {what}", *cells))
-    if here.peak_bytes and there.peak_bytes:
-        cells = size(here.peak_bytes), size(there.peak_bytes), times(here.peak_bytes, there.peak_bytes)
+        alone = f"{summary(report.without_low_rank).median / divisor:.4g}"
+        what = "vs cleaned up" if report.precision == "fp32" else f"vs {report.precision} alone"
+        rows.append(Row(f"latency, {what}", alone, result, str(report.low_rank_ratio)))
+    if before.peak_bytes and after.peak_bytes:
+        cells = size(before.peak_bytes), size(after.peak_bytes), times(before.peak_bytes, after.peak_bytes)
         rows.append(Row("peak memory", *cells))
     return rows
 
 
-def _accuracy_rows(report: Report) -> list[Row]:
-    deviation = report.deviation
-    if deviation is None:
+def _evaluation_rows(report: Report) -> list[Row]:
+    if report.deviation is None:
         return []
-    agreement, graded = deviation.agreement, deviation.graded
+    agreement, graded, seen = report.deviation.agreement, report.deviation.graded, report.deviation.seen
     rows = []
     if agreement is not None:
         rows.append(Row(f"same class, {agreement.images:,} images", "", percent(agreement.top1), ""))
-    seen = deviation.seen
     if seen is not None and seen.top1 is not None:
         rows.append(Row(f"same class, {seen.name}", "", percent(seen.top1), ""))
     if graded is not None:
@@ -127,42 +116,40 @@ def _macs_tile(report: Report) -> Markup | None:
 def _latency_tile(report: Report) -> Markup:
     ratio = report.ratio
     if report.latency is None or ratio is None:
-        return _tile("Latency", "not timed", "")
+        return _tile("Latency", "not measured", "")
     row = _latency_rows(report)[0]
-    colour = {"faster": "good", "slower": "bad"}.get(tone(report) or "", "warn")
-    told = {"no difference": "no difference", "unknown": "not known"}
-    figure = told.get(ratio.verdict, f"{ratio.value:.2f}x as fast")
     _, unit = scale_of(report.latency.environment.unit)
+    figure = {"no difference": "no difference", "unknown": "unknown"}.get(ratio.verdict, f"{ratio.value:.2f}x as fast")
+    colour = {"faster": "good", "slower": "bad"}.get(tone(report) or "", "warn")
     return _tile("Latency", figure, f"{row.before} → {row.after} {unit}", row.share, colour)
 
 
-def _answer_tile(report: Report) -> Markup:
+def _outputs_tile(report: Report) -> Markup:
+    """The best evidence that there is of what happens to the outputs."""
     deviation = report.deviation
     if deviation is None:
         return _tile("Outputs", "not compared", "")
-    agreement = deviation.agreement
-    graded = deviation.graded
+    agreement, graded, seen = deviation.agreement, deviation.graded, deviation.seen
     if graded is not None:
         before, after = graded.before, graded.after
-        moved, ends = points(before, after), f"{percent(before)} → {percent(after)}"
-        return _tile(graded.what.capitalize(), moved, ends, after / max(before, 1e-9))
+        ends = f"{percent(before)} → {percent(after)}"
+        return _tile(graded.what.capitalize(), points(before, after), ends, after / max(before, 1e-9))
     if agreement is not None:
         return _tile("Same class", percent(agreement.top1), f"on {agreement.images:,} images")
-    seen = deviation.seen
     if seen is not None and seen.top1 is not None:
         return _tile("Same class", percent(seen.top1), f"on {seen.name}")
     if seen is not None:
-        return _tile("Output change", change(seen.distance.relative_l2), f"relative L2, on {seen.name}")
+        return _tile("Output change", change_in(seen.distance.relative_l2), f"relative L2, on {seen.name}")
     if deviation.truncation is None:
-        return _tile("Outputs", "not compared", "layers alone were")
-    return _tile("Output change", change(deviation.truncation.relative_l2), "relative L2, on noise")
+        return _tile("Outputs", "not compared", "only layer by layer")
+    return _tile("Output change", change_in(deviation.truncation.relative_l2), "relative L2, on noise")
 
 
 def _tile(what: str, figure: str, detail: str, share: float | None = None, colour: str | None = None) -> Markup:
-    """A figure with the numbers it comes from, and bars of both where they can be drawn."""
-    drawn = bars(1.0, share, max(1.0, share)) if share is not None else None
+    """A figure with the numbers it comes from, and with bars for both if they can be drawn."""
+    drawing = bars(1.0, share, max(1.0, share)) if share is not None else None
     value = element("span", figure, class_=f"figure {colour}" if colour else "figure")
-    return element("div", element("dt", what), element("dd", value, drawn, element("small", detail)), class_="tile")
+    return element("div", element("dt", what), element("dd", value, drawing, element("small", detail)), class_="tile")
 
 
 def _head(name: str, numeric: bool) -> Markup:

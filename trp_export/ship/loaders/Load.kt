@@ -1,8 +1,8 @@
-// Open the model of this bundle, after checking that it is the one that was meant.
+// Open the model of this bundle, after checking that it is the expected one.
 //
 //   val (session, manifest) = load(OrtEnvironment.getEnvironment(), File("path/to/bundle"), "...")
 //
-// The digest is what trp-export printed; keep it in your source. Needs com.microsoft.onnxruntime:onnxruntime-android (on
+// trp-export printed the digest; keep it in your source. Needs com.microsoft.onnxruntime:onnxruntime-android (on
 // a JVM com.microsoft.onnxruntime:onnxruntime and org.json:json). On Android, copy the bundle out of the assets first.
 
 import ai.onnxruntime.OnnxTensor
@@ -17,16 +17,16 @@ private const val MOST_MANIFEST_BYTES = 8L * 1024 * 1024
 
 data class Bundle(val session: OrtSession, val manifest: JSONObject)
 
-/** Throws IllegalArgumentException where a byte of the manifest or the model is not as it was. */
+/** Throws IllegalArgumentException if any byte of the manifest or the model was changed. */
 fun load(environment: OrtEnvironment, folder: File, digest: String): Bundle {
     val file = File(folder, "manifest.json")
-    require(file.length() <= MOST_MANIFEST_BYTES) { "manifest.json is larger than any manifest is" }
+    require(file.length() <= MOST_MANIFEST_BYTES) { "manifest.json is too large" }
     val written = file.readBytes()
-    require(sha256(written).equals(digest.trim(), ignoreCase = true)) { "manifest.json is not the one that this digest stands for" }
+    require(sha256(written).equals(digest.trim(), ignoreCase = true)) { "manifest.json does not have this digest" }
     val manifest = JSONObject(String(written, Charsets.UTF_8))
     require(manifest.getString("format") == "trp-bundle" && manifest.getInt("version") == 1) { "not a bundle of version 1" }
     val name = manifest.getString("model")
-    require(!manifest.getJSONObject("files").has("$name.data")) { "weights above 2 GB are not for phones" }
+    require(!manifest.getJSONObject("files").has("$name.data")) { "models above 2 GB are not supported here" }
     return Bundle(environment.createSession(checked(folder, manifest, name)), manifest)
 }
 
@@ -51,15 +51,15 @@ fun prepare(environment: OrtEnvironment, pixels: IntArray, width: Int, height: I
 private fun checked(folder: File, manifest: JSONObject, name: String): ByteArray {
     val listed = manifest.getJSONObject("files").getJSONObject(name)
     val file = File(folder, name)
-    require(File(name).name == name && file.length() == listed.getLong("bytes")) { "$name is not the file that was promised" }
+    require(File(name).name == name && file.length() == listed.getLong("bytes")) { "$name is not the file that the manifest describes" }
     val bytes = file.readBytes()
-    require(sha256(bytes) == listed.getString("sha256")) { "$name is not the file that was promised" }
+    require(sha256(bytes) == listed.getString("sha256")) { "$name is not the file that the manifest describes" }
     return bytes
 }
 
 private fun sha256(bytes: ByteArray): String =
     MessageDigest.getInstance("SHA-256").digest(bytes).joinToString("") { "%02x".format(it) }
 
-/** ITU-R 601, as Pillow does. */
+/** ITU-R 601, like Pillow. */
 private fun grey(pixel: Int): Int =
     (((pixel shr 16) and 0xff) * 19595 + ((pixel shr 8) and 0xff) * 38470 + (pixel and 0xff) * 7471 + 0x8000) shr 16

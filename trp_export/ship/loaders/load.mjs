@@ -1,27 +1,27 @@
-// Open the model of this bundle, after checking that it is the one that was meant.
+// Open the model of this bundle, after checking that it is the expected one.
 //
 //   import * as ort from "onnxruntime-web";
 //   import { load, prepare } from "./load.mjs";
-//   const { session, manifest } = await load(ort, "path/to/bundle/", "...");  // the digest that trp-export printed
+//   const { session, manifest } = await load(ort, "path/to/bundle/", "...");  // trp-export printed the digest
 //   const pixels = canvas.getContext("2d").getImageData(0, 0, width, height); // scaled and cut to the input's size
 //   const input = prepare(ort, pixels, manifest);
 //   const outputs = await session.run({ [manifest.inputs[0].name]: input });
 //
-// Browsers compute digests on https and localhost only. Elsewhere than on a site, as in Node.js, pass `read`: a function
-// from a file's name to its bytes as Uint8Array.
+// Browsers compute digests on https and localhost only. In Node.js pass `read`, a function from a file's name to its
+// bytes as Uint8Array.
 
 const MOST_MANIFEST_BYTES = 8 * 2 ** 20;
 
-// {session, manifest}. Throws where a byte of either is not as it was.
+// {session, manifest}. Throws if any byte of either was changed.
 export async function load(ort, folder, digest, { read = (name) => fetchBytes(folder, name), ...options } = {}) {
   const written = await read("manifest.json");
   if (written.length > MOST_MANIFEST_BYTES || (await sha256(written)) !== digest.trim().toLowerCase()) {
-    throw new Error("manifest.json is not the one that this digest stands for");
+    throw new Error("manifest.json does not have this digest");
   }
   const manifest = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(written));
   if (manifest.format !== "trp-bundle" || manifest.version !== 1) throw new Error("not a bundle of version 1");
   const model = await checked(read, manifest, manifest.model);
-  const data = `${manifest.model}.data`; // weights above 2 GB lie apart
+  const data = `${manifest.model}.data`; // weights above 2 GB are in a separate file
   if (Object.hasOwn(manifest.files, data)) {
     options.externalData = [{ path: data, data: await checked(read, manifest, data) }];
   }
@@ -50,7 +50,7 @@ async function checked(read, manifest, name) {
   const bytes = await read(name);
   const listed = manifest.files[name];
   if (bytes.length !== listed.bytes || (await sha256(bytes)) !== listed.sha256) {
-    throw new Error(`${name} is not the file that was promised`);
+    throw new Error(`${name} is not the file that the manifest describes`);
   }
   return bytes;
 }
@@ -66,7 +66,7 @@ async function sha256(bytes) {
   return Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-// ITU-R 601, as Pillow does.
+// ITU-R 601, like Pillow.
 function grey(red, green, blue) {
   return Math.floor((red * 19595 + green * 38470 + blue * 7471 + 0x8000) / 0x10000);
 }

@@ -1,9 +1,9 @@
-"""Open the model of this bundle, after checking that it is the one that was meant.
+"""Open the model of this bundle, after checking that it is the expected one.
 
-    session, manifest = load("path/to/bundle", digest="...")      # what trp-export printed; keep it in your source
+    session, manifest = load("path/to/bundle", digest="...")      # trp-export printed it; keep it in your source
     outputs = session.run(None, {manifest["inputs"][0]["name"]: prepare(image, manifest)[None]})
 
-Needs numpy and onnxruntime, and Pillow to scale images. `python load.py DIR DIGEST [IMAGE]` tries it.
+Needs numpy and onnxruntime 1.20, and Pillow to scale images. Try it: `python load.py DIR DIGEST [IMAGE]`.
 """
 
 from __future__ import annotations
@@ -18,24 +18,28 @@ MOST_MANIFEST_BYTES = 8 * 2**20
 
 
 def load(folder: str | Path, digest: str) -> tuple[Any, dict[str, Any]]:
-    """An onnxruntime session and the manifest. Raises ValueError where a byte of either is not as it was."""
+    """An onnxruntime session and the manifest. Raises ValueError if any byte of either was changed.
+
+    onnxruntime gets the bytes that were checked, not paths: a file that changes afterwards does not matter.
+    """
     import onnxruntime
 
     manifest = read_manifest(Path(folder), digest)
     model = _checked(Path(folder), manifest, manifest["model"])
+    options = onnxruntime.SessionOptions()
     data = f"{manifest['model']}.data"
-    if data in manifest["files"]:  # Weights above 2 GB lie apart, and onnxruntime reads them by itself.
-        _checked(Path(folder), manifest, data)
-        return onnxruntime.InferenceSession(Path(folder) / manifest["model"]), manifest
-    return onnxruntime.InferenceSession(model), manifest
+    if data in manifest["files"]:  # Weights above 2 GB are in a separate file.
+        weights = _checked(Path(folder), manifest, data)
+        options.add_external_initializers_from_files_in_memory([data], [weights], [len(weights)])
+    return onnxruntime.InferenceSession(model, options), manifest
 
 
 def read_manifest(folder: Path, digest: str) -> dict[str, Any]:
-    """The manifest whose sha256 is `digest`. Raises ValueError for any other."""
+    """The manifest. Raises ValueError unless its sha256 is `digest`."""
     with (folder / "manifest.json").open("rb") as file:
         written = file.read(MOST_MANIFEST_BYTES + 1)
     if hashlib.sha256(written).hexdigest() != digest.strip().lower():
-        raise ValueError(f"{folder}: manifest.json is not the one that this digest stands for")
+        raise ValueError(f"{folder}: manifest.json does not have this digest")
     manifest: dict[str, Any] = json.loads(written)
     if manifest.get("format") != "trp-bundle" or manifest.get("version") != 1:
         raise ValueError(f"{folder}: not a bundle of version 1")
@@ -52,7 +56,7 @@ def prepare(image: Any, manifest: dict[str, Any]) -> Any:
     if hasattr(image, "convert"):
         image = _resized(image.convert(steps["channels"]), steps["resize"], steps["crop"])
     pixels = np.asarray(image, dtype=np.uint8).reshape(*np.shape(image)[:2], -1)
-    scaled = pixels.astype(np.float32) / np.float32(255)  # `scale`, without its rounding
+    scaled = pixels.astype(np.float32) / np.float32(255)  # exactly `scale`, which the manifest rounds
     normal = (scaled - np.array(steps["mean"], np.float32)) / np.array(steps["std"], np.float32)
     return np.ascontiguousarray(normal.transpose(2, 0, 1))
 
@@ -73,21 +77,20 @@ def _resized(image: Any, resize: int | str | None, crop: list[int] | None) -> An
 
 
 def _checked(folder: Path, manifest: dict[str, Any], name: str) -> bytes:
-    """The bytes of a listed file, which are what the manifest says."""
+    """The bytes of a listed file. Raises ValueError unless they are the ones that the manifest describes."""
     if Path(name).name != name:
         raise ValueError(f"{name} leaves the bundle")
     listed, path = manifest["files"][name], folder / name
-    if path.stat().st_size != listed["bytes"]:
-        raise ValueError(f"{path} is not the file that was promised: its size differs")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != listed["sha256"]:
-        raise ValueError(f"{path} is not the file that was promised: its sha256 differs")
+    with path.open("rb") as file:
+        content = file.read(listed["bytes"] + 1)
+    if len(content) != listed["bytes"] or hashlib.sha256(content).hexdigest() != listed["sha256"]:
+        raise ValueError(f"{path} is not the file that the manifest describes")
     return content
 
 
 if __name__ == "__main__":
     session, manifest = load(sys.argv[1], sys.argv[2])
-    print(f"{manifest['model']}: {', '.join(one['name'] for one in manifest['inputs'])} in, digest matches")
+    print(f"{manifest['model']}: inputs {', '.join(one['name'] for one in manifest['inputs'])}; the digest matches")
     if len(sys.argv) > 3:
         from PIL import Image, ImageOps
 
