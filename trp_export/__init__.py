@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from trp_export.planning.plan import Plan
     from trp_export.report.document import Report
     from trp_export.rules import Energy, Macs, MaxDrop, Params, Rank, Rule, SavedPlan, Speedup, Threshold
-    from trp_export.ship.verify import verify as verify_bundle
+    from trp_export.ship.verify import verify_bundle
 
 _OPTIONS, _RULES = "trp_export.options", "trp_export.rules"
 _HOMES = {
@@ -60,6 +60,7 @@ _HOMES = {
     "Preprocessing": "trp_export.inputs.preprocessing",
     "Report": "trp_export.report.document",
     "compress": "trp_export.pipeline",
+    "verify_bundle": "trp_export.ship.verify",
 }
 
 __all__ = [
@@ -92,8 +93,6 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name == "__version__":
         return import_module("importlib.metadata").version("trp-export")
-    if name == "verify_bundle":
-        return import_module("trp_export.ship.verify").verify
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -207,7 +207,7 @@ def test_the_command_refuses_without_batch_norm(refuses: Command, tmp_path: Path
 def test_synthetic_images_need_no_preparing(refuses: Command, tmp_path: Path) -> None:
     save(trained(), tmp_path / "model.onnx")
     error = refuses(2, "model.onnx", "--macs", "1.5", "--calib", "synthetic", "--mean", "0.5")
-    assert "there is nothing to prepare" in error
+    assert "made as the network takes them" in error
 
 
 def test_labelled_images_beside_synthetic_ones_are_prepared(trp: Command, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_labelled_images_beside_synthetic_ones_are_prepared(trp: Command, tmp_pa
     outcome = trp("model.onnx", "--macs", "1.5", *arguments, "--no-bench", "--json")
     assert outcome.code == 0, outcome.err
     document = json.loads(outcome.out)
-    assert document["options"]["images"]["preprocessing"]["mean"] == [0.5]
+    assert document["options"]["preprocessing"]["mean"] == [0.5]
     assert document["deviation"]["seen"] is None
 
 
@@ -226,7 +226,7 @@ def test_a_count_below_one_names_the_option(refuses: Command, tmp_path: Path) ->
     save(trained(), tmp_path / "model.onnx")
     for calib in ("synthetic", "images.npy"):
         arguments = ("--macs", "1.5", "--calib", calib, "--calib-count", "0")
-        assert "--calib-count 0 is below 1" in refuses(2, "model.onnx", *arguments)
+        assert "--calib-count must be at least 1, not 0" in refuses(2, "model.onnx", *arguments)
 
 
 def test_a_folder_of_that_name_is_meant_by_its_path(refuses: Command, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_onnxruntime_alone_would_write_files(home: Path) -> None:
         ("-m", "trp_export.cli.bench", "model.onnx", "--processes", "1", "--budget", "0.1"),
         (
             "-c",
-            "import trp_export.runtime.sessions, pathlib as p; trp_export.runtime.sessions.open_session(p.Path('model.onnx'))",
+            "from trp_export.runtime.sessions import open_session as o; import pathlib as p; o(p.Path('model.onnx'))",
         ),
         (python_runner.__file__, "probe"),
     ],

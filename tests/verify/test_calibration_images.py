@@ -12,7 +12,10 @@ from command import Command
 from models import CONV_NET, build, run, save
 from networks import make_images
 
+from trp_export.calibration.held_out import split_images
 from trp_export.calibration.moments import load_moments
+from trp_export.inputs.image_set import ImageSet
+from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.verify import compare_on_calibration_images
 
 IMAGES = make_images(40).inputs
@@ -28,17 +31,21 @@ def answers(model: Path, images: np.ndarray = IMAGES) -> np.ndarray:
     return run(onnx.load(model), {"image": images})[0].astype(np.float64)
 
 
-def test_the_result_is_judged_on_the_images_at_hand(trp: Command, model: Path, tmp_path: Path) -> None:
+def test_the_result_is_judged_on_held_out_images(trp: Command, model: Path, tmp_path: Path) -> None:
+    images = ImageSet("made", IMAGES, None, Preprocessing(), 3, None, ())
+    _, held_out = split_images(images)
+    assert held_out is not None
     outcome = trp("model.onnx", "--rank", "1", "--calib", "images.npy", "--no-bench", "-o", "small.onnx")
     assert outcome.code == 0, outcome.err
     seen = json.loads((tmp_path / "small.json").read_text())["deviation"]["seen"]
-    before, after = answers(model), answers(tmp_path / "small.onnx")
+    judged = held_out.batch(0, len(held_out))
+    before, after = answers(model, judged), answers(tmp_path / "small.onnx", judged)
     same = float(np.mean(before.argmax(1) == after.argmax(1)))
-    assert (seen["images"], seen["kind"], seen["top1"]) == (40, "calibration", pytest.approx(same))
+    assert (seen["images"], seen["kind"], seen["top1"]) == (10, "held-out", pytest.approx(same))
     moved = np.linalg.norm(before - after) / np.linalg.norm(before)
     assert seen["distance"]["relative_l2"] == pytest.approx(moved, rel=1e-4)
-    assert f"its predicted class stays the same on {same:.2%} of the 40 images it was fitted to." in outcome.out
-    assert "relative L2 (40 calibration images)" in outcome.out
+    assert f"its predicted class stays the same on {same:.2%} of 10 held-out images." in outcome.out
+    assert "relative L2 (10 held-out images)" in outcome.out
     assert "noise" not in outcome.out
 
 
@@ -50,7 +57,7 @@ def test_outputs_that_are_no_classes_move(trp: Command, tmp_path: Path) -> None:
     save(build(text), tmp_path / "model.onnx")
     outcome = trp("model.onnx", "--rank", "1", "--calib", "images.npy", "--no-bench", "-o", "small.onnx")
     assert outcome.code == 0, outcome.err
-    assert "its outputs on the 40 images it was fitted to moved by" in outcome.out
+    assert "its outputs on 10 held-out images moved by" in outcome.out
     assert json.loads((tmp_path / "small.json").read_text())["deviation"]["seen"]["top1"] is None
 
 
