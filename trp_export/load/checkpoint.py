@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from trp_export.errors import LoadError, OptionError
 from trp_export.graph.metadata import LICENCE_KEYS
 from trp_export.load.source import Source
-from trp_export.load.state_dict import build_module, get_architecture, load_state, strip
+from trp_export.load.state_dict import build_module, get_architecture, load_state
 from trp_export.lowrank.factor import Factors, product
 from trp_export.options import LoadOptions
 from trp_export.planning.plan import Choice, parse_plan
@@ -38,7 +38,7 @@ def load_checkpoint(path: Path, content: Mapping[str, Any], options: LoadOptions
     if ":" in arch and not arch.startswith("torchvision:") and options.arch is None:
         raise OptionError(f"{path} asks to import {arch}; if you trust it, say so with --arch {arch}.")
     plan = content.get("plan")
-    tensors = strip(state)
+    tensors: Mapping[str, Any] = state
     if content.get("kind") == "factors":
         tensors = _multiply_out(tensors, arch, parse_plan(plan, f"the plan inside {path}"), path)
     try:

@@ -1,10 +1,13 @@
-"""PyTorch files: what kind of file it is, and what is in it. Nothing is unpickled unasked."""
+"""PyTorch files: of which kind one is, and what it holds. Nothing is unpickled unless the user trusts the file."""
 
 from __future__ import annotations
 
+import re
+import sys
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,8 +16,9 @@ from torch import nn
 from trp_export.errors import LoadError, OptionError, UnsupportedError, first_line
 from trp_export.load.checkpoint import FORMAT, load_checkpoint
 from trp_export.load.source import Source
-from trp_export.load.state_dict import find_state, load_state
+from trp_export.load.state_dict import load_state
 from trp_export.load.torch_module import export_module
+from trp_export.load.weights import find_modules, require_tensors
 from trp_export.options import LoadOptions
 
 
@@ -27,9 +31,16 @@ def load_torch(path: Path, options: LoadOptions) -> Source:
         raise LoadError(f"{path} holds a {type(content).__name__}, not a state dict or a checkpoint.")
     if content.get("format") == FORMAT:
         return load_checkpoint(path, content, options)
-    if options.arch is None:
+    if options.arch is not None:
+        return load_state(path, options.arch, content, options)
+    modules = list(find_modules(content))
+    if not modules:
+        require_tensors(content, path)
         raise OptionError(f"{path} holds weights only: name their architecture, e.g. --arch torchvision:resnet50.")
-    return load_state(path, options.arch, find_state(content, path), options)
+    (name, module), *others = modules
+    left_out = f"; {', '.join(other for other, _ in others)} left out" if others else ""
+    note = f"{path.name}: the module in {name} is taken{left_out}"
+    return export_module(module, path.stem, options, f"the pickled module in {name}", (note,))
 
 
 def _read(path: Path, trust_pickle: bool) -> object:
@@ -46,7 +57,7 @@ def _read(path: Path, trust_pickle: bool) -> object:
 
 
 def _zip_names(path: Path) -> list[str]:
-    """Names in the archive, none where the file is not one; archives that unpack to more than they are, refused."""
+    """Names in the archive, none where the file is not one. Raises LoadError for archives that unpack to far more."""
     try:
         if not zipfile.is_zipfile(path):
             return []
@@ -60,31 +71,61 @@ def _zip_names(path: Path) -> list[str]:
 
 
 def _read_safetensors(path: Path) -> object:
-    from safetensors.torch import load_file
+    """Tensors by name. Names that share one tensor are stored once, with the others in the metadata."""
+    from safetensors import safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a dict.
+            metadata = file.metadata() or {}
     except Exception as error:  # SafetensorError, OSError and more, by version.
         raise LoadError(f"{path} is not a safetensors file, or a damaged one: {first_line(error)}") from error
+    shared = {name: tensors[kept] for name, kept in metadata.items() if kept in tensors and name not in tensors}
+    return {**tensors, **shared}
 
 
 def _read_pickle(path: Path, trust_pickle: bool) -> object:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _current_folder_importable(trust_pickle):
             warnings.simplefilter("ignore")  # What is odd about a file is said once, in the error.
             return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except Exception as error:  # torch.load raises whatever the pickle machinery does.
-        if "Weights only load failed" in str(error) and "Unsupported" in str(error) and _may_be_pickle(path):
+        text = str(error).lower()
+        if "weights only load failed" in text and "unsupported" in text and _may_be_pickle(path):
             raise LoadError(
                 f"{path} holds a pickled Python object, which can run code when it is opened.\n"
                 "Save a state dict instead (torch.save(model.state_dict(), ...)) and name its architecture\n"
                 "with --arch, or pass --trust-pickle if you trust this file."
             ) from error
+        if trust_pickle and isinstance(error, ModuleNotFoundError):
+            raise LoadError(
+                f"{path} needs the Python module {error.name}, which is not found. Run from the folder that holds it "
+                "(the repository that trained the network), or install it."
+            ) from error
+        missing = re.match(r"Can't get attribute '(\w+)' on <module '([\w.]+)'", str(error))
+        if trust_pickle and missing is not None:
+            raise LoadError(
+                f"{path} needs the class {missing[1]} of the Python module {missing[2]}, which is not found there. "
+                "Save a state dict instead (torch.save(model.state_dict(), ...)) and name its architecture with --arch."
+            ) from error
         raise LoadError(f"{path} is not a PyTorch file, or a damaged one.") from error
 
 
+@contextmanager
+def _current_folder_importable(wanted: bool) -> Iterator[None]:
+    """Classes of a trusted pickle are often in the repository that the command is run from."""
+    if not wanted:
+        yield
+        return
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.path.remove("")
+
+
 def _may_be_pickle(path: Path) -> bool:
-    """By how the file begins: an archive, or a pickle as PyTorch writes it. Others torch takes for one, too."""
+    """Whether the file begins as an archive or as a pickle of PyTorch; torch tries to unpickle other files as well."""
     with path.open("rb") as file:
         return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
 

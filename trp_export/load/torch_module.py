@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -26,36 +27,48 @@ _TRACE_BATCH, _PROBE_BATCH = 2, 3
 
 
 def load_module(module: nn.Module, options: LoadOptions) -> Source:
+    """Export a module in memory, which stays as it is."""
     if not isinstance(module, nn.Module):
-        raise OptionError(f"a path or a torch.nn.Module is needed, not a {type(module).__name__}.")
+        raise OptionError(f"expected a path or a torch.nn.Module, not a {type(module).__name__}.")
     return export_module(module, type(module).__name__.lower(), options, type(module).__name__)
 
 
-def export_module(module: nn.Module, name: str, options: LoadOptions, what: str) -> Source:
+def export_module(module: nn.Module, name: str, options: LoadOptions, what: str, notes: tuple[str, ...] = ()) -> Source:
     """Export to ONNX and record what the module itself answers to a probe. Raises UnsupportedError."""
     if options.input_shape is None:
         raise OptionError(f"the input shape of {what} is unknown: give it, e.g. --shape 1,3,224,224.")
     _require_finite(module)
+    half = _half_precision(module)
+    if half is not None:
+        module = copy.deepcopy(module).float()
+        notes += (f"the weights are {half}; they are exported in float32 (--precision fp16 stores half of that)",)
     training = {inner: inner.training for inner in module.modules()}
     try:
-        return _export(module.eval(), name, options, what)
+        return _export(module.eval(), name, options, what, notes)
     finally:
         for inner, was in training.items():
             inner.training = was
 
 
-def _export(module: nn.Module, name: str, options: LoadOptions, what: str) -> Source:
+def _half_precision(module: nn.Module) -> str | None:
+    """The name of the 16-bit type among the weights, if any: onnxruntime's CPU kernels compute in float32."""
+    types = (tensor.dtype for tensor in (*module.parameters(), *module.buffers()))
+    found = next((dtype for dtype in types if dtype in (torch.float16, torch.bfloat16)), None)
+    return None if found is None else str(found).removeprefix("torch.")
+
+
+def _export(module: nn.Module, name: str, options: LoadOptions, what: str, notes: tuple[str, ...]) -> Source:
     shape = options.input_shape or ()
     probe = _noise((shape[0], *shape[1:]) if options.static else (_PROBE_BATCH, *shape[1:]), module)
     expected = _run(module, probe, what, shape)
-    notes: tuple[str, ...] = ()
     static = options.static
     try:
         model = _to_onnx(module, shape, static, len(expected))
     except Exception as error:  # torch.export has no common base for its errors.
         if static:
             raise UnsupportedError(f"torch.export cannot trace {what}: {first_line(error)}") from error
-        static, notes = True, (f"batch size is fixed: torch.export could not leave it open ({first_line(error, 100)})",)
+        static = True
+        notes += (f"the batch size is fixed: torch.export could not leave it open ({first_line(error, 100)})",)
         probe = _noise(shape, module)
         expected = _run(module, probe, what, shape)
         try:

@@ -1,0 +1,70 @@
+"""The scripts in examples/ run as they stand, on what the repository ships."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from trp_export import verify_bundle
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_example(name: str, folder: Path, *arguments: str) -> str:
+    """What an example prints."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / name), str(folder), *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_is_in_the_list() -> None:
+    listed = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "examples").glob("*.py"):
+        assert f"examples/{path.name}" in listed
+        assert f"test_{path.stem}" in Path(__file__).read_text(encoding="utf-8")
+
+
+def test_onnx_file_exports_and_runs_the_result(tmp_path: Path) -> None:
+    printed = run_example("onnx_file.py", tmp_path)
+    assert "multiply-adds: 40,551,040 -> 2" in printed
+    assert "accuracy on 128 images: 89.8% -> " in printed
+    onnx.checker.check_model(tmp_path / "small.onnx")
+
+
+def test_train_low_rank_exports_a_smaller_network(tmp_path: Path) -> None:
+    printed = run_example("train_low_rank.py", tmp_path, "5")
+    assert "step 5: loss " in printed
+    before, after = (
+        int(part.replace(",", "")) for part in printed.rpartition("multiply-adds: ")[2].strip().split(" -> ")
+    )
+    assert after < before == 40_551_040
+
+
+def test_own_measure_keeps_the_detector_within_its_limit(tmp_path: Path) -> None:
+    printed = run_example("own_measure.py", tmp_path)
+    before, after = (float(part) for part in printed.rpartition("spots found: ")[2].replace("%", "").split(" -> "))
+    assert before - after <= 1.0
+
+
+def test_bundle_in_page_writes_the_digest_of_its_bundle_into_the_page(tmp_path: Path) -> None:
+    run_example("bundle_in_page.py", tmp_path)
+    verified = verify_bundle(tmp_path / "site" / "bundle")
+    page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert f'load(ort, "./bundle/", "{verified.digest}")' in page
+    for picture in (f"sample{index}.png" for index in range(8)):
+        assert (tmp_path / "site" / picture).is_file()
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
+def test_example_starts_with_its_command(name: str) -> None:
+    assert f"python examples/{name} out/" in (ROOT / "examples" / name).read_text(encoding="utf-8")
