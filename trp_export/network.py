@@ -16,7 +16,7 @@ from trp_export.errors import OptionError, UnsupportedError
 from trp_export.graph.batch_norm import fold_batch_norm
 from trp_export.graph.cost import count_macs, count_params, name_uncounted
 from trp_export.graph.model_files import save_model, size_bytes
-from trp_export.graph.prepare import prepare, remove_unused
+from trp_export.graph.prepare import LEAST_IR_VERSION, listed_weights, prepare, remove_unused
 from trp_export.graph.shapes import (
     OPEN_EXTENT,
     Runs,
@@ -90,6 +90,7 @@ def analyse(source: Source, folder: Path, fold: bool = False) -> Network:
     """
     original = source.path or folder / "dense.onnx"
     file = folder / ("folded.onnx" if fold else "dense.onnx")
+    listed = listed_weights(source.model) if source.model.ir_version >= LEAST_IR_VERSION else ()
     prepared = prepare(source.model)
     inputs = input_shapes(prepared, source.input_shape)
     _require_bounded(infer_value_shapes(prepared, inputs))
@@ -108,7 +109,7 @@ def analyse(source: Source, folder: Path, fold: bool = False) -> Network:
     return Network(
         source=replace(source, model=model),
         model=model,
-        notes=(*source.notes, *_assumed(model, source, inputs), *_uncounted(model, shapes)),
+        notes=(*source.notes, *_unlisted(listed), *_assumed(model, source, inputs), *_uncounted(model, shapes)),
         file=file,
         original=original,
         original_bytes=source.bytes or size_bytes(original),
@@ -176,6 +177,12 @@ def _run_or_infer(model: ir.Model, source: Source, file: Path) -> tuple[dict[str
             continue
     inputs = input_shapes(model, source.input_shape)
     return inputs, infer_shapes(model, inputs)
+
+
+def _unlisted(listed: Sequence[str]) -> tuple[str, ...]:
+    if not listed:
+        return ()
+    return (f"the {len(listed)} weights that the file lists as inputs, {listed[0]} first, cannot be fed any longer",)
 
 
 def _assumed(model: ir.Model, source: Source, inputs: Mapping[str, Shape]) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ def infer_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, tupl
 
 def infer_value_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
     """Value name -> shape; unknown dimensions are None, values of unknown rank are missing."""
-    proto, _ = make_skeleton(model)
+    proto = make_skeleton(model).proto
     for value in proto.graph.input:
         if value.name in inputs:
             _set_dims(value.type.tensor_type.shape, inputs[value.name])
