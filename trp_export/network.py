@@ -14,10 +14,18 @@ import onnx_ir as ir
 
 from trp_export.errors import OptionError, UnsupportedError
 from trp_export.graph.batch_norm import fold_batch_norm
-from trp_export.graph.cost import count_macs, count_params
+from trp_export.graph.cost import count_macs, count_params, name_uncounted
 from trp_export.graph.model_files import save_model, size_bytes
-from trp_export.graph.prepare import prepare, remove_unused
-from trp_export.graph.shapes import OPEN_EXTENT, Shape, Shapes, infer_shapes, input_shapes, open_extents
+from trp_export.graph.prepare import LEAST_IR_VERSION, listed_weights, prepare, remove_unused
+from trp_export.graph.shapes import (
+    OPEN_EXTENT,
+    Runs,
+    Shape,
+    infer_shapes,
+    infer_value_shapes,
+    input_shapes,
+    open_extents,
+)
 from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.graph.statistics import Statistics, mean_inputs, norm_outputs
 from trp_export.load import Source
@@ -26,11 +34,15 @@ from trp_export.options import Selection
 from trp_export.planning.curves import Curve, Layer, make_curve, schemes_for
 from trp_export.planning.plan import Choice
 from trp_export.planning.rules import require_fits
+from trp_export.runtime.measured_shapes import measure_shapes
+from trp_export.runtime.sessions import CannotRunError
 from trp_export.system.progress import Progress
 from trp_export.system.threads import map_layers
 
 # An untrusted file must not make onnxruntime allocate without bounds.
 _MOST_BYTES = 4 * 2**30
+# Tried in turn where a model with open sizes does not run at the usual one.
+_OTHER_EXTENTS = (256, 64, 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +50,8 @@ class Network:
     """A prepared model, its file, its layers and its cost.
 
     `original` is the file that results are compared with: the user's own, or the export of their module as it is.
-    `params` are those of the normal form, `original_params` those before batch norm was folded.
+    `params` are those of the normal form, `original_params` those before batch norm was folded. `shapes` are those
+    that nodes work on when the model runs; `macs` is None where these are unknown.
     `means` are the mean inputs of layers, by site name, as far as batch norm tells them; `statistics` those of the
     values that batch norm made, by value name, where it was folded.
     The model in memory is changed in place by the rewriter; the file stays as it is.
@@ -52,12 +65,21 @@ class Network:
     original_bytes: int
     original_params: int
     inputs: Mapping[str, Shape]
-    shapes: Shapes
+    shapes: Runs
     located: tuple[LocatedSite, ...]
-    macs: int
+    macs: int | None
     params: int
     means: Mapping[str, Float64]
     statistics: Mapping[str, Statistics]
+
+    def require_macs(self) -> int:
+        """`macs`. Raises UnsupportedError where they are unknown."""
+        if self.macs is None:
+            raise UnsupportedError(
+                f"the multiply-adds of {self.source.name} are unknown: onnxruntime cannot run it and its shapes cannot "
+                "be inferred. Give the sizes of its inputs with --shape, or use --energy, --rank or --params."
+            )
+        return self.macs
 
 
 def analyse(source: Source, folder: Path, fold: bool = False) -> Network:
@@ -68,10 +90,11 @@ def analyse(source: Source, folder: Path, fold: bool = False) -> Network:
     """
     original = source.path or folder / "dense.onnx"
     file = folder / ("folded.onnx" if fold else "dense.onnx")
+    listed = listed_weights(source.model) if source.model.ir_version >= LEAST_IR_VERSION else ()
     prepared = prepare(source.model)
-    shapes = infer_shapes(prepared, input_shapes(prepared, source.input_shape))
-    _require_bounded(shapes)
-    means = mean_inputs(find_sites(prepared, shapes))
+    inputs = input_shapes(prepared, source.input_shape)
+    _require_bounded(infer_value_shapes(prepared, inputs))
+    means = mean_inputs(find_sites(prepared, infer_shapes(prepared, inputs)))
     original_params = count_params(prepared)
     statistics: Mapping[str, Statistics] = {}
     if fold:
@@ -82,12 +105,11 @@ def analyse(source: Source, folder: Path, fold: bool = False) -> Network:
         remove_unused(prepared)
     save_model(prepared, file, apart=True)
     model = ir.load(file)
-    inputs = input_shapes(model, source.input_shape)
-    shapes = infer_shapes(model, inputs)
+    inputs, shapes = _run_or_infer(model, source, file)
     return Network(
         source=replace(source, model=model),
         model=model,
-        notes=(*source.notes, *_assumed(model, source)),
+        notes=(*source.notes, *_unlisted(listed), *_assumed(model, source, inputs), *_uncounted(model, shapes)),
         file=file,
         original=original,
         original_bytes=source.bytes or size_bytes(original),
@@ -130,11 +152,53 @@ def _curves(place: LocatedSite, selection: Selection, choice: Choice | None) -> 
     return (make_curve(site, last.scheme, kernel, tuple(after), fitted_at=last.rank),)
 
 
-def _assumed(model: ir.Model, source: Source) -> tuple[str, ...]:
+def read_runs(model: ir.Model, file: Path, inputs: Mapping[str, Shape]) -> Runs:
+    """The shapes that nodes work on, from a run of the model's file, or inferred where onnxruntime cannot run it."""
+    try:
+        return measure_shapes(file, inputs)
+    except CannotRunError:
+        return infer_shapes(model, inputs)
+
+
+def measured_macs(model: ir.Model, inputs: Mapping[str, Shape], file: Path) -> int | None:
+    """Multiply-adds of a model, counted as those of the original are. The model is saved to `file` for that."""
+    save_model(model, file, apart=True)
+    return count_macs(model, read_runs(model, file, inputs))
+
+
+def _run_or_infer(model: ir.Model, source: Source, file: Path) -> tuple[dict[str, Shape], Runs]:
+    """The shapes of the inputs and the runs of the nodes; of the sizes for open extents the first that runs."""
+    extents = (OPEN_EXTENT, *_OTHER_EXTENTS) if open_extents(model, source.input_shape) else (OPEN_EXTENT,)
+    for extent in extents:
+        inputs = input_shapes(model, source.input_shape, extent)
+        try:
+            return inputs, measure_shapes(file, inputs)
+        except CannotRunError:
+            continue
+    inputs = input_shapes(model, source.input_shape)
+    return inputs, infer_shapes(model, inputs)
+
+
+def _unlisted(listed: Sequence[str]) -> tuple[str, ...]:
+    if not listed:
+        return ()
+    return (f"the {len(listed)} weights that the file lists as inputs, {listed[0]} first, cannot be fed any longer",)
+
+
+def _assumed(model: ir.Model, source: Source, inputs: Mapping[str, Shape]) -> tuple[str, ...]:
     names = open_extents(model, source.input_shape)
     if not names:
         return ()
-    return (f"{', '.join(names)} leaves its height or width open: {OPEN_EXTENT} is taken; --shape says otherwise",)
+    listed = " and ".join(f"{name} as {'x'.join(map(str, inputs[name]))}" for name in names)
+    return (f"the model leaves sizes of its inputs open; MACs are counted with {listed}. --shape sets other sizes",)
+
+
+def _uncounted(model: ir.Model, shapes: Runs) -> tuple[str, ...]:
+    uncounted = name_uncounted(model)
+    notes = [f"MACs do not include {uncounted}"] if uncounted else []
+    if count_macs(model, shapes) is None:
+        notes.append("MACs are unknown: onnxruntime cannot run this model, and its shapes cannot be inferred")
+    return tuple(notes)
 
 
 def require_matches(located: Sequence[LocatedSite], selection: Selection) -> None:
@@ -157,7 +221,7 @@ def left_out(name: str, selection: Selection) -> str | None:
     return None
 
 
-def _require_bounded(shapes: Shapes) -> None:
+def _require_bounded(shapes: Mapping[str, Shape]) -> None:
     for name, shape in shapes.items():
         if prod(float(dim or 1) for dim in shape) * 4 > _MOST_BYTES:
             raise UnsupportedError(

@@ -54,6 +54,27 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 @st.composite
+def conv_transpose_models(draw: st.DrawFn) -> onnx.ModelProto:
+    """One ConvTranspose of one to three spatial axes, with any attributes that fit its input."""
+    axes = draw(st.integers(1, 3))
+    group = draw(st.sampled_from([1, 1, 2, 3]))
+    c, n = group * draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    kernel, strides, dilations = (
+        draw(st.lists(st.integers(1, most), min_size=axes, max_size=axes)) for most in (4, 3, 2)
+    )
+    attributes: dict[str, Any] = {"group": group, "strides": strides, "dilations": dilations}
+    padding = draw(st.sampled_from(["pads", "SAME_UPPER", "SAME_LOWER", "VALID", "none"]))
+    if padding == "pads":
+        attributes["pads"] = draw(st.lists(st.integers(0, 2), min_size=2 * axes, max_size=2 * axes))
+    elif padding != "none":
+        attributes["auto_pad"] = padding
+    if draw(st.booleans()):
+        attributes["output_padding"] = [draw(st.integers(0, max(stride, 1) - 1)) for stride in strides]
+    weights = {"w": (c, n, *kernel)} | ({"b": (n * group,)} if draw(st.booleans()) else {})
+    return one_layer("ConvTranspose", (2, c, *[4] * axes), weights, draw(seeds), **attributes)
+
+
+@st.composite
 def gemm_models(draw: st.DrawFn) -> onnx.ModelProto:
     c, n, rows = draw(st.integers(1, 6)), draw(st.integers(1, 6)), draw(st.integers(1, 3))
     flags = {"transA": draw(st.integers(0, 1)), "transB": draw(st.integers(0, 1))}
@@ -131,7 +152,7 @@ few = settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow, He
 
 
 @few
-@given(st.one_of(conv_models(), gemm_models(), matmul_models()), picks)
+@given(st.one_of(conv_models(), conv_transpose_models(), gemm_models(), matmul_models()), picks)
 def test_full_rank_answers_as_the_layer_does(proto: onnx.ModelProto, pick: int) -> None:
     runnable(proto)
     model, *_ = decompose(proto, pick)
@@ -141,7 +162,7 @@ def test_full_rank_answers_as_the_layer_does(proto: onnx.ModelProto, pick: int) 
 
 
 @few
-@given(st.one_of(conv_models(), gemm_models(), matmul_models()), picks, st.integers(1, 3))
+@given(st.one_of(conv_models(), conv_transpose_models(), gemm_models(), matmul_models()), picks, st.integers(1, 3))
 def test_a_pair_answers_as_the_layer_with_the_product_does(proto: onnx.ModelProto, pick: int, rank: int) -> None:
     runnable(proto)
     model, plan, _, factors = decompose(proto, pick, rank)
@@ -153,7 +174,7 @@ def test_a_pair_answers_as_the_layer_with_the_product_does(proto: onnx.ModelProt
 
 
 @few
-@given(conv_models(), picks, picks, st.data())
+@given(st.one_of(conv_models(), conv_transpose_models()), picks, picks, st.data())
 def test_a_sum_of_pairs_answers_and_costs_as_it_should(
     proto: onnx.ModelProto, first: int, second: int, data: st.DataObject
 ) -> None:
@@ -185,7 +206,7 @@ def test_a_sum_of_pairs_answers_and_costs_as_it_should(
 
 
 @few
-@given(st.one_of(conv_models(), gemm_models(), matmul_models()), picks, st.integers(1, 3))
+@given(st.one_of(conv_models(), conv_transpose_models(), gemm_models(), matmul_models()), picks, st.integers(1, 3))
 def test_cost_by_formula_is_cost_by_counting(proto: onnx.ModelProto, pick: int, rank: int) -> None:
     runnable(proto)
     untouched, _ = locate(proto)

@@ -110,9 +110,9 @@ class _Stages:
         """Raises OptionError for a ratio that is out of reach, StoppedEarly."""
         options, network = self._options, self._seen.network
         spaces = by_macs(self._sites, options.scheme)
-        fixed = network.macs - sum(site.macs for site in self._sites)
-        require_reachable(spaces, fixed, network.macs, options.ratio, "--macs")
-        budget = network.macs / options.ratio - fixed
+        fixed = network.require_macs() - sum(site.macs for site in self._sites)
+        require_reachable(spaces, fixed, network.require_macs(), options.ratio, "--macs")
+        budget = network.require_macs() / options.ratio - fixed
         what = f"macs {options.ratio:g}x fewer"
         plan = self._plan(spaces, self._search(0, spaces, budget), budget, what)
         if options.branches == 2:
@@ -248,7 +248,7 @@ def _images(options: SearchOptions, network: Network, progress: Progress) -> tup
     file = options.folder / "synthetic.npy"
     if not file.exists():
         told = partial(progress, "synthesise images")
-        count = options.count or affordable(network.macs)
+        count = options.count or affordable(network.macs or 1)
         made = synthetic_images(network.model, network.statistics, shape, count, seed=options.seed, progress=told)
         with atomic_write(file) as part, part.open("wb") as stream:
             np.save(stream, made.inputs)

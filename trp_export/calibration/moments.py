@@ -200,7 +200,9 @@ def gather_moments(
 
 
 def is_tapped(model: ir.Model, place: LocatedSite) -> bool:
-    """False for sites that are refused, and for those in the body of an If or a Loop."""
+    """False for refused sites, transposed convs, and layers in the body of an If or a Loop."""
+    if place.site.op == "ConvTranspose":
+        return False
     return place.site.refusal is None and all(node.graph is model.graph for node in place.nodes)
 
 

@@ -10,10 +10,12 @@ from trp_export.graph.sites import LocatedSite
 from trp_export.graph.weights import add_initializer, find_bias
 from trp_export.lowrank.factor import Float64
 
+_TAKE_BIAS = ("Conv", "ConvTranspose", "Gemm")
+
 
 def takes_bias(place: LocatedSite) -> bool:
-    """True for Conv and Gemm with a constant bias or none; a MatMul has no bias."""
-    return all(node.op_type in ("Conv", "Gemm") and find_bias(node) is not None for node in place.nodes)
+    """True for a Conv, ConvTranspose or Gemm with a constant bias or without one; a MatMul has no bias."""
+    return all(node.op_type in _TAKE_BIAS and find_bias(node) is not None for node in place.nodes)
 
 
 def add_to_bias(model: ir.Model, located: Sequence[LocatedSite], shifts: Mapping[str, Float64]) -> None:
@@ -35,7 +37,7 @@ def _effective_bias(node: ir.Node) -> Float64:
 
 
 def _set_bias(model: ir.Model, node: ir.Node, place: LocatedSite, bias: Float64) -> None:
-    if place.weight is None or node.op_type not in ("Conv", "Gemm"):
+    if place.weight is None or node.op_type not in _TAKE_BIAS:
         raise ValueError(f"{node.name} takes no bias")
     old = node.inputs[2] if len(node.inputs) > 2 else None
     name = (old.name if old is not None else None) or f"{place.site.name}.bias"

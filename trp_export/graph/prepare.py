@@ -1,10 +1,12 @@
 """Bring any ONNX model into the one form that the rest works on.
 
 1. Functions are inlined: inside them a weight is a formal input without a value.
-2. Initializers listed as graph inputs (IR 3) are plain initializers; IR 4 is the least that allows it.
+2. Weights that are listed as graph inputs, as IR 3 demands, are plain initializers; inputs with a default stay inputs.
 3. Constant nodes become initializers, and those of subgraphs move to the main graph.
-4. What nothing reads is removed.
-5. Names lose local paths. Names of the model's inputs and outputs stay.
+4. Every value and every node has a name of its own.
+5. Constant expressions that end in a weight are folded.
+6. What nothing reads is removed.
+7. Names lose local paths. Names of the model's inputs and outputs stay.
 """
 
 from __future__ import annotations
@@ -14,25 +16,56 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from trp_export.errors import LoadError
+from trp_export.graph.fold import fold_weights
+from trp_export.graph.inline import inline_functions
 from trp_export.graph.metadata import name_without_paths
+from trp_export.graph.quantised import require_float
 from trp_export.graph.weights import find_readers
 
 LEAST_IR_VERSION = 4
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization")
+_MOST_AXES = 64  # numpy has no arrays with more.
 
 
 def prepare(model: ir.Model) -> ir.Model:
-    """The model in normal form, changed in place. Raises LoadError for weights that are not finite."""
-    common.InlinePass()(model)
-    common.RemoveInitializersFromInputsPass()(model)
+    """The model in normal form, changed in place.
+
+    Raises LoadError for weights that are not finite, UnsupportedError for a quantised network and for functions that
+    stand for too many nodes.
+    """
+    inline_functions(model)
+    require_float(model)
+    _require_few_axes(model)
+    unlist_weights(model)
     model.ir_version = max(model.ir_version, LEAST_IR_VERSION)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
+    name_values(model)
+    fold_weights(model)
     remove_unused(model)
     name_without_paths(model)
     name_nodes(model)
     require_finite_weights(model)
     return model
+
+
+def listed_weights(model: ir.Model) -> tuple[str, ...]:
+    """The graph inputs that are weights: exporters once listed every initializer, and before IR 4 they had to.
+
+    Where only some initializers are listed, these are inputs with a default, which a user may feed.
+    """
+    listed = [value for value in model.graph.inputs if value.is_initializer()]
+    are_all = len(listed) == len(model.graph.initializers)
+    has_weight = any(node.op_type in _LAYERS and index == 1 for value in listed for node, index in value.uses())
+    is_habit = model.ir_version < LEAST_IR_VERSION or (are_all and has_weight)
+    return tuple(value.name or "" for value in listed) if is_habit else ()
+
+
+def unlist_weights(model: ir.Model) -> None:
+    """Take `listed_weights` off the graph inputs, in place."""
+    weights = set(listed_weights(model))
+    for value in [value for value in model.graph.inputs if value.name in weights]:
+        model.graph.inputs.remove(value)
 
 
 def remove_unused(model: ir.Model) -> None:
@@ -41,7 +74,7 @@ def remove_unused(model: ir.Model) -> None:
 
 
 def name_nodes(model: ir.Model) -> None:
-    """Give every node a name of its own, keeping those that are one already."""
+    """Give every node a name of its own, keeping those that are unique already."""
     taken: set[str] = set()
     for index, node in enumerate(model.graph.all_nodes()):
         if not node.name or node.name in taken:
@@ -49,8 +82,24 @@ def name_nodes(model: ir.Model) -> None:
         taken.add(node.name)
 
 
+def name_values(model: ir.Model) -> None:
+    """Give every output of a node a name of its own: two branches of an If may use the same names."""
+    taken = {value.name for value in (*model.graph.inputs, *model.graph.initializers.values())}
+    taken |= {output.name for node in model.graph for output in node.outputs if output.name}
+    count = 0
+    for node in model.graph.all_nodes():
+        for output in node.outputs if node.graph is not model.graph else ():
+            if output.name and output.name in taken:
+                base = output.name
+                while output.name in taken:
+                    count += 1
+                    output.name = f"{base}.{count}"
+            if output.name:
+                taken.add(output.name)
+
+
 def require_finite_weights(model: ir.Model) -> None:
-    """Infinity is refused only where it is a weight: as a bound of Clip or in a mask it has its place."""
+    """Raises LoadError for NaN, and for infinity in a weight; as a bound of Clip or in a mask infinity is sound."""
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None or not tensor.dtype.is_floating_point():
@@ -61,3 +110,10 @@ def require_finite_weights(model: ir.Model) -> None:
         if np.isnan(array).any() or any(node.op_type in _LAYERS for node, _ in find_readers(value)):
             layer = name.removesuffix(".weight")
             raise LoadError(f"{layer} has NaN or infinite weights ({name}). Export the model from a sound checkpoint.")
+
+
+def _require_few_axes(model: ir.Model) -> None:
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None and len(value.const_value.shape) > _MOST_AXES:
+            axes = len(value.const_value.shape)
+            raise LoadError(f"initializer {name[:80]} has {axes:,} dimensions; {_MOST_AXES} are the most.")

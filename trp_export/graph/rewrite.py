@@ -20,6 +20,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
+from trp_export.graph.kernels import SPATIAL, as_kernel, as_weight, group_of, kernel_axes
 from trp_export.graph.sites import LocatedSite
 from trp_export.graph.weights import add_initializer, find_constant, set_value, spatial_attribute
 from trp_export.lowrank.branches import Pairs, sum_products
@@ -72,14 +73,19 @@ def set_products(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], fa
 
 def set_kernel(place: LocatedSite, kernel: Array) -> None:
     """Give a layer another kernel (n, c/group, *k), stored as its weight is."""
-    set_value(place.constant.root, kernel.transpose(stored_order(place)))
+    constant = place.constant
+    weight = as_weight(place.nodes[0], kernel, place.site.group)
+    set_value(constant.root, weight.transpose([constant.axes.index(axis) for axis in range(weight.ndim)]))
 
 
 def stored_order(place: LocatedSite) -> tuple[int, ...]:
-    """The axes of a layer's kernel in the order in which its weight is stored."""
+    """The axes of a layer's kernel in the order in which its weight is stored. Raises ValueError where it has groups
+    and is a transposed conv: no order of axes is its weight then."""
+    if place.nodes[0].op_type == "ConvTranspose" and place.site.group > 1:
+        raise ValueError(f"{place.site.name} is a transposed conv with groups")
     axes = place.constant.axes
-    seen = range(len(axes)) if _stored_as_kernel(place.nodes[0]) else range(len(axes))[::-1]
-    return tuple(seen[axes.index(axis)] for axis in range(len(axes)))
+    kernel = kernel_axes(place.nodes[0], len(axes))
+    return tuple(kernel[axes.index(axis)] for axis in range(len(axes)))
 
 
 def read_factors(model: ir.Model, plan: Plan, names: WeightNames) -> dict[str, Pairs]:
@@ -110,7 +116,8 @@ def _as_kernel(value: ir.Value) -> Array:
     constant = find_constant(value)
     if constant is None:
         raise ValueError(f"{value.name} holds no value")
-    return constant.array() if _stored_as_kernel(value.consumers()[0]) else constant.array().T
+    node = value.consumers()[0]
+    return as_kernel(node, constant.array(), group_of(node))
 
 
 def tag_nodes(model: ir.Model, plan: Plan, names: WeightNames) -> None:
@@ -134,9 +141,9 @@ def _register(model: ir.Model, change: Change, place: LocatedSite, pairs: Pairs)
     """The weights of all paths, numbered where there are several."""
     site = change.site
 
-    def register(name: str, kernel: Array) -> ir.Value:
-        stored = kernel if _stored_as_kernel(place.nodes[0]) else kernel.T
-        return add_initializer(model.graph, f"{name}.weight", stored, place.constant.dtype)
+    def register(name: str, kernel: Array, group: int) -> ir.Value:
+        weight = as_weight(place.nodes[0], kernel, group)
+        return add_initializer(model.graph, f"{name}.weight", weight, place.constant.dtype)
 
     zero = None
     if site.op == "Gemm" and model.opset_imports.get("", LEAST_GEMM_WITHOUT_BIAS) < LEAST_GEMM_WITHOUT_BIAS:
@@ -151,11 +158,12 @@ def _register(model: ir.Model, change: Change, place: LocatedSite, pairs: Pairs)
         _Path(
             name=label,
             scheme=scheme,
-            reduce=register(f"{site.name}{label}.reduce", reduce),
-            expand=register(f"{site.name}{label}.expand", expand),
+            reduce=register(f"{site.name}{label}.reduce", reduce, unit.reduce_group),
+            expand=register(f"{site.name}{label}.expand", expand, unit.expand_group),
             zero=zero,
         )
         for label, (scheme, reduce, expand) in zip(labels, parts, strict=True)
+        for unit in [pair_shape(scheme, site.kernel_shape, site.group, 1)]
     )
 
 
@@ -166,11 +174,6 @@ def _paths(site: Site, branch: Branch, factors: Factors) -> list[tuple[Array, Ar
         raise ValueError(f"{site.name}: factors {factors.reduce.shape}, {factors.expand.shape} are not {shape}")
     count = path_count(site, branch)
     return [(factors.reduce[index::count], factors.expand[:, index::count]) for index in range(count)]
-
-
-def _stored_as_kernel(node: ir.Node) -> bool:
-    """False for (c, n) matrices: MatMul, and Gemm without transB."""
-    return node.op_type == "Conv" or bool(node.op_type == "Gemm" and node.attributes.get_int("transB", 0))
 
 
 def _make_nodes(node: ir.Node, change: Change, paths: Sequence[_Path]) -> list[ir.Node]:
@@ -202,7 +205,7 @@ def _node(
 
 
 def _attributes(node: ir.Node, site: Site, scheme: Scheme) -> tuple[Attributes, Attributes]:
-    if node.op_type == "Conv":
+    if node.op_type in SPATIAL:
         return _conv_attributes(node, site, scheme)
     return _gemm_attributes(node) if node.op_type == "Gemm" else ({}, {})
 
@@ -212,6 +215,7 @@ def _conv_attributes(node: ir.Node, site: Site, scheme: Scheme) -> tuple[Attribu
     strides = spatial_attribute(node, "strides", [1] * axes)
     dilations = spatial_attribute(node, "dilations", [1] * axes)
     pads = spatial_attribute(node, "pads", [0] * (2 * axes))
+    output_padding = spatial_attribute(node, "output_padding", [0] * axes)
     auto_pad = node.attributes.get_string("auto_pad", "NOTSET")
     shape = pair_shape(scheme, site.kernel_shape, site.group, 1)
 
@@ -226,6 +230,10 @@ def _conv_attributes(node: ir.Node, site: Site, scheme: Scheme) -> tuple[Attribu
             attributes["pads"] = [pad if own else 0 for pad, own in zip(pads, [*covers, *covers], strict=True)]
         else:
             attributes["auto_pad"] = auto_pad
+        if any(output_padding):
+            attributes["output_padding"] = [
+                size if covered else 0 for size, covered in zip(output_padding, covers, strict=True)
+            ]
         return attributes
 
     covered = [axis in scheme.reduce_axes for axis in range(axes)]

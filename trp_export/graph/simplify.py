@@ -1,38 +1,61 @@
-"""onnxsim where it can work: constants folded, dead ends cut. Weights stay outside, so size is no limit.
+"""Simplify a model with onnxsim: constants are folded, nodes without effect removed. Weights stay outside.
 
-It runs in a process of its own: importing it takes in torch where that is installed, and a crash or a hang
-of native code on an unusual graph must not be ours.
+onnxsim runs in a process of its own: importing it imports torch where that is installed, and a crash or a hang of
+native code on an unusual graph must not be ours. Its result is taken only where the model does not grow.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 
 import onnx
 import onnx_ir as ir
 
 from trp_export.graph.skeleton import fill_skeleton, make_skeleton
+from trp_export.graph.weights import DEFAULT_DOMAINS
 
-_OWN_DOMAINS = ("", "ai.onnx")
-_WORKER = Path(__file__).with_name("simplify_worker.py")
+_WORKER = "trp_export.graph.simplify_worker"
 _TIMEOUT_S = 300
+# Shape inference alone adds some hundred bytes for a node.
+_MOST_GROWTH_BYTES = 2**16
+_MOST_GROWTH = 1.5
 
 
 def simplify(model: ir.Model) -> tuple[ir.Model, str | None]:
     """The simplified model and None, or the model as it was and the reason why."""
-    foreign = sorted({node.domain for node in model.graph.all_nodes()} - set(_OWN_DOMAINS))
+    foreign = sorted({node.domain for node in model.graph.all_nodes()} - set(DEFAULT_DOMAINS))
     if foreign:
         return model, f"operators of {foreign[0]} are unknown to onnxsim"
-    skeleton, weights = make_skeleton(model)
+    skeleton = make_skeleton(model)
+    source = skeleton.proto.SerializeToString()
     try:
-        done = subprocess.run(
-            [sys.executable, str(_WORKER)], input=skeleton.SerializeToString(), capture_output=True, timeout=_TIMEOUT_S
-        )
+        done = subprocess.run([sys.executable, "-m", _WORKER], input=source, capture_output=True, timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return model, f"onnxsim took longer than {_TIMEOUT_S} s"
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         return model, f"onnxsim failed: {last[0][:120] if last else f'exit status {done.returncode}'}"
-    return fill_skeleton(onnx.load_model_from_string(done.stdout), weights), None
+    if len(done.stdout) > _MOST_GROWTH * len(source) + _MOST_GROWTH_BYTES:
+        return model, f"onnxsim made the graph larger ({len(source):,} to {len(done.stdout):,} bytes)"
+    simplified = fill_skeleton(replace(skeleton, proto=onnx.load_model_from_string(done.stdout)))
+    if not _restore_interface(simplified.graph, model.graph):
+        return model, "onnxsim changed the inputs or outputs"
+    return simplified, None
+
+
+def _restore_interface(graph: ir.Graph, original: ir.Graph) -> bool:
+    """Give inputs and outputs the types and shapes they had. False where there are others than before."""
+    pairs = ((graph.inputs, original.inputs), (graph.outputs, original.outputs))
+    if any(_names(values) != _names(before) for values, before in pairs):
+        return False
+    for values, before in pairs:
+        for value, old in zip(values, before, strict=True):
+            value.type, value.shape = old.type, old.shape
+    return True
+
+
+def _names(values: Sequence[ir.Value]) -> list[str | None]:
+    return [value.name for value in values]

@@ -1,4 +1,4 @@
-"""Find the layers of a prepared model: every Conv, Gemm and MatMul with a weight, as Sites with their nodes."""
+"""Find the layers of a prepared model as Sites with their nodes: every operator whose multiply-adds are counted."""
 
 from __future__ import annotations
 
@@ -9,19 +9,29 @@ from math import prod
 
 import onnx_ir as ir
 
-from trp_export.graph.shapes import Shape, Shapes
+from trp_export.graph.cost import is_counted, node_macs
+from trp_export.graph.kernels import SPATIAL, as_kernel, group_of, is_transposed_matrix, kernel_shape
+from trp_export.graph.shapes import Run, Runs, Shape, node_key
 from trp_export.graph.weights import Constant, find_constant, find_readers, spatial_attribute
 from trp_export.lowrank.schemes import Array
 from trp_export.lowrank.site import Site, Use
 
-OPS = ("Conv", "Gemm", "MatMul")
+OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 DECIDED_KEY = "trp_export.layers"
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
+# Counted operators that are never factored.
+_FIXED = {
+    "LSTM": "the matrices of an LSTM are not factored",
+    "GRU": "the matrices of a GRU are not factored",
+    "RNN": "the matrices of an RNN are not factored",
+    "Einsum": "an Einsum is not factored",
+    "DeformConv": "a deformable conv is not factored",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class LocatedSite:
-    """A site and where it sits in the graph."""
+    """A site and its place in the graph."""
 
     site: Site
     nodes: tuple[ir.Node, ...]
@@ -36,90 +46,112 @@ class LocatedSite:
 
     def kernel(self) -> Array:
         """The weight as (n, c/group, *k)."""
-        return _as_kernel(self.nodes[0], self.constant.array())
+        return as_kernel(self.nodes[0], self.constant.array(), self.site.group)
 
 
-def find_sites(model: ir.Model, shapes: Shapes) -> tuple[LocatedSite, ...]:
-    """All layers in graph order, one per weight; those that cannot be touched carry a refusal."""
+def find_sites(model: ir.Model, runs: Runs) -> tuple[LocatedSite, ...]:
+    """All layers in graph order, one for each weight; those that cannot be changed carry a refusal."""
     decided = decided_layers(model)
     groups: dict[object, list[ir.Node]] = {}
     for node in model.graph.all_nodes():
-        if node.domain in ("", "ai.onnx") and node.op_type in OPS and len(node.inputs) > 1:
-            weight = find_constant(node.inputs[1])
+        if is_counted(node) and len(node.inputs) > 1:
+            weight = find_constant(node.inputs[1]) if node.op_type in OPS else None
             groups.setdefault(weight.root if weight else node, []).append(node)
     taken: set[str] = set()
     located = []
     for nodes in groups.values():
-        weight = find_constant(nodes[0].inputs[1])
-        if weight is None and nodes[0].op_type == "MatMul":
-            continue  # A product of two activations is no layer.
+        weight = find_constant(nodes[0].inputs[1]) if nodes[0].op_type in OPS else None
         name = _unique(layer_name(nodes[0], weight), taken)
         refusal = _refusal(nodes, weight)
         if refusal is None and name in decided:
             refusal = f"{decided[name]} by an earlier export; start from the original to change it"
-        located.append(LocatedSite(_site(name, nodes, weight, shapes, refusal), tuple(nodes), weight))
+        located.append(LocatedSite(_site(name, nodes, weight, runs, refusal), tuple(nodes), weight))
     return tuple(located)
 
 
 def layer_name(node: ir.Node, weight: Constant | None) -> str:
-    """The path of the weight without `.weight` where it has such a name, else the node's name."""
+    """The name of the weight without `.weight` where it ends so, else the name of the node."""
     name = (weight.root.name if weight else None) or ""
     return name.removesuffix(".weight") if name.endswith(".weight") else node.name or ""
 
 
 def decided_layers(model: ir.Model) -> dict[str, str]:
-    """What an earlier export noted in the model: layer name -> what became of it."""
+    """What an earlier export noted in the model: layer name -> what it decided."""
     try:
         noted = json.loads(model.metadata_props.get(DECIDED_KEY, "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
-    return {str(name): str(word) for name, word in noted.items()} if isinstance(noted, dict) else {}
+    return {str(name): str(decision) for name, decision in noted.items()} if isinstance(noted, dict) else {}
 
 
-def note_decided(model: ir.Model, words: Mapping[str, str]) -> None:
-    """Leave a note for the next export, added to what is there: a second run finds nothing left to decide."""
-    model.metadata_props[DECIDED_KEY] = json.dumps({**words, **decided_layers(model)}, sort_keys=True)
+def note_decided(model: ir.Model, decisions: Mapping[str, str]) -> None:
+    """Add decisions to the model's metadata, so that a second export leaves these layers alone."""
+    model.metadata_props[DECIDED_KEY] = json.dumps({**decisions, **decided_layers(model)}, sort_keys=True)
 
 
 def _refusal(nodes: list[ir.Node], weight: Constant | None) -> str | None:
+    node = nodes[0]
+    if node.op_type in _FIXED:
+        return _FIXED[node.op_type]
     if weight is None:
-        producer = nodes[0].inputs[1].producer() if nodes[0].inputs[1] else None
-        return f"its weight is computed by {producer.op_type}" if producer else "its weight is an input of the model"
+        return _computed_weight(node)
     if weight.dtype not in _FLOATS:
         return f"its weight is {weight.dtype.name.lower()}"
     if weight.root.is_graph_output():
         return "its weight is an output of the model"
-    if len(weight.shape) < 2 or (nodes[0].op_type != "Conv" and len(weight.shape) != 2):
+    if len(weight.shape) < 2 or (node.op_type not in SPATIAL and len(weight.shape) != 2):
         return f"its weight has {len(weight.shape)} axes"
     if prod(weight.shape) == 0:
         return "its weight is empty"
-    others = [node.op_type for node, index in find_readers(weight.root) if node not in nodes or index != 1]
+    others = [reader.op_type for reader, index in find_readers(weight.root) if reader not in nodes or index != 1]
     if others:
         return f"its weight is also read by {others[0]}"
-    if len({(node.op_type, _group(node), _orientation(node)) for node in nodes}) > 1:
+    if len({(each.op_type, group_of(each), is_transposed_matrix(each)) for each in nodes}) > 1:
         return "its weight serves layers of different kinds"
-    if nodes[0].op_type == "Conv" and _group(nodes[0]) > 1 and weight.shape[:2] == (_group(nodes[0]), 1):
+    if node.op_type in SPATIAL and group_of(node) > 1 and _is_depthwise(node, weight.shape):
         return "depthwise: nothing to gain"
+    if any(each.op_type == "ConvTranspose" and "output_shape" in each.attributes for each in nodes):
+        return "its attribute output_shape sets the padding"
     return None
 
 
-def _site(name: str, nodes: list[ir.Node], weight: Constant | None, shapes: Shapes, refusal: str | None) -> Site:
+def _computed_weight(node: ir.Node) -> str:
+    value = node.inputs[1]
+    producer = value.producer() if value is not None else None
+    if node.op_type == "MatMul":
+        return "a product of two computed values"
+    return f"its weight is computed by {producer.op_type}" if producer else "its weight is an input of the model"
+
+
+def _is_depthwise(node: ir.Node, shape: tuple[int, ...]) -> bool:
+    """True where each group has one input and one output channel."""
+    return shape[:2] == (group_of(node), 1)
+
+
+def _site(name: str, nodes: list[ir.Node], weight: Constant | None, runs: Runs, refusal: str | None) -> Site:
     node = nodes[0]
-    if weight is None or len(weight.shape) < 2:
-        return Site(name, node.op_type, (), 1, (), refusal)
-    if not all(_is_sound(n, weight.shape) for n in nodes):
-        return Site(name, node.op_type, (), 1, (), "its attributes do not fit its weight")
-    shape, group = _kernel_shape(node, weight.shape), _group(node)
-    is_conv = node.op_type == "Conv"
-    uses = tuple(_conv_use(n, len(shape) - 2, shapes) if is_conv else _matrix_use(n, shapes) for n in nodes)
+    if weight is None or len(weight.shape) < 2 or not all(_is_sound(each, weight.shape) for each in nodes):
+        refusal = refusal or "its attributes do not fit its weight"
+        macs = [node_macs(each, runs) for each in nodes]
+        known = [count for count in macs if count is not None]
+        total = sum(known) if len(known) == len(macs) else None
+        return Site(name, node.op_type, (), 1, (), refusal, fixed_macs=total, fixed_params=_stored_params(node))
+    group = group_of(node)
+    shape = kernel_shape(node, weight.shape, group)
+    uses = tuple(use for each in nodes for use in _uses(each, len(shape) - 2, runs))
     return Site(name, node.op_type, shape, group, uses, refusal)
 
 
+def _stored_params(node: ir.Node) -> int:
+    constants = [find_constant(value) for value in node.inputs]
+    return sum(prod(constant.shape) for constant in constants if constant and constant.dtype.is_floating_point())
+
+
 def _is_sound(node: ir.Node, shape: tuple[int, ...]) -> bool:
-    """False for a Conv whose attributes no weight of this shape can have: the checker lets such files pass."""
-    if node.op_type != "Conv":
+    """False for a conv whose attributes no weight of this shape can have: the ONNX checker lets such files pass."""
+    if node.op_type not in SPATIAL:
         return True
-    axes, group = len(shape) - 2, _group(node)
+    axes, group = len(shape) - 2, group_of(node)
     strides, dilations = (spatial_attribute(node, name, [1] * axes) for name in ("strides", "dilations"))
     return (
         group >= 1
@@ -127,56 +159,48 @@ def _is_sound(node: ir.Node, shape: tuple[int, ...]) -> bool:
         and len(strides) == len(dilations) == axes
         and min((*strides, *dilations), default=1) >= 1
         and len(spatial_attribute(node, "pads", [0] * (2 * axes))) == 2 * axes
+        and len(spatial_attribute(node, "output_padding", [0] * axes)) == axes
         and spatial_attribute(node, "kernel_shape", shape[2:]) == shape[2:]
     )
 
 
-def _conv_use(node: ir.Node, axes: int, shapes: Shapes) -> Use:
+def _uses(node: ir.Node, axes: int, runs: Runs) -> list[Use]:
+    """One for each execution, those of the same shapes together."""
+    use_of = _conv_use if node.op_type in SPATIAL else _matrix_use
+    counts: dict[Run, int] = {}
+    # A layer whose shapes are unknown, or that did not run, is costed per output pixel.
+    for run in runs.get(node_key(node)) or (Run((None,), None),):
+        counts[run] = counts.get(run, 0) + 1
+    return [use_of(node, axes, run, times) for run, times in counts.items()]
+
+
+def _conv_use(node: ir.Node, axes: int, run: Run, times: int) -> Use:
     strides = spatial_attribute(node, "strides", [1] * axes)
-    in_shape, out_shape = _shape_of(node.inputs[0], shapes), _shape_of(node.outputs[0], shapes)
-    known = in_shape and out_shape and None not in in_shape[2:] and None not in out_shape[2:]
+    data, output = run.inputs[0], run.output
+    known = data is not None and output is not None and None not in (*data[2:], *output) and len(data) == axes + 2
+    # Of unknown sizes: one output pixel of a conv, one input pixel of a transposed conv.
+    in_extents, out_extents = (strides, (1,) * axes) if node.op_type == "Conv" else ((1,) * axes, strides)
     return Use(
-        # Unknown sizes: count per output pixel, so that layers at least compare within themselves.
-        in_extents=_extents(in_shape, strides),
-        out_extents=_extents(out_shape, (1,) * axes),
+        in_extents=_extents(data, in_extents),
+        out_extents=_extents(output, out_extents),
         strides=strides,
         pads=spatial_attribute(node, "pads", [0] * (2 * axes)),
         dilations=spatial_attribute(node, "dilations", [1] * axes),
-        repeats=(out_shape[0] or 1) if out_shape else 1,
-        known=bool(known),
+        repeats=((output[0] or 1) if output else 1) * times,
+        known=known,
     )
 
 
-def _matrix_use(node: ir.Node, shapes: Shapes) -> Use:
-    out_shape = _shape_of(node.outputs[0], shapes) or ()
-    return Use(repeats=prod(dim or 1 for dim in out_shape[:-1]), known=bool(out_shape) and None not in out_shape)
-
-
-def _shape_of(value: ir.Value | None, shapes: Shapes) -> Shape | None:
-    return shapes.get(value.name or "") if value is not None else None
+def _matrix_use(node: ir.Node, axes: int, run: Run, times: int) -> Use:
+    rows = (run.output or ())[:-1]
+    known = bool(run.output) and None not in rows
+    return Use(repeats=prod(dim or 1 for dim in rows) * times, known=known)
 
 
 def _extents(shape: Shape | None, where_unknown: tuple[int, ...]) -> tuple[int, ...]:
-    """The spatial part of a shape. What the file declares may be of another length than the kernel."""
-    known = shape[2:] if shape and len(shape) == len(where_unknown) + 2 else where_unknown
-    return tuple(dim or other for dim, other in zip(known, where_unknown, strict=True))
-
-
-def _group(node: ir.Node) -> int:
-    return node.attributes.get_int("group", 1) if node.op_type == "Conv" else 1
-
-
-def _orientation(node: ir.Node) -> bool:
-    """True where the stored matrix is (n, c) already."""
-    return node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
-
-
-def _kernel_shape(node: ir.Node, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape if node.op_type == "Conv" or _orientation(node) else shape[::-1]
-
-
-def _as_kernel(node: ir.Node, array: Array) -> Array:
-    return array if node.op_type == "Conv" or _orientation(node) else array.T
+    """The spatial part of a shape. The shape that a file declares may have another rank than the kernel."""
+    extents = shape[2:] if shape and len(shape) == len(where_unknown) + 2 else where_unknown
+    return tuple(dim or other for dim, other in zip(extents, where_unknown, strict=True))
 
 
 def _unique(name: str, taken: set[str]) -> str:

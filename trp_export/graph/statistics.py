@@ -69,8 +69,9 @@ def _over_patch(mean: Float64, place: LocatedSite) -> Float64:
     """A tap beyond the border reads zero: its mean is lower by the share of positions where it does."""
     site = place.site
     patch = mean.reshape(site.group, -1)
+    coverage = _coverage_of_outputs if site.op == "ConvTranspose" else _coverage
     for axis, extent in enumerate(site.kernel_shape[2:]):
-        patch = patch[..., None] * _coverage(site.uses[0], axis, extent)
+        patch = patch[..., None] * coverage(site.uses[0], axis, extent)
     return patch.reshape(site.group, -1)
 
 
@@ -81,6 +82,16 @@ def _coverage(use: Use, axis: int, extent: int) -> Float64:
     starts = np.arange(use.out_extents[axis]) * use.strides[axis] - use.pads[axis]
     reads = starts[:, None] + np.arange(extent) * use.dilations[axis]
     return np.asarray(((reads >= 0) & (reads < use.in_extents[axis])).mean(axis=0))
+
+
+def _coverage_of_outputs(use: Use, axis: int, extent: int) -> Float64:
+    """For each tap of a transposed conv the share of output positions that it adds an input to."""
+    if not use.known:
+        return np.ones(extent) / use.strides[axis]
+    starts = np.arange(use.in_extents[axis]) * use.strides[axis] - use.pads[axis]
+    writes = starts[:, None] + np.arange(extent) * use.dilations[axis]
+    inside = (writes >= 0) & (writes < use.out_extents[axis])
+    return np.asarray(inside.sum(axis=0) / use.out_extents[axis])
 
 
 def _statistics(value: ir.Value, known: dict[ir.Value, Statistics | None]) -> Statistics | None:

@@ -12,10 +12,15 @@ import onnx_ir as ir
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Array
 
+DEFAULT_DOMAINS = ("", "ai.onnx")
+
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """An initializer, seen through Identity and Transpose: `axes` leads from the stored axes to the seen ones."""
+    """An initializer that a node reads, perhaps through Identity and Transpose.
+
+    `axes[i]` is the stored axis that the node sees as axis i.
+    """
 
     root: ir.Value
     axes: tuple[int, ...]
@@ -47,7 +52,7 @@ def find_constant(value: ir.Value | None) -> Constant | None:
     if value.is_initializer() and value.const_value is not None and not value.is_graph_input():
         return Constant(value, tuple(range(len(value.const_value.shape))))
     node = value.producer()
-    if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in ("Identity", "Transpose"):
+    if node is None or node.domain not in DEFAULT_DOMAINS or node.op_type not in ("Identity", "Transpose"):
         return None
     inner = find_constant(node.inputs[0])
     if inner is None or node.op_type == "Identity":

@@ -25,7 +25,7 @@ class Point:
     ratio: float
     reached: float
     params: int
-    macs: int
+    macs: int | None
     after: float
     error: float | None
     holds: bool

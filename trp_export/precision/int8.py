@@ -8,7 +8,7 @@ ranges.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -106,9 +106,11 @@ def raise_opset(model: ir.Model) -> ir.Model:
     """The model in an opset that knows a scale for each channel."""
     if model.opset_imports.get("", LEAST_OPSET) >= LEAST_OPSET:
         return model
-    skeleton, weights = make_skeleton(model)
+    skeleton = make_skeleton(model)
     try:
-        raised = fill_skeleton(onnx.version_converter.convert_version(skeleton, LEAST_OPSET), weights)
+        raised = fill_skeleton(
+            replace(skeleton, proto=onnx.version_converter.convert_version(skeleton.proto, LEAST_OPSET))
+        )
     except Exception as error:  # The converter raises many kinds.
         raise UnsupportedError(f"opset {LEAST_OPSET}, which int8 takes: {first_line(error)}") from error
     raised.metadata_props.update(model.metadata_props)

@@ -40,8 +40,8 @@ def headline(report: Report) -> str:
 def _planned(report: Report) -> str:
     """The cost that the plan predicts."""
     saved = sum(decision.site.macs - decision.macs for decision in report.plan.decisions)
-    after = report.before.macs - saved
-    return f": {report.before.macs / after:.2f} times fewer MACs" if report.before.macs and after > 0 else ""
+    before = report.before.macs or 0
+    return f": {before / (before - saved):.2f} times fewer MACs" if before > saved else ""
 
 
 def _size(report: Report) -> str:

@@ -74,7 +74,7 @@ def extract(
 
     Every value keeps its name.
     """
-    cut = set(inputs)
+    cut = {name for name in inputs if name not in model.graph.initializers}  # Inputs with a default keep it.
     values = {value.name: value for node in model.graph for value in node.outputs}
     values |= {value.name: value for value in model.graph.inputs}
     kept: set[ir.Node] = set()
@@ -101,7 +101,7 @@ def extract(
             graph.initializer[-1].name = name
     read = {name for node in graph.node for name in node.input} | set(outputs)
     read |= {source.name or "" for node in kept for source in outer_reads(node)}
-    graph.input.extend(_input(values[name], types) for name in inputs if name in values and name in read)
+    graph.input.extend(_input(values[name], types) for name in inputs if name in cut & read & values.keys())
     for name in outputs:
         info = onnx.ValueInfoProto(name=name)
         dtype = values[name].dtype

@@ -14,17 +14,16 @@ from numpy.typing import NDArray
 
 from trp_export.graph.batch_norm import fold_batch_norm
 from trp_export.graph.bias import add_to_bias
-from trp_export.graph.cost import Cost, count_macs, count_params
+from trp_export.graph.cost import Cost, count_params
 from trp_export.graph.metadata import sign, strip_traces
 from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.graph.prepare import remove_unused
 from trp_export.graph.rewrite import WeightNames, read_factors, rewrite, set_products, tag_nodes
-from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.simplify import simplify
 from trp_export.graph.sites import find_sites, note_decided
 from trp_export.graph.weights import apply_values
 from trp_export.lowrank.schemes import describe
-from trp_export.network import Network
+from trp_export.network import Network, measured_macs
 from trp_export.options import Calibration, Options
 from trp_export.planning.plan import Plan
 from trp_export.recover.tune import tune
@@ -86,7 +85,7 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
     model, not_simplified = finish(model)
     tag_nodes(model, plan, names)
     note_decided(model, _decided_words(plan, names))
-    macs = count_macs(model, infer_shapes(model, network.inputs))
+    macs = measured_macs(model, network.inputs, work.scratch / "counted.onnx")
     sign(model, {"rule": plan.rule, "plan": _summary(plan, network.macs, macs)})
     save_model(model, files.result)
     return Built(files, Cost(count_params(model), macs, size_bytes(files.result)), (*notes, *not_simplified))
@@ -144,7 +143,7 @@ def finish(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
     return model, (f"not simplified: {passed_by}",) if passed_by else ()
 
 
-def _summary(plan: Plan, macs_before: int, macs_after: int) -> str:
+def _summary(plan: Plan, macs_before: int | None, macs_after: int | None) -> str:
     """The plan in a line, for who looks at the file alone."""
     summary = f"{len(plan.changed)} of {len(plan.decisions)} layers are factor pairs"
     return f"{summary}, {macs_before / macs_after:.2f} times fewer MACs" if macs_before and macs_after else summary

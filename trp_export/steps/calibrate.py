@@ -17,7 +17,7 @@ from trp_export.calibration.memory import images_to_read, images_to_walk
 from trp_export.calibration.moments import Moments, calibration_remarks, gather_moments, load_moments, merge_moments
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
-from trp_export.graph.shapes import infer_shapes
+from trp_export.graph.shapes import infer_value_shapes
 from trp_export.inputs.images import ImageSet, load_images
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.network import Network
@@ -91,7 +91,7 @@ def calibrate(
     ir.external_data.load_to_model(network.model)  # Parts of it are run from memory from here on.
     model, multiple = network.model, fixed_batch(network.model)
     shown, aside = split_images(images, multiple or 1)
-    shapes = infer_shapes(model, {model.graph.inputs[0].name or "": (multiple or 1, *images.batch(0, 1).shape[1:])})
+    shapes = infer_value_shapes(model, {model.graph.inputs[0].name or "": (multiple or 1, *images.batch(0, 1).shape[1:])})
     names = [node.inputs[0].name or "" for place in network.located for node in place.nodes if node.inputs[0]]
     at_a_time, most_walked = images_to_read(names, shapes), images_to_walk(model, shapes)
     batches, held_out = (tuple(feed(model, part, at_a_time)) if part is not None else () for part in (shown, aside))
@@ -156,7 +156,7 @@ def _images(network: Network, calibration: Calibration, preprocessing: Preproces
         with held_back():
             from trp_export.recover.synthetic import affordable, synthetic_images
 
-        count, told = calibration.count or affordable(network.macs), partial(progress, "synthesise images")
+        count, told = calibration.count or affordable(network.macs or 1), partial(progress, "synthesise images")
         return synthetic_images(network.model, network.statistics, shape, count, seed=calibration.seed, progress=told)
     return load_images(
         calibration.path,

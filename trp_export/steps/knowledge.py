@@ -42,8 +42,8 @@ class Knowledge:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of the dense network."""
-        return self.network.macs
+        """Multiply-adds of the dense network. Raises UnsupportedError where they are unknown."""
+        return self.network.require_macs()
 
     @property
     def params(self) -> int:

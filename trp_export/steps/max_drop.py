@@ -102,7 +102,7 @@ class _Search:
         network = self.knowledge.network
         match self.rule.minimise:
             case "macs":
-                return network.macs / cost.macs
+                return network.require_macs() / (cost.macs or 1)
             case "params":
                 return network.original_params / cost.params
             case "latency":

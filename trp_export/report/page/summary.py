@@ -48,7 +48,9 @@ def compared(report: Report) -> list[Row]:
     """The rows that terminal, page and model card share. A plan alone has no values after."""
     before, after = report.before, report.after
     rows = [_cost("parameters", before.params, after.params if after else None)]
-    if before.macs:
+    if before.macs is None or (after and after.macs is None):
+        rows.append(Row("MACs", "unknown", "unknown" if after else "", ""))
+    elif before.macs:
         rows.append(_cost("MACs", before.macs, after.macs if after else None))
     if before.bytes:
         rows.append(_cost("file, bytes", before.bytes, after.bytes if after else None))

@@ -1,0 +1,131 @@
+"""Fold the constant expressions that make a weight: Cast, Mul, Reshape, weight norm, DequantizeLinear and so on.
+
+Only expressions that end in a weight of a layer are folded, each within a bound on nodes and bytes that is checked
+before anything is computed. What is left over stays as it is, and its layer is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+from trp_export.graph.cost import is_counted
+from trp_export.graph.weights import DEFAULT_DOMAINS, find_constant
+from trp_export.lowrank.schemes import Array
+
+_MOST_NODES = 64
+# Of what an expression reads: an int4 weight becomes eight times as large, a large weight from nothing never.
+_MOST_GROWTH = 8
+_SMALL_BYTES = 2**16
+_MOVES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
+_FOLDED = frozenset((
+    *_MOVES,
+    *("Abs", "Add", "Cast", "CastLike", "Clip", "Concat", "ConstantOfShape", "DequantizeLinear", "Div", "Exp"),
+    *("Expand", "Gather", "LpNormalization", "MatMul", "Max", "Min", "Mul", "Neg", "Pad", "Pow", "Reciprocal"),
+    *("ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare", "Relu"),
+    *("Shape", "Sigmoid", "Slice", "Softplus", "Split", "Sqrt", "Sub", "Tanh", "Tile", "Where"),
+))  # fmt: skip
+
+
+def fold_weights(model: ir.Model) -> None:
+    """Replace each constant expression that a layer reads as its weight or bias by its value, in place."""
+    for node in list(model.graph.all_nodes()):
+        if is_counted(node) or node.op_type == "BatchNormalization":
+            for value in node.inputs[1:]:
+                if value is not None and find_constant(value) is None:
+                    _fold(model, value)
+
+
+def _fold(model: ir.Model, value: ir.Value) -> None:
+    nodes = _expression(value)
+    array = _compute(nodes, value, model.opset_imports.get("", 1)) if nodes else None
+    if array is None or not array.size:
+        return
+    name = _free_name(model, f"{value.name}.folded")
+    folded = ir.Value(name=name, type=ir.TensorType(ir.DataType.from_numpy(array.dtype)), shape=ir.Shape(array.shape))
+    folded.const_value = ir.tensor(np.ascontiguousarray(array), name=name)
+    model.graph.register_initializer(folded)
+    value.replace_all_uses_with(folded)
+
+
+def _expression(value: ir.Value) -> list[ir.Node]:
+    """The nodes that compute a value from constants alone, in order; none where something else takes part."""
+    order: list[ir.Node] = []
+    done: set[ir.Node] = set()
+    pending: list[tuple[ir.Value, bool]] = [(value, False)]
+    while pending:
+        current, is_ready = pending.pop()
+        node = current.producer()
+        if current.is_initializer() and not current.is_graph_input():
+            continue
+        if node is None or current.is_graph_output() or not _can_fold(node) or len(done) > _MOST_NODES:
+            return []
+        if node in done:
+            continue
+        if is_ready:
+            done.add(node)
+            order.append(node)
+            continue
+        pending.append((current, True))
+        pending += [(source, False) for source in node.inputs if source is not None]
+        if len(pending) > _MOST_NODES * 4:
+            return []
+    return order
+
+
+def _can_fold(node: ir.Node) -> bool:
+    return node.domain in DEFAULT_DOMAINS and node.op_type in _FOLDED and not node.attributes.get("body")
+
+
+def _compute(nodes: list[ir.Node], value: ir.Value, opset: int) -> Array | None:
+    """The value of an expression; None where it would grow beyond the bounds or cannot be computed."""
+    arrays = {source.name: source for node in nodes for source in node.inputs if source is not None}
+    stored = [source.const_value for source in arrays.values() if source.const_value is not None]
+    limit = max(_SMALL_BYTES, _MOST_GROWTH * sum(tensor.nbytes for tensor in stored))
+    try:
+        known = {name: source.const_value.numpy() for name, source in arrays.items() if source.const_value is not None}
+        for node in nodes:
+            proto = _one_node_model(node, known, opset)
+            if _inferred_bytes(proto) > limit:
+                return None
+            outputs = ReferenceEvaluator(proto).run(None, {})
+            known |= {output.name: np.asarray(made) for output, made in zip(node.outputs, outputs, strict=True)}
+    except Exception:  # The reference implementation raises whatever numpy does.
+        return None
+    return known[value.name]
+
+
+def _one_node_model(node: ir.Node, known: dict[str | None, Array], opset: int) -> onnx.ModelProto:
+    proto = ir.serde.serialize_node(node)
+    names = dict.fromkeys(name for name in proto.input if name)
+    initializers = [ir.serde.serialize_tensor(ir.tensor(known[name], name=name)) for name in names]
+    outputs = [onnx.ValueInfoProto(name=name) for name in proto.output]
+    graph = onnx.helper.make_graph([proto], "expression", [], outputs, initializers)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+
+
+def _inferred_bytes(proto: onnx.ModelProto) -> float:
+    """Of all outputs; infinite where shape inference cannot tell."""
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    return sum(map(_bytes, inferred.graph.output))
+
+
+def _bytes(info: onnx.ValueInfoProto) -> float:
+    kind = info.type.tensor_type
+    if not kind.HasField("shape") or any(not dim.HasField("dim_value") for dim in kind.shape.dim):
+        return float("inf")
+    return float(prod(dim.dim_value for dim in kind.shape.dim)) * ir.DataType(kind.elem_type).itemsize
+
+
+def _free_name(model: ir.Model, name: str) -> str:
+    taken: Iterable[str] = model.graph.initializers
+    count, free = 1, name
+    while free in taken:
+        count += 1
+        free = f"{name}.{count}"
+    return free

@@ -1,0 +1,33 @@
+"""Recognise networks that are quantised already: their layers have no float weights to factor."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx_ir as ir
+
+from trp_export.errors import UnsupportedError
+from trp_export.graph.weights import DEFAULT_DOMAINS
+
+# Operators that compute in 8 bits, or round activations to them. DequantizeLinear alone only unpacks stored weights.
+_QUANTISED = (
+    *("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"),
+)
+_QUANTISED_ELSEWHERE = ("QGemm", "QLinear", "MatMulNBits", "QAttention", "DynamicQuantize", "QuantizeLinear")
+
+
+def require_float(model: ir.Model) -> None:
+    """Raises UnsupportedError for a quantised network, QDQ or with quantised operators."""
+    found = Counter(node.op_type for node in model.graph.all_nodes() if _is_quantised(node))
+    if found:
+        ((operator, count),) = found.most_common(1)
+        raise UnsupportedError(
+            f"this network is quantised already ({count} {operator}). Start from the float model that it was made "
+            "from; --precision int8 quantises the result again."
+        )
+
+
+def _is_quantised(node: ir.Node) -> bool:
+    if node.domain in DEFAULT_DOMAINS:
+        return node.op_type in _QUANTISED
+    return node.domain == "com.microsoft" and node.op_type.startswith(_QUANTISED_ELSEWHERE)
