@@ -91,7 +91,8 @@ def calibrate(
     ir.external_data.load_to_model(network.model)  # Parts of it are run from memory from here on.
     model, multiple = network.model, fixed_batch(network.model)
     shown, aside = split_images(images, multiple or 1)
-    shapes = infer_value_shapes(model, {model.graph.inputs[0].name or "": (multiple or 1, *images.batch(0, 1).shape[1:])})
+    batch_shape = (multiple or 1, *images.batch(0, 1).shape[1:])
+    shapes = infer_value_shapes(model, {model.graph.inputs[0].name or "": batch_shape})
     names = [node.inputs[0].name or "" for place in network.located for node in place.nodes if node.inputs[0]]
     at_a_time, most_walked = images_to_read(names, shapes), images_to_walk(model, shapes)
     batches, held_out = (tuple(feed(model, part, at_a_time)) if part is not None else () for part in (shown, aside))
@@ -138,7 +139,7 @@ def calibrate(
 def _for_sensitivities(known: CalibrationData, network: Network) -> Sequence[NDArray[Any]]:
     """Held-out images, as many as the network's size allows."""
     layers = sum(place.site.refusal is None for place in network.located)
-    count = _SENSITIVITY_MACS / max(network.macs * layers * _RUNS_PER_LAYER, 1)
+    count = _SENSITIVITY_MACS / max((network.macs or 0) * layers * _RUNS_PER_LAYER, 1)
     count = min(int(np.clip(count, _LEAST_IMAGES, _MOST_IMAGES)), known.most_walked or _MOST_IMAGES)
     return take_images(known.held_out or known.batches, count, whole=known.fixed_batch)
 
