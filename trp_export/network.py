@@ -17,17 +17,11 @@ from trp_export.graph.batch_norm import fold_batch_norm
 from trp_export.graph.cost import count_macs, count_params, name_uncounted
 from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.graph.prepare import LEAST_IR_VERSION, listed_weights, prepare, remove_unused
-from trp_export.graph.shapes import (
-    OPEN_EXTENT,
-    Runs,
-    Shape,
-    infer_shapes,
-    infer_value_shapes,
-    input_shapes,
-    open_extents,
-)
+from trp_export.graph.shapes import Runs, Shape, infer_shapes, infer_value_shapes
 from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.graph.statistics import Statistics, mean_inputs, norm_outputs
+from trp_export.inputs.description import NetworkInputs, describe_inputs
+from trp_export.inputs.options import InputOptions
 from trp_export.load import Source
 from trp_export.lowrank.factor import Float64
 from trp_export.options import Selection
@@ -54,7 +48,8 @@ class Network:
     that nodes work on when the model runs; `macs` is None where these are unknown.
     `means` are the mean inputs of layers, by site name, as far as batch norm tells them; `statistics` those of the
     values that batch norm made, by value name, where it was folded.
-    The model in memory is changed in place by the rewriter; the file stays as it is.
+    `described` are its inputs with all sizes known. The model in memory is changed in place by the rewriter; the file
+    stays as it is.
     """
 
     source: Source
@@ -64,13 +59,18 @@ class Network:
     original: Path
     original_bytes: int
     original_params: int
-    inputs: Mapping[str, Shape]
+    described: NetworkInputs
     shapes: Runs
     located: tuple[LocatedSite, ...]
     macs: int | None
     params: int
     means: Mapping[str, Float64]
     statistics: Mapping[str, Statistics]
+
+    @property
+    def inputs(self) -> dict[str, Shape]:
+        """The shape of each input by name."""
+        return self.described.shapes
 
     def require_macs(self) -> int:
         """`macs`. Raises UnsupportedError where they are unknown."""
@@ -82,19 +82,37 @@ class Network:
         return self.macs
 
 
-def analyse(source: Source, folder: Path, fold: bool = False) -> Network:
-    """Bring the model into normal form and find its layers.
+def normal_form(source: Source) -> Source:
+    """The source with its model in normal form, in which layers and inputs are read. Raises LoadError."""
+    if source.normal:
+        return source
+    listed = listed_weights(source.model) if source.model.ir_version >= LEAST_IR_VERSION else ()
+    model = prepare(source.model)
+    return replace(source, model=model, notes=(*source.notes, *_unlisted(listed)), normal=True)
 
-    `fold` folds batch norm first: what images tell is about outputs as the next layer sees them. The normal form
-    goes to `folder` and is read back lazily, so that weights are in memory only while used.
+
+def analyse(
+    source: Source,
+    folder: Path,
+    inputs: NetworkInputs | None = None,
+    *,
+    data: Mapping[str, Sequence[int]] | None = None,
+    fold: bool = False,
+) -> Network:
+    """Find the layers of a model and what they cost.
+
+    `inputs` describe what the network is fed; sizes that they leave open are those of the `data`, shapes by input
+    name, or else usual ones. `fold` folds batch norm first: what images say is about outputs as the next layer sees
+    them. The model goes to `folder` and is read back lazily, so that weights are in memory only while used.
     """
+    source = normal_form(source)
+    prepared = source.model
+    inputs = inputs or describe_inputs(prepared, _options_of(source))
     original = source.path or folder / "dense.onnx"
     file = folder / ("folded.onnx" if fold else "dense.onnx")
-    listed = listed_weights(source.model) if source.model.ir_version >= LEAST_IR_VERSION else ()
-    prepared = prepare(source.model)
-    inputs = input_shapes(prepared, source.input_shape)
-    _require_bounded(infer_value_shapes(prepared, inputs))
-    means = mean_inputs(find_sites(prepared, infer_shapes(prepared, inputs)))
+    usual = inputs.completed(data)
+    _require_bounded(infer_value_shapes(prepared, usual.shapes))
+    means = mean_inputs(find_sites(prepared, infer_shapes(prepared, usual.shapes)))
     original_params = count_params(prepared)
     statistics: Mapping[str, Statistics] = {}
     if fold:
@@ -105,16 +123,16 @@ def analyse(source: Source, folder: Path, fold: bool = False) -> Network:
         remove_unused(prepared)
     save_model(prepared, file, apart=True)
     model = ir.load(file)
-    inputs, shapes = _run_or_infer(model, source, file)
+    completed, shapes = _run_or_infer(model, file, inputs, data)
     return Network(
         source=replace(source, model=model),
         model=model,
-        notes=(*source.notes, *_unlisted(listed), *_assumed(model, source, inputs), *_uncounted(model, shapes)),
+        notes=(*source.notes, *completed.notes, *_uncounted(model, shapes)),
         file=file,
         original=original,
         original_bytes=source.bytes or size_bytes(original),
         original_params=original_params,
-        inputs=inputs,
+        described=completed,
         shapes=shapes,
         located=find_sites(model, shapes),
         macs=count_macs(model, shapes),
@@ -166,31 +184,28 @@ def measured_macs(model: ir.Model, inputs: Mapping[str, Shape], file: Path) -> i
     return count_macs(model, read_runs(model, file, inputs))
 
 
-def _run_or_infer(model: ir.Model, source: Source, file: Path) -> tuple[dict[str, Shape], Runs]:
-    """The shapes of the inputs and the runs of the nodes; of the sizes for open extents the first that runs."""
-    extents = (OPEN_EXTENT, *_OTHER_EXTENTS) if open_extents(model, source.input_shape) else (OPEN_EXTENT,)
-    for extent in extents:
-        inputs = input_shapes(model, source.input_shape, extent)
+def _options_of(source: Source) -> InputOptions:
+    return InputOptions(((None, source.input_shape),) if source.input_shape is not None else ())
+
+
+def _run_or_infer(
+    model: ir.Model, file: Path, inputs: NetworkInputs, data: Mapping[str, Sequence[int]] | None
+) -> tuple[NetworkInputs, Runs]:
+    """The inputs with all sizes and the runs of the nodes; of the usual sizes for open ones the first that runs."""
+    usual = inputs.completed(data)
+    candidates = [usual, *(inputs.completed(data, extent) for extent in _OTHER_EXTENTS)]
+    for completed in candidates[:1] if candidates[0].shapes == candidates[1].shapes else candidates:
         try:
-            return inputs, measure_shapes(file, inputs)
-        except CannotRunError:
+            return completed, measure_shapes(file, completed.shapes, completed.feeds())
+        except (CannotRunError, UnsupportedError):
             continue
-    inputs = input_shapes(model, source.input_shape)
-    return inputs, infer_shapes(model, inputs)
+    return usual, infer_shapes(model, usual.shapes)
 
 
 def _unlisted(listed: Sequence[str]) -> tuple[str, ...]:
     if not listed:
         return ()
     return (f"the {len(listed)} weights that the file lists as inputs, {listed[0]} first, cannot be fed any longer",)
-
-
-def _assumed(model: ir.Model, source: Source, inputs: Mapping[str, Shape]) -> tuple[str, ...]:
-    names = open_extents(model, source.input_shape)
-    if not names:
-        return ()
-    listed = " and ".join(f"{name} as {'x'.join(map(str, inputs[name]))}" for name in names)
-    return (f"the model leaves sizes of its inputs open; MACs are counted with {listed}. --shape sets other sizes",)
 
 
 def _uncounted(model: ir.Model, shapes: Runs) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import Final, Literal, get_args
 
 from trp_export.errors import OptionError
 from trp_export.flags import InvalidOptionError, flag, group, one_of, optional
+from trp_export.inputs.options import InputOptions
 from trp_export.inputs.preprocessing import SECTION as PREPROCESSING
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.lowrank.names import SCHEME_CHOICES
@@ -24,21 +25,12 @@ OUTPUT, BENCHMARK, OTHER = "Output", "Benchmark", "Other"
 SECTIONS = (FIRST, SIZE, LAYERS, MODEL, CALIBRATION, PREPROCESSING, OUTPUT, BENCHMARK, OTHER)
 
 
-def read_shape(text: str) -> tuple[int, ...]:
-    """A shape such as 1,3,224,224 or 1x3x224x224. Raises ValueError."""
-    parts = text.replace("x", ",").split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(f"{text!r} is not a shape such as 1,3,224,224.")
-    return tuple(int(part) for part in parts)
-
-
-def _write_shape(shape: tuple[int, ...]) -> str:
-    return ",".join(map(str, shape))
-
-
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How to read a model. Only files that are not ONNX need the architecture."""
+    """How to read a model. Only files that are not ONNX need the architecture.
+
+    `input_shape` is the shape of the example input of a PyTorch model; `Options.inputs` goes before it.
+    """
 
     arch: str | None = flag(
         "--arch",
@@ -47,15 +39,7 @@ class LoadOptions:
         metavar="NAME",
         default=None,
     )
-    input_shape: tuple[int, ...] | None = flag(
-        "--shape",
-        "Shape of the input. Default: the architecture's, or the file's.",
-        section=MODEL,
-        read=read_shape,
-        write=_write_shape,
-        metavar="N,C,H,W",
-        default=None,
-    )
+    input_shape: tuple[int, ...] | None = None
     static: bool = flag(
         "--static", "Fix the batch size to that of the shape (PyTorch models).", section=MODEL, kind="on", default=False
     )
@@ -364,6 +348,7 @@ class Options:
     )
     selection: Selection = group(Selection)
     load: LoadOptions = group(LoadOptions)
+    inputs: InputOptions = group(InputOptions)
     preprocessing: Preprocessing = group(Preprocessing)
     report: Path | None = flag(
         "--report", "Also write an HTML page with plots.", section=OUTPUT, read=Path, metavar="FILE", default=None
@@ -376,6 +361,12 @@ class Options:
     def effective_rule(self) -> Rule:
         """The rule, or without one the plan inside the checkpoint."""
         return self.rule or OwnPlan()
+
+    @property
+    def load_with_shape(self) -> LoadOptions:
+        """How to read the model, with the shape of its first input where the user gave one."""
+        shape = self.inputs.first_shape
+        return self.load if shape is None else replace(self.load, input_shape=shape)
 
     @property
     def images_for_report(self) -> Images | Calibration | None:

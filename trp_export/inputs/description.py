@@ -66,8 +66,8 @@ class NetworkInputs:
         """Raises KeyError."""
         return next((spec for spec in self.specs if spec.name == name), None) or _missing(name)
 
-    def completed(self, data: Mapping[str, Sequence[int]] | None = None) -> NetworkInputs:
-        """The same with every size known: that of the `data` (shape by input name), else 224, and 1 for the batch.
+    def completed(self, data: Mapping[str, Sequence[int]] | None = None, extent: int = OPEN_EXTENT) -> NetworkInputs:
+        """The same with every size known: that of the `data` (shape by input name), else `extent`; 1 for the batch.
 
         Sizes that the user gave stay. A note names the inputs whose sizes were assumed. The size of the data's batch
         is not taken. Raises OptionError where the data do not fit.
@@ -77,10 +77,10 @@ class NetworkInputs:
             sized = _with_sizes(self[name], (None, *shape[1:]) if self[name].batched else tuple(shape), "the data")
             specs = [_agreeing(spec, sized) for spec in specs]
         assumed = [spec for spec in specs if _open_sizes(spec)]
-        notes = (_assumed(assumed),) if assumed else ()
+        notes = (_assumed(assumed, extent),) if assumed else ()
         done: list[InputSpec] = []
         for spec in specs:
-            done = [*done, _filled(spec, _sizes_by_symbol([*specs, *done]))]
+            done = [*done, _filled(spec, _sizes_by_symbol([*specs, *done]), extent)]
         return replace(self, specs=tuple(done), notes=(*self.notes, *notes))
 
     def feeds(self, seed: int = 0, batch: int | None = None) -> dict[str, Array]:
@@ -239,21 +239,20 @@ def _open_sizes(spec: InputSpec) -> bool:
     return spec.shape is not None and None in spec.shape[1 if spec.batched else 0 :]
 
 
-def _filled(spec: InputSpec, known: Mapping[str, int]) -> InputSpec:
+def _filled(spec: InputSpec, known: Mapping[str, int], extent: int) -> InputSpec:
     spec = _with_symbols(spec, known)
     if spec.shape is None:
         return spec
-    batch = BATCH if spec.batched else OPEN_EXTENT
-    defaults = (batch, *(OPEN_EXTENT for _ in spec.shape[1:]))
+    defaults = (BATCH if spec.batched else extent, *(extent for _ in spec.shape[1:]))
     filled = tuple(size or default for size, default in zip(spec.shape, defaults, strict=True))
     return replace(spec, shape=filled, channels=filled[CHANNEL_AXES[spec.layout]] if spec.is_image else None)
 
 
-def _assumed(specs: Sequence[InputSpec]) -> str:
+def _assumed(specs: Sequence[InputSpec], extent: int) -> str:
     named = ", ".join(f"{spec.name} {spec.show()}" for spec in specs)
-    example = _text(specs[0].name, [size or BATCH if index == 0 else size or OPEN_EXTENT
+    example = _text(specs[0].name, [size or BATCH if index == 0 else size or extent
                                     for index, size in enumerate(specs[0].shape or ())])  # fmt: skip
-    return f"the file leaves sizes of {named} open: {OPEN_EXTENT} is used for them; --shape {example} sets others"
+    return f"the file leaves sizes of {named} open: {extent} is used for them; --shape {example} sets others"
 
 
 def _text(name: str, sizes: Sequence[int]) -> str:

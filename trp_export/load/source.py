@@ -24,7 +24,7 @@ class Source:
     """A model with what its file tells about it.
 
     `path` is the ONNX file itself where the source is one, `bytes` its size with its external data.
-    `plan` is the plan stored in a checkpoint.
+    `plan` is the plan stored in a checkpoint. `normal` is true once the model is in normal form.
     """
 
     name: str
@@ -39,3 +39,4 @@ class Source:
     classes: tuple[str, ...] = ()
     plan: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = field(default=())
+    normal: bool = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,12 @@ from trp_export.calibration.moments import Moments, calibration_remarks, gather_
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
 from trp_export.graph.shapes import infer_value_shapes
-from trp_export.inputs.images import ImageSet, load_images
-from trp_export.inputs.preprocessing import Preprocessing
+from trp_export.inputs.description import NetworkInputs
+from trp_export.inputs.image_set import ImageSet
+from trp_export.inputs.images import load_images
+from trp_export.load import Source
 from trp_export.network import Network
-from trp_export.options import Calibration
+from trp_export.options import Calibration, Options
 from trp_export.planning.budgets import Damage, lost_energy, measured_damage
 from trp_export.planning.curves import Layer
 from trp_export.rules import Rule
@@ -76,18 +77,18 @@ class CalibrationData:
 def calibrate(
     network: Network,
     layers: Sequence[Layer],
+    images: ImageSet | None,
     calibration: Calibration,
-    preprocessing: Preprocessing,
     rule: Rule,
     progress: Progress,
 ) -> tuple[CalibrationData, tuple[Layer, ...]]:
     """Run the images through the network; the layers' curves then speak of kept output, not of kept weight.
 
-    One image in four is held out: errors and damage are measured on these.
+    Without `images` they are synthesised. One image in four is held out: errors and damage are measured on these.
     """
     if calibration.tune is not None:
         require("--tune", "torch")
-    images = _images(network, calibration, preprocessing, progress)
+    images = images or _synthetic_images(network, calibration, progress)
     ir.external_data.load_to_model(network.model)  # Parts of it are run from memory from here on.
     model, multiple = network.model, fixed_batch(network.model)
     shown, aside = split_images(images, multiple or 1)
@@ -150,19 +151,32 @@ def _saved_statistics(calibration: Calibration) -> tuple[dict[str, Moments], ...
     return (load_moments(file),) if file is not None and file.exists() else ()
 
 
-def _images(network: Network, calibration: Calibration, preprocessing: Preprocessing, progress: Progress) -> ImageSet:
-    shape = next(iter(network.inputs.values()))
-    if not isinstance(calibration.path, Path):
-        require("--calib synthetic", "torch")
-        with held_back():
-            from trp_export.recover.synthetic import affordable, synthetic_images
-
-        count, told = calibration.count or affordable(network.macs or 1), partial(progress, "synthesise images")
-        return synthetic_images(network.model, network.statistics, shape, count, seed=calibration.seed, progress=told)
+def open_images(inputs: NetworkInputs, source: Source, options: Options) -> ImageSet | None:
+    """The calibration images that the user gave; None without any. Raises LoadError for images that do not fit."""
+    calibration = options.calibration
+    if calibration is None or calibration.synthetic:
+        return None
     return load_images(
         calibration.path,
-        preprocessing.or_else(network.source.mean, network.source.std),
-        input_shape=(None, *shape[1:]),
+        options.preprocessing.or_else(source.mean, source.std),
+        spec=inputs.image,
         count=calibration.count or _MOST_CALIBRATION_IMAGES,
         seed=calibration.seed,
     )
+
+
+def shapes_of(images: ImageSet | None) -> dict[str, tuple[int, ...]]:
+    """The shape of one image by the name of its input, for sizes that the model leaves open."""
+    if images is None or images.spec is None:
+        return {}
+    return {images.spec.name: images.batch(0, 1).shape}
+
+
+def _synthetic_images(network: Network, calibration: Calibration, progress: Progress) -> ImageSet:
+    require("--calib synthetic", "torch")
+    with held_back():
+        from trp_export.recover.synthetic import affordable, synthetic_images
+
+    shape = next(iter(network.inputs.values()))
+    count, share = calibration.count or affordable(network.macs or 1), partial(progress, "synthesise images")
+    return synthetic_images(network.model, network.statistics, shape, count, seed=calibration.seed, progress=share)

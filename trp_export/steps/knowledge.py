@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from trp_export.errors import OptionError
+from trp_export.inputs.image_set import ImageSet
 from trp_export.network import Network, left_out
 from trp_export.options import Options
 from trp_export.planning.budgets import Damage, lost_energy
@@ -76,15 +77,18 @@ class Knowledge:
 
 
 def learn(
-    network: Network, layers: Sequence[Layer], saved: Sequence[Choice], options: Options, work: Workspace
+    network: Network,
+    layers: Sequence[Layer],
+    images: ImageSet | None,
+    saved: Sequence[Choice],
+    options: Options,
+    work: Workspace,
 ) -> Knowledge:
     """Evaluate the original, run calibration images, measure latencies: whatever the options need."""
     evaluator, notes = _evaluator(network, options, work.progress)
     data, layers = None, tuple(layers)
     if options.calibration is not None:
-        data, layers = calibrate(
-            network, layers, options.calibration, options.preprocessing, options.effective_rule, work.progress
-        )
+        data, layers = calibrate(network, layers, images, options.calibration, options.effective_rule, work.progress)
         notes = (*notes, *_same_images(options), *data.notes)
     align = options.selection_with_int8_alignment.align
     knowledge = Knowledge(
