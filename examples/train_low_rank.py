@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from models_zoo import find_architecture
 from training import TRP, TRPSettings
-from trp_export import Benchmark, Energy, LoadOptions, Options, compress
+from trp_export import Benchmark, Energy, InputOptions, Options, compress
 
 ZOO = Path(__file__).resolve().parents[1] / "models_zoo"
 
@@ -56,7 +56,7 @@ def main(folder: Path, steps: int = 20) -> None:
         network.eval(),
         Options(
             rule=Energy(0.999999),  # the ranks that training left, exactly
-            load=LoadOptions(input_shape=(1, 3, 32, 32)),
+            inputs=InputOptions.of(1, 3, 32, 32),
             benchmark=Benchmark(run=False),
             output=folder / "resnet20.onnx",
         ),

@@ -11,6 +11,7 @@ import pytest
 from trp_export.cli.export import command
 from trp_export.command_line import command_line
 from trp_export.flags import build
+from trp_export.inputs.options import InputOptions
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.load import Source
 from trp_export.options import Benchmark, Calibration, Images, LoadOptions, Options, Selection, Tuning
@@ -28,7 +29,11 @@ SOURCE = Source("a net", ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), pa
         Options(Threshold(3.5, absolute=True), selection=Selection(align="auto")),
         Options(Rank(7), benchmark=Benchmark(run=False)),
         Options(Macs(1.5), benchmark=Benchmark(threads=4, budget_s=2.5, require=True)),
-        Options(SavedPlan(Path("plan.json")), load=LoadOptions("resnet20", (1, 3, 32, 32), True, True)),
+        Options(
+            SavedPlan(Path("plan.json")),
+            load=LoadOptions("resnet20", None, True, True),
+            inputs=InputOptions.of(1, 3, 8, 8),
+        ),
         Options(MaxDrop(0.5), images=Images(Path("i.npz"))),
         Options(MaxDrop(2, "params"), images=Images(Path("i.npz"))),
         Options(

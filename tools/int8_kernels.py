@@ -26,11 +26,12 @@ from common import append, missing, read
 from trp_export import Benchmark, Options, Selection, compress
 from trp_export.graph.model_files import save_model
 from trp_export.graph.sites import find_sites
+from trp_export.inputs.options import InputOptions
 from trp_export.latency.search import plan_for_speedup
 from trp_export.latency.session import open_latency
 from trp_export.load import load
 from trp_export.network import analyse, measure_layers
-from trp_export.options import LatencyTables, LoadOptions
+from trp_export.options import LoadOptions
 from trp_export.planning.budgets import lost_energy
 from trp_export.precision.convert import convert
 from trp_export.precision.ranges import METHODS, gather_spreads
@@ -121,7 +122,7 @@ def save_resnet18(path: Path) -> None:
     torch.manual_seed(0)
     compress(
         torchvision.models.resnet18(weights=None).eval(),
-        Options(rule=Energy(1.0), load=LoadOptions(input_shape=(1, 3, 224, 224)), benchmark=Benchmark(run=False),
+        Options(rule=Energy(1.0), inputs=InputOptions.of(1, 3, 224, 224), benchmark=Benchmark(run=False),
                 output=path),
     )  # fmt: skip
     model = ir.load(path)

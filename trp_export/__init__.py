@@ -20,6 +20,7 @@ if "onnxruntime" in sys.modules:
     sys.modules["onnxruntime"].disable_telemetry_events()
 
 if TYPE_CHECKING:
+    from trp_export.inputs.options import InputOptions
     from trp_export.inputs.preprocessing import Preprocessing
     from trp_export.options import (
         Benchmark,
@@ -43,6 +44,7 @@ _HOMES = {
     "Bundle": _OPTIONS,
     "Calibration": _OPTIONS,
     "Images": _OPTIONS,
+    "InputOptions": "trp_export.inputs.options",
     "LoadOptions": _OPTIONS,
     "Options": _OPTIONS,
     "Selection": _OPTIONS,
@@ -69,6 +71,7 @@ __all__ = [
     "Calibration",
     "Energy",
     "Images",
+    "InputOptions",
     "LoadOptions",
     "Macs",
     "MaxDrop",

@@ -29,7 +29,7 @@ SECTIONS = (FIRST, SIZE, LAYERS, MODEL, CALIBRATION, PREPROCESSING, OUTPUT, BENC
 class LoadOptions:
     """How to read a model. Only files that are not ONNX need the architecture.
 
-    `input_shape` is the shape of the example input of a PyTorch model; `Options.inputs` goes before it.
+    `input_shape` is the shape of the example input of a PyTorch model; `Options` takes it from its `inputs`.
     """
 
     arch: str | None = flag(
@@ -420,6 +420,8 @@ class Options:
             raise InvalidOptionError("{images} and {evaluate} both measure what is lost; give one.")
         if self.effective_rule.largest_drop is not None and self.images is None and self.evaluate is None:
             raise InvalidOptionError("a limit on the drop needs a measure of what is lost; give {images} PATH.")
+        if self.load.input_shape is not None:
+            raise InvalidOptionError("{load.input_shape} belongs into inputs: inputs=InputOptions.of(1, 3, 224, 224).")
         self._require_used_preprocessing()
 
     def _require_used_preprocessing(self) -> None:

@@ -89,7 +89,7 @@ def test_a_plan_by_hand_may_add_pairs_up(trp: Command, model: Path, tmp_path: Pa
 def test_where_no_layer_gains_the_prepared_original_is_written(trp: Command, model: Path, tmp_path: Path) -> None:
     outcome = trp("model.onnx", "--energy", "1", "--skip", "*", "--no-bench")
     assert outcome.code == 0
-    assert "gains under this rule" in " ".join(outcome.out.split())
+    assert "becomes smaller under this rule" in " ".join(outcome.out.split())
     made = tmp_path / "model.trp.onnx"
     assert "BatchNormalization" not in operators(made)
     (wanted,), (got,) = run(model, noise(build())), run(made, noise(build()))
@@ -158,7 +158,7 @@ def test_an_older_result_is_replaced_and_survives_a_failure(trp: Command, model:
         (["--energy", "0.9", "--enrgy", "1"], "No such option"),
         (["--energy", "0.9", "--mean", "0.5"], "give --calib, --eval or --bundle"),
         (["--energy", "0.9", "--shape", "1,3,x"], "is not a shape such as 1,3,224,224"),
-        (["--energy", "0.9", "--shape", "1,4,12,12"], "does not fit input image, which is ?,3,12,12"),
+        (["--energy", "0.9", "--shape", "1,4,12,12"], "does not fit input image, which is (N, 3, 12, 12)"),
         (["--energy", "0.9", "--shape", "1,3"], "does not fit input image"),
         (["--energy", "0.9", "--arch", "resnet20"], "--arch is for PyTorch weights"),
         (["--energy", "0.9", "--report", "model.trp.onnx"], "is the same file as another output"),
@@ -176,7 +176,7 @@ def test_a_missing_argument_is_named(refuses: Command) -> None:
 
 
 def test_missing_and_unreadable_files(refuses: Command, tmp_path: Path) -> None:
-    assert "nothing.onnx cannot be read: No such file" in refuses(3, "nothing.onnx", *RULE)
+    assert "nothing.onnx does not exist" in refuses(3, "nothing.onnx", *RULE)
     (tmp_path / "folder.onnx").mkdir()
     assert "folder.onnx is a folder" in refuses(3, "folder.onnx", *RULE)
     (tmp_path / "empty.onnx").touch()
@@ -203,7 +203,7 @@ def test_models_that_are_not_sound(refuses: Command, tmp_path: Path) -> None:
     cases["opset"] = (4, proto, "uses opset 9999; the installed onnx knows up to")
     proto = build()
     proto.opset_import[0].version = 5
-    cases["old"] = (4, proto, "uses opset 5; 7 is the least")
+    cases["old"] = (4, proto, "uses opset 5; at least 7 is needed")
     proto = build()
     del proto.opset_import[:]
     cases["none"] = (3, proto, "does not say which opset")
@@ -255,7 +255,7 @@ def test_an_input_of_absurd_size(refuses: Command, tmp_path: Path) -> None:
     text = """<ir_version: 8, opset_import: ["" : 17]> net (float[N, 3, H, W] x) => (float[N, M, H, W] y)
     <float[8, 3, 3, 3] w> { y = Conv (x, w) }"""
     save(build(text), tmp_path / "model.onnx")
-    assert "more than 4 GiB" in refuses(4, "model.onnx", *RULE, "--shape", "1,3,99999,99999")
+    assert "2,147,483,648 elements" in refuses(2, "model.onnx", *RULE, "--shape", "1,3,99999,99999")
 
 
 def test_plans_that_cannot_be_read_or_do_not_fit(refuses: Command, model: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from torch import nn
 from models_zoo import find_architecture
 from trp_export import Benchmark, Options, Rank, compress
 from trp_export.errors import OptionError
-from trp_export.options import LoadOptions
+from trp_export.inputs.options import InputOptions
 
 RULE = ("--rank", "4", "--no-bench", "--json")
 
@@ -83,7 +83,7 @@ def test_a_head_of_another_size_is_built_to_fit(trp: Command, tmp_path: Path) ->
 def test_a_module_in_memory_keeps_its_mode_and_answers(tmp_path: Path) -> None:
     module = small_net().train()
     options = Options(
-        rule=Rank(99), load=LoadOptions(input_shape=(1, 3, 8, 8)), benchmark=Benchmark(run=False),
+        rule=Rank(99), inputs=InputOptions.of(1, 3, 8, 8), benchmark=Benchmark(run=False),
         output=tmp_path / "net.onnx",
     )  # fmt: skip
     report = compress(module, options)

@@ -80,6 +80,11 @@ class InputOptions:
         if self.layout is not None and self.layout not in get_args(Layout):
             raise InvalidOptionError(f"{{layout}} must be {' or '.join(get_args(Layout))}, not {self.layout}.")
 
+    @classmethod
+    def of(cls, *sizes: int, name: str | None = None) -> InputOptions:
+        """Sizes of one input: of the first one without a name, as in `InputOptions.of(1, 3, 224, 224)`."""
+        return cls(((name, sizes),))
+
     @property
     def first_shape(self) -> tuple[int, ...] | None:
         """The sizes given for the first input without its name, else for the only named input."""
