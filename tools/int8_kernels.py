@@ -106,8 +106,15 @@ def plan_resnet18(options: argparse.Namespace) -> None:
     with TemporaryDirectory() as folder:
         network = analyse(load(source, LoadOptions()), Path(folder))
         layers = measure_layers(network, Selection(), (), lambda step, share: None)
-        table = LatencyTables(), "int8", Path(folder), lambda step, share: None
-        latency = open_latency(network, layers, Selection(), Benchmark(), *table)
+        latency = open_latency(
+            network,
+            layers,
+            selection=Selection(),
+            benchmark=Benchmark(),
+            precision="int8",
+            folder=Path(folder),
+            progress=lambda step, share: None,
+        )
         for name, ratio in PLANNED.items():
             plan = plan_for_speedup(layers, latency, ratio, lost_energy)
             print(f"{name}: {latency.forecast(plan)}")
