@@ -21,7 +21,18 @@ import data
 import numpy as np
 from common import CIFAR_RESNETS, IMAGENET, Listed, Workshop, accuracy, append, draw_images, missing, read
 
-from trp_export import Benchmark, Calibration, Energy, LoadOptions, Macs, Options, Selection, Tuning, compress
+from trp_export import (
+    Benchmark,
+    Calibration,
+    Energy,
+    LoadOptions,
+    Macs,
+    Options,
+    Preprocessing,
+    Selection,
+    Tuning,
+    compress,
+)
 from trp_export.inputs.images import load_images
 from trp_export.lowrank.schemes import describe
 from trp_export.options import SYNTHETIC
@@ -129,7 +140,7 @@ def workshop(network: str, method: Method, draw: int, folder: Path) -> Workshop:
         load=LoadOptions(arch=network),
         selection=Selection(scheme=method.scheme),
         calibration=Calibration(path, count=IMAGES, seed=draw, recover=method.refit) if path else None,
-        preprocessing=IMAGENET,
+        preprocessing=IMAGENET if path and path != SYNTHETIC else Preprocessing(),
         benchmark=Benchmark(run=False),
     )
     shop = Workshop(data.network(network), options, folder, fold=method.fold)

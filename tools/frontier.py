@@ -6,8 +6,8 @@ budgets, on training images that did not calibrate.
     python tools/frontier.py report --out docs/assets          # table and picture
 
 Networks, images and figures are in runs/frontier; existing files are used again. 1,024 images of the training files 1
-to 4 calibrate, 2,500 of file 5 evaluate. The networks were trained on those too, so the figures compare networks but say
-nothing about accuracy on new images. No test image is used.
+to 4 calibrate, 2,500 of file 5 evaluate. The networks were trained on those too, so the figures compare networks but
+say nothing about accuracy on new images. No test image is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import click
 import data
 import numpy as np
-from common import CIFAR_RESNETS
+from common import CIFAR_RESNETS, IMAGENET
 
 from trp_export import Benchmark, Energy, Images, MaxDrop, Options, Selection, compress
 from trp_export.bench import compare, median, ratio

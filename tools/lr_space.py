@@ -21,7 +21,7 @@ import data
 import numpy as np
 from common import CIFAR_RESNETS, IMAGENET, Listed, Workshop, accuracy, append, missing, read
 
-from trp_export import Benchmark, Calibration, LoadOptions, Macs, Options, Selection
+from trp_export import Benchmark, Calibration, LoadOptions, Macs, Options, Preprocessing, Selection
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.errors import OptionError
 from trp_export.inputs.images import load_images
@@ -83,7 +83,7 @@ class Bench:
             load=LoadOptions(arch=name),
             selection=Selection(scheme="all"),
             calibration=calibration,
-            preprocessing=IMAGENET,
+            preprocessing=IMAGENET if images else Preprocessing(),
             benchmark=Benchmark(run=False),
         )
         self.shop = Workshop(data.network(name), options, folder, fold=images > 0)

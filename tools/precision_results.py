@@ -25,7 +25,7 @@ import numpy as np
 import onnx_ir as ir
 from common import CIFAR_RESNETS, IMAGENET, Listed, accuracy, append, draw_images, missing, read
 
-from trp_export import Benchmark, Options, Selection, compress
+from trp_export import Benchmark, Options, Preprocessing, Selection, compress
 from trp_export.calibration.divergence import agreement, divergence
 from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.graph.weights import set_value
@@ -111,7 +111,7 @@ def export(settings: Settings, model: Path, ratio: float, output: Path) -> None:
             rule=Macs(ratio) if ratio > 1 else Energy(1.0),
             load=LoadOptions(arch=arch),
             calibration=calibration,
-            preprocessing=IMAGENET,
+            preprocessing=IMAGENET if calibration else Preprocessing(),
             selection=Selection(align=INT8_CHANNELS),
             benchmark=Benchmark(run=False),
             output=output,

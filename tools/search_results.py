@@ -24,7 +24,7 @@ from common import CIFAR_RESNETS, IMAGENET, Listed, Workshop, accuracy, append, 
 
 from training.search.options import SearchOptions
 from training.search.run import run_search
-from trp_export import Benchmark, Calibration, LoadOptions, Macs, Options, Selection
+from trp_export import Benchmark, Calibration, LoadOptions, Macs, Options, Preprocessing, Selection
 from trp_export.inputs.images import load_images
 from trp_export.lowrank.schemes import describe
 from trp_export.options import SYNTHETIC
@@ -137,7 +137,7 @@ class Bench:
                 calibration=Calibration(
                     self.images if self.kind == "real" else SYNTHETIC, count=IMAGES, seed=self.draw
                 ),
-                preprocessing=IMAGENET,
+                preprocessing=IMAGENET if self.kind == "real" else Preprocessing(),
                 benchmark=Benchmark(run=False),
             )
             self.shops[scheme] = Workshop(data.network(self.network), options, place)
