@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow check docs bench clean
+.PHONY: demo test test-slow check docs results bench clean
 demo: $(VENV)/.installed
 	$(BIN)/python tools/demo.py
 
@@ -38,6 +38,10 @@ docs: $(VENV)/.installed-docs
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch,plot,docs]'
 	touch $@
+
+# The commands that repeat each page of docs/results. tools/data.py fetches what they need.
+results:
+	@grep -oHE '^    .*python tools/.*' docs/results/*.md | sed 's/:  */: /'
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python tools/bench_export.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import subprocess
 import sys
@@ -22,7 +23,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-SHARED = Path(__file__).parent.parent.parent / "shared"
+# Copies of the data and networks of tools/data.py.
+SHARED = Path(os.environ.get("TRP_DATA") or Path(__file__).parents[2] / "shared")
 
 
 @pytest.fixture

@@ -9,13 +9,14 @@ one another.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+import click
 
 PACKAGES = ("trp_export", "training", "models_zoo")
 # Runs the command and prints how many modules and functions of the package it entered.
@@ -40,12 +41,11 @@ print(code, len({name for name, _ in entered}), len(entered), file=sys.stderr)
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[1])
-    parser.add_argument("--model", type=Path, help="the ONNX file of the traced export; default: a small one is made")
-    options = parser.parse_args()
-    root: Path = options.root
+@click.command()
+@click.option("--root", type=click.Path(path_type=Path), default=Path(__file__).resolve().parents[1])
+@click.option("--model", type=click.Path(path_type=Path), help="The ONNX file of the traced export; else a small one.")
+def main(root: Path, model: Path | None) -> None:
+    """Count what docs/architecture.md states."""
     imports = {name: set(_imports(path, name, root)) for name, path in _modules(root).items()}
     arrows = {(_box(a), _box(b)) for a, found in imports.items() for b in found if _box(a) != _box(b)}
     print(f"boxes: {len({_box(name) for name in imports})}")
@@ -54,7 +54,7 @@ def main() -> None:
     for folder in ("trp_export", "training", "tools"):
         lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (root / folder).rglob("*.py"))
         print(f"lines in {folder}/: {lines:,}")
-    modules, functions = _traced(root, options.model)
+    modules, functions = _traced(root, model)
     print(f"modules entered by an export with --energy 0.9 --no-bench: {modules}")
     print(f"functions entered by it: {functions}")
 

@@ -1,15 +1,13 @@
-"""What images cost: seconds and peak memory of every step of an export with --calib, for several counts of images.
+"""The cost of images: seconds and peak memory of every step of an export with --calib, for several counts of images.
 
-    python tools/bench_calibration.py resnet20 --counts 256 512 1024 [--plan-only]
-    python tools/bench_calibration.py resnet50 --counts 16 32 64 128 [--plan-only] [--model resnet50.onnx]
+    python tools/bench_calibration.py resnet20 --counts 256,512,1024 [--plan-only]
+    python tools/bench_calibration.py resnet50 --counts 16,32,64,128 [--plan-only] [--model resnet50.onnx]
 
-The images are noise and the weights random: neither changes the cost. Every count runs in a fresh process; what is
-left of a count's steps is counted once for all images (export, plan, singular values). Linux only.
+Images are noise and weights random, which does not change the cost. Each count runs in a new process. Linux only.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import subprocess
@@ -18,24 +16,35 @@ import tempfile
 import time
 from pathlib import Path
 
+import click
 import numpy as np
+from common import Listed
 
 ARCHITECTURES = {"resnet20": (3, 32, 32), "resnet50": (3, 224, 224)}
 PEAK = Path("/proc/self/status")
 
 
-def main() -> None:
-    options = parse_options()
+@click.command()
+@click.argument("network", type=click.Choice(list(ARCHITECTURES)))
+@click.option("--counts", type=Listed(int), default=(128,), help="How many images, such as 256,512.")
+@click.option("--model", type=click.Path(path_type=Path), help="An ONNX file of that network; else one is exported.")
+@click.option("--plan-only", is_flag=True, help="Stop after moments and sensitivities.")
+@click.option("--in-process", type=int, hidden=True)
+def main(network: str, counts: tuple[int, ...], model: Path | None, plan_only: bool, in_process: int | None) -> None:
+    """Seconds and peak memory of every step of an export with --calib."""
+    if in_process and model is not None:
+        measure(model, ARCHITECTURES[network], in_process, plan_only)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        model = options.model or make_model(options.network, Path(folder, f"{options.network}.onnx"))
+        model = model or make_model(network, Path(folder, f"{network}.onnx"))
         print(f"{platform.machine()}, {os.cpu_count()} cores, {platform.platform()}")
-        for count in options.counts:
-            own = [sys.executable, __file__, options.network, "--model", str(model), "--in-process", str(count)]
-            subprocess.run([*own, *(["--plan-only"] if options.plan_only else [])], check=True)
+        for count in counts:
+            command = [sys.executable, __file__, network, "--model", str(model), "--in-process", str(count)]
+            subprocess.run([*command, *(["--plan-only"] if plan_only else [])], check=True)
 
 
 def make_model(name: str, path: Path) -> Path:
-    """Random weights; any number of images at a time."""
+    """An ONNX file with random weights and an open batch size."""
     import torch
 
     from models_zoo import find_architecture
@@ -55,7 +64,7 @@ def make_model(name: str, path: Path) -> Path:
 
 
 class Clock:
-    """Progress that notes when a step gives way to the next, and the peak memory within it."""
+    """Progress that prints the time and the peak memory of each step when it ends."""
 
     def __init__(self) -> None:
         self.step, self.begun = "", time.monotonic()
@@ -105,19 +114,5 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("network", choices=ARCHITECTURES)
-    parser.add_argument("--counts", nargs="+", type=int, default=[128])
-    parser.add_argument("--model", type=Path, help="an ONNX file of that network, else one is exported")
-    parser.add_argument("--plan-only", action="store_true", help="stop after moments and sensitivities")
-    parser.add_argument("--in-process", type=int, help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
-    arguments = parse_options()
-    if arguments.in_process:
-        measure(arguments.model, ARCHITECTURES[arguments.network], arguments.in_process, arguments.plan_only)
-    else:
-        main()
+    main()

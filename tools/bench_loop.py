@@ -19,8 +19,6 @@ import click
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 BATCH, SIDE = 128, 32
 TRP = ("--scheme", "spatial", "--macs", "2", "--period", "20", "--nuclear", "6e-3")
 CONTESTANTS = {

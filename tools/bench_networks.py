@@ -1,17 +1,16 @@
 """The tables and pictures of docs/results/schemes.md: four networks, every scheme, ranks free and aligned.
 
     python tools/bench_networks.py export      dense models and their low-rank versions, by trp-export, random weights
-    python tools/bench_networks.py count       ARM instructions of each (trp-bench --device arm); needs no quiet machine
-    python tools/bench_networks.py time        latency ratios, one and two threads; wants a quiet machine
+    python tools/bench_networks.py count       ARM instructions of each (trp-bench --device arm); also on a busy machine
+    python tools/bench_networks.py time        latency ratios, one and two threads; needs a quiet machine
     python tools/bench_networks.py pictures    trp-bench --profile --plot for one version of each network
-    python tools/bench_networks.py tables      docs/results/schemes/*.md from what the other steps found
+    python tools/bench_networks.py tables      docs/results/schemes/*.md from the results of the other steps
 
-Each step takes up where it was stopped, and with --minutes stops by itself. Results lie in runs/bench_networks.
+Each step continues where it was stopped, and stops by itself after --minutes. Results are in runs/bench_networks.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 import warnings
@@ -19,6 +18,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import click
+from common import Listed
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "runs" / "bench_networks"
@@ -86,7 +88,7 @@ def versions(network: Network) -> Iterator[Version]:
 
 
 class Clock:
-    """Says when the minutes asked for are over."""
+    """Tells when the given minutes are over."""
 
     def __init__(self, minutes: float) -> None:
         self.end = time.monotonic() + 60 * minutes
@@ -94,7 +96,7 @@ class Clock:
     def over(self) -> bool:
         if time.monotonic() < self.end:
             return False
-        print("the minutes are over; run again to go on", flush=True)
+        print("the minutes are over; run again to continue", flush=True)
         return True
 
 
@@ -325,17 +327,17 @@ def describe(results: list[Any], threads: int) -> str:
 STEPS = {"export": export, "count": count, "time": measure, "pictures": pictures, "tables": tables}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=STEPS)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES), help="of export, count, time")
-    parser.add_argument("--minutes", type=float, default=600.0)
-    options = parser.parse_args()
-    networks = [NETWORKS[name] for name in options.networks]
-    if options.step in ("export", "count", "time"):
-        networks = [replace(one, schemes=tuple(s for s in one.schemes if s in options.schemes)) for one in networks]
-    STEPS[options.step](networks, Clock(options.minutes))
+@click.command()
+@click.argument("step", type=click.Choice(list(STEPS)))
+@click.option("--networks", "names", type=Listed(choices=NETWORKS), default=tuple(NETWORKS))
+@click.option("--schemes", type=Listed(choices=SCHEMES), default=SCHEMES, help="For export, count and time.")
+@click.option("--minutes", default=600.0)
+def main(step: str, names: tuple[str, ...], schemes: tuple[str, ...], minutes: float) -> None:
+    """One step of the tables and pictures of docs/results/schemes.md."""
+    networks = [NETWORKS[name] for name in names]
+    if step in ("export", "count", "time"):
+        networks = [replace(net, schemes=tuple(s for s in net.schemes if s in schemes)) for net in networks]
+    STEPS[step](networks, Clock(minutes))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,12 @@
     python tools/bench_plans.py time        the latency table, plans at several speed-ups, and rivals pushed to 2x
     python tools/bench_plans.py tables      docs/results/latency-plans-measured.md from what was measured
 
-Each step takes up where it was stopped, and with --seconds stops by itself. Results lie in runs/bench_plans. `time`
-wants a quiet machine: every figure is a ratio of interleaved runs in fresh processes.
+Each step continues where it was stopped, and stops by itself after --seconds. Results are in runs/bench_plans. `time`
+needs a quiet machine: every figure is a ratio of interleaved runs in fresh processes.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 from bench_networks import NETWORKS as EXPORTED
 from bench_networks import Clock, dense, export_dense, read, write
+from common import Listed
 
 from trp_export.errors import OptionError
 from trp_export.graph.sites import LocatedSite
@@ -318,13 +319,13 @@ def draw(found: dict[str, dict[str, Any]]) -> None:
 STEPS = {"models": models, "time": measure, "tables": tables}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=STEPS)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--seconds", type=float, default=36000.0)
-    options = parser.parse_args()
-    STEPS[options.step](options.networks, Clock(options.seconds / 60))
+@click.command()
+@click.argument("step", type=click.Choice(list(STEPS)))
+@click.option("--networks", type=Listed(choices=NETWORKS), default=NETWORKS)
+@click.option("--seconds", default=36000.0)
+def main(step: str, networks: tuple[str, ...], seconds: float) -> None:
+    """One step of the tables and pictures of docs/results/latency-plans.md."""
+    STEPS[step](networks, Clock(seconds / 60))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from models_zoo import find_architecture
 from training import TRP, MacsBudget, TRPSettings
 

@@ -2,17 +2,17 @@
 
     python tools/bench_verdicts.py [--trials 20] [--budget 20] [--threads 1]
 
-Copies must come out as `no difference` in at least 19 of 20 trials. The slower model has 21 equal convolutions in
-the place of 20, and must be found slower. Prints each trial and one line for both claims; exit code 1 if one fails.
+The verdict on copies must be `no difference` in at least 19 of 20 trials. The slower model has 21 equal convolutions
+instead of 20, and must be found slower as often. Prints each trial and both results; exit code 1 if one fails.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
 
+import click
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -39,21 +39,21 @@ def save_stack(path: Path, layers: int) -> Path:
     return path
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--budget", type=float, default=20.0)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+@click.command()
+@click.option("--trials", default=20, show_default=True)
+@click.option("--budget", default=20.0, show_default=True, help="Seconds of each comparison.")
+@click.option("--threads", default=1, show_default=True)
+def main(trials: int, budget: float, threads: int) -> None:
+    """How often trp-bench is right."""
     same: list[Ratio] = []
     slower: list[Ratio] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         one, two = save_stack(folder / "a.onnx", LAYERS), save_stack(folder / "b.onnx", LAYERS)
         more = save_stack(folder / "more.onnx", LAYERS + 1)
-        for trial in range(options.trials):
+        for trial in range(trials):
             for models, results in (((one, two), same), ((one, more), slower)):
-                found = compare(models, threads=options.threads, budget_s=options.budget)
+                found = compare(models, threads=threads, budget_s=budget)
                 results.append(ratio(*found.measurements))
                 notes = f"  ({'; '.join(found.noise)})" if found.noise else ""
                 print(f"{trial + 1:3} {models[1].name:9} {results[-1]} {results[-1].verdict}{notes}", flush=True)
@@ -62,9 +62,9 @@ def main() -> int:
     environment = found.environment
     print(f"copies: no difference in {right} of {len(same)}; 5 % slower: found in {caught} of {len(slower)}")
     where = f"{environment.cpu}, onnxruntime {environment.onnxruntime}"
-    print(f"budget {options.budget:g} s, {options.threads} thread{'s' if options.threads > 1 else ''}, {where}")
-    return int(right < 0.95 * len(same) or caught < 0.95 * len(slower))
+    print(f"budget {budget:g} s, {threads} thread{'s' if threads > 1 else ''}, {where}")
+    sys.exit(int(right < 0.95 * len(same) or caught < 0.95 * len(slower)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,10 +11,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import onnxruntime
 
-from trp_export.inputs.images import ImageSet, Preprocessing
+from trp_export.inputs.images import ImageSet, load_images
+from trp_export.inputs.preprocessing import Preprocessing
+from trp_export.load import load
+from trp_export.network import analyse, measure_layers
+from trp_export.options import Options
+from trp_export.planning.plan import Plan
+from trp_export.rules import Macs
+from trp_export.steps.build import Built, build
+from trp_export.steps.knowledge import learn
+from trp_export.workspace import Workspace
 
 CIFAR_RESNETS = ("resnet20", "resnet32")
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -30,14 +40,51 @@ def accuracy(model: Path, images: ImageSet) -> float:
 
 
 def draw_images(folder: Path, count: int, seed: int) -> np.ndarray:
-    """`count` images (N, 32, 32, 3) of the training files 1 to 4, in their order, without labels."""
-    random = np.random.default_rng(seed)
-    parts = []
-    for shard in range(1, 5):
-        with np.load(folder / f"train_{shard}.npz") as file:
-            images = file["images"]
-        parts.append(images[np.sort(random.choice(len(images), count // 4, replace=False))])
-    return np.concatenate(parts)
+    """`count` images (N, 32, 32, 3) of the training files 1 to 4, without labels."""
+    shards = [load_images(folder / f"train_{number}.npz", count=count // 4, seed=seed) for number in range(1, 5)]
+    return np.concatenate([np.asarray(shard.pixels) for shard in shards])
+
+
+class Workshop:
+    """What is learned about a network under one set of options; plans and models of several ratios share it.
+
+    `folder` takes the files that are made. `fold` folds batch norm first, as an export with images does.
+    """
+
+    def __init__(self, model: Path, options: Options, folder: Path, *, fold: bool = True) -> None:
+        self.options, self.work = options, Workspace(folder, silent)
+        network = analyse(load(model, options.load), folder, fold=fold)
+        layers = measure_layers(network, options.selection, (), silent)
+        self.knowledge = learn(network, layers, (), options, self.work)
+
+    def plan(self, ratio: float) -> Plan:
+        """The plan with `ratio` times fewer multiply-adds."""
+        return Macs(ratio).plan(self.knowledge.layers, self.knowledge)
+
+    def build(self, plan: Plan) -> Built:
+        """The model of a plan, with the factors that the options ask for."""
+        return build(plan, self.knowledge, self.options.calibration, self.work.result, self.work)
+
+
+class Listed(click.ParamType):
+    """Values with commas between them, of one type or out of some choices."""
+
+    name = "list"
+
+    def __init__(self, kind: type[Any] = str, choices: Iterable[str] = ()) -> None:
+        self.kind, self.choices = kind, tuple(choices)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        if not isinstance(value, str):
+            return tuple(value)
+        try:
+            values = tuple(self.kind(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of {self.kind.__name__} with commas between.", param, ctx)
+        for each in values:
+            if self.choices and each not in self.choices:
+                self.fail(f"{each!r} is not one of {', '.join(self.choices)}.", param, ctx)
+        return values
 
 
 def silent(step: str, share: float) -> None:

@@ -1,9 +1,9 @@
-"""ResNet-20 on CIFAR-10, cut by plain SVD at several energies: MACs, measured speed-up and accuracy.
+"""Print the table of docs/results/energy.md: ResNet-20 on CIFAR-10, cut by plain SVD at several energies, with MACs,
+measured speed-up and accuracy.
 
-    python tools/energy_table.py --weights WEIGHTS --data TEST.npz
+    python tools/energy_table.py [--test test_half] [--budget 10]
 
-WEIGHTS is a state dict of He's ResNet-20 for CIFAR-10 normalised by ImageNet's mean and std, TEST.npz holds `images`
-and `labels`. Prints a Markdown table for docs/results/energy.md. Run it on a quiet machine.
+Run it on a quiet machine. tools/data.py fetches data and network.
 """
 
 from __future__ import annotations
@@ -12,29 +12,30 @@ import tempfile
 from pathlib import Path
 
 import click
+import data
+from common import IMAGENET
 
 from trp_export import Benchmark, Energy, Images, Options, Selection, compress
-from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.options import LoadOptions
 from trp_export.report.document import Report
 
-IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 ENERGIES = (0.999, 0.995, 0.99, 0.98, 0.95, 0.90)
 SCHEMES = ("channel", "spatial")
 
 
 @click.command()
-@click.option("--weights", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--test", default="test_half", show_default=True, help="The file of CIFAR-10 that accuracy is of.")
 @click.option("--budget", default=10.0, help="Seconds for each measurement.")
-def main(weights: Path, data: Path, budget: float) -> None:
+def main(test: str, budget: float) -> None:
+    """ResNet-20 at several energies."""
+    weights, images = data.network("resnet20"), data.cifar10() / f"{test}.npz"
     rows = {
-        (scheme, energy): _export(weights, data, scheme, energy, budget) for energy in ENERGIES for scheme in SCHEMES
+        (scheme, energy): _export(weights, images, scheme, energy, budget) for energy in ENERGIES for scheme in SCHEMES
     }
     first = next(iter(rows.values()))
     agreement = first.deviation.agreement if first.deviation else None
     if agreement is None or agreement.accuracy_before is None:
-        raise click.ClickException(f"{data} has no labels.")
+        raise click.ClickException(f"{images} has no labels.")
     print(f"\nuncut: {agreement.accuracy_before:.2%} of {agreement.images} images, {first.before.macs:,} MACs\n")
     print("| energy |" + "".join(f" {scheme}: layers cut | MACs | measured | accuracy |" for scheme in SCHEMES))
     print("|---|" + "---|---|---|---|" * len(SCHEMES))
@@ -45,13 +46,13 @@ def main(weights: Path, data: Path, budget: float) -> None:
     print(f"\n{environment.cpu}, {environment.threads} thread, onnxruntime {environment.onnxruntime}")
 
 
-def _export(weights: Path, data: Path, scheme: str, energy: float, budget: float) -> Report:
+def _export(weights: Path, images: Path, scheme: str, energy: float, budget: float) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         options = Options(
             rule=Energy(energy),
             load=LoadOptions(arch="resnet20"),
             selection=Selection(scheme),
-            images=Images(data),
+            images=Images(images),
             preprocessing=IMAGENET,
             benchmark=Benchmark(budget_s=budget),
             output=Path(folder, "out.onnx"),
@@ -64,7 +65,7 @@ def _export(weights: Path, data: Path, scheme: str, energy: float, budget: float
 def _cells(report: Report) -> str:
     agreement = report.deviation.agreement if report.deviation else None
     if report.after is None or agreement is None or agreement.accuracy_after is None:
-        raise click.ClickException("the export left no result to show.")
+        raise click.ClickException("the export gave no result.")
     cut = f"{len(report.plan.changed)} of {len(report.plan.decisions)}"
     macs = f"{report.before.macs / report.after.macs:.2f}x"
     measured = str(report.low_rank_ratio) if report.low_rank_ratio else "-"

@@ -1,17 +1,14 @@
-"""Send one network of every torchvision family, and model files where there are any, through `trp-export`.
+"""Print the table of docs/results/families.md: one network of every torchvision family, and the networks of
+tools/data.py, through `trp-export`.
 
-    python tools/families.py [NAME ...] [--models FOLDER]
+    python tools/families.py [NAME ...] [--no-found]
 
-Prints the table of docs/results/families.md.
-
-Weights are random and seeded, so outputs mean nothing; what is shown is whether a family goes through, what
-becomes of its layers, and how exact the rewrite is. FOLDER may hold .onnx files and CIFAR ResNets as
-resnet20*.th; the table names them by file.
+Weights of torchvision's networks are random and seeded, so their outputs mean nothing. The table shows whether a family
+can be exported, what becomes of its layers, and how exact the rewrite is.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import resource
@@ -23,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
+import data
 import torch
 import torchvision
 
@@ -52,11 +51,14 @@ HEADER = """| network | layers changed | kept, and why | MACs | params | rewrite
 """
 
 
-def main() -> None:
-    arguments = _parser().parse_args()
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--found/--no-found", default=True, help="Also the networks of tools/data.py.")
+def main(names: tuple[str, ...], found: bool) -> None:
+    """The table of docs/results/families.md, for networks NAMES of torchvision or one of every family."""
     print(HEADER, end="")
     with tempfile.TemporaryDirectory() as folder:
-        for name, command in _jobs(Path(folder), arguments.names, arguments.models):
+        for name, command in _jobs(Path(folder), names or FAMILIES, found):
             print(_row(name, command, Path(folder)), flush=True)
     print(
         f"\nCPU seconds (all threads) of the whole command: reading, exporting from PyTorch, factoring, verifying. "
@@ -65,26 +67,17 @@ def main() -> None:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="*", default=FAMILIES, help="networks of torchvision; default: one per family")
-    parser.add_argument("--models", type=Path, help="a folder with .onnx and .th files")
-    return parser
-
-
-def _jobs(folder: Path, names: Sequence[str], models: Path | None) -> Iterator[tuple[str, list[str]]]:
+def _jobs(folder: Path, names: Sequence[str], found: bool) -> Iterator[tuple[str, list[str]]]:
     """Names, and the arguments of the command."""
     for name in names:
         yield name, [str(_save_random(name, folder)), "--arch", f"torchvision:{name}"]
-    for path in sorted(models.iterdir()) if models else ():
-        if path.suffix == ".onnx":
-            yield path.name, [str(path)]
-        elif path.suffix == ".th":
-            yield path.name, [str(path), "--arch", path.name.split("-")[0]]
+    for name in data.NETWORKS if found else ():
+        path = data.network(name)
+        yield path.name, [str(path), *(("--arch", name) if path.suffix == ".th" else ())]
 
 
 def _save_random(name: str, folder: Path) -> Path:
-    """Random weights; batch norm gets the statistics of a batch of noise, or signals would fade on the way."""
+    """Random weights; batch norm takes the statistics of a batch of noise, since signals would fade otherwise."""
     torch.manual_seed(0)
     extra: dict[str, Any] = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
     network = torchvision.models.get_model(name, weights=None, **extra)

@@ -1,12 +1,13 @@
-"""Accuracy against measured latency: ResNet-20 and ResNet-32 at several budgets, on held-back training images.
+"""Fill docs/results/accuracy-and-latency.md: accuracy against measured latency of ResNet-20 and ResNet-32 at several
+budgets, on training images that did not calibrate.
 
     python tools/frontier.py make --data CIFAR10 --models MODELS    # the networks, with images
     python tools/frontier.py time                                   # their latency, side by side, on a quiet machine
     python tools/frontier.py report --out docs/assets          # table and picture
 
-Networks, images and figures lie in runs/frontier; what is there already is not made again. 1,024 images of the
-training shards 1 to 4 calibrate, 2,500 of shard 5 evaluate. The networks were trained on those too, so the figures
-tell networks apart but say nothing about accuracy on new images; no test image is looked at.
+Networks, images and figures are in runs/frontier; existing files are used again. 1,024 images of the training files 1
+to 4 calibrate, 2,500 of file 5 evaluate. The networks were trained on those too, so the figures compare networks but
+say nothing about accuracy on new images. No test image is used.
 """
 
 from __future__ import annotations
@@ -17,22 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import click
+import data
 import numpy as np
+from common import CIFAR_RESNETS, IMAGENET
 
 from trp_export import Benchmark, Energy, Images, MaxDrop, Options, Selection, compress
 from trp_export.bench import compare, median, ratio
-from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.options import Calibration, LoadOptions
 from trp_export.report.wording import points
-from trp_export.rules import By
+from trp_export.rules import Minimise
 
-CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet32": "resnet32-d509ac18.th"}
-IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 RATIOS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 CALIBRATION, EVALUATION, SEED = 1024, 2500, 0
 DENSE = "dense"
 
-networks_option = click.option("--networks", multiple=True, default=list(CHECKPOINTS), type=click.Choice(CHECKPOINTS))
+networks_option = click.option("--networks", multiple=True, default=CIFAR_RESNETS, type=click.Choice(CIFAR_RESNETS))
 
 
 @click.group()
@@ -44,14 +44,12 @@ def main(context: click.Context, runs: Path) -> None:
 
 
 @main.command()
-@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--models", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--by", default="macs", show_default=True, help="The budget that ratios speak of.")
+@click.option("--by", type=click.Choice(["macs", "params", "latency"]), default="macs", help="What ratios are of.")
 @networks_option
 @click.pass_obj
-def make(runs: Path, data: Path, models: Path, by: By, networks: tuple[str, ...]) -> None:
+def make(runs: Path, by: Minimise, networks: tuple[str, ...]) -> None:
     """Export each network at each ratio, and dense as the reference."""
-    calibration, evaluation = draw_images(runs, data)
+    calibration, evaluation = draw_images(runs)
     for network in networks:
         for times in (None, *RATIOS):
             output = runs / (f"{network}-{DENSE}.onnx" if times is None else f"{network}-{by}-{times:g}.onnx")
@@ -63,10 +61,11 @@ def make(runs: Path, data: Path, models: Path, by: By, networks: tuple[str, ...]
                 selection=Selection(skip=("*",) if times is None else ()),
                 images=Images(evaluation),
                 calibration=None if times is None else Calibration(calibration, seed=SEED),
+                preprocessing=IMAGENET,
                 benchmark=Benchmark(run=False),
                 output=output,
             )
-            report = compress(models / CHECKPOINTS[network], options)
+            report = compress(data.network(network), options)
             print(output.name, report.deviation.agreement if report.deviation else None, flush=True)
 
 
@@ -75,7 +74,7 @@ def make(runs: Path, data: Path, models: Path, by: By, networks: tuple[str, ...]
 @click.option("--budget", default=60.0, show_default=True, help="Seconds for each network.")
 @click.pass_obj
 def time(runs: Path, networks: tuple[str, ...], budget: float) -> None:
-    """Time what was made, all of a network in one comparison."""
+    """Time all versions of a network in one comparison."""
     for network in networks:
         files = [runs / f"{network}-{DENSE}.onnx", *sorted(runs.glob(f"{network}-*-*.onnx"))]
         done = read(runs / f"{network}.json")
@@ -111,7 +110,7 @@ def report(runs: Path, networks: tuple[str, ...], out: Path) -> None:
 
 
 def rows(runs: Path, network: str) -> list[dict[str, Any]]:
-    """What is known of each file of a network, the dense one first, then by latency."""
+    """The results of each file of a network: the dense one first, then by latency."""
     found = []
     for name, timed in read(runs / f"{network}.json")["latency"].items():
         document = read((runs / name).with_suffix(".json"))
@@ -158,12 +157,12 @@ def draw(found: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def draw_images(runs: Path, data: Path) -> tuple[Path, Path]:
-    """The images that calibrate, without labels, and those that evaluate, with them."""
+def draw_images(runs: Path) -> tuple[Path, Path]:
+    """The files of images that calibrate, without labels, and that evaluate, with labels."""
     calibration, evaluation = runs / "calibration.npz", runs / "evaluation.npz"
     if not (calibration.exists() and evaluation.exists()):
         rng = np.random.default_rng(SEED)
-        shards = [np.load(data / f"train_{index}.npz") for index in range(1, 6)]
+        shards = [np.load(data.cifar10() / f"train_{index}.npz") for index in range(1, 6)]
         images = np.concatenate([shard["images"] for shard in shards[:4]])
         np.savez(calibration, images=images[np.sort(rng.permutation(len(images))[:CALIBRATION])])
         chosen = np.sort(rng.permutation(len(shards[4]["images"]))[:EVALUATION])

@@ -1,16 +1,15 @@
-"""What int8 kernels take, by rank, and ResNet-18 cut so that they lose least time.
+"""The times of int8 kernels by rank, and ResNet-18 cut so that they lose least time.
 
     python tools/int8_kernels.py kernels     microseconds of 3x3 layers and of their pairs, fp32 and int8, as Markdown
     python tools/int8_kernels.py planned     plans of ResNet-18 by --speedup in int8, as fast as those chosen by hand
     python tools/int8_kernels.py resnet18    ResNet-18 files, dense and cut, for tools/precision_results.py latency
 
-All want --out, by default runs/precision; kernels and planned want a quiet machine. ResNet-18 is torchvision's with
+Files are in --out, by default runs/precision; kernels and planned need a quiet machine. ResNet-18 is torchvision's with
 random weights: it has a latency and no accuracy.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
@@ -18,10 +17,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import click
 import numpy as np
 import onnx
 import onnx_ir as ir
-from common import append, missing, read
+from common import append, missing, read, silent
 
 from trp_export import Benchmark, Options, Selection, compress
 from trp_export.graph.model_files import save_model
@@ -65,31 +65,31 @@ CHOSEN: dict[float, Choices] = {
 }
 
 
-def make_resnet18(options: argparse.Namespace) -> None:
+def make_resnet18(out: Path) -> None:
     """Dense, cut by --macs with ranks in 16s, and cut as CHOSEN; each in fp32 and int8, on noise."""
     noise = [np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32) for _ in range(16)]
-    source = options.out / "resnet18-1-fp32.onnx"
+    source = out / "resnet18-1-fp32.onnx"
     if not source.exists():
         save_resnet18(source)
-    plan = options.out / "plan.json"
+    plan = out / "plan.json"
     for ratio, chosen in CHOSEN.items():
-        file = options.out / f"resnet18-{ratio:g}-fp32-chosen.onnx"
+        file = out / f"resnet18-{ratio:g}-fp32-chosen.onnx"
         if not file.exists():
             plan.write_text(json.dumps(plan_of(source, chosen)))
             report = compress(source, Options(rule=SavedPlan(plan), benchmark=Benchmark(run=False), output=file))
             assert report.after is not None
             print(f"{file.name}: {report.before.macs / report.after.macs:.2f} times fewer MACs")
-        planned = options.out / f"plan-{ratio:g}-planned.json"
-        file = options.out / f"resnet18-{ratio:g}-fp32-planned.onnx"
+        planned = out / f"plan-{ratio:g}-planned.json"
+        file = out / f"resnet18-{ratio:g}-fp32-planned.onnx"
         if planned.exists() and not file.exists():
             report = compress(source, Options(rule=SavedPlan(planned), benchmark=Benchmark(run=False), output=file))
             assert report.after is not None
             print(f"{file.name}: {report.before.macs / report.after.macs:.2f} times fewer MACs")
-        file = options.out / f"resnet18-{ratio:g}-fp32-blind.onnx"
+        file = out / f"resnet18-{ratio:g}-fp32-blind.onnx"
         if not file.exists():
             selection = Selection("channel", align=16)
             compress(source, Options(Macs(ratio), selection=selection, benchmark=Benchmark(run=False), output=file))
-    for file in sorted(options.out.glob("resnet18-*fp32*.onnx")):
+    for file in sorted(out.glob("resnet18-*fp32*.onnx")):
         rounded = file.with_name(file.name.replace("fp32", "int8"))
         if not rounded.exists():
             made = convert("int8", file, rounded, noise, True, lambda step, share: None)
@@ -100,12 +100,12 @@ def make_resnet18(options: argparse.Namespace) -> None:
 PLANNED = {"2": 5.6, "3": 7.1}
 
 
-def plan_resnet18(options: argparse.Namespace) -> None:
-    """Plans by what layers take in int8 here; of random weights the energy lost is all there is to weigh."""
-    source = options.out / "resnet18-1-fp32.onnx"
+def plan_resnet18(out: Path) -> None:
+    """Plans by the latency of layers in int8; with random weights, only lost energy can be weighed against it."""
+    source = out / "resnet18-1-fp32.onnx"
     with TemporaryDirectory() as folder:
         network = analyse(load(source, LoadOptions()), Path(folder))
-        layers = measure_layers(network, Selection(), (), lambda step, share: None)
+        layers = measure_layers(network, Selection(), (), silent)
         latency = open_latency(
             network,
             layers,
@@ -113,12 +113,12 @@ def plan_resnet18(options: argparse.Namespace) -> None:
             benchmark=Benchmark(),
             precision="int8",
             folder=Path(folder),
-            progress=lambda step, share: None,
+            progress=silent,
         )
         for name, ratio in PLANNED.items():
             plan = plan_for_speedup(layers, latency, ratio, lost_energy)
             print(f"{name}: {latency.forecast(plan)}")
-            (options.out / f"plan-{name}-planned.json").write_text(json.dumps(plan.to_json()))
+            (out / f"plan-{name}-planned.json").write_text(json.dumps(plan.to_json()))
 
 
 def save_resnet18(path: Path) -> None:
@@ -157,9 +157,9 @@ MACS: dict[str, Callable[[int, int], int]] = {
 RANKS = (6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128)
 
 
-def run_kernels(options: argparse.Namespace) -> None:
+def run_kernels(out: Path) -> None:
     """Microseconds of the convs of a 3x3 layer and of its pairs, one thread, from onnxruntime's profiler."""
-    path = options.out / "kernels.jsonl"
+    path = out / "kernels.jsonl"
     for c, n, extent, stride in STAGES:
         layers = {("dense", 0): [(n, 3, 3, stride, stride)]}
         for rank in (rank for rank in RANKS if rank <= n / 2):
@@ -237,17 +237,13 @@ def profile_convs(model: ir.Model, data: np.ndarray, runs: int = 20) -> list[flo
     return [float(np.median(some)) for some in taken.values()]
 
 
-def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("job", choices=["kernels", "planned", "resnet18"])
-    parser.add_argument("--out", type=Path, default=Path("runs/precision"))
-    return parser.parse_args()
-
-
-def main() -> None:
-    options = parse_options()
-    options.out.mkdir(parents=True, exist_ok=True)
-    {"kernels": run_kernels, "planned": plan_resnet18, "resnet18": make_resnet18}[options.job](options)
+@click.command()
+@click.argument("job", type=click.Choice(["kernels", "planned", "resnet18"]))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/precision"), show_default=True)
+def main(job: str, out: Path) -> None:
+    """Times of int8 kernels, and ResNet-18 cut so that they lose least time."""
+    out.mkdir(parents=True, exist_ok=True)
+    {"kernels": run_kernels, "planned": plan_resnet18, "resnet18": make_resnet18}[job](out)
 
 
 if __name__ == "__main__":

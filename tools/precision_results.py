@@ -1,36 +1,35 @@
 """Fill the tables of docs/results/int8.md: low rank and int8 together, beside either alone.
 
-    python tools/precision_results.py accuracy --data ../shared/data/cifar10 --models ../shared/models \
-        [--networks resnet20 resnet32] [--ratios 1.5 2 3] [--test train_5.npz] [--out runs/precision]
-    python tools/precision_results.py latency --networks resnet20 resnet18 [--device local] [--budget 60]
-    python tools/precision_results.py counts --networks resnet20 resnet18 [--device arm]
-    python tools/precision_results.py answers --cpu own             kept, to be compared with those of another CPU
+    python tools/precision_results.py accuracy [--networks resnet20,resnet32] [--ratios 1.5,2,3] [--test train_5]
+    python tools/precision_results.py latency --networks resnet20,resnet18 [--device local] [--budget 60]
+    python tools/precision_results.py counts --networks resnet20,resnet18 [--device arm]
+    python tools/precision_results.py answers --cpu own             # kept, to compare them with those of another CPU
     qemu-x86_64 -cpu Haswell python tools/precision_results.py answers --cpu avx2
     python tools/precision_results.py tables
 
-Calibration takes 1,024 images of training shards 1 to 4, without labels; accuracy is that on --test. Ranks are in fours
-in every form, as --precision int8 makes them. Every result is a
-line of a JSON file as soon as it is there; a second call goes on where the first one ended. The files of resnet18 come
-from tools/int8_kernels.py.
+Calibration takes 1,024 images of the training files 1 to 4, without labels; accuracy is on --test. Ranks are multiples
+of four in every form, as with --precision int8. Each result is a line of a file in --out, written as soon as it is
+known; a second call continues. The files of resnet18 come from tools/int8_kernels.py.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+import data
 import numpy as np
 import onnx_ir as ir
-from common import append, missing, read
+from common import CIFAR_RESNETS, IMAGENET, Listed, accuracy, append, draw_images, missing, read
 
-from trp_export import Benchmark, Options, Selection, compress
+from trp_export import Benchmark, Options, Preprocessing, Selection, compress
 from trp_export.calibration.divergence import agreement, divergence
 from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.graph.weights import set_value
-from trp_export.inputs.images import ImageSet, load_images
-from trp_export.inputs.preprocessing import Preprocessing
+from trp_export.inputs.images import load_images
 from trp_export.options import INT8_CHANNELS, Calibration, LoadOptions
 from trp_export.precision.convert import convert
 from trp_export.precision.equalise import equalise
@@ -41,63 +40,61 @@ from trp_export.precision.rounding import round_model, rounded_values
 from trp_export.rules import Energy, Macs
 from trp_export.runtime.partial import Tap
 
-CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet32": "resnet32-d509ac18.th"}
-IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 IMAGES = 1024
 BATCH = 64
 
 
-def main() -> None:
-    options = parse_options()
-    options.out.mkdir(parents=True, exist_ok=True)
-    jobs = {
-        "accuracy": run_accuracy,
-        "ablation": run_ablation,
-        "latency": run_latency,
-        "counts": run_counts,
-        "answers": run_answers,
-        "tables": print_tables,
-    }
-    jobs[options.job](options)
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options of the command."""
+
+    test: str
+    networks: tuple[str, ...]
+    ratios: tuple[float, ...]
+    cuts: tuple[str, ...]
+    forms: tuple[str, ...]
+    shown: tuple[int, ...]
+    cpu: str
+    device: str
+    budget: float
+    out: Path
 
 
-def run_accuracy(options: argparse.Namespace) -> None:
-    """Dense and low rank in every form; "int8 first" is low rank of weights that were rounded before."""
-    test = load_images(options.data / options.test, IMAGENET)
-    batches = calibration_batches(options)
-    for network in options.networks:
-        for ratio in (1.0, *options.ratios):
-            for form in options.forms:
+def run_accuracy(settings: Settings) -> None:
+    """Dense and low rank in every form; for "int8 first", weights are rounded before they are factored."""
+    test = load_images(data.cifar10() / f"{settings.test}.npz", IMAGENET)
+    batches = calibration_batches(settings)
+    for network in settings.networks:
+        for ratio in (1.0, *settings.ratios):
+            for form in settings.forms:
                 if ratio == 1 and form == "int8 first":
                     continue
-                job = {"job": "accuracy", "test": options.test, "network": network, "ratio": ratio, "form": form}
+                job = {"job": "accuracy", "test": settings.test, "network": network, "ratio": ratio, "form": form}
 
                 def work(network: str = network, ratio: float = ratio, form: str = form) -> dict[str, Any]:
-                    file, how = make(options, network, ratio, form, batches)
+                    file, how = make(settings, network, ratio, form, batches)
                     return {"accuracy": accuracy(file, test), "bytes": size_bytes(file), "how": how}
 
-                record(options.out / "accuracy.jsonl", job, work)
+                record(settings.out / "accuracy.jsonl", job, work)
 
 
-def make(
-    options: argparse.Namespace, network: str, ratio: float, form: str, batches: Sequence[np.ndarray]
-) -> tuple[Path, str]:
-    """The file of a network at a ratio in a form, and how it was made. Files are kept."""
-    file = options.out / f"{network}-{ratio:g}-{form.replace(' ', '-')}.onnx"
+def make(settings: Settings, network: str, ratio: float, form: str, batches: Sequence[np.ndarray]) -> tuple[Path, str]:
+    """The file of a network at a ratio in a form, and how it was made. Existing files are used again."""
+    file = settings.out / f"{network}-{ratio:g}-{form.replace(' ', '-')}.onnx"
     if form == "fp32":
         if not file.exists():
-            export(options, options.models / CHECKPOINTS[network], ratio, file)
+            export(settings, data.network(network), ratio, file)
         return file, ""
     if form == "int8 first":
-        rounded = options.out / f"{network}-rounded.onnx"
+        rounded = settings.out / f"{network}-rounded.onnx"
         if not rounded.exists():
-            save_model(with_rounded_weights(make(options, network, 1.0, "fp32", batches)[0]), rounded)
-        source = options.out / f"{network}-{ratio:g}-of-rounded.onnx"
+            save_model(with_rounded_weights(make(settings, network, 1.0, "fp32", batches)[0]), rounded)
+        source = settings.out / f"{network}-{ratio:g}-of-rounded.onnx"
         if not source.exists():
-            export(options, rounded, ratio, source)
+            export(settings, rounded, ratio, source)
         form = "int8"
     else:
-        source, _ = make(options, network, ratio, "fp32", batches)
+        source, _ = make(settings, network, ratio, "fp32", batches)
     made = convert(form, source, file, batches, ratio > 1, lambda step, share: None)
     if made.refused:
         raise SystemExit(f"{file.name}: {made.refused}")
@@ -105,15 +102,16 @@ def make(
     return file, f"{made.how}; divergence {made.parity.divergence:.2g}, agreement {made.parity.agreement:.4f}"
 
 
-def export(options: argparse.Namespace, model: Path, ratio: float, output: Path) -> None:
-    calibration = Calibration(calibration_file(options)) if ratio > 1 else None
-    arch = next((name for name, file in CHECKPOINTS.items() if file == model.name), None)
+def export(settings: Settings, model: Path, ratio: float, output: Path) -> None:
+    calibration = Calibration(calibration_file(settings)) if ratio > 1 else None
+    arch = next((name for name in CIFAR_RESNETS if data.network(name) == model), None)
     compress(
         model,
         Options(
             rule=Macs(ratio) if ratio > 1 else Energy(1.0),
             load=LoadOptions(arch=arch),
             calibration=calibration,
+            preprocessing=IMAGENET if calibration else Preprocessing(),
             selection=Selection(align=INT8_CHANNELS),
             benchmark=Benchmark(run=False),
             output=output,
@@ -122,9 +120,9 @@ def export(options: argparse.Namespace, model: Path, ratio: float, output: Path)
 
 
 def with_rounded_weights(file: Path) -> ir.Model:
-    """The model whose kernels are what int8 makes of them, as floats."""
+    """The model with kernels as int8 rounds them, as floats."""
     model = ir.load(file)
-    model.metadata_props.clear()  # Else a second export would find nothing left to decide.
+    model.metadata_props.clear()  # Otherwise a second export would find all layers decided.
     for unit in find_units(model):
         if unit.weight is not None:
             kernel, axis = unit.weight.array(), unit.output_axis
@@ -134,13 +132,13 @@ def with_rounded_weights(file: Path) -> ir.Model:
     return model
 
 
-def run_ablation(options: argparse.Namespace) -> None:
-    """What each choice is worth: divergence from the float model on held-out calibration images."""
-    batches = calibration_batches(options)
+def run_ablation(settings: Settings) -> None:
+    """The effect of each choice: divergence from the float model on held-out calibration images."""
+    batches = calibration_batches(settings)
     shown, tested = [batch for index, batch in enumerate(batches) if index % 4], batches[::4]
-    for network in options.networks:
-        for ratio in (1.0, *options.ratios):
-            file, _ = make(options, network, ratio, "fp32", batches)
+    for network in settings.networks:
+        for ratio in (1.0, *settings.ratios):
+            file, _ = make(settings, network, ratio, "fp32", batches)
             model = ir.load(file)
             reference = outputs(model, tested)
             for equal in (False, True):
@@ -148,12 +146,12 @@ def run_ablation(options: argparse.Namespace) -> None:
                 if equal:
                     equalise(own, shown)
                 spreads = None
-                for images in options.shown:
+                for images in settings.shown:
                     few = shown[: max(1, images // BATCH)]
                     spreads = gather_spreads(own, sorted(set(rounded_values(own).values())), few)
                     for method in METHODS:
                         for kept in ("none", "Add", "Conv first", "Gemm"):
-                            if kept != "none" and (method != "least error" or images != options.shown[-1]):
+                            if kept != "none" and (method != "least error" or images != settings.shown[-1]):
                                 continue
                             job = {"job": "ablation", "network": network, "ratio": ratio, "equalised": equal,
                                    "images": images, "method": method, "kept": kept}  # fmt: skip
@@ -170,7 +168,7 @@ def run_ablation(options: argparse.Namespace) -> None:
                                     "agreement": agreement(reference, found),
                                 }
 
-                            record(options.out / "ablation.jsonl", job, work)
+                            record(settings.out / "ablation.jsonl", job, work)
 
 
 def kept_units(model: ir.Model, kept: str) -> list[str]:
@@ -187,23 +185,15 @@ def outputs(model: ir.Model, batches: Sequence[np.ndarray]) -> dict[str, np.ndar
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
-def accuracy(file: Path, images: ImageSet) -> float:
-    """Top-1 in percent."""
-    model = ir.load(file)
-    found = outputs(model, list(images.batches(100)))
-    assert images.labels is not None
-    return 100 * float((next(iter(found.values())).argmax(axis=1) == images.labels).mean())
-
-
-def run_latency(options: argparse.Namespace) -> None:
+def run_latency(settings: Settings) -> None:
     """All forms of a network side by side, one thread."""
     from trp_export import bench
 
-    for network in options.networks:
-        path = latency_file(options, network)
+    for network in settings.networks:
+        path = latency_file(settings, network)
         if not path.exists():
-            files = made_files(options, network)
-            bench.save(bench.compare(files, device=options.device, threads=1, budget_s=options.budget), path)
+            files = made_files(settings, network)
+            bench.save(bench.compare(files, device=settings.device, threads=1, budget_s=settings.budget), path)
         result = bench.load(path)
         print(f"{network}: {result.environment.cpu}, onnxruntime {result.environment.onnxruntime}")
         alone = next(one for one in result.measurements if one.model == f"{network}-1-int8.onnx")
@@ -212,66 +202,63 @@ def run_latency(options: argparse.Namespace) -> None:
             print(f"| {one.model} | {bench.summary(one).median / 1e6:.4g} | {against[0]} | {against[1]} |")
 
 
-def latency_file(options: argparse.Namespace, network: str) -> Path:
-    ratios = "-".join(f"{ratio:g}" for ratio in options.ratios)
-    path: Path = options.out / f"latency-{network}-{options.device.partition(':')[0]}-{ratios}.json"
+def latency_file(settings: Settings, network: str) -> Path:
+    ratios = "-".join(f"{ratio:g}" for ratio in settings.ratios)
+    path: Path = settings.out / f"latency-{network}-{settings.device.partition(':')[0]}-{ratios}.json"
     return path
 
 
-def made_files(options: argparse.Namespace, network: str) -> list[Path]:
-    """The files of a network that are there, dense and at the ratios asked for; dense fp32 is the first."""
-    forms = [f"{form}{cut}" for form in ("fp32", "int8") for cut in ("", *(f"-{cut}" for cut in options.cuts))]
-    names = [f"{network}-{ratio:g}-{form}.onnx" for ratio in (1.0, *options.ratios) for form in forms]
-    return [options.out / name for name in names if (options.out / name).exists()]
+def made_files(settings: Settings, network: str) -> list[Path]:
+    """The existing files of a network, dense and at the given ratios; dense fp32 is the first."""
+    forms = [f"{form}{cut}" for form in ("fp32", "int8") for cut in ("", *(f"-{cut}" for cut in settings.cuts))]
+    names = [f"{network}-{ratio:g}-{form}.onnx" for ratio in (1.0, *settings.ratios) for form in forms]
+    return [settings.out / name for name in names if (settings.out / name).exists()]
 
 
-def run_counts(options: argparse.Namespace) -> None:
-    """Instructions of one inference on an emulated ARM processor, file by file: nothing disturbs them."""
+def run_counts(settings: Settings) -> None:
+    """Instructions of one inference on an emulated ARM processor; they do not depend on the load of the machine."""
     from trp_export import bench
 
-    device = arm_device(options)
-    for network in options.networks:
-        for file in made_files(options, network):
+    device = arm_device(settings)
+    for network in settings.networks:
+        for file in made_files(settings, network):
 
             def work(file: Path = file) -> dict[str, Any]:
-                (one,) = (result := bench.compare([file], device=device, budget_s=options.budget)).measurements
+                (one,) = (result := bench.compare([file], device=device, budget_s=settings.budget)).measurements
                 assert one.deviation is not None
                 counted = {"instructions": int(bench.summary(one).median), **one.counts}
                 off = {"apart": one.deviation.relative_l2, "onnxruntime": result.environment.onnxruntime}
                 return {"cpu": result.environment.cpu, **counted, **off}
 
-            record(options.out / "counts.jsonl", {"file": file.name, "device": device}, work)
+            record(settings.out / "counts.jsonl", {"file": file.name, "device": device}, work)
 
 
-def run_answers(options: argparse.Namespace) -> None:
-    """Outputs on 128 calibration images, kept; those of several CPUs are compared with the float model's."""
-    images = load_images(calibration_file(options), IMAGENET).batch(0, 128)
-    for network in options.networks:
-        for ratio in (1.0, *options.ratios):
-            float_file, file = (options.out / f"{network}-{ratio:g}-{form}.onnx" for form in ("fp32", "int8"))
-            kept = file.with_suffix(f".{options.cpu}.npz")
+def run_answers(settings: Settings) -> None:
+    """Keep the outputs on 128 calibration images, and compare those of several CPUs with the float model's."""
+    images = load_images(calibration_file(settings), IMAGENET).batch(0, 128)
+    for network in settings.networks:
+        for ratio in (1.0, *settings.ratios):
+            float_file, file = (settings.out / f"{network}-{ratio:g}-{form}.onnx" for form in ("fp32", "int8"))
+            kept = file.with_suffix(f".{settings.cpu}.npz")
             if not kept.exists():
                 np.savez(kept, **outputs(ir.load(file), [images]))
             reference = outputs(ir.load(float_file), [images])
-            for one in sorted(options.out.glob(f"{file.stem}.*.npz")):
+            for one in sorted(settings.out.glob(f"{file.stem}.*.npz")):
                 found = dict(np.load(one))
                 agree = f"divergence {divergence(reference, found):.2g}, same class {agreement(reference, found):.4f}"
                 print(f"{one.stem}: {agree}")
 
 
-def calibration_file(options: argparse.Namespace) -> Path:
-    """1,024 images out of the training shards 1 to 4, without their labels."""
-    path: Path = options.out / "calibration.npz"
+def calibration_file(settings: Settings) -> Path:
+    """A file of 1,024 images of the training files 1 to 4, without labels."""
+    path: Path = settings.out / "calibration.npz"
     if not path.exists():
-        shards = [
-            load_images(options.data / f"train_{index}.npz", count=IMAGES // 4, seed=0).pixels for index in range(1, 5)
-        ]
-        np.savez(path, images=np.concatenate([np.asarray(shard) for shard in shards]))
+        np.savez(path, images=draw_images(data.cifar10(), IMAGES, 0))
     return path
 
 
-def calibration_batches(options: argparse.Namespace) -> list[np.ndarray]:
-    return list(load_images(calibration_file(options), IMAGENET).batches(BATCH))
+def calibration_batches(settings: Settings) -> list[np.ndarray]:
+    return list(load_images(calibration_file(settings), IMAGENET).batches(BATCH))
 
 
 def record(path: Path, job: dict[str, Any], work: Callable[[], Mapping[str, Any]]) -> None:
@@ -279,20 +266,20 @@ def record(path: Path, job: dict[str, Any], work: Callable[[], Mapping[str, Any]
         append(path, {**job, **work()})
 
 
-def arm_device(options: argparse.Namespace) -> str:
-    return options.device if options.device.startswith("arm") else "arm"
+def arm_device(settings: Settings) -> str:
+    return settings.device if settings.device.startswith("arm") else "arm"
 
 
-def print_tables(options: argparse.Namespace) -> None:
-    """All that is there as Markdown."""
-    print_accuracy(options)
-    for network in options.networks:
-        print_forms(options, network)
-    print_ablation(options)
+def print_tables(settings: Settings) -> None:
+    """All results so far as Markdown."""
+    print_accuracy(settings)
+    for network in settings.networks:
+        print_forms(settings, network)
+    print_ablation(settings)
 
 
-def print_accuracy(options: argparse.Namespace) -> None:
-    lines = [line for line in read(options.out / "accuracy.jsonl") if line["test"] == options.test]
+def print_accuracy(settings: Settings) -> None:
+    lines = [line for line in read(settings.out / "accuracy.jsonl") if line["test"] == settings.test]
     for network in dict.fromkeys(line["network"] for line in lines):
         own = {(line["ratio"], line["form"]): line for line in lines if line["network"] == network}
         forms = list(dict.fromkeys(form for _, form in own))
@@ -306,15 +293,15 @@ def print_accuracy(options: argparse.Namespace) -> None:
             )
 
 
-def print_forms(options: argparse.Namespace, network: str) -> None:
+def print_forms(settings: Settings, network: str) -> None:
     """Every form: size, time here, ARM instructions, time in WebAssembly; ratios are over the dense fp32 network."""
-    here, web = (read_latencies(options.out, network, device) for device in ("local", "web"))
+    here, web = (read_latencies(settings.out, network, device) for device in ("local", "web"))
     counts = {
         line["file"]: line["instructions"]
-        for line in read(options.out / "counts.jsonl")
-        if line["device"] == arm_device(options)
+        for line in read(settings.out / "counts.jsonl")
+        if line["device"] == arm_device(settings)
     }
-    files = made_files(options, network)
+    files = made_files(settings, network)
     print(f"\n| {network} | bytes | here, ms | ARM, 1e6 instructions | WASM, ms |\n|---|---|---|---|---|")
     for file in files:
         counted = counts.get(file.name)
@@ -336,9 +323,9 @@ def read_latencies(folder: Path, network: str, device: str) -> dict[str, str]:
     return found
 
 
-def print_ablation(options: argparse.Namespace) -> None:
-    """A thousand times the divergence; what a way to choose is worth shows in a row."""
-    lines = read(options.out / "ablation.jsonl")
+def print_ablation(settings: Settings) -> None:
+    """A thousand times the divergence, with a row for each way to choose."""
+    lines = read(settings.out / "ablation.jsonl")
     ratios = list(dict.fromkeys(line["ratio"] for line in lines))
     own: dict[tuple[Any, ...], dict[float, str]] = {}
     for line in lines:
@@ -350,22 +337,35 @@ def print_ablation(options: argparse.Namespace) -> None:
         print("| " + " | ".join([*map(str, way), *(found.get(ratio, "") for ratio in ratios)]) + " |")
 
 
-def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("job", choices=["accuracy", "ablation", "latency", "counts", "answers", "tables"])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10"))
-    parser.add_argument("--models", type=Path, default=Path("../shared/models"))
-    parser.add_argument("--test", default="train_5.npz", help="test_half.npz is looked at in the end")
-    parser.add_argument("--networks", nargs="+", default=list(CHECKPOINTS))
-    parser.add_argument("--ratios", nargs="+", type=float, default=[1.5, 2.0, 3.0])
-    parser.add_argument("--cuts", nargs="+", default=["blind", "chosen"], help="of resnet18; planned is another")
-    parser.add_argument("--forms", nargs="+", default=["fp32", "int8", "int8 first"], help="fp16 is another")
-    parser.add_argument("--shown", nargs="+", type=int, default=[64, 256, 768], help="images that show ranges")
-    parser.add_argument("--cpu", default="own", help="what the answers are kept as")
-    parser.add_argument("--device", default="local")
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds of a latency comparison")
-    parser.add_argument("--out", type=Path, default=Path("runs/precision"))
-    return parser.parse_args()
+@click.command()
+@click.argument("job", type=click.Choice(["accuracy", "ablation", "latency", "counts", "answers", "tables"]))
+@click.option(
+    "--test", default="train_5", show_default=True, help="The file of CIFAR-10; use test_half only at the end."
+)
+@click.option("--networks", type=Listed(), default=CIFAR_RESNETS, help="resnet20,resnet32, or resnet18 for its times.")
+@click.option("--ratios", type=Listed(float), default=(1.5, 2.0, 3.0), help="Times fewer multiply-adds.")
+@click.option("--cuts", type=Listed(), default=("blind", "chosen"), help="Of resnet18; planned is another one.")
+@click.option("--forms", type=Listed(), default=("fp32", "int8", "int8 first"), help="fp16 is another one.")
+@click.option("--shown", type=Listed(int), default=(64, 256, 768), help="How many images set ranges.")
+@click.option("--cpu", default="own", help="A name for this CPU, under which its answers are kept.")
+@click.option("--device", default="local", help="See trp-bench --list-devices.")
+@click.option("--budget", default=60.0, help="Seconds of a latency comparison.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/precision"), show_default=True)
+def main(job: str, **values: Any) -> None:
+    """Low rank and int8 together, beside either alone."""
+    settings = Settings(**values)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    JOBS[job](settings)
+
+
+JOBS = {
+    "accuracy": run_accuracy,
+    "ablation": run_ablation,
+    "latency": run_latency,
+    "counts": run_counts,
+    "answers": run_answers,
+    "tables": print_tables,
+}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Train, cut, export and test ResNet-20 by the methods of the TRP paper and by ours, on CIFAR-10.
 
-    python tools/reproduce_trp.py --data DATA --weights resnet20.th -o runs/trp [ROW ...]
+    python tools/reproduce_trp.py -o runs/trp [ROW ...]
 
-DATA holds train_*.npz and test*.npz. Every row is one trp-train run from the pretrained weights. Interrupt it at any
-time: the same command goes on where it was, and a finished row is not trained again. The test images are read once
-per row, after its last epoch, through the exported ONNX file in onnxruntime. With --latency the exports are timed.
+Every row is one trp-train run from the pretrained weights. Interrupt it at any time: the same command continues, and a
+finished row is not trained again. The test images are read once per row, after its last epoch, through the exported
+ONNX file in onnxruntime. With --latency the exports are timed. tools/data.py fetches data and weights.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-from numpy.typing import NDArray
+import data
+from common import IMAGENET, accuracy
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from training.data import load_labelled_images
+from trp_export.inputs.images import load_images
 
 # The paper's method from pretrained weights: lambda 3e-4 at m = 1 becomes 6e-3 on projection steps at m = 20.
 NUCLEAR, PERIOD = "6e-3", "20"
@@ -69,25 +68,25 @@ ROWS = (
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--weights", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--validation", default=1_000, help="Images held back from training, to look at while it runs.")
 @click.option("--latency", is_flag=True, help="Time the exports as well; needs a quiet machine.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.argument("rows", nargs=-1)
-def main(data: Path, weights: Path, validation: int, latency: bool, output: Path, rows: tuple[str, ...]) -> None:
+def main(validation: int, latency: bool, output: Path, rows: tuple[str, ...]) -> None:
+    """The rows of the table, trained where they are not yet."""
+    images, weights = data.cifar10(), data.network("resnet20")
     unknown = set(rows) - {row.name for row in ROWS}
     if unknown:
         raise click.UsageError(f"unknown row {unknown.pop()}; one of {', '.join(row.name for row in ROWS)}.")
     output.mkdir(parents=True, exist_ok=True)
     results_file = output / "results.json"
     results = _read(results_file)
-    test = load_labelled_images(f"npz:{data}", "test")
+    test = load_images(images / "test_half.npz", IMAGENET)
     for row in ROWS:
         if rows and row.name not in rows:
             continue
         if row.name not in results or (latency and results[row.name]["latency"] is None):
-            found = _carry_out(row, data, weights, validation, latency, output, test)
+            found = _carry_out(row, images, weights, validation, latency, output, test)
             results = _read(results_file) | {row.name: found}  # Other rows may have been run beside this one.
             results_file.write_text(json.dumps(results, indent=2) + "\n")
     print(table(results))
@@ -110,18 +109,17 @@ def table(results: dict[str, Any]) -> str:
 
 
 def _carry_out(
-    row: Row, data: Path, weights: Path, validation: int, latency: bool, output: Path, test: Any
+    row: Row, images: Path, weights: Path, validation: int, latency: bool, output: Path, test: Any
 ) -> dict[str, Any]:
     model, options = weights, ("--arch", "resnet20", *row.export)
     if row.train:
-        model, options = _trained(row, data, weights, validation, output / row.name), ()
+        model, options = _trained(row, images, weights, validation, output / row.name), ()
     onnx_file = output / f"{row.name}.onnx"
     timing = () if latency else ("--no-bench",)
     done = _run("trp_export.cli.export", str(model), *options, *timing, "--json", "-o", str(onnx_file), capture=True)
     report = json.loads(done)
-    hits = int((_predictions(onnx_file, test.images.numpy()) == test.labels.numpy()).sum())
     return {
-        "accuracy": hits / len(test),
+        "accuracy": accuracy(onnx_file, test) / 100,
         "images": len(test),
         "macs_ratio": report["before"]["macs"] / report["after"]["macs"],
         "params": report["after"]["params"],
@@ -129,7 +127,7 @@ def _carry_out(
     }
 
 
-def _trained(row: Row, data: Path, weights: Path, validation: int, folder: Path) -> Path:
+def _trained(row: Row, images: Path, weights: Path, validation: int, folder: Path) -> Path:
     """The row's network, once it is trained."""
     if (folder / "last.pt").exists():
         _run("training.cli", "--resume", "-o", str(folder))
@@ -137,24 +135,10 @@ def _trained(row: Row, data: Path, weights: Path, validation: int, folder: Path)
         teacher = ("--teacher", str(weights)) if row.teacher else ()
         _run(
             "training.cli",
-            *("--arch", "resnet20", "--data", f"npz:{data}", "--init", str(weights), *teacher),
+            *("--arch", "resnet20", "--data", f"npz:{images}", "--init", str(weights), *teacher),
             *("--validation", str(validation), "--keep", "last", "--amp", "-o", str(folder), *row.train),
         )
     return folder / "model.pt"
-
-
-def _predictions(onnx_file: Path, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Class of each image, through onnxruntime, normalised as the weights were trained."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
-    mean, std = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
-    classes = []
-    for start in range(0, len(images), 500):
-        pixels = (images[start : start + 500].astype(np.float32) / 255 - mean) / std
-        (logits,) = session.run(None, {session.get_inputs()[0].name: pixels.transpose(0, 3, 1, 2)})
-        classes.append(logits.argmax(1))
-    return np.concatenate(classes)
 
 
 def _speed_up(latency: dict[str, Any] | None) -> str | None:

@@ -5,13 +5,13 @@ python tools/search_memory.py [--images 16] [--epochs 2]
 
 from __future__ import annotations
 
-import argparse
 import resource
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
 import torchvision
@@ -20,16 +20,16 @@ from training.search.options import SearchOptions
 from training.search.run import run_search
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--epochs", type=int, default=2)
-    given = parser.parse_args()
+@click.command()
+@click.option("--images", "count", default=16, show_default=True)
+@click.option("--epochs", default=2, show_default=True)
+def main(count: int, epochs: int) -> None:
+    """Peak memory of a search in ResNet-18 at 224 x 224."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         torch.save(torchvision.models.resnet18().state_dict(), folder / "resnet18.pt")
-        images = np.random.default_rng(0).standard_normal((given.images, 3, 224, 224)).astype(np.float32)
+        images = np.random.default_rng(0).standard_normal((count, 3, 224, 224)).astype(np.float32)
         np.save(folder / "images.npy", images)
         options = SearchOptions(
             model=folder / "resnet18.pt",
@@ -37,17 +37,17 @@ def main() -> None:
             output=folder / "plan.json",
             data=str(folder / "images.npy"),
             macs=2.0,
-            epochs=given.epochs,
+            epochs=epochs,
             batch=8,
         )
-        started, told = time.monotonic(), set()
+        started, steps = time.monotonic(), set()
 
         def say(what: str) -> None:
             print(f"{time.monotonic() - started:6.1f} s, peak {peak_gb():.2f} GB: {what}", flush=True)
 
         def progress(step: str, share: float) -> None:
-            if step not in told:
-                told.add(step)
+            if step not in steps:
+                steps.add(step)
                 say(step)
 
         def report(record: dict[str, Any]) -> None:

@@ -3,14 +3,13 @@
     python tools/setup_arm.py [FOLDER]
 
 Takes under a minute and about 200 MB, from the distribution's and Python's package registries; needs apt (Debian or
-Ubuntu), qemu-user and gcc. No foreign architecture is added to the system: apt runs with a state of its own inside
-FOLDER (default: where trp-bench looks). Run again, it does nothing; --force starts over. The onnxruntime version is
-that of this Python, so counts and outputs belong to the same code on both sides.
+Ubuntu), qemu-user and gcc. No foreign architecture is added to the system: apt keeps its state inside FOLDER (default:
+where trp-bench looks). A second call does nothing; --force starts over. The onnxruntime version is that of this Python,
+so counts and outputs come from the same code on both sides.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import re
 import shutil
@@ -18,6 +17,8 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+
+import click
 
 from trp_export.bench.devices.arm import CPUS, PLUGIN, guest_python, qemu_command
 from trp_export.bench.devices.cache import cached
@@ -27,20 +28,19 @@ PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_
 NEEDED = {"qemu-aarch64": "qemu-user", "gcc": "gcc libc6-dev", "apt-get": "a Debian or Ubuntu system", "dpkg": "dpkg"}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, default=cached("arm"))
-    parser.add_argument("--force", action="store_true", help="start over")
-    options = parser.parse_args()
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=cached("arm"))
+@click.option("--force", is_flag=True, help="Start over.")
+def main(folder: Path, force: bool) -> None:
+    """Set up what `trp-bench --device arm` needs in FOLDER (default: where trp-bench looks)."""
     if missing := [package for program, package in NEEDED.items() if not shutil.which(program)]:
-        print(f"error: install first: apt-get install {' '.join(missing)}", file=sys.stderr)
-        return 1
-    folder = options.folder.absolute()
-    if options.force:
+        raise click.ClickException(f"install first: apt-get install {' '.join(missing)}")
+    folder = folder.absolute()
+    if force:
         shutil.rmtree(folder, ignore_errors=True)
     if (folder / "ready").is_file():
-        print(f"{folder} is ready: {(folder / 'ready').read_text().strip()}")
-        return 0
+        click.echo(f"{folder} is ready: {(folder / 'ready').read_text().strip()}")
+        return
     folder.mkdir(parents=True, exist_ok=True)
     try:
         version = fetch_python(folder)
@@ -48,17 +48,16 @@ def main() -> int:
         build_plugin(folder)
         for cpu, part in CPUS.items():
             make_root(folder, cpu, part)
-        said = check(folder)
+        versions = check(folder)
     except subprocess.CalledProcessError as error:
-        print(f"error: {' '.join(map(str, error.cmd))}\n{(error.stderr or '').strip()[-2000:]}", file=sys.stderr)
-        return 1
-    (folder / "ready").write_text(said + "\n")
-    print(f"{folder} is ready: {said}")
-    return 0
+        command = " ".join(map(str, error.cmd))
+        raise click.ClickException(f"{command}\n{(error.stderr or '').strip()[-2000:]}") from error
+    (folder / "ready").write_text(versions + "\n")
+    click.echo(f"{folder} is ready: {versions}")
 
 
 def step(*command: str | Path) -> str:
-    """Run a command, return what it prints, show what it is."""
+    """Print a command, run it, and return its output."""
     print("+", " ".join(map(str, command))[:150], flush=True)
     return subprocess.run([*map(str, command)], check=True, capture_output=True, text=True).stdout
 
@@ -125,10 +124,10 @@ def check(folder: Path) -> str:
     """Start onnxruntime on each processor. Returns the versions."""
     program = "import onnxruntime, numpy; print('onnxruntime', onnxruntime.__version__, 'numpy', numpy.__version__)"
     for cpu in CPUS:
-        said = step(*qemu_command(folder, cpu, None), guest_python(folder, cpu), "-c", program)
+        output = step(*qemu_command(folder, cpu, None), guest_python(folder, cpu), "-c", program)
     qemu = subprocess.run(["qemu-aarch64", "--version"], check=True, capture_output=True, text=True).stdout
-    return f"{said.strip()}, {qemu.splitlines()[0].strip()}"
+    return f"{output.strip()}, {qemu.splitlines()[0].strip()}"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

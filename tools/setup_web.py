@@ -2,20 +2,20 @@
 
     python tools/setup_web.py [FOLDER] [--version 1.30.0]
 
-They come from the npm registry through npm, 33 MB for a moment, 14 MB in FOLDER (default: where trp-bench looks).
-Run again, it does nothing, unless another version is asked for.
+They come from the npm registry through npm: 33 MB to download, 14 MB in FOLDER (default: where trp-bench looks). A
+second call does nothing unless --version differs.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
+
+import click
 
 from trp_export.bench.devices.cache import cached
 from trp_export.bench.devices.page_server import FILES
@@ -23,36 +23,34 @@ from trp_export.errors import DeviceError, TrpError
 from trp_export.system.files import atomic_write
 
 VERSION = "1.30.0"
-# Beside the files: the version that they are of. It is written last, so that it vouches for them.
+# The version of the files. It is written last, so the files are complete where it exists.
 NOTED = "version.txt"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, default=cached("web"))
-    parser.add_argument("--version", default=VERSION)
-    options = parser.parse_args()
-    folder: Path = options.folder.absolute()
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=cached("web"))
+@click.option("--version", default=VERSION, show_default=True)
+def main(folder: Path, version: str) -> None:
+    """Fetch what `trp-bench --device web` needs into FOLDER (default: where trp-bench looks)."""
+    folder = folder.absolute()
     try:
-        if version_in(folder) != options.version:
+        if version_in(folder) != version:
             (folder / NOTED).unlink(missing_ok=True)
-            fetch(folder, options.version)
-            (folder / NOTED).write_text(options.version)
+            fetch(folder, version)
+            (folder / NOTED).write_text(version)
     except (TrpError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{folder} is ready: onnxruntime-web {options.version}")
-    return 0
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{folder} is ready: onnxruntime-web {version}")
 
 
 def version_in(folder: Path) -> str | None:
-    """The version whose files lie in `folder`; None where they are not all there, or not known to be whole."""
+    """The version of the files in `folder`; None if they are not all there, or may be incomplete."""
     noted = folder / NOTED
     return noted.read_text() if all(path.is_file() for path in (noted, *(folder / name for name in FILES))) else None
 
 
 def fetch(folder: Path, version: str = VERSION) -> None:
-    """Put the two files of that version in `folder`, each whole. Raises DeviceError, OutputError."""
+    """Write the two files of that version to `folder`. Raises DeviceError, OutputError."""
     npm = shutil.which("npm")
     if not npm:
         raise DeviceError("install npm first: apt-get install npm")
@@ -81,4 +79,4 @@ def _read(archive: tarfile.TarFile, name: str, version: str) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

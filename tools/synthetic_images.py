@@ -1,92 +1,113 @@
-"""What makes synthetic images good for calibration: starts, steps and counts, judged on held-back training images.
+"""Fill the second table of docs/results/synthetic-images.md: what makes synthetic images good for calibration.
 
-    python tools/synthetic_images.py --data ../shared/data/cifar10 --models ../shared/models \
-        [--network resnet20] [--ratio 3] [--trials ...] [--out runs/synthetic.jsonl]
+    python tools/synthetic_images.py [--network resnet20] [--ratio 3] [--trials "as it is" --trials "256 images"]
 
-Every trial is a line of the JSON file as soon as it is there; a second call goes on where the first one ended. At the
-end all that is there is printed as a table.
+Starts, steps and counts are compared by the accuracy on 2,500 images of training file 5. Each result is a line of the
+file --out, written as soon as it is known; a second call continues. All results so far are printed as a table.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
-import calibration_results as calibration
+import click
+import data
 import numpy as np
 import torch
-from common import append, missing, read
+from common import CIFAR_RESNETS, IMAGENET, Workshop, accuracy, append, draw_images, missing, read
 
-from trp_export.graph.statistics import norm_outputs
+from trp_export import Benchmark, Calibration, LoadOptions, Macs, Options, Preprocessing
 from trp_export.inputs.images import load_images
+from trp_export.load import load
+from trp_export.network import analyse
 from trp_export.recover import synthetic
 
-_VALIDATION = 2500
-# What differs from synthetic.py as it is: steps, how many images, what they start from, which seed.
-TRIALS: dict[str, dict[str, Any]] = {
-    "real images": {"real": True},
-    "512 real images": {"real": True, "count": 512},
-    "as it is": {},
-    "another seed": {"seed": 1},
-    "the start alone": {"steps": 0},
-    "8 steps": {"steps": 8},
-    "40 steps": {"steps": 40},
-    "512 images": {"count": 512},
-    "256 images": {"count": 256},
-    "from white noise": {"start": "noise"},
-    "from white noise, 40 steps": {"start": "noise", "steps": 40},
+VALIDATION = 2500
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """How images are made, as far as it differs from what the command does."""
+
+    count: int = 1024
+    real: bool = False
+    seed: int = 0
+    steps: int = synthetic.STEPS
+    white_noise: bool = False
+
+
+TRIALS = {
+    "real images": Trial(real=True),
+    "512 real images": Trial(512, real=True),
+    "as it is": Trial(),
+    "another seed": Trial(seed=1),
+    "the start alone": Trial(steps=0),
+    "8 steps": Trial(steps=8),
+    "40 steps": Trial(steps=40),
+    "512 images": Trial(512),
+    "256 images": Trial(256),
+    "from white noise": Trial(white_noise=True),
+    "from white noise, 40 steps": Trial(steps=40, white_noise=True),
 }
 
 
-def main() -> None:
-    options = parse_options()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    jobs = [{"network": options.network, "trial": name, "ratio": options.ratio} for name in options.trials]
-    jobs = missing(options.out, jobs)
-    if jobs:
-        checkpoint = options.models / calibration.CHECKPOINTS[options.network]
-        folded = calibration.load_network(options.network, checkpoint)
-        statistics = norm_outputs(calibration.load_network(options.network, checkpoint, fold=False))
-        seen = load_images(options.data / "train_5.npz", calibration.IMAGENET, count=_VALIDATION)
-    for job in jobs:
-        trial = TRIALS[job["trial"]]
-        started = time.monotonic()
-        images = make(trial, folded, statistics, options)
-        seconds = time.monotonic() - started
-        workshop = calibration.Workshop(folded, images)
-        model, _ = calibration.compress(workshop, calibration.METHODS["all of it"], options.ratio)
-        append(options.out, {**job, "seconds": seconds, "accuracy": calibration.accuracy(model, seen)})
+@click.command()
+@click.option("--network", type=click.Choice(CIFAR_RESNETS), default="resnet20", show_default=True)
+@click.option("--ratio", default=3.0, show_default=True, help="Times fewer multiply-adds.")
+@click.option("--trials", multiple=True, type=click.Choice(list(TRIALS)), default=list(TRIALS), help="repeatable")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/synthetic.jsonl"), show_default=True)
+def main(network: str, ratio: float, trials: tuple[str, ...], out: Path) -> None:
+    """Accuracy with synthetic images that are made in different ways."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    validation = load_images(data.cifar10() / "train_5.npz", IMAGENET, count=VALIDATION)
+    for job in missing(out, [{"network": network, "trial": name, "ratio": ratio} for name in trials]):
+        with TemporaryDirectory() as folder:
+            started = time.monotonic()
+            path, preprocessing = make_images(network, TRIALS[job["trial"]], Path(folder))
+            seconds = time.monotonic() - started
+            options = Options(
+                rule=Macs(ratio),
+                load=LoadOptions(arch=network),
+                calibration=Calibration(path),
+                preprocessing=preprocessing,
+                benchmark=Benchmark(run=False),
+            )
+            shop = Workshop(data.network(network), options, Path(folder))
+            built = shop.build(shop.plan(ratio))
+            append(out, {**job, "seconds": seconds, "accuracy": accuracy(built.files.result, validation)})
     print("| | network | MACs | accuracy | seconds for the images |\n|---|---|---|---|---|")
-    for line in read(options.out):
-        seconds = "" if TRIALS[line["trial"]].get("real") else f"{line['seconds']:.0f}"
+    for line in read(out):
+        seconds = "" if TRIALS[line["trial"]].real else f"{line['seconds']:.0f}"
         print(f"| {line['trial']} | {line['network']} | {line['ratio']:g}x | {line['accuracy']:.2f} | {seconds} |")
 
 
-def make(trial: dict[str, Any], folded: Any, statistics: Any, options: argparse.Namespace) -> np.ndarray:
-    count = trial.get("count", calibration.IMAGES)
-    if trial.get("real"):
-        return np.random.default_rng(0).permutation(calibration.draw_images(options.data, 0))[:count]
-    start = synthetic._start
-    if trial.get("start") == "noise":
-        synthetic._start = lambda shape, random: torch.randn(shape, generator=random)
-    try:
-        steps, seed = trial.get("steps", synthetic.STEPS), trial.get("seed", 0)
-        return synthetic.synthesise(folded, statistics, (1, 3, 32, 32), count, seed=seed, steps=steps)
-    finally:
-        synthetic._start = start
+def make_images(name: str, trial: Trial, folder: Path) -> tuple[Path, Preprocessing]:
+    """A file of the images of a trial, and how they become inputs."""
+    if trial.real:
+        path = folder / "real.npz"
+        images = draw_images(data.cifar10(), TRIALS["real images"].count, 0)
+        np.savez(path, images=np.random.default_rng(0).permutation(images)[: trial.count])
+        return path, IMAGENET
+    network = analyse(load(data.network(name), LoadOptions(arch=name)), folder, fold=True)
+    inputs = synthetic.synthesise(
+        network.model,
+        network.statistics,
+        (1, 3, 32, 32),
+        trial.count,
+        seed=trial.seed,
+        steps=trial.steps,
+        start=white_noise if trial.white_noise else synthetic.overlapping_shapes,
+    )
+    np.save(folder / "synthetic.npy", inputs)
+    return folder / "synthetic.npy", Preprocessing()
 
 
-def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10"))
-    parser.add_argument("--models", type=Path, default=Path("../shared/models"))
-    parser.add_argument("--network", default="resnet20", choices=calibration.CHECKPOINTS)
-    parser.add_argument("--ratio", type=float, default=3.0)
-    parser.add_argument("--trials", nargs="+", default=list(TRIALS), choices=TRIALS)
-    parser.add_argument("--out", type=Path, default=Path("runs/synthetic.jsonl"))
-    return parser.parse_args()
+def white_noise(shape: tuple[int, ...], random: torch.Generator) -> torch.Tensor:
+    """A start without any shapes."""
+    return torch.randn(shape, generator=random)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,29 @@
 """Train the dense CIFAR ResNet that ships in models_zoo/weights, from scratch.
 
-    python tools/train_cifar_resnet.py --data ../shared/data/cifar10 --depth 20 --epochs 60 -o runs/resnet20
+    python tools/train_cifar_resnet.py --depth 20 --epochs 60 -o runs/resnet20
 
-Interrupt it at any time: the same command goes on from the last finished epoch.
-The test half is read once, after the last epoch.
+Interrupt it at any time: the same command continues after the last finished epoch. test_half is read once, after the
+last epoch. tools/data.py fetches the images.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from pathlib import Path
 
 import click
+import data
 import numpy as np
 import torch
+from common import CLASSES, IMAGENET
 from torch import Tensor
 from torch.nn import functional
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from models_zoo.cifar_resnet import CifarResNet
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+MEAN, STD = IMAGENET.mean or (), IMAGENET.std or ()
 VALIDATION_COUNT = 5_000
 BATCH = 128
 
@@ -63,16 +62,16 @@ def learning_rate(progress: float, peak: float) -> float:
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--depth", default=20)
 @click.option("--epochs", default=60)
 @click.option("--peak-lr", default=0.1)
 @click.option("--weight-decay", default=5e-4)
 @click.option("--seed", default=0)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-def main(data: Path, depth: int, epochs: int, peak_lr: float, weight_decay: float, seed: int, output: Path) -> None:
+def main(depth: int, epochs: int, peak_lr: float, weight_decay: float, seed: int, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    shards = [load(data / f"train_{i}.npz") for i in range(1, 6)]
+    folder = data.cifar10()
+    shards = [load(folder / f"train_{i}.npz") for i in range(1, 6)]
     x, y = torch.cat([s[0] for s in shards]), torch.cat([s[1] for s in shards])
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     held_out, kept = order[:VALIDATION_COUNT], order[VALIDATION_COUNT:]
@@ -113,7 +112,7 @@ def main(data: Path, depth: int, epochs: int, peak_lr: float, weight_decay: floa
         torch.save(state, resume.with_suffix(".tmp"))
         resume.with_suffix(".tmp").replace(resume)
 
-    test = accuracy(model, *load(data / "test_half.npz"))
+    test = accuracy(model, *load(folder / "test_half.npz"))
     print(f"test_half: {test:.4f} of 5000 images, seed {seed}, {epochs} epochs")
     checkpoint = {
         "format": "trp-checkpoint",
@@ -122,7 +121,7 @@ def main(data: Path, depth: int, epochs: int, peak_lr: float, weight_decay: floa
         "input_shape": [1, 3, 32, 32],
         "mean": list(MEAN),
         "std": list(STD),
-        "classes": CLASSES,
+        "classes": list(CLASSES),
         "licence": "MIT",
         "state_dict": {key: value.contiguous() for key, value in model.state_dict().items()},
         "plan": None,

@@ -9,17 +9,16 @@ and must have the digests below. --serve shows the site on this computer with th
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import http.server
 import json
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import ClassVar
 
+import click
 from setup_web import VERSION, fetch
 
 from trp_export.bench.devices.cache import cached
@@ -36,35 +35,33 @@ RUNTIME = {
     "ort.wasm.bundle.min.mjs": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
-# With these two a browser gives a page threads and a finer clock.
+# With these headers a browser allows threads and a finer clock.
 ISOLATION = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="SITE")
-    parser.add_argument("--original", type=Path, metavar="MODEL")
-    parser.add_argument("--serve", type=int, nargs="?", const=8000, metavar="PORT")
-    options = parser.parse_args()
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="SITE")
+@click.option("--original", type=click.Path(path_type=Path), metavar="MODEL", help="The ONNX file or checkpoint.")
+@click.option("--serve", "port", type=int, is_flag=False, flag_value=8000, metavar="PORT", help="Show it here.")
+def main(bundle: Path, output: Path, original: Path | None, port: int | None) -> None:
+    """Build a page that runs BUNDLE in the browser, the original beside the compressed model."""
     try:
-        build(options.bundle, options.output, options.original)
+        build(bundle, output, original)
     except TrpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"wrote {options.output}")
-    if options.serve is not None:
-        serve(options.output, options.serve)
-    return 0
+        raise click.ClickException(str(error)) from error
+    click.echo(f"wrote {output}")
+    if port is not None:
+        serve(output, port)
 
 
 def build(bundle: Path, site: Path, original: Path | None = None) -> None:
-    """Write the site, whole or not at all. An earlier site in its place is replaced, nothing else is.
+    """Write the site completely or not at all. An earlier site in its place is replaced, but nothing else.
 
     Raises LoadError for a bundle or an original that cannot be used, OutputError, DeviceError.
     """
     if site.exists() and not (site / "site.json").is_file():
-        raise OutputError(f"{site} is there and was not made by this tool; name another folder.")
+        raise OutputError(f"{site} exists and is not a site of this tool; choose another folder.")
     try:
         site.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{site.name}.", dir=site.parent) as folder:
@@ -84,35 +81,35 @@ def build(bundle: Path, site: Path, original: Path | None = None) -> None:
 
 
 def copy_runtime(folder: Path) -> None:
-    """onnxruntime-web: from where trp-bench keeps it, else from npm; either way the very files that are pinned."""
+    """Copy onnxruntime-web from the cache of trp-bench, or fetch it from npm. Only the pinned files are accepted."""
     folder.mkdir()
     here = cached("web")
     if unlike := unlike_pinned(here):
         fetch(folder, VERSION)
         here, unlike = folder, unlike_pinned(folder)
     if unlike:
-        raise DeviceError(f"{unlike[0]} of onnxruntime-web {VERSION} has not the digest that is pinned here.")
+        raise DeviceError(f"{unlike[0]} of onnxruntime-web {VERSION} does not have the pinned digest.")
     if here != folder:
         for name in RUNTIME:
             shutil.copy(here / name, folder / name)
 
 
 def unlike_pinned(folder: Path) -> list[str]:
-    """The files of onnxruntime-web that are not in the folder as they are pinned here."""
+    """The files of onnxruntime-web that the folder lacks, or holds with another digest."""
     return [
         name for name, pinned in RUNTIME.items() if not (folder / name).is_file() or sha256(folder / name) != pinned
     ]
 
 
 def copy_bundle(bundle: Path, folder: Path) -> str:
-    """Copy a bundle that is what its manifest says. Returns its digest."""
-    found = verify_bundle(bundle)
-    shutil.copytree(bundle, folder)
-    return found.digest
+    """Check a bundle, copy it, and check the copy. Returns its digest."""
+    digest = verify_bundle(bundle).digest
+    shutil.copytree(bundle, folder, symlinks=True)
+    return verify_bundle(folder, digest).digest
 
 
 def copy_original(original: Path, target: Path) -> dict[str, str | int]:
-    """The original as one ONNX file: as it is where it is one, else exported. Returns what the page must know."""
+    """Write the original as one ONNX file, exported if it is not one. Returns what the page needs to know."""
     source = load(original, LoadOptions())
     if source.path is not None and source.bytes == source.path.stat().st_size:
         shutil.copy(source.path, target)
@@ -145,7 +142,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         super().end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Silence."""
+        """Print nothing."""
 
 
 def serve(site: Path, port: int) -> None:
@@ -160,4 +157,4 @@ def serve(site: Path, port: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

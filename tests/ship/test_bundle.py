@@ -194,10 +194,10 @@ def test_a_failed_last_rename_restores_the_older_bundle(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model.onnx", *RULE, "--bundle", "app", "-o", "small.onnx"], "leave -o and --report out"),
-        (["model.onnx", *RULE, "--bundle", "app", "--report", "page.html"], "leave -o and --report out"),
-        (["model.onnx", *RULE, "--ort"], "--ort goes into a bundle"),
-        (["model.onnx", *RULE, "--bundle", "app", "--target", "arm"], "--target goes with --ort"),
+        (["model.onnx", *RULE, "--bundle", "app", "-o", "small.onnx"], "leave --output and --report out"),
+        (["model.onnx", *RULE, "--bundle", "app", "--report", "page.html"], "leave --output and --report out"),
+        (["model.onnx", *RULE, "--ort", "arm"], "--bundle"),
+        (["model.onnx", *RULE, "--bundle", "app", "--ort", "mips"], "is not one of"),
     ],
 )
 def test_contradicting_options_are_refused(refuses: Command, model: Path, arguments: list[str], message: str) -> None:

@@ -92,7 +92,7 @@ def test_an_unknown_operator_becomes_a_note_and_the_bundle_is_written(trp: Comma
     model.graph.node.append(helper.make_node("Sharpen", ["logits"], ["sharp"], domain="com.example"))
     model.graph.output[0].name = "sharp"
     save(model, tmp_path / "model.onnx")
-    outcome = trp("model.onnx", "--rank", "2", "--no-bench", "--bundle", "app", "--ort")
+    outcome = trp("model.onnx", "--rank", "2", "--no-bench", "--bundle", "app", "--ort", "x86")
     assert outcome.code == 0, outcome.err
     assert "no ORT format" in outcome.out
     assert verify_bundle(tmp_path / "app").manifest.ort is None

@@ -97,7 +97,7 @@ def test_a_bundle_holds_no_secret(at_home: None, trp: Command, exported: Path, t
     images = tmp_path / "zebediah" / "photos.npz"
     np.savez(images, images=np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8))
     assert len(leaks(tmp_path / "zebediah")) > len(SECRETS) // 2
-    outcome = trp(source, "--rank", "8", "--eval", images, "--no-bench", "--bundle", "app", "--ort")
+    outcome = trp(source, "--rank", "8", "--eval", images, "--no-bench", "--bundle", "app", "--ort", "arm")
     assert outcome.code == 0, outcome.err
     assert leaks(tmp_path / "app", str(tmp_path)) == []
     made = onnx.load(tmp_path / "app" / "model.onnx")

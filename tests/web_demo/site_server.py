@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import functools
 import http.server
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import web_demo
+
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import web_demo  # noqa: E402 - where the line above says
-
 CHECKPOINT = ROOT / "models_zoo" / "weights" / "resnet20-trp-spatial-2.84x.pt"
 IMAGES = ROOT / "models_zoo" / "images" / "cifar10-256.npz"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

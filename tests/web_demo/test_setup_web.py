@@ -37,7 +37,9 @@ def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
 
     def run(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["setup_web.py", str(tmp_path / "web"), *arguments])
-        return setup_web.main()
+        with pytest.raises(SystemExit) as end:
+            setup_web.main()
+        return int(end.value.code or 0)
 
     return run
 

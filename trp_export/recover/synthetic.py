@@ -29,6 +29,8 @@ from trp_export.runtime.partial import fixed_batch
 from trp_export.system.progress import Share
 
 Float32 = NDArray[np.float32]
+# Makes the images (N, C, H, W) that optimisation starts from.
+Start = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
 STEPS = 20
 LEARNING_RATE = 0.1
@@ -84,13 +86,15 @@ def synthesise(
     *,
     seed: int = 0,
     steps: int = STEPS,
+    start: Start | None = None,
     progress: Share = lambda share: None,
 ) -> Float32:
     """Images (count, C, H, W), ready to be fed, for which the values in `model` have these means and variances.
 
     `statistics` by value name, as `norm_outputs` gives them for the model before batch norm is folded; `input_shape`
-    is (N, C, H, W), whatever N. The same seed gives the same images on the same machine. Raises UnsupportedError
-    without statistics, for an input that is no image, and for models that torch cannot stand in for.
+    is (N, C, H, W), whatever N. `start` makes the first images, by default overlapping shapes. The same seed gives the
+    same images on the same machine. Raises UnsupportedError without statistics, for an input that is no image, and for
+    models that torch cannot stand in for.
     """
     if not statistics:
         raise UnsupportedError(
@@ -100,9 +104,10 @@ def synthesise(
     if len(model.graph.inputs) != 1 or len(input_shape) != 4 or not all(input_shape[1:]):
         raise UnsupportedError("images are synthesised for a model of one input, (N, C, H, W); this one has another.")
     shape = tuple(int(extent or 0) for extent in input_shape[1:])
+    start = start or overlapping_shapes
     size = fixed_batch(model) or int(np.clip(_BATCH_ELEMENTS // math.prod(shape), _LEAST_BATCH, _MOST_BATCH))
     goal = _Goal(model, statistics)
-    scale = _nearest_scale(goal, (size, *shape), seed)
+    scale = _nearest_scale(goal, start, (size, *shape), seed)
     batches, stopped = -(-count // size), Event()
     done = [0.0] * batches
 
@@ -113,7 +118,7 @@ def synthesise(
             if stopped.is_set():
                 raise InterruptedError
 
-        return _match(goal, scale, (size, *shape), steps, _generator(seed, index + 1), stepped)
+        return _match(goal, start, scale, (size, *shape), steps, _generator(seed, index + 1), stepped)
 
     # As in distillation, each core works on a batch of its own: the operators are too small to share.
     with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -166,15 +171,16 @@ def _tensor(values: NDArray[np.float64] | np.float64) -> Tensor:
     return torch.from_numpy(np.asarray(values, dtype=np.float32))
 
 
-def _nearest_scale(goal: _Goal, shape: tuple[int, ...], seed: int) -> tuple[float, float]:
+def _nearest_scale(goal: _Goal, start: Start, shape: tuple[int, ...], seed: int) -> tuple[float, float]:
     """Mean and spread of the pixels that the network is used to, by the convention under which the start is nearest."""
-    images = _start(shape, _generator(seed, 0))
+    images = start(shape, _generator(seed, 0))
     with torch.no_grad():
         return min(_SCALES, key=lambda scale: float(goal(scale[0] + scale[1] * images)))
 
 
 def _match(
     goal: _Goal,
+    start: Start,
     scale: tuple[float, float],
     shape: tuple[int, ...],
     steps: int,
@@ -182,7 +188,7 @@ def _match(
     progress: Callable[[float], None],
 ) -> Float32:
     mean, spread = scale
-    pixels = _start(shape, random).requires_grad_()
+    pixels = start(shape, random).requires_grad_()
     optimizer = torch.optim.Adam([pixels], LEARNING_RATE, betas=(0.9, 0.99))
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * _falling(step / steps)
@@ -192,7 +198,7 @@ def _match(
     return (mean + spread * pixels.detach()).numpy()
 
 
-def _start(shape: tuple[int, ...], random: torch.Generator) -> Tensor:
+def overlapping_shapes(shape: tuple[int, ...], random: torch.Generator) -> Tensor:
     """Ellipses and rectangles, one over the other, of all sizes, with colours of zero mean and unit variance.
 
     As many of each size as make the image look the same from any distance (area to the power of -3/2).

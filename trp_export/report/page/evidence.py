@@ -136,7 +136,10 @@ def _agreement_rows(report: Report) -> list[tuple[str, str, str]]:
         rows.append(("truncation", _distance(deviation.truncation), how))
     seen = deviation.seen
     if seen is not None:
-        how = f"The same on {seen.name}, to which the factors were fitted: on other images, expect more."
+        fitted = "to which the factors were fitted: on other images, expect more"
+        if seen.kind.startswith("held-out"):
+            fitted = "to which no factor was fitted"
+        how = f"The same on {seen.name}, {fitted}."
         rows.append(("on images", _distance(seen.distance), how))
         if seen.top1 is not None:
             how = "The largest output of both models, on the same images."
