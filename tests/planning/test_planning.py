@@ -164,7 +164,7 @@ def test_macs_out_of_reach_says_what_can_be_reached() -> None:
 def test_where_all_layers_are_refused_the_commonest_reason_is_said() -> None:
     reasons = ("made (channel-wise 2) earlier", "made (spatial-wise 3 + channel-wise 1) earlier", "depthwise")
     layers = [Layer(replace(layer().site, refusal=reason), ()) for reason in reasons]
-    with pytest.raises(OptionError, match=r"--macs 2 is out of reach: no layer can be cut; 2 of 3 are made earlier\.$"):
+    with pytest.raises(OptionError, match=r"--macs 2 is out of reach: no layer can be cut \(2 of 3: made earlier\)\.$"):
         plan_by_macs(layers, 10**6, 2)
     with pytest.raises(OptionError, match=r"no layer can be cut: depthwise\.$"):
         plan_by_macs(layers[2:], 10**6, 2)

@@ -19,6 +19,7 @@ from trp_export.errors import LoadError
 from trp_export.graph.fold import fold_weights
 from trp_export.graph.inline import inline_functions
 from trp_export.graph.metadata import name_without_paths
+from trp_export.graph.narrow import note_narrow
 from trp_export.graph.quantised import require_float
 from trp_export.graph.weights import find_readers
 
@@ -39,6 +40,7 @@ def prepare(model: ir.Model) -> ir.Model:
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
     name_values(model)
+    note_narrow(model)
     fold_weights(model)
     remove_unused(model)
     name_without_paths(model)

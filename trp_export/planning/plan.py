@@ -65,7 +65,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All decisions in the order of the graph, the rule that made them, and the multiple that ranks are rounded up to."""
+    """All decisions in the order of the graph, the rule that made them, and the multiple that ranks are rounded to."""
 
     decisions: tuple[Decision, ...]
     rule: str
