@@ -266,7 +266,7 @@ def test_plans_that_cannot_be_read_or_do_not_fit(refuses: Command, model: Path, 
         "{": "is not JSON",
         "[" * 100_000: "is not JSON",
         "[]": "holds no plan",
-        '{"format": "trp-plan", "version": 1, "layers": [{"name": 3}]}': 'layer 1: "name" must be a text',
+        '{"format": "trp-plan", "version": 1, "layers": [{"name": 3}]}': 'layer 1: "name" must be a string',
     }.items():
         plan.write_text(content)
         assert message in refuses(3, "model.onnx", "--plan", "plan.json")

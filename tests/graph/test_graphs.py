@@ -191,9 +191,10 @@ def test_float64(tmp_path: Path) -> None:
     check(model, tmp_path, tolerance=1e-7)
 
 
-def test_bfloat16_weights_stay_and_are_named(tmp_path: Path) -> None:
+def test_weights_behind_a_cast_are_factored(tmp_path: Path) -> None:
+    """Rounding to 8 bits of precision leaves the weight near low rank, not at it."""
     body = """<bfloat16[8, 4, 3, 3] w> { f = Cast <to = 1> (w)  y = Conv (x, f) }"""
-    check(build(text(body)), tmp_path, [])
+    assert len(check(build(text(body)), tmp_path, tolerance=5e-3).plan.changed) == 1
 
 
 def test_operators_of_other_domains_elsewhere(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_macs_out_of_reach_says_what_can_be_reached() -> None:
 def test_where_all_layers_are_refused_the_commonest_reason_is_said() -> None:
     reasons = ("made (channel-wise 2) earlier", "made (spatial-wise 3 + channel-wise 1) earlier", "depthwise")
     layers = [Layer(replace(layer().site, refusal=reason), ()) for reason in reasons]
-    with pytest.raises(OptionError, match=r"--macs 2 is out of reach: no layer can be cut; 2 of 3 are made earlier\.$"):
+    with pytest.raises(OptionError, match=r"--macs 2 is out of reach: no layer can be cut \(2 of 3: made earlier\)\.$"):
         plan_by_macs(layers, 10**6, 2)
     with pytest.raises(OptionError, match=r"no layer can be cut: depthwise\.$"):
         plan_by_macs(layers[2:], 10**6, 2)
@@ -192,13 +192,13 @@ def test_a_plan_survives_json() -> None:
         ({"format": "other"}, 'holds no plan: "format": "trp-plan" is missing'),
         ({"version": 99}, "plan version 99 is unknown"),
         ({"layers": {}}, '"layers" must be a list'),
-        ({"layers": [{}]}, r'layer 1: "name" must be a text'),
+        ({"layers": [{}]}, r'layer 1: "name" must be a string'),
         ({"layers": [{"name": "a", "rank": 3}]}, r"layer 1 \(a\): give both scheme and rank, or neither"),
         ({"layers": [{"name": "a", "scheme": "magic", "rank": 3}]}, r"unknown scheme 'magic'; one of channel-wise"),
         ({"layers": [{"name": "a", "scheme": ["x"], "rank": 3}]}, "unknown scheme"),
         ({"layers": [{"name": "a", "scheme": "spatial-wise", "rank": 0}]}, "whole number of at least 1, not 0"),
         ({"layers": [{"name": "a", "scheme": "spatial-wise", "rank": True}]}, "whole number"),
-        ({"layers": [{"name": "a"}, {"name": "a"}]}, "names a more than once"),
+        ({"layers": [{"name": "a"}, {"name": "a"}]}, "names layer 'a' more than once"),
     ],
 )
 def test_a_damaged_plan_is_refused_with_the_line(change: dict[str, Any], message: str) -> None:

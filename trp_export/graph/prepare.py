@@ -19,12 +19,12 @@ from trp_export.errors import LoadError
 from trp_export.graph.fold import fold_weights
 from trp_export.graph.inline import inline_functions
 from trp_export.graph.metadata import name_without_paths
+from trp_export.graph.narrow import note_narrow
 from trp_export.graph.quantised import require_float
 from trp_export.graph.weights import find_readers
 
 LEAST_IR_VERSION = 4
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization")
-_MOST_AXES = 64  # numpy has no arrays with more.
 
 
 def prepare(model: ir.Model) -> ir.Model:
@@ -35,12 +35,12 @@ def prepare(model: ir.Model) -> ir.Model:
     """
     inline_functions(model)
     require_float(model)
-    _require_few_axes(model)
     unlist_weights(model)
     model.ir_version = max(model.ir_version, LEAST_IR_VERSION)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
     name_values(model)
+    note_narrow(model)
     fold_weights(model)
     remove_unused(model)
     name_without_paths(model)
@@ -110,10 +110,3 @@ def require_finite_weights(model: ir.Model) -> None:
         if np.isnan(array).any() or any(node.op_type in _LAYERS for node, _ in find_readers(value)):
             layer = name.removesuffix(".weight")
             raise LoadError(f"{layer} has NaN or infinite weights ({name}). Export the model from a sound checkpoint.")
-
-
-def _require_few_axes(model: ir.Model) -> None:
-    for name, value in model.graph.initializers.items():
-        if value.const_value is not None and len(value.const_value.shape) > _MOST_AXES:
-            axes = len(value.const_value.shape)
-            raise LoadError(f"initializer {name[:80]} has {axes:,} dimensions; {_MOST_AXES} are the most.")

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from trp_export.bench import median, ratio
 from trp_export.errors import DeviceError
 from trp_export.graph.shapes import infer_shapes
-from trp_export.graph.sites import find_sites
+from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.latency.candidates import offered_ranks
 from trp_export.latency.device import DeviceUnderTest
 from trp_export.latency.forecast import Forecast
@@ -142,8 +142,13 @@ def _subjects(
             ),
         )
         for layer in layers
-        if layer.curves and layer.site.name in places
+        if layer.curves and layer.site.name in places and _can_be_timed(places[layer.site.name], alone)
     )
+
+
+def _can_be_timed(place: LocatedSite, alone: bool) -> bool:
+    """False for layers that run at several sizes, and for transposed convs where layers are timed alone."""
+    return len(place.site.uses) == len(place.nodes) and not (alone and place.site.op == "ConvTranspose")
 
 
 def _fill(

@@ -1,4 +1,4 @@
-"""A plan for the whole network under a budget: one trade-off over all layers, whatever it is that costs."""
+"""A plan for the whole network under a budget: one trade-off over all layers, in MACs, parameters or latency."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ from trp_export.planning.sensitivity import Sensitivity
 Damage = Callable[[Layer, Curve], Float64]
 Ranks = NDArray[np.intp]
 NO_RANKS: Ranks = np.zeros(0, dtype=np.intp)
+# Layers that a message names: those that hold at least this share, the largest of them.
+_LARGE_SHARE = 0.05
+_MOST_NAMED = 3
 
 
 def lost_energy(layer: Layer, curve: Curve) -> Float64:
-    """The damage of each rank where nothing but the weights is known: the share of energy that is lost.
+    """The damage of each rank where only the weights are known: the share of energy that is lost.
 
     With calibrated curves this is the share of the output's variance that is lost.
     """
@@ -33,16 +36,16 @@ def lost_energy(layer: Layer, curve: Curve) -> Float64:
 
 
 def measured_damage(sensitivities: Mapping[str, Sensitivity]) -> Damage:
-    """The damage of each rank to the network's output, for curves whose energy is kept output variance.
+    """The damage of each rank to the network's output, for curves whose energy is the output variance that is kept.
 
     A layer without a sensitivity counts as the median of the others.
     """
 
     def damage(layer: Layer, curve: Curve) -> Float64:
         errors = np.maximum(1.0 - curve.energy, 0.0)
-        own = sensitivities.get(layer.site.name)
-        if own is not None:
-            return own.at(errors)
+        sensitivity = sensitivities.get(layer.site.name)
+        if sensitivity is not None:
+            return sensitivity.at(errors)
         others = [other.at(errors) for other in sensitivities.values()]
         return np.asarray(np.median(others, axis=0)) if others else errors
 
@@ -51,7 +54,7 @@ def measured_damage(sensitivities: Mapping[str, Sensitivity]) -> Damage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Timing:
-    """What one layer takes on a device, in the device's unit: dense, and by scheme name at the ranks on offer.
+    """The time of one layer on a device, in the device's unit: dense, and by scheme name at the ranks on offer.
 
     A pair is a tuple of ranks, ascending, and their costs.
     """
@@ -68,7 +71,7 @@ class _Option:
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    """What one layer may become, with what each option costs and the damage it does."""
+    """The options of one layer, with the cost and the damage of each."""
 
     layer: Layer
     options: tuple[_Option, ...]
@@ -84,7 +87,7 @@ def plan_by_macs(
 ) -> Plan:
     """The plan of least damage with at most total_macs / ratio. `total_macs` counts the whole network.
 
-    Raises OptionError, naming the best that can be reached, where no plan is small enough.
+    Raises OptionError where no plan is small enough. It names the best ratio and the layers that hold the rest.
     """
 
     def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
@@ -118,12 +121,12 @@ def plan_by_latency(
 ) -> Plan:
     """The plan of least damage whose layers take at most `budget` together, or the fastest where none does.
 
-    `timings` by site name; a layer without one stays as it is and counts for nothing. No pair is taken that is not
-    faster than its layer. `unit` is that of costs, `rule` what the plan shall say of itself.
+    `timings` by site name; a layer without one stays as it is and is not counted. A pair is taken only where it is
+    faster than its layer. `unit` is the unit of the costs, `rule` the rule as the plan states it.
     """
 
     def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
-        known = {} if curve.after else timings[layer.site.name].pairs  # Of sums nothing was measured.
+        known = {} if curve.after else timings[layer.site.name].pairs  # Sums of pairs are not measured.
         ranks, taken = known.get(curve.scheme.name, (NO_RANKS, np.zeros(0)))
         faster = (taken < timings[layer.site.name].dense) & (ranks <= curve.full_rank)
         return ranks[faster], taken[faster]
@@ -152,18 +155,29 @@ def _plan(offers: Sequence[_Offer], counted: str, total: int, ratio: float) -> P
     allocation = allocate([offer.menu for offer in offers], total / ratio - fixed)
     if allocation is None:
         why = why_none([offer.layer.site for offer in offers if len(offer.options) == 1], len(offers))
-        best = f"at rank 1 everywhere it is {total / (fixed + _least(offers)):.2f}"
+        best = f"at rank 1 everywhere it is {total / (fixed + _least(offers)):.2f}{_holders(offers, total)}"
         raise OptionError(f"--{counted} {ratio:g} is out of reach: {why or best}.")
     return Plan(_decisions(offers, allocation), f"{counted} {ratio:g}x fewer")
 
 
 def why_none(refused: Sequence[Site], of: int) -> str | None:
-    """Where all layers are refused, the commonest reason, without what it says of single layers in brackets."""
+    """Where all layers are refused, the commonest reason, without the details of single layers in brackets."""
     reasons = Counter(re.sub(r" \(.*\)", "", site.refusal) for site in refused if site.refusal)
     if not reasons or len(refused) < of:
         return None
     ((reason, count),) = reasons.most_common(1)
-    return f"no layer can be cut; {count} of {of} are {reason}" if count > 1 else f"no layer can be cut: {reason}"
+    return f"no layer can be cut ({count} of {of}: {reason})" if count > 1 else f"no layer can be cut: {reason}"
+
+
+def _holders(offers: Sequence[_Offer], total: int) -> str:
+    """The layers that stay as they are and hold most of the total, each with its share and the reason."""
+    kept = [offer for offer in offers if len(offer.options) == 1 and offer.menu.cost[0] >= _LARGE_SHARE * total]
+    kept.sort(key=lambda offer: -float(offer.menu.cost[0]))
+    return "".join(
+        f"; {offer.layer.site.name} holds {float(offer.menu.cost[0]) / total:.0%} and is kept: "
+        f"{offer.layer.site.refusal or 'no pair is smaller'}"
+        for offer in kept[:_MOST_NAMED]
+    )
 
 
 def _least(offers: Sequence[_Offer]) -> float:
@@ -190,4 +204,4 @@ def _decisions(offers: Sequence[_Offer], allocation: Allocation) -> tuple[Decisi
 def _decide(layer: Layer, option: _Option) -> Decision:
     if option.curve is not None:
         return take(layer.site, option.curve, option.rank)
-    return keep(layer.site, layer.site.refusal or "the budget leaves it dense")
+    return keep(layer.site, layer.site.refusal or "the budget is met without it")

@@ -1,8 +1,8 @@
-"""The Plan: for every layer a decision and its reason. A plain value, saved as JSON, carried out elsewhere."""
+"""The Plan: for every layer a decision and its reason. A plain value, saved as JSON and carried out elsewhere."""
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,35 +11,38 @@ from typing import Any
 from trp_export.errors import LoadError
 from trp_export.lowrank.schemes import SCHEMES, Branch, Branches, Scheme, scheme_named
 from trp_export.lowrank.site import Site
+from trp_export.system.json_fields import read_json
 
 FORMAT = "trp-plan"
 VERSION = 2
 _VERSION_WITHOUT_SUMS = 1
 _MOST_BRANCHES = 2
+_MOST_BYTES = 2**26
+_LONGEST_SHOWN = 80
 _SCHEME_NAMES = ", ".join((*SCHEMES, "input-sliced-N", "output-sliced-N"))
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A layer that becomes factors: its site, and the pairs that are added up in its place, one or more."""
+    """A layer that becomes factors: its site, and the one or more pairs whose sum replaces it."""
 
     site: Site
     branches: Branches
 
     @property
     def scheme(self) -> Scheme:
-        """Of the first pair."""
+        """The scheme of the first pair."""
         return self.branches[0].scheme
 
     @property
     def rank(self) -> int:
-        """Of the first pair."""
+        """The rank of the first pair."""
         return self.branches[0].rank
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What happens to one site. There are no `branches` where the layer stays as it is."""
+    """What happens to one site. A layer that stays as it is has no `branches`."""
 
     site: Site
     branches: Branches
@@ -49,7 +52,7 @@ class Decision:
     def __post_init__(self) -> None:
         schemes = {branch.scheme for branch in self.branches}
         if len(self.branches) > 1 and (self.site.is_matrix or len(schemes) < len(self.branches)):
-            raise ValueError(f"{self.site.name}: pairs of one kind add up to one of a higher rank")
+            raise ValueError(f"{self.site.name}: two pairs of the same scheme are one pair of a higher rank")
 
     @property
     def macs(self) -> int:
@@ -62,8 +65,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All decisions, in the order of the graph, the rule that made them in the user's words, and the multiple that
-    ranks were rounded up to."""
+    """All decisions in the order of the graph, the rule that made them, and the multiple that ranks are rounded to."""
 
     decisions: tuple[Decision, ...]
     rule: str
@@ -74,7 +76,7 @@ class Plan:
         return tuple(Change(decision.site, decision.branches) for decision in self.decisions if decision.branches)
 
     def to_json(self) -> dict[str, Any]:
-        """In the oldest version that can say it: pairs that are added up came with version 2."""
+        """The plan in the oldest version of the format that can express it: sums of pairs need version 2."""
         sums = any(len(decision.branches) > 1 for decision in self.decisions)
         layers = [
             {"name": decision.site.name, **_branches_to_json(decision.branches), "reason": decision.reason}
@@ -95,7 +97,7 @@ def _branches_to_json(branches: Branches) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One line of a saved plan: a layer's name and the pairs it becomes, or none."""
+    """One layer of a saved plan: its name and the pairs it becomes; none where it is kept."""
 
     name: str
     branches: Branches
@@ -103,20 +105,14 @@ class Choice:
 
 
 def read_plan(path: Path) -> tuple[Choice, ...]:
-    """The choices in a file of --json or trp-search. Raises LoadError where it is none."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LoadError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise LoadError(f"{path} is not JSON: {error}.") from error
-    return parse_plan(document, str(path))
+    """The choices in a file that --json or trp-search wrote. Raises LoadError for any other file."""
+    return parse_plan(read_json(path, _MOST_BYTES), str(path))
 
 
 def parse_plan(document: object, where: str) -> tuple[Choice, ...]:
     """The choices in a plan, in a report that holds one under `plan`, or in the manifest of a bundle.
 
-    Raises LoadError, naming `where` and the line at fault.
+    Raises LoadError, which names the document by `where` and the layer at fault.
     """
     for name in ("provenance", "plan"):
         if isinstance(document, Mapping) and isinstance(document.get(name), Mapping):
@@ -125,23 +121,28 @@ def parse_plan(document: object, where: str) -> tuple[Choice, ...]:
         raise LoadError(f'{where} holds no plan: "format": "{FORMAT}" is missing. Make one with --dry-run --json.')
     if document.get("version") not in (_VERSION_WITHOUT_SUMS, VERSION):
         raise LoadError(
-            f"{where}: plan version {document.get('version')!r} is unknown; this program reads up to {VERSION}."
+            f"{where}: plan version {_shown(document.get('version'))} is unknown; this program reads up to {VERSION}."
         )
     layers = document.get("layers")
     if not isinstance(layers, list):
         raise LoadError(f'{where}: "layers" must be a list.')
     choices = tuple(_parse_choice(layer, f"{where}, layer {index + 1}") for index, layer in enumerate(layers))
-    names = [choice.name for choice in choices]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise LoadError(f"{where} names {twice[0]} more than once.")
+    ((name, count),) = Counter(choice.name for choice in choices).most_common(1) or [("", 0)]
+    if count > 1:
+        raise LoadError(f"{where} names layer {_shown(name)} more than once.")
     return choices
+
+
+def _shown(value: object) -> str:
+    """A value for a message: short, and without characters that a terminal acts on."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _parse_choice(layer: object, where: str) -> Choice:
     if not isinstance(layer, Mapping) or not isinstance(layer.get("name"), str):
-        raise LoadError(f'{where}: "name" must be a text.')
-    where, reason = f"{where} ({layer['name']})", layer.get("reason", "")
+        raise LoadError(f'{where}: "name" must be a string.')
+    where, reason = f"{where} ({_shown(layer['name'])})", layer.get("reason", "")
     listed = layer.get("branches")
     if listed is None:
         kept = layer.get("scheme") is None and layer.get("rank") is None
@@ -158,7 +159,7 @@ def _parse_branch(branch: object, where: str) -> Branch:
     name, rank = branch["scheme"], branch["rank"]
     scheme = scheme_named(name) if isinstance(name, str) else None
     if scheme is None:
-        raise LoadError(f"{where}: unknown scheme {name!r}; one of {_SCHEME_NAMES}.")
+        raise LoadError(f"{where}: unknown scheme {_shown(name)}; one of {_SCHEME_NAMES}.")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise LoadError(f"{where}: rank must be a whole number of at least 1, not {rank!r}.")
+        raise LoadError(f"{where}: rank must be a whole number of at least 1, not {_shown(rank)}.")
     return Branch(scheme, rank)
