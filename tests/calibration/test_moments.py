@@ -232,3 +232,40 @@ def test_calibrated_factors_lose_what_their_curve_says(choice: str) -> None:
     assert np.abs((before - after).mean(axis=(0, 2, 3))).max() < 1e-4
     if choice == "channel":
         assert measured == pytest.approx(promised, rel=0.02)
+
+
+GATED = RESIDUAL.replace(
+    "    s = Add (c2, r0)\n",
+    """    p = GlobalAveragePool (c2)
+    q = Conv (p, squeeze_weight)
+    e = Relu (q)
+    h = Conv (e, excite_weight)
+    o = Sigmoid (h)
+    n = Mul (c2, o)
+    s = Add (n, r0)
+""",
+)
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+@pytest.mark.parametrize("constant", [False, True])
+def test_few_images_and_constant_channels_give_finite_factors_of_gated_networks(count: int, constant: bool) -> None:
+    rng = np.random.default_rng(0)
+    gates = {"squeeze.weight": rng.standard_normal((4, 8, 1, 1)), "excite.weight": rng.standard_normal((8, 4, 1, 1))}
+    model, located = make_network(GATED, given=gates)
+    images = make_images(count)
+    pixels = images.inputs.copy()
+    if constant:
+        pixels[:, 1:] = 1000.0
+    images = replace(images, pixels=pixels)
+    plain = [
+        Layer(place.site, tuple(make_curve(place.site, s, place.kernel()) for s in schemes_for(place.site, "auto")))
+        for place in located
+    ]
+    shown, aside = replace(images, pixels=pixels[1:]), replace(images, pixels=pixels[:1])
+    moments, held_out = (gather_moments(model, located, part) for part in (shown, aside))
+    layers = calibrated_layers(plain, located, moments, held_out=held_out)
+    plan = Plan(tuple(take(layer.site, layer.curves[0], 1) for layer in layers if layer.curves), "by hand")
+    fitted = calibrated_factors(plan, located, moments)
+    for pairs in fitted.factors.values():
+        assert all(np.isfinite(pair.reduce).all() and np.isfinite(pair.expand).all() for pair in pairs)

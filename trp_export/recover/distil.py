@@ -45,7 +45,9 @@ class Distillation:
     Raises UnsupportedError for models that torch cannot stand in for.
     """
 
-    def __init__(self, original: ir.Model, compressed: ir.Model, images: Array, seed: int) -> None:
+    def __init__(
+        self, original: ir.Model, compressed: ir.Model, images: Array, held_out: Array | None, seed: int
+    ) -> None:
         answers = find_answers(original)
         self._outputs = [answer.name for answer in answers]
         self._classes = [answer.name for answer in answers if answer.classes]
@@ -55,8 +57,10 @@ class Distillation:
         self._chunk = fixed_batch(compressed)
         self._random = torch.Generator().manual_seed(seed)
         shuffled = torch.from_numpy(images)[torch.randperm(len(images), generator=self._random)]
-        held_out = max(1, round(len(images) * HELD_OUT))
-        self._held_out, self._images = shuffled[:held_out], shuffled[held_out:]
+        share = max(1, round(len(images) * HELD_OUT)) if held_out is None else 0
+        self._held_out, self._images = shuffled[:share], shuffled[share:]
+        if held_out is not None:
+            self._held_out = torch.from_numpy(held_out)
         self._wanted = self._answers(self._teacher, self._held_out)
         self._require_sound(compressed)
         self._optimizers = self._new_optimizers()

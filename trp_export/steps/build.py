@@ -28,7 +28,7 @@ from trp_export.network import Network, measured_macs
 from trp_export.options import Calibration, Options
 from trp_export.planning.plan import Plan
 from trp_export.recover.tune import tune
-from trp_export.steps.calibrate import Batches
+from trp_export.steps.calibrate import CalibrationData
 from trp_export.steps.factors import make_factors
 from trp_export.steps.knowledge import Knowledge
 from trp_export.system.progress import Progress
@@ -70,7 +70,7 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
     apply_values(model, fitted.values)
     names = rewrite(model, plan, located, fitted.factors)
     remove_unused(model)
-    tuned, notes = _tune(network, model, knowledge.batches, calibration, progress)
+    tuned, notes = _tune(network, model, knowledge.calibration, calibration, progress)
     apply_values(model, tuned)
 
     # What the result must equal: the same biases and kept weights, and the products of the same factors.
@@ -119,15 +119,20 @@ def _room_left(deviation: Deviation, limit: float) -> tuple[str, ...]:
 
 
 def _tune(
-    network: Network, model: ir.Model, batches: Batches, calibration: Calibration | None, progress: Progress
+    network: Network,
+    model: ir.Model,
+    data: CalibrationData | None,
+    calibration: Calibration | None,
+    progress: Progress,
 ) -> tuple[Mapping[str, NDArray[Any]], tuple[str, ...]]:
     """New values of initializers after distillation from the original, where asked for, and a note on it."""
-    if calibration is None or calibration.tune is None or not batches:
+    if calibration is None or calibration.tune is None or data is None:
         return {}, ()
     tuned = tune(
         network.model,
         model,
-        np.concatenate(batches),
+        np.concatenate(data.batches),
+        held_out=np.concatenate(data.held_out) if data.held_out else None,
         minutes=calibration.tune.minutes,
         steps=calibration.tune.steps,
         seed=calibration.seed,

@@ -16,6 +16,7 @@ from trp_export.calibration.memory import images_to_read, images_to_walk
 from trp_export.calibration.moments import Moments, calibration_remarks, gather_moments, load_moments, merge_moments
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
+from trp_export.errors import LoadError
 from trp_export.graph.shapes import infer_value_shapes
 from trp_export.inputs.description import NetworkInputs
 from trp_export.inputs.image_set import ImageSet
@@ -35,7 +36,7 @@ from trp_export.system.signals import held_back
 # ResNet-20 diverges alike at 2x and 3x, so large networks, which run again for every layer, get fewer.
 _MOST_IMAGES, _LEAST_IMAGES = 256, 16
 # Multiply-adds of all runs together, of which there are this many for each layer.
-_SENSITIVITY_MACS = 2e12
+_SENSITIVITY_MACS = 1.2e12
 _RUNS_PER_LAYER = 1.5
 _MOST_CALIBRATION_IMAGES = 1024
 
@@ -97,10 +98,16 @@ def calibrate(
     names = [node.inputs[0].name or "" for place in network.located for node in place.nodes if node.inputs[0]]
     at_a_time, most_walked = images_to_read(names, shapes), images_to_walk(model, shapes)
     batches, held_out = (tuple(feed(model, part, at_a_time)) if part is not None else () for part in (shown, aside))
-    if all(float(np.ptp(image)) == 0 for batch in (*batches, *held_out) for image in batch):
-        notes = (*images.notes, f"{images.name}: all images are of one colour; factors are made without them")
-        data = CalibrationData(batches, {}, lost_energy, notes, held_out, synthetic=calibration.synthetic)
-        return data, tuple(layers)
+    notes = images.notes
+    data = CalibrationData(
+        batches, {}, lost_energy, notes, held_out, most_walked, multiple is not None, calibration.synthetic
+    )
+    if _of_one_colour(network, images.name, (*batches, *held_out)):
+        notes = (*notes, f"{images.name}: all images are of one colour; factors are made without them")
+        return replace(data, notes=notes), tuple(layers)
+    nothing_is_cut = not rule.chooses_ranks and not rule.choices(network.source, needed=False)
+    if nothing_is_cut and calibration.statistics is None:
+        return data, tuple(layers)  # The images are for int8 and the verdict.
 
     def gather(part: ImageSet, step: str) -> Mapping[str, Moments]:
         return gather_moments(
@@ -111,38 +118,48 @@ def calibrate(
     moments = merge_moments([gather(shown, "calibrate"), *earlier])
     judge = gather(aside, "held-out images") if aside is not None else None
     layers = calibrated_layers(layers, network.located, moments, partial(progress, "output errors"), judge)
-    notes = (*images.notes, *calibration_remarks(moments, network.means, None if earlier else len(images)))
-    known = CalibrationData(
-        batches,
-        moments,
-        lost_energy,
-        notes,
-        held_out,
-        most_walked,
-        fixed_batch=multiple is not None,
-        synthetic=calibration.synthetic,
-    )
+    notes = (*notes, *calibration_remarks(moments, network.means, None if earlier else len(images)))
+    data = replace(data, moments=moments, notes=notes)
     if rule.needs_sensitivities:
         damage = measured_damage(
             measure_sensitivities(
                 model,
                 layers,
                 moments,
-                _for_sensitivities(known, network),
+                _for_sensitivities(data, network),
                 held_out=judge,
                 progress=partial(progress, "sensitivities"),
             )
         )
-        known = replace(known, damage=damage)
-    return known, layers
+        data = replace(data, damage=damage)
+    return data, layers
 
 
-def _for_sensitivities(known: CalibrationData, network: Network) -> Sequence[NDArray[Any]]:
+def _of_one_colour(network: Network, name: str, batches: Sequence[NDArray[Any]]) -> bool:
+    """True where no image varies. Raises LoadError where they would, were it not for the type of the input."""
+    if any(float(np.ptp(image)) > 0 for batch in batches for image in _as_fed(network.model, batch)):
+        return False
+    if any(float(np.ptp(image)) > 0 for batch in batches for image in batch):
+        dtype = network.model.graph.inputs[0].dtype
+        raise LoadError(
+            f"{name}: as {dtype.name.lower() if dtype else 'numbers'}, the type that the network reads, all values of "
+            "an image are equal. Give the pixels as they are, without --mean and --std."
+        )
+    return True
+
+
+def _as_fed(model: ir.Model, batch: NDArray[Any]) -> NDArray[Any]:
+    """A batch in the type of the input."""
+    dtype = model.graph.inputs[0].dtype
+    return batch.astype(dtype.numpy()) if dtype is not None else batch
+
+
+def _for_sensitivities(data: CalibrationData, network: Network) -> Sequence[NDArray[Any]]:
     """Held-out images, as many as the network's size allows."""
     layers = sum(place.site.refusal is None for place in network.located)
     count = _SENSITIVITY_MACS / max((network.macs or 0) * layers * _RUNS_PER_LAYER, 1)
-    count = min(int(np.clip(count, _LEAST_IMAGES, _MOST_IMAGES)), known.most_walked or _MOST_IMAGES)
-    return take_images(known.held_out or known.batches, count, whole=known.fixed_batch)
+    count = min(int(np.clip(count, _LEAST_IMAGES, _MOST_IMAGES)), data.most_walked or _MOST_IMAGES)
+    return take_images(data.held_out or data.batches, count, whole=data.fixed_batch)
 
 
 def _saved_statistics(calibration: Calibration) -> tuple[dict[str, Moments], ...]:

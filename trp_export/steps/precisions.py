@@ -45,15 +45,16 @@ def make_variants(
     if not wanted:
         return ()
     low_rank, result, batches = bool(plan.changed), built.files.result, knowledge.batches
+    held_out = knowledge.calibration.held_out if knowledge.calibration is not None else ()
     made = [Variant("fp32", low_rank, result, size_bytes(result))]
     for precision in wanted:
         file = work.scratch / f"low-rank-{precision}.onnx"
-        made.append(convert(precision, result, file, batches, low_rank, work.progress))
+        made.append(convert(precision, result, file, batches, low_rank, work.progress, held_out))
     if low_rank and why_not_benchmarked(plan, options) is None:
         cleaned = without_low_rank(built.files.dense, work.scratch)
         made.append(Variant("fp32", False, cleaned, size_bytes(cleaned)))
         if "int8" in wanted:
-            made.append(convert("int8", cleaned, work.scratch / "int8.onnx", batches, False, work.progress))
+            made.append(convert("int8", cleaned, work.scratch / "int8.onnx", batches, False, work.progress, held_out))
     return tuple(_judged(one, knowledge.evaluator, work.progress) for one in made)
 
 

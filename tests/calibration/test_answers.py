@@ -1,0 +1,134 @@
+"""Where answers are compared, and what the divergence of answers sees."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from networks import make_images
+
+from trp_export.calibration.answers import answer_divergence, decoding_nodes, find_answers, run_answers
+from trp_export.calibration.divergence import divergence
+from trp_export.calibration.moments import gather_moments
+from trp_export.calibration.output_curves import calibrated_layers
+from trp_export.calibration.sensitivities import measure_sensitivities
+from trp_export.graph.prepare import prepare
+from trp_export.graph.shapes import infer_shapes, input_shapes
+from trp_export.graph.sites import find_sites
+from trp_export.planning.curves import Layer, make_curve, schemes_for
+
+HEAD = '<ir_version: 8, opset_import: ["": 17]>\nnet (float[N, 3, 12, 12] x) => ({outputs})\n'
+WEIGHTS = {"w": (6, 3, 3, 3), "v": (4, 6, 1, 1), "u": (5, 6, 1, 1), "m": (6, 5)}
+TRUNK = "t = Conv <pads = [1, 1, 1, 1]> (x, w)\n r = Relu (t)\n"
+POOLED = TRUNK + "g = GlobalAveragePool (r)\n f = Flatten (g)\n l = MatMul (f, m)\n"
+
+
+def make_model(body: str, outputs: str, seed: int = 0) -> ir.Model:
+    proto = onnx.parser.parse_model(HEAD.replace("{outputs}", outputs) + "{\n" + body + "}")
+    rng = np.random.default_rng(seed)
+    for name, shape in WEIGHTS.items():
+        if any(name in node.input for node in proto.graph.node):
+            array = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+    return prepare(ir.serde.deserialize_model(proto))
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs", "names"),
+    [
+        (POOLED + "y = Identity (l)\n", "float[N, 5] y", {"l"}),
+        (POOLED + "y = Softmax (l)\n", "float[N, 5] y", {"l"}),
+        (POOLED + "s = Softmax (l)\n y = ArgMax <axis = 1> (s)\n", "int64[N, 1] y", {"l"}),
+        (TRUNK + "d = Conv (r, v)\n y = DepthToSpace <blocksize = 2> (d)\n", "float[N, 1, 24, 24] y", {"d"}),
+        (TRUNK + "d = Conv (r, v)\n y = Add (d, d)\n", "float[N, 4, 12, 12] y", {"y"}),
+        (
+            TRUNK + "b = Conv (r, v)\n c = Conv (r, u)\n s = Sigmoid (c)\n y = Concat <axis = 1> (b, s)\n",
+            "float[N, 9, 12, 12] y",
+            {"b", "c"},
+        ),
+        (TRUNK + "s = Sigmoid (r)\n y = Mul (r, s)\n", "float[N, 6, 12, 12] y", {"r"}),
+        (TRUNK + "y = Concat <axis = 1> (r, x)\n", "float[N, 9, 12, 12] y", {"r"}),
+    ],
+)
+def test_find_answers_stops_before_values_are_hidden(body: str, outputs: str, names: set[str]) -> None:
+    assert {answer.name for answer in find_answers(make_model(body, outputs))} == names
+
+
+def test_find_answers_knows_classes_and_channels() -> None:
+    (vector,) = find_answers(make_model(POOLED + "y = Softmax (l)\n", "float[N, 5] y"))
+    assert vector.classes
+    assert vector.axis == -1
+    (pixels,) = find_answers(
+        make_model(TRUNK + "c = Conv (r, u)\n y = ArgMax <axis = 1> (c)\n", "int64[N, 1, 12, 12] y")
+    )
+    assert pixels.classes
+    assert pixels.axis == 1
+
+
+def test_decoding_nodes_lie_behind_the_answers() -> None:
+    model = make_model(DETECTOR, "float[N, 9, 12, 12] y")
+    decoding = decoding_nodes(model, find_answers(model))
+    assert {node.op_type for node in decoding} == {"Sigmoid", "Concat"}
+
+
+def test_divergence_sees_a_channel_of_a_thousandth_of_the_scale() -> None:
+    rng = np.random.default_rng(0)
+    answers = rng.standard_normal((16, 2, 8, 8)) * np.array([1000.0, 1.0]).reshape(1, 2, 1, 1)
+    without_small = answers * np.array([1.0, 0.0]).reshape(1, 2, 1, 1)
+    assert divergence({"y": answers}, {"y": without_small}) == pytest.approx(0.5, rel=0.05)
+    vectors = answers[:, :, 0, 0]
+    assert divergence({"y": vectors}, {"y": vectors * np.array([1.0, 0.0])}) == pytest.approx(0.5, rel=0.3)
+
+
+def test_divergence_of_a_channel_that_does_not_vary_counts_in_the_unit_of_the_others() -> None:
+    answers = np.random.default_rng(0).standard_normal((16, 2, 8, 8))
+    answers[:, 1] = 3.0
+    moved = answers.copy()
+    moved[:, 1] += 1e-3
+    assert divergence({"y": answers}, {"y": moved}) < 1e-5
+
+
+def test_divergence_of_values_that_are_not_finite_is_infinite() -> None:
+    answers = np.ones((4, 2, 3, 3)) * np.arange(3)
+    broken = answers.copy()
+    broken[0, 0, 0, 0] = np.nan
+    assert divergence({"y": answers}, {"y": broken}) == float("inf")
+
+
+def test_a_softmax_at_the_end_does_not_hide_damage() -> None:
+    """Of logits so large that the classes are certain, probabilities stay the same while the logits move."""
+    model = make_model(
+        POOLED + "k = Constant <value_float = 1000.0> ()\n z = Mul (l, k)\n y = Softmax (z)\n", "float[N, 5] y"
+    )
+    images = make_images(16).inputs
+    answers = find_answers(model)
+    before = run_answers(model, answers, [images])
+    weight = model.graph.initializers["m"]
+    assert weight.const_value is not None
+    weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.3))
+    after = run_answers(model, answers, [images])
+    assert answer_divergence(answers, before, after) == pytest.approx(0.09, rel=0.01)
+
+
+DETECTOR = TRUNK + (
+    "b = Conv (r, v)\n k = Constant <value_float = 300.0> ()\n p = Mul (b, k)\n"
+    "c = Conv (r, u)\n s = Sigmoid (c)\n y = Concat <axis = 1> (p, s)\n"
+)
+
+
+def test_sensitivities_see_scores_beside_boxes_of_another_unit() -> None:
+    """In the spread of the whole output, scores are one part in ten thousand; still their layer is as sensitive."""
+    model = make_model(DETECTOR, "float[N, 9, 12, 12] y")
+    located = find_sites(model, infer_shapes(model, input_shapes(model)))
+    images = make_images(24)
+    plain = [
+        Layer(place.site, tuple(make_curve(place.site, s, place.kernel()) for s in schemes_for(place.site, "auto")))
+        for place in located
+    ]
+    moments = gather_moments(model, located, images)
+    layers = calibrated_layers(plain, located, moments)
+    measured = measure_sensitivities(model, layers, moments, [images.inputs])
+    names = {place.nodes[0].outputs[0].name: place.site.name for place in located}
+    boxes, scores = (float(measured[names[output]].at(np.array([0.1]))[0]) for output in ("b", "c"))
+    assert 0.1 < scores / boxes < 10
