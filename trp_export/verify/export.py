@@ -28,7 +28,7 @@ from trp_export.runtime.sessions import Array, CannotRunError, Inputs, noise, op
 from trp_export.system.progress import Progress
 from trp_export.verify.evidence import Deviation, Files
 from trp_export.verify.judge import Agreement, Evaluator, Score
-from trp_export.verify.layers import Proof, prove_layers
+from trp_export.verify.layers import ALONE, LayerProof, Proof, prove_layers
 from trp_export.verify.rounding import LAMBDA
 from trp_export.verify.whole import (
     Execution,
@@ -197,7 +197,7 @@ def _norms(model: ir.Model) -> int:
 
 
 def _compare_whole(
-    deviation: Deviation, files: Files, dense: ir.Model, ran: _Ran, shared: frozenset[str], terms: int
+    deviation: Deviation, files: Files, dense: ir.Model, ran: _Ran, shared: Mapping[str, str], terms: int
 ) -> Deviation:
     """The original with its normal form, and the products with the result. Raises VerifyError where two differ."""
     labels = tuple(ran.batches)
@@ -205,7 +205,7 @@ def _compare_whole(
     half = _weight_type(dense) == ir.DataType.FLOAT16
     factor = LAMBDA * np.sqrt(_HALF_ROUNDINGS if half else terms)
     points = find_points(dense, shared)
-    outer = find_points(dense, shared & _names(ir.load(files.original)))
+    outer = find_points(dense, shared.keys() & _names(ir.load(files.original)))
     notes = [f"{name}: all of it lies behind {', '.join(points.before)}" for name in points.unreachable]
 
     outputs = tuple(value.name or "" for value in dense.graph.outputs)
@@ -214,7 +214,8 @@ def _compare_whole(
     def run(file: Path, values: tuple[str, ...], *, moved: bool = False) -> list[list[Array]]:
         key = (file, values, moved)
         if key not in known:
-            execution = Execution(() if values == outputs else values, seeded=ran.random, moved=moved)
+            names = tuple(shared.get(name, name) for name in values) if file == files.result else values
+            execution = Execution(() if names == outputs else names, seeded=ran.random, moved=moved)
             known[key] = execution.run(file, batches)
         return known[key]
 
@@ -248,7 +249,7 @@ def _compare_whole(
     whole = WholeProof(points.exact, labels, apart, bound, points.before)
     return replace(
         deviation,
-        how=_how(whole, random_operators(dense) if ran.random else ()),
+        how=_how(deviation.layers, whole, random_operators(dense) if ran.random else ()),
         whole=whole,
         truncation=truncation,
         not_compared=(*deviation.not_compared, *notes),
@@ -261,11 +262,17 @@ def _repeats(original: Path, batches: Sequence[Inputs]) -> bool:
     return not any(_differs(*pair) for pair in zip(first, second, strict=True))
 
 
-def _how(whole: WholeProof, seeded: Sequence[str]) -> str:
+def _how(layers: Sequence[LayerProof], whole: WholeProof, seeded: Sequence[str]) -> str:
     """In a few words what was compared."""
+    alone = [layer.name for layer in layers if layer.inputs == (ALONE,)]
+    not_reached = f" ({_some(alone)} on {ALONE}, since no input reached it)" if alone else ""
     before = f" before {', '.join(whole.before)}" if whole.before else ""
     seeds = f", with the seeds of {', '.join(seeded)} set" if seeded else ""
-    return f"each layer, and the whole model{before}{seeds}"
+    return f"each layer{not_reached} and the whole model{before}{seeds}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")
 
 
 def _names(model: ir.Model) -> frozenset[str]:

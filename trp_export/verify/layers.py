@@ -7,7 +7,7 @@ behind an operator that onnxruntime does not know, is run alone on noise.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -52,11 +52,14 @@ class LayerProof:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """All parts in which two graphs differ, what could not be compared, and the values that both graphs name alike."""
+    """All parts in which two graphs differ, what could not be compared, and the names of what both graphs compute.
+
+    `shared` leads from the name in one graph to that in the other.
+    """
 
     layers: tuple[LayerProof, ...]
     not_compared: tuple[str, ...]
-    shared: frozenset[str] = frozenset()
+    shared: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def terms(self) -> int:
@@ -96,8 +99,8 @@ def prove_layers(
     unread = must - {name for layer in layers for name in layer.name.split(", ")}
     unread -= {note.split(":")[0] for note in prover.not_compared}
     notes = [f"{name}: no output depends on it" for name in sorted(unread)]
-    alike = frozenset(value.name or "" for value, other in differences.shared.items() if value.name == other.name)
-    return Proof(tuple(layers), (*prover.not_compared, *notes), alike)
+    shared = {value.name or "": other.name or "" for value, other in differences.shared.items()}
+    return Proof(tuple(layers), (*prover.not_compared, *notes), shared)
 
 
 def _last_position(part: Part, walk: Walk) -> int:

@@ -87,7 +87,7 @@ def require_tensors(model: ir.Model) -> None:
 
 
 def find_points(model: ir.Model, shared: Collection[str]) -> Points:
-    """Where to compare a model with others that make the values `shared`."""
+    """Where to compare a model with others that compute the values `shared`, too."""
     search = _PointSearch(model, shared)
     ends, exact, unreachable = [], [], []
     for output in model.graph.outputs:
