@@ -16,15 +16,16 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from trp_export.errors import LoadError, OptionError, VerifyError
+from trp_export.errors import LoadError, OptionError, UnsupportedError, VerifyError
 from trp_export.graph.prepare import prepare
 from trp_export.graph.shapes import Shape
+from trp_export.inputs.description import NetworkInputs
 from trp_export.load import Source
 from trp_export.load.source import Probe
 from trp_export.planning.plan import Plan
 from trp_export.runtime.distance import distance, distance_of, largest
 from trp_export.runtime.partial import fixed_batch
-from trp_export.runtime.sessions import Array, CannotRunError, Inputs, noise, open_session, run_session
+from trp_export.runtime.sessions import Array, CannotRunError, Inputs, open_session, run_session
 from trp_export.system.progress import Progress
 from trp_export.verify.evidence import Deviation, Files
 from trp_export.verify.judge import Agreement, Evaluator, Score
@@ -56,23 +57,24 @@ Batches = Mapping[str, Sequence[Inputs]]
 
 def verify_export(
     source: Source,
-    shapes: Mapping[str, Shape],
+    inputs: NetworkInputs,
     files: Files,
     plan: Plan,
-    judge: Evaluator | None,
-    progress: Progress,
     *,
+    evaluator: Evaluator | None = None,
     images: Sequence[Array] = (),
-    inputs: Inputs | None = None,
+    progress: Progress = lambda step, share: None,
 ) -> Deviation:
-    """`images` are calibration batches for a model of one input, `inputs` arrays for each input by name.
+    """Compare on noise, on the user's own arrays where `inputs` holds any, and on `images`: calibration batches for a
+    network of one input.
 
     Raises VerifyError where the rewrite is wrong, LoadError where the original cannot be trusted, OptionError where it
     does not run on inputs of these shapes, UnsupportedError for outputs that cannot be compared.
     """
     dense, products, result = (ir.load(file) for file in (files.dense, files.products, files.result))
     require_tensors(dense)
-    ran = _run_original(files.original, _candidates(files.original, dense, shapes, images, inputs), shapes)
+    shapes = inputs.shapes
+    ran = _run_original(files.original, _candidates(inputs, dense, images), shapes)
     if source.probe is not None and ran.failure is None:
         _require_as_pytorch(source.probe, files.dense, dense)
     must = frozenset(change.site.name for change in plan.changed)
@@ -91,7 +93,7 @@ def verify_export(
     progress("verify", 0.6)
     terms = max(folding.terms, proof.terms)
     deviation = _compare_whole(deviation, files, dense, ran, proof.shared, terms)
-    found = judge(files.result, lambda share: progress("compare", share)) if judge is not None else None
+    found = evaluator(files.result, lambda share: progress("compare", share)) if evaluator is not None else None
     return replace(
         deviation,
         agreement=found if isinstance(found, Agreement) else None,
@@ -99,15 +101,13 @@ def verify_export(
     )
 
 
-def _candidates(
-    original: Path, dense: ir.Model, shapes: Mapping[str, Shape], images: Sequence[Array], inputs: Inputs | None
-) -> dict[str, Inputs]:
+def _candidates(inputs: NetworkInputs, dense: ir.Model, images: Sequence[Array]) -> dict[str, Inputs]:
     """What could be fed to the network, under the words that name it."""
     candidates: dict[str, Inputs] = {}
-    if inputs is not None:
-        candidates[GIVEN] = inputs
-    with suppress(CannotRunError):
-        candidates[NOISE] = noise(original, shapes)
+    if inputs.arrays:
+        candidates[GIVEN] = inputs.feeds()
+    with suppress(UnsupportedError):
+        candidates[NOISE] = replace(inputs, arrays={}).feeds()
     if images and dense.graph.inputs:
         first = dense.graph.inputs[0]
         dtype = first.dtype.numpy() if first.dtype is not None else np.dtype(np.float32)
@@ -148,7 +148,7 @@ def _run_original(original: Path, candidates: Mapping[str, Inputs], shapes: Mapp
         sizes = "; ".join(f"{name} {','.join(str(size or 1) for size in shape)}" for name, shape in shapes.items())
         raise OptionError(
             f"the original does not run on inputs of these shapes ({sizes}): {failures[NOISE]}\n"
-            "Give the right one with --input-shape."
+            "Give the right one with --shape."
         ) from failures[NOISE]
     failure = None if answers else str(next(iter(failures.values()), "noise cannot stand for its inputs"))
     return _Ran({label: [candidates[label]] for label in answers}, answers, random, failure)

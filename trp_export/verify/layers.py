@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_export.errors import LoadError, UnsupportedError, VerifyError
-from trp_export.graph.shapes import Shape, Shapes, infer_shapes
+from trp_export.graph.shapes import Shape, infer_value_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.graph.weights import find_constant, spatial_attribute
 from trp_export.runtime.distance import Distance, distance_of
@@ -82,7 +82,7 @@ def prove_layers(
     of these layers cannot be run.
     """
     differences = find_differences(wanted, got)
-    prover = _Prover(wanted, got, infer_shapes(wanted, shapes), must)
+    prover = _Prover(wanted, got, infer_value_shapes(wanted, shapes), must)
     walk = Walk(
         running,
         [batch for one in batches.values() for batch in one],
@@ -117,7 +117,7 @@ def _walk_to(walk: Walk, names: Sequence[str]) -> str | None:
 
 
 class _Prover:
-    def __init__(self, wanted: ir.Model, got: ir.Model, shapes: Shapes, must: frozenset[str]) -> None:
+    def __init__(self, wanted: ir.Model, got: ir.Model, shapes: Mapping[str, Shape], must: frozenset[str]) -> None:
         self._wanted, self._got, self._shapes, self._must = wanted, got, shapes, must
         self._sites = {node: place.site.name for place in find_sites(wanted, {}) for node in place.nodes}
         self.not_compared: list[str] = []
