@@ -244,7 +244,7 @@ def _filled(spec: InputSpec, known: Mapping[str, int], extent: int) -> InputSpec
     if spec.shape is None:
         return spec
     defaults = (BATCH if spec.batched else extent, *(extent for _ in spec.shape[1:]))
-    filled = tuple(size or default for size, default in zip(spec.shape, defaults, strict=True))
+    filled = tuple(size or default for size, default in zip(spec.shape, defaults, strict=False))  # A scalar has none.
     return replace(spec, shape=filled, channels=filled[CHANNEL_AXES[spec.layout]] if spec.is_image else None)
 
 

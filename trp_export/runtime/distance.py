@@ -1,4 +1,4 @@
-"""How far the outputs of two models are apart."""
+"""How far the outputs of two models are apart: the one definition for verification, precisions and benchmarks."""
 
 from __future__ import annotations
 
@@ -12,30 +12,49 @@ from trp_export.runtime.sessions import Array
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """How far outputs are apart: the largest relative L2 and the largest absolute difference over all outputs."""
+    """The largest relative L2 and the largest absolute difference over all outputs."""
 
     relative_l2: float
     max_abs: float
 
 
+NO_DISTANCE = Distance(0.0, 0.0)
+
+
 def distance(wanted: Sequence[Array], got: Sequence[Array]) -> Distance:
-    """Between the outputs of two models; infinite where shapes differ or only one is finite."""
+    """Between the outputs of two models; infinite where their number, shapes or types differ."""
     if len(wanted) != len(got):
         return Distance(np.inf, np.inf)
-    pairs = [_distance(a, b) for a, b in zip(wanted, got, strict=True)]
-    return Distance(max((p.relative_l2 for p in pairs), default=0.0), max((p.max_abs for p in pairs), default=0.0))
+    return largest([distance_of(a, b) for a, b in zip(wanted, got, strict=True)])
 
 
-def _distance(a: Array, b: Array) -> Distance:
-    if a.shape != b.shape or a.dtype != b.dtype:
+def largest(distances: Sequence[Distance]) -> Distance:
+    """The largest of each kind."""
+    return Distance(
+        max((one.relative_l2 for one in distances), default=0.0), max((one.max_abs for one in distances), default=0.0)
+    )
+
+
+def distance_of(wanted: Array, got: Array) -> Distance:
+    """Between two arrays: |wanted - got| / |wanted| in L2, and max |wanted - got|.
+
+    The same infinity or NaN at the same place is no difference; at different places the distance is infinite.
+    For whole numbers, booleans and text the share of entries that differ takes the place of the relative L2.
+    """
+    if wanted.shape != got.shape or wanted.dtype != got.dtype:
         return Distance(np.inf, np.inf)
-    if not a.size or not np.issubdtype(a.dtype, np.floating):
-        # Whole numbers (classes, indices) may turn over on a tie; how many did is all that can be said.
-        return Distance(float(np.mean(a != b)) if a.size else 0.0, 0.0)
-    left, right = a.astype(np.float64), b.astype(np.float64)
+    if not wanted.size:
+        return NO_DISTANCE
+    if wanted.dtype.kind in "USO":
+        return Distance(float(np.mean(wanted != got)), 0.0)
+    left, right = wanted.astype(np.float64).ravel(), got.astype(np.float64).ravel()
+    if wanted.dtype.kind in "iub":
+        return Distance(float(np.mean(wanted != got)), float(np.abs(left - right).max()))
+    finite = np.isfinite(left)
+    if not np.array_equal(left[~finite], right[~finite], equal_nan=True) or not np.isfinite(right[finite]).all():
+        return Distance(np.inf, np.inf)
+    left, right = left[finite], right[finite]
     difference = left - right
-    if not np.isfinite(difference).all():
-        return Distance(np.inf, np.inf)
     size, apart = np.linalg.norm(left), np.linalg.norm(difference)
     relative = apart / size if size > 0 else (0.0 if apart == 0 else np.inf)
-    return Distance(float(relative), float(np.abs(difference).max()))
+    return Distance(float(relative), float(np.abs(difference).max(initial=0.0)))

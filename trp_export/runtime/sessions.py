@@ -1,4 +1,4 @@
-"""Run model files in onnxruntime, on noise or on real inputs."""
+"""Open models in onnxruntime and run them, on noise or on real inputs. Nothing else but `bench` opens a session."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.errors import first_line
@@ -14,32 +15,65 @@ from trp_export.errors import first_line
 Array = NDArray[Any]
 Inputs = Mapping[str, Array]
 
-ORT_TYPES = {
+ORT_TYPES: Mapping[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
+    "tensor(int16)": np.int16,
     "tensor(int8)": np.int8,
+    "tensor(uint64)": np.uint64,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint16)": np.uint16,
     "tensor(uint8)": np.uint8,
     "tensor(bool)": np.bool_,
 }
 
+_NO_LOGGING = 4
+
 
 class CannotRunError(Exception):
-    """onnxruntime cannot run this model, for example for lack of a custom operator.
+    """onnxruntime cannot run this model, for example because it lacks a custom operator.
 
-    `opened` is True where it could be opened but not run on these inputs. The message names no folder.
+    `opened` is True where the model could be opened but not run on these inputs. The message names no folder.
     """
 
-    def __init__(self, reason: str, model: Path, opened: bool = False) -> None:
-        super().__init__(reason.replace(str(model), model.name).replace(str(model.resolve()), model.name))
+    def __init__(self, reason: str, model: Path | None = None, opened: bool = False) -> None:
+        if model is not None:
+            reason = reason.replace(str(model), model.name).replace(str(model.resolve()), model.name)
+        super().__init__(reason)
         self.opened = opened
+
+
+def open_session(model: Path | bytes, *, threads: int = 1, optimise: bool = True) -> Any:
+    """An onnxruntime session on the CPU, of a file or a serialised model; 0 threads means one for each core.
+
+    Raises CannotRunError.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _NO_LOGGING
+    # numpy works between two runs: threads that spin would take its cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no base class.
+        raise CannotRunError(first_line(error), model if isinstance(model, Path) else None) from error
 
 
 def run(model: Path, batches: Iterable[Inputs]) -> list[Array]:
     """The outputs of a model file, batch after batch, joined along the first axis. Raises CannotRunError."""
-    answers = list(stream(model, batches))
+    return join(list(stream(model, batches)))
+
+
+def join(answers: Sequence[list[Array]]) -> list[Array]:
+    """The outputs of several batches, joined along the first axis."""
     return answers[0] if len(answers) == 1 else [np.concatenate(parts) for parts in zip(*answers, strict=True)]
 
 
@@ -48,48 +82,47 @@ def stream(model: Path, batches: Iterable[Inputs]) -> Iterator[list[Array]]:
     session = open_session(model)
     for inputs in batches:
         try:
-            answer = session.run(None, dict(inputs))
-        except Exception as error:  # onnxruntime's errors share no base class.
-            raise CannotRunError(first_line(error), model, opened=True) from error
-        yield [np.asarray(output) for output in answer]
+            yield run_session(session, inputs)
+        except CannotRunError as error:
+            raise CannotRunError(str(error), model, opened=True) from error
 
 
-def open_session(model: Path) -> Any:
-    """An onnxruntime session on the CPU. Raises CannotRunError."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
+def run_session(session: Any, inputs: Inputs) -> list[Array]:
+    """All outputs for one batch; a sequence stands as its elements. Raises CannotRunError."""
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        outputs = session.run(None, dict(inputs))
     except Exception as error:
-        raise CannotRunError(first_line(error), model) from error
+        raise CannotRunError(first_line(error), opened=True) from error
+    arrays: list[Array] = []
+    for output in outputs:
+        arrays += map(np.asarray, output if isinstance(output, list) else [output])
+    return arrays
+
+
+def numpy_type(value: Any) -> type[np.generic]:
+    """The type of arrays that a session takes for one of its inputs; float32 for what the table does not hold."""
+    return ORT_TYPES.get(value.type, np.float32)
 
 
 def noise(model: Path, shapes: Mapping[str, Sequence[int | None]], seed: int = 0) -> dict[str, Array]:
-    """Seeded inputs of the given shapes: standard normal, small whole numbers for integer types.
+    """Seeded inputs of these shapes: standard normal for floating point, 0 and 1 for whole numbers.
 
-    Raises CannotRunError where the model cannot be opened or wants something that noise cannot stand for.
+    Raises CannotRunError where an input is of a type that noise cannot stand for, such as text.
     """
     generator = np.random.default_rng(seed)
-    made: dict[str, Array] = {}
-    for wanted in open_session(model).get_inputs():
-        if wanted.type not in ORT_TYPES:
-            raise CannotRunError(f"input {wanted.name} is {wanted.type}", model)
-        declared = shapes.get(wanted.name, ())
-        shape = [size or 1 for size in declared]
-        dtype = ORT_TYPES[wanted.type]
-        drawn = (
-            generator.standard_normal(shape) if np.issubdtype(dtype, np.floating) else generator.integers(0, 2, shape)
-        )
-        made[wanted.name] = np.asarray(drawn).astype(dtype)
-    return made
+    graph = ir.load(model).graph
+    arrays: dict[str, Array] = {}
+    for value in graph.inputs:
+        name = value.name or ""
+        if name in graph.initializers:
+            continue
+        if not isinstance(value.type, ir.TensorType) or value.dtype in (None, ir.DataType.STRING):
+            raise CannotRunError(f"noise cannot stand for input {name}, which is {value.type}", model)
+        arrays[name] = draw(generator, [size or 1 for size in shapes.get(name, ())], value.type.dtype.numpy())
+    return arrays
 
 
-def fixed_batch(model: Path) -> tuple[int | None, Any]:
-    """The batch size that a model of one input insists on, None where it is open, and its numpy type."""
-    wanted = open_session(model).get_inputs()[0]
-    size = wanted.shape[0] if wanted.shape else None
-    return (size if isinstance(size, int) else None), ORT_TYPES.get(wanted.type, np.float32)
+def draw(generator: np.random.Generator, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
+    """Standard normal for floating point, 0 and 1 for whole numbers and booleans."""
+    floating = dtype.kind not in "iub"
+    return np.asarray(generator.standard_normal(shape) if floating else generator.integers(0, 2, shape)).astype(dtype)

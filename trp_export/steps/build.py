@@ -101,7 +101,15 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
 def _verified(built: Built, plan: Plan, knowledge: Knowledge, work: Workspace) -> Built:
     network = knowledge.network
     work.progress("verify", 0)
-    deviation = verify_export(network.source, network.inputs, built.files, plan, knowledge.evaluator, work.progress)
+    deviation = verify_export(
+        network.source,
+        network.described,
+        built.files,
+        plan,
+        evaluator=knowledge.evaluator,
+        images=knowledge.batches,
+        progress=work.progress,
+    )
     return replace(built, deviation=deviation)
 
 

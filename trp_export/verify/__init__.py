@@ -2,7 +2,8 @@
 
 from trp_export.runtime.distance import Distance
 from trp_export.verify.calibration_images import CalibrationAgreement, compare_on_calibration_images
-from trp_export.verify.evidence import Deviation, Files, verify_export
+from trp_export.verify.evidence import Deviation, Files
+from trp_export.verify.export import verify_export
 from trp_export.verify.judge import Agreement, Evaluator, Score, holds, open_evaluator
 
 __all__ = [

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.errors import LoadError, OptionError
@@ -20,7 +21,8 @@ from trp_export.inputs.images import ImageSet, load_images
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.load import Source
 from trp_export.options import Evaluate, Images
-from trp_export.runtime.sessions import Array, CannotRunError, Inputs, fixed_batch, run, stream
+from trp_export.runtime.partial import fixed_batch
+from trp_export.runtime.sessions import Array, CannotRunError, Inputs, run, stream
 from trp_export.system.progress import Share
 
 Labels = NDArray[np.int64]
@@ -199,9 +201,10 @@ def _classes(model: Path, images: ImageSet, name: str, progress: Share) -> NDArr
 
 def _batches(images: ImageSet, model: Path, name: str, progress: Share) -> Iterator[Inputs]:
     """The images as the model takes them; under a fixed batch size, what is left over at the end is not fed."""
-    fixed, dtype = fixed_batch(model)
+    wanted = ir.load(model)
+    fixed, dtype = fixed_batch(wanted), wanted.graph.inputs[0].dtype
     size = fixed or _BATCH
     for index, inputs in enumerate(images.batches(size)):
         if fixed is None or len(inputs) == fixed:
-            yield {name: inputs.astype(dtype)}
+            yield {name: inputs.astype(dtype.numpy() if dtype is not None else np.float32)}
         progress(min(1.0, (index + 1) * size / len(images)))

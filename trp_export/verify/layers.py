@@ -1,82 +1,278 @@
-"""Where the whole model cannot be run: each layer, cut out of both graphs and run alone."""
+"""Prove a rewrite part by part: on the values that reach it, each part that differs gives what it gave before.
+
+The values come from one run of the original, stop by stop. A part that no input reached, in a branch not taken or
+behind an operator that onnxruntime does not know, is run alone on noise.
+"""
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
-from trp_export.errors import VerifyError
-from trp_export.graph.model_files import save_model
-from trp_export.graph.shapes import input_shapes
+from trp_export.errors import LoadError, UnsupportedError, VerifyError
+from trp_export.graph.shapes import Shape, infer_value_shapes
 from trp_export.graph.sites import find_sites
-from trp_export.lowrank.site import Site
-from trp_export.planning.plan import Plan
-from trp_export.runtime.distance import Distance
-from trp_export.runtime.sessions import CannotRunError, noise, run
-from trp_export.verify.compare import require_equal
+from trp_export.graph.weights import find_constant, spatial_attribute
+from trp_export.runtime.distance import Distance, distance_of
+from trp_export.runtime.incremental import Walk
+from trp_export.runtime.partial import cut_out, nodes_between, subgraphs
+from trp_export.runtime.sessions import Array, CannotRunError, Inputs, draw
+from trp_export.verify.bodies import body_values, values_before
+from trp_export.verify.parts import Part, find_differences
+from trp_export.verify.rounding import Rounded, run_with_bounds
 
-# Extents that the file leaves open. Any size will do: a pair is exact at every size.
+# Where no real input reached a part.
+ALONE = "noise of its own"
+# Spatial sizes of that noise where the file leaves them open. Any size will do: a pair is exact at every size.
 _EXTENT = 24
+# Of larger images the middle is compared, where a part holds nothing but these.
+_MOST_EXTENT = 64
+_LOCAL = ("Conv", "BatchNormalization", "Add", "Relu")
 
 
-def verify_layers(products: Path, result: Path, plan: Plan, tolerance: float) -> Distance:
-    """The largest distance over all layers, kept ones too, since batch norm may have been folded into them.
+@dataclass(frozen=True, slots=True)
+class LayerProof:
+    """How far one part of the result is from what it must equal, and how far rounding alone may move it.
 
-    Raises VerifyError where one is wrong or cannot be cut out.
+    `name` is that of the layer, or of the value where a part holds no layer. `inputs` names what reached the part.
+    `bound` is the relative L2 that rounding explains; `excess` the largest difference of a single entry as a share of
+    what rounding explains there: above 1 the part is wrong.
     """
-    worst = Distance(0.0, 0.0)
-    sites = {decision.site.name: decision.site for decision in plan.decisions}
-    there = _value_names(ir.load(result))
-    for place in find_sites(ir.load(products), {}):
-        site = sites.get(place.site.name, place.site)
-        for node in place.nodes if site.uses else ():
-            start, end = _ends(node, there)
-            apart = _compare(products, result, start, end, site, tolerance)
-            worst = Distance(max(worst.relative_l2, apart.relative_l2), max(worst.max_abs, apart.max_abs))
-    return worst
+
+    name: str
+    inputs: tuple[str, ...]
+    distance: Distance
+    bound: float
+    excess: float
+    terms: int
 
 
-def _value_names(model: ir.Model) -> set[str]:
-    return {value.name or "" for node in model.graph.all_nodes() for value in (*node.inputs, *node.outputs) if value}
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """All parts in which two graphs differ, what could not be compared, and the names of what both graphs compute.
+
+    `shared` leads from the name in one graph to that in the other.
+    """
+
+    layers: tuple[LayerProof, ...]
+    not_compared: tuple[str, ...]
+    shared: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def terms(self) -> int:
+        """The most products and sums that lead to one entry in any part."""
+        return max((layer.terms for layer in self.layers), default=1)
 
 
-def _ends(node: ir.Node, there: set[str]) -> tuple[str, str]:
-    """The values around a layer that both graphs have: past the batch norm where that was folded."""
-    data, output = node.inputs[0], node.outputs[0]
-    while output.name not in there and len(output.consumers()) == 1:
-        output = output.consumers()[0].outputs[0]
-    if data is None or data.name not in there or output.name not in there:
-        raise VerifyError(f"{node.name} cannot be found in the result; nothing was written. Leave it out with --skip.")
-    return data.name or "", output.name or ""
+def prove_layers(
+    wanted: ir.Model,
+    got: ir.Model,
+    running: ir.Model,
+    batches: Mapping[str, Sequence[Inputs]],
+    shapes: Mapping[str, Shape],
+    must: frozenset[str],
+) -> Proof:
+    """Compare every part in which `got` differs from `wanted`, on values of `running`, which names them alike.
+
+    `batches` holds inputs of the model under the words that name them; `shapes` are those of its inputs. `must` names
+    the layers that have to be compared. Raises VerifyError where a part differs by more than rounding, or where one
+    of these layers cannot be run.
+    """
+    differences = find_differences(wanted, got)
+    prover = _Prover(wanted, got, infer_value_shapes(wanted, shapes), must)
+    walk = Walk(
+        running,
+        [batch for one in batches.values() for batch in one],
+        threads=1,
+        stops=[values_before(part) for part in differences.parts],
+    )
+    labels = [label for label, one in batches.items() for _ in one]
+    stopped: str | None = None if labels else "there are no inputs"
+    layers = []
+    for part in sorted(differences.parts, key=lambda part: _last_position(part, walk)):
+        if stopped is None:
+            stopped = _walk_to(walk, values_before(part))
+        layers += prover.prove(part, walk if stopped is None else None, labels)
+    unread = must - {name for layer in layers for name in layer.name.split(", ")}
+    unread -= {note.split(":")[0] for note in prover.not_compared}
+    notes = [f"{name}: no output depends on it" for name in sorted(unread)]
+    shared = {value.name or "": other.name or "" for value, other in differences.shared.items()}
+    return Proof(tuple(layers), (*prover.not_compared, *notes), shared)
 
 
-def _compare(products: Path, result: Path, start: str, end: str, site: Site, tolerance: float) -> Distance:
-    with tempfile.TemporaryDirectory() as folder:
-        answers = []
-        inputs = None
-        for name, whole in (("products", products), ("result", result)):
-            part = Path(folder, f"{name}.onnx")
-            try:
-                save_model(_cut_out(ir.load(whole), start, end, site), part)
-                if inputs is None:
-                    inputs = noise(part, input_shapes(ir.load(part)))
-                answers.append(run(part, [inputs]))
-            except (CannotRunError, ValueError) as error:  # ValueError: the layer lies in the body of an If or a Loop.
-                raise VerifyError(f"{site.name} cannot be verified: {error}. Leave it out with --skip.") from error
-        return require_equal(answers[0], answers[1], tolerance, f"layer {site.name}")
+def _last_position(part: Part, walk: Walk) -> int:
+    return max((walk.position_of(name) or 0 for name in values_before(part)), default=-1)
 
 
-def _cut_out(model: ir.Model, start: str, end: str, site: Site) -> ir.Model:
-    graph = ir.convenience.extract(model.graph, [start], [end])
-    data = graph.inputs[0]
-    channels, kernel = site.kernel_shape[1] * site.group, site.kernel_shape[2:]
-    use = site.uses[0]
-    extents = [min(extent, _EXTENT) + size for extent, size in zip(use.in_extents, kernel, strict=False)]
-    data.shape = ir.Shape([1, channels, *extents] if kernel else [2, channels])
-    data.type = data.type or ir.TensorType(ir.DataType.FLOAT)
-    for value in graph.outputs:
-        value.shape = None
-        value.type = value.type or data.type
-    return ir.Model(graph, ir_version=model.ir_version)
+def _walk_to(walk: Walk, names: Sequence[str]) -> str | None:
+    """Why the values cannot be had, or None where they are at hand."""
+    try:
+        walk.to([name for name in names if walk.position_of(name) is not None])
+    except (UnsupportedError, LoadError, CannotRunError, ValueError) as error:
+        return str(error)
+    return None
+
+
+class _Prover:
+    def __init__(self, wanted: ir.Model, got: ir.Model, shapes: Mapping[str, Shape], must: frozenset[str]) -> None:
+        self._wanted, self._got, self._shapes, self._must = wanted, got, shapes, must
+        self._sites = {node: place.site.name for place in find_sites(wanted, {}) for node in place.nodes}
+        self.not_compared: list[str] = []
+
+    def prove(self, part: Part, walk: Walk | None, labels: Sequence[str]) -> list[LayerProof]:
+        """The proof of one part, none where it cannot be run and need not be."""
+        name = self._name(part)
+        reached = _reached(part, self._wanted, walk, labels) if walk is not None else []
+        try:
+            if not reached:
+                reached = [(ALONE, self._noise(part))]
+            return [self._compare(name, part, reached)]
+        except (CannotRunError, ValueError) as error:
+            if self._must.isdisjoint(name.split(", ")):
+                self.not_compared.append(f"{name}: {error}")
+                return []
+            raise VerifyError(
+                f"{name} cannot be verified: {error}\nNothing was written. Leave the layer out with --skip."
+            ) from error
+
+    def _name(self, part: Part) -> str:
+        """The layers that a part holds, also in the bodies of its nodes."""
+        nodes = list(part.wanted_nodes)
+        for node in part.wanted_nodes:
+            for attribute in node.attributes.values():
+                nodes += [inner for body in subgraphs(attribute) for inner in body.all_nodes()]
+        names = dict.fromkeys(self._sites[node] for node in nodes if node in self._sites)
+        return ", ".join(names) or part.name
+
+    def _compare(self, name: str, part: Part, reached: Sequence[tuple[str, Mapping[str, Array]]]) -> LayerProof:
+        proofs = []
+        for label, feeds in reached:
+            proof = self._compare_on(name, part, label, feeds)
+            if not proof.excess <= 1:
+                raise VerifyError(_difference(proof))
+            proofs.append(proof)
+        worst = max(proofs, key=lambda proof: proof.excess)
+        labels = tuple(dict.fromkeys(label for label, _ in reached))
+        return LayerProof(name, labels, worst.distance, worst.bound, worst.excess, worst.terms)
+
+    def _compare_on(self, name: str, part: Part, label: str, feeds: Mapping[str, Array]) -> LayerProof:
+        feeds = _cropped(part, feeds)
+        theirs = {start.name or "": feeds[value.name or ""] for start, value in part.got_inputs}
+        wanted = _run(self._wanted, part.wanted, {value for value in part.wanted_inputs if value.name in feeds}, feeds)
+        got = _run(self._got, part.got, {start for start, _ in part.got_inputs}, theirs)
+        apart = distance_of(wanted.output, got.output)
+        bound, excess = _against_rounding(wanted, got)
+        return LayerProof(name, (label,), apart, bound, excess, max(wanted.terms, got.terms))
+
+    def _noise(self, part: Part) -> dict[str, Array]:
+        """Inputs for a part alone. Raises ValueError where their shapes cannot be known."""
+        values = {value for _, value in part.got_inputs}
+        _, starts = nodes_between(values, [part.wanted])
+        if not set(starts) <= values:
+            raise ValueError("it reads other values in the result than in the original")
+        generator = np.random.default_rng(0)
+        return {
+            value.name or "": draw(generator, self._shape(value, part), self._dtype(value, part)) for value in values
+        }
+
+    def _shape(self, value: ir.Value, part: Part) -> tuple[int, ...]:
+        known = self._shapes.get(value.name or "")
+        if known is not None and None not in known:
+            return tuple(size or 1 for size in known)
+        for node in part.wanted_nodes:
+            weight = find_constant(node.inputs[1]) if len(node.inputs) > 1 else None
+            if node in self._sites and weight is not None and node.inputs[0] is value:
+                return _shape_for(node, weight.shape)
+        raise ValueError(f"the shape of {value.name} is not known")
+
+    def _dtype(self, value: ir.Value, part: Part) -> np.dtype[np.generic]:
+        if value.dtype is not None:
+            return value.dtype.numpy()
+        constants = (find_constant(read) for node in part.wanted_nodes for read in node.inputs)
+        floats = (one.dtype for one in constants if one is not None and one.dtype.is_floating_point())
+        return next(floats, ir.DataType.FLOAT).numpy()
+
+
+def _reached(part: Part, wanted: ir.Model, walk: Walk, labels: Sequence[str]) -> list[tuple[str, Mapping[str, Array]]]:
+    """What reaches the part of each batch: the word for the batch, and the part's inputs by name."""
+    reached: list[tuple[str, Mapping[str, Array]]] = []
+    for index, label in enumerate(labels):
+        values = {name: arrays[index] for name, arrays in walk.values.items()}
+        feeds = body_values(part, wanted, values) if part.body is not None else values
+        if feeds is not None and all(name in feeds for name in part.input_names):
+            reached.append((label, {name: feeds[name] for name in part.input_names}))
+    return reached
+
+
+def _cropped(part: Part, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The middle of large images where a part is nothing but convs of one value: what holds there holds elsewhere."""
+    nodes = part.wanted_nodes | part.got_nodes
+    if len(feeds) != 1 or any(node.op_type not in _LOCAL for node in nodes):
+        return feeds
+    reach = max((_reach(node) for node in nodes), default=1)
+    return {name: _middle(array, max(_MOST_EXTENT, 2 * reach)) for name, array in feeds.items()}
+
+
+def _reach(node: ir.Node) -> int:
+    weight = find_constant(node.inputs[1]) if node.op_type == "Conv" else None
+    sizes = weight.shape[2:] if weight is not None else ()
+    dilations = spatial_attribute(node, "dilations", [1] * len(sizes))
+    return max((size * step for size, step in zip(sizes, dilations, strict=False)), default=1)
+
+
+def _middle(array: Array, most: int) -> Array:
+    cuts = [slice(None), slice(None)]
+    cuts += [
+        slice((size - most) // 2, (size - most) // 2 + most) if size > most else slice(None) for size in array.shape[2:]
+    ]
+    return array[tuple(cuts[: array.ndim])]
+
+
+def _run(model: ir.Model, output: ir.Value, stop: set[ir.Value], feeds: Mapping[str, Array]) -> Rounded:
+    constant = find_constant(output)
+    if constant is not None:
+        array = constant.array()
+        return Rounded(array, np.zeros(array.shape), 0)
+    types = {name: array.dtype for name, array in feeds.items()}
+    part = cut_out(model, stop, [output], types)
+    for value in part.graph.inputs:
+        value.shape = None  # Other than the file says where the middle of an image is taken.
+    return run_with_bounds(part, feeds)
+
+
+def _against_rounding(wanted: Rounded, got: Rounded) -> tuple[float, float]:
+    """What rounding explains as a relative L2, and the largest difference as a share of what it explains there."""
+    if wanted.output.shape != got.output.shape or wanted.output.dtype.kind != got.output.dtype.kind:
+        return 0.0, np.inf
+    if wanted.output.dtype.kind != "f":
+        return 0.0, 0.0 if np.array_equal(wanted.output, got.output) else np.inf
+    left, right = wanted.output.astype(np.float64), got.output.astype(np.float64)
+    allowed = wanted.allowed + got.allowed
+    with np.errstate(invalid="ignore"):
+        same = (left == right) | (np.isnan(left) & np.isnan(right))
+        apart = np.where(same, 0.0, np.abs(left - right))
+    share = np.divide(apart, allowed, out=np.where(apart > 0, np.inf, 0.0), where=allowed > 0)
+    size = np.linalg.norm(np.where(np.isfinite(left), left, 0.0))
+    bound = np.linalg.norm(allowed) / size if size > 0 else 0.0
+    return float(bound), float(np.nan_to_num(share, nan=np.inf).max(initial=0.0))
+
+
+def _difference(proof: LayerProof) -> str:
+    far = proof.distance.relative_l2
+    return (
+        f"{proof.name}: its output in the result is {far:.2g} apart (relative L2, on {', '.join(proof.inputs)}) from "
+        f"that of the layer with the product of its factors; rounding explains {proof.bound:.2g}.\n"
+        "Nothing was written. Please report this with the model, or leave the layer out with --skip."
+    )
+
+
+def _shape_for(node: ir.Node, weight: tuple[int, ...]) -> tuple[int, ...]:
+    if node.op_type == "Conv":
+        group = node.attributes.get_int("group", 1)
+        return (1, weight[1] * group, *(_EXTENT + size for size in weight[2:]))
+    transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+    channels = weight[-1] if transposed else weight[-2]
+    return (channels, 2) if node.attributes.get_int("transA", 0) else (2, channels)

@@ -1,0 +1,155 @@
+"""Each fault of a rewriter is found, whatever end of the network hides it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from ends import ENDS, branches, recurrent, saturated_classifier
+
+from trp_export.errors import VerifyError
+from trp_export.graph.weights import set_value
+from verify.conftest import Make
+
+Fault = Callable[[ir.Model], None]
+
+
+def factor(model: ir.Model, part: str, layer: str = "conv2") -> ir.Node:
+    """One of the two convs that a layer became."""
+    return next(iter(weight(model, part, layer).consumers()))
+
+
+def weight(model: ir.Model, part: str, layer: str = "conv2") -> ir.Value:
+    return model.graph.initializers[f"{layer}.{part}.weight"]
+
+
+def change(value: ir.Value, array: np.ndarray) -> None:
+    set_value(value, np.ascontiguousarray(array))
+
+
+def wrong_pad(model: ir.Model) -> None:
+    node = factor(model, "reduce")
+    node.attributes["pads"] = ir.AttrInt64s("pads", [0, 1, 1, 1])
+
+
+def wrong_stride(model: ir.Model) -> None:
+    node = factor(model, "reduce")
+    node.attributes["strides"] = ir.AttrInt64s("strides", [1, 2])
+
+
+def wrong_axis(model: ir.Model) -> None:
+    value = weight(model, "reduce")
+    change(value, value.const_value.numpy().swapaxes(2, 3))
+
+
+def wrong_bias(model: ir.Model) -> None:
+    value = factor(model, "expand").inputs[2]
+    change(value, np.roll(value.const_value.numpy(), 1))
+
+
+def no_bias(model: ir.Model) -> None:
+    factor(model, "expand").resize_inputs(2)
+
+
+def one_wrong_factor(model: ir.Model) -> None:
+    value = weight(model, "expand")
+    array = value.const_value.numpy().copy()
+    array[3, 1] *= 1.1
+    change(value, array)
+
+
+def swapped_ranks(model: ir.Model) -> None:
+    value = weight(model, "reduce")
+    change(value, value.const_value.numpy()[::-1])
+
+
+def scaled_by_a_thousandth(model: ir.Model) -> None:
+    value = weight(model, "expand")
+    change(value, value.const_value.numpy() * np.float32(1.001))
+
+
+FAULTS = (
+    *(wrong_pad, wrong_stride, wrong_axis, wrong_bias, no_bias, one_wrong_factor, swapped_ranks),
+    scaled_by_a_thousandth,
+)
+
+
+@pytest.mark.parametrize("network", ENDS)
+def test_a_sound_result_is_accepted(network: Callable[[], onnx.ModelProto], exported: Make) -> None:
+    deviation = exported(network).verify()
+    assert {layer.name for layer in deviation.layers} >= {"stem", "conv2"}
+    assert all(layer.excess < 0.5 for layer in deviation.layers)
+    assert deviation.whole is not None
+    assert deviation.whole.distance.relative_l2 <= deviation.whole.bound
+
+
+@pytest.mark.parametrize("network", ENDS)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found(fault: Fault, network: Callable[[], onnx.ModelProto], exported: Make) -> None:
+    export = exported(network)
+    broken = export.result()
+    fault(broken)
+    with pytest.raises(VerifyError, match=r"conv2: its output in the result .*\nNothing was written"):
+        export.verify(broken)
+
+
+@pytest.mark.parametrize("layer", ["near", "far"])
+def test_a_fault_in_either_branch_is_found(layer: str, exported: Make) -> None:
+    export = exported(branches)
+    broken = export.result()
+    value = weight(broken, "expand", layer)
+    change(value, value.const_value.numpy() * np.float32(1.001))
+    with pytest.raises(VerifyError, match=f"{layer}: its output in the result"):
+        export.verify(broken)
+
+
+def test_swapped_branches_are_found(exported: Make) -> None:
+    export = exported(branches)
+    proto = onnx.load(export.files.result)
+    node = next(node for node in proto.graph.node if node.op_type == "If")
+    first, second = node.attribute
+    first.name, second.name = second.name, first.name
+    with pytest.raises(VerifyError, match="its output in the result"):
+        export.verify(ir.serde.deserialize_model(proto))
+
+
+def test_the_evidence_names_what_reached_each_branch(exported: Make) -> None:
+    export = exported(branches)
+    image = np.random.default_rng(0).standard_normal((1, 3, 24, 24)).astype(np.float32)
+    noise = export.inputs.feeds()["far"].item()
+    for far in (True, False):
+        reached = {"near": ["noise"] * (not noise), "far": ["noise"] * noise}
+        reached["far" if far else "near"].insert(0, "given inputs")
+        deviation = export.verify(arrays={"image": image, "far": np.array(far)})
+        inputs = {layer.name: list(layer.inputs) for layer in deviation.layers}
+        assert inputs["conv2"] == ["given inputs", "noise"]
+        for layer, words in reached.items():
+            assert inputs[layer] == (words or ["noise of its own"])
+
+
+def test_a_fault_behind_a_saturated_end_does_not_show_at_the_outputs(exported: Make) -> None:
+    """The other side of the oracle: outputs alone would let this fault pass."""
+    export = exported(saturated_classifier)
+    broken = export.result()
+    scaled_by_a_thousandth(broken)
+    ir.save(broken, export.files.result.with_name("hidden.onnx"))
+    import onnxruntime
+
+    feeds = export.inputs.feeds()
+    answers = [
+        onnxruntime.InferenceSession(file).run(None, feeds)[0]
+        for file in (export.files.result, export.files.result.with_name("hidden.onnx"))
+    ]
+    np.testing.assert_array_equal(*answers)
+
+
+def test_an_lstm_that_lost_a_weight_is_found(exported: Make) -> None:
+    export = exported(recurrent)
+    broken = export.result()
+    node = next(node for node in broken.graph if node.op_type == "LSTM")
+    change(node.inputs[2], node.inputs[2].const_value.numpy() * np.float32(1.001))
+    with pytest.raises(VerifyError):
+        export.verify(broken)

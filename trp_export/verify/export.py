@@ -1,0 +1,287 @@
+"""Verify an export: does the result compute what its factors say, and how far did truncation move the outputs?
+
+Four models are compared: the original, its normal form, the normal form whose kernels are the products of the factors,
+and the result. Each part in which two neighbours differ is compared on the values that reach it, then the outputs of
+the whole models. Original and normal form, products and result must agree up to rounding; the original and the result
+differ by what truncation did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_export.errors import LoadError, OptionError, UnsupportedError, VerifyError
+from trp_export.graph.prepare import prepare
+from trp_export.graph.shapes import Shape
+from trp_export.inputs.description import NetworkInputs
+from trp_export.load import Source
+from trp_export.load.source import Probe
+from trp_export.planning.plan import Plan
+from trp_export.runtime.distance import distance, distance_of, largest
+from trp_export.runtime.partial import fixed_batch
+from trp_export.runtime.sessions import Array, CannotRunError, Inputs, open_session, run_session
+from trp_export.system.progress import Progress
+from trp_export.verify.evidence import Deviation, Files
+from trp_export.verify.judge import Agreement, Evaluator, Score
+from trp_export.verify.layers import ALONE, LayerProof, Proof, prove_layers
+from trp_export.verify.rounding import LAMBDA
+from trp_export.verify.whole import (
+    Execution,
+    WholeProof,
+    allowed_by_rounding,
+    find_points,
+    random_operators,
+    require_agreement,
+    require_tensors,
+)
+
+NOISE, CALIBRATION, GIVEN = "noise", "calibration images", "given inputs"
+# Of the calibration images these many are compared layer by layer.
+_IMAGES = 4
+# float16 weights are rounded where they are stored: those of the product and of both factors, and what lies between.
+_HALF_ROUNDINGS = 4
+# PyTorch computes by other kernels throughout. Their sigmoid and softmax agree to 1e-7 only absolutely.
+_PYTORCH = {ir.DataType.FLOAT16: 5e-2, ir.DataType.FLOAT: 1e-3, ir.DataType.DOUBLE: 1e-3}
+_SATURATED = 1e-6
+# Above this the outputs of the whole model show little.
+_CHAOTIC = 1e-2
+
+Batches = Mapping[str, Sequence[Inputs]]
+
+
+def verify_export(
+    source: Source,
+    inputs: NetworkInputs,
+    files: Files,
+    plan: Plan,
+    *,
+    evaluator: Evaluator | None = None,
+    images: Sequence[Array] = (),
+    progress: Progress = lambda step, share: None,
+) -> Deviation:
+    """Compare on noise, on the user's own arrays where `inputs` holds any, and on `images`: calibration batches for a
+    network of one input.
+
+    Raises VerifyError where the rewrite is wrong, LoadError where the original cannot be trusted, OptionError where it
+    does not run on inputs of these shapes, UnsupportedError for outputs that cannot be compared.
+    """
+    dense, products, result = (ir.load(file) for file in (files.dense, files.products, files.result))
+    require_tensors(dense)
+    shapes = inputs.shapes
+    ran = _run_original(files.original, _candidates(inputs, dense, images), shapes)
+    if source.probe is not None and ran.failure is None:
+        _require_as_pytorch(source.probe, files.dense, dense)
+    must = frozenset(change.site.name for change in plan.changed)
+    folding = _prove_folding(files.original, dense, ran.batches, shapes)
+    proof = prove_layers(products, result, dense, ran.batches, shapes, must)
+    deviation = Deviation(
+        inputs="the given inputs" if GIVEN in ran.batches else "noise, standard normal, seed 0",
+        how=f"each layer alone, since onnxruntime cannot run the whole model: {ran.failure}",
+        rewrite=largest([layer.distance for layer in proof.layers]),
+        truncation=None,
+        layers=proof.layers,
+        not_compared=tuple(dict.fromkeys((*folding.not_compared, *proof.not_compared))),
+    )
+    if ran.failure is not None:
+        return deviation
+    progress("verify", 0.6)
+    terms = max(folding.terms, proof.terms)
+    deviation = _compare_whole(deviation, files, dense, ran, proof.shared, terms)
+    found = evaluator(files.result, lambda share: progress("compare", share)) if evaluator is not None else None
+    return replace(
+        deviation,
+        agreement=found if isinstance(found, Agreement) else None,
+        score=found if isinstance(found, Score) else None,
+    )
+
+
+def _candidates(inputs: NetworkInputs, dense: ir.Model, images: Sequence[Array]) -> dict[str, Inputs]:
+    """What could be fed to the network, under the words that name it."""
+    candidates: dict[str, Inputs] = {}
+    if inputs.arrays:
+        candidates[GIVEN] = inputs.feeds()
+    with suppress(UnsupportedError):
+        candidates[NOISE] = replace(inputs, arrays={}).feeds()
+    if images and dense.graph.inputs:
+        first = dense.graph.inputs[0]
+        dtype = first.dtype.numpy() if first.dtype is not None else np.dtype(np.float32)
+        candidates[CALIBRATION] = {first.name or "": images[0][: fixed_batch(dense) or _IMAGES].astype(dtype)}
+    return candidates
+
+
+@dataclass(frozen=True, slots=True)
+class _Ran:
+    """The inputs that the original runs on, what it answers, and why the whole model cannot be run if it cannot."""
+
+    batches: Batches
+    answers: Mapping[str, list[Array]]
+    random: bool = False
+    failure: str | None = None
+
+
+def _run_original(original: Path, candidates: Mapping[str, Inputs], shapes: Mapping[str, Shape]) -> _Ran:
+    """Raises OptionError where none of the inputs fits, or those of the user do not; LoadError for NaN in an answer."""
+    answers: dict[str, list[Array]] = {}
+    failures: dict[str, CannotRunError] = {}
+    random = False
+    try:
+        session = open_session(original)
+    except CannotRunError as error:
+        return _Ran({}, {}, failure=str(error))
+    for label, inputs in candidates.items():
+        try:
+            answers[label] = run_session(session, inputs)
+            random = random or _differs(answers[label], run_session(session, inputs))
+        except CannotRunError as error:
+            failures[label] = error
+    if GIVEN in failures:
+        raise OptionError(f"the original does not run on the inputs of --input: {failures[GIVEN]}")
+    for arrays in answers.values():
+        _require_finite(arrays)
+    if not answers and NOISE in failures and all(None not in shape for shape in shapes.values()):
+        sizes = "; ".join(f"{name} {','.join(str(size or 1) for size in shape)}" for name, shape in shapes.items())
+        raise OptionError(
+            f"the original does not run on inputs of these shapes ({sizes}): {failures[NOISE]}\n"
+            "Give the right one with --shape."
+        ) from failures[NOISE]
+    failure = None if answers else str(next(iter(failures.values()), "noise cannot stand for its inputs"))
+    return _Ran({label: [candidates[label]] for label in answers}, answers, random, failure)
+
+
+def _differs(first: Sequence[Array], second: Sequence[Array]) -> bool:
+    return distance(first, second).max_abs > 0
+
+
+def _require_finite(outputs: Sequence[Array]) -> None:
+    if any(output.dtype.kind == "f" and not np.isfinite(output).all() for output in outputs):
+        raise LoadError("the original answers NaN or infinity to ordinary inputs; nothing can be verified on it.")
+
+
+def _require_as_pytorch(probe: Probe, file: Path, dense: ir.Model) -> None:
+    """Raises VerifyError where the exported graph answers other than the module, outputs behind TopK and such aside."""
+    points = find_points(dense, _names(dense))
+    tolerance = _PYTORCH.get(_weight_type(dense), 1e-3)
+    stepped = {name for name in (value.name for value in dense.graph.outputs) if name not in points.ends}
+    (answer,) = Execution().run(file, [probe.inputs])
+    for value, wanted, got in zip(dense.graph.outputs, probe.outputs, answer, strict=False):
+        apart = distance_of(wanted, got)
+        saturated = value.name not in points.exact and apart.max_abs <= _SATURATED
+        if value.name not in stepped and not (apart.relative_l2 <= tolerance or saturated):
+            raise VerifyError(
+                f"the exported graph against the PyTorch module: output {value.name} is {apart.relative_l2:.2g} apart "
+                f"(relative L2); {tolerance:g} is allowed.\nNothing was written. Please report this with the model."
+            )
+
+
+def _prove_folding(original: Path, dense: ir.Model, batches: Batches, shapes: Mapping[str, Shape]) -> Proof:
+    """Where batch norm was folded into the normal form: each of these layers against the original's."""
+    model = ir.load(original)
+    if _norms(model) <= _norms(dense):
+        return Proof((), ())
+    normal = prepare(model)
+    try:
+        return prove_layers(normal, dense, normal, batches, shapes, frozenset())
+    except VerifyError as error:
+        raise VerifyError(f"batch norm folded into the original: {error}") from error
+
+
+def _norms(model: ir.Model) -> int:
+    graphs = (model.graph, *(function.graph for function in model.functions.values()))
+    return sum(node.op_type == "BatchNormalization" for graph in graphs for node in graph.all_nodes())
+
+
+def _compare_whole(
+    deviation: Deviation, files: Files, dense: ir.Model, ran: _Ran, shared: Mapping[str, str], terms: int
+) -> Deviation:
+    """The original with its normal form, and the products with the result. Raises VerifyError where two differ."""
+    labels = tuple(ran.batches)
+    batches = [batch for one in ran.batches.values() for batch in one]
+    half = _weight_type(dense) == ir.DataType.FLOAT16
+    factor = LAMBDA * np.sqrt(_HALF_ROUNDINGS if half else terms)
+    points = find_points(dense, shared)
+    outer = find_points(dense, shared.keys() & _names(ir.load(files.original)))
+    notes = [f"{name}: all of it lies behind {', '.join(points.before)}" for name in points.unreachable]
+
+    outputs = tuple(value.name or "" for value in dense.graph.outputs)
+    known = {} if ran.random else {(files.original, outputs, False): list(ran.answers.values())}
+
+    def run(file: Path, values: tuple[str, ...], *, moved: bool = False) -> list[list[Array]]:
+        key = (file, values, moved)
+        if key not in known:
+            names = tuple(shared.get(name, name) for name in values) if file == files.result else values
+            execution = Execution(() if names == outputs else names, seeded=ran.random, moved=moved)
+            known[key] = execution.run(file, batches)
+        return known[key]
+
+    try:
+        if ran.random and any(
+            _differs(*pair) for pair in zip(run(files.original, ()), run(files.original, ()), strict=True)
+        ):
+            note = f"the whole model: {', '.join(random_operators(dense))} draw other numbers in each run, seed or not"
+            return replace(
+                deviation,
+                how="each layer alone, since the model draws random numbers",
+                not_compared=(*deviation.not_compared, note),
+            )
+        wanted = run(files.products, points.exact)
+        allowed = allowed_by_rounding(wanted, run(files.products, points.exact, moved=True), factor)
+        apart, bound = require_agreement(
+            wanted, run(files.result, points.exact), allowed, "the result against its own factors"
+        )
+        normal = run(files.dense, outer.exact)
+        if outer != points:
+            allowed = allowed_by_rounding(normal, run(files.dense, outer.exact, moved=True), factor)
+        require_agreement(run(files.original, outer.exact), normal, allowed, "the normal form against the original")
+        truncation = distance(run(files.original, outer.ends)[0], run(files.result, outer.ends)[0])
+    except CannotRunError as error:
+        raise VerifyError(
+            f"onnxruntime runs the original but not what was made of it: {error}\n"
+            "Nothing was written. Please report this with the model."
+        ) from error
+    if bound > _CHAOTIC:
+        notes.append(f"the whole model: rounding alone may move its outputs by {bound:.2g} (relative L2)")
+    whole = WholeProof(points.exact, labels, apart, bound, points.before)
+    return replace(
+        deviation,
+        how=_how(deviation.layers, whole, random_operators(dense) if ran.random else ()),
+        whole=whole,
+        truncation=truncation,
+        not_compared=(*deviation.not_compared, *notes),
+    )
+
+
+def _repeats(original: Path, batches: Sequence[Inputs]) -> bool:
+    """True where seeds make a model that draws random numbers answer twice alike."""
+    first, second = (Execution(seeded=True).run(original, batches) for _ in range(2))
+    return not any(_differs(*pair) for pair in zip(first, second, strict=True))
+
+
+def _how(layers: Sequence[LayerProof], whole: WholeProof, seeded: Sequence[str]) -> str:
+    """In a few words what was compared."""
+    alone = [layer.name for layer in layers if layer.inputs == (ALONE,)]
+    not_reached = f" ({_some(alone)} on {ALONE}, since no input reached it)" if alone else ""
+    before = f" before {', '.join(whole.before)}" if whole.before else ""
+    seeds = f", with the seeds of {', '.join(seeded)} set" if seeded else ""
+    return f"each layer{not_reached} and the whole model{before}{seeds}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")
+
+
+def _names(model: ir.Model) -> frozenset[str]:
+    """Of the values that the nodes of the main graph make."""
+    return frozenset(value.name or "" for node in model.graph for value in node.outputs)
+
+
+def _weight_type(model: ir.Model) -> ir.DataType:
+    """The coarsest floating-point type among the weights: it decides what rounding can do."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    types = {tensor.dtype for tensor in tensors if tensor is not None}
+    return ir.DataType.FLOAT16 if ir.DataType.FLOAT16 in types else ir.DataType.FLOAT
