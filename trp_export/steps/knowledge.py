@@ -114,7 +114,7 @@ def _evaluator(network: Network, options: Options, progress: Progress) -> tuple[
         return None, ()
     return open_evaluator(
         network.source,
-        network.inputs,
+        network.described,
         network.original,
         options.images,
         options.preprocessing,

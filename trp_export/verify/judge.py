@@ -6,7 +6,7 @@ A judge is opened once, when the original has answered, and then asks any number
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.errors import LoadError, OptionError
-from trp_export.graph.shapes import Shape
+from trp_export.inputs.description import NetworkInputs
 from trp_export.inputs.images import ImageSet, load_images
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.load import Source
@@ -89,7 +89,7 @@ def holds(found: Agreement | Score | None, largest_drop: float | None) -> bool:
 
 def open_evaluator(
     source: Source,
-    shapes: Mapping[str, Shape],
+    inputs: NetworkInputs,
     original: Path,
     images: Images | None,
     preprocessing: Preprocessing,
@@ -106,11 +106,9 @@ def open_evaluator(
         return lambda model, progress: Score(before, _share(evaluate, model)), ()
     if images is None:
         return None, ()
-    if len(shapes) != 1:
-        raise OptionError(f"--eval feeds one image input; this model has {len(shapes)} inputs.")
-    name, shape = next(iter(shapes.items()))
-    chosen = preprocessing.or_else(source.mean, source.std)
-    image_set = load_images(images.path, chosen, input_shape=(None, *shape[1:]), count=images.count)
+    spec = inputs.image
+    name, chosen = spec.name, preprocessing.or_else(source.mean, source.std)
+    image_set = load_images(images.path, chosen, spec=spec, count=images.count)
     try:
         count = _class_count(original, image_set, name)
         labels, notes = labels_of(image_set, count, source.classes)
