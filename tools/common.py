@@ -17,13 +17,12 @@ import onnxruntime
 
 from trp_export.inputs.images import ImageSet, load_images
 from trp_export.inputs.preprocessing import Preprocessing
-from trp_export.load import load
-from trp_export.network import analyse, measure_layers
 from trp_export.options import Options
 from trp_export.planning.plan import Plan
 from trp_export.rules import Macs
 from trp_export.steps.build import Built, build
 from trp_export.steps.knowledge import learn
+from trp_export.steps.rules import plan_by
 from trp_export.workspace import Workspace
 
 CIFAR_RESNETS = ("resnet20", "resnet32")
@@ -53,13 +52,11 @@ class Workshop:
 
     def __init__(self, model: Path, options: Options, folder: Path, *, fold: bool = True) -> None:
         self.options, self.work = options, Workspace(folder, silent)
-        network = analyse(load(model, options.load), folder, fold=fold)
-        layers = measure_layers(network, options.selection, (), silent)
-        self.knowledge = learn(network, layers, (), options, self.work)
+        self.knowledge = learn(model, options, self.work, fold=fold)
 
     def plan(self, ratio: float) -> Plan:
         """The plan with `ratio` times fewer multiply-adds."""
-        return Macs(ratio).plan(self.knowledge.layers, self.knowledge)
+        return plan_by(Macs(ratio), self.knowledge)
 
     def build(self, plan: Plan) -> Built:
         """The model of a plan, with the factors that the options ask for."""

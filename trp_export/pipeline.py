@@ -5,14 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trp_export.inputs.description import describe_inputs
-from trp_export.load import load
-from trp_export.network import analyse, measure_layers, normal_form
 from trp_export.options import Options
 from trp_export.report.document import Report
 from trp_export.steps.benchmark import benchmark, require_faster
 from trp_export.steps.build import build_verified
-from trp_export.steps.calibrate import open_images, shapes_of
 from trp_export.steps.knowledge import learn
 from trp_export.steps.plan import make_plan
 from trp_export.steps.precisions import choose_precision, make_variants, put_in_place
@@ -35,22 +31,15 @@ def compress(model: str | Path | nn.Module, options: Options = Options(), progre
     Raises a TrpError that says what is wrong and what to do; then nothing has been written.
     """
     with open_workspace(model, options, progress) as work:
-        progress("load", 0)
-        source = normal_form(load(model, options.load_with_shape))
-        inputs = describe_inputs(source.model, options.inputs)
-        images = open_images(inputs, source, options)
-        network = analyse(source, work.scratch, inputs, data=shapes_of(images), fold=options.calibration is not None)
-        saved = options.effective_rule.choices(network.source, needed=not options.extra_precisions)
-        layers = measure_layers(network, options.selection, saved, progress)
-        knowledge = learn(network, layers, images, saved, options, work)
-        planned = make_plan(knowledge, options)
+        knowledge = learn(model, options, work)
+        planned = make_plan(knowledge, options, work)
         report = report_plan(knowledge, planned, options)
         if work.outputs is None:
             save_measurements(knowledge, options)
             return report
         built = build_verified(planned.plan, knowledge, options, work)
         variants = make_variants(planned.plan, built, knowledge, options, work)
-        timing = benchmark(planned.plan, built, variants, network, options, work)
+        timing = benchmark(planned.plan, built, variants, knowledge.network, options, work)
         precisions = choose_precision(timing.of_variants(variants), options)
         put_in_place(precisions, work.result)
         report = report_result(report, built, timing, precisions, knowledge, work)

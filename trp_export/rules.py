@@ -1,25 +1,16 @@
-"""How small a network becomes: the rules that a user can give, each with the plan that it makes.
-
-Rules are plain values. The planning itself is imported when a plan is made, so that `--help` answers at once.
-"""
+"""How small a network becomes: the rules that a user can give, as plain values. `trp_export.steps.rules` plans."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-from trp_export.errors import OptionError
 from trp_export.flags import InvalidOptionError, flag
 
 if TYPE_CHECKING:
-    from trp_export.load.source import Source
-    from trp_export.planning.curves import Curve, Layer
-    from trp_export.planning.frontier import Frontier
-    from trp_export.planning.plan import Choice, Plan
-    from trp_export.steps.knowledge import Knowledge
+    from trp_export.planning.curves import Curve
 
 FIRST, SIZE = "Most used", "How small, other than --speedup and --macs (give one)"
 
@@ -48,20 +39,8 @@ class Rule:
         """The share of the evaluation's measure that the result may lose, where the rule limits it."""
         return None
 
-    def choices(self, source: Source, *, needed: bool) -> tuple[Choice, ...]:
-        """The choices of a saved plan. Raises LoadError, and OptionError where one is `needed` and there is none."""
-        return ()
 
-    def plan(self, layers: Sequence[Layer], knowledge: Knowledge) -> Plan:
-        """The plan of this rule. Raises OptionError for a rule that cannot be met."""
-        raise NotImplementedError
-
-    def search(self, layers: Sequence[Layer], knowledge: Knowledge) -> tuple[Plan, Frontier | None]:
-        """The plan, and all networks that were tried on the way to it, where the rule tries several."""
-        return self.plan(layers, knowledge), None
-
-
-class _RankRule(Rule):
+class RankRule(Rule):
     """A rule that looks at each layer alone."""
 
     __slots__ = ()
@@ -70,14 +49,9 @@ class _RankRule(Rule):
         """The rank that a layer keeps under one scheme."""
         raise NotImplementedError
 
-    def plan(self, layers: Sequence[Layer], knowledge: Knowledge) -> Plan:
-        from trp_export.planning.rules import plan_by_rule
-
-        return plan_by_rule(layers, self, knowledge.align)
-
 
 @dataclass(frozen=True, slots=True)
-class Energy(_RankRule):
+class Energy(RankRule):
     """The smallest rank of each layer that keeps at least this share of the squared singular values."""
 
     share: float = flag(
@@ -100,7 +74,7 @@ class Energy(_RankRule):
 
 
 @dataclass(frozen=True, slots=True)
-class Threshold(_RankRule):
+class Threshold(RankRule):
     """Singular values below `value` are dropped: a share of the layer's largest, or absolute as in TRP."""
 
     value: float = flag(
@@ -136,7 +110,7 @@ class Threshold(_RankRule):
 
 
 @dataclass(frozen=True, slots=True)
-class Rank(_RankRule):
+class Rank(RankRule):
     """One rank for every layer; a layer of lower full rank keeps its own."""
 
     value: int = flag("--rank", "Give every layer rank R.", section=SIZE, read=int, metavar="R")
@@ -173,11 +147,6 @@ class Macs(Rule):
     def __post_init__(self) -> None:
         _require_ratio(self.ratio, "how many times fewer multiply-adds")
 
-    def plan(self, layers: Sequence[Layer], knowledge: Knowledge) -> Plan:
-        from trp_export.planning.budgets import plan_by_macs
-
-        return plan_by_macs(layers, knowledge.macs, self.ratio, knowledge.align, knowledge.damage)
-
 
 @dataclass(frozen=True, slots=True)
 class Params(Rule):
@@ -194,11 +163,6 @@ class Params(Rule):
 
     def __post_init__(self) -> None:
         _require_ratio(self.ratio, "how many times fewer parameters")
-
-    def plan(self, layers: Sequence[Layer], knowledge: Knowledge) -> Plan:
-        from trp_export.planning.budgets import plan_by_params
-
-        return plan_by_params(layers, knowledge.params, self.ratio, knowledge.align, knowledge.damage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,11 +184,6 @@ class Speedup(Rule):
     @property
     def needs_latency(self) -> bool:
         return True
-
-    def plan(self, layers: Sequence[Layer], knowledge: Knowledge) -> Plan:
-        from trp_export.latency.search import plan_for_speedup
-
-        return plan_for_speedup(layers, knowledge.measured_latency, self.ratio, knowledge.damage)
 
 
 Minimise = Literal["macs", "params", "latency"]
@@ -270,64 +229,22 @@ class MaxDrop(Rule):
         """The rule that asks for this ratio."""
         return {"macs": Macs, "params": Params, "latency": Speedup}[self.minimise](ratio)
 
-    def search(self, layers: Sequence[Layer], knowledge: Knowledge) -> tuple[Plan, Frontier | None]:
-        from trp_export.steps.max_drop import smallest_within_drop
-
-        return smallest_within_drop(self, layers, knowledge)
-
-
-class _SavedChoices(Rule):
-    """The ranks of a plan that was made before."""
-
-    __slots__ = ()
-    chooses_ranks: ClassVar[bool] = False
-
-    @property
-    def where(self) -> str:
-        """How the plan names where its choices come from."""
-        raise NotImplementedError
-
-    def plan(self, layers: Sequence[Layer], knowledge: Knowledge) -> Plan:
-        from trp_export.planning.rules import plan_by_choices
-
-        saved = knowledge.saved
-        return plan_by_choices(layers, saved, self.where if saved else "no rule, so every layer stays")
-
 
 @dataclass(frozen=True, slots=True)
-class SavedPlan(_SavedChoices):
+class SavedPlan(Rule):
     """A plan file, or a report that holds a plan."""
 
+    chooses_ranks: ClassVar[bool] = False
     path: Path = flag(
         "--plan", "Carry out a saved plan, or the plan in a report.", section=SIZE, read=Path, metavar="FILE"
     )
 
-    @property
-    def where(self) -> str:
-        return f"plan {self.path.name}"
-
-    def choices(self, source: Source, *, needed: bool) -> tuple[Choice, ...]:
-        from trp_export.planning.plan import read_plan
-
-        return read_plan(self.path)
-
 
 @dataclass(frozen=True, slots=True)
-class OwnPlan(_SavedChoices):
+class OwnPlan(Rule):
     """No rule at all: the plan inside the checkpoint, or every layer as it is."""
 
-    @property
-    def where(self) -> str:
-        return "the plan inside the checkpoint"
-
-    def choices(self, source: Source, *, needed: bool) -> tuple[Choice, ...]:
-        from trp_export.planning.plan import parse_plan
-
-        if source.plan is not None:
-            return parse_plan(source.plan, f"the plan inside {source.name}")
-        if needed:
-            raise OptionError("no rule says how small the network should become; start with --energy 0.98.")
-        return ()
+    chooses_ranks: ClassVar[bool] = False
 
 
 RULES: tuple[type[Rule], ...] = (Speedup, Macs, MaxDrop, Energy, Threshold, Rank, Params, SavedPlan)

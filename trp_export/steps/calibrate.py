@@ -16,7 +16,7 @@ from trp_export.calibration.memory import images_to_read, images_to_walk
 from trp_export.calibration.moments import Moments, calibration_remarks, gather_moments, load_moments, merge_moments
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
-from trp_export.errors import LoadError
+from trp_export.errors import LoadError, OptionError
 from trp_export.graph.shapes import infer_value_shapes
 from trp_export.inputs.description import NetworkInputs
 from trp_export.inputs.image_set import ImageSet
@@ -26,7 +26,6 @@ from trp_export.network import Network
 from trp_export.options import Calibration, Options
 from trp_export.planning.budgets import Damage, lost_energy, measured_damage
 from trp_export.planning.curves import Layer
-from trp_export.rules import Rule
 from trp_export.runtime.partial import feed, fixed_batch
 from trp_export.system.extras import require
 from trp_export.system.progress import Progress
@@ -79,14 +78,20 @@ def calibrate(
     network: Network,
     layers: Sequence[Layer],
     images: ImageSet | None,
-    calibration: Calibration,
-    rule: Rule,
+    options: Options,
     progress: Progress,
+    *,
+    cuts: bool = True,
 ) -> tuple[CalibrationData, tuple[Layer, ...]]:
     """Run the images through the network; the layers' curves then speak of kept output, not of kept weight.
 
     Without `images` they are synthesised. One image in four is held out: errors and damage are measured on these.
+    Where no layer is to be cut, only the images are returned: they are for int8 and the verdict. Raises OptionError
+    without calibration options.
     """
+    calibration, rule = options.calibration, options.effective_rule
+    if calibration is None:
+        raise OptionError("nothing says which images to calibrate on.")
     if calibration.tune is not None:
         require("--tune", "torch")
     images = images or _synthetic_images(network, calibration, progress)
@@ -105,9 +110,8 @@ def calibrate(
     if _of_one_colour(network, images.name, (*batches, *held_out)):
         notes = (*notes, f"{images.name}: all images are of one colour; factors are made without them")
         return replace(data, notes=notes), tuple(layers)
-    nothing_is_cut = not rule.chooses_ranks and not rule.choices(network.source, needed=False)
-    if nothing_is_cut and calibration.statistics is None:
-        return data, tuple(layers)  # The images are for int8 and the verdict.
+    if not cuts and calibration.statistics is None:
+        return data, tuple(layers)
 
     def gather(part: ImageSet, step: str) -> Mapping[str, Moments]:
         return gather_moments(

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trp_export.errors import OptionError
-from trp_export.inputs.image_set import ImageSet
-from trp_export.network import Network, left_out
+from trp_export.inputs.description import describe_inputs
+from trp_export.load import Source, load
+from trp_export.network import Network, analyse, left_out, measure_layers, normal_form
 from trp_export.options import Options
 from trp_export.planning.budgets import Damage, lost_energy
 from trp_export.planning.curves import Layer
-from trp_export.planning.plan import Choice
-from trp_export.steps.calibrate import Batches, CalibrationData, calibrate
+from trp_export.planning.plan import Choice, parse_plan, read_plan
+from trp_export.rules import OwnPlan, Rule, SavedPlan
+from trp_export.steps.calibrate import Batches, CalibrationData, calibrate, open_images, shapes_of
 from trp_export.system.cpu import block_size
 from trp_export.system.progress import Progress
 from trp_export.verify import Evaluator, open_evaluator
 from trp_export.workspace import Workspace
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from trp_export.latency.network import NetworkLatency
-    from trp_export.steps.max_drop import Trials
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Knowledge:
     """The network and all that plans, factors and verdicts draw on. What is None was not asked for.
 
-    `layers` hold the curves of each layer, `saved` the choices of a saved plan, `trials` tries plans out.
+    `layers` hold the curves of each layer, `saved` the choices of a saved plan.
     """
 
     network: Network
@@ -38,7 +42,6 @@ class Knowledge:
     calibration: CalibrationData | None = None
     evaluator: Evaluator | None = None
     latency: NetworkLatency | None = None
-    trials: Trials | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -69,29 +72,35 @@ class Knowledge:
         return self.latency
 
     @property
-    def required_trials(self) -> Trials:
+    def required_evaluator(self) -> Evaluator:
         """Raises OptionError where there is nothing to evaluate plans with."""
-        if self.trials is None:
+        if self.evaluator is None:
             raise OptionError("this rule needs an evaluation of what is lost.")
-        return self.trials
+        return self.evaluator
 
 
-def learn(
-    network: Network,
-    layers: Sequence[Layer],
-    images: ImageSet | None,
-    saved: Sequence[Choice],
-    options: Options,
-    work: Workspace,
-) -> Knowledge:
-    """Evaluate the original, run calibration images, measure latencies: whatever the options need."""
+def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, fold: bool | None = None) -> Knowledge:
+    """Load a model and learn about it what the options need: layers, saved plan, images, evaluation, latencies.
+
+    `fold` says whether batch norm is folded before layers are looked at; it is by default where images calibrate.
+    Raises LoadError, OptionError or UnsupportedError, each with the remedy.
+    """
+    work.progress("load", 0)
+    source = normal_form(load(model, options.load_with_shape))
+    inputs = describe_inputs(source.model, options.inputs)
+    images = open_images(inputs, source, options)
+    fold = options.calibration is not None if fold is None else fold
+    network = analyse(source, work.scratch, inputs, data=shapes_of(images), fold=fold)
+    saved = saved_choices(options.effective_rule, source, needed=not options.extra_precisions)
+    layers = measure_layers(network, options.selection, saved, work.progress)
     evaluator, notes = _evaluator(network, options, work.progress)
-    data, layers = None, tuple(layers)
+    data = None
     if options.calibration is not None:
-        data, layers = calibrate(network, layers, images, options.calibration, options.effective_rule, work.progress)
+        cuts = options.effective_rule.chooses_ranks or bool(saved)
+        data, layers = calibrate(network, layers, images, options, work.progress, cuts=cuts)
         notes = (*notes, *_same_images(options), *data.notes)
     align = options.selection_with_int8_alignment.align
-    knowledge = Knowledge(
+    return Knowledge(
         network,
         layers,
         saved=tuple(_kept_if_left_out(choice, options) for choice in saved),
@@ -101,11 +110,22 @@ def learn(
         latency=_latency(network, layers, options, work),
         notes=(*network.notes, *notes),
     )
-    if options.effective_rule.largest_drop is None or evaluator is None:
-        return knowledge
-    from trp_export.steps.max_drop import Trials
 
-    return replace(knowledge, trials=Trials(knowledge, evaluator, options, work))
+
+def saved_choices(rule: Rule, source: Source, *, needed: bool) -> tuple[Choice, ...]:
+    """The choices of a saved plan; without any rule those inside the checkpoint; none under other rules.
+
+    Raises LoadError for a plan that cannot be read, OptionError where there is neither rule nor plan and one is needed.
+    """
+    if isinstance(rule, SavedPlan):
+        return read_plan(rule.path)
+    if not isinstance(rule, OwnPlan):
+        return ()
+    if source.plan is not None:
+        return parse_plan(source.plan, f"the plan inside {source.name}")
+    if needed:
+        raise OptionError("no rule says how small the network should become; start with --energy 0.98.")
+    return ()
 
 
 def _evaluator(network: Network, options: Options, progress: Progress) -> tuple[Evaluator | None, tuple[str, ...]]:

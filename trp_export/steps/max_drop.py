@@ -6,32 +6,27 @@ like any other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from trp_export.errors import OptionError
 from trp_export.graph.cost import Cost
 from trp_export.options import Options
-from trp_export.planning.curves import Layer
 from trp_export.planning.frontier import Frontier, Point, explore
 from trp_export.planning.plan import Plan
+from trp_export.rules import MaxDrop
 from trp_export.steps.build import build
 from trp_export.steps.knowledge import Knowledge
 from trp_export.steps.precisions import judge_as_shipped
-from trp_export.verify import Agreement, Evaluator, Score, holds
+from trp_export.steps.rules import plan_by
+from trp_export.verify import Agreement, Score, holds
 from trp_export.workspace import Workspace
-
-if TYPE_CHECKING:
-    from trp_export.rules import MaxDrop
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Trials:
+class _Trials:
     """Builds plans without tuning and evaluates them in the precision that ships."""
 
     knowledge: Knowledge
-    evaluator: Evaluator
     options: Options
     work: Workspace
 
@@ -44,17 +39,19 @@ class Trials:
         calibration = self.options.calibration and self.options.calibration.without_tuning
         work = replace(self.work, progress=progress)
         built = build(plan, self.knowledge, calibration, self.work.scratch / "candidate.onnx", work)
-        evaluator, batches = self.evaluator, self.knowledge.batches
+        evaluator, batches = self.knowledge.required_evaluator, self.knowledge.batches
         evaluate = judge_as_shipped(evaluator, self.options, batches, self.work.scratch)
         return built.cost, evaluate(built.files.result, lambda share: progress("compare", share))
 
 
-def smallest_within_drop(rule: MaxDrop, layers: Sequence[Layer], knowledge: Knowledge) -> tuple[Plan, Frontier]:
+def smallest_within_drop(
+    rule: MaxDrop, knowledge: Knowledge, options: Options, work: Workspace
+) -> tuple[Plan, Frontier]:
     """The plan of the smallest network tried within the limit, and all that were tried.
 
     Raises OptionError, naming the nearest, where none is within it.
     """
-    search = _Search(rule, layers, knowledge)
+    search = _Search(rule, knowledge, _Trials(knowledge, options, work))
     explore(search.try_ratio)
     return search.outcome()
 
@@ -64,15 +61,15 @@ class _Search:
     """What has been tried, so that no network is built twice."""
 
     rule: MaxDrop
-    layers: Sequence[Layer]
     knowledge: Knowledge
+    trials: _Trials
     tried: list[tuple[Plan, Point]] = field(default_factory=list)
     evaluation: Agreement | Score | None = None
 
     def try_ratio(self, ratio: float) -> bool | None:
         """True where the plan for this ratio is within the limit; None where there is no such plan."""
         try:
-            plan = self.rule.budget(ratio).plan(self.layers, self.knowledge)
+            plan = plan_by(self.rule.budget(ratio), self.knowledge)
         except OptionError:
             return None
         plan = replace(plan, align=self.knowledge.align)
@@ -85,7 +82,7 @@ class _Search:
         return point.holds
 
     def _try(self, ratio: float, plan: Plan) -> Point:
-        cost, evaluation = self.knowledge.required_trials.try_plan(plan, f"{ratio:.2f}x")
+        cost, evaluation = self.trials.try_plan(plan, f"{ratio:.2f}x")
         self.evaluation = evaluation
         return Point(
             ratio=ratio,

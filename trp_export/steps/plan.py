@@ -12,7 +12,11 @@ from trp_export.planning.curves import Layer
 from trp_export.planning.frontier import Frontier
 from trp_export.planning.plan import Plan
 from trp_export.planning.trained_low_rank import recognise, sharp_drop
+from trp_export.rules import MaxDrop
 from trp_export.steps.knowledge import Knowledge
+from trp_export.steps.max_drop import smallest_within_drop
+from trp_export.steps.rules import plan_by
+from trp_export.workspace import Workspace
 
 # Lost energy that is rounding and no more.
 _ROUNDING = 1e-6
@@ -28,13 +32,17 @@ class Planned:
     notes: tuple[str, ...]
 
 
-def make_plan(knowledge: Knowledge, options: Options) -> Planned:
+def make_plan(knowledge: Knowledge, options: Options, work: Workspace) -> Planned:
     """The plan of the options' rule.
 
     Raises OptionError for a rule that cannot be met, DeviceError where a speed-up can no longer be measured.
     """
     rule = options.effective_rule
-    plan, frontier = rule.search(knowledge.layers, knowledge)
+    frontier = None
+    if isinstance(rule, MaxDrop):
+        plan, frontier = smallest_within_drop(rule, knowledge, options, work)
+    else:
+        plan = plan_by(rule, knowledge)
     if rule.chooses_ranks:
         plan = replace(plan, align=knowledge.align)
     forecast = knowledge.latency.forecast(plan) if knowledge.latency is not None else None

@@ -1,0 +1,52 @@
+"""The plan of each rule."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+from trp_export.latency.search import plan_for_speedup
+from trp_export.planning.budgets import plan_by_macs, plan_by_params
+from trp_export.planning.plan import Plan
+from trp_export.planning.rules import plan_by_choices, plan_by_rule
+from trp_export.rules import Macs, OwnPlan, Params, RankRule, Rule, SavedPlan, Speedup
+from trp_export.steps.knowledge import Knowledge
+
+
+@singledispatch
+def plan_by(rule: Rule, knowledge: Knowledge) -> Plan:
+    """The plan that a rule makes; budgets do the least damage.
+
+    Raises OptionError for a rule that cannot be met, DeviceError where a speed-up can no longer be measured.
+    """
+    raise NotImplementedError(f"no plan is made by {type(rule).__name__}")
+
+
+@plan_by.register
+def _(rule: RankRule, knowledge: Knowledge) -> Plan:
+    return plan_by_rule(knowledge.layers, rule, knowledge.align)
+
+
+@plan_by.register
+def _(rule: Macs, knowledge: Knowledge) -> Plan:
+    return plan_by_macs(knowledge.layers, knowledge.macs, rule.ratio, knowledge.align, knowledge.damage)
+
+
+@plan_by.register
+def _(rule: Params, knowledge: Knowledge) -> Plan:
+    return plan_by_params(knowledge.layers, knowledge.params, rule.ratio, knowledge.align, knowledge.damage)
+
+
+@plan_by.register
+def _(rule: Speedup, knowledge: Knowledge) -> Plan:
+    return plan_for_speedup(knowledge.layers, knowledge.measured_latency, rule.ratio, knowledge.damage)
+
+
+@plan_by.register
+def _(rule: SavedPlan, knowledge: Knowledge) -> Plan:
+    return plan_by_choices(knowledge.layers, knowledge.saved, f"plan {rule.path.name}")
+
+
+@plan_by.register
+def _(rule: OwnPlan, knowledge: Knowledge) -> Plan:
+    where = "the plan inside the checkpoint" if knowledge.saved else "no rule, so every layer stays"
+    return plan_by_choices(knowledge.layers, knowledge.saved, where)
