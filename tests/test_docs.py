@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
+import trp_export
 from trp_export import errors
 
 ROOT = Path(__file__).parents[1]
@@ -120,6 +121,12 @@ def test_python_on_a_page_imports_names_that_exist(name: str) -> None:
                 module = importlib.import_module(node.module or "")
                 for alias in node.names:
                     assert hasattr(module, alias.name), f"{name}: {alias.name}"
+
+
+def test_the_python_reference_lists_every_public_name() -> None:
+    page = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    for name in set(trp_export.__all__) - {"Rule", "__version__"}:
+        assert f"::: trp_export.{name}\n" in page, name
 
 
 def all_errors(error: type[errors.TrpError] = errors.TrpError) -> Iterator[type[errors.TrpError]]:
