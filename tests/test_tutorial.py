@@ -80,6 +80,7 @@ def run_command(command: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.timeout(900)  # a dozen commands, one of them a benchmark
 def test_tutorial_prints_what_it_shows(folder: Path) -> None:
     digest = ""
     for step in read_steps(TUTORIAL.read_text(encoding="utf-8")):
