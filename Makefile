@@ -33,7 +33,7 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python tools/cli_reference.py --check
-	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch,plot,docs]'
