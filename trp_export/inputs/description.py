@@ -46,8 +46,8 @@ class NetworkInputs:
         if len(self.specs) != 1:
             names = ", ".join(spec.name for spec in self.specs) or "none"
             raise OptionError(
-                f"images feed a network of one input; the inputs of this one are {names}. "
-                "Give an .npz with one array for each, or --calib FILE.py:FUNCTION."
+                f"--calib and --eval feed networks of one input; the inputs of this one are {names}. Leave them out, "
+                "and give --input FILE.npz, with one array for each, to verify the result on."
             )
         return self.specs[0]
 
