@@ -132,7 +132,7 @@ def test_sparse_weight_of_any_size_is_a_load_error(tmp_path: Path) -> None:
         indices = numpy_helper.from_array(np.array([10**9], np.int64), "indices")
         model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, dims))
         (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-        with pytest.raises(LoadError, match="(?i)sparse"):
+        with pytest.raises(LoadError, match=r"(?i)sparse"):
             weight(tmp_path / "m.onnx")
 
 

@@ -193,7 +193,9 @@ def test_weights_that_do_not_fit_are_named(refuses: Command, tmp_path: Path) -> 
         ("..:x", "--arch"),
     ],
 )
-def test_unknown_architecture_is_refused_with_near_names(refuses: Command, tmp_path: Path, arch: str, message: str) -> None:
+def test_unknown_architecture_is_refused_with_near_names(
+    refuses: Command, tmp_path: Path, arch: str, message: str
+) -> None:
     torch.save(small_net().state_dict(), tmp_path / "net.pt")
     assert message in refuses(2, "net.pt", "--arch", arch, *RULE)
 
