@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from trp_export.errors import LoadError, OptionError
 from trp_export.inputs.calibration import open_calibration, open_samples
 from trp_export.inputs.description import NetworkInputs
-from trp_export.inputs.generator import names_function, read_batches
+from trp_export.inputs.generator import read_batches
+from trp_export.inputs.options import names_function
 from trp_export.inputs.spec import InputSpec
 
 IMAGE = NetworkInputs((InputSpec.of_images((None, 3, None, None), "x"),))

@@ -89,15 +89,15 @@ def test_unknown_layout_is_refused_by_name_with_both_readings() -> None:
     with pytest.raises(OptionError, match=r"h, w1, c\).*--layout nchw.*--layout nhwc"):
         _ = inputs.image
     chosen = describe("float[n, h, w1, c] x", "y = Identity (x)", InputOptions(layout="nhwc"))
-    assert chosen.image.layout == "NHWC"
+    assert chosen.only.require_image().layout == "NHWC"
 
 
 def test_networks_of_several_inputs_or_without_images_are_refused_with_the_remedy() -> None:
     two = describe("float[n, 3, h, w1] x, float[n, 3, h, w1] z", "s = Add (x, z) y = Conv (s, w)")
     with pytest.raises(OptionError, match=r"one input; the inputs of this one are x, z"):
-        _ = two.image
+        _ = two.only
     with pytest.raises(OptionError, match=r"input x \(n, t\) is not an image"):
-        _ = describe("float[n, t] x", "y = Identity (x)").image
+        describe("float[n, t] x", "y = Identity (x)").only.require_image()
 
 
 @pytest.mark.parametrize("text", ["1,3,224,224", "x=1,3,480,640", "a=b=1,2", "images:0=1,3,8,8"])

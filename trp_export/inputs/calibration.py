@@ -14,9 +14,10 @@ import numpy as np
 from trp_export.errors import LoadError
 from trp_export.inputs.arrays import read_arrays
 from trp_export.inputs.description import NetworkInputs
-from trp_export.inputs.generator import batch_size, fit_batch, import_function, names_function, read_batches
+from trp_export.inputs.generator import batch_size, fit_batch, import_function, read_batches
 from trp_export.inputs.image_set import ImageSet
 from trp_export.inputs.images import load_images
+from trp_export.inputs.options import names_function
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.inputs.spec import Array
 

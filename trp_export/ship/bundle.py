@@ -13,10 +13,9 @@ import onnx
 from onnx import external_data_helper
 
 from trp_export.errors import OptionError
-from trp_export.inputs.description import describe_inputs
-from trp_export.inputs.generator import names_function
 from trp_export.inputs.images import ImageSet, load_images
 from trp_export.inputs.preprocessing import Preprocessing, Resize
+from trp_export.options import Options
 from trp_export.report.document import Report
 from trp_export.ship.card import make_card
 from trp_export.ship.manifest import NAME, File, Manifest, ManifestPreprocessing, Tensor, digest
@@ -67,7 +66,7 @@ def describe(model: Path, report: Report, source: Sequence[Path], licence: str |
     """The manifest without its list of files."""
     proto = onnx.load(model, load_external_data=False)
     inputs, outputs = (tuple(map(_tensor, values)) for values in (proto.graph.input, proto.graph.output))
-    images = _image_set(report, inputs)
+    images = _image_set(report.options, inputs)
     document = report.to_json()
     return Manifest(
         model=model.name,
@@ -149,13 +148,12 @@ def precision_of(proto: onnx.ModelProto) -> str:
     return "fp16" if half else "fp32"
 
 
-def _image_set(report: Report, inputs: Sequence[Tensor]) -> ImageSet | None:
+def _image_set(options: Options, inputs: Sequence[Tensor]) -> ImageSet | None:
     """The images that the export used, if any."""
-    shown = report.options.images_for_report
-    if shown is None or len(inputs) != 1 or names_function(str(shown.path)):
+    shown = options.images_for_report
+    if shown is None or len(inputs) != 1:
         return None
-    spec = describe_inputs(report.source.model, report.options.inputs).only
-    return load_images(Path(shown.path), report.options.preprocessing, spec=spec)
+    return load_images(Path(shown.path), options.preprocessing, input_shape=(None, *inputs[0].shape[1:]))
 
 
 def _preprocessing(report: Report, inputs: Sequence[Tensor], images: ImageSet | None) -> ManifestPreprocessing | None:
