@@ -154,8 +154,8 @@ class Calibration:
 
     path: Path | Literal["synthetic"] = flag(
         "--calib",
-        "Calibrate on unlabelled images (folder, .npy, .npz), or on `synthetic` ones generated from batch norm "
-        "statistics.",
+        "Calibrate on unlabelled images (folder, .npy, .npz), on the batches that FILE.py:FUNCTION yields, or on "
+        "`synthetic` images generated from batch norm statistics.",
         section=FIRST,
         read=_read_calibration,
         write=lambda path: path if path == SYNTHETIC else path.name,
@@ -370,7 +370,7 @@ class Options:
 
     @property
     def images_for_report(self) -> Images | Calibration | None:
-        """Where images in files come from, if from anywhere: not those that are generated, or that a function yields."""
+        """Where images in files come from, if from anywhere: not generated ones, nor what a function yields."""
         calibration = self.calibration
         if self.images is not None or calibration is None:
             return self.images
