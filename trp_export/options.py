@@ -13,7 +13,7 @@ from typing import Final, Literal, get_args
 
 from trp_export.errors import OptionError
 from trp_export.flags import InvalidOptionError, flag, group, one_of, optional
-from trp_export.inputs.options import InputOptions
+from trp_export.inputs.options import InputOptions, names_function
 from trp_export.inputs.preprocessing import SECTION as PREPROCESSING
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.lowrank.names import SCHEME_CHOICES
@@ -154,8 +154,8 @@ class Calibration:
 
     path: Path | Literal["synthetic"] = flag(
         "--calib",
-        "Calibrate on unlabelled images (folder, .npy, .npz), or on `synthetic` ones generated from batch norm "
-        "statistics.",
+        "Calibrate on unlabelled images (folder, .npy, .npz), on the batches that FILE.py:FUNCTION yields, or on "
+        "`synthetic` images generated from batch norm statistics.",
         section=FIRST,
         read=_read_calibration,
         write=lambda path: path if path == SYNTHETIC else path.name,
@@ -370,9 +370,11 @@ class Options:
 
     @property
     def images_for_report(self) -> Images | Calibration | None:
-        """Where real images come from, if from anywhere."""
+        """Where images in files come from, if from anywhere: not generated ones, nor what a function yields."""
         calibration = self.calibration
-        return self.images or (calibration if calibration is not None and not calibration.synthetic else None)
+        if self.images is not None or calibration is None:
+            return self.images
+        return None if calibration.synthetic or names_function(str(calibration.path)) else calibration
 
     @property
     def choose_precision(self) -> bool:

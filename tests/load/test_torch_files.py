@@ -1,4 +1,4 @@
-"""PyTorch files: what is read, what is refused, and that nothing is unpickled unasked."""
+"""PyTorch files: which are read, which are refused, and that nothing is unpickled without --trust-pickle."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def layers(out: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "module.", "_orig_mod.module.", "legacy"])
-def test_state_dicts_as_they_are_saved(trp: Command, tmp_path: Path, wrap: str) -> None:
+def test_state_dict_is_read_in_each_usual_wrapping(trp: Command, tmp_path: Path, wrap: str) -> None:
     state: dict[str, Any] = small_net().state_dict()
     if wrap.endswith("."):
         state = {f"{wrap}{key}": value for key, value in state.items()}
@@ -68,19 +68,19 @@ def test_state_dicts_as_they_are_saved(trp: Command, tmp_path: Path, wrap: str) 
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_param
 
 
-def test_safetensors(trp: Command, tmp_path: Path) -> None:
+def test_safetensors_file_is_exported(trp: Command, tmp_path: Path) -> None:
     save_file(small_net().state_dict(), tmp_path / "net.safetensors")
     assert trp("net.safetensors", *ARCH, *RULE).code == 0
 
 
-def test_a_head_of_another_size_is_built_to_fit(trp: Command, tmp_path: Path) -> None:
+def test_head_is_built_with_the_number_of_classes_in_the_file(trp: Command, tmp_path: Path) -> None:
     torch.save(small_net(17).state_dict(), tmp_path / "net.pt")
     outcome = trp("net.pt", *ARCH, *RULE)
     assert outcome.code == 0, outcome.err
     assert onnx.load(tmp_path / "net.trp.onnx").graph.output[0].type.tensor_type.shape.dim[1].dim_value == 17
 
 
-def test_a_module_in_memory_keeps_its_mode_and_answers(tmp_path: Path) -> None:
+def test_module_in_memory_keeps_its_training_mode_and_its_outputs(tmp_path: Path) -> None:
     module = small_net().train()
     options = Options(
         rule=Rank(99), inputs=InputOptions.of(1, 3, 8, 8), benchmark=Benchmark(run=False),
@@ -93,12 +93,12 @@ def test_a_module_in_memory_keeps_its_mode_and_answers(tmp_path: Path) -> None:
     assert relative_l2(module.eval()(x).detach().numpy(), got) < 1e-5
 
 
-def test_a_module_without_an_input_shape_is_asked_for_it(tmp_path: Path) -> None:
+def test_module_without_an_input_shape_is_refused_with_the_option(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="give it, e\\.g\\. --shape"):
         compress(small_net(), Options(rule=Rank(2), output=tmp_path / "net.onnx"))
 
 
-def test_static_fixes_the_batch(trp: Command, tmp_path: Path) -> None:
+def test_static_fixes_the_batch_size(trp: Command, tmp_path: Path) -> None:
     torch.save(small_net().state_dict(), tmp_path / "net.pt")
     arch = (*ARCH[:2], "--shape", "3,3,8,8")
     assert trp("net.pt", *arch, "--static", *RULE).code == 0
@@ -111,7 +111,7 @@ def checkpoint(**changes: Any) -> dict[str, Any]:
     return {**plain, "mean": [0.5] * 3, "std": [0.25] * 3, "classes": list("abcdefghij"), **changes}
 
 
-def test_our_own_checkpoint_names_its_architecture_and_plan(trp: Command, tmp_path: Path) -> None:
+def test_checkpoint_is_exported_with_its_architecture_and_plan(trp: Command, tmp_path: Path) -> None:
     plan = {"format": "trp-plan", "version": 1, "layers": [{"name": "linear", "scheme": "matrix", "rank": 3}]}
     torch.save(checkpoint(plan=plan), tmp_path / "own.pt")
     outcome = trp("own.pt", "--no-bench", "--json")
@@ -132,11 +132,15 @@ def test_our_own_checkpoint_names_its_architecture_and_plan(trp: Command, tmp_pa
         (3, {"mean": ["x"]}, [], "damaged"),
         (3, {"std": 3}, [], "damaged"),
         (3, {"input_shape": "abc"}, [], "damaged"),
+        (3, {"input_shape": [1, 3, float("inf"), 32]}, [], "damaged"),
+        (3, {"input_shape": [1, 3, -8, 32]}, [], "not the size of an image"),
+        (3, {"input_shape": [1, 3, 8000, 8000]}, [], "not the size of an image"),
+        (3, {"classes": ["\ud800"]}, [], "damaged"),
         (3, {"classes": 3}, [], "damaged"),
         (3, {"plan": {"format": "x"}}, None, "holds no plan"),
     ],
 )
-def test_a_damaged_checkpoint_is_refused(
+def test_damaged_checkpoint_is_refused(
     refuses: Command, tmp_path: Path, code: int, changes: dict[str, Any], options: list[str] | None, message: str
 ) -> None:
     torch.save(checkpoint(**changes), tmp_path / "own.pt")
@@ -144,7 +148,7 @@ def test_a_damaged_checkpoint_is_refused(
     assert message in refuses(code, "own.pt", *(options or []), *rule)
 
 
-def test_a_checkpoint_of_factors_gives_its_pairs_back(trp: Command, refuses: Command, tmp_path: Path) -> None:
+def test_checkpoint_of_factors_is_exported_with_the_same_pairs(trp: Command, refuses: Command, tmp_path: Path) -> None:
     plan = {"format": "trp-plan", "version": 1, "layers": [{"name": "linear", "scheme": "matrix", "rank": 3}]}
     content = checkpoint(plan=plan, kind="factors")
     state = content["state_dict"]
@@ -163,7 +167,7 @@ def test_a_checkpoint_of_factors_gives_its_pairs_back(trp: Command, refuses: Com
     assert "the factors of linear do not fit its plan" in refuses(3, "own.pt", "--no-bench")
 
 
-def test_weights_that_do_not_fit_name_the_first_keys(refuses: Command, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_named(refuses: Command, tmp_path: Path) -> None:
     state = small_net().state_dict()
     torch.save({**state, "conv.weight": torch.zeros(4, 3, 3, 3), "more": torch.zeros(1)}, tmp_path / "net.pt")
     message = refuses(3, "net.pt", *ARCH, *RULE)
@@ -189,12 +193,14 @@ def test_weights_that_do_not_fit_name_the_first_keys(refuses: Command, tmp_path:
         ("..:x", "--arch"),
     ],
 )
-def test_unknown_architectures(refuses: Command, tmp_path: Path, arch: str, message: str) -> None:
+def test_unknown_architecture_is_refused_with_near_names(
+    refuses: Command, tmp_path: Path, arch: str, message: str
+) -> None:
     torch.save(small_net().state_dict(), tmp_path / "net.pt")
     assert message in refuses(2, "net.pt", "--arch", arch, *RULE)
 
 
-def test_a_shape_the_network_does_not_take(refuses: Command, tmp_path: Path) -> None:
+def test_shape_that_the_network_does_not_take_is_refused(refuses: Command, tmp_path: Path) -> None:
     torch.save(small_net().state_dict(), tmp_path / "net.pt")
     shape = ("--shape", "1,4,8,8")
     assert "does not take an input of shape 1,4,8,8" in refuses(2, "net.pt", *ARCH[:2], *shape, *RULE)
@@ -202,7 +208,7 @@ def test_a_shape_the_network_does_not_take(refuses: Command, tmp_path: Path) -> 
     assert "name their architecture" in refuses(2, "net.pt", *RULE)
 
 
-def test_weights_that_are_not_finite_are_named(refuses: Command, tmp_path: Path) -> None:
+def test_layer_with_weights_that_are_not_finite_is_named(refuses: Command, tmp_path: Path) -> None:
     state = small_net().state_dict()
     state["conv.weight"][1, 2, 0, 0] = float("nan")
     torch.save(state, tmp_path / "net.pt")
@@ -216,7 +222,7 @@ class Trap:
         return os.mkdir, ("sprung",)
 
 
-def test_pickles_are_not_opened_unasked(refuses: Command, tmp_path: Path) -> None:
+def test_pickled_objects_are_not_opened_by_default(refuses: Command, tmp_path: Path) -> None:
     torch.save(small_net(), tmp_path / "whole.pt")
     assert "can run code when it is opened" in refuses(3, "whole.pt", *ARCH, *RULE)
     torch.save({"state_dict": Trap()}, tmp_path / "trap.pt")
@@ -227,7 +233,7 @@ def test_pickles_are_not_opened_unasked(refuses: Command, tmp_path: Path) -> Non
     refuses(3, "plain.pkl", *ARCH, *RULE)
 
 
-def test_a_trusted_pickle_is_opened(trp: Command, tmp_path: Path) -> None:
+def test_trusted_pickle_is_exported(trp: Command, tmp_path: Path) -> None:
     torch.save(small_net(), tmp_path / "whole.pt")
     outcome = trp("whole.pt", "--shape", "1,3,8,8", "--trust-pickle", *RULE)
     assert outcome.code == 0, outcome.err
@@ -239,13 +245,13 @@ def test_torchscript_is_refused_with_the_remedy(refuses: Command, tmp_path: Path
     assert "TorchScript, which is deprecated" in refuses(4, "script.pt", *ARCH, *RULE)
 
 
-def test_files_that_hold_no_weights(refuses: Command, tmp_path: Path) -> None:
+def test_file_without_weights_is_refused(refuses: Command, tmp_path: Path) -> None:
     for content in ([1, 2], {}, {"epoch": 3}, torch.zeros(3), {"state_dict": {}}, {"state_dict": [torch.zeros(1)]}):
         torch.save(content, tmp_path / "net.pt")
         assert "net.pt holds" in refuses(3, "net.pt", *ARCH, *RULE)
 
 
-def test_files_that_are_something_else(refuses: Command, tmp_path: Path) -> None:
+def test_file_of_another_kind_is_refused(refuses: Command, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("net.pt", "net.safetensors", "net.th", "net"):
         for content in (b"\0", b"PK\x03\x04", rng.bytes(2000), b"hello world", pickle.dumps(7)):
@@ -254,13 +260,13 @@ def test_files_that_are_something_else(refuses: Command, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("content", [b'{"schema": 1}\n', b"[1, 2]", b"(dp0\n.", b"cos\nmkdir\n.", b"hello world"])
-def test_what_is_no_pickle_is_not_called_one(refuses: Command, tmp_path: Path, content: bytes) -> None:
+def test_file_that_is_not_a_pickle_is_not_called_a_pickle(refuses: Command, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "report.json").write_bytes(content)
     message = refuses(3, "report.json", *ARCH, *RULE)
     assert message == "error: report.json is not a PyTorch file, or a damaged one.\n"
 
 
-def test_a_damaged_file_is_called_that_and_no_more(refuses: Command, tmp_path: Path) -> None:
+def test_truncated_file_is_called_damaged(refuses: Command, tmp_path: Path) -> None:
     torch.save(small_net().state_dict(), tmp_path / "net.pt")
     whole = (tmp_path / "net.pt").read_bytes()
     for share in (0.3, 0.6, 0.9):
@@ -269,7 +275,7 @@ def test_a_damaged_file_is_called_that_and_no_more(refuses: Command, tmp_path: P
         assert message == "error: net.pt is not a PyTorch file, or a damaged one.\n"
 
 
-def test_before_is_the_same_whatever_shows_the_way(trp: Command, tmp_path: Path) -> None:
+def test_cost_before_is_the_same_with_and_without_calibration(trp: Command, tmp_path: Path) -> None:
     torch.save(small_net().state_dict(), tmp_path / "net.pt")
     np.save(tmp_path / "images.npy", np.random.default_rng(0).standard_normal((24, 3, 8, 8)).astype(np.float32))
     plain, calibrated = (
@@ -280,7 +286,7 @@ def test_before_is_the_same_whatever_shows_the_way(trp: Command, tmp_path: Path)
     assert plain["params"] == parameters
 
 
-def test_an_archive_that_unpacks_to_far_more_is_refused(refuses: Command, tmp_path: Path) -> None:
+def test_archive_that_unpacks_to_far_more_is_refused(refuses: Command, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb/data.pkl", bytes(50_000_000))
     assert "unpacks to far more than its own size" in refuses(3, "bomb.pt", *ARCH, *RULE)

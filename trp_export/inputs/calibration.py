@@ -14,9 +14,10 @@ import numpy as np
 from trp_export.errors import LoadError
 from trp_export.inputs.arrays import read_arrays
 from trp_export.inputs.description import NetworkInputs
-from trp_export.inputs.generator import batch_size, fit_batch, import_function, names_function, read_batches
+from trp_export.inputs.generator import batch_size, fit_batch, import_function, read_batches
 from trp_export.inputs.image_set import ImageSet
 from trp_export.inputs.images import load_images
+from trp_export.inputs.options import names_function
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.inputs.spec import Array
 
@@ -69,13 +70,35 @@ def open_calibration(
     input, with the samples along its first axis), or `module:function` or `file.py:function`, a generator function of
     dicts of arrays. Raises LoadError or OptionError with the remedy.
     """
-    text, path = str(source), Path(source)
-    if names_function(text):
-        batches = read_batches(import_function(text), inputs, text, count)
-        return CalibrationSet(text, batches, sum(batch_size(batch, inputs) for batch in batches))
-    if len(inputs.specs) != 1:
-        return _split(path, _read_samples(path, inputs), inputs, count, seed)
-    return image_batches(load_images(path, preprocessing, spec=inputs.only, count=count, seed=seed), inputs)
+    path = Path(source)
+    if len(inputs.specs) == 1:
+        samples = open_samples(source, inputs, preprocessing, count=count, seed=seed)
+        return image_batches(samples, inputs)
+    if names_function(str(source)):
+        batches = read_batches(import_function(str(source)), inputs, str(source), count)
+        return CalibrationSet(str(source), batches, sum(batch_size(batch, inputs) for batch in batches))
+    return _split(path, _read_samples(path, inputs), inputs, count, seed)
+
+
+def open_samples(
+    source: Path | str,
+    inputs: NetworkInputs,
+    preprocessing: Preprocessing = Preprocessing(),
+    *,
+    count: int | None = None,
+    seed: int = 0,
+) -> ImageSet:
+    """The same for a network of one input, as a set of samples that can be divided."""
+    if not names_function(str(source)):
+        return load_images(source, preprocessing, spec=inputs.only, count=count, seed=seed)
+    spec = inputs.only
+    batches = read_batches(import_function(str(source)), inputs, str(source), count)
+    arrays = [batch[spec.name] if spec.batched else batch[spec.name][None] for batch in batches]
+    samples = np.concatenate(arrays)
+    notes: tuple[str, ...] = ()
+    if preprocessing != Preprocessing():
+        notes = (f"{source}: what the function yields is fed as it is; --mean, --resize and others do not change it.",)
+    return ImageSet(str(source), samples[:count], None, preprocessing, 1, None, notes, (), spec, as_is=True)
 
 
 def image_batches(images: ImageSet, inputs: NetworkInputs) -> CalibrationSet:

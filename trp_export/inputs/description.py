@@ -46,8 +46,8 @@ class NetworkInputs:
         if len(self.specs) != 1:
             names = ", ".join(spec.name for spec in self.specs) or "none"
             raise OptionError(
-                f"images feed a network of one input; the inputs of this one are {names}. "
-                "Give an .npz with one array for each, or --calib FILE.py:FUNCTION."
+                f"--calib and --eval feed networks of one input; the inputs of this one are {names}. Leave them out, "
+                "and give --input FILE.npz, with one array for each, to verify the result on."
             )
         return self.specs[0]
 
@@ -83,8 +83,8 @@ class NetworkInputs:
             done = [*done, _filled(spec, _sizes_by_symbol([*specs, *done]), extent)]
         return replace(self, specs=tuple(done), notes=(*self.notes, *notes))
 
-    def feeds(self, seed: int = 0, batch: int | None = None) -> dict[str, Array]:
-        """One array per input: the user's own, else seeded noise of the known sizes. `batch` replaces an open batch.
+    def feeds(self, seed: int = 0) -> dict[str, Array]:
+        """One array per input: the user's own, else seeded noise of the known sizes.
 
         Noise is standard normal for floats, whole pixels of 0 to 255 for uint8 and for images of other whole numbers,
         and 0 or 1 for the rest, which are indices, lengths or masks. Raises UnsupportedError for inputs that noise
@@ -93,11 +93,8 @@ class NetworkInputs:
         generator = np.random.default_rng(seed)
         made: dict[str, Array] = {}
         for spec in self.specs:
-            shape = None if spec.shape is None else list(spec.shape)
-            if shape and batch is not None and spec.batched and spec.declared and spec.declared[0] is None:
-                shape[0] = batch
-            drawn = self.arrays.get(spec.name)
-            made[spec.name] = random_input(spec, shape, generator) if drawn is None else drawn
+            given = self.arrays.get(spec.name)
+            made[spec.name] = random_input(spec, spec.shape, generator) if given is None else given
         return made
 
 

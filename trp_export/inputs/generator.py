@@ -25,12 +25,6 @@ _MOST_BYTES = 2 * 2**30
 Generator = Callable[[], Iterable[Mapping[str, Any]]]
 
 
-def names_function(text: str) -> bool:
-    """Whether a --calib argument names a function: `module:function`, and no file of that name exists."""
-    module, colon, function = text.rpartition(":")
-    return bool(colon and module and function.isidentifier()) and not Path(text).exists()
-
-
 def import_function(text: str) -> Generator:
     """The function that `module:function` or `file.py:function` names. Raises OptionError."""
     module_name, _, name = text.rpartition(":")

@@ -74,7 +74,9 @@ class ImageSet:
 
     @property
     def steps(self) -> Preprocessing:
-        """The preprocessing with every choice spelled out."""
+        """The preprocessing with every choice spelled out; as it is where it does nothing."""
+        if self.as_is:
+            return self.preprocessing
         spec = self.spec
         return self.preprocessing.complete(
             self.channels,

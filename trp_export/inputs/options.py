@@ -36,6 +36,12 @@ def show_shape(shape: NamedShape) -> str:
     return numbers if name is None else f"{name}={numbers}"
 
 
+def names_function(text: str) -> bool:
+    """Whether a --calib argument names a function: `module:function`, and no file of that name exists."""
+    module, colon, function = text.rpartition(":")
+    return bool(colon and module and function.isidentifier()) and not Path(text).exists()
+
+
 @dataclass(frozen=True, slots=True)
 class InputOptions:
     """Sizes, data and layout of the inputs where the model's file does not tell, or where the user knows better.

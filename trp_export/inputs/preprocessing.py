@@ -25,6 +25,9 @@ SCALE = 1 / 255
 _MOST_PIXELS = 2**14
 # A mean above this belongs to pixels of 0 to 255, not to pixels scaled to 0..1.
 _MOST_SCALED_MEAN = 2.0
+_RESIZE = re.compile(
+    r"(\d{1,9})|multiple:(\d{1,9})|(?:(letterbox|cover):)?(\d{1,9})x(\d{1,9})(?::(\d{1,3}))?(:corner)?", re.ASCII
+)
 _RESIZES = "SIDE, WxH, letterbox:WxH, cover:WxH or multiple:N"
 
 
@@ -82,25 +85,18 @@ def parse_resize(text: str) -> int | Resize:
     Sizes are width x height. Raises ValueError.
     """
     wrong = ValueError(f"{text!r} is not a size; use {_RESIZES}.")
-    mode, *rest = text.split(":") if ":" in text else ("stretch", text)
-    if mode == "stretch" and rest[0].isascii() and rest[0].isdigit():
-        return _digits(rest[0], wrong)
-    if mode == "multiple" and len(rest) == 1:
-        side = _digits(rest[0], wrong)
-        return Resize("multiple", side, side)
-    found = re.fullmatch(r"(\d+)x(\d+)", rest[0], re.ASCII) if rest else None
-    if mode not in ("stretch", "letterbox", "cover") or found is None:
+    found = _RESIZE.fullmatch(text)
+    if found is None:
         raise wrong
-    width, height = (_digits(side, wrong) for side in found.groups())
-    options = rest[1:]
-    place: Place = "corner" if options[-1:] == ["corner"] else "centre"
-    if place == "corner":
-        options = options[:-1]
-    if len(options) > 1 or (rest[1:] and mode != "letterbox"):
+    side, multiple, mode, width, height, pad, corner = found.groups()
+    if side is not None:
+        return int(side)
+    if multiple is not None:
+        return Resize("multiple", int(multiple), int(multiple))
+    if (pad or corner) and mode != "letterbox":
         raise wrong
-    pad = _digits(options[0], wrong) if options else 0
-    return Resize("letterbox" if mode == "letterbox" else "cover" if mode == "cover" else "stretch",
-                  width, height, pad, place)  # fmt: skip
+    kind: Mode = "letterbox" if mode == "letterbox" else "cover" if mode == "cover" else "stretch"
+    return Resize(kind, int(width), int(height), int(pad or 0), "corner" if corner else "centre")
 
 
 def parse_crop(text: str) -> tuple[int, int]:

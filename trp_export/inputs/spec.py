@@ -30,7 +30,6 @@ class InputSpec:
     the file, None where it leaves one open; `shape` are those known by now; both are None where not even the number of
     axes is known. `symbols` are the names of open sizes: one name is one size. `layout` is "unknown" for an image
     whose channels neither the graph nor the user points out. `takes_pixels`: the graph itself scales 0..255.
-    `optional` inputs have a default value in the file and are not fed.
     """
 
     name: str
@@ -41,7 +40,6 @@ class InputSpec:
     layout: Layout = "other"
     channels: int | None = None
     takes_pixels: bool = False
-    optional: bool = False
 
     @classmethod
     def of_images(cls, shape: Sequence[int | None], name: str = "input") -> InputSpec:

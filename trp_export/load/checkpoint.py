@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from trp_export.planning.plan import Choice, parse_plan
 
 FORMAT = "trp-checkpoint"
 VERSION = 1
+# A checkpoint may come from anybody: what it asks to be run takes no more memory than a large photo.
+_MOST_ELEMENTS = 3 * 2048 * 2048
 
 
 def load_checkpoint(path: Path, content: Mapping[str, Any], options: LoadOptions) -> Source:
@@ -43,10 +46,12 @@ def load_checkpoint(path: Path, content: Mapping[str, Any], options: LoadOptions
         tensors = _multiply_out(tensors, arch, parse_plan(plan, f"the plan inside {path}"), path)
     try:
         mean, std = (tuple(map(float, content.get(key) or ())) or None for key in ("mean", "std"))
-        classes = tuple(map(str, content.get("classes") or ()))
+        classes = tuple(str(name).encode().decode() for name in content.get("classes") or ())
         shape = tuple(map(int, content.get("input_shape") or ())) or None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise LoadError(f"{path} is damaged: mean, std, classes or input_shape is not a list ({error}).") from error
+    if shape is not None and not (min(shape) > 0 and prod(shape) <= _MOST_ELEMENTS):
+        raise LoadError(f"{path}: input_shape {list(shape)} is not the size of an image; give it with --shape.")
     source = load_state(path, arch, tensors, replace(options, input_shape=options.input_shape or shape))
     if isinstance(content.get("licence"), str):
         source.model.metadata_props[LICENCE_KEYS[0]] = content["licence"]

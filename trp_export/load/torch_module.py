@@ -153,7 +153,7 @@ def _require_finite(module: nn.Module) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter talks to stdout, warns about its own internals, and logs."""
+    """Silence the exporter, which prints, logs, and warns about its own internals."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -18,9 +18,9 @@ from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
 from trp_export.errors import LoadError, OptionError
 from trp_export.graph.shapes import infer_value_shapes
+from trp_export.inputs.calibration import open_samples
 from trp_export.inputs.description import NetworkInputs
 from trp_export.inputs.image_set import ImageSet
-from trp_export.inputs.images import load_images
 from trp_export.load import Source
 from trp_export.network import Network
 from trp_export.options import Calibration, Options
@@ -177,10 +177,10 @@ def open_images(inputs: NetworkInputs, source: Source, options: Options) -> Imag
     calibration = options.calibration
     if calibration is None or calibration.synthetic:
         return None
-    return load_images(
+    return open_samples(
         calibration.path,
+        inputs,
         options.preprocessing.or_else(source.mean, source.std),
-        spec=inputs.image,
         count=calibration.count or _MOST_CALIBRATION_IMAGES,
         seed=calibration.seed,
     )

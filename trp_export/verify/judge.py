@@ -106,7 +106,7 @@ def open_evaluator(
         return lambda model, progress: Score(before, _share(evaluate, model)), ()
     if images is None:
         return None, ()
-    spec = inputs.image
+    spec = inputs.only
     name, chosen = spec.name, preprocessing.or_else(source.mean, source.std)
     image_set = load_images(images.path, chosen, spec=spec, count=images.count)
     try:
