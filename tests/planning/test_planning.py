@@ -6,6 +6,7 @@ import itertools
 import json
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from trp_export.lowrank.site import Site, Use
 from trp_export.planning.budgets import plan_by_macs
 from trp_export.planning.curves import FIXED, Layer, align_rank, make_curve, schemes_for
 from trp_export.planning.knapsack import Menu, allocate
-from trp_export.planning.plan import Choice, Decision, Plan, parse_plan
+from trp_export.planning.plan import Choice, Decision, Plan, parse_plan, read_plan
 from trp_export.planning.rules import keep, plan_by_choices, plan_by_rule
 from trp_export.rules import Energy, Macs, Rank, Threshold
 
@@ -193,7 +194,7 @@ def test_a_plan_survives_json() -> None:
         ({"version": 99}, "plan version 99 is unknown"),
         ({"layers": {}}, '"layers" must be a list'),
         ({"layers": [{}]}, r'layer 1: "name" must be a string'),
-        ({"layers": [{"name": "a", "rank": 3}]}, r"layer 1 \(a\): give both scheme and rank, or neither"),
+        ({"layers": [{"name": "a", "rank": 3}]}, r"layer 1 \('a'\): give both scheme and rank, or neither"),
         ({"layers": [{"name": "a", "scheme": "magic", "rank": 3}]}, r"unknown scheme 'magic'; one of channel-wise"),
         ({"layers": [{"name": "a", "scheme": ["x"], "rank": 3}]}, "unknown scheme"),
         ({"layers": [{"name": "a", "scheme": "spatial-wise", "rank": 0}]}, "whole number of at least 1, not 0"),
@@ -252,7 +253,7 @@ def test_a_rank_is_at_least_one_and_a_matrix_is_one_pair() -> None:
     with pytest.raises(ValueError, match="below 1"):
         Branch(CHANNEL, 0)
     matrix = Site("fc", "Gemm", (8, 8), 1, ())
-    with pytest.raises(ValueError, match="one of a higher rank"):
+    with pytest.raises(ValueError, match="one pair of a higher rank"):
         Decision(matrix, (Branch(SCHEMES["matrix"], 1), Branch(SCHEMES["matrix"], 2)), "")
 
 
@@ -260,3 +261,28 @@ def test_only_what_has_a_scheme_counts_as_changed() -> None:
     site = layer().site
     plan = Plan((keep(site, "no"), Decision(site, (Branch(CHANNEL, 2),), "yes")), "rule")
     assert [change.rank for change in plan.changed] == [2]
+
+
+def test_a_plan_of_many_layers_is_read_in_linear_time() -> None:
+    layers = [{"name": f"layer{index}"} for index in range(100_000)]
+    assert len(parse_plan({"format": "trp-plan", "version": 1, "layers": layers}, "plan.json")) == 100_000
+
+
+@pytest.mark.parametrize("field", ["name", "scheme", "rank"])
+def test_messages_show_the_beginning_of_a_long_value(field: str) -> None:
+    layer = {"name": "a", "scheme": "channel-wise", "rank": "x", field: "x" * 10**6}
+    with pytest.raises(LoadError) as caught:
+        parse_plan({"format": "trp-plan", "version": 1, "layers": [layer]}, "plan.json")
+    assert len(str(caught.value)) < 400
+
+
+def test_a_plan_that_is_a_device_is_refused() -> None:
+    with pytest.raises(LoadError, match="not a plain file"):
+        read_plan(Path("/dev/zero"))
+
+
+def test_an_unreachable_budget_names_the_layers_that_hold_the_rest() -> None:
+    small = layer()
+    held = Site("up", "ConvTranspose", (), 1, (), "its attribute output_shape sets the padding", 3 * small.site.macs)
+    with pytest.raises(OptionError, match=r"up holds 75% and is kept: its attribute output_shape sets the padding\.$"):
+        plan_by_macs([small, Layer(held, ())], 4 * small.site.macs, 2.0)
