@@ -130,7 +130,7 @@ def with_default(ir_version: int = 8) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("weights", ["initializers", "Constant nodes"])
-def test_an_input_with_a_default_stays_what_it_is(weights: str, tmp_path: Path) -> None:
+def test_an_input_with_a_default_stays_an_input(weights: str, tmp_path: Path) -> None:
     proto = with_default()
     if weights == "Constant nodes":
         tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == "w")
@@ -147,7 +147,7 @@ def test_an_input_with_a_default_stays_what_it_is(weights: str, tmp_path: Path) 
         assert relative_l2(wanted, got) < 1e-5
 
 
-def test_a_file_that_lists_all_weights_as_inputs_is_told_apart(tmp_path: Path) -> None:
+def test_weights_that_are_all_listed_as_inputs_are_factored_and_noted(tmp_path: Path) -> None:
     proto = build(text("y = Conv (x, w)", "float[8, 4, 3, 3] w"))
     proto.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [8, 4, 3, 3]))
     report = export(save(proto, tmp_path / "model.onnx"))
