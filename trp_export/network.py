@@ -7,13 +7,13 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from pathlib import Path
 
 import onnx_ir as ir
 
 from trp_export.errors import OptionError, UnsupportedError
 from trp_export.graph.batch_norm import fold_batch_norm
+from trp_export.graph.bounds import require_bounded
 from trp_export.graph.cost import count_macs, count_params, name_uncounted
 from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.graph.prepare import LEAST_IR_VERSION, listed_weights, prepare, remove_unused
@@ -33,8 +33,6 @@ from trp_export.runtime.sessions import CannotRunError
 from trp_export.system.progress import Progress
 from trp_export.system.threads import map_layers
 
-# An untrusted file must not make onnxruntime allocate without bounds.
-_MOST_BYTES = 4 * 2**30
 # Tried in turn where a model with open sizes does not run at the usual one.
 _OTHER_EXTENTS = (256, 64, 32)
 
@@ -111,7 +109,7 @@ def analyse(
     original = source.path or folder / "dense.onnx"
     file = folder / ("folded.onnx" if fold else "dense.onnx")
     usual = inputs.completed(data)
-    _require_bounded(infer_value_shapes(prepared, usual.shapes))
+    require_bounded(prepared, infer_value_shapes(prepared, usual.shapes))
     means = mean_inputs(find_sites(prepared, infer_shapes(prepared, usual.shapes)))
     original_params = count_params(prepared)
     statistics: Mapping[str, Statistics] = {}
@@ -234,11 +232,3 @@ def left_out(name: str, selection: Selection) -> str | None:
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in selection.skip):
         return "left out by --skip"
     return None
-
-
-def _require_bounded(shapes: Mapping[str, Shape]) -> None:
-    for name, shape in shapes.items():
-        if prod(float(dim or 1) for dim in shape) * 4 > _MOST_BYTES:
-            raise UnsupportedError(
-                f"{name} has shape {list(shape)}: more than {_MOST_BYTES // 2**30} GiB in one tensor."
-            )

@@ -102,7 +102,7 @@ STAYS = {
 
 
 @pytest.mark.parametrize("model", FOLDS.values(), ids=FOLDS)
-def test_folding_keeps_the_answers(model: str) -> None:
+def test_folding_keeps_the_outputs(model: str) -> None:
     proto = build(model)
     folded, made = fold(proto)
     assert folded == 1
@@ -112,7 +112,7 @@ def test_folding_keeps_the_answers(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", STAYS.values(), ids=STAYS)
-def test_what_cannot_fold_stays_and_keeps_the_answers(model: str) -> None:
+def test_a_batch_norm_that_cannot_be_folded_stays(model: str) -> None:
     proto = build(model)
     folded, made = fold(proto)
     assert folded == 0
@@ -120,7 +120,7 @@ def test_what_cannot_fold_stays_and_keeps_the_answers(model: str) -> None:
         assert relative_l2(wanted, got) < 1e-6
 
 
-def test_a_chain_of_batch_norms_folds_whole() -> None:
+def test_a_chain_of_batch_norms_is_folded_completely() -> None:
     proto = build(text(
         f"a = {CONV} (x, w)  c = BatchNormalization (a, g, s, m, v)  y = BatchNormalization (c, g, s, m, v)",
         "float[8, 4, 3, 3] w",

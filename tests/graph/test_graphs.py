@@ -64,7 +64,7 @@ def test_a_second_export_changes_nothing(text: str, tmp_path: Path) -> None:
     assert operators(second.files[0]) == operators(first)
 
 
-def test_a_plain_network(tmp_path: Path) -> None:
+def test_export_of_a_plain_network(tmp_path: Path) -> None:
     report = check(build(), tmp_path, ["conv1", "conv2", "fc"])
     assert set(operators(report.files[0])) == {"Conv", "Relu", "GlobalAveragePool", "Flatten", "Gemm"}
     assert report.deviation is not None
@@ -72,7 +72,7 @@ def test_a_plain_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["channel", "spatial", "spatial-t", "pointwise", "decouple"])
-def test_every_scheme(scheme: str, tmp_path: Path) -> None:
+def test_export_under_every_scheme(scheme: str, tmp_path: Path) -> None:
     path = save(build(), tmp_path / "model.onnx")
     report = export(path, scheme)
     assert "conv1" in changed(report)
@@ -81,7 +81,7 @@ def test_every_scheme(scheme: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("opset", [7, 9, 11, 13, 14, 15, 18, 20, 22, 24])
-def test_opsets(opset: int, tmp_path: Path) -> None:
+def test_export_in_every_opset(opset: int, tmp_path: Path) -> None:
     check(build(CONV_NET.replace('"" : 17', f'"" : {opset}')), tmp_path)
 
 
@@ -122,7 +122,7 @@ def test_a_conv_whose_weight_is_computed_or_fed_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("taken", [True, False])
-def test_if_bodies(taken: bool, tmp_path: Path) -> None:
+def test_layers_in_branches_are_factored(taken: bool, tmp_path: Path) -> None:
     body = """<float[8, 4, 3, 3] w>
     {
         y = If (which) <
@@ -144,7 +144,7 @@ def test_if_bodies(taken: bool, tmp_path: Path) -> None:
     assert relative_l2(wanted, got) < 1e-5
 
 
-def test_loop_bodies(tmp_path: Path) -> None:
+def test_layers_in_loops_are_factored(tmp_path: Path) -> None:
     body = """<float[4, 4, 3, 3] w, int64 times = {3}, bool go = {1}>
     {
         y = Loop (times, go, x) <
@@ -180,13 +180,13 @@ def test_weights_behind_identity_and_transpose(tmp_path: Path) -> None:
     assert [change.site.op for change in report.plan.changed] == ["Conv", "MatMul"]
 
 
-def test_fp16(tmp_path: Path) -> None:
+def test_float16_weights_are_factored(tmp_path: Path) -> None:
     body = OLD.replace("float[", "float16[")
     report = check(build(text(body, "float16[N, 4, 12, 12] x", "float16[N, M, H, W] y")), tmp_path, tolerance=5e-3)
     assert {tensor.data_type for tensor in onnx.load(report.files[0]).graph.initializer} == {TensorProto.FLOAT16}
 
 
-def test_float64(tmp_path: Path) -> None:
+def test_float64_weights_are_factored(tmp_path: Path) -> None:
     model = build(text("<double[8, 8] w> { y = MatMul (x, w) }", "double[N, 8] x", "double[N, 8] y"))
     check(model, tmp_path, tolerance=1e-7)
 
@@ -197,7 +197,7 @@ def test_weights_behind_a_cast_are_factored(tmp_path: Path) -> None:
     assert len(check(build(text(body)), tmp_path, tolerance=5e-3).plan.changed) == 1
 
 
-def test_operators_of_other_domains_elsewhere(tmp_path: Path) -> None:
+def test_operators_of_other_domains_are_kept(tmp_path: Path) -> None:
     """onnxruntime cannot run them: each layer is verified alone."""
     model = build("""<ir_version: 8, opset_import: ["" : 17, "far" : 1]>
         net (float[N, 4, 12, 12] x) => (float[N, M, H, W] y)
@@ -229,7 +229,7 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     check(model, tmp_path)
 
 
-def test_open_extents(tmp_path: Path) -> None:
+def test_inputs_of_open_size_are_exported(tmp_path: Path) -> None:
     body = """<float[8, 4, 3, 3] w> { a = Conv <pads = [1, 1, 1, 1]> (x, w)  y = Relu (a) }"""
     for header in ("float[N, 4, H, W] x", "float[N, 4, 12, W] x", "float[N, C, H, W] x"):
         model = build(text(body, header))
@@ -241,7 +241,7 @@ def test_open_extents(tmp_path: Path) -> None:
         assert relative_l2(wanted, got) < 1e-5
 
 
-def test_one_and_three_spatial_axes(tmp_path: Path) -> None:
+def test_convs_of_one_and_three_spatial_axes_are_factored(tmp_path: Path) -> None:
     line = """<float[8, 4, 5] w> { y = Conv <pads = [2, 2], strides = [2]> (x, w) }"""
     check(build(text(line, "float[N, 4, 12] x", "float[N, M, H] y")), tmp_path)
     volume = """<float[8, 4, 3, 3, 3] w> { y = Conv <pads = [1, 1, 1, 1, 1, 1], group = 1> (x, w) }"""
@@ -262,7 +262,7 @@ def test_a_layer_at_the_very_end_keeps_the_name_of_the_output(tmp_path: Path) ->
     assert "BatchNormalization" not in operators(report.files[0])
 
 
-def test_names_that_the_factors_would_take_are_taken_already(tmp_path: Path) -> None:
+def test_factors_get_names_that_are_not_in_use(tmp_path: Path) -> None:
     body = """<float[8, 4, 3, 3] w__weight, float[8, 8, 3, 3] w__reduce__weight, float[8] w__bias>
     { a = Conv <pads = [1, 1, 1, 1]> (x, w__weight)  b = Conv <pads = [1, 1, 1, 1]> (a, w__reduce__weight)
       c = Add (b, b)  y = Conv <pads = [1, 1, 1, 1]> (c, w__reduce__weight, w__bias) }"""
@@ -281,7 +281,7 @@ def test_a_model_without_layers_is_written_as_it_is(tmp_path: Path) -> None:
     assert report.plan.decisions == ()
 
 
-def test_nothing_private_is_left(tmp_path: Path) -> None:
+def test_private_metadata_is_removed(tmp_path: Path) -> None:
     model = build()
     model.graph.node[0].doc_string = "File /home/someone/net.py, line 3"
     entry = model.graph.node[0].metadata_props.add()
@@ -290,7 +290,7 @@ def test_nothing_private_is_left(tmp_path: Path) -> None:
     assert b"/home/someone" not in report.files[0].read_bytes()
 
 
-def test_external_data(tmp_path: Path) -> None:
+def test_external_data_is_read_and_counted(tmp_path: Path) -> None:
     onnx.save(build(), tmp_path / "model.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
     (tmp_path / "out").mkdir()
     report = export(tmp_path / "model.onnx", output=tmp_path / "out" / "small.onnx")

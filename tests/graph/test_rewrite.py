@@ -153,7 +153,7 @@ few = settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow, He
 
 @few
 @given(st.one_of(conv_models(), conv_transpose_models(), gemm_models(), matmul_models()), picks)
-def test_full_rank_answers_as_the_layer_does(proto: onnx.ModelProto, pick: int) -> None:
+def test_a_pair_of_full_rank_equals_the_layer(proto: onnx.ModelProto, pick: int) -> None:
     runnable(proto)
     model, *_ = decompose(proto, pick)
     made = ir.serde.serialize_model(model)
@@ -163,7 +163,7 @@ def test_full_rank_answers_as_the_layer_does(proto: onnx.ModelProto, pick: int) 
 
 @few
 @given(st.one_of(conv_models(), conv_transpose_models(), gemm_models(), matmul_models()), picks, st.integers(1, 3))
-def test_a_pair_answers_as_the_layer_with_the_product_does(proto: onnx.ModelProto, pick: int, rank: int) -> None:
+def test_a_pair_equals_the_layer_with_the_product_as_kernel(proto: onnx.ModelProto, pick: int, rank: int) -> None:
     runnable(proto)
     model, plan, _, factors = decompose(proto, pick, rank)
     products, located = locate(proto)
@@ -175,7 +175,7 @@ def test_a_pair_answers_as_the_layer_with_the_product_does(proto: onnx.ModelProt
 
 @few
 @given(st.one_of(conv_models(), conv_transpose_models()), picks, picks, st.data())
-def test_a_sum_of_pairs_answers_and_costs_as_it_should(
+def test_a_sum_of_pairs_equals_the_layer_with_the_product_and_costs_what_the_plan_says(
     proto: onnx.ModelProto, first: int, second: int, data: st.DataObject
 ) -> None:
     """Where the second pair has full rank it takes back all that the first lost."""
@@ -207,7 +207,7 @@ def test_a_sum_of_pairs_answers_and_costs_as_it_should(
 
 @few
 @given(st.one_of(conv_models(), conv_transpose_models(), gemm_models(), matmul_models()), picks, st.integers(1, 3))
-def test_cost_by_formula_is_cost_by_counting(proto: onnx.ModelProto, pick: int, rank: int) -> None:
+def test_the_cost_of_a_site_equals_the_cost_of_its_nodes(proto: onnx.ModelProto, pick: int, rank: int) -> None:
     runnable(proto)
     untouched, _ = locate(proto)
     model, plan, (place,), _ = decompose(proto, pick, rank)

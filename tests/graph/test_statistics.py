@@ -57,7 +57,7 @@ def _run(model: ir.Model, x: np.ndarray, output: str) -> np.ndarray:
     return np.asarray(session.run([output], {"x": x})[0])
 
 
-def test_the_mean_input_is_what_normal_inputs_give() -> None:
+def test_mean_inputs_match_a_run_on_normal_inputs() -> None:
     model, located = _network()
     x = np.random.default_rng(0).standard_normal((4000, 4, 9, 9)).astype(np.float32)
     first = located[0]
@@ -67,7 +67,7 @@ def test_the_mean_input_is_what_normal_inputs_give() -> None:
     np.testing.assert_allclose(_run(model, x, "c").mean(axis=(0, 2, 3)), output, atol=0.03)
 
 
-def test_means_survive_averaging() -> None:
+def test_means_pass_through_averaging() -> None:
     _, located = _network()
     means = mean_inputs(located)
     assert set(means) == {"first", "last"}
@@ -76,7 +76,7 @@ def test_means_survive_averaging() -> None:
 
 
 @pytest.mark.parametrize("name", ["first", "last"])
-def test_the_shift_moves_the_output_by_itself(name: str) -> None:
+def test_a_bias_shift_moves_the_output_by_the_shift(name: str) -> None:
     model, located = _network()
     x = np.random.default_rng(0).standard_normal((3, 4, 9, 9)).astype(np.float32)
     output = "c" if name == "first" else "y"
@@ -90,7 +90,7 @@ def test_the_shift_moves_the_output_by_itself(name: str) -> None:
     np.testing.assert_allclose(after - before, np.broadcast_to(expected, before.shape), atol=1e-5)
 
 
-def test_the_shift_is_what_the_kernel_lost_on_the_mean() -> None:
+def test_bias_shift_is_the_lost_kernel_times_the_mean() -> None:
     rng = np.random.default_rng(0)
     kernel, new, mean = rng.standard_normal((6, 2, 3)), rng.standard_normal((6, 2, 3)), rng.standard_normal((2, 6))
     shift = bias_shift(kernel, new, mean)

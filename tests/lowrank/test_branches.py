@@ -74,7 +74,7 @@ def test_a_calibrated_sum_loses_less_output_than_plain_and_no_more_than_its_curv
     assert calibrated <= calibrated_errors(kernel, DECOUPLING, 1, covariance, BRANCHES[:1])[0] * (1 + 1e-9)
 
 
-def test_fitting_in_turns_pays() -> None:
+def test_fitting_in_turns_lowers_the_error() -> None:
     kernel = _kernel()
     once = residual(kernel, factorise_branches(kernel, BRANCHES[:1], 1), BRANCHES[:1], 1)
     once = residual(once, factorise_branches(once, BRANCHES[1:], 1), BRANCHES[1:], 1)
@@ -140,8 +140,12 @@ def test_a_sum_that_cannot_be_read_is_refused(branches: object, message: str | N
     [
         (SITE, (Branch(input_sliced(3), 1),), "8 input and 12 output channels do not divide so"),
         (SITE, (Branch(CHANNEL_WISE, 1), Branch(SPATIAL_WISE, 25)), "whose full rank is 24"),
-        (SITE, (Branch(CHANNEL_WISE, 1), Branch(CHANNEL_WISE, 2)), "pairs of one kind for conv: give one pair"),
-        (Site("fc", "Gemm", (8, 8), 1, ()), (Branch(CHANNEL_WISE, 1), Branch(SPATIAL_WISE, 1)), "pairs of one kind"),
+        (SITE, (Branch(CHANNEL_WISE, 1), Branch(CHANNEL_WISE, 2)), "two pairs of one scheme for conv: use one pair"),
+        (
+            Site("fc", "Gemm", (8, 8), 1, ()),
+            (Branch(CHANNEL_WISE, 1), Branch(SPATIAL_WISE, 1)),
+            "two pairs of one scheme",
+        ),
     ],
 )
 def test_a_sum_that_does_not_fit_is_refused(site: Site, branches: tuple[Branch, ...], message: str) -> None:
@@ -174,7 +178,7 @@ def test_second_branches_take_what_the_first_gives_up() -> None:
     assert second_branches(SITE, Branch(SPATIAL_WISE, 1)) == ()
 
 
-def test_words() -> None:
+def test_describe_lists_the_pairs() -> None:
     assert describe(BRANCHES) == "spatial-wise 3 + network-decoupling 1"
 
 

@@ -104,7 +104,7 @@ def test_calibrated_never_loses_more_output_than_plain(scheme: Scheme, seed: int
     assert calibrate(kernel, scheme, 1, rank, covariance).relative_error <= plain * 1.001
 
 
-def test_alternating_pays_where_taps_share_inputs() -> None:
+def test_alternating_lowers_the_error_where_taps_share_inputs() -> None:
     kernel, covariance = _kernel((8, 6, 3, 3)), _covariance(_patches(1, 54))
     for scheme in (SPATIAL_WISE, SPATIAL_WISE_TRANSPOSED, POINTWISE_FIRST):
         start = calibrate(kernel, scheme, 1, 4, covariance, turns=0).relative_error

@@ -100,7 +100,7 @@ def test_kernels_of_any_size_factor(scheme: Scheme, scale: float) -> None:
     assert energy[-1] == 1
 
 
-def test_names_stand_for_schemes_and_nothing_else() -> None:
+def test_scheme_named_knows_schemes_only() -> None:
     site = Site("conv", "Conv", (12, 8, 3, 3), 1, ())
     for scheme in all_schemes(site):
         assert scheme_named(scheme.name) == scheme
@@ -125,7 +125,7 @@ def test_every_number_of_slices_that_divides_is_offered_once() -> None:
     assert [scheme.name for scheme in all_schemes(Site("fc", "Gemm", (24, 8), 1, ()))] == ["matrix"]
 
 
-def test_the_ends_of_slicing_are_the_schemes_they_are_said_to_be() -> None:
+def test_slicing_into_one_and_into_all_channels_gives_the_named_schemes() -> None:
     kernel = np.random.default_rng(0).standard_normal((6, 4, 3, 3))
     by_channel, decoupled = pair_shape(input_sliced(4), kernel.shape, 1, 2), pair_shape(DECOUPLING, kernel.shape, 1, 2)
     assert (by_channel.reduce, by_channel.reduce_group, by_channel.expand) == ((8, 1, 3, 3), 4, (6, 8, 1, 1))
@@ -133,13 +133,13 @@ def test_the_ends_of_slicing_are_the_schemes_they_are_said_to_be() -> None:
     assert np.array_equal(spectrum(kernel, output_sliced(6), 1), spectrum(kernel, DECOUPLING, 1))
 
 
-def test_slices_that_do_not_divide_are_seen() -> None:
+def test_slices_that_do_not_divide_are_recognised() -> None:
     assert not input_sliced(3).divides((6, 4, 3, 3), 1)
     assert output_sliced(3).divides((6, 4, 3, 3), 1)
     assert not output_sliced(3).divides((8, 4, 3, 3), 2)
 
 
-def test_energy_tells_ranks_apart_that_differ_by_little() -> None:
+def test_energy_distinguishes_ranks_that_differ_by_little() -> None:
     values = np.array([[1.0, 1e-6, 1e-7]])
     energy = kept_energy(values)
     assert energy[0] < energy[1] < energy[2] == 1

@@ -35,7 +35,7 @@ def test_a_budget_of_params_is_met_and_used(ratio: float) -> None:
     assert plan.rule == f"params {ratio:g}x fewer"
 
 
-def test_a_budget_of_params_out_of_reach_names_what_is_not() -> None:
+def test_a_params_budget_out_of_reach_names_the_best_ratio() -> None:
     layers = _layers()
     with pytest.raises(OptionError, match=r"--params 1000 is out of reach: at rank 1 everywhere it is \d+"):
         plan_by_params(layers, sum(layer.site.params for layer in layers), 1000)

@@ -23,32 +23,32 @@ def seen_under(limit: float, reach: float = math.inf) -> list[tuple[float, bool 
 
 
 @given(st.floats(1.1, START * 1.5**2))
-def test_it_comes_close_to_the_limit_from_below(limit: float) -> None:
+def test_explore_comes_close_to_the_limit(limit: float) -> None:
     best = max(ratio for ratio, holds in seen_under(limit) if holds)
     assert limit / 1.03 <= best <= limit
 
 
 @given(st.floats(START, 50))
-def test_far_limits_are_bracketed(limit: float) -> None:
+def test_explore_brackets_far_limits(limit: float) -> None:
     seen = seen_under(limit)
     assert len(seen) == MOST or min(ratio for ratio, holds in seen if not holds) <= limit * CLOSE
 
 
 @given(st.floats(1, LEAST, exclude_max=True))
-def test_it_gives_up_soon_where_nothing_holds(limit: float) -> None:
+def test_explore_stops_soon_where_no_ratio_holds(limit: float) -> None:
     assert not any(holds for _, holds in seen_under(limit))
     assert len(seen_under(limit)) < MOST
 
 
 @given(st.floats(1.1, 10))
-def test_what_cannot_be_built_ends_the_bracket(reach: float) -> None:
+def test_a_ratio_out_of_reach_ends_the_bracket(reach: float) -> None:
     seen = seen_under(limit=math.inf, reach=reach)
     assert sum(holds is not None for _, holds in seen) <= MOST
     assert max(ratio for ratio, holds in seen if holds) >= min(reach, START * 1.5**5) / CLOSE**2
 
 
 @given(st.lists(st.sampled_from([True, False, None]), min_size=1))
-def test_it_ends_whatever_it_is_shown(answers: list[bool | None]) -> None:
+def test_explore_always_ends(answers: list[bool | None]) -> None:
     seen: list[float] = []
 
     def see(ratio: float) -> bool | None:

@@ -6,6 +6,7 @@ import itertools
 import json
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from trp_export.lowrank.site import Site, Use
 from trp_export.planning.budgets import plan_by_macs
 from trp_export.planning.curves import FIXED, Layer, align_rank, make_curve, schemes_for
 from trp_export.planning.knapsack import Menu, allocate
-from trp_export.planning.plan import Choice, Decision, Plan, parse_plan
+from trp_export.planning.plan import Choice, Decision, Plan, parse_plan, read_plan
 from trp_export.planning.rules import keep, plan_by_choices, plan_by_rule
 from trp_export.rules import Energy, Macs, Rank, Threshold
 
@@ -67,7 +68,7 @@ def test_rank_stops_at_full_rank() -> None:
     assert Rank(999).rank(curve) == 16
 
 
-def test_auto_takes_the_fewest_macs() -> None:
+def test_auto_chooses_the_scheme_with_the_fewest_macs() -> None:
     (best,) = plan_by_rule([layer()], Energy(0.5)).decisions
     each = [plan_by_rule([layer(choice=choice)], Energy(0.5)).decisions[0] for choice in FIXED]
     assert best.macs == min(decision.macs for decision in each if decision.branches)
@@ -87,7 +88,7 @@ def test_a_refused_layer_keeps_its_reason() -> None:
 
 
 @given(st.integers(1, 100), st.integers(1, 40), st.integers(1, 100))
-def test_aligning_never_crosses_the_top(rank: int, multiple: int, top: int) -> None:
+def test_aligned_ranks_stay_at_or_below_the_top_rank(rank: int, multiple: int, top: int) -> None:
     made = align_rank(min(rank, top), multiple, top)
     assert min(rank, top) <= made <= top
     assert made % multiple == 0 or made == min(rank, top)
@@ -120,7 +121,7 @@ menus = st.lists(
 
 @settings(max_examples=300)
 @given(menus, st.integers(1, 100))
-def test_the_budget_is_kept_and_the_gap_is_true(drawn: list[list[tuple[int, int]]], budget: int) -> None:
+def test_allocate_stays_within_the_budget_and_bounds_its_gap(drawn: list[list[tuple[int, int]]], budget: int) -> None:
     columns = [np.array(menu, dtype=float).T for menu in drawn]
     best = (
         min(
@@ -141,7 +142,7 @@ def test_the_budget_is_kept_and_the_gap_is_true(drawn: list[list[tuple[int, int]
     assert found.damage * (1 - found.gap) <= best[0] + 1e-6
 
 
-def test_macs_are_shared_out_within_the_budget() -> None:
+def test_a_macs_budget_is_met() -> None:
     layers = [layer(f"conv{index}", seed=index) for index in range(5)] + [refused()]
     total = sum(each.site.macs for each in layers) + 1000
     plan = plan_by_macs(layers, total, 1.7)
@@ -156,12 +157,12 @@ def test_a_layer_that_costs_more_keeps_less() -> None:
     assert large.energy < small.energy == 1
 
 
-def test_macs_out_of_reach_says_what_can_be_reached() -> None:
+def test_a_macs_budget_out_of_reach_names_the_best_ratio() -> None:
     with pytest.raises(OptionError, match=r"--macs 1000 is out of reach: at rank 1 everywhere it is \d+\.\d+"):
         plan_by_macs([layer()], layer().site.macs, 1000)
 
 
-def test_where_all_layers_are_refused_the_commonest_reason_is_said() -> None:
+def test_a_budget_without_layers_to_cut_names_the_commonest_reason() -> None:
     reasons = ("made (channel-wise 2) earlier", "made (spatial-wise 3 + channel-wise 1) earlier", "depthwise")
     layers = [Layer(replace(layer().site, refusal=reason), ()) for reason in reasons]
     with pytest.raises(OptionError, match=r"--macs 2 is out of reach: no layer can be cut \(2 of 3: made earlier\)\.$"):
@@ -193,7 +194,7 @@ def test_a_plan_survives_json() -> None:
         ({"version": 99}, "plan version 99 is unknown"),
         ({"layers": {}}, '"layers" must be a list'),
         ({"layers": [{}]}, r'layer 1: "name" must be a string'),
-        ({"layers": [{"name": "a", "rank": 3}]}, r"layer 1 \(a\): give both scheme and rank, or neither"),
+        ({"layers": [{"name": "a", "rank": 3}]}, r"layer 1 \('a'\): give both scheme and rank, or neither"),
         ({"layers": [{"name": "a", "scheme": "magic", "rank": 3}]}, r"unknown scheme 'magic'; one of channel-wise"),
         ({"layers": [{"name": "a", "scheme": ["x"], "rank": 3}]}, "unknown scheme"),
         ({"layers": [{"name": "a", "scheme": "spatial-wise", "rank": 0}]}, "whole number of at least 1, not 0"),
@@ -201,7 +202,7 @@ def test_a_plan_survives_json() -> None:
         ({"layers": [{"name": "a"}, {"name": "a"}]}, "names layer 'a' more than once"),
     ],
 )
-def test_a_damaged_plan_is_refused_with_the_line(change: dict[str, Any], message: str) -> None:
+def test_a_damaged_plan_is_refused_and_the_layer_named(change: dict[str, Any], message: str) -> None:
     document = {"format": "trp-plan", "version": 1, "layers": [], **change}
     with pytest.raises(LoadError, match=message):
         parse_plan(document, "plan.json")
@@ -239,7 +240,7 @@ def test_any_json_is_a_plan_or_is_refused(whole: Any, layers: Any) -> None:
         (Choice("conv", (Branch(SPATIAL, 2),), ""), "wants spatial-wise for conv, where only channel-wise applies"),
         (
             Choice("depthwise", (Branch(CHANNEL, 1),), ""),
-            "factors depthwise, which cannot be: depthwise: nothing to gain",
+            "factors depthwise, which cannot be factored: depthwise: nothing to gain",
         ),
     ],
 )
@@ -252,11 +253,36 @@ def test_a_rank_is_at_least_one_and_a_matrix_is_one_pair() -> None:
     with pytest.raises(ValueError, match="below 1"):
         Branch(CHANNEL, 0)
     matrix = Site("fc", "Gemm", (8, 8), 1, ())
-    with pytest.raises(ValueError, match="one of a higher rank"):
+    with pytest.raises(ValueError, match="one pair of a higher rank"):
         Decision(matrix, (Branch(SCHEMES["matrix"], 1), Branch(SCHEMES["matrix"], 2)), "")
 
 
-def test_only_what_has_a_scheme_counts_as_changed() -> None:
+def test_changed_lists_the_layers_with_branches() -> None:
     site = layer().site
     plan = Plan((keep(site, "no"), Decision(site, (Branch(CHANNEL, 2),), "yes")), "rule")
     assert [change.rank for change in plan.changed] == [2]
+
+
+def test_a_plan_of_many_layers_is_read_in_linear_time() -> None:
+    layers = [{"name": f"layer{index}"} for index in range(100_000)]
+    assert len(parse_plan({"format": "trp-plan", "version": 1, "layers": layers}, "plan.json")) == 100_000
+
+
+@pytest.mark.parametrize("field", ["name", "scheme", "rank"])
+def test_messages_show_the_beginning_of_a_long_value(field: str) -> None:
+    layer = {"name": "a", "scheme": "channel-wise", "rank": "x", field: "x" * 10**6}
+    with pytest.raises(LoadError) as caught:
+        parse_plan({"format": "trp-plan", "version": 1, "layers": [layer]}, "plan.json")
+    assert len(str(caught.value)) < 400
+
+
+def test_a_plan_that_is_a_device_is_refused() -> None:
+    with pytest.raises(LoadError, match="not a plain file"):
+        read_plan(Path("/dev/zero"))
+
+
+def test_an_unreachable_budget_names_the_layers_that_hold_the_rest() -> None:
+    small = layer()
+    held = Site("up", "ConvTranspose", (), 1, (), "its attribute output_shape sets the padding", 3 * small.site.macs)
+    with pytest.raises(OptionError, match=r"up holds 75% and is kept: its attribute output_shape sets the padding\.$"):
+        plan_by_macs([small, Layer(held, ())], 4 * small.site.macs, 2.0)

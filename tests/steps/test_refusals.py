@@ -40,7 +40,7 @@ def test_a_weight_read_twice_through_identity_is_not_folded_twice(tmp_path: Path
     assert report.deviation.rewrite.relative_l2 < 1e-5  # type: ignore[attr-defined]
 
 
-def test_infinity_as_a_bound_is_no_broken_weight(tmp_path: Path) -> None:
+def test_infinity_as_a_bound_is_accepted(tmp_path: Path) -> None:
     proto = build(CLIP.replace("value_float = inf", "value_float = 1.0"))
     for node in proto.graph.node:
         if node.op_type == "Constant":
@@ -55,13 +55,13 @@ def test_open_extents_are_verified_at_a_real_size(tmp_path: Path) -> None:
     assert any("224 is used" in note for note in report.notes)  # type: ignore[attr-defined]
 
 
-def test_a_report_never_takes_the_place_of_the_model(tmp_path: Path) -> None:
+def test_a_report_over_the_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="would be written over"):
         run(tmp_path, OPEN, report=tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("selection", [Selection(skip=("convv*",)), Selection(only=("typo",))])
-def test_a_pattern_that_matches_nothing_is_told(selection: Selection, tmp_path: Path) -> None:
+def test_a_pattern_that_matches_no_layer_is_refused(selection: Selection, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="matches no layer"):
         run(tmp_path, OPEN, selection=selection)
     assert not (tmp_path / "small.onnx").exists()

@@ -1,1 +1,1 @@
-"""The ONNX graph: normal form, the layers in it, what it costs, and the carrying out of a Plan."""
+"""The ONNX graph: its normal form, its layers and their cost, and the rewriter that carries out a Plan."""

@@ -2,8 +2,8 @@
 
     y = scale (W x + b - mean) + beta   with scale = gamma / sqrt(variance + epsilon)
 
-The layer may also be a sum of layers, as a decoupled conv is: then each is scaled and one takes the shift.
-It comes after the factors are made: folding rescales the rows of a kernel, and with them the ranks.
+The layer may also be a sum of layers, such as a decoupled conv: then each is scaled and the first takes the shift.
+Folding comes after factoring, since it rescales the rows of a kernel and thereby changes its ranks.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _FOLDS_INTO = ("Conv", "ConvTranspose", "Gemm")
 
 
 def fold_batch_norm(model: ir.Model) -> int:
-    """Fold every BatchNormalization that can be, in place. Returns how many were folded."""
+    """Fold every BatchNormalization that can be folded, in place. Returns their number."""
     norms = [node for node in model.graph.all_nodes() if node.op_type == "BatchNormalization" and not node.domain]
     return sum(_fold(norm) for norm in norms)
 
 
 @dataclass(frozen=True, slots=True)
 class _Term:
-    """A layer whose output the batch norm reads, alone or in a sum, and what it is made of."""
+    """A layer whose output the batch norm reads, alone or in a sum, with its weight and bias."""
 
     node: ir.Node
     weight: Constant
@@ -52,7 +52,7 @@ def _fold(norm: ir.Node) -> bool:
 
 
 def _layers_before(value: ir.Value | None, graph: object) -> list[ir.Node]:
-    """The layers that make a value by themselves or as a sum, none where anything else takes part or looks on."""
+    """The layers whose output or sum is this value; none where other nodes take part or read a value between."""
     node = value.producer() if value is not None else None
     if value is None or node is None or node.domain or node.graph is not graph:
         return []
@@ -67,7 +67,7 @@ def _layers_before(value: ir.Value | None, graph: object) -> list[ir.Node]:
 
 
 def _term(layer: ir.Node) -> _Term | None:
-    """None where the weight or bias is not a constant of this layer's own."""
+    """None where the weight or bias is not a constant that only this layer reads."""
     weight = find_constant(layer.inputs[1])
     if weight is None or len(find_readers(weight.root)) != 1 or weight.root.is_graph_output():
         return None
@@ -90,7 +90,7 @@ def _output_axis(node: ir.Node) -> int:
 def _set_bias(term: _Term, bias: Float64) -> None:
     graph = term.weight.root.graph
     if not isinstance(graph, ir.Graph):
-        raise ValueError(f"{term.weight.root.name} is in no graph")
+        raise ValueError(f"{term.weight.root.name} is not in a graph")
     name = f"{(term.weight.root.name or term.node.name or '').removesuffix('.weight')}.bias"
     old = term.node.inputs[2] if len(term.node.inputs) > 2 else None
     if old is None and not bias.any():
@@ -105,10 +105,10 @@ def _set_bias(term: _Term, bias: Float64) -> None:
 
 
 def _bypass(norm: ir.Node) -> None:
-    """Take the batch norm out; the value before it takes over the name of its output."""
+    """Remove the batch norm; the value before it gets the name of its output."""
     before, after = norm.inputs[0], norm.outputs[0]
     if before is None or norm.graph is None:
-        raise ValueError(f"{norm.name} is in no graph")
+        raise ValueError(f"{norm.name} is not in a graph")
     before.name, after.name = after.name, f"{after.name}.folded"
     before.shape, before.type = before.shape or after.shape, before.type or after.type
     after.replace_all_uses_with(before, replace_graph_outputs=True)

@@ -1,4 +1,4 @@
-"""Move the bias of layers: what truncation does to the mean of an output is taken back there."""
+"""Change the bias of layers, to undo what truncation does to the mean of their outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def takes_bias(place: LocatedSite) -> bool:
 def add_to_bias(model: ir.Model, located: Sequence[LocatedSite], shifts: Mapping[str, Float64]) -> None:
     """Add `shifts` (n,), by site name, to the layers' biases, in place.
 
-    Raises ValueError for a layer that `takes_bias` denies.
+    Raises ValueError for a layer for which `takes_bias` is False.
     """
     for place in located:
         if place.site.name in shifts:
@@ -38,7 +38,7 @@ def _effective_bias(node: ir.Node) -> Float64:
 
 def _set_bias(model: ir.Model, node: ir.Node, place: LocatedSite, bias: Float64) -> None:
     if place.weight is None or node.op_type not in _TAKE_BIAS:
-        raise ValueError(f"{node.name} takes no bias")
+        raise ValueError(f"{node.name} cannot have a bias")
     old = node.inputs[2] if len(node.inputs) > 2 else None
     name = (old.name if old is not None else None) or f"{place.site.name}.bias"
     value = add_initializer(model.graph, name, bias, place.weight.dtype)

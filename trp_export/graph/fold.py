@@ -22,6 +22,8 @@ _MOST_NODES = 64
 # Of what an expression reads: an int4 weight becomes eight times as large, a large weight from nothing never.
 _MOST_GROWTH = 8
 _SMALL_BYTES = 2**16
+# The reference implementation lacks older versions of these operators, which compute the same.
+_LEAST_OPSETS = {"DequantizeLinear": 21}
 _MOVES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 _FOLDED = frozenset((
     *_MOVES,
@@ -106,7 +108,8 @@ def _one_node_model(node: ir.Node, known: dict[str | None, Array], opset: int) -
     initializers = [ir.serde.serialize_tensor(ir.tensor(known[name], name=name)) for name in names]
     outputs = [onnx.ValueInfoProto(name=name) for name in proto.output]
     graph = onnx.helper.make_graph([proto], "expression", [], outputs, initializers)
-    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    version = max(opset, _LEAST_OPSETS.get(node.op_type, 0))
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
 
 
 def _inferred_bytes(proto: onnx.ModelProto) -> float:

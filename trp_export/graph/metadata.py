@@ -1,4 +1,4 @@
-"""What a model file says besides what it computes: stripped of what is private, signed with what was done."""
+"""The metadata of a model file: remove what is private, add who made the file and how."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _LONGEST = 2000
 
 
 def strip_traces(model: ir.Model) -> None:
-    """Remove what exporters leave everywhere: stack traces with local paths, scopes, doc strings, who they are.
+    """Remove what exporters leave in a file: stack traces with local paths, scopes, doc strings, their own name.
 
-    Entries of the model's own metadata stay, for apps read them, unless they hold something private.
+    Entries of the model's own metadata stay, since apps read them, unless they hold something private.
     """
     model.producer_name = model.producer_version = model.domain = model.doc_string = None
     model.model_version = None
@@ -37,7 +37,7 @@ def strip_traces(model: ir.Model) -> None:
 
 
 def name_without_paths(model: ir.Model) -> None:
-    """Names that hold local paths keep the last part. Those of inputs and outputs are the user's interface and stay."""
+    """Cut names that hold local paths to the last part. Names of inputs and outputs are the interface and stay."""
     interface = {*model.graph.inputs, *model.graph.outputs}
     taken = {value.name for value in _values(model)}
     for value in (value for value in _values(model) if value not in interface):
@@ -52,18 +52,18 @@ def name_without_paths(model: ir.Model) -> None:
             node.name = node.name and without_paths(node.name)
 
 
-def sign(model: ir.Model, words: Mapping[str, str]) -> None:
-    """Say who made the model, and what should be known of how."""
+def sign(model: ir.Model, entries: Mapping[str, str]) -> None:
+    """Name this program as the producer, and add entries to the metadata."""
     model.producer_name = "trp-export"
     try:
         model.producer_version = version("trp-export")
     except PackageNotFoundError:
         model.producer_version = None
-    model.metadata_props.update({f"trp_export.{key}": text for key, text in words.items()})
+    model.metadata_props.update({f"trp_export.{key}": text for key, text in entries.items()})
 
 
 def licence(model: ir.Model) -> str | None:
-    """The licence that a model's metadata name, if they do; the beginning of a long one."""
+    """The licence in a model's metadata, cut to 2,000 characters; None where it has none."""
     named = (text[:_LONGEST] for key, text in model.metadata_props.items() if key.lower() in LICENCE_KEYS)
     return next((text for text in named if text and not is_private(text)), None)
 

@@ -8,14 +8,14 @@ import onnx_ir as ir
 
 from trp_export.errors import OutputError
 
-# protobuf ends at 2 GiB; above this weights go to a file of their own.
+# A protobuf file holds at most 2 GiB; above this, weights go to a file of their own.
 _INLINE_BYTES = 1_900_000_000
 
 
 def save_model(model: ir.Model, path: Path, apart: bool = False) -> None:
-    """Write a model. Weights go to `<name>.data` beside it where protobuf cannot hold them, or `apart` asks for it.
+    """Write a model. Weights go to `<name>.data` beside it where the file cannot hold them, or with `apart`.
 
-    Apart they are written one by one and read back only when used, so that no copy of the model fills the memory.
+    With `apart` they are written one by one and read back only when used, so that memory never holds a second copy.
     Raises OutputError.
     """
     tensors = (value.const_value for value in model.graph.initializers.values())

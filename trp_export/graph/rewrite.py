@@ -1,8 +1,8 @@
 """Carry out a Plan: replace each chosen layer by its factors. No choices are made here.
 
-The pair of a conv shares its attributes out by axis: what the first conv covers takes that axis' stride,
-pads and dilation, the second has 1, 0 and 1 there, and the other way round. `auto_pad` holds for both,
-since an axis with kernel 1 and stride 1 is never padded. The bias goes to the second conv.
+The two convs of a pair share the attributes by axis: on the axes that the first conv covers, it has the stride, pads,
+output padding and dilation of the layer, and the second conv has 1, 0, 0 and 1; on the other axes it is the reverse.
+`auto_pad` holds for both, since an axis with kernel 1 and stride 1 is never padded. The bias goes to the second conv.
 
 Where every channel is a slice of its own, of the output (network decoupling) or of the input, one of the two convs
 would be grouped with one channel a group on one side and several on the other, which onnxruntime runs slowly; the pair
@@ -51,7 +51,7 @@ class _Path:
 
 
 def rewrite(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], factors: Mapping[str, Pairs]) -> WeightNames:
-    """Replace layers in place; `factors` by site name. Returns what the new weights are called."""
+    """Replace layers in place; `factors` by site name. Returns the names of the new weights."""
     places = {place.site.name: place for place in located}
     names = {}
     for change in plan.changed:
@@ -64,7 +64,7 @@ def rewrite(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], factors
 
 
 def set_products(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], factors: Mapping[str, Pairs]) -> None:
-    """Set each chosen layer's kernel to the product of its factors, in place: what the pairs must equal."""
+    """Set each chosen layer's kernel to the product of its factors, in place: the reference for the pairs."""
     places = {place.site.name: place for place in located}
     for change in plan.changed:
         site = change.site
@@ -79,8 +79,10 @@ def set_kernel(place: LocatedSite, kernel: Array) -> None:
 
 
 def stored_order(place: LocatedSite) -> tuple[int, ...]:
-    """The axes of a layer's kernel in the order in which its weight is stored. Raises ValueError where it has groups
-    and is a transposed conv: no order of axes is its weight then."""
+    """The axes of a layer's kernel in the order in which its weight is stored.
+
+    Raises ValueError for a transposed conv with groups, whose weight is not a permutation of its kernel.
+    """
     if place.nodes[0].op_type == "ConvTranspose" and place.site.group > 1:
         raise ValueError(f"{place.site.name} is a transposed conv with groups")
     axes = place.constant.axes
@@ -115,13 +117,13 @@ def _interleave(parts: Sequence[Array], axis: int) -> Array:
 def _as_kernel(value: ir.Value) -> Array:
     constant = find_constant(value)
     if constant is None:
-        raise ValueError(f"{value.name} holds no value")
+        raise ValueError(f"{value.name} has no value")
     node = value.consumers()[0]
     return as_kernel(node, constant.array(), group_of(node))
 
 
 def tag_nodes(model: ir.Model, plan: Plan, names: WeightNames) -> None:
-    """Note on every node made from a layer what it came from, for those who look at the file."""
+    """Note in the metadata of every new node which layer it came from."""
     for change in plan.changed:
         for name in (name for path in names[change.site.name] for name in path):
             weight = model.graph.initializers.get(name)
@@ -222,12 +224,12 @@ def _conv_attributes(node: ir.Node, site: Site, scheme: Scheme) -> tuple[Attribu
     def part(covers: Sequence[bool], kernel: Sequence[int], group: int) -> Attributes:
         attributes: Attributes = {
             "kernel_shape": list(kernel),
-            "strides": [stride if own else 1 for stride, own in zip(strides, covers, strict=True)],
-            "dilations": [dilation if own else 1 for dilation, own in zip(dilations, covers, strict=True)],
+            "strides": [stride if covered else 1 for stride, covered in zip(strides, covers, strict=True)],
+            "dilations": [dilation if covered else 1 for dilation, covered in zip(dilations, covers, strict=True)],
             "group": group,
         }
         if auto_pad in ("NOTSET", ""):
-            attributes["pads"] = [pad if own else 0 for pad, own in zip(pads, [*covers, *covers], strict=True)]
+            attributes["pads"] = [pad if covered else 0 for pad, covered in zip(pads, [*covers, *covers], strict=True)]
         else:
             attributes["auto_pad"] = auto_pad
         if any(output_padding):
@@ -236,9 +238,9 @@ def _conv_attributes(node: ir.Node, site: Site, scheme: Scheme) -> tuple[Attribu
             ]
         return attributes
 
-    covered = [axis in scheme.reduce_axes for axis in range(axes)]
-    first = part(covered, shape.reduce[2:], shape.reduce_group)
-    second = part([not own for own in covered], shape.expand[2:], shape.expand_group)
+    by_reduce = [axis in scheme.reduce_axes for axis in range(axes)]
+    first = part(by_reduce, shape.reduce[2:], shape.reduce_group)
+    second = part([not covered for covered in by_reduce], shape.expand[2:], shape.expand_group)
     return first, second
 
 
@@ -253,5 +255,5 @@ def _gemm_attributes(node: ir.Node) -> tuple[Attributes, Attributes]:
 def _replace(node: ir.Node, nodes: Sequence[ir.Node]) -> None:
     graph = node.graph
     if graph is None:
-        raise ValueError(f"{node.name} is in no graph")
+        raise ValueError(f"{node.name} is not in a graph")
     ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, node.outputs, nodes[-1].outputs)

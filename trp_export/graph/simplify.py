@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
@@ -17,7 +18,8 @@ import onnx_ir as ir
 from trp_export.graph.skeleton import fill_skeleton, make_skeleton
 from trp_export.graph.weights import DEFAULT_DOMAINS
 
-_WORKER = "trp_export.graph.simplify_worker"
+# By its path and not with -m, which would import modules from the current folder.
+_WORKER = Path(__file__).with_name("simplify_worker.py")
 _TIMEOUT_S = 300
 # Shape inference alone adds some hundred bytes for a node.
 _MOST_GROWTH_BYTES = 2**16
@@ -32,7 +34,7 @@ def simplify(model: ir.Model) -> tuple[ir.Model, str | None]:
     skeleton = make_skeleton(model)
     source = skeleton.proto.SerializeToString()
     try:
-        done = subprocess.run([sys.executable, "-m", _WORKER], input=source, capture_output=True, timeout=_TIMEOUT_S)
+        done = subprocess.run([sys.executable, str(_WORKER)], input=source, capture_output=True, timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return model, f"onnxsim took longer than {_TIMEOUT_S} s"
     if done.returncode:

@@ -1,4 +1,4 @@
-"""What batch norm already tells about the inputs of the layers, without any image.
+"""The mean inputs of layers, derived from batch norm without any image.
 
 A BatchNormalization has outputs of mean beta and variance gamma^2 over its training data. Taken as normal and
 followed through activations, additions and poolings, this gives the mean input of the layers behind it, and so
@@ -32,7 +32,7 @@ class Statistics:
 
 
 def mean_inputs(located: Sequence[LocatedSite]) -> dict[str, Float64]:
-    """Site name -> mean input patch (group, d), for the sites behind batch norm whose inputs can be told."""
+    """Site name -> mean input patch (group, d), for the sites behind batch norm whose inputs can be derived."""
     known: dict[ir.Value, Statistics | None] = {}
     means = {}
     for place in located:
@@ -47,10 +47,10 @@ def mean_inputs(located: Sequence[LocatedSite]) -> dict[str, Float64]:
 def norm_outputs(model: ir.Model) -> dict[str, Statistics]:
     """Value name -> mean and variance that the output of each BatchNormalization had over the training data.
 
-    Those of a network whose running statistics were never gathered (mean 0 and variance 1 everywhere) tell nothing
-    and are left out. Folding batch norm away keeps the names and the values.
+    A network whose running statistics were never gathered (mean 0 and variance 1 everywhere) gives none. Folding batch
+    norm away keeps the names and the values.
     """
-    told: dict[str, Statistics] = {}
+    outputs: dict[str, Statistics] = {}
     gathered = False
     for node in model.graph:
         if node.op_type != "BatchNormalization" or node.domain not in ("", "ai.onnx"):
@@ -61,8 +61,8 @@ def norm_outputs(model: ir.Model) -> dict[str, Statistics]:
             continue
         gathered |= bool(mean.any() or (variance != 1).any())
         share = variance / (variance + node.attributes.get_float("epsilon", 1e-5))
-        told[node.outputs[0].name or ""] = Statistics(beta, gamma**2 * share)
-    return told if gathered else {}
+        outputs[node.outputs[0].name or ""] = Statistics(beta, gamma**2 * share)
+    return outputs if gathered else {}
 
 
 def _over_patch(mean: Float64, place: LocatedSite) -> Float64:
@@ -95,7 +95,7 @@ def _coverage_of_outputs(use: Use, axis: int, extent: int) -> Float64:
 
 
 def _statistics(value: ir.Value, known: dict[ir.Value, Statistics | None]) -> Statistics | None:
-    """Walks back without recursion, since networks are deeper than Python's stack."""
+    """Walk back without recursion, since networks are deeper than Python's stack."""
     pending = [value]
     while pending:
         current = pending[-1]
@@ -122,8 +122,8 @@ def _sources(node: ir.Node) -> list[ir.Value]:
 
 def _apply(node: ir.Node, inputs: list[Statistics | None]) -> Statistics | None:
     rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-    given = [statistics for statistics in inputs if statistics is not None]
-    return rule(node, given) if rule is not None and len(given) == len(inputs) else None
+    known = [statistics for statistics in inputs if statistics is not None]
+    return rule(node, known) if rule is not None and len(known) == len(inputs) else None
 
 
 def _batch_norm(node: ir.Node, _: Sequence[Statistics]) -> Statistics | None:
@@ -137,10 +137,10 @@ def _activation(function: Callable[[ir.Node, Float64], Float64]) -> Callable[...
     """Moments of a function of a normal variable, by Gauss-Hermite quadrature."""
 
     def rule(node: ir.Node, inputs: Sequence[Statistics]) -> Statistics | None:
-        (given,) = inputs
-        if given.variance is None:
+        (source,) = inputs
+        if source.variance is None:
             return None
-        outputs = function(node, given.mean[:, None] + np.sqrt(given.variance)[:, None] * _NODES)
+        outputs = function(node, source.mean[:, None] + np.sqrt(source.variance)[:, None] * _NODES)
         mean = outputs @ _WEIGHTS
         return Statistics(mean, (outputs - mean[:, None]) ** 2 @ _WEIGHTS)
 
@@ -164,10 +164,10 @@ def _add(_: ir.Node, inputs: Sequence[Statistics]) -> Statistics | None:
 
 
 def _concat(node: ir.Node, inputs: Sequence[Statistics]) -> Statistics | None:
-    variances = [given.variance for given in inputs if given.variance is not None]
+    variances = [source.variance for source in inputs if source.variance is not None]
     if node.attributes.get_int("axis", 1) != 1 or len(variances) < len(inputs):
         return None
-    return Statistics(np.concatenate([given.mean for given in inputs]), np.concatenate(variances))
+    return Statistics(np.concatenate([source.mean for source in inputs]), np.concatenate(variances))
 
 
 def _average(_: ir.Node, inputs: Sequence[Statistics]) -> Statistics:
@@ -184,7 +184,7 @@ def _slice(node: ir.Node, inputs: Sequence[Statistics]) -> Statistics | None:
 
 
 def _pad(node: ir.Node, inputs: Sequence[Statistics]) -> Statistics | None:
-    """Zero channels added around, and nothing else."""
+    """Channels of zeros before and after, and no other padding."""
     pads = find_constant(node.inputs[1]) if len(node.inputs) > 1 else None
     amounts = pads.array().astype(int) if pads is not None else np.zeros(0, dtype=int)
     others = np.delete(amounts, [1, 1 + amounts.size // 2]) if amounts.size == 8 else np.ones(1)

@@ -1,4 +1,4 @@
-"""Constants in the graph: where a value comes from and what it holds."""
+"""Constants in the graph: find them, read them, set them."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Constant:
     def _tensor(self) -> ir.TensorProtocol:
         tensor = self.root.const_value
         if tensor is None:
-            raise ValueError(f"{self.root.name} holds no value")
+            raise ValueError(f"{self.root.name} has no value")
         return tensor
 
 
 def find_constant(value: ir.Value | None) -> Constant | None:
-    """The constant behind a value, or None where it is computed or fed."""
+    """The constant that a value is, or None where it is computed or an input of the model."""
     if value is None:
         return None
     if value.is_initializer() and value.const_value is not None and not value.is_graph_input():
@@ -62,7 +62,7 @@ def find_constant(value: ir.Value | None) -> Constant | None:
 
 
 def find_bias(node: ir.Node) -> Float64 | None:
-    """What a Conv or Gemm adds to each output channel: (n,), or (1,) for all; None where that is not constant."""
+    """The number that a layer adds to each output channel: (n,), or (1,) for all; None where it is not constant."""
     value = node.inputs[2] if len(node.inputs) > 2 else None
     if value is None:
         return np.zeros(1)
@@ -74,7 +74,7 @@ def find_bias(node: ir.Node) -> Float64 | None:
 
 
 def find_readers(value: ir.Value) -> list[tuple[ir.Node, int]]:
-    """The nodes that read a value and at which input, Identity and Transpose seen through."""
+    """The nodes that read a value, perhaps through Identity and Transpose, and the index of that input."""
     readers: list[tuple[ir.Node, int]] = []
     for node, index in value.uses():
         seen_through = node.op_type in ("Identity", "Transpose") and find_constant(node.outputs[0]) is not None
@@ -83,7 +83,7 @@ def find_readers(value: ir.Value) -> list[tuple[ir.Node, int]]:
 
 
 def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType) -> ir.Value:
-    """Register a new initializer under a name that is not yet taken by another."""
+    """Register a new initializer; its name gets a number where another has it already."""
     unique, count = name, 1
     while unique in graph.initializers:
         unique, count = f"{name}.{count}", count + 1
@@ -94,15 +94,15 @@ def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType
 
 
 def set_value(value: ir.Value, array: Array) -> None:
-    """Replace what an initializer holds, keeping its name and type."""
+    """Replace the value of an initializer; its name and type stay."""
     if value.const_value is None:
-        raise ValueError(f"{value.name} holds no value")
+        raise ValueError(f"{value.name} has no value")
     dtype = value.const_value.dtype
     value.const_value = ir.tensor(np.ascontiguousarray(array.astype(dtype.numpy())), dtype=dtype, name=value.name)
 
 
 def apply_values(model: ir.Model, values: Mapping[str, Array]) -> None:
-    """Set initializers by name, in place, those that the model has."""
+    """Set initializers by name, in place; names that the model lacks are ignored."""
     for name, array in values.items():
         if name in model.graph.initializers:
             set_value(model.graph.initializers[name], array)

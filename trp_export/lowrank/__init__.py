@@ -1,1 +1,1 @@
-"""Decompositions of kernels: what they are (schemes), what they cost, how the factors are found. numpy alone."""
+"""Decompositions of kernels: the schemes, their cost, and how factors are computed. Imports numpy alone."""

@@ -1,7 +1,7 @@
-"""What a layer becomes: one factor pair, or several whose outputs are added, each fitted to what the others leave.
+"""Factors of a layer: one pair, or several whose outputs are added, each fitted to the residual of the others.
 
-Source: the residual branch of Yu & Bouganis, SVD-NAS, WACV 2023; theirs is fitted once. Here pairs are fitted in
-turns: each fit can only lower the error.
+Source: the residual branch of Yu & Bouganis, SVD-NAS, WACV 2023; there each pair is fitted once. Here pairs are
+fitted in turns, since each fit can only lower the error.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LEAST_GAIN = 5e-3
 
 
 def factorise_branches(kernel: Array, branches: Branches, group: int) -> Pairs:
-    """Pairs whose sum is near the kernel in the Frobenius norm; of a single branch the nearest."""
+    """Pairs whose sum approximates the kernel in the Frobenius norm; for a single branch it is the optimum."""
     return _in_turns(
         kernel,
         branches,
@@ -33,7 +33,7 @@ def factorise_branches(kernel: Array, branches: Branches, group: int) -> Pairs:
 
 
 def calibrate_branches(kernel: Array, branches: Branches, group: int, covariance: Float64) -> Pairs:
-    """Pairs whose sum loses little of the layer's output; `covariance` as for `calibrate`."""
+    """Pairs whose sum loses little of the layer's output variance; `covariance` is that of `calibrate`."""
     return _in_turns(
         kernel,
         branches,
@@ -44,7 +44,7 @@ def calibrate_branches(kernel: Array, branches: Branches, group: int, covariance
 
 
 def sum_products(pairs: Sequence[Factors], branches: Branches, kernel_shape: Sequence[int], group: int) -> Float64:
-    """The dense kernel (n, c/group, *k) that the branches amount to."""
+    """The dense kernel (n, c/group, *k) that equals the sum of the branches."""
     total = np.zeros(kernel_shape)
     for factors, branch in zip(pairs, branches, strict=True):
         total += product(factors, branch.scheme, kernel_shape, group)
@@ -52,7 +52,7 @@ def sum_products(pairs: Sequence[Factors], branches: Branches, kernel_shape: Seq
 
 
 def residual(kernel: Array, pairs: Sequence[Factors], branches: Branches, group: int) -> Array:
-    """What the branches leave of a kernel; the kernel itself where there are none."""
+    """The kernel minus the sum of the branches; the kernel itself without branches."""
     return kernel - sum_products(pairs, branches, kernel.shape, group) if branches else kernel
 
 
@@ -64,7 +64,7 @@ def calibrated_errors(
     after: Branches = (),
     held_out: Float64 | None = None,
 ) -> Float64:
-    """Share of the output's variance that each rank loses, added to the branches before it: (full rank,).
+    """Share of the output's variance that is lost at each rank, with the branches before it: (full rank,).
 
     Pairs that are fitted in turns lose a little less. `held_out` as for `output_errors`.
     """
@@ -84,7 +84,7 @@ def _in_turns(
     fit: Callable[[Array, Branch], Factors],
     error: Callable[[Array], float],
 ) -> Pairs:
-    """Each pair fitted to what those before it leave, then to what all others leave until that gains little."""
+    """Fit each pair to the residual of those before it, then to that of all others until this gains little."""
     pairs: list[Factors] = []
     for index, branch in enumerate(branches):
         pairs.append(fit(residual(kernel, pairs, branches[:index], group), branch))

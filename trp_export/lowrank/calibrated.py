@@ -27,22 +27,22 @@ from scipy.linalg import solve_triangular
 from trp_export.lowrank.factor import Factors, Float64
 from trp_export.lowrank.schemes import Array, Scheme, fold_pair, full_rank
 
-# Added to a covariance as a share of its mean diagonal: what the images did not show must not be taken for free.
+# Added to a covariance as a share of its mean diagonal: what the images did not show must still cost something.
 RIDGE = 1e-4
 _TURNS = 6
 _CG_STEPS = 5
 _LEAST_GAIN = 2e-3
-# Of the largest array that a stack of problems makes; larger stacks are worked on in parts.
+# Size of the largest array of a stack of problems; larger stacks are solved in parts.
 _STACK_BYTES = 192 * 2**20
-# Keeps a Cholesky decomposition sound where a basis is all but dependent.
+# Keeps a Cholesky decomposition stable where a basis is nearly dependent.
 _JITTER = 1e-11
-# Share of the largest variance below which an eigenvalue tells nothing.
+# Share of the largest variance below which an eigenvalue is rounding.
 _NOISE = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """A pair and the share of the output's variance that it loses (0 where the output does not vary)."""
+    """A pair and the share of the output's variance that it loses (0 for an output without variance)."""
 
     factors: Factors
     relative_error: float
@@ -86,7 +86,7 @@ def calibrate(
 
 
 def output_variance(kernel: Array, group: int, covariance: Float64) -> float:
-    """Variance of the output, summed over its channels, with the ridge that factors are found under."""
+    """Variance of the output, summed over its channels, with the ridge under which factors are computed."""
     d = covariance.shape[1]
     w = np.asarray(kernel, dtype=np.float64).reshape(group, -1, d)
     ridge = RIDGE * np.trace(covariance, axis1=1, axis2=2) / d
@@ -95,7 +95,7 @@ def output_variance(kernel: Array, group: int, covariance: Float64) -> float:
 
 
 def bias_shift(kernel: Array, new_kernel: Array, mean: Float64) -> Float64:
-    """What to add to the bias so that the mean output stays: (n,). `mean` is (group, d)."""
+    """The change of bias (n,) that keeps the mean of the output. `mean` is that of the input, (group, d)."""
     n, group = kernel.shape[0], len(mean)
     lost = (np.asarray(kernel, dtype=np.float64) - new_kernel).reshape(group, n // group, -1)
     return np.asarray(np.einsum("gnd,gd->gn", lost, mean).reshape(n))
@@ -112,7 +112,7 @@ def balance(left: Float64, right: Float64) -> tuple[Float64, Float64]:
 
 @dataclass(frozen=True, slots=True)
 class _Stack:
-    """Matrices to factor, each on its own, under the same moments: w (p, n, a, b), m (a, b, a, b).
+    """Matrices that are factored independently under the same moments: w (p, n, a, b), m (a, b, a, b).
 
     The rows a are cut into slices. Columns of U count ranks, and slices within each: R = r x slices.
     """
@@ -135,7 +135,7 @@ class _Stack:
         return min(self.rows // self.slices, int(self.w.shape[1]) * self.taps)
 
     def variances(self) -> Float64:
-        """Of each matrix's output, summed over its channels: (p,)."""
+        """The variance of each matrix's output, summed over its channels: (p,)."""
         return np.asarray(np.einsum("pnab,pnab->p", self.under_m(self.w), self.w))
 
     def mask(self, rank: int) -> Float64:
@@ -201,14 +201,14 @@ def _whitened(shared: Float64, x: Float64, rank: int) -> Float64:
         _, vectors = np.linalg.eigh(whitened @ np.swapaxes(whitened, 1, 2))
         left = np.linalg.solve(root.T, vectors[:, :, ::-1][:, :, :rank])
     variances = np.einsum("par,par->pr", left, shared @ left)
-    # What is left of the smallest is rounding: columns of zeros, which nothing is then built on.
+    # The smallest are rounding: they become columns of zeros, so that nothing builds on them.
     sound = variances > _NOISE * variances.max(axis=1, keepdims=True)
     scale = np.where(sound, 1 / np.sqrt(np.where(sound, variances, 1.0)), 0.0)
     return np.asarray(left * scale[:, None])
 
 
 def _normal_equations(stack: _Stack, left: Float64) -> tuple[Float64, Float64]:
-    """What V solves: G (p, R b, R b) and H (p, R b, n)."""
+    """The normal equations G V = H of V: G (p, R b, R b) and H (p, R b, n)."""
     count, rows, rank = left.shape
     taps = stack.taps
     half = np.swapaxes(left, 1, 2).reshape(-1, rows) @ stack.m.reshape(rows, -1)
@@ -273,7 +273,7 @@ def _best_right(stack: _Stack, left: Float64) -> Float64:
 
 
 def _alternate(stack: _Stack, rank: int, turns: int) -> tuple[Float64, Float64]:
-    """Turns of U and V until they gain little; the last step is V, so that it is exact."""
+    """Alternate between U and V until a turn gains little; the last step solves for V, which is then exact."""
     left = _start(stack, rank)
     right = _best_right(stack, left)
     if stack.taps == stack.slices == 1 or rank >= stack.full_rank:
@@ -294,7 +294,7 @@ def _alternate(stack: _Stack, rank: int, turns: int) -> tuple[Float64, Float64]:
 
 
 def _better_left(stack: _Stack, left: Float64, right: Float64) -> Float64:
-    """A few steps of conjugate gradients on U for this V, from where it is.
+    """A few steps of conjugate gradients on U for this V, starting from the present U.
 
     The preconditioner takes the taps as independent: it is the inverse of a Kronecker product of small matrices.
     """

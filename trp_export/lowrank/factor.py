@@ -34,7 +34,7 @@ def spectrum(kernel: Array, scheme: Scheme, group: int) -> Float64:
 def kept_energy(singular_values: Float64) -> Float64:
     """Share of the sum of squares that each rank keeps, over all matrices: (full rank,), the last is 1.
 
-    Summed from the small end, so that ranks which differ by little are told apart.
+    The sum starts at the small end, so that ranks that differ by little stay distinct.
     """
     squares = np.sum(singular_values**2, axis=0)
     total = squares.sum()
@@ -47,7 +47,7 @@ def kept_energy(singular_values: Float64) -> Float64:
 def factorise(kernel: Array, scheme: Scheme, group: int, rank: int) -> Factors:
     """The best pair of a rank in the Frobenius norm (Eckart-Young), balanced.
 
-    Each side carries the square root of the singular values, which is kind to fp16 and int8.
+    Each side carries the square root of the singular values, which keeps both in the range of fp16 and int8.
     """
     left, right = _truncated_svd(unfold(kernel, scheme, group), rank)
     reduce, expand = fold_pair(left, right, scheme, kernel.shape, group)
@@ -55,7 +55,7 @@ def factorise(kernel: Array, scheme: Scheme, group: int, rank: int) -> Factors:
 
 
 def product(factors: Factors, scheme: Scheme, kernel_shape: Sequence[int], group: int) -> Float64:
-    """The dense kernel (n, c/group, *k) that a pair amounts to."""
+    """The dense kernel (n, c/group, *k) that equals a pair."""
     slices_in, slices_out = scheme.slices(kernel_shape, group)
     matrices = group * slices_in * slices_out
     rank = factors.reduce.shape[0] // matrices
@@ -84,7 +84,7 @@ def _truncated_svd(matrices: Array, rank: int) -> tuple[Float64, Float64]:
 
 
 def _gram_eigenvalues(matrices: Array) -> Float64:
-    """Squared singular values, descending; what is below the noise of the method is zero."""
+    """Squared singular values, descending; values below the noise of the method are zero."""
     rows, columns = matrices.shape[1:]
     small = matrices if rows <= columns else np.swapaxes(matrices, 1, 2)
     grams = np.stack([_gram(matrix) for matrix in small])
@@ -94,7 +94,7 @@ def _gram_eigenvalues(matrices: Array) -> Float64:
 
 
 def _gram(matrix: Array) -> Float64:
-    """matrix @ matrix.T in float64, over slices of columns so that no float64 copy of it all is made."""
+    """matrix @ matrix.T in float64, by slices of columns, so that no float64 copy of the whole matrix is made."""
     rows, columns = matrix.shape
     width = max(1, _CHUNK_BYTES // (8 * rows))
     total = np.zeros((rows, rows))

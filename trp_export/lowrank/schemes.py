@@ -72,7 +72,7 @@ def output_sliced(slices: int) -> Scheme:
 
 
 def scheme_named(name: str) -> Scheme | None:
-    """The scheme of a name, None for a name that stands for none. Whether its slices divide a layer is not asked."""
+    """The scheme of a name, None for an unknown name. Its slices may not divide the channels of a given layer."""
     if name in SCHEMES:
         return SCHEMES[name]
     sliced = _SLICED.fullmatch(name)
@@ -84,7 +84,7 @@ def scheme_named(name: str) -> Scheme | None:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A factor pair as a choice: its scheme, and its rank, counted per matrix."""
+    """The choice of a factor pair: its scheme and its rank, counted per matrix."""
 
     scheme: Scheme
     rank: int
@@ -101,7 +101,7 @@ Branches = tuple[Branch, ...]
 
 
 def describe(branches: Branches) -> str:
-    """As people read it: spatial-wise 12 + channel-wise 4."""
+    """For example `spatial-wise 12 + channel-wise 4`."""
     return " + ".join(map(str, branches))
 
 

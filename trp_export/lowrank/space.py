@@ -23,8 +23,7 @@ from trp_export.lowrank.schemes import (
 )
 from trp_export.lowrank.site import Site
 
-# Of a layer's dense multiply-adds: those of a single pair, and those of a second one, added to a first that gives up
-# as many as LOWERED.
+# Shares of a layer's dense multiply-adds: of a single pair, and of a second one, for which the first gives up LOWERED.
 SHARES = tuple(step / 20 for step in range(2, 20))
 SECOND_SHARES = tuple(step / 20 for step in range(1, 9))
 LOWERED = 0.20
@@ -32,14 +31,14 @@ LOWERED = 0.20
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What a layer may become and its multiply-adds; dense where there are no branches."""
+    """A possible replacement of a layer and its multiply-adds; no branches stand for the dense layer."""
 
     branches: Branches
     macs: int
 
 
 def lr_space(site: Site) -> tuple[Candidate, ...]:
-    """All candidates of a site, each once: dense, then each scheme at each share. Dense alone where it was refused."""
+    """All candidates of a site, each once: dense, then each scheme at each share. A refused site has dense alone."""
     dense = Candidate((), site.macs)
     if site.refusal is not None:
         return (dense,)
@@ -47,7 +46,7 @@ def lr_space(site: Site) -> tuple[Candidate, ...]:
 
 
 def second_branches(site: Site, first: Branch) -> tuple[Candidate, ...]:
-    """Sums of a first pair at a lower rank than it has and a second one; none where its rank leaves no room."""
+    """Sums of the first pair at a lower rank and a second pair; none where the first rank is too low for that."""
     rank = first.rank - round(LOWERED * site.macs / site.macs_per_rank(first.scheme))
     if rank < 1 or site.is_matrix:
         return ()
@@ -67,7 +66,7 @@ def _at_shares(site: Site, after: Branches, shares: tuple[float, ...]) -> tuple[
 
 
 def usual_schemes(site: Site) -> tuple[Scheme, ...]:
-    """The schemes without slices that differ on a site, and decoupling; the one matrix form where all are the same."""
+    """The schemes without slices, and decoupling; only the matrix form for a site on which all schemes are the same."""
     if site.is_matrix:
         return (MATRIX,)
     if len(site.kernel_shape) == 4:

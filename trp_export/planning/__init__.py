@@ -1,1 +1,1 @@
-"""Which layer gets which decomposition at which rank, and why: values and pure functions, numpy alone."""
+"""Decide which layer gets which decomposition at which rank: values and pure functions. Imports numpy alone."""

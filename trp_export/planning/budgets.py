@@ -101,7 +101,7 @@ def plan_by_macs(
 def plan_by_params(
     layers: Sequence[Layer], total_params: int, ratio: float, align: int = 1, damage: Damage = lost_energy
 ) -> Plan:
-    """The same with at most total_params / ratio parameters; no layer takes more multiply-adds than before."""
+    """The plan of least damage with at most total_params / ratio parameters; no layer gets more multiply-adds."""
 
     def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
         ranks = ranks_at(curve, align)
@@ -138,7 +138,8 @@ def plan_by_latency(
         for layer in layers
     ]
     allocation = allocate([offer.menu for offer in offers], max(budget, _least(offers) * (1 + 1e-9)))
-    assert allocation is not None
+    if allocation is None:
+        raise ValueError("the budget is below the least cost")
     decisions = (
         replace(decision, reason=_timed(offer, int(chosen), unit)) if decision.branches else decision
         for decision, offer, chosen in zip(_decisions(offers, allocation), offers, allocation.options, strict=True)

@@ -1,4 +1,4 @@
-"""What each layer could become: for every scheme the energy kept and the cost, rank by rank."""
+"""The options of each layer: for every scheme the energy that is kept and the cost, rank by rank."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Curve:
         return self.params_before + rank * self.params_per_rank
 
     def branches(self, rank: int) -> Branches:
-        """What the layer becomes at a rank."""
+        """The pairs that replace the layer at a rank."""
         return (*self.after, Branch(self.scheme, rank))
 
     @property
@@ -65,14 +65,14 @@ class Layer:
 
 
 def schemes_for(site: Site, choice: str) -> tuple[Scheme, ...]:
-    """The decompositions to try for a site under `--scheme`; one matrix form where all come to the same."""
+    """The decompositions to try for a site under `--scheme`; only the matrix form where all are the same."""
     if choice in SEVERAL:
         return SEVERAL[choice](site)
     return (MATRIX,) if site.is_matrix else (FIXED[choice],)
 
 
 def make_curve(site: Site, scheme: Scheme, kernel: Array, after: Branches = (), fitted_at: int | None = None) -> Curve:
-    """The curve of a scheme, or `after` other branches that of what they leave of the kernel.
+    """The curve of a scheme; with `after`, the curve of what these branches leave of the kernel.
 
     Pairs that are added are fitted together once their ranks are known: `fitted_at` such a rank, its energy is exact,
     otherwise the curve says what is kept at the least.
@@ -96,7 +96,7 @@ def make_curve(site: Site, scheme: Scheme, kernel: Array, after: Branches = (), 
 
 
 def curve_of(site: Site, scheme: Scheme, singular_values: Float64) -> Curve:
-    """The curve of singular values (matrices, full rank) that are at hand already."""
+    """The curve that follows from singular values (matrices, full rank)."""
     return Curve(
         scheme=scheme,
         singular_values=singular_values,
@@ -114,6 +114,6 @@ def align_rank(rank: int, multiple: int, top_rank: int) -> int:
 
 
 def ranks_at(curve: Curve, multiple: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
-    """The ranks worth considering: the multiples below break-even, or all of them where there is none."""
+    """The ranks to consider: the multiples below break-even, or all ranks below it where there is no multiple."""
     ranks = np.arange(multiple, curve.top_rank + 1, multiple)
     return ranks if len(ranks) else np.arange(1, curve.top_rank + 1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 START = 2.0
 STEP = 1.5
-# Less is not worth an export, and closer than this the images cannot tell networks apart.
+# A smaller ratio is not worth an export; networks closer than this cannot be distinguished by images.
 LEAST = 1.05
 CLOSE = 1.02
 MOST = 8
@@ -16,7 +16,7 @@ MOST = 8
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A network that was built and judged: what its budget asked for, what it costs, how well it answers.
+    """A network that was built and evaluated: the ratio of its budget, its cost and its quality.
 
     `reached` is how many times smaller it is by what the budget counts; `after` a share of 1, `error` the standard
     error of its change; `holds` says whether it is within the limit.
@@ -33,9 +33,9 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Frontier:
-    """Every point seen, from the largest network to the smallest, and which of them was chosen.
+    """Every point that was tried, from the largest network to the smallest, and the index of the chosen one.
 
-    `what` is measured on so many `images`: `before` for the original, a share of 1; `max_drop` is the limit, in
+    `what` is measured on `images` images: `before` for the original, a share of 1; `max_drop` is the limit, in
     percentage points; `by` names the budget.
     """
 
@@ -49,7 +49,7 @@ class Frontier:
 
     @property
     def limit(self) -> float:
-        """The least share of 1 that holds."""
+        """The lowest acceptable quality, a share of 1."""
         return self.before - self.max_drop / 100
 
 

@@ -13,7 +13,7 @@ from trp_export.lowrank.factor import Float64
 
 @dataclass(frozen=True, slots=True)
 class Menu:
-    """The options of one layer, as columns: what each costs and the damage it does. One must be taken."""
+    """The options of one layer, as columns of costs and damages. Exactly one is taken."""
 
     cost: Float64
     damage: Float64
@@ -33,7 +33,7 @@ def allocate(menus: Sequence[Menu], budget: float) -> Allocation | None:
     """Least total damage within the budget, or None where even the cheapest options exceed it.
 
     Bisection on the price of cost finds the best corner of the lower convex hull and a lower bound on the
-    damage; what is left of the budget is then spent on the upgrades that pay most.
+    damage; the rest of the budget is then spent on the most profitable upgrades.
     """
     if sum(float(menu.cost.min()) for menu in menus) > budget:
         return None
@@ -76,7 +76,7 @@ def _price_that_fits(menus: Sequence[Menu], budget: float) -> tuple[float, float
 
 
 def _fill(menus: Sequence[Menu], options: NDArray[np.intp], budget: float) -> NDArray[np.intp]:
-    """Spend what is left, upgrade by upgrade, on the largest saving of damage per cost."""
+    """Spend the rest of the budget, upgrade by upgrade, on the largest reduction of damage per cost."""
     options = options.copy()
     left = budget - _total(menus, options, "cost")
     while True:

@@ -1,4 +1,4 @@
-"""Rank rules: how a plan comes about from the layers' curves. Pure: no graph, no file, no weight is touched."""
+"""Make a plan from the curves of the layers: by a rule for each layer, or from a saved plan. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from trp_export.planning.plan import Choice, Decision, Plan
 
 
 class LayerRule(Protocol):
-    """Says which rank a layer keeps under one scheme; `str` of it is how the plan names the rule."""
+    """The rank of a layer under one scheme; `str` of the rule is its name in the plan."""
 
     def rank(self, curve: Curve) -> int: ...
 
 
 def plan_by_rule(layers: Sequence[Layer], rule: LayerRule, align: int = 1) -> Plan:
-    """Each layer on its own: per scheme the rank that the rule asks for, then the scheme with the fewest MACs."""
+    """For each layer the rank that the rule asks for under every scheme, then the scheme with the fewest MACs."""
     return Plan(tuple(_decide(layer, rule, align) for layer in layers), str(rule))
 
 
@@ -36,7 +36,9 @@ def plan_by_choices(layers: Sequence[Layer], choices: Sequence[Choice], rule: st
 def require_fits(site: Site, branches: Branches) -> None:
     """Raises OptionError for pairs that a site cannot become."""
     if len(branches) > 1 and (site.is_matrix or len({branch.scheme for branch in branches}) < len(branches)):
-        raise OptionError(f"the plan adds pairs of one kind for {site.name}: give one pair the sum of their ranks.")
+        raise OptionError(
+            f"the plan adds two pairs of one scheme for {site.name}: use one pair with the sum of the ranks."
+        )
     inside, out = site.kernel_shape[1], site.kernel_shape[0] // site.group
     for scheme, rank in ((branch.scheme, branch.rank) for branch in branches):
         if not scheme.divides(site.kernel_shape, site.group):
@@ -82,7 +84,7 @@ def _replay(layer: Layer, by_name: Mapping[str, Choice]) -> Decision:
     if not choice.branches:
         return keep(site, choice.reason or "kept by the plan")
     if site.refusal:
-        raise OptionError(f"the plan factors {site.name}, which cannot be: {site.refusal}.")
+        raise OptionError(f"the plan factors {site.name}, which cannot be factored: {site.refusal}.")
     require_fits(site, choice.branches)
     *after, last = choice.branches
     found = (curve for curve in layer.curves if curve.scheme == last.scheme and curve.after == tuple(after))

@@ -1,4 +1,4 @@
-"""A second pair for the layers of a plan: what each could become if its own pair were smaller and another were added.
+"""A second pair for the layers of a plan: each layer's own pair gets smaller and another pair is added to it.
 
 Every sum of any two pairs would be thousands of spectra; so, as Yu & Bouganis do, a first choice is made among single
 pairs, and the sums that are offered then begin with that choice.
@@ -15,13 +15,13 @@ from trp_export.lowrank.space import all_schemes
 from trp_export.planning.curves import Curve, Layer, make_curve
 from trp_export.planning.plan import Plan
 
-# Shares of the dense multiply-adds that a first pair may give up, and how many schemes are then worth fitting together.
+# Shares of the dense multiply-adds that a first pair may give up; the number of schemes that are fitted with it.
 GIVEN_UP = (0.1, 0.2, 0.3)
 _FITTED = 2
 
 
 def second_curves(layers: Sequence[Layer], plan: Plan, kernel: Callable[[str], Array]) -> tuple[Layer, ...]:
-    """The same layers with the curves of sums alone, none where the plan changes nothing; `kernel` gives a weight."""
+    """The layers with the curves of sums alone, none for those that the plan keeps; `kernel` gives a weight by name."""
     chosen = {change.site.name: change.branches[0] for change in plan.changed if not change.site.is_matrix}
     return tuple(
         replace(
@@ -36,7 +36,9 @@ def second_curves(layers: Sequence[Layer], plan: Plan, kernel: Callable[[str], A
 
 def with_curves(layers: Sequence[Layer], more: Sequence[Layer]) -> tuple[Layer, ...]:
     """The layers with the curves of both."""
-    return tuple(replace(one, curves=(*one.curves, *other.curves)) for one, other in zip(layers, more, strict=True))
+    return tuple(
+        replace(layer, curves=(*layer.curves, *other.curves)) for layer, other in zip(layers, more, strict=True)
+    )
 
 
 def _sums(site: Site, first: Branch, kernel: Array) -> tuple[Curve, ...]:
@@ -57,5 +59,5 @@ def _best(site: Site, kernel: Array, after: Branches, spare: int) -> list[Curve]
         rank = min(spare // curve.macs_per_rank, curve.full_rank)
         if rank:
             found.append((float(curve.energy[rank - 1]), curve, rank))
-    found.sort(key=lambda one: -one[0])
+    found.sort(key=lambda entry: -entry[0])
     return [make_curve(site, curve.scheme, kernel, after, fitted_at=rank) for _, curve, rank in found[:_FITTED]]

@@ -1,4 +1,4 @@
-"""The damage to a network's output as a function of one layer's relative output error: measured points, a power law.
+"""The damage to a network's output as a function of one layer's relative output error: a power law through points.
 
 Between the points it is interpolated in log-log. Outside it goes on at the slope next to it: clamped, rank 1 would
 look free.
@@ -12,14 +12,14 @@ import numpy as np
 
 from trp_export.lowrank.factor import Float64
 
-# A quadratic measure of damage grows as the squared error does (slope 1); noise must not turn it round.
+# A quadratic measure of damage grows as the squared error does (slope 1); noise must not reverse it.
 _LEAST_SLOPE, _LARGEST_SLOPE = 0.5, 2.0
 _LEAST_DAMAGE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """Of one layer: `errors` (squared, relative to its output's variance, ascending) and the `damage` each does.
+    """One layer's `errors` (squared, relative to its output's variance, ascending) and the `damage` of each.
 
     Damage is the divergence of the network's outputs, in nats for classifiers.
     """

@@ -1,4 +1,4 @@
-"""Networks that were trained for low rank already, by whom and how one need not know: their spectra drop sharply."""
+"""Recognise networks that were trained for low rank already: their singular values drop sharply."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SMALLEST_TAIL = 0.05
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """How many layers drop sharply, of how many, and the energy at which a cut of those layers costs nothing."""
+    """How many of the layers drop sharply, and the energy at which cutting those layers loses nothing."""
 
     layers: int
     of_layers: int
@@ -25,7 +25,7 @@ class LowRank:
 
 
 def sharp_drop(singular_values: Float64) -> int | None:
-    """The rank after which singular values fall by a factor of ten or more, or None where none does.
+    """The rank after which the singular values fall by a factor of ten or more, None where they never do.
 
     `singular_values` is (matrices, full rank), descending. What falls must be a twentieth of all ranks, and at
     least two: the last values of any square matrix are small by chance.
@@ -41,7 +41,7 @@ def sharp_drop(singular_values: Float64) -> int | None:
 
 
 def recognise(curves: Sequence[Curve]) -> LowRank | None:
-    """What the spectra of a network's layers, one curve each, say about it; None where fewer than half drop."""
+    """Whether a network has low rank already, from one curve for each layer; None where fewer than half drop."""
     dropped = [(curve, rank) for curve in curves if (rank := sharp_drop(curve.singular_values)) is not None]
     if not curves or 2 * len(dropped) < len(curves):
         return None

@@ -23,6 +23,7 @@ from trp_export.verify import Agreement
 _SHORTEST_NAME = 14
 _LONGEST_KERNEL = 18
 _WIDEST_OUTCOME = 41  # longer reasons continue on the next line
+_LARGE_SHARE = 0.1
 _TONES = {None: "bold", "faster": "bold green", "slower": "bold red", "no difference": "bold yellow"}
 
 
@@ -63,7 +64,7 @@ def _layer_table(report: Report, width: int) -> Table:
     scheme_width = max(map(len, ["decouple ", *schemes]))
     rank_width = max(map(len, ["rank", *ranks]))
     outcomes = [
-        _outcome(layer, f"{scheme:<{scheme_width}}", f"{rank:>{rank_width}}")
+        _outcome(layer, f"{scheme:<{scheme_width}}", f"{rank:>{rank_width}}", report.before.macs)
         for layer, scheme, rank in zip(decisions, schemes, ranks, strict=True)
     ]
     head = Text(f"{'becomes':<{scheme_width}}  {'rank':>{rank_width}}  energy  {'MACs':>6}", style="dim")
@@ -83,11 +84,15 @@ def _ranks(decision: Decision) -> str:
     return " + ".join(f"{branch.rank}/{decision.site.full_rank(branch.scheme)}" for branch in decision.branches)
 
 
-def _outcome(decision: Decision, scheme: str, rank: str) -> Text:
-    """One line; the reason of a factored layer only if it says more than the energy."""
+def _outcome(decision: Decision, scheme: str, rank: str, macs: int | None) -> Text:
+    """One line; the reason of a factored layer only if it says more than the energy.
+
+    A kept layer that holds much of the network's `macs` shows its share.
+    """
     reason = _one_line(decision.reason)
     if not decision.branches:
-        return Text(f"kept: {reason}", style="dim")
+        share = decision.site.macs / macs if macs and decision.site.is_known else 0.0
+        return Text(f"kept{f', {share:.0%} of MACs' if share >= _LARGE_SHARE else ''}: {reason}", style="dim")
     colour = "green" if decision.macs < decision.site.macs else "red"
     return Text.assemble(
         (scheme, "cyan"),

@@ -1,0 +1,187 @@
+"""The normal form: constant expressions, functions, inputs with a default, networks that are quantised already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import build, changed, export, noise, relative_l2, run, save
+from onnx import TensorProto, helper, numpy_helper
+
+from trp_export.errors import UnsupportedError
+from trp_export.graph.bounds import require_bounded
+from trp_export.graph.narrow import note_narrow, store_narrow, take_narrow
+from trp_export.graph.prepare import prepare
+from trp_export.graph.shapes import infer_value_shapes, input_shapes
+from trp_export.graph.simplify import simplify
+from trp_export.graph.sites import find_sites
+
+IMAGE = "float[1, 4, 12, 12] x"
+
+
+def text(body: str, weights: str, header: str = IMAGE, out: str = "float[N, M, H, W] y") -> str:
+    return f'<ir_version: 8, opset_import: ["" : 17]>\nnet ({header}) => ({out}) <{weights}> {{ {body} }}'
+
+
+def prepared(proto: onnx.ModelProto) -> ir.Model:
+    return prepare(ir.serde.deserialize_model(proto))
+
+
+EXPRESSIONS = {
+    "cast": ("k = Cast <to = 1> (w)", "float16[8, 4, 3, 3] w"),
+    "scale": ("k = Mul (w, s)", "float[8, 4, 3, 3] w, float[8, 1, 1, 1] s"),
+    "reshape": ("k = Reshape (w, t)", "float[32, 9] w, int64[4] t = {8, 4, 3, 3}"),
+    "transpose": ("h = Mul (w, s)  k = Transpose <perm = [3, 2, 0, 1]> (h)", "float[3, 3, 4, 8] w, float[1] s"),
+    "weight norm": (
+        "n = ReduceL2 <axes = [1, 2, 3]> (w)  d = Div (g, n)  k = Mul (w, d)",
+        "float[8, 4, 3, 3] w, float[8, 1, 1, 1] g",
+    ),
+    "unpacked": (
+        "k = DequantizeLinear (w, s)", "int8[8, 4, 3, 3] w, float s = {0.05}",
+    ),
+    "constant": ("k = ConstantOfShape <value = float[1] {0.5}> (t)", "int64[4] t = {8, 4, 3, 3}"),
+    "spread": ("k = Expand (w, t)", "float[8, 4, 1, 1] w, int64[4] t = {8, 4, 3, 3}"),
+    "joined": ("k = Concat <axis = 0> (w, v)", "float[4, 4, 3, 3] w, float[4, 4, 3, 3] v"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("expression", "weights"), EXPRESSIONS.values(), ids=EXPRESSIONS)
+def test_a_constant_expression_before_a_weight_is_folded(expression: str, weights: str) -> None:
+    proto = build(text(f"{expression}  y = Conv <pads = [1, 1, 1, 1]> (x, k)", weights))
+    model = prepared(proto)
+    assert [node.op_type for node in model.graph] == ["Conv"]
+    (place,) = find_sites(model, {})
+    assert place.site.refusal is None
+    wanted, got = (run(each, noise(proto))[0] for each in (proto, ir.serde.serialize_model(model)))
+    assert relative_l2(wanted, got) < 1e-6
+
+
+def test_an_expression_with_an_input_in_it_stays() -> None:
+    proto = build(text("k = Mul (w, s)  y = Conv (x, k)", "float[8, 4, 3, 3] w", f"{IMAGE}, float[1] s"))
+    assert [node.op_type for node in prepared(proto).graph] == ["Mul", "Conv"]
+
+
+def test_an_expression_that_makes_a_large_weight_from_nothing_stays() -> None:
+    proto = build(text("k = ConstantOfShape (t)  y = Conv (x, k)", "int64[4] t = {100000, 4, 3, 3}"))
+    assert [node.op_type for node in prepared(proto).graph] == ["ConstantOfShape", "Conv"]
+
+
+GROWING = {
+    "ConstantOfShape": ("o = ConstantOfShape (t)", "int64[3] t = {1024, 1024, 1000}"),
+    "Tile": ("o = Tile (w, t)", "float[1, 1, 1] w, int64[3] t = {1024, 1024, 1000}"),
+    "Expand": ("o = Expand (w, t)", "float[1, 1, 1] w, int64[3] t = {1024, 1024, 1000}"),
+    "Range": ("o = Range (a, b, c)", "float a = {0}, float b = {1000000000}, float c = {1}"),
+}
+
+
+@pytest.mark.parametrize(("body", "weights"), GROWING.values(), ids=GROWING)
+def test_constants_without_bound_are_refused_before_anything_is_computed(body: str, weights: str) -> None:
+    proto = build(text(f"{body}  s = ReduceSum <keepdims = 0> (o)  y = Mul (x, s)", weights))
+    model = prepared(proto)
+    with pytest.raises(UnsupportedError, match="constant expressions of this model stand for more than"):
+        require_bounded(model, infer_value_shapes(model, input_shapes(model)))
+
+
+def test_simplifying_does_not_make_a_model_larger() -> None:
+    body = "o = ConstantOfShape (t)  g = Tile (w, r)  a = Add (x, o)  y = Mul (a, g)"
+    weights = "int64[4] t = {1, 4, 120, 120}, float[1, 1, 1, 120] w, int64[4] r = {1, 4, 120, 1}"
+    proto = build(text(body, weights, "float[1, 4, 120, 120] x"))
+    model, _ = simplify(prepared(proto))
+    made = ir.serde.serialize_model(model)
+    assert made.ByteSize() < 2 * proto.ByteSize() + 1000
+    assert relative_l2(run(proto, noise(proto))[0], run(made, noise(proto))[0]) < 1e-6
+
+
+def nested_functions(depth: int) -> onnx.ModelProto:
+    """Functions that call the one before twice: 2 ** depth nodes."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    functions = [helper.make_function("own", "f0", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], opsets)]
+    for index in range(depth):
+        calls = [helper.make_node(f"f{index}", [a], [b], domain="own") for a, b in (("a", "t"), ("t", "b"))]
+        functions.append(helper.make_function("own", f"f{index + 1}", ["a"], ["b"], calls, opsets))
+    call = helper.make_node(f"f{depth}", ["x"], ["y"], domain="own")
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in ("x", "y")]
+    graph = helper.make_graph([call], "net", info[:1], info[1:])
+    return helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=8)
+
+
+@pytest.mark.parametrize("depth", [14, 40, 400])
+def test_nested_functions_are_refused_before_they_are_inlined(depth: int) -> None:
+    with pytest.raises(UnsupportedError, match=r"stand for .* nodes, more than this program inlines"):
+        prepared(nested_functions(depth))
+
+
+def test_functions_within_the_bounds_are_inlined() -> None:
+    assert len(list(prepared(nested_functions(5)).graph)) == 32
+
+
+def with_default(ir_version: int = 8) -> onnx.ModelProto:
+    """An input that may be left out, and a weight that is a Constant node or an initializer."""
+    proto = build(text("a = Conv <pads = [1, 1, 1, 1]> (x, w)  y = Mul (a, strength)", "float[8, 4, 3, 3] w"))
+    proto.ir_version = ir_version
+    proto.graph.input.append(helper.make_tensor_value_info("strength", TensorProto.FLOAT, [1]))
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), "strength"))
+    return proto
+
+
+@pytest.mark.parametrize("weights", ["initializers", "Constant nodes"])
+def test_an_input_with_a_default_stays_an_input(weights: str, tmp_path: Path) -> None:
+    proto = with_default()
+    if weights == "Constant nodes":
+        tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == "w")
+        proto.graph.node.insert(0, helper.make_node("Constant", [], ["w"], value=tensor))
+        proto.graph.initializer.remove(tensor)
+    report = export(save(proto, tmp_path / "model.onnx"))
+    assert len(changed(report)) == 1
+    made = onnx.load(report.files[0])
+    assert made.graph.input == proto.graph.input
+    assert numpy_helper.to_array(next(t for t in made.graph.initializer if t.name == "strength")) == [1.0]
+    inputs = noise(build(text("y = Relu (x)", "")))
+    for more in ({}, {"strength": np.full(1, 0.5, np.float32)}):
+        wanted, got = (run(each, {**inputs, **more})[0] for each in (proto, made))
+        assert relative_l2(wanted, got) < 1e-5
+
+
+def test_weights_that_are_all_listed_as_inputs_are_factored_and_noted(tmp_path: Path) -> None:
+    proto = build(text("y = Conv (x, w)", "float[8, 4, 3, 3] w"))
+    proto.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [8, 4, 3, 3]))
+    report = export(save(proto, tmp_path / "model.onnx"))
+    assert len(changed(report)) == 1
+    assert any("lists as inputs" in note for note in report.notes)
+
+
+QUANTISED = {
+    "QDQ": "q = QuantizeLinear (x, s, z)  d = DequantizeLinear (q, s, z)  y = Conv (d, w)",
+    "dynamic": "q, t, o = DynamicQuantizeLinear (x)  i = ConvInteger (q, k, o)  y = Cast <to = 1> (i)",
+}
+
+
+@pytest.mark.parametrize("body", QUANTISED.values(), ids=QUANTISED)
+def test_a_quantised_network_is_refused_and_the_float_model_named(body: str) -> None:
+    weights = "float[8, 4, 3, 3] w, uint8[8, 4, 3, 3] k, float s = {0.1}, uint8 z = {128}"
+    with pytest.raises(UnsupportedError, match=r"quantised already .* Start from the float model"):
+        prepared(build(text(body, weights)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_weights_go_back_behind_a_cast_where_nothing_is_lost(seed: int, is_exact: bool) -> None:
+    proto = build(text("k = Cast <to = 1> (w)  y = Conv (x, k)", "float16[64, 4, 3, 3] w"), seed)
+    model = ir.serde.deserialize_model(proto)
+    note_narrow(model)
+    model = prepare(model)
+    (place,) = find_sites(model, {})
+    if not is_exact:
+        place.constant.root.const_value = ir.tensor(place.constant.array() * np.float32(1.0001))
+    before = ir.serde.serialize_model(model)
+    narrow = take_narrow(model)
+    assert narrow is not None
+    store_narrow(model, narrow)
+    after = ir.serde.serialize_model(model)
+    assert after.ByteSize() < (0.7 if is_exact else 1.1) * before.ByteSize()
+    assert np.array_equal(run(before, noise(proto))[0], run(after, noise(proto))[0])
