@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from trp_export.bench import Environment, Measurement, Process
+from trp_export.bench.devices.replies import read_machine
 from trp_export.bench.environment import Core, Machine, choose_cores, governor_of, require_same
 from trp_export.bench.noise import noise_remarks
 from trp_export.errors import DeviceError, EnvironmentMismatchError, OptionError
@@ -71,7 +72,7 @@ def test_unlike_environments_say_where_they_differ() -> None:
 
 def test_a_device_without_onnxruntime() -> None:
     with pytest.raises(DeviceError, match="pip install onnxruntime"):
-        Machine.from_probe({"unusable": "its python3 cannot import onnxruntime"})
+        read_machine({"unusable": "its python3 cannot import onnxruntime"}, "the board")
 
 
 def measured(*medians: float, slow_runs: int = 0) -> Measurement:

@@ -125,9 +125,9 @@ def test_files_that_are_no_models(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(content)
     with pytest.raises(LoadError, match="is not an ONNX model"):
         compare([tmp_path / "bad.onnx"])
-    with pytest.raises(LoadError, match="cannot read"):
+    with pytest.raises(LoadError, match="cannot be read"):
         compare([tmp_path / "missing.onnx"])
-    with pytest.raises(LoadError, match="cannot read"):
+    with pytest.raises(LoadError, match="cannot be read"):
         compare([tmp_path])
 
 
@@ -247,7 +247,7 @@ def test_runners_that_fail_are_quoted(program: str, message: str, no_process_lef
 
 
 def test_a_program_that_is_missing() -> None:
-    with pytest.raises(DeviceError, match="cannot start the runner: /nowhere/python"):
+    with pytest.raises(DeviceError, match="cannot start the runner: there is no program /nowhere/python"):
         Pipe(["/nowhere/python"], what="the runner")
 
 

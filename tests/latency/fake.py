@@ -37,7 +37,7 @@ class FakeDevice:
     pace: float = 1.0
     dies_after: int = 1000
     specification: str = "fake"
-    precision: str = "float32"
+    precision: str = "fp32"
     profiled: bool = True
     profiles: int = 0
     comparisons: int = 0

@@ -96,7 +96,7 @@ def test_tables_of_another_precision_are_refused_and_kept_apart(
     assert len(list(lab.cache.iterdir())) == 1
     wish = ("--speedup", "4", "--calib", images(tmp_path), "--precision", "int8", "--no-bench", "--dry-run")
     error = refuses(9, model, *wish, "--latency-table", "t.json")
-    assert "precision float32 there, int8 here" in error
+    assert "precision fp32 there, int8 here" in error
     assert trp(model, *wish).code == 0
     assert len(list(lab.cache.iterdir())) == 2
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trp_export.errors import DeviceError, EnvironmentMismatchError, OptionError
+from trp_export.errors import EnvironmentMismatchError, OptionError
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,10 @@ class Core:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A device before anything runs on it: what `probe` answered."""
+    """A device before anything runs on it, as its `probe` describes it.
+
+    `build` and `features` are digests of onnxruntime's build and the processor's instruction sets, empty if unknown.
+    """
 
     cpu: str
     machine: str
@@ -68,23 +71,8 @@ class Machine:
     can_pin: bool
     onnxruntime: str
     providers: tuple[str, ...]
-
-    @classmethod
-    def from_probe(cls, facts: Mapping[str, Any]) -> Machine:
-        """From the line a runner's `probe` prints. Raises DeviceError when onnxruntime is missing there."""
-        if "unusable" in facts:
-            raise DeviceError(f"{facts['unusable']}\nInstall it on the device: python3 -m pip install onnxruntime")
-        return cls(
-            cpu=facts["cpu"],
-            machine=facts["machine"],
-            system=facts["system"],
-            logical_cores=facts["logical_cores"],
-            cores=tuple(Core(**core) for core in facts["cores"]),
-            load=facts["load"],
-            can_pin=facts["can_pin"],
-            onnxruntime=facts["onnxruntime"],
-            providers=tuple(facts["providers"]),
-        )
+    build: str = ""
+    features: str = ""
 
 
 def choose_cores(machine: Machine, threads: int, wanted: Sequence[int] | None) -> tuple[int, ...]:

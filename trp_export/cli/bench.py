@@ -204,7 +204,7 @@ def _bench(options: BenchOptions) -> int:
 
 def _check_outputs(options: BenchOptions) -> None:
     """Raise OutputError where an output cannot be written, OptionError where it would overwrite an input."""
-    from trp_export.bench.models import model_files
+    from trp_export.graph.model_files import model_files
 
     named = (("--save", options.save), ("--plot", options.plot))
     outputs = [Output(path, option) for option, path in named if path]

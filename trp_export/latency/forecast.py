@@ -23,7 +23,7 @@ class Forecast:
     original: float
     predicted: float
     measured: float
-    precision: str = "float32"
+    precision: str = "fp32"
 
     @property
     def speedup(self) -> float:
@@ -46,7 +46,7 @@ class Forecast:
         )
 
     def __str__(self) -> str:
-        in_precision = "" if self.precision == "float32" else f" for {self.precision}"
+        in_precision = "" if self.precision == "fp32" else f" for {self.precision}"
         return (
             f"The latency table{in_precision} predicted {self.speedup:.2f}x "
             f"({self.original:.4g} to {self.predicted:.4g} {self.unit}); "

@@ -128,7 +128,7 @@ def measure_network(
 def _subjects(
     network: Network, layers: Sequence[Layer], align: int, precision: str, alone: bool
 ) -> tuple[Subject, ...]:
-    """The layers that may become pairs, with their signatures in the network that will run, as it is in float32."""
+    """The layers that may become pairs, with their signatures in the network that will run, as it is in fp32."""
     model, _ = make_standin(network.model, Plan((), "dense"))
     places = {place.site.name: place for place in find_sites(model, infer_shapes(model, network.inputs))}
     block = block_size()

@@ -22,7 +22,7 @@ from trp_export.errors import EnvironmentMismatchError, LoadError
 from trp_export.system.files import atomic_write
 
 FORMAT = "trp-latency"
-VERSION = 1
+VERSION = 2
 _MOST_BYTES = 64 * 2**20
 _MOST_COSTS = 1000
 _LONGEST_KEY = 2000
@@ -35,6 +35,8 @@ class Conditions:
     """What a cost depends on besides the layer. Tables of unlike conditions are never merged.
 
     `device` is its kind (local, ssh, arm, ...), `unit` ms or million instructions, `precision` that of the weights.
+    `build` stands for the build of onnxruntime and `features` for the instruction sets of the processor, as digests;
+    they are empty where the device does not tell.
     """
 
     device: str
@@ -46,7 +48,9 @@ class Conditions:
     provider: str
     onnxruntime: str
     unit: str
-    precision: str = "float32"
+    precision: str = "fp32"
+    build: str = ""
+    features: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict."""

@@ -70,8 +70,11 @@ class Runner(Protocol):
     def run(self, samples: int, inner: int) -> Turn:
         """`samples` durations of `inner` inferences, each divided by `inner`. Raises DeviceError."""
 
-    def outputs(self) -> list[np.ndarray | None]:
-        """The outputs for the staged inputs; None for those that are not tensors. Raises DeviceError."""
+    def outputs(self, most_bytes: int) -> list[np.ndarray | None]:
+        """The outputs for the staged inputs; None for those that are not tensors.
+
+        Raises DeviceError, also for an output of more than `most_bytes`.
+        """
 
     def ask(self, command: str) -> dict[str, Any]:
         """Any other command of the protocol. Raises DeviceError."""
