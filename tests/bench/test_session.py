@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from trp_export.bench import Comparison, Settings, compare, load, ratio, save
+from trp_export.bench import Comparison, Settings, compare, load, ratio, save, to_json
 from trp_export.bench.devices.pipe import Pipe
 from trp_export.bench.models import read_cases
 from trp_export.bench.outputs import check_outputs, deviation
@@ -55,7 +55,7 @@ def test_json_there_and_back(conv_net: Path, tmp_path: Path) -> None:
     assert [one.model for one in found.measurements] == [str(conv_net), f"{conv_net} #2"]
     save(found, tmp_path / "out.json")
     assert load(tmp_path / "out.json") == found
-    brief = found.to_json(samples=False)
+    brief = to_json(found, samples=False)
     assert json.loads(json.dumps(brief, allow_nan=False)) == brief
     assert "processes" not in brief["models"][0]
     with pytest.raises(OutputError, match="cannot be written"):

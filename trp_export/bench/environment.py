@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +36,6 @@ class Environment:
         return {
             key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
         }
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Environment:
-        """The reverse of `to_json`. Raises KeyError or TypeError when fields are missing or unknown."""
-        return cls(**{**values, "cores": tuple(values["cores"])})
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,7 @@ def _bench(options: BenchOptions) -> int:
     """Check what can be checked before minutes are spent, measure, then show."""
     from trp_export.bench.models import read_input
     from trp_export.bench.plot import check_plot_path, draw
-    from trp_export.bench.samples import load, save
+    from trp_export.bench.saved import load, save
     from trp_export.bench.session import compare
 
     if options.plot:
