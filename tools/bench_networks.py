@@ -177,7 +177,7 @@ def count(networks: Sequence[Network], clock: Clock) -> None:
 
 def measure(networks: Sequence[Network], clock: Clock) -> None:
     """Dense beside the three ratios of one scheme and alignment, in one go; one thread first."""
-    from trp_export.bench import compare, to_json
+    from trp_export.bench import compare
 
     for threads in THREADS:
         for network in networks:
@@ -194,6 +194,8 @@ def measure_group(network: Network, threads: int, scheme: str, align: str, compa
     group = [version for version in group if version.model.is_file()]
     if result.is_file() or not group:
         return
+    from trp_export.bench import to_json
+
     models = [version.model for version in (dense(network), *group)]
     found = compare(models, threads=threads, budget_s=BUDGET_S)
     values = to_json(found, samples=False)

@@ -4,14 +4,14 @@ import trp_export.cli.start  # noqa: F401
 
 
 def train() -> None:
-    """trp-train"""
+    """Run trp-train."""
     from training.cli import main
 
     main()
 
 
 def search() -> None:
-    """trp-search"""
+    """Run trp-search."""
     from training.search.cli import main
 
     main()

@@ -51,8 +51,16 @@ def test_any_other_value_is_read_or_refused(data: st.DataObject) -> None:
         {"models": []},
         {"models": [{**DOCUMENT["models"][0], "processes": []}]},
         {"models": [{**DOCUMENT["models"][0], "processes": [{**DOCUMENT["models"][0]["processes"][0], "round": {}}]}]},
-        {"models": [{**DOCUMENT["models"][0], "processes": [{**DOCUMENT["models"][0]["processes"][0], "samples": []}]}]},
-        {"models": [{**DOCUMENT["models"][0], "processes": [{**DOCUMENT["models"][0]["processes"][0], "samples": [-5]}]}]},
+        {
+            "models": [
+                {**DOCUMENT["models"][0], "processes": [{**DOCUMENT["models"][0]["processes"][0], "samples": []}]}
+            ]
+        },
+        {
+            "models": [
+                {**DOCUMENT["models"][0], "processes": [{**DOCUMENT["models"][0]["processes"][0], "samples": [-5]}]}
+            ]
+        },
         {"environment": {**DOCUMENT["environment"], "other": 1}},
     ],
 )

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from trp_export.bench import Comparison, Settings, compare, load, ratio, save, to_json
 from trp_export.bench.devices.pipe import Pipe
 from trp_export.bench.models import read_cases
-from trp_export.bench.outputs import check_outputs, deviation
+from trp_export.bench.outputs import check_outputs
 from trp_export.errors import (
     DeviceError,
     EnvironmentMismatchError,
@@ -196,16 +196,6 @@ def test_a_device_that_computes_something_else_is_not_timed(
     with pytest.raises(VerifyError, match=r"(?s)output 0 on local differs.*Nothing was measured further"):
         compare([conv_net], checkpoint=seen.append)
     assert not seen
-
-
-def test_deviation_of_special_values() -> None:
-    odd = np.array([np.nan, np.inf, 1.0])
-    assert deviation(odd, odd) == (0.0, 0.0)
-    assert deviation(odd, np.array([np.nan, -np.inf, 1.0]))[0] == np.inf
-    assert deviation(np.array([1.0, 1.0]), np.array([1.0, np.nan]))[0] == np.inf
-    assert deviation(np.array([3.0, 4.0]), np.array([3.0, 4.5])) == pytest.approx((0.1, 0.5))
-    assert deviation(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5])) == (0.25, 0.25)
-    assert deviation(np.zeros(0), np.zeros(0)) == (0.0, 0.0)
 
 
 def test_interruption_keeps_the_samples_and_leaves_no_process(conv_net: Path, no_process_left: None) -> None:

@@ -145,7 +145,7 @@ def test_networks_share_what_is_known_of_layers(tmp_path: Path) -> None:
 
 def test_what_was_measured_before_a_device_was_lost_is_used(bench: Bench, tmp_path: Path) -> None:
     path = tmp_path / "table.json"
-    with pytest.raises(DeviceError, match=r"(?s)abacus fell.*is kept"):
+    with pytest.raises(DeviceError, match=r"(?s)device was lost.*is kept"):
         bench.measure(Table(CONDITIONS, path), dies_after=7)
     _, device = bench.measure(Table(CONDITIONS, path))
     whole = bench.measure(Table(CONDITIONS, None))[1].profiles

@@ -12,8 +12,8 @@ from trp_export.bench.environment import Environment
 from trp_export.bench.profile import Profile, ProfiledLayer
 from trp_export.bench.samples import Comparison, Measurement
 from trp_export.bench.saved import to_json
-from trp_export.system.text import plain
 from trp_export.system.console import standard_output
+from trp_export.system.text import plain
 
 
 def document(found: Comparison, profiles: Sequence[Profile], *, paired: bool = True) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Measurements as JSON: for reports without raw samples, for files with them, and back from files, which are not trusted."""
+"""Measurements as JSON: without raw samples for reports, with them for files, and back from untrusted files."""
 
 from __future__ import annotations
 

@@ -19,21 +19,21 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # Not where i
 
 
 def export() -> None:
-    """trp-export"""
+    """Run trp-export."""
     from trp_export.cli.export import main
 
     main()
 
 
 def bench() -> None:
-    """trp-bench"""
+    """Run trp-bench."""
     from trp_export.cli.bench import main
 
     main()
 
 
 def bundle() -> None:
-    """trp-bundle"""
+    """Run trp-bundle."""
     from trp_export.cli.bundle import main
 
     main()

@@ -8,7 +8,7 @@ _SCREEN_CHARACTERS = 1600
 _END_LINES, _END_CHARACTERS = 4, 400
 
 
-def plain(text: str, keep_lines: bool = True) -> str:
+def plain(text: str, *, keep_lines: bool = True) -> str:
     """The text with a question mark for every character that is not printable, such as an escape or a bidi mark.
 
     Line ends stay, unless `keep_lines` is False; then they become question marks too.

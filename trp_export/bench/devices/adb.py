@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from trp_export.bench.devices.base import Device, Settings, Start
-from trp_export.bench.devices.cache import cached
+from trp_export.bench.devices.base import Device, Settings, Start, cached
 from trp_export.bench.devices.pipe import run_bounded
 from trp_export.bench.devices.replies import MOST_LINE_BYTES
 from trp_export.bench.devices.shell import ShellDevice

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from trp_export.bench.devices.base import Device, Settings, Start, Turn
-from trp_export.bench.devices.cache import cached
+from trp_export.bench.devices.base import Device, Settings, Start, Turn, cached
 from trp_export.bench.devices.local import MOST_OUTPUT_BYTES, RUNNER, PipeRunner, fetch_below, serve_arguments
 from trp_export.bench.devices.pipe import Pipe
 from trp_export.bench.devices.staging import MANIFEST, write_inputs

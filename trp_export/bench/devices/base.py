@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,14 +10,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from platformdirs import user_cache_path
 
 from trp_export.bench.environment import Machine
 from trp_export.bench.models import BenchModel
 
 
+def cached(part: str) -> Path:
+    """The folder of `arm`, `web`, `native` or `latency`: in $TRP_BENCH_CACHE, else in the user's cache folder."""
+    chosen = os.environ.get("TRP_BENCH_CACHE")
+    return (Path(chosen) if chosen else user_cache_path("trp-bench", appauthor=False)) / part
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the user may say about reaching a device. Folders default to where `tools/` put things, see `cache`."""
+    """How to reach a device. Folders that are not named are those that `tools/` fill, see `cached`."""
 
     ssh_config: Path | None = None
     native: Path | None = None

@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from trp_export.bench.devices.base import Device, Runner, Settings, Start, Turn
-from trp_export.bench.devices.cache import cached
+from trp_export.bench.devices.base import Device, Runner, Settings, Start, Turn, cached
 from trp_export.bench.devices.local import ROUNDS, LocalDevice, PipeRunner, fetch_below
 from trp_export.bench.devices.page_server import FILES, SCRIPT, Page, PageServer
 from trp_export.bench.devices.pipe import Pipe, end_group, run_bounded
