@@ -92,5 +92,8 @@ def test_noise_comes_with_remedies() -> None:
         assert any(word in note for note in told), word
     assert any("fewer than eight" in note for note in noise_remarks([measured(1.0)], quiet, 0.0, HERE))
     busy = replace(HERE, device="ssh:pi@board")
-    assert "load of 2.0" in noise_remarks([measured(*[1.0] * 9)], replace(quiet, load=2.0), 0.0, busy)[0]
+    assert (
+        "load of 2.0 before the measurement"
+        in noise_remarks([measured(*[1.0] * 9)], replace(quiet, load=2.0), 0.0, busy)[0]
+    )
     assert noise_remarks([measured(1.0)], quiet, 1.0, replace(HERE, unit="instructions")) == ()

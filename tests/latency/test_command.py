@@ -146,7 +146,7 @@ def test_a_table_of_another_device_is_refused(refuses: Command, lab: Lab, tmp_pa
     model = chain(tmp_path)
     save_costs(tmp_path / "t.json", replace(CONDITIONS, cpu="another CPU", threads=2), {"a": [1.0]})
     error = refuses(9, model, "--speedup", "1.5", "--latency-table", "t.json")
-    assert "t.json is not of this device: cpu another CPU there, test CPU here, threads 2 there, 1 here" in error
+    assert "t.json is of another device: cpu another CPU there, test CPU here, threads 2 there, 1 here" in error
 
 
 def test_what_is_no_table_is_refused(refuses: Command, lab: Lab, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_every_condition_tells_tables_apart(tmp_path: Path, field: str) -> None:
     other = dataclasses.replace(CONDITIONS, **{field: (7,) if isinstance(value, tuple) else type(value)("7")})
     assert cache_file(tmp_path, other) != cache_file(tmp_path, CONDITIONS)
     save_costs(tmp_path / "t.json", other, {"a": [1.0]})
-    with pytest.raises(EnvironmentMismatchError, match=rf"t.json is not of this device: {field} .*7.* there"):
+    with pytest.raises(EnvironmentMismatchError, match=rf"t.json is of another device: {field} .*7.* there"):
         merged([tmp_path / "t.json"], CONDITIONS)
 
 

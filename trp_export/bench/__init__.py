@@ -1,4 +1,4 @@
-"""Latency one can believe: ONNX models side by side on a device, with raw samples, ratios and their intervals.
+"""Latency you can trust: ONNX models side by side on a device, with raw samples, ratios and intervals.
 
     from trp_export.bench import compare, ratio
     result = compare([Path("model.onnx"), Path("model.trp.onnx")], budget_s=20)

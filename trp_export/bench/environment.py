@@ -1,4 +1,4 @@
-"""What a measurement depends on besides the model, and whether two measurements may be compared at all."""
+"""What a measurement depends on besides the model, and whether two measurements may be compared."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def choose_cores(machine: Machine, threads: int, wanted: Sequence[int] | None) -
             raise OptionError(f"no core {missing[0]} on this device; it offers {', '.join(map(str, sorted(known)))}")
         if len(set(wanted)) < threads:
             raise OptionError(
-                f"{threads} threads on {len(set(wanted))} cores measures waiting; name as many cores as threads"
+                f"{threads} threads on {len(set(wanted))} cores would wait for one another; "
+                "name as many cores as threads"
             )
         if not machine.can_pin:
             raise OptionError("this system cannot pin a process to cores; leave --cores out")

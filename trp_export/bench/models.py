@@ -1,4 +1,4 @@
-"""A model file as the benchmark sees it: its inputs, its numeric precision, its hash, and the data it is fed."""
+"""Models to be measured: their files, inputs, precision, hash, and the data they are run on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trp_export.bench.runners.python_runner import ELEMENTS
 from trp_export.errors import LoadError, OptionError, UnsupportedError
 from trp_export.graph.model_files import external_files, read_proto
 from trp_export.graph.precision_of import precision_of
-from trp_export.system.files import sha256
+from trp_export.system.files import open_plain, sha256
 
 # Relative L2 between a device's outputs and the local ones.
 LIMITS = {"fp32": 1e-4, "fp16": 2e-2, "int8": 5e-2}
@@ -35,7 +35,7 @@ class BenchModel:
     """One model to be measured with its inputs' data, in the order of the model's inputs.
 
     `files` are all its files, the model first, then external data. `precision` is fp32, fp16 or int8:
-    the coarsest arithmetic in the graph, which sets how near a device must come to the local outputs.
+    the coarsest arithmetic in the graph, which sets how close a device's outputs must be to the local ones.
     """
 
     path: Path
@@ -62,7 +62,7 @@ def read_cases(
 ) -> tuple[BenchModel, ...]:
     """All models with their data; equal inputs of different models get equal data.
 
-    Raises LoadError for files that are no ONNX models, OptionError for shapes that do not fit.
+    Raises LoadError for files that are not ONNX models, OptionError for shapes that do not fit.
     """
     if not paths:
         raise OptionError("name at least one ONNX file")
@@ -81,7 +81,7 @@ def read_cases(
 def read_input(file: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz by name, or the one of an .npy under the empty name. Raises LoadError."""
     try:
-        with file.open("rb") as stream:
+        with open_plain(file) as stream:
             loaded = np.load(stream, allow_pickle=False)
             return {"": loaded} if isinstance(loaded, np.ndarray) else _unpacked(loaded, file)
     except OSError as error:
@@ -99,12 +99,12 @@ def _unpacked(archive: Any, file: Path) -> dict[str, np.ndarray]:
         raise LoadError(f"{file} would unpack to {claimed / 1e9:.1f} GB; {MOST_INPUT_BYTES / 1e9:.1f} are allowed")
     arrays = dict(archive)
     if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-        raise LoadError(f"{file} is no .npz of inputs: {strange[0]!r} in it is no array")
+        raise LoadError(f"{file} is not an .npz file of inputs: {strange[0]!r} is not an array")
     return arrays
 
 
 def signature(case: BenchModel) -> str:
-    """The shapes and types of the inputs, by position: models fed differently are not compared."""
+    """The shapes and types of the inputs, in order. Models with unlike inputs are not compared."""
     return ", ".join(f"{feed.dtype}{list(feed.shape)}".replace(" ", "") for feed in case.feeds)
 
 
@@ -151,7 +151,7 @@ def _inputs(model: Any, path: Path) -> tuple[Input, ...]:
         kind = value.type.tensor_type
         if not value.type.HasField("tensor_type") or kind.elem_type not in ELEMENTS:
             raise UnsupportedError(
-                f"{path}: input {value.name!r} is not a tensor of numbers, which is all trp-bench can feed."
+                f"{path}: input {value.name!r} is not a tensor of numbers, and trp-bench can feed nothing else."
             )
         if not kind.HasField("shape"):
             found.append(Input(value.name, kind.elem_type, (None,)))

@@ -1,4 +1,4 @@
-"""What a device computes must be what this computer computes: compared before anything is timed."""
+"""Compare the outputs of a device with those of this computer, before anything is timed."""
 
 from __future__ import annotations
 

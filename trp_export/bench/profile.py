@@ -2,7 +2,7 @@
 
 onnxruntime renames what it fuses: a convolution in the blocked layout is called after its output, the rest keep
 their node names, sometimes with a word before or after, in 16 bits after a cast, in 8 bits with a running number. Time
-that finds no layer is reported as other, never lost.
+that belongs to no layer is reported as other.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Profile:
 
     @property
     def other_ms(self) -> float:
-        """The time of everything that is no layer."""
+        """The time of all kernels that belong to no layer."""
         return sum(self.others.values())
 
     @property

@@ -1,4 +1,4 @@
-"""What the command prints: a table of latencies, one of layers, or the same as one JSON document."""
+"""What trp-bench prints: a table of latencies, one of layers, or both as a JSON document."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def document(found: Comparison, profiles: Sequence[Profile], *, paired: bool = T
 
 
 def print_tables(found: Comparison, profiles: Sequence[Profile], *, paired: bool = True) -> None:
-    """Everything for a person: latencies or counts, layers, where it was taken, what disturbed it."""
+    """Print latencies or counts, layers, the environment, and what disturbed the measurement."""
     out = standard_output()
     out.print(_times(found, paired) if found.environment.unit == "ns" else _counts(found))
     if profiles:

@@ -1,4 +1,4 @@
-"""What the table foretold of a plan, and what the whole network then measured."""
+"""What the table predicted for a plan, and what the whole network then measured."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Forecast:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """A word where the prediction was so far off that the table is not to be believed."""
+        """A remark if the prediction was so far off that the table cannot be trusted."""
         if abs(self.error) < _FAR_OFF:
             return ()
         return (
             f"the latency table was off by {abs(self.error):.0%}: something else ran while it was measured, or here. "
-            f"The plan was corrected; without {self.table or 'the tables given'} it is measured afresh",
+            f"The plan was corrected; remove {self.table or 'the table'} to measure again",
         )
 
     def __str__(self) -> str:

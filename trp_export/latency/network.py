@@ -1,4 +1,4 @@
-"""What a network takes on a device, as it is and under any plan: predicted from the table, or measured whole.
+"""The latency of a network on a device, dense and under any plan: predicted from the table, or measured as a whole.
 
 predicted = the dense network, measured whole + over its layers (pair - dense)
 """

@@ -88,12 +88,16 @@ class Table:
         return key in self._given or key in self._own
 
     def add(self, costs: Mapping[str, float]) -> None:
-        """Put down what was measured, and on disk at once. What is known already stays. Raises OutputError."""
+        """Add new costs, and write them to disk at once. Costs that are known stay. Raises OutputError."""
         new = {key: [cost] for key, cost in costs.items() if key not in self}
         if new:
-            self._own = {**_cached(self._path, self.conditions), **self._own, **new}  # Others may add to it, too.
+            self._own = {
+                **_cached(self._path, self.conditions),
+                **self._own,
+                **new,
+            }  # Another process may have added costs.
             if self._path is not None:
-                with suppress(OSError):  # A cache that cannot be made is noticed when it is written.
+                with suppress(OSError):  # Writing will report it.
                     self._path.parent.mkdir(parents=True, exist_ok=True)
                 save_costs(self._path, self.conditions, self._own)
 
@@ -186,6 +190,6 @@ def _require_same(file: Path, found: Conditions, wanted: Conditions) -> None:
     if differing:
         lines = ", ".join(f"{name} {getattr(found, name)} there, {getattr(wanted, name)} here" for name in differing)
         raise EnvironmentMismatchError(
-            f"the latency table {file.name} is not of this device: {lines}.\n"
-            "Leave it out, or name the device that it was measured on."
+            f"the latency table {file.name} is of another device: {lines}.\n"
+            "Leave it out, or choose that device with --device."
         )

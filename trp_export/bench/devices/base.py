@@ -1,4 +1,4 @@
-"""What a device is to the rest: something that can stage files, start runners on them, and clean up after itself."""
+"""What a device must offer: stage files, start runners on them, and clean up."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What a runner says once its model is loaded: what was really used, and what loading cost."""
+    """A runner's first line, once its model is loaded: what it uses, and what loading cost."""
 
     load_ms: float
     base_bytes: int

@@ -48,7 +48,7 @@ class PageServer(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/{self.secret}/{page}/page.html"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A browser that is ended drops its connections; nothing to report."""
+        """A browser that is ended drops its connections, which is not an error."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -82,7 +82,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(b"", "text/plain")
 
     def log_message(self, format: str, *args: object) -> None:
-        """Silence."""
+        """Log nothing."""
 
     def _target(self) -> tuple[str, str]:
         parts = self.path.split("?")[0].split("/")

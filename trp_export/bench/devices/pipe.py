@@ -1,4 +1,4 @@
-"""A runner at the other end of a pipe: commands as lines to its stdin, JSON lines back, and a sure end.
+"""A runner at the other end of a pipe: commands as lines to its stdin, JSON lines back, and an end in bounded time.
 
 What comes back is bounded in bytes as well as in time: a reply is a line of at most 1 MiB, and of what a program says
 on stderr the last 16 KiB are kept.

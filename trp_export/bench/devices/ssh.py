@@ -18,7 +18,7 @@ from trp_export.system.scratch import Scratch
 
 HOST = re.compile(r"(?:([\w.][\w.-]*)@)?([\w.][\w.-]*|\[[0-9a-fA-F:]+\])(?::(\d{1,5}))?", re.ASCII)
 OPTIONS = {
-    "BatchMode": "yes",  # never ask: there may be nobody to answer
+    "BatchMode": "yes",  # never ask for a password
     "ConnectTimeout": "10",
     "ServerAliveInterval": "5",
     "ServerAliveCountMax": "3",
