@@ -55,7 +55,7 @@ def refuses(trp: Command, tmp_path: Path) -> Command:
         assert outcome.out == ""
         assert outcome.err.startswith("error: ")
         assert "Traceback" not in outcome.err
-        assert "fault of this program" not in outcome.err
+        assert "internal error" not in outcome.err
         assert len(outcome.err.splitlines()) <= 3, outcome.err
         assert files(tmp_path) == before
         return outcome.err

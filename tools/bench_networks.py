@@ -159,7 +159,7 @@ def export_dense(version: Version) -> None:
 
 
 def count(networks: Sequence[Network], clock: Clock) -> None:
-    from trp_export.bench import Settings, compare
+    from trp_export.bench import Settings, compare, to_json
 
     for network in networks:
         for version in (dense(network), *versions(network)):
@@ -169,7 +169,7 @@ def count(networks: Sequence[Network], clock: Clock) -> None:
             if clock.over():
                 return
             found = compare([version.model], device=f"arm:{ARM}", processes=1, settings=Settings(timeout_s=600))
-            values = found.to_json(samples=False)
+            values = to_json(found, samples=False)
             write(result, values)
             counts = values["models"][0]["counts"]
             print(f"{version.stem}: {counts['instructions'] / 1e6:.0f} M, {values['seconds']:.0f} s", flush=True)
@@ -194,9 +194,11 @@ def measure_group(network: Network, threads: int, scheme: str, align: str, compa
     group = [version for version in group if version.model.is_file()]
     if result.is_file() or not group:
         return
+    from trp_export.bench import to_json
+
     models = [version.model for version in (dense(network), *group)]
     found = compare(models, threads=threads, budget_s=BUDGET_S)
-    values = found.to_json(samples=False)
+    values = to_json(found, samples=False)
     write(result, values)
     ratios = [f"{model['ratio']['value']:.2f}x" for model in values["models"][1:]]
     print(f"{result.stem}: {' '.join(ratios)}, {values['seconds']:.0f} s; {'; '.join(values['noise'])}", flush=True)

@@ -27,8 +27,8 @@ from trp_export import Benchmark, Options, Selection, compress
 from trp_export.graph.model_files import save_model
 from trp_export.graph.sites import find_sites
 from trp_export.inputs.options import InputOptions
+from trp_export.latency.network import open_latency
 from trp_export.latency.search import plan_for_speedup
-from trp_export.latency.session import open_latency
 from trp_export.load import load
 from trp_export.network import analyse, measure_layers
 from trp_export.options import LoadOptions

@@ -21,7 +21,7 @@ from pathlib import Path
 import click
 
 from trp_export.bench.devices.arm import CPUS, PLUGIN, guest_python, qemu_command
-from trp_export.bench.devices.cache import cached
+from trp_export.bench.devices.base import cached
 from trp_export.bench.runners import python_runner
 
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64", "manylinux_2_17_aarch64")

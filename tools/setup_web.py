@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 
-from trp_export.bench.devices.cache import cached
+from trp_export.bench.devices.base import cached
 from trp_export.bench.devices.page_server import FILES
 from trp_export.errors import DeviceError, TrpError
 from trp_export.system.files import atomic_write

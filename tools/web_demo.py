@@ -21,7 +21,7 @@ from typing import ClassVar
 import click
 from setup_web import VERSION, fetch
 
-from trp_export.bench.devices.cache import cached
+from trp_export.bench.devices.base import cached
 from trp_export.errors import DeviceError, OutputError, TrpError
 from trp_export.graph.metadata import strip_traces
 from trp_export.graph.model_files import save_model

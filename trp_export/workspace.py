@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from trp_export.errors import OptionError
 from trp_export.flags import InvalidOptionError
+from trp_export.graph.model_files import model_files
 from trp_export.options import Options
 from trp_export.system.progress import Progress
 from trp_export.system.scratch import Scratch
@@ -39,13 +40,14 @@ def open_workspace(model: str | Path | nn.Module, options: Options, progress: Pr
 
     Raises OptionError and OutputError for outputs that cannot be written, before any work is done.
     """
+    inputs, saved = files_read(model, options), files_saved(options)
     if options.dry_run:
-        check_outputs(_kept_files(options), files_read(model, options))
+        check_outputs(saved, [*inputs, *_external_data(model, saved)])
         with Scratch() as scratch:
             yield Workspace(scratch.folder, progress)
         return
     with _output_stage(model, options) as stage:
-        stage.require_apart(files_read(model, options), others=_kept_files(options))
+        stage.require_apart([*inputs, *_external_data(model, [*stage.outputs, *saved])], saved)
         yield Workspace(stage.scratch, progress, stage)
 
 
@@ -55,20 +57,23 @@ def files_read(model: str | Path | nn.Module, options: Options) -> list[Path]:
     A report whose plan is replayed may be renewed: the new one holds the same plan.
     """
     calibration, images = options.calibration, options.images
-    read = [Path(model) if isinstance(model, (str, Path)) else None, images.path if images else None]
-    read += [calibration.path] if calibration and isinstance(calibration.path, Path) else []
-    return [path for path in read if path is not None]
+    read = [Path(model)] if isinstance(model, (str, Path)) else []
+    read += [images.path] if images else []
+    return read + ([calibration.path] if calibration and isinstance(calibration.path, Path) else [])
 
 
-def _kept_files(options: Options) -> list[Output]:
-    """Files that this run adds to: calibration statistics and layer latencies."""
-    calibration, table = options.calibration, options.benchmark.table
-    kept = []
-    if calibration is not None and calibration.statistics is not None:
-        kept.append(Output(calibration.statistics, "--calib-stats"))
-    if table is not None:
-        kept.append(Output(table, "--latency-table"))
-    return kept
+def files_saved(options: Options) -> list[Output]:
+    """The files of measurements, which an export reads where they exist, and writes again with what it added."""
+    statistics = options.calibration.statistics if options.calibration else None
+    named = (("--calib-stats", statistics), ("--latency-table", options.benchmark.table))
+    return [Output(path, option) for option, path in named if path is not None]
+
+
+def _external_data(model: str | Path | nn.Module, outputs: Sequence[Output]) -> tuple[Path, ...]:
+    """The files of an ONNX model's weights. They are looked for only where an output exists already."""
+    if not isinstance(model, (str, Path)) or not any(output.path.exists() for output in outputs):
+        return ()
+    return model_files(Path(model))[1:] if Path(model).suffix.lower() == ".onnx" else ()
 
 
 def _output_stage(model: str | Path | nn.Module, options: Options) -> OutputStage:

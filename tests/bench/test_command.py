@@ -149,7 +149,7 @@ def test_input_files(
     for name, content in bad.items():
         (tmp_path / name).write_bytes(content)
     told = dict.fromkeys(bad, "as .npy or .npz: it is neither, or damaged")
-    told |= {"bomb.npz": "would unpack to", "text.npz": "'x' in it is no array", "missing.npz": "No such file"}
+    told |= {"bomb.npz": "would unpack to", "text.npz": "'x' is not an array", "missing.npz": "No such file"}
     for name, why in told.items():
         assert run([str(conv_net), *FAST, "--input", str(tmp_path / name)]) == 3, name
         message = capsys.readouterr().err
@@ -160,7 +160,7 @@ def test_input_files(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["missing.onnx"], 3, "cannot read missing.onnx"),
+        (["missing.onnx"], 3, "missing.onnx cannot be read"),
         ([], 2, "name at least one ONNX file"),
         (["NET", "--device", "toaster"], 8, "no device 'toaster'"),
         (["NET", "--threads", "0"], 2, "threads must be at least 1"),
@@ -227,7 +227,7 @@ def test_a_signal_keeps_the_samples_and_ends_all_processes(
     child.send_signal(number)
     _, error = child.communicate(timeout=30)
     assert child.returncode == 130
-    assert f"samples so far are in {saved}" in error
+    assert f"the samples so far are in {saved}" in error
     assert "Traceback" not in error
     assert json.loads(saved.read_text())["models"][0]["processes"]
     _, alive = psutil.wait_procs(descendants, timeout=30)
@@ -244,5 +244,5 @@ def test_an_older_file_is_not_taken_for_this_runs(
     saved.write_text("older")
     monkeypatch.setattr(session, "reference_outputs", interrupt)
     assert run([str(conv_net), "--save", str(saved)]) == 130
-    assert "nothing was kept" in capsys.readouterr().err
+    assert "no samples were saved" in capsys.readouterr().err
     assert saved.read_text() == "older"

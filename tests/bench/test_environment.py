@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from trp_export.bench import Environment, Measurement, Process
+from trp_export.bench.devices.replies import read_machine
 from trp_export.bench.environment import Core, Machine, choose_cores, governor_of, require_same
 from trp_export.bench.noise import noise_remarks
 from trp_export.errors import DeviceError, EnvironmentMismatchError, OptionError
@@ -66,12 +67,11 @@ def test_unlike_environments_say_where_they_differ() -> None:
         require_same(HERE, replace(HERE, onnxruntime="1.30.0"))
     assert "cpu:" not in str(refused.value)
     require_same(HERE, replace(HERE, onnxruntime="1.30.0"), besides=["onnxruntime"])
-    assert Environment.from_json(HERE.to_json()) == HERE
 
 
 def test_a_device_without_onnxruntime() -> None:
     with pytest.raises(DeviceError, match="pip install onnxruntime"):
-        Machine.from_probe({"unusable": "its python3 cannot import onnxruntime"})
+        read_machine({"unusable": "its python3 cannot import onnxruntime"}, "the board")
 
 
 def measured(*medians: float, slow_runs: int = 0) -> Measurement:
@@ -92,5 +92,8 @@ def test_noise_comes_with_remedies() -> None:
         assert any(word in note for note in told), word
     assert any("fewer than eight" in note for note in noise_remarks([measured(1.0)], quiet, 0.0, HERE))
     busy = replace(HERE, device="ssh:pi@board")
-    assert "load of 2.0" in noise_remarks([measured(*[1.0] * 9)], replace(quiet, load=2.0), 0.0, busy)[0]
+    assert (
+        "load of 2.0 before the measurement"
+        in noise_remarks([measured(*[1.0] * 9)], replace(quiet, load=2.0), 0.0, busy)[0]
+    )
     assert noise_remarks([measured(1.0)], quiet, 1.0, replace(HERE, unit="instructions")) == ()

@@ -62,7 +62,7 @@ def test_a_pair_stands_under_its_layer(conv_net: Path, tmp_path: Path, no_proces
         assert all(layer.ms > 0 for layer in one.layers if layer.op == "Conv")
 
 
-@pytest.mark.parametrize("precision", ["int8", "float16"])
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
 def test_layers_are_found_in_fewer_bits(precision: str, conv_net: Path, tmp_path: Path, no_process_left: None) -> None:
     source = as_pair(conv_net, tmp_path / "pair.onnx")
     made = convert_for_speed(ir.load(source), precision, {"x": (1, 3, 16, 16)})

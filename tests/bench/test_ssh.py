@@ -18,8 +18,7 @@ import pytest
 from trp_export.bench import Comparison, Settings, compare
 from trp_export.bench.devices import open_device
 from trp_export.bench.devices.arm import guest_python, missing_arm, qemu_command
-from trp_export.bench.devices.base import Start
-from trp_export.bench.devices.cache import cached
+from trp_export.bench.devices.base import Start, cached
 from trp_export.bench.devices.local import PipeRunner
 from trp_export.bench.devices.ssh import parse_target
 from trp_export.bench.models import read_cases

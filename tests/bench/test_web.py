@@ -14,8 +14,7 @@ import pytest
 
 from trp_export.bench import Comparison, Settings, compare
 from trp_export.bench.devices import open_device
-from trp_export.bench.devices.base import Start
-from trp_export.bench.devices.cache import cached
+from trp_export.bench.devices.base import Start, cached
 from trp_export.bench.devices.web import FILES, PageRunner, WebDevice, browser, missing_web
 from trp_export.bench.models import read_cases
 from trp_export.errors import DeviceError

@@ -1,30 +1,34 @@
-"""What all commands share: values read from an option, and signals."""
+"""What all commands share: values read from an option, error messages, and signals."""
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
+import tomllib
+import warnings
 from contextlib import suppress
+from pathlib import Path
 
 import click
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from trp_export.cli.shared import SCHEMES, numbers, run, shape
-from trp_export.errors import INTERRUPTED, StoppedEarly, UnsupportedError
-from trp_export.lowrank.names import SCHEME_CHOICES
+from trp_export.cli.shared import numbers, run, shape
+from trp_export.errors import INTERRUPTED, LoadError, StoppedEarly, UnsupportedError
 from trp_export.system.signals import held_back, terminable
+from trp_export.system.text import plain, screenful
 
 TERMINATING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 
 def run_briefly(command: click.Command, *arguments: str) -> int:
     return run(command, arguments, interrupted="interrupted.", memory="")
-
-
-def test_schemes_go_by_the_names_that_planning_knows() -> None:
-    assert SCHEMES == SCHEME_CHOICES
 
 
 @click.command()
@@ -34,16 +38,16 @@ def echo(shape: tuple[int, ...] | None, numbers: tuple[float, ...] | None) -> No
     click.echo(f"{shape} {numbers}")
 
 
-@pytest.mark.parametrize("given", ["1,3,8,10", "1x3x8x10", "1, 3,8x10"])
-def test_a_shape_is_read(given: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_briefly(echo, "--shape", given, "--numbers", "0.5,1e-3") == 0
+@pytest.mark.parametrize("text", ["1,3,8,10", "1x3x8x10", "1, 3,8x10"])
+def test_shape_reads_commas_and_x(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_briefly(echo, "--shape", text, "--numbers", "0.5,1e-3") == 0
     assert capsys.readouterr().out == "(1, 3, 8, 10) (0.5, 0.001)\n"
 
 
-@pytest.mark.parametrize("given", ["", "1,", "1,3,0", "1,-3", "1,3.5", "1,²", "1,3;8", "many"])
-def test_what_is_no_shape_is_refused(given: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_briefly(echo, "--shape", given) == 2
-    assert capsys.readouterr().err.endswith(f"{given!r} is not a shape such as 1,3,224,224.\n")
+@pytest.mark.parametrize("text", ["", "1,", "1,3,0", "1,-3", "1,3.5", "1,²", "1,3;8", "many"])
+def test_shape_refuses_other_text(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_briefly(echo, "--shape", text) == 2
+    assert capsys.readouterr().err.endswith(f"{text!r} is not a shape such as 1,3,224,224.\n")
 
 
 @pytest.mark.parametrize(
@@ -55,20 +59,20 @@ def test_what_is_no_shape_is_refused(given: str, capsys: pytest.CaptureFixture[s
         ("training.search.cli", "trp-search"),
     ],
 )
-def test_a_command_goes_by_its_name(module: str, name: str) -> None:
+def test_help_shows_the_name_of_the_command(module: str, name: str) -> None:
     program = [sys.executable, "-m", module, "--help"]
     done = subprocess.run(program, capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith(f"Usage: {name} [OPTIONS]"), done.stderr
 
 
 @pytest.mark.parametrize("number", TERMINATING)
-def test_a_signal_interrupts_a_command_and_nothing_after_it(number: signal.Signals) -> None:
+def test_a_signal_interrupts_only_the_command(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     assert run_briefly(click.Command("signalled", callback=lambda: signal.raise_signal(number))) == INTERRUPTED
     assert signal.getsignal(number) is before
 
 
-def test_an_error_that_foreign_code_makes_of_a_signal_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_raised_because_of_a_signal_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
     def trace() -> None:
         try:
             signal.raise_signal(signal.SIGINT)
@@ -79,7 +83,7 @@ def test_an_error_that_foreign_code_makes_of_a_signal_is_an_interruption(capsys:
     assert capsys.readouterr().err == "interrupted.\n"
 
 
-def test_what_was_saved_after_a_signal_is_said() -> None:
+def test_work_saved_after_a_signal_ends_as_stopped_early() -> None:
     def stop() -> None:
         with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -90,7 +94,7 @@ def test_what_was_saved_after_a_signal_is_said() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, *TERMINATING])
-def test_a_signal_that_is_held_back_comes_at_the_end(number: signal.Signals) -> None:
+def test_a_held_back_signal_takes_effect_at_the_end(number: signal.Signals) -> None:
     steps = []
 
     def work() -> None:
@@ -116,7 +120,7 @@ def test_the_second_signal_is_not_held_back() -> None:
     assert steps == ["first"]
 
 
-def test_a_hang_up_that_is_ignored_stays_so() -> None:
+def test_an_ignored_hang_up_stays_ignored() -> None:
     if not hasattr(signal, "SIGHUP"):
         pytest.skip("no SIGHUP on this system")
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -131,3 +135,122 @@ def test_a_command_runs_in_any_thread(capsys: pytest.CaptureFixture[str]) -> Non
     thread.start()
     thread.join()
     assert capsys.readouterr().out == "None None\n"
+
+
+def refuse(message: str, capsys: pytest.CaptureFixture[str]) -> str:
+    def fail() -> None:
+        raise LoadError(message)
+
+    assert run_briefly(click.Command("refused", callback=fail)) == LoadError.exit_code
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        "\x1b]0;PWNED\x07",
+        "\x1b[2J",
+        "\x9b2J",
+        "\x00",
+        "\b\b",
+        "\u202exnno.eno",
+        "\u2066",
+        "\r",
+        "\x85",
+        "\u2028",
+        "\udc80",
+    ],
+)
+def test_an_error_holds_no_control_characters(foreign: str, capsys: pytest.CaptureFixture[str]) -> None:
+    written = refuse(f"a{foreign}b", capsys)
+    assert all(char.isprintable() for char in written.removesuffix("\n"))
+    assert written.startswith("error: a")
+
+
+def test_foreign_lines_cannot_pass_for_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = refuse("the device: x\nerror: all files deleted", capsys).splitlines()
+    assert [line.startswith("error: ") for line in lines] == [True, False]
+
+
+@pytest.mark.parametrize("message", ["x" * 10_000_000, "y\n" * 200_000, "z" * 500 + "\n" * 50])
+def test_an_error_is_at_most_a_screen_and_keeps_its_remedy(message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    written = refuse(f"plan.json: {message} Give another plan.", capsys)
+    assert len(written) < 2500
+    assert written.count("\n") <= 24
+    assert written.startswith("error: plan.json: ")
+    assert written.endswith(" Give another plan.\n")
+
+
+@given(st.text(max_size=3000))
+def test_plain_text_of_a_screen_is_printable_and_short(text: str) -> None:
+    shown = plain(screenful(text))
+    assert all(char.isprintable() for char in shown.replace("\n", ""))
+    assert len(shown) < 1700
+    assert shown.count("\n") <= 20
+    if text.isprintable() and len(text) < 1600:
+        assert shown == text
+
+
+def test_warnings_of_libraries_do_not_show(capsys: pytest.CaptureFixture[str]) -> None:
+    def warn() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("/home/zoe/secret.py", RuntimeWarning, stacklevel=1)
+        logging.getLogger("foreign").warning("/home/zoe/secret.py")
+
+    handlers, logging.root.handlers = logging.root.handlers, []  # pytest's own would take the message.
+    try:
+        assert run_briefly(click.Command("warned", callback=warn)) == 0
+    finally:
+        logging.root.handlers = handlers
+    assert capsys.readouterr().err == ""
+
+
+def test_an_internal_error_shows_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("division by zero\nmore")
+
+    assert run_briefly(click.Command("faulty", callback=fail)) == 1
+    written = capsys.readouterr().err
+    assert written.startswith("error: internal error, please report it (ZeroDivisionError: division by zero).\n")
+    assert "Traceback" not in written
+
+
+COMMANDS = ["trp-export", "trp-bench", "trp-train", "trp-search"]
+
+
+def entry_point(command: str) -> tuple[str, str]:
+    """The module and the function that the installed command calls."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    module, _, function = project["project"]["scripts"][command].partition(":")
+    return module, function
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("delay_s", [0.0, 0.05, 0.2])
+def test_ctrl_c_during_start_up_ends_in_one_line(command: str, delay_s: float, tmp_path: Path) -> None:
+    module, function = entry_point(command)
+    program = (
+        "import os\n"
+        f"import {module} as start\n"
+        "os.write(1, b'started\\n')\n"
+        "import sys\n"
+        f"sys.argv[1:] = ['absent.onnx']\n"
+        f"start.{function}()\n"
+        "import time\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"started\n"
+    time.sleep(delay_s)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert b"Traceback" not in errors
+    if process.returncode == 130:
+        assert errors.decode().strip() in ("interrupted.", "stopped.")
+    else:  # The command was ready first, and refused its options; after that the signal ends the interpreter.
+        assert process.returncode in (2, 3, -signal.SIGINT), errors
+        assert b"error: " in errors

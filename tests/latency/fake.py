@@ -19,7 +19,7 @@ from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.latency.table import Conditions
 
-CONDITIONS = Conditions("fake", "abacus", "brass", 1, (0,), 1, "hands", "1.0", "ms")
+CONDITIONS = Conditions("fake", "test CPU", "test machine", 1, (0,), 1, "test provider", "1.0", "ms")
 PER_NODE = 0.01
 PER_MAC = 1e-6
 INT8 = 0.25
@@ -37,7 +37,7 @@ class FakeDevice:
     pace: float = 1.0
     dies_after: int = 1000
     specification: str = "fake"
-    precision: str = "float32"
+    precision: str = "fp32"
     profiled: bool = True
     profiles: int = 0
     comparisons: int = 0
@@ -48,7 +48,7 @@ class FakeDevice:
 
     def profile(self, file: Path) -> tuple[Profile, float]:
         if self.profiles >= self.dies_after:
-            raise DeviceError("the abacus fell.")
+            raise DeviceError("the device was lost.")
         self.profiles += 1
         costs = self.costs(file)
         layers = tuple(ProfiledLayer(name, "Conv", ms, 0, 1) for name, ms in costs.items())

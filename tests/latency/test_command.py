@@ -12,7 +12,7 @@ from command import Command
 
 from trp_export import bench
 from trp_export.bench import Comparison
-from trp_export.latency import session
+from trp_export.latency import network
 from trp_export.latency.table import load_costs, save_costs
 
 from .fake import CONDITIONS, FakeDevice
@@ -44,7 +44,7 @@ class Lab:
 def lab(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     cache = tmp_path_factory.mktemp("cache")
     lab = Lab(cache / "latency")
-    monkeypatch.setattr(session, "DeviceUnderTest", lab.open)
+    monkeypatch.setattr(network, "DeviceUnderTest", lab.open)
     monkeypatch.setattr(bench, "compare", lab.compare)
     monkeypatch.setenv("TRP_BENCH_CACHE", str(cache))
     return lab
@@ -96,7 +96,7 @@ def test_tables_of_another_precision_are_refused_and_kept_apart(
     assert len(list(lab.cache.iterdir())) == 1
     wish = ("--speedup", "4", "--calib", images(tmp_path), "--precision", "int8", "--no-bench", "--dry-run")
     error = refuses(9, model, *wish, "--latency-table", "t.json")
-    assert "precision float32 there, int8 here" in error
+    assert "precision fp32 there, int8 here" in error
     assert trp(model, *wish).code == 0
     assert len(list(lab.cache.iterdir())) == 2
 
@@ -144,9 +144,9 @@ def test_a_table_of_another_device_is_refused(refuses: Command, lab: Lab, tmp_pa
     from dataclasses import replace
 
     model = chain(tmp_path)
-    save_costs(tmp_path / "t.json", replace(CONDITIONS, cpu="slate", threads=2), {"a": [1.0]})
+    save_costs(tmp_path / "t.json", replace(CONDITIONS, cpu="another CPU", threads=2), {"a": [1.0]})
     error = refuses(9, model, "--speedup", "1.5", "--latency-table", "t.json")
-    assert "t.json is not of this device: cpu slate there, abacus here, threads 2 there, 1 here" in error
+    assert "t.json is of another device: cpu another CPU there, test CPU here, threads 2 there, 1 here" in error
 
 
 def test_what_is_no_table_is_refused(refuses: Command, lab: Lab, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_networks_share_what_is_known_of_layers(tmp_path: Path) -> None:
 
 def test_what_was_measured_before_a_device_was_lost_is_used(bench: Bench, tmp_path: Path) -> None:
     path = tmp_path / "table.json"
-    with pytest.raises(DeviceError, match=r"(?s)abacus fell.*is kept"):
+    with pytest.raises(DeviceError, match=r"(?s)device was lost.*is kept"):
         bench.measure(Table(CONDITIONS, path), dies_after=7)
     _, device = bench.measure(Table(CONDITIONS, path))
     whole = bench.measure(Table(CONDITIONS, None))[1].profiles
@@ -196,7 +196,7 @@ def test_reasons_say_what_a_layer_takes(bench: Bench) -> None:
 def test_a_standin_has_the_plans_layers_and_normal_numbers(bench: Bench) -> None:
     curve = bench.layers[0].curves[0]
     plan = Plan((Decision(bench.layers[0].site, curve.branches(8), "test"),), "test")
-    save_standin(bench.network, plan, bench.folder / "s.onnx", "float32")
+    save_standin(bench.network, plan, bench.folder / "s.onnx", "fp32")
     model = ir.load(bench.folder / "s.onnx")
     kernels = {place.site.name: place.kernel() for place in find_sites(model, infer_shapes(model, {}))}
     assert kernels["conv0.reduce"].shape[0] == 8

@@ -17,7 +17,7 @@ from models import build, noise, relative_l2, run
 from PIL import Image
 
 import trp_export
-from trp_export.bench.devices.cache import cached
+from trp_export.bench.devices.base import cached
 from trp_export.inputs.images import load_images
 from trp_export.inputs.preprocessing import Preprocessing
 

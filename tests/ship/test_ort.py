@@ -15,7 +15,7 @@ from onnx import helper
 
 from trp_export.bench import Settings
 from trp_export.bench.devices.arm import DEFAULT, guest_python, missing_arm, qemu_command
-from trp_export.bench.devices.cache import cached
+from trp_export.bench.devices.base import cached
 from trp_export.options import Target
 from trp_export.ship.ort import convert
 from trp_export.ship.verify import verify_bundle

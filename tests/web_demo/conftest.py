@@ -9,7 +9,7 @@ import pytest
 from site_server import CHECKPOINT, IMAGES, web_demo
 
 from trp_export import Options, compress
-from trp_export.bench.devices.cache import cached
+from trp_export.bench.devices.base import cached
 from trp_export.options import Benchmark, Bundle
 
 

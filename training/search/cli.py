@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from trp_export.cli.shared import SCHEMES, SectionedCommand, numbers, run, shape
+from trp_export.cli.shared import SectionedCommand, numbers, run, shape
 from trp_export.errors import LoadError, OptionError, StoppedEarly
+from trp_export.lowrank.names import SCHEME_CHOICES
 from trp_export.system.extras import require
 from trp_export.system.signals import held_back
 
@@ -61,7 +62,7 @@ _path = click.Path(path_type=Path)
 @click.option("--input-shape", callback=shape, metavar="N,C,H,W", help="The architecture's, or the file's.")
 @click.option(
     "--scheme",
-    type=click.Choice(SCHEMES),
+    type=click.Choice(SCHEME_CHOICES),
     default="all",
     help="Decompositions to choose from.",
 )

@@ -279,7 +279,7 @@ def batch_size(network: Network, images: int, wanted: int) -> int:
 
 
 def _latency(options: SearchOptions, network: Network, folder: Path, progress: Progress) -> NetworkLatency:
-    from trp_export.latency.session import open_latency
+    from trp_export.latency.network import open_latency
 
     selection, benchmark = Selection(options.scheme), Benchmark(threads=options.threads, device=options.device)
     layers = measure_layers(network, selection, (), progress)

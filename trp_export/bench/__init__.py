@@ -1,4 +1,4 @@
-"""Latency one can believe: ONNX models side by side on a device, with raw samples, ratios and their intervals.
+"""Latency you can trust: ONNX models side by side on a device, with raw samples, ratios and intervals.
 
     from trp_export.bench import compare, ratio
     result = compare([Path("model.onnx"), Path("model.trp.onnx")], budget_s=20)
@@ -9,7 +9,8 @@ onnx, scipy and onnxruntime are imported when they are first needed.
 
 from trp_export.bench.devices.base import Settings
 from trp_export.bench.environment import Environment
-from trp_export.bench.samples import Comparison, Measurement, OutputDeviation, Process, load, save
+from trp_export.bench.samples import Comparison, Measurement, OutputDeviation, Process
+from trp_export.bench.saved import load, save, to_json
 from trp_export.bench.session import compare
 from trp_export.bench.stats import Ratio, Summary, median, ratio, summary
 
@@ -28,4 +29,5 @@ __all__ = [
     "ratio",
     "save",
     "summary",
+    "to_json",
 ]

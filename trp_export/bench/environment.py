@@ -1,13 +1,13 @@
-"""What a measurement depends on besides the model, and whether two measurements may be compared at all."""
+"""What a measurement depends on besides the model, and whether two measurements may be compared."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trp_export.errors import DeviceError, EnvironmentMismatchError, OptionError
+from trp_export.errors import EnvironmentMismatchError, OptionError
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,6 @@ class Environment:
             key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
         }
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Environment:
-        """The reverse of `to_json`. Raises KeyError or TypeError when fields are missing or unknown."""
-        return cls(**{**values, "cores": tuple(values["cores"])})
-
 
 @dataclass(frozen=True, slots=True)
 class Core:
@@ -57,7 +52,10 @@ class Core:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A device before anything runs on it: what `probe` answered."""
+    """A device before anything runs on it, as its `probe` describes it.
+
+    `build` and `features` are digests of onnxruntime's build and the processor's instruction sets, empty if unknown.
+    """
 
     cpu: str
     machine: str
@@ -68,23 +66,8 @@ class Machine:
     can_pin: bool
     onnxruntime: str
     providers: tuple[str, ...]
-
-    @classmethod
-    def from_probe(cls, facts: Mapping[str, Any]) -> Machine:
-        """From the line a runner's `probe` prints. Raises DeviceError when onnxruntime is missing there."""
-        if "unusable" in facts:
-            raise DeviceError(f"{facts['unusable']}\nInstall it on the device: python3 -m pip install onnxruntime")
-        return cls(
-            cpu=facts["cpu"],
-            machine=facts["machine"],
-            system=facts["system"],
-            logical_cores=facts["logical_cores"],
-            cores=tuple(Core(**core) for core in facts["cores"]),
-            load=facts["load"],
-            can_pin=facts["can_pin"],
-            onnxruntime=facts["onnxruntime"],
-            providers=tuple(facts["providers"]),
-        )
+    build: str = ""
+    features: str = ""
 
 
 def choose_cores(machine: Machine, threads: int, wanted: Sequence[int] | None) -> tuple[int, ...]:
@@ -101,7 +84,8 @@ def choose_cores(machine: Machine, threads: int, wanted: Sequence[int] | None) -
             raise OptionError(f"no core {missing[0]} on this device; it offers {', '.join(map(str, sorted(known)))}")
         if len(set(wanted)) < threads:
             raise OptionError(
-                f"{threads} threads on {len(set(wanted))} cores measures waiting; name as many cores as threads"
+                f"{threads} threads on {len(set(wanted))} cores would wait for one another; "
+                "name as many cores as threads"
             )
         if not machine.can_pin:
             raise OptionError("this system cannot pin a process to cores; leave --cores out")

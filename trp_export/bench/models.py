@@ -1,19 +1,22 @@
-"""A model file as the benchmark sees it: its inputs, its numeric precision, its hash, and the data it is fed."""
+"""Models to be measured: their files, inputs, precision, hash, and the data they are run on."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trp_export.bench.runners.python_runner import ELEMENTS
 from trp_export.errors import LoadError, OptionError, UnsupportedError
+from trp_export.graph.model_files import external_files, read_proto
+from trp_export.graph.precision_of import precision_of
+from trp_export.system.files import open_plain, sha256
 
-LIMITS = {"float32": 1e-4, "float16": 2e-2, "int8": 5e-2}  # relative L2 between a device's outputs and the local ones
+# Relative L2 between a device's outputs and the local ones.
+LIMITS = {"fp32": 1e-4, "fp16": 2e-2, "int8": 5e-2}
 SEED = 20200
 MOST_INPUT_BYTES = 1 << 31  # unpacked: a small archive may claim to hold any amount
 
@@ -31,8 +34,8 @@ class Input:
 class BenchModel:
     """One model to be measured with its inputs' data, in the order of the model's inputs.
 
-    `files` are all its files, the model first, then external data. `precision` is float32, float16 or int8:
-    the coarsest arithmetic in the graph, which sets how near a device must come to the local outputs.
+    `files` are all its files, the model first, then external data. `precision` is fp32, fp16 or int8:
+    the coarsest arithmetic in the graph, which sets how close a device's outputs must be to the local ones.
     """
 
     path: Path
@@ -59,7 +62,7 @@ def read_cases(
 ) -> tuple[BenchModel, ...]:
     """All models with their data; equal inputs of different models get equal data.
 
-    Raises LoadError for files that are no ONNX models, OptionError for shapes that do not fit.
+    Raises LoadError for files that are not ONNX models, OptionError for shapes that do not fit.
     """
     if not paths:
         raise OptionError("name at least one ONNX file")
@@ -75,15 +78,10 @@ def read_cases(
     return cases
 
 
-def model_files(path: Path) -> tuple[Path, ...]:
-    """The model's file, then those beside it that hold its weights. Raises LoadError."""
-    return (path, *_external_files(_parse(path), path))
-
-
 def read_input(file: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz by name, or the one of an .npy under the empty name. Raises LoadError."""
     try:
-        with file.open("rb") as stream:
+        with open_plain(file) as stream:
             loaded = np.load(stream, allow_pickle=False)
             return {"": loaded} if isinstance(loaded, np.ndarray) else _unpacked(loaded, file)
     except OSError as error:
@@ -101,12 +99,12 @@ def _unpacked(archive: Any, file: Path) -> dict[str, np.ndarray]:
         raise LoadError(f"{file} would unpack to {claimed / 1e9:.1f} GB; {MOST_INPUT_BYTES / 1e9:.1f} are allowed")
     arrays = dict(archive)
     if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-        raise LoadError(f"{file} is no .npz of inputs: {strange[0]!r} in it is no array")
+        raise LoadError(f"{file} is not an .npz file of inputs: {strange[0]!r} is not an array")
     return arrays
 
 
 def signature(case: BenchModel) -> str:
-    """The shapes and types of the inputs, by position: models fed differently are not compared."""
+    """The shapes and types of the inputs, in order. Models with unlike inputs are not compared."""
     return ", ".join(f"{feed.dtype}{list(feed.shape)}".replace(" ", "") for feed in case.feeds)
 
 
@@ -124,8 +122,8 @@ def _read_case(
     inputs: Mapping[str, np.ndarray] | None,
     shapes: Mapping[str, Sequence[int]],
 ) -> BenchModel:
-    model = _parse(path)
-    files = (path, *_external_files(model, path))
+    model = read_proto(path)
+    files = (path, *external_files(model, path))
     found = _inputs(model, path)
     feeds = [
         _given(value, inputs, path) if inputs is not None else _random(value, _shape(value, batch, shapes, path), index)
@@ -134,49 +132,13 @@ def _read_case(
     return BenchModel(
         path=path,
         label=label,
-        sha256=_sha256(files),
+        sha256=sha256(files),
         file_bytes=sum(file.stat().st_size for file in files),
         files=files,
-        precision=_precision(model),
+        precision=precision_of(model),
         inputs=found,
         feeds=tuple(feeds),
     )
-
-
-def _parse(path: Path) -> Any:
-    import onnx
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except OSError as error:
-        raise LoadError(f"cannot read {path}: {error.strerror or error}.") from error
-    except Exception as error:  # protobuf raises types of its own
-        raise LoadError(f"{path} is not an ONNX model ({type(error).__name__}).") from error
-    if not model.graph.node and not model.graph.output:
-        raise LoadError(f"{path} is not an ONNX model: it holds no graph.")
-    return model
-
-
-def _external_files(model: Any, path: Path) -> list[Path]:
-    """The files beside the model that hold its weights. Raises LoadError for those missing or outside its folder."""
-    places = {
-        entry.value
-        for tensor in _tensors(model)
-        for entry in tensor.external_data
-        if entry.key == "location" and tensor.data_location == tensor.EXTERNAL
-    }
-    for place in places:
-        if PurePosixPath(place).is_absolute() or ".." in PurePosixPath(place).parts:
-            raise LoadError(f"{path} names a data file outside its own folder: {place!r}.")
-        if not (path.parent / place).is_file():
-            raise LoadError(f"{path} needs its data file {place!r} beside it, which is missing.")
-    return [path.parent / place for place in sorted(places)]
-
-
-def _tensors(model: Any) -> list[Any]:
-    from onnx.external_data_helper import _get_all_tensors
-
-    return list(_get_all_tensors(model))
 
 
 def _inputs(model: Any, path: Path) -> tuple[Input, ...]:
@@ -189,7 +151,7 @@ def _inputs(model: Any, path: Path) -> tuple[Input, ...]:
         kind = value.type.tensor_type
         if not value.type.HasField("tensor_type") or kind.elem_type not in ELEMENTS:
             raise UnsupportedError(
-                f"{path}: input {value.name!r} is not a tensor of numbers, which is all trp-bench can feed."
+                f"{path}: input {value.name!r} is not a tensor of numbers, and trp-bench can feed nothing else."
             )
         if not kind.HasField("shape"):
             found.append(Input(value.name, kind.elem_type, (None,)))
@@ -254,23 +216,3 @@ def _given(value: Input, inputs: Mapping[str, np.ndarray], path: Path) -> np.nda
     if not fits or array.dtype != wanted:
         raise OptionError(f"{path}: input {value.name!r} is {wanted} ({declared}); got {array.dtype} {array.shape}.")
     return np.ascontiguousarray(array)
-
-
-def _precision(model: Any) -> str:
-    """The coarsest arithmetic in the model, by its operators and the types of its weights."""
-    operators = {node.op_type for node in model.graph.node}
-    if any("Quantize" in name or name.endswith("Integer") or name.startswith("QLinear") for name in operators):
-        return "int8"
-    halves = {10, 16}
-    types = {tensor.data_type for tensor in model.graph.initializer}
-    types |= {value.type.tensor_type.elem_type for value in [*model.graph.input, *model.graph.output]}
-    return "float16" if types & halves else "float32"
-
-
-def _sha256(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What disturbed a measurement, as far as can be seen, each with what to do about it."""
+"""What disturbed a measurement, as far as it can be seen, and the remedy for each disturbance."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DRIFT = 0.05  # last third of the rounds over the first third
 
 
 class Watch:
-    """How busy other programs kept this computer since the watch was made."""
+    """How busy other programs keep this computer from now on."""
 
     def __init__(self) -> None:
         import psutil
@@ -55,16 +55,14 @@ def _own_seconds() -> float:
 def noise_remarks(
     measurements: Sequence[Measurement], machine: Machine, others: float, environment: Environment
 ) -> tuple[str, ...]:
-    """What to tell the user about the quality of this. Empty when nothing is wrong, or where nothing is timed."""
+    """Remarks on the quality of a measurement. Empty if nothing was disturbed, or if nothing is timed."""
     if environment.unit != "ns":
         return ()
     notes = []
     if environment.device == "local" and others > BUSY_OTHERS:
-        notes.append(
-            f"other programs used {others:.0%} of this computer meanwhile: end them, or give a larger --budget"
-        )
+        notes.append(f"other programs used {others:.0%} of this computer meanwhile: end them, or use a larger --budget")
     elif environment.device != "local" and machine.load > 0.5:
-        notes.append(f"the device had a load of {machine.load:.1f} before we came: end other programs on it")
+        notes.append(f"the device had a load of {machine.load:.1f} before the measurement: end other programs on it")
     if environment.governor not in ("unknown", "performance"):
         notes.append(
             f"the frequency governor is {environment.governor}: set performance (cpupower frequency-set -g performance)"
@@ -72,9 +70,11 @@ def noise_remarks(
     for one in measurements:
         notes += _spread_of(one)
     if any(_drift(one) > DRIFT for one in measurements):
-        notes.append("it became slower by the round, as a CPU does that grows hot: cool it, or use a smaller --budget")
+        notes.append(
+            "it became slower from round to round, as a CPU does when it grows hot: cool it, or use a smaller --budget"
+        )
     if any(len(one.processes) < 8 for one in measurements):
-        notes.append("fewer than eight processes per file make the interval wide: leave --processes or --no-bench out")
+        notes.append("fewer than eight processes per model make the interval wide: leave out --processes or --no-bench")
     return tuple(notes)
 
 
@@ -87,7 +87,7 @@ def _spread_of(one: Measurement) -> list[str]:
     if p90 > SPREAD * p50:
         notes.append(
             f"{one.model}: one run in ten took over {p90 / p50:.2f} times the median: "
-            "end what else runs on its cores; trp-bench --cores names others"
+            "end other programs on its cores, or choose other cores with trp-bench --cores"
         )
     if max(medians) > PLACEMENT * min(medians):
         notes.append(

@@ -2,13 +2,12 @@
 
 onnxruntime renames what it fuses: a convolution in the blocked layout is called after its output, the rest keep
 their node names, sometimes with a word before or after, in 16 bits after a cast, in 8 bits with a running number. Time
-that finds no layer is reported as other, never lost.
+that belongs to no layer is reported as other.
 """
 
 from __future__ import annotations
 
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +18,12 @@ import numpy as np
 
 from trp_export.bench.devices.base import Device, Start
 from trp_export.bench.devices.local import LocalDevice, PipeRunner
+from trp_export.bench.devices.replies import KernelTime
 from trp_export.bench.devices.staging import copy_local
 from trp_export.bench.models import BenchModel
 from trp_export.errors import DeviceError
+from trp_export.graph.model_files import read_proto
+from trp_export.system.scratch import Scratch
 
 WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "FusedConv": 1, "FusedGemm": 1, "QLinearConv": 3}
 HEAVY = ("Conv", "Gemm", "MatMul")  # words in the names of the kernels that do a layer's multiply-adds
@@ -30,6 +32,7 @@ WARM_RUNS = 5
 PROFILE_NS = 1.5e9
 FEWEST_RUNS = 10
 PARTS = (".reduce", ".expand")
+# What is added to the names of kernels in 16 and in 8 bits.
 ADDED = re.compile(r"^InsertedPrecisionFreeCast_|_token_\d+$")
 CHANNELS_LAST = "QLinearConv"  # its output is (N, H, W, C) or (N, C, H, W), never padded
 
@@ -64,7 +67,7 @@ class Profile:
 
     @property
     def other_ms(self) -> float:
-        """The time of everything that is no layer."""
+        """The time of all kernels that belong to no layer."""
         return sum(self.others.values())
 
     @property
@@ -90,10 +93,9 @@ class Profile:
 
 def profile_models(cases: Sequence[BenchModel], start: Start) -> tuple[Profile, ...]:
     """Profile each model in a fresh process on this computer. Raises DeviceError, OutputError."""
-    with tempfile.TemporaryDirectory(prefix="trp-bench.") as name:
-        folder = Path(name)
-        named = [_with_names(case, folder / f"model{i}") for i, case in enumerate(cases)]
-        device = LocalDevice(folder)
+    with Scratch() as scratch:
+        named = [_with_names(case, scratch.folder / f"model{i}") for i, case in enumerate(cases)]
+        device = LocalDevice(scratch.folder)
         device.stage(named)
         return tuple(_profile(device, index, case, start) for index, case in enumerate(named))
 
@@ -103,7 +105,7 @@ def _profile(device: LocalDevice, index: int, case: BenchModel, start: Start) ->
     try:
         slowest = max(runner.run(WARM_RUNS, 1).samples)
         runner.run(_within(PROFILE_NS, slowest, 2 * FEWEST_RUNS), 1)
-        return read_profile(case, runner.events())
+        return read_profile(case, runner.kernel_times())
     finally:
         runner.close()
 
@@ -122,7 +124,7 @@ def profile_and_time(
             raise DeviceError(f"{device.name} has no profiler.")
         slowest = max(runner.run(WARM_RUNS, 1).samples)
         runner.run(_within(budget_ns, slowest, FEWEST_RUNS), 1)
-        found = read_profile(case, runner.events())
+        found = read_profile(case, runner.kernel_times())
         times = runner.run(_within(budget_ns / 4, slowest, FEWEST_RUNS // 2), 1).samples
         return found, _typical([sample / 1e6 for sample in times])
     finally:
@@ -133,20 +135,19 @@ def _within(budget_ns: float, slowest_ns: float, fewest: int) -> int:
     return max(fewest, min(500, int(budget_ns / slowest_ns)))
 
 
-def read_profile(case: BenchModel, events: Iterable[Mapping[str, Any]]) -> Profile:
-    """Sum the kernel times of `events` into the layers of `case`."""
-    graph = _Graph(_load(case.path))
+def read_profile(case: BenchModel, kernel_times: Iterable[KernelTime]) -> Profile:
+    """Sum the times of kernels into the layers of `case`."""
+    graph = _Graph(read_proto(case.path))
     durations: dict[tuple[str, str], list[float]] = defaultdict(list)
     operators: dict[tuple[str, str], str] = {}
-    outputs: dict[tuple[str, str], list[int]] = {}
-    for event in events:
-        if not event["name"].endswith("_kernel_time") or event["args"]["op_name"] in NESTING:
+    outputs: dict[tuple[str, str], tuple[int, ...]] = {}
+    for kernel in kernel_times:
+        if kernel.operator in NESTING:
             continue
-        key = (_name(event), event["args"]["node_index"])
-        durations[key].append(event["dur"] / 1e3)
-        operators[key] = event["args"]["op_name"]
-        shapes = [next(iter(shape.values())) for shape in event["args"].get("output_type_shape", []) if shape]
-        outputs[key] = shapes[0] if shapes else []
+        key = (ADDED.sub("", kernel.name), kernel.node_index)
+        durations[key].append(kernel.us / 1e3)
+        operators[key] = kernel.operator
+        outputs[key] = kernel.output_shape
     runs = max((len(times) for times in durations.values()), default=1)
     layers: dict[str, ProfiledLayer] = {}
     others: dict[str, float] = defaultdict(float)
@@ -163,11 +164,6 @@ def read_profile(case: BenchModel, events: Iterable[Mapping[str, Any]]) -> Profi
         old = layers.get(name, ProfiledLayer(name, node.op_type, 0.0, 0, 0))
         layers[name] = ProfiledLayer(name, old.op, old.ms + ms, old.macs + macs, old.parts + 1)
     return Profile(case.label, tuple(layers.values()), others, kernels)
-
-
-def _name(event: Mapping[str, Any]) -> str:
-    """Of the kernel, without what is added to names in 8 and in 16 bits."""
-    return ADDED.sub("", event["name"].removesuffix("_kernel_time"))
 
 
 def _typical(times: Sequence[float]) -> float:
@@ -228,22 +224,16 @@ class _Graph:
         return size * int(output[0] * np.prod(output[2:])) if output else 0
 
 
-def _load(path: Path) -> Any:
-    import onnx
-
-    return onnx.load(path, load_external_data=False)
-
-
 def _with_names(case: BenchModel, folder: Path) -> BenchModel:
     """`case` itself where every node has a name of its own, else a copy of the model in which it has."""
-    model = _load(case.path)
+    model = read_proto(case.path)
     names = [node.name for node in model.graph.node]
     if len(set(names)) == len(names) and "" not in names:
         return case
     import onnx
 
     copy = copy_local(case, folder)
-    model = _load(copy)
+    model = read_proto(copy)
     for index, node in enumerate(model.graph.node):
         if not node.name or names.count(node.name) > 1:
             node.name = f"{node.op_type}_{index}"

@@ -1,4 +1,4 @@
-"""What the command prints: a table of latencies, one of layers, or the same as one JSON document."""
+"""What trp-bench prints: a table of latencies, one of layers, or both as a JSON document."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from trp_export.bench import stats
 from trp_export.bench.environment import Environment
 from trp_export.bench.profile import Profile, ProfiledLayer
 from trp_export.bench.samples import Comparison, Measurement
+from trp_export.bench.saved import to_json
 from trp_export.system.console import standard_output
+from trp_export.system.text import plain
 
 
 def document(found: Comparison, profiles: Sequence[Profile], *, paired: bool = True) -> dict[str, Any]:
     """The result without raw samples as a plain dict; those are for `--save`."""
-    values = found.to_json(samples=False)
+    values = to_json(found, samples=False)
     for model, other in zip(values["models"][1:], found.measurements[1:], strict=True):
         model["ratio"] = stats.ratio(found.measurements[0], other, paired=paired).to_json()
     values["profiles"] = [profile.to_json() for profile in profiles]
@@ -24,14 +26,14 @@ def document(found: Comparison, profiles: Sequence[Profile], *, paired: bool = T
 
 
 def print_tables(found: Comparison, profiles: Sequence[Profile], *, paired: bool = True) -> None:
-    """Everything for a person: latencies or counts, layers, where it was taken, what disturbed it."""
+    """Print latencies or counts, layers, the environment, and what disturbed the measurement."""
     out = standard_output()
     out.print(_times(found, paired) if found.environment.unit == "ns" else _counts(found))
     if profiles:
         out.print(_layers(profiles))
-    out.print(_where(found.environment, found), markup=False)
+    out.print(plain(_where(found.environment, found)), markup=False)
     for note in found.noise:
-        out.print(f"note: {note}", markup=False)
+        out.print(plain(f"note: {note}", keep_lines=False), markup=False)
 
 
 def _plain_table(*columns: str) -> Table:
@@ -142,5 +144,5 @@ def print_devices(rows: Sequence[tuple[str, str, str]]) -> None:
 
 
 def _safe(text: str) -> str:
-    """Text that came from a file name or a model, without control characters and without rich's markup."""
-    return "".join(char if char.isprintable() else "?" for char in text).replace("[", "\\[")
+    """Text from a file name or a model as a cell of a table: without control characters and rich's markup."""
+    return plain(text, keep_lines=False).replace("[", "\\[")

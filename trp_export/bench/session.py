@@ -1,8 +1,8 @@
-"""The course of a measurement: fresh processes in random order, runs interleaved at random, within a time budget.
+"""One measurement: fresh processes in random order, runs interleaved at random, within a time budget.
 
 A round starts one fresh process per model in random order, warms all up, then lets them take turns in random order,
 one running while the others wait. Each turn begins with one run that is not counted: it brings the model's weights
-back into the caches. A disturbance of the machine so meets all models alike, and the luck of memory placement
+back into the caches. A disturbance of the machine then affects all models alike, and where memory happens to be placed
 changes from round to round.
 """
 
@@ -28,16 +28,17 @@ from trp_export.bench.samples import Comparison, Measurement, OutputDeviation, P
 from trp_export.errors import OptionError
 
 TURN_NS = 60e6  # long enough to drown the first, cold run; short enough to interleave finely
-WARM_WINDOWS = 6  # the most windows a process may take to become stable
-STABLE = 0.02  # two windows this near one another: warm
+WARM_WINDOWS = 6  # after so many windows a process counts as warm
+STABLE = 0.02  # two windows that differ by less are stable
 FEWEST_TURNS = 3
 FEW_INSTRUCTIONS = 1e8
-KNOWN_LATER = ("provider", "onnxruntime")  # what a runner says of itself, in a browser say
+LEAST_OUTPUT_BYTES = 1 << 20  # that a device may always send, so that a wrong shape is named as such
+KNOWN_LATER = ("provider", "onnxruntime")  # what only the runner can tell, for example in a browser
 
 
 @dataclass(slots=True)
 class _Lane:
-    """One model while it is measured: what its processes have said so far."""
+    """One model while it is measured, with what its processes have sent so far."""
 
     case: BenchModel
     wanted: list[np.ndarray | None]
@@ -49,7 +50,7 @@ class _Lane:
     peak_bytes: int = 0
 
     def end_process(self, number: int, ready: Ready) -> None:
-        """Put away what the process of round `number` gave, if it came to that."""
+        """Store the samples of the process of round `number`, if there are any."""
         if self.taken:
             samples = tuple(self.taken)
             self.processes.append(Process(number, ready.load_ms, ready.base_bytes, self.peak_bytes, samples))
@@ -87,10 +88,10 @@ def compare(
     """Measure `models` side by side on `device`; the first is the reference of all ratios.
 
     `budget_s` is the wall time for all rounds together; slow models may need more, since at least eight processes
-    of each are needed, unless `processes` says how many. `inputs` maps input names to arrays (default random),
-    `shapes` gives sizes of dynamic dimensions. `progress` hears the share that is done. `checkpoint` receives what
-    there is after each round, and when something ends the measurement early. `like` is where samples were taken that
-    these shall be compared with: a device that is not the same is refused before anything is measured.
+    of each are needed, unless `processes` sets their number. `inputs` maps input names to arrays (default random),
+    `shapes` gives sizes of dynamic dimensions. `progress` receives the share that is done. `checkpoint` receives what
+    has been measured after each round, and when something ends the measurement early. `like` is the environment of
+    samples to compare with: another environment is refused before anything is measured.
 
     Raises LoadError, OptionError, UnsupportedError, DeviceError, EnvironmentMismatchError, and VerifyError when the
     device's outputs are not those of this computer.
@@ -219,7 +220,9 @@ class _Run:
         runner = self.device.start(index, self.start)
         pairs.append((lane, runner))
         self.onnxruntime, self.provider = runner.ready.onnxruntime, runner.ready.provider
-        lane.deviation = check_outputs(lane.case, runner.outputs(), lane.wanted, lane.deviation, self.device.name)
+        expected = sum(output.nbytes for output in lane.wanted if output is not None)
+        outputs = runner.outputs(max(expected, LEAST_OUTPUT_BYTES))
+        lane.deviation = check_outputs(lane.case, outputs, lane.wanted, lane.deviation, self.device.name)
         self._warm(lane, runner)
 
     def _warm(self, lane: _Lane, runner: Runner) -> None:
@@ -236,10 +239,10 @@ class _Run:
         lane.estimate_ns = max(estimate, 1.0)
 
     def _turn(self, lane: _Lane, runner: Runner) -> Turn:
-        """Samples for about TURN_NS, after one that is not counted; one count where there is no time to take."""
+        """Samples for about TURN_NS, after one that is not counted. An emulator counts one inference instead."""
         if self.device.unit != "ns":
             turn = runner.run(1, 1)
-            if turn.samples[0] < FEW_INSTRUCTIONS:  # in a short inference the first one's detours would show
+            if turn.samples[0] < FEW_INSTRUCTIONS:  # in a short inference the start-up of the first one would show
                 turn = runner.run(1, 1)
             lane.counts = turn.counts
             return turn

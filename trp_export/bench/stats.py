@@ -1,4 +1,4 @@
-"""What samples say: quantiles of one model, and the ratio of two with an interval one can believe.
+"""What samples say: quantiles of one model, and the ratio of two models with its interval.
 
 The interval is a bootstrap over processes, not over single runs: runs inside a process share its memory placement and
 are far from independent. Few processes make percentile intervals too narrow; the expanded percentile interval of
@@ -6,7 +6,7 @@ T. Hesterberg, "What Teachers Should Know About the Bootstrap" (2015), section 4
 Below eight processes no resampling helps, as the range of all values holds the truth in less than 99 % of cases; the
 interval is then Student's own, and wide.
 
-Counts of an emulator repeat, and no interval is put around the few there are: the range of the rounds stands for it.
+Counts of an emulator repeat, so their interval is the range of the rounds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONFIDENCE = 0.99
 SMALLEST_DIFFERENCE = 0.01  # below this, "no difference", however sure; counts of one model repeat to 0.2 %
 RESAMPLES = 20_000
 ENOUGH = 8
-TRIM = 0.25  # the middle half of the processes: a process that met a disturbance does not decide
+TRIM = 0.25  # the middle half of the processes: one disturbed process does not decide
 
 Verdict = Literal["faster", "slower", "no difference", "unknown"]
 

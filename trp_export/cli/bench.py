@@ -36,7 +36,7 @@ Examples:
 
 @dataclass(frozen=True, slots=True)
 class BenchOptions:
-    """The command line as typed, one field per option."""
+    """The options of the command, one field each."""
 
     models: tuple[Path, ...]
     device: str
@@ -70,12 +70,12 @@ def _numbers(separated: str, what: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in separated.split(","))
     except ValueError:
-        raise OptionError(f"{what} takes whole numbers with commas between, not {separated!r}") from None
+        raise OptionError(f"{what} takes whole numbers separated by commas, not {separated!r}") from None
 
 
-def _shapes(given: Sequence[str]) -> dict[str, tuple[int, ...]]:
+def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     shapes = {}
-    for item in given:
+    for item in texts:
         name, equals, sizes = item.rpartition("=")
         if not equals:
             raise OptionError(f"--shape takes NAME=1,3,224,224, not {item!r}")
@@ -87,90 +87,132 @@ def _shapes(given: Sequence[str]) -> dict[str, tuple[int, ...]]:
     "trp-bench", epilog=EPILOG, context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 )
 @click.argument("models", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--device", default="local", show_default=True, metavar="SPEC", help="Where to run, see --list-devices.")
-@click.option("--threads", default=1, show_default=True, help="Threads per inference.")
-@click.option("--cores", metavar="LIST", help="Cores to pin to, as 4,5 (default: the fastest distinct ones).")
+@click.option(
+    "--device",
+    default="local",
+    show_default=True,
+    metavar="SPEC",
+    help="Device to measure on; --list-devices shows them.",
+)
+@click.option("--threads", default=1, show_default=True, help="Threads of one inference.")
+@click.option("--cores", metavar="LIST", help="Pin to these cores, as in 4,5 (default: the fastest).")
 @click.option("--provider", default="CPUExecutionProvider", show_default=True, help="onnxruntime execution provider.")
-@click.option("--budget", default=20.0, show_default=True, metavar="SECONDS", help="Time for all measuring.")
-@click.option("--processes", type=click.IntRange(1), help="Fresh processes per file (default: 8 to 20, by budget).")
-@click.option("--input", "input_", default="random", show_default=True, metavar="FILE|random", help=".npy or .npz.")
-@click.option("--batch", default=1, show_default=True, help="Size of a dynamic first dimension.")
-@click.option("--shape", multiple=True, metavar="NAME=SIZES", help="Sizes of an input with other dynamic dimensions.")
-@click.option("--profile", is_flag=True, help="Time by layer, from onnxruntime's profile (local).")
-@click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout, nothing else there.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png|.svg", help="Draw distributions, layers.")
-@click.option("--save", type=click.Path(path_type=Path), metavar="FILE.json", help="Keep all samples, also if stopped.")
-@click.option("--against", type=click.Path(path_type=Path), metavar="FILE.json", help="Compare with a saved run.")
-@click.option("--timeout", default=120.0, show_default=True, metavar="SECONDS", help="Longest silence of a device.")
-@click.option("--ssh-config", type=click.Path(path_type=Path), metavar="FILE", help="For ssh -F.")
-@click.option("--python", default="python3", show_default=True, metavar="PATH", help="ssh: the board's python.")
-@click.option("--native", type=click.Path(path_type=Path), metavar="DIR", help="adb: trp-runner and libonnxruntime.so.")
-@click.option("--web-files", type=click.Path(path_type=Path), metavar="DIR", help="web: onnxruntime-web's dist files.")
-@click.option("--arm-root", type=click.Path(path_type=Path), metavar="DIR", help="arm: what tools/setup_arm.py made.")
-@click.option("--list-devices", is_flag=True, help="Show which devices are usable here, and end.")
-def command(models: tuple[Path, ...], list_devices: bool, **given: Any) -> int:
-    """Compare the latency of ONNX models: which is faster, by how much, and how sure that is.
+@click.option("--budget", default=20.0, show_default=True, metavar="SECONDS", help="Time for the whole measurement.")
+@click.option("--processes", type=click.IntRange(1), help="Fresh processes per model (default: 8 to 20, by budget).")
+@click.option(
+    "--input", "input_", default="random", show_default=True, metavar="FILE|random", help="Inputs: a .npy or .npz file."
+)
+@click.option("--batch", default=1, show_default=True, help="Batch size, where the model leaves it open.")
+@click.option(
+    "--shape",
+    multiple=True,
+    metavar="NAME=SIZES",
+    help="Shape of an input with other open dimensions, as in NAME=1,3,224,224.",
+)
+@click.option("--profile", is_flag=True, help="Also show the time of each layer (local device only).")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE.png|.svg",
+    help="Draw the distributions, and the layers with --profile.",
+)
+@click.option(
+    "--save", type=click.Path(path_type=Path), metavar="FILE.json", help="Save all samples, even if interrupted."
+)
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="FILE.json",
+    help="Compare with a saved run on the same machine.",
+)
+@click.option(
+    "--timeout", default=120.0, show_default=True, metavar="SECONDS", help="End a device that is silent for so long."
+)
+@click.option("--ssh-config", type=click.Path(path_type=Path), metavar="FILE", help="Configuration file for ssh -F.")
+@click.option(
+    "--python", default="python3", show_default=True, metavar="PATH", help="ssh: the Python interpreter on the board."
+)
+@click.option(
+    "--native",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="adb: folder with trp-runner and libonnxruntime.so.",
+)
+@click.option(
+    "--web-files",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="web: folder with the dist files of onnxruntime-web.",
+)
+@click.option(
+    "--arm-root", type=click.Path(path_type=Path), metavar="DIR", help="arm: folder that tools/setup_arm.py made."
+)
+@click.option("--list-devices", is_flag=True, help="List the devices and what each one needs, then exit.")
+def command(models: tuple[Path, ...], list_devices: bool, **values: Any) -> int:
+    """Compare the latency of ONNX models: which is faster, by how much, and how certain that is.
 
-    The first file is the reference. A ratio above 1 means faster than it; its 99 % interval stands in brackets.
+    The first model is the reference. A ratio above 1 means faster than the reference; its 99 % interval follows in
+    brackets.
     """
     from trp_export.bench.devices.base import Settings
 
     settings = Settings(
-        ssh_config=given["ssh_config"],
-        native=given["native"],
-        web=given["web_files"],
-        arm=given["arm_root"],
-        remote_python=given["python"],
-        timeout_s=given["timeout"],
+        ssh_config=values["ssh_config"],
+        native=values["native"],
+        web=values["web_files"],
+        arm=values["arm_root"],
+        remote_python=values["python"],
+        timeout_s=values["timeout"],
     )
     if list_devices:
-        return _list_devices(settings, given["as_json"])
+        return _list_devices(settings, values["as_json"])
     options = BenchOptions(
         models=models,
-        device=given["device"],
-        threads=given["threads"],
-        cores=_numbers(given["cores"], "--cores") if given["cores"] is not None else None,
-        provider=given["provider"],
-        budget_s=given["budget"],
-        processes=given["processes"],
-        input=given["input_"],
-        batch=given["batch"],
-        shapes=_shapes(given["shape"]),
-        profile=given["profile"],
-        as_json=given["as_json"],
-        plot=given["plot"],
-        save=given["save"],
-        against=given["against"],
+        device=values["device"],
+        threads=values["threads"],
+        cores=_numbers(values["cores"], "--cores") if values["cores"] is not None else None,
+        provider=values["provider"],
+        budget_s=values["budget"],
+        processes=values["processes"],
+        input=values["input_"],
+        batch=values["batch"],
+        shapes=_shapes(values["shape"]),
+        profile=values["profile"],
+        as_json=values["as_json"],
+        plot=values["plot"],
+        save=values["save"],
+        against=values["against"],
         settings=settings,
     )
     return _bench(options)
 
 
 def _bench(options: BenchOptions) -> int:
-    """Check what can be checked before minutes are spent, measure, then show."""
+    """Check all options before anything is measured, measure, then print."""
     from trp_export.bench.models import read_input
     from trp_export.bench.plot import check_plot_path, draw
-    from trp_export.bench.samples import load, save
+    from trp_export.bench.saved import load, save
     from trp_export.bench.session import compare
 
     if options.plot:
         check_plot_path(options.plot)
     _check_outputs(options)
     if options.profile and options.device != "local":
-        raise OptionError("--profile works on the local device only; leave one of --profile and --device out")
+        raise OptionError("--profile works on the local device only; leave out --profile or --device")
     earlier = load(options.against) if options.against else None
     inputs = None if options.input == "random" else read_input(Path(options.input))
     kept = False
 
-    def keep(comparison: Comparison) -> None:
+    def keep(so_far: Comparison) -> None:
         nonlocal kept
         if options.save:
-            save(comparison, options.save)
+            save(so_far, options.save)
             kept = True
 
     try:
         with _progress("measuring") as advance:
-            found = compare(
+            comparison = compare(
                 options.models,
                 device=options.device,
                 threads=options.threads,
@@ -186,25 +228,27 @@ def _bench(options: BenchOptions) -> int:
                 checkpoint=keep,
                 like=earlier.environment if earlier else None,
             )
-            profiles = _profiles(options, found, inputs) if options.profile else ()
+            profiles = _profiles(options, comparison, inputs) if options.profile else ()
     except KeyboardInterrupt:
-        click.echo(f"samples so far are in {options.save}" if kept else "nothing was kept (see --save)", err=True)
+        shared.print_message(
+            f"the samples so far are in {options.save}" if kept else "no samples were saved (see --save)"
+        )
         raise
     if earlier:
         try:
-            found = _joined(earlier, found)
-        except EnvironmentMismatchError:  # only seen when it ran; what was measured is worth showing
-            _show(found, profiles, options, paired=True)
+            comparison = _joined(earlier, comparison)
+        except EnvironmentMismatchError:  # The runner named another environment; the result is still worth showing.
+            _show(comparison, profiles, options, paired=True)
             raise
-    _show(found, profiles, options, paired=earlier is None)
+    _show(comparison, profiles, options, paired=earlier is None)
     if options.plot:
-        draw(found, profiles, options.plot, paired=earlier is None)
+        draw(comparison, profiles, options.plot, paired=earlier is None)
     return 0
 
 
 def _check_outputs(options: BenchOptions) -> None:
     """Raise OutputError where an output cannot be written, OptionError where it would overwrite an input."""
-    from trp_export.bench.models import model_files
+    from trp_export.graph.model_files import model_files
 
     named = (("--save", options.save), ("--plot", options.plot))
     outputs = [Output(path, option) for option, path in named if path]
@@ -215,7 +259,7 @@ def _check_outputs(options: BenchOptions) -> None:
 
 
 def _joined(earlier: Comparison, found: Comparison) -> Comparison:
-    """The earlier run's first model before the models of this run. Raises EnvironmentMismatchError."""
+    """The first model of the earlier run, then the models of this run. Raises EnvironmentMismatchError."""
     from trp_export.bench.environment import require_same
 
     require_same(earlier.environment, found.environment)
@@ -237,7 +281,7 @@ def _profiles(options: BenchOptions, found: Comparison, inputs: dict[str, np.nda
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr where that is a terminal."""
+    """A progress bar on stderr, if stderr is a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -1,55 +1,101 @@
-"""What all commands share: names of schemes, how they read numbers and shapes, and how they end.
+"""What all commands share: how they read numbers and shapes, and how they end.
 
-Errors become a line or two on stderr and a documented exit code, never a traceback; SIGTERM and SIGHUP are Ctrl-C.
+An error becomes a line or two on stderr and a documented exit code, never a traceback. SIGTERM and SIGHUP end a command
+as Ctrl-C does.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
 
-from trp_export.errors import INTERRUPTED, StoppedEarly, TrpError
-from trp_export.lowrank.names import SCHEME_CHOICES
+from trp_export.errors import INTERRUPTED, StoppedEarly, TrpError, first_line
 from trp_export.system.signals import terminable
-
-SCHEMES = SCHEME_CHOICES
+from trp_export.system.text import plain, screenful
 
 
 def run(command: click.Command, arguments: Sequence[str] | None = None, *, interrupted: str, memory: str) -> int:
-    """Run a command, under its own name however it was started, and return its exit code.
+    """Run a command under its own name, however it was started, and return its exit code.
 
-    `interrupted` is said where the user broke it off, `memory` is the remedy where memory ran out. With TRP_TRACEBACK
-    set, a fault of the program shows where it happened.
+    `interrupted` is printed when the user stops it, `memory` is the remedy when memory runs out. With TRP_TRACEBACK
+    set, an internal error shows where it happened.
     """
     try:
-        with terminable():
+        with terminable(), _without_warnings():
             result = command.main(args=arguments, prog_name=command.name, standalone_mode=False)
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)
     except TrpError as error:
         return _fail(str(error), error.exit_code)
     except StoppedEarly as stop:
-        click.echo(str(stop), err=True)
+        print_message(str(stop))
         return INTERRUPTED
     except (KeyboardInterrupt, click.Abort):
-        click.echo(interrupted, err=True)
+        print_message(interrupted)
         return INTERRUPTED
     except BrokenPipeError:
+        _drop_output()
         return 1
     except Exception as error:
-        if _out_of_memory(error):
+        if _is_out_of_memory(error):
             return _fail(f"out of memory. {memory}", TrpError.exit_code)
         if os.environ.get("TRP_TRACEBACK"):
             raise
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
         return _fail(
-            f"a fault of this program, please report it ({what}).\nTRP_TRACEBACK=1 in the environment shows where.",
+            f"internal error, please report it ({type(error).__name__}: {first_line(error)}).\n"
+            "Set TRP_TRACEBACK=1 to see where it happened.",
             TrpError.exit_code,
         )
     return result if isinstance(result, int) else 0
+
+
+def print_message(message: str) -> None:
+    """Print to stderr what a user should know: no control characters, no more than a screen."""
+    click.echo(plain(screenful(message)), err=True)
+
+
+def _fail(message: str, code: int) -> int:
+    """Print an error. Only its first line begins at the margin, so that foreign text cannot pass for another one."""
+    print_message("error: " + message.replace("\n", "\n       "))
+    return code
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep warnings of libraries off the terminal: they name lines of code, and whatever matters ends in an error.
+
+    With TRP_TRACEBACK set they stay. Filters that make them errors keep doing so.
+    """
+    show, last_resort = warnings.showwarning, logging.lastResort
+    if not os.environ.get("TRP_TRACEBACK"):
+        warnings.showwarning, logging.lastResort = _ignore, logging.NullHandler()
+    try:
+        yield
+    finally:
+        warnings.showwarning, logging.lastResort = show, last_resort
+
+
+def _ignore(*warning: object, **settings: object) -> None:
+    """Show nothing."""
+
+
+def _drop_output() -> None:
+    """The reader of our output is gone. Python flushes stdout when it exits, which must not fail again."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an error means that memory ran out; torch has errors of its own for it."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
@@ -70,17 +116,6 @@ def shape(context: click.Context, parameter: click.Parameter, value: str | None)
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise click.BadParameter(f"{value!r} is not a shape such as 1,3,224,224.")
     return tuple(int(part) for part in parts)
-
-
-def _fail(message: str, code: int) -> int:
-    click.echo("error: " + message.replace("\n", "\n       "), err=True)
-    return code
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """torch says so with errors of its own."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 class SectionedCommand(click.Command):

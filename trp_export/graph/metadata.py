@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import onnx_ir as ir
 
-from trp_export.system.privacy import is_private, without_paths
+from trp_export.system.privacy import is_private, names_without_paths, without_paths
 
 LICENCE_KEYS = ("licence", "license")
 _LONGEST = 2000
@@ -39,17 +39,18 @@ def strip_traces(model: ir.Model) -> None:
 def name_without_paths(model: ir.Model) -> None:
     """Cut names that hold local paths to the last part. Names of inputs and outputs are the interface and stay."""
     interface = {*model.graph.inputs, *model.graph.outputs}
+    values = [value for value in _values(model) if value not in interface]
+    nodes = [node for graph in _graphs(model) for node in graph]
+    names = [name for name in (*(value.name for value in values), *(node.name for node in nodes)) if name]
+    short = names_without_paths(names, [name for graph in _graphs(model) for name in graph.initializers])
     taken = {value.name for value in _values(model)}
-    for value in (value for value in _values(model) if value not in interface):
-        name = value.name or ""
-        short = without_paths(name)
-        if short != name:
-            value.name = _free(short or "value", taken)
-            taken.add(value.name)
+    for value in (value for value in values if value.name in short):
+        value.name = _free(short[value.name or ""] or "value", taken)
+        taken.add(value.name)
+    for node in nodes:
+        node.name = short.get(node.name or "", node.name)
     for graph in _graphs(model):
         graph.name = graph.name and without_paths(graph.name)
-        for node in graph:
-            node.name = node.name and without_paths(node.name)
 
 
 def sign(model: ir.Model, entries: Mapping[str, str]) -> None:

@@ -17,9 +17,7 @@ _FEW_BLOCKS = 4
 LEVELS = 5
 
 
-def offered_ranks(
-    site: Site, scheme: Scheme, block: int, align: int = 1, precision: str = "float32"
-) -> tuple[int, ...]:
+def offered_ranks(site: Site, scheme: Scheme, block: int, align: int = 1, precision: str = "fp32") -> tuple[int, ...]:
     """Ranks below break-even that the planner may choose from, ascending; none where no pair saves anything.
 
     `align` above 1 asks for its multiples and nothing else; in int8 every rank is a multiple of four.

@@ -30,7 +30,7 @@ class DeviceUnderTest:
     specification: str
     threads: int
     shapes: Mapping[str, tuple[int, ...]]
-    precision: str = "float32"
+    precision: str = "fp32"
     settings: Settings = field(default_factory=Settings)
 
     @property
@@ -60,6 +60,8 @@ class DeviceUnderTest:
             onnxruntime=machine.onnxruntime,
             unit="ms" if unit == "ns" else f"million {unit}",
             precision=self.precision,
+            build=machine.build,
+            features=machine.features,
         )
 
     def profile(self, file: Path) -> tuple[Profile, float]:

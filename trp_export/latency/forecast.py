@@ -1,4 +1,4 @@
-"""What the table foretold of a plan, and what the whole network then measured."""
+"""What the table predicted for a plan, and what the whole network then measured."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Forecast:
     original: float
     predicted: float
     measured: float
-    precision: str = "float32"
+    precision: str = "fp32"
 
     @property
     def speedup(self) -> float:
@@ -37,16 +37,16 @@ class Forecast:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """A word where the prediction was so far off that the table is not to be believed."""
+        """A remark if the prediction was so far off that the table cannot be trusted."""
         if abs(self.error) < _FAR_OFF:
             return ()
         return (
             f"the latency table was off by {abs(self.error):.0%}: something else ran while it was measured, or here. "
-            f"The plan was corrected; without {self.table or 'the tables given'} it is measured afresh",
+            f"The plan was corrected; remove {self.table or 'the table'} to measure again",
         )
 
     def __str__(self) -> str:
-        in_precision = "" if self.precision == "float32" else f" for {self.precision}"
+        in_precision = "" if self.precision == "fp32" else f" for {self.precision}"
         return (
             f"The latency table{in_precision} predicted {self.speedup:.2f}x "
             f"({self.original:.4g} to {self.predicted:.4g} {self.unit}); "

@@ -1,4 +1,4 @@
-"""What a network takes on a device, as it is and under any plan: predicted from the table, or measured whole.
+"""The latency of a network on a device, dense and under any plan: predicted from the table, or measured as a whole.
 
 predicted = the dense network, measured whole + over its layers (pair - dense)
 """
@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_export.bench import median, ratio
+from trp_export.bench.devices.base import cached
 from trp_export.errors import DeviceError
 from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.sites import LocatedSite, find_sites
@@ -33,10 +34,11 @@ from trp_export.latency.sampling import (
     plans_to_measure,
     take_sample,
 )
-from trp_export.latency.table import Table
+from trp_export.latency.table import Table, cache_file, merged
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Branch, Scheme
 from trp_export.network import Network
+from trp_export.options import Benchmark, Precision, Selection
 from trp_export.planning.budgets import Ranks, Timing
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Change, Plan
@@ -99,6 +101,31 @@ def _speedup(device: DeviceUnderTest, original: Path, file: Path) -> float:
     return ratio(*device.compare([original, file]).measurements).value
 
 
+def open_latency(
+    network: Network,
+    layers: Sequence[Layer],
+    *,
+    selection: Selection,
+    benchmark: Benchmark,
+    precision: Precision,
+    folder: Path,
+    progress: Progress,
+) -> NetworkLatency:
+    """The network on the device that `benchmark` names. What its table and the cache lack is measured.
+
+    Plans are made for `precision`; their speed-up is against the original in its own precision.
+    Raises DeviceError, and LoadError or EnvironmentMismatchError for a table that is damaged or of another device.
+    """
+    progress("latency table", 0)
+    shapes = {name: tuple(size or 1 for size in shape) for name, shape in network.inputs.items()}
+    device = DeviceUnderTest(benchmark.device, benchmark.threads, shapes, precision)
+    conditions = device.conditions()
+    given = [benchmark.table] if benchmark.table is not None and benchmark.table.exists() else []
+    table = Table(conditions, cache_file(cached("latency"), conditions), merged(given, conditions))
+    align = block_size() if selection.align == "auto" else selection.align
+    return measure_network(network, layers, device, table, folder, align, progress)
+
+
 def measure_network(
     network: Network,
     layers: Sequence[Layer],
@@ -128,7 +155,7 @@ def measure_network(
 def _subjects(
     network: Network, layers: Sequence[Layer], align: int, precision: str, alone: bool
 ) -> tuple[Subject, ...]:
-    """The layers that may become pairs, with their signatures in the network that will run, as it is in float32."""
+    """The layers that may become pairs, with their signatures in the network that will run, as it is in fp32."""
     model, _ = make_standin(network.model, Plan((), "dense"))
     places = {place.site.name: place for place in find_sites(model, infer_shapes(model, network.inputs))}
     block = block_size()

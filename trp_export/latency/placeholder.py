@@ -37,7 +37,7 @@ def save_model_as(model: ir.Model, inputs: Shapes, plan: Plan, path: Path, preci
 
 
 def make_standin(model: ir.Model, plan: Plan) -> tuple[ir.Model, WeightNames]:
-    """The model as the plan would have it, in float32, batch norm folded."""
+    """The model as the plan would have it, in fp32, batch norm folded."""
     copy = model.clone()
     factors = {change.site.name: _factors(change) for change in plan.changed}
     names = rewrite(copy, plan, find_sites(copy, {}), factors)

@@ -11,9 +11,9 @@ from trp_export.planning.budgets import Damage, plan_by_latency
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Plan
 
-# A wish is met within this share; steps of whole blocks of channels are coarser in a small network.
+# A plan this close to the target is accepted; whole blocks of channels are coarser steps in a small network.
 _NEAR = 0.01
-# Short of the wish by more than this, the fastest plan is not what was asked for.
+# A fastest plan below this share of the target is refused.
 _REACHED = 0.95
 _MOST_TRIES = 6
 
@@ -32,7 +32,7 @@ def plan_for_speedup(
 
 
 def plan_at_speed(latency: NetworkLatency, ratio: float, plan_by: Callable[[float], Plan]) -> Plan:
-    """The same for any maker of plans, who is given the cost that the whole network shall have."""
+    """The same for any function that makes a plan for a cost of the whole network."""
     budget = latency.original / ratio
     tried: dict[float, Plan] = {}
     for attempt in range(_MOST_TRIES):

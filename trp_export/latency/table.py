@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,12 +19,15 @@ from typing import Any
 
 from trp_export.errors import EnvironmentMismatchError, LoadError
 from trp_export.system.files import atomic_write
+from trp_export.system.json_fields import Fields, read_json
 
 FORMAT = "trp-latency"
-VERSION = 1
-_MOST_BYTES = 64 * 2**20
+VERSION = 2
+_MOST_BYTES = 16 * 2**20
 _MOST_COSTS = 1000
 _LONGEST_KEY = 2000
+_LARGEST_COUNT = 2**31
+_LARGEST_COST = 1e12
 
 Costs = Mapping[str, Sequence[float]]
 
@@ -35,6 +37,8 @@ class Conditions:
     """What a cost depends on besides the layer. Tables of unlike conditions are never merged.
 
     `device` is its kind (local, ssh, arm, ...), `unit` ms or million instructions, `precision` that of the weights.
+    `build` stands for the build of onnxruntime and `features` for the instruction sets of the processor, as digests;
+    they are empty where the device does not tell.
     """
 
     device: str
@@ -46,11 +50,16 @@ class Conditions:
     provider: str
     onnxruntime: str
     unit: str
-    precision: str = "float32"
+    precision: str = "fp32"
+    build: str = ""
+    features: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict."""
         return {**dataclasses.asdict(self), "cores": list(self.cores)}
+
+
+_TEXTS = [field.name for field in dataclasses.fields(Conditions) if field.type == "str"]
 
 
 class Table:
@@ -79,12 +88,16 @@ class Table:
         return key in self._given or key in self._own
 
     def add(self, costs: Mapping[str, float]) -> None:
-        """Put down what was measured, and on disk at once. What is known already stays. Raises OutputError."""
+        """Add new costs, and write them to disk at once. Costs that are known stay. Raises OutputError."""
         new = {key: [cost] for key, cost in costs.items() if key not in self}
         if new:
-            self._own = {**_cached(self._path, self.conditions), **self._own, **new}  # Others may add to it, too.
+            self._own = {
+                **_cached(self._path, self.conditions),
+                **self._own,
+                **new,
+            }  # Another process may have added costs.
             if self._path is not None:
-                with suppress(OSError):  # A cache that cannot be made is noticed when it is written.
+                with suppress(OSError):  # Writing will report it.
                     self._path.parent.mkdir(parents=True, exist_ok=True)
                 save_costs(self._path, self.conditions, self._own)
 
@@ -126,20 +139,20 @@ def save_costs(path: Path, conditions: Conditions, costs: Costs) -> None:
 
 
 def load_costs(path: Path) -> tuple[Conditions, Costs]:
-    """A table as it was saved, by whomever. Raises LoadError that says what is wrong with it."""
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise LoadError(f"{path} is larger than {_MOST_BYTES // 2**20} MiB: no latency table.")
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LoadError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise LoadError(f"{path} is not JSON: {error}.") from error
+    """A table as `save_costs` wrote it. Raises LoadError that says what is wrong with any other file."""
+    document = read_json(path, _MOST_BYTES, _LONGEST_KEY)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise LoadError(f'{path} is no latency table: "format": "{FORMAT}" is missing. Make one with --save-latency.')
-    if document.get("version") != VERSION:
-        raise LoadError(f"{path}: table version {document.get('version')!r} is unknown; this program reads {VERSION}.")
-    return _conditions(document.get("conditions"), path), _costs(document.get("costs"), path)
+        raise LoadError(
+            f'{path} is not a latency table: "format": "{FORMAT}" is missing. Make one with --latency-table.'
+        )
+    fields = Fields(document, str(path))
+    fields.text("format")
+    version = fields.whole("version")
+    if version != VERSION:
+        raise LoadError(f"{path}: table version {version} is unknown; this program reads {VERSION}. Measure again.")
+    conditions, costs = _conditions(fields.inner("conditions")), _costs(fields.inner("costs"))
+    fields.nothing_more()
+    return conditions, costs
 
 
 def _cached(path: Path | None, conditions: Conditions) -> dict[str, list[float]]:
@@ -153,48 +166,22 @@ def _cached(path: Path | None, conditions: Conditions) -> dict[str, list[float]]
     return {key: list(values) for key, values in costs.items()} if found == conditions else {}
 
 
-def _conditions(given: object, path: Path) -> Conditions:
-    names = [field.name for field in dataclasses.fields(Conditions)]
-    if not isinstance(given, dict) or set(given) != set(names):
-        raise LoadError(f'{path}: "conditions" must hold {", ".join(names)}.')
-    for name in names:
-        sound = _COUNTED.get(name, _is_text)
-        if not sound(given[name]):
-            raise LoadError(f"{path}: {name} cannot be {str(given[name])[:60]!r}.")
-    return Conditions(**{**given, "cores": tuple(given["cores"])})
+def _conditions(fields: Fields) -> Conditions:
+    texts = {name: fields.text(name) for name in _TEXTS}
+    counts = {name: fields.whole(name, _LARGEST_COUNT) for name in ("logical_cores", "threads")}
+    cores = fields.wholes("cores", _MOST_COSTS, _LARGEST_COUNT)
+    fields.nothing_more()
+    return Conditions(**texts, **counts, cores=cores)  # type: ignore[arg-type]
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= _LONGEST_KEY
-
-
-def _are_counts(value: object) -> bool:
-    return isinstance(value, list) and len(value) < _MOST_COSTS and all(map(_is_count, value))
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
-
-
-# What is not text.
-_COUNTED = {"logical_cores": _is_count, "threads": _is_count, "cores": _are_counts}
-
-
-def _costs(given: object, path: Path) -> Costs:
-    if not isinstance(given, dict):
-        raise LoadError(f'{path}: "costs" must map keys to lists of numbers.')
-    for key, values in given.items():
-        if len(key) > _LONGEST_KEY or not isinstance(values, list) or not 0 < len(values) <= _MOST_COSTS:
-            raise LoadError(f"{path}: {key[:80]!r} must have 1 to {_MOST_COSTS} costs.")
-        if not all(_is_cost(value) for value in values):
-            raise LoadError(f"{path}: the costs of {key[:80]!r} must be finite numbers below 1e12.")
-    return given
-
-
-def _is_cost(value: object) -> bool:
-    return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and abs(value) < 1e12
-    )
+def _costs(fields: Fields) -> Costs:
+    costs = {key: list(fields.numbers(key, _MOST_COSTS)) for key in fields.values}
+    for key, values in costs.items():
+        if not values:
+            raise LoadError(f"{fields.where}: {key[:80]!r} must have at least one cost.")
+        if not all(abs(value) < _LARGEST_COST for value in values):
+            raise LoadError(f"{fields.where}: the costs of {key[:80]!r} must be below {_LARGEST_COST:g}.")
+    return costs
 
 
 def _require_same(file: Path, found: Conditions, wanted: Conditions) -> None:
@@ -203,6 +190,6 @@ def _require_same(file: Path, found: Conditions, wanted: Conditions) -> None:
     if differing:
         lines = ", ".join(f"{name} {getattr(found, name)} there, {getattr(wanted, name)} here" for name in differing)
         raise EnvironmentMismatchError(
-            f"the latency table {file.name} is not of this device: {lines}.\n"
-            "Leave it out, or name the device that it was measured on."
+            f"the latency table {file.name} is of another device: {lines}.\n"
+            "Leave it out, or choose that device with --device."
         )

@@ -23,14 +23,14 @@ Shapes = Mapping[str, Sequence[int | None]]
 
 
 def convert_for_speed(model: ir.Model, precision: str, shapes: Shapes) -> ir.Model:
-    """The model in float32, float16 or int8; the one given stays as it is. `shapes` are those of its inputs.
+    """The model in fp32, fp16 or int8; the one given stays as it is. `shapes` are those of its inputs.
 
     In int8 one without a layer that 8 bits can run stays float, as it would ship. Raises UnsupportedError.
     """
-    if precision == "float32":
+    if precision == "fp32":
         return model
     ir.external_data.load_to_model(model)
-    if precision == "float16":
+    if precision == "fp16":
         return to_fp16(model)
     if not any(unit.weight is not None for unit in find_units(model)):
         return model

@@ -126,7 +126,7 @@ class Report:
             "after": asdict(self.after) if self.after else None,
             "layers": [_layer(decision, self.layer_ms or {}) for decision in self.plan.decisions],
             "deviation": _plain(self.deviation),
-            "latency": self.latency.to_json(samples=False) if self.latency else None,
+            "latency": _latency(self.latency),
             "frontier": asdict(self.frontier) if self.frontier else None,
             "forecast": asdict(self.forecast) if self.forecast else None,
             "variants": self._variants(),
@@ -139,6 +139,14 @@ class Report:
         if self.forms is None:
             return []
         return [variant.to_json(variant is self.forms.chosen) for variant in self.forms.variants]
+
+
+def _latency(latency: Comparison | None) -> dict[str, Any] | None:
+    if latency is None:
+        return None
+    from trp_export.bench import to_json
+
+    return to_json(latency, samples=False)
 
 
 def _named(latency: Comparison) -> Comparison:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import external_data_helper
 
 from trp_export.errors import OptionError
+from trp_export.graph.model_files import model_files
+from trp_export.graph.precision_of import precision_of
 from trp_export.inputs.images import ImageSet, load_images
 from trp_export.inputs.preprocessing import Preprocessing, Resize
 from trp_export.options import Options
@@ -42,18 +43,8 @@ def write_bundle(folder: Path, model: Path, report: Report, source: Sequence[Pat
 
 
 def source_files(model: Path) -> tuple[Path, ...]:
-    """The files that a model is read from: the model file and its external data."""
-    if model.suffix.lower() != ".onnx":
-        return (model,)
-    proto = onnx.load(model, load_external_data=False)
-    apart = {
-        entry.value
-        for tensor in external_data_helper._get_all_tensors(proto)
-        if external_data_helper.uses_external_data(tensor)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return (model, *(model.parent / name for name in sorted(apart)))
+    """The files that a model was read from: itself, and external data beside it."""
+    return model_files(model) if model.suffix.lower() == ".onnx" else (model,)
 
 
 def list_files(folder: Path) -> dict[str, File]:
@@ -137,15 +128,6 @@ def _tensor(value: onnx.ValueInfoProto) -> Tensor:
     if kind.elem_type == onnx.TensorProto.STRING:
         return Tensor(value.name, shape, "string")
     return Tensor(value.name, shape, str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name))
-
-
-def precision_of(proto: onnx.ModelProto) -> str:
-    """The precision of most of the arithmetic, as the file shows it."""
-    operators = {node.op_type for node in proto.graph.node}
-    if operators & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"}:
-        return "int8"
-    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in proto.graph.initializer)
-    return "fp16" if half else "fp32"
 
 
 def _image_set(options: Options, inputs: Sequence[Tensor]) -> ImageSet | None:

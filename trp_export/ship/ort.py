@@ -16,10 +16,10 @@ from pathlib import Path
 import onnx
 
 from trp_export.errors import first_line
+from trp_export.graph.precision_of import precision_of
 from trp_export.options import Target
 from trp_export.runtime.distance import distance
 from trp_export.runtime.sessions import CannotRunError, noise, run
-from trp_export.ship.bundle import precision_of
 from trp_export.ship.manifest import Ort
 from trp_export.system.privacy import without_paths
 

@@ -146,7 +146,7 @@ def _evaluator(network: Network, options: Options, progress: Progress) -> tuple[
 def _latency(network: Network, layers: Sequence[Layer], options: Options, work: Workspace) -> NetworkLatency | None:
     if not options.effective_rule.needs_latency:
         return None
-    from trp_export.latency.session import open_latency
+    from trp_export.latency.network import open_latency
 
     return open_latency(
         network,

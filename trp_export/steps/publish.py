@@ -14,7 +14,7 @@ from trp_export.options import Options
 from trp_export.report.document import Report
 from trp_export.steps.knowledge import Knowledge
 from trp_export.system.staging import OutputStage
-from trp_export.workspace import files_read
+from trp_export.workspace import files_read, files_saved
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,7 @@ def publish(
 
     Raises OutputError; then the earlier outputs are as they were.
     """
-    report = report.without_paths(files_read(model, options))
+    report = report.without_paths([*files_read(model, options), *(saved.path for saved in files_saved(options))])
     if options.bundle is not None and options.bundle.ort is not None:
         from trp_export.ship.ort import convert
 

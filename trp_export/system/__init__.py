@@ -1,1 +1,1 @@
-"""What every part may use of the machine: files, signals, threads, privacy. It imports only `trp_export.errors`."""
+"""The machine: files, folders, JSON, signals, processes, threads, privacy. Imports only `trp_export.errors`."""

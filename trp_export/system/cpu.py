@@ -1,4 +1,4 @@
-"""What the machine that runs this computes in."""
+"""Facts about the processor of this computer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ def block_size() -> int:
     """
     try:
         from numpy._core._multiarray_umath import __cpu_features__
-    except ImportError:  # numpy keeps this to itself and may move it.
+    except ImportError:  # A private module of numpy, which may move.
         return 8
     return 16 if __cpu_features__.get("AVX512F") else 8

@@ -1,7 +1,10 @@
-"""What must not leave the machine: local paths, who and where its user is, stack traces.
+r"""What must not leave the machine: local paths, the names of its user and of the machine, stack traces.
 
-Text of a model file and messages of libraries may hold any of them. Names that networks use, such as
-`/layer1/Conv`, look like paths and are none: a path is known by where it begins.
+A path is known by its form: it begins with a slash and has two or more parts, or with a drive letter, ~, \\\\ or
+file://, also within a name (scope//home/alice/x). Networks name their parts in the same form: torch calls a node
+/backbone/conv/Conv. In a text, such a name is told from a path by its end, the operator of a layer. In a whole graph
+there is better evidence: weights are named after a scope (backbone.conv.weight), its parts repeat its name
+(/layer1/layer1.0/conv), or several parts lie below it, where a path leads to one folder.
 """
 
 from __future__ import annotations
@@ -10,54 +13,117 @@ import getpass
 import re
 import socket
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-_ROOTS = (
-    *("home", "Users", "root", "tmp", "var", "private", "mnt", "media", "opt", "srv", "usr", "etc", "Volumes"),
-    *("workspace", "workspaces", "builds", "kaggle", "scratch", "lustre", "nfs", "gpfs", "data", "work", "__w"),
-)
+_PART = r"[^\s\"'<>|:;,()\[\]{}/\\]+"
 _REST = r"[^\s\"'<>|:;,()\[\]{}]*"
 _PATH = re.compile(
-    rf"(?:file://|(?<![\w.\-/\\]))(?:/(?:{'|'.join(_ROOTS)})(?=[/\\]){_REST}"
-    rf"|~[\w.\-]*/{_REST}|[A-Za-z]:[\\/]{_REST}|\\\\[\w.\-]+\\{_REST})"
+    rf"file://{_REST}"
+    rf"|(?<![\w.\-/\\:])/{_PART}(?:/{_PART})+/?"
+    rf"|(?<=[\w.\-])(?<!:)//{_PART}(?:/{_PART})+/?"
+    rf"|(?<![\w.\-])~[\w.\-]*/{_REST}"
+    rf"|(?<![A-Za-z0-9])[A-Za-z]:[\\/]{_REST}"
+    rf"|\\\\[\w.\-]+\\{_REST}"
 )
+# How the name of a layer or of what it computes ends: Conv, Conv_12, Conv_output_0, MatMul.reduce.
+_LAYER = re.compile(r"(?:Conv|ConvTranspose|Gemm|MatMul|[A-Z][a-zA-Z]*Conv)(?:_\w+)?(?:\.\w+)*")
+_OPERATOR = re.compile(r"[A-Z][A-Za-z0-9]*(?:_\w+)?(?:\.\w+)*")
+# /m/011k07 is a label of Open Images; one letter and a word are not enough for a path.
+_SHORT = re.compile(r"/[^/]/[^/]*")
 _TRACE = re.compile(r"Traceback \(most recent|\bFile \S+, line \d+|\.py:\d+|\.py\(\d+\)|\.py\", line \d+")
-# Users of many machines, who are nobody in particular.
+# Names that many users and machines have.
 _NOBODY = {"root", "user", "users", "admin", "ubuntu", "runner", "nobody", "build", "app", "localhost", "docker"}
 _LEAST = 3
+# /backbone/Conv, split at its slashes.
+_LEAST_PARTS = 3
 
 
 def is_private(text: str) -> bool:
     """Whether a text holds a local path, this user's or this machine's name, or a stack trace."""
     words = {word.lower() for pattern in (r"[\w.\-]+", r"[A-Za-z0-9]+") for word in re.findall(pattern, text)}
     return bool(
-        _PATH.search(text) or _TRACE.search(text) or any(place in text for place in _places()) or words & _names()
+        any(not _is_layer(path[0]) for path in _PATH.finditer(text))
+        or _TRACE.search(text)
+        or _in_places().search(text)
+        or words & _names()
     )
 
 
 def without_paths(text: str, known: Iterable[Path] = ()) -> str:
-    """The text with each local path cut down to its last name; `known` are paths that may be relative, too."""
+    """The text with each local path cut down to its last part; `known` are paths that may be relative, too."""
     for path in sorted({str(path) for path in known}, key=len, reverse=True):
         if "/" in path or "\\" in path:
             text = text.replace(path, Path(path).name)
-    for place in _places():
-        text = re.sub(re.escape(place) + r"(?:[/\\]" + _REST + ")?", _last_name, text)
-    return _PATH.sub(_last_name, text)
+    text = _PATH.sub(lambda path: path[0] if _is_layer(path[0]) else _last_part(path), text)
+    return _in_places().sub(_last_part, text)
 
 
-def _last_name(found: re.Match[str]) -> str:
-    return re.split(r"[/\\]", found[0].rstrip("/\\."))[-1]
+def names_without_paths(names: Iterable[str], weights: Iterable[str]) -> dict[str, str]:
+    """New names for those of a graph that hold local paths. `weights` are the names of its initializers."""
+    names = list(names)
+    scopes = _scopes(names, weights)
+    return {name: short for name in names if (short := _name_without_paths(name, scopes)) != name}
+
+
+def _name_without_paths(name: str, scopes: frozenset[str]) -> str:
+    parts = name.split("/")
+    if parts[0] or len(parts) < _LEAST_PARTS or "" in parts[1:] or _in_places().search(name):
+        return without_paths(name)
+    if len(parts) == _LEAST_PARTS:
+        return name if parts[1] in scopes or _OPERATOR.fullmatch(parts[2]) else parts[2]
+    return name if parts[1] in scopes else parts[-1]
+
+
+def _scopes(names: Iterable[str], weights: Iterable[str]) -> frozenset[str]:
+    """The first parts of names such as /backbone/conv/Conv that stand for a part of the network."""
+    of_weights = {weight.partition(".")[0] for weight in weights if "." in weight and "/" not in weight}
+    below: dict[str, set[str]] = defaultdict(set)
+    nested = set()
+    for name in names:
+        root, *parts = name.split("/")
+        if root or len(parts) < _LEAST_PARTS - 1:
+            continue
+        below[parts[0]].add(parts[1])
+        if parts[1].startswith(f"{parts[0]}."):
+            nested.add(parts[0])
+    branching = {scope for scope, children in below.items() if len(_without_numbers(children)) > 1}
+    return frozenset(nested | (of_weights & below.keys()) | branching)
+
+
+def _without_numbers(parts: Iterable[str]) -> set[str]:
+    """Relu, Relu_1 and Relu_output_0 are one operator."""
+    return {re.sub(r"(?:_output)?_\d+$", "", part) for part in parts}
+
+
+def _is_layer(path: str) -> bool:
+    """Whether what looks like a path is the name of a layer, or a label."""
+    if not path.startswith("/") or path.startswith("//"):
+        return False
+    return bool(_SHORT.fullmatch(path) or _LAYER.fullmatch(path.rpartition("/")[2]))
+
+
+def _last_part(path: re.Match[str]) -> str:
+    """Of a path within a name, the slash before it stays."""
+    last = re.split(r"[/\\]", path[0].rstrip("/\\."))[-1]
+    return f"/{last}" if path[0].startswith("//") else last
+
+
+def _in_places() -> re.Pattern[str]:
+    """What lies in a folder of this user or of this run."""
+    places = "|".join(map(re.escape, _places()))
+    return re.compile(rf"(?:{places})(?:[/\\]{_REST}|(?![\w.\-]))" if places else r"(?!)")
 
 
 def _places() -> tuple[str, ...]:
-    """Folders of this user and this run, the longest first."""
+    """Folders of this user and of this run, the longest first."""
     found = {str(place) for place in (Path.home(), Path.cwd(), Path(tempfile.gettempdir()))}
     return tuple(sorted((place for place in found if len(Path(place).parts) > 1), key=len, reverse=True))
 
 
 def _names() -> frozenset[str]:
-    """Who and where this is, where that says anything."""
+    """The names of the user and of the machine, unless they are common ones."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):

@@ -30,7 +30,7 @@ def terminable() -> Iterator[None]:
         came.append(number)
         raise KeyboardInterrupt
 
-    with _handled(interrupt, lambda before: before not in (None, signal.SIG_IGN)):
+    with handling(interrupt, not_ignored):
         try:
             yield
         except StoppedEarly:
@@ -52,15 +52,20 @@ def held_back() -> Iterator[None]:
             raise KeyboardInterrupt
 
     try:
-        with _handled(note, callable):
+        with handling(note, callable):
             yield
     finally:
         if len(came) == 1:
             signal.raise_signal(came[0])
 
 
+def not_ignored(handler: object) -> bool:
+    """Whether a signal with this handler may be handled otherwise: nohup, for one, has SIGHUP ignored."""
+    return handler not in (None, signal.SIG_IGN)
+
+
 @contextmanager
-def _handled(handler: _Handler, replaces: Callable[[object], bool]) -> Iterator[None]:
+def handling(handler: _Handler, replaces: Callable[[object], bool]) -> Iterator[None]:
     """With this handler in the place of those that it replaces. Only the main thread may say what signals do."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,7 +1,7 @@
-"""Layers are independent: work on them side by side, one core each.
+"""Work on layers in parallel, one core each.
 
-BLAS on several threads per layer gains less, and on a machine that is busy elsewhere its threads wait for one
-another far longer than they compute.
+BLAS with several threads for one layer gains less, and on a busy machine its threads wait for one another far longer
+than they compute.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 def map_layers(work: Callable[[T], R], layers: Sequence[T], progress: Callable[[float], None]) -> list[R]:
-    """`work` on every layer, results in order. `progress` hears the share that is done."""
+    """Apply `work` to every layer; results are in order. `progress` receives the share that is done."""
     results = []
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
         try:

@@ -20,7 +20,7 @@ from networks import make_images, make_network
 
 from training.search import cli
 from training.search.logits import Logits
-from trp_export.latency import session
+from trp_export.latency import network as network_latency
 
 Command = Callable[..., Any]
 FAST = ("--epochs", "3", "--batch", "8", "--lr", "0.05")
@@ -86,16 +86,16 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
     device = FakeDevice({"x": (1, 3, 12, 12)})
 
     def open_device(specification: str, threads: int, shapes: object, precision: str) -> FakeDevice:
-        assert (specification, threads, shapes, precision) == ("abacus", 3, device.shapes, "float32")
+        assert (specification, threads, shapes, precision) == ("fake", 3, device.shapes, "fp32")
         return device
 
-    monkeypatch.setattr(session, "DeviceUnderTest", open_device)
+    monkeypatch.setattr(network_latency, "DeviceUnderTest", open_device)
     monkeypatch.setenv("TRP_BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
     return device
 
 
 def test_the_plan_is_as_fast_as_wished(folder: Path, trp_search: Command, trp: Command, device: FakeDevice) -> None:
-    wish = ("model.onnx", "--data", "images.npy", "--device", "abacus", "--threads", 3, *FAST, "-o", "plan.json")
+    wish = ("model.onnx", "--data", "images.npy", "--device", "fake", "--threads", 3, *FAST, "-o", "plan.json")
     code, out, err = trp_search(*wish, "--speedup", 1.2)
     assert code == 0, err
     assert "speed-up 1.2x, searched with 48 images" in out
@@ -105,7 +105,7 @@ def test_the_plan_is_as_fast_as_wished(folder: Path, trp_search: Command, trp: C
 
 
 def test_a_speed_that_no_plan_reaches_is_refused(folder: Path, trp_search: Command, device: FakeDevice) -> None:
-    wish = ("model.onnx", "--data", "images.npy", "--device", "abacus", "--threads", 3, *FAST, "-o", "plan.json")
+    wish = ("model.onnx", "--data", "images.npy", "--device", "fake", "--threads", 3, *FAST, "-o", "plan.json")
     code, _, err = trp_search(*wish, "--speedup", 40)
     assert code == 2
     assert "--speedup 40 is out of reach on this device: the fastest plan measured" in err

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from trp_export.bench.devices.base import Device, Settings, Start
-from trp_export.bench.devices.cache import cached
+from trp_export.bench.devices.base import Device, Settings, Start, cached
+from trp_export.bench.devices.pipe import run_bounded
+from trp_export.bench.devices.replies import MOST_LINE_BYTES
 from trp_export.bench.devices.shell import ShellDevice
 from trp_export.bench.environment import Machine
 from trp_export.errors import DeviceError
@@ -52,12 +52,12 @@ class AdbDevice(ShellDevice):
         limit_s = self.settings.timeout_s + file.stat().st_size / 1e6
         argv = ["adb", "-s", self._serial, "push", str(file), f"{self.folder}/{name}"]
         try:
-            done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=limit_s)
-        except subprocess.TimeoutExpired:
-            raise DeviceError(f"{self.name}: copying {file.name} took over {limit_s:.0f} s.") from None
-        if done.returncode:
-            lines = (done.stdout + done.stderr).strip().splitlines()
-            said = [line for line in lines if "error" in line] or lines  # its last line is about speed
+            done = run_bounded(argv, what=self.name, timeout_s=limit_s, most_bytes=MOST_LINE_BYTES)
+        except DeviceError as error:
+            raise DeviceError(self._no_copy(file, error)) from error
+        if done.status:
+            lines = done.output.decode(errors="replace").splitlines() + done.errors.split(" | ")
+            said = [line for line in lines if "error" in line] or lines  # Its last line is about speed.
             raise DeviceError(self._no_copy(file, DeviceError(f"{self.name}: {' | '.join(said[-3:])}")))
 
     def runner_command(self, arguments: Sequence[str], start: Start | None) -> str:
@@ -94,10 +94,10 @@ def abi_of(file: Path) -> str:
 def devices() -> dict[str, str]:
     """Serial numbers that adb knows, with their state (`device`, `offline`, `unauthorized`). Raises DeviceError."""
     try:
-        done = subprocess.run(["adb", "devices"], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired) as error:
+        done = run_bounded(["adb", "devices"], what="adb", timeout_s=30, most_bytes=MOST_LINE_BYTES)
+    except DeviceError as error:
         raise DeviceError(f"adb does not work: {error}") from error
-    rows = [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
+    rows = [line.split("\t") for line in done.output.decode(errors="replace").splitlines() if "\t" in line]
     return {row[0]: row[1] for row in rows}
 
 

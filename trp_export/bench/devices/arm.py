@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from trp_export.bench.devices.base import Device, Settings, Start, Turn
-from trp_export.bench.devices.cache import cached
-from trp_export.bench.devices.local import RUNNER, PipeRunner, serve_arguments
+from trp_export.bench.devices.base import Device, Settings, Start, Turn, cached
+from trp_export.bench.devices.local import MOST_OUTPUT_BYTES, RUNNER, PipeRunner, fetch_below, serve_arguments
 from trp_export.bench.devices.pipe import Pipe
 from trp_export.bench.devices.staging import MANIFEST, write_inputs
 from trp_export.bench.environment import Machine
 from trp_export.bench.models import BenchModel
 from trp_export.errors import DeviceError
+from trp_export.system.scratch import Scratch
 
 # Processors by qemu's name, with the part number their /proc/cpuinfo must show: onnxruntime believes that number,
 # and runs into illegal instructions when it promises more than qemu emulates.
@@ -44,14 +43,14 @@ class ArmRunner:
 
     def run(self, samples: int, inner: int) -> Turn:
         """See base.Runner; one inference per sample, as counts need no averaging."""
-        self._inner.ask(f"run {samples} 1")
+        self._inner.run(samples, 1)
         lines = self._counts.read_text(encoding="utf-8").splitlines()[-samples:]
         counts = [json.loads(line) for line in lines]
         return Turn(tuple(count["instructions"] for count in counts), 0, counts[-1])
 
-    def outputs(self) -> list[np.ndarray | None]:
+    def outputs(self, most_bytes: int = MOST_OUTPUT_BYTES) -> list[np.ndarray | None]:
         """See base.Runner."""
-        return self._inner.outputs()
+        return self._inner.outputs(most_bytes)
 
     def ask(self, command: str) -> dict[str, Any]:
         """See base.Runner."""
@@ -107,7 +106,7 @@ class ArmDevice:
         argv += ["serve", str(case.path.resolve()), str(folder / MANIFEST), "--marks", "--scratch", str(folder)]
         start = replace(start, timeout_s=start.timeout_s * SLOWER)
         pipe = Pipe([*argv, *serve_arguments(start)], what=f"the emulated {self._cpu} that runs {case.label}")
-        return ArmRunner(PipeRunner(pipe, start, lambda name: (folder / name).read_bytes()), counts)
+        return ArmRunner(PipeRunner(pipe, start, fetch_below(folder)), counts)
 
 
 def qemu_command(home: Path, cpu: str, counts: Path | None) -> list[str]:
@@ -141,5 +140,5 @@ def open_arm(argument: str, settings: Settings) -> Iterator[Device]:
     cpu = argument or DEFAULT
     if cpu not in CPUS:
         raise DeviceError(f"no processor {cpu!r} to emulate; there are {', '.join(CPUS)}.")
-    with tempfile.TemporaryDirectory(prefix="trp-bench.") as folder:
-        yield ArmDevice(cpu, (settings.arm or cached("arm")).absolute(), Path(folder))
+    with Scratch() as scratch:
+        yield ArmDevice(cpu, (settings.arm or cached("arm")).absolute(), scratch.folder)

@@ -1,7 +1,8 @@
-"""What a device is to the rest: something that can stage files, start runners on them, and clean up after itself."""
+"""What a device must offer: stage files, start runners on them, and clean up."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,14 +10,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from platformdirs import user_cache_path
 
 from trp_export.bench.environment import Machine
 from trp_export.bench.models import BenchModel
 
 
+def cached(part: str) -> Path:
+    """The folder of `arm`, `web`, `native` or `latency`: in $TRP_BENCH_CACHE, else in the user's cache folder."""
+    chosen = os.environ.get("TRP_BENCH_CACHE")
+    return (Path(chosen) if chosen else user_cache_path("trp-bench", appauthor=False)) / part
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the user may say about reaching a device. Folders default to where `tools/` put things, see `cache`."""
+    """How to reach a device. Folders that are not named are those that `tools/` fill, see `cached`."""
 
     ssh_config: Path | None = None
     native: Path | None = None
@@ -42,7 +50,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What a runner says once its model is loaded: what was really used, and what loading cost."""
+    """A runner's first line, once its model is loaded: what it uses, and what loading cost."""
 
     load_ms: float
     base_bytes: int
@@ -70,8 +78,11 @@ class Runner(Protocol):
     def run(self, samples: int, inner: int) -> Turn:
         """`samples` durations of `inner` inferences, each divided by `inner`. Raises DeviceError."""
 
-    def outputs(self) -> list[np.ndarray | None]:
-        """The outputs for the staged inputs; None for those that are not tensors. Raises DeviceError."""
+    def outputs(self, most_bytes: int) -> list[np.ndarray | None]:
+        """The outputs for the staged inputs; None for those that are not tensors.
+
+        Raises DeviceError, also for an output of more than `most_bytes`.
+        """
 
     def ask(self, command: str) -> dict[str, Any]:
         """Any other command of the protocol. Raises DeviceError."""

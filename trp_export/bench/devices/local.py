@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,44 +10,61 @@ from typing import Any
 
 import numpy as np
 
-from trp_export.bench.devices.base import Device, Ready, Settings, Start, Turn
+from trp_export.bench.devices.base import Device, Settings, Start, Turn
 from trp_export.bench.devices.pipe import Pipe
+from trp_export.bench.devices.replies import (
+    KernelTime,
+    decode,
+    read_kernel_times,
+    read_machine,
+    read_output_files,
+    read_ready,
+    read_turn,
+)
 from trp_export.bench.devices.staging import MANIFEST, write_inputs
 from trp_export.bench.environment import Machine
 from trp_export.bench.models import BenchModel
 from trp_export.bench.runners import python_runner
-from trp_export.errors import DeviceError
+from trp_export.errors import DeviceError, LoadError
+from trp_export.system.files import read_bounded
+from trp_export.system.json_fields import Fields
+from trp_export.system.scratch import Scratch
 
 RUNNER = Path(python_runner.__file__)
 PROBE_TIMEOUT_S = 60.0
+MOST_OUTPUT_BYTES = 1 << 31
+MOST_PROFILE_BYTES = 1 << 28
 ROUNDS = (8, 20)  # the range of fewer than 8 values holds their median in less than 99 % of cases
 
 
 class PipeRunner:
-    """A runner behind a pipe, wherever that leads. `fetch(name)` returns a file of its scratch folder."""
+    """A runner behind a pipe, wherever that leads.
 
-    def __init__(self, pipe: Pipe, start: Start, fetch: Callable[[str], bytes]) -> None:
+    `fetch(name, most_bytes)` returns a file of its scratch folder.
+    """
+
+    def __init__(self, pipe: Pipe, start: Start, fetch: Callable[[str, int], bytes]) -> None:
         self._pipe, self._start, self._fetch = pipe, start, fetch
         try:
-            said = pipe.receive(start.timeout_s)
-            self.ready = check_ready(said, start, pipe.what)
+            self.ready = read_ready(pipe.receive(start.timeout_s), start, pipe.what)
         except BaseException:
             pipe.close()
             raise
 
     def run(self, samples: int, inner: int) -> Turn:
         """See base.Runner."""
-        reply = self.ask(f"run {samples} {inner}")
-        return Turn(tuple(int(sample) for sample in reply["samples"]), int(reply["peak_bytes"]), {})
+        return read_turn(self.ask(f"run {samples} {inner}"), samples, self._pipe.what)
 
-    def outputs(self) -> list[np.ndarray | None]:
+    def outputs(self, most_bytes: int = MOST_OUTPUT_BYTES) -> list[np.ndarray | None]:
         """See base.Runner."""
-        return [self._read_output(value) for value in self.ask("outputs")["outputs"]]
+        files = read_output_files(self.ask("outputs"), most_bytes, self._pipe.what)
+        return [None if file is None else decode(self._fetch(file.name, file.size_bytes), file) for file in files]
 
-    def events(self) -> list[dict[str, Any]]:
-        """The kernels that ran since the start, by onnxruntime's own profile; what runs after is not profiled."""
-        events = json.loads(self._fetch(self.ask("profile")["file"]))
-        return [event for event in events if event.get("cat") == "Node"]
+    def kernel_times(self) -> list[KernelTime]:
+        """The kernels that ran since the start, by onnxruntime's profile; what runs after is not profiled."""
+        reply = self.ask("profile")
+        name = Fields(reply, f"the reply of {self._pipe.what}", DeviceError).text("file")
+        return read_kernel_times(self._fetch(name, MOST_PROFILE_BYTES), self._pipe.what)
 
     def ask(self, command: str) -> dict[str, Any]:
         """See base.Runner."""
@@ -59,40 +74,17 @@ class PipeRunner:
         """See base.Runner."""
         self._pipe.close()
 
-    def _read_output(self, described: dict[str, Any]) -> np.ndarray | None:
-        if "skipped" in described:
-            return None
-        data = self._fetch(described["file"])
-        return decode(data, described["element"], described["shape"])
 
+def fetch_below(folder: Path) -> Callable[[str, int], bytes]:
+    """How a runner on this computer hands over a file of its scratch folder."""
 
-def decode(data: bytes, element: int, shape: Sequence[int]) -> np.ndarray:
-    """Raw bytes of an output as an array. Raises DeviceError when they are too few or too many."""
-    dtype = np.dtype(python_runner.ELEMENTS[element])
-    if len(data) != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
-        raise DeviceError(f"an output came back cut short: {len(data)} bytes for {dtype} {list(shape)}.")
-    return np.frombuffer(data, dtype=dtype).reshape(shape)
+    def fetch(name: str, most_bytes: int) -> bytes:
+        try:
+            return read_bounded(folder / name, most_bytes)
+        except LoadError as error:
+            raise DeviceError(str(error)) from error
 
-
-def check_ready(said: dict[str, Any], start: Start, what: str) -> Ready:
-    """The runner's first line as a value. Raises DeviceError where it is not what was asked for."""
-    if said.get("protocol") != python_runner.PROTOCOL:
-        raise DeviceError(
-            f"{what} speaks protocol {said.get('protocol')}, this version {python_runner.PROTOCOL}.\n"
-            f"Rebuild it: tools/build_native_runner.sh"
-        )
-    if said["provider"] != start.provider:
-        raise DeviceError(f"{what} used {said['provider']} although {start.provider} was asked for.")
-    affinity = tuple(said.get("affinity") or ())
-    if start.cores and affinity and affinity != start.cores:
-        raise DeviceError(f"{what} runs on cores {affinity} although {start.cores} were asked for.")
-    return Ready(
-        load_ms=float(said["load_ms"]),
-        base_bytes=int(said["base_bytes"]),
-        onnxruntime=str(said["onnxruntime"]),
-        provider=str(said["provider"]),
-        threads=int(said.get("threads", start.threads)),
-    )
+    return fetch
 
 
 def serve_arguments(start: Start) -> list[str]:
@@ -119,7 +111,7 @@ class LocalDevice:
         """See base.Device."""
         pipe = Pipe([sys.executable, str(RUNNER), "probe"], what="the local probe")
         try:
-            return Machine.from_probe(pipe.receive(PROBE_TIMEOUT_S))
+            return read_machine(pipe.receive(PROBE_TIMEOUT_S), pipe.what)
         finally:
             pipe.close()
 
@@ -135,7 +127,7 @@ class LocalDevice:
         argv = [sys.executable, str(RUNNER), "serve", str(case.path.resolve()), str(folder / MANIFEST)]
         argv += [*serve_arguments(start), "--scratch", str(folder)]
         pipe = Pipe(argv, what=f"the process that runs {case.label}")
-        return PipeRunner(pipe, start, lambda name: (folder / name).read_bytes())
+        return PipeRunner(pipe, start, fetch_below(folder))
 
 
 @contextmanager
@@ -143,5 +135,5 @@ def open_local(argument: str, settings: Settings) -> Iterator[Device]:
     """This computer as a device. Raises DeviceError for an argument, of which it takes none."""
     if argument:
         raise DeviceError(f"the local device takes no argument, got {argument!r}.")
-    with tempfile.TemporaryDirectory(prefix="trp-bench.") as folder:
-        yield LocalDevice(Path(folder))
+    with Scratch() as scratch:
+        yield LocalDevice(scratch.folder)

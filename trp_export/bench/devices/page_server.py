@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trp_export.bench.devices.local import MOST_OUTPUT_BYTES
+from trp_export.bench.devices.replies import MOST_LINE_BYTES
 from trp_export.bench.runners import python_runner
 
 SCRIPT = Path(python_runner.__file__).with_name("web_runner.mjs")
@@ -27,7 +29,7 @@ class Page:
     folder: Path
     options: dict[str, Any]
     commands: queue.Queue[str] = field(default_factory=queue.Queue)
-    replies: queue.Queue[dict[str, Any]] = field(default_factory=queue.Queue)
+    replies: queue.Queue[bytes] = field(default_factory=queue.Queue)
     outputs: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -46,7 +48,7 @@ class PageServer(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/{self.secret}/{page}/page.html"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A browser that is ended drops its connections; nothing to report."""
+        """A browser that is ended drops its connections, which is not an error."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -67,16 +69,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Keep a reply, or the bytes of an output."""
         page, name = self._target()
-        data = self.rfile.read(int(self.headers["Content-Length"]))
+        size, most = self.headers.get("Content-Length", ""), MOST_LINE_BYTES if name == "reply" else MOST_OUTPUT_BYTES
+        if not size.isdecimal() or int(size) > most:
+            self.send_error(413)
+            return
+        data = self.rfile.read(int(size))
         found = self.server.pages.get(page)
         if found is not None and name == "reply":
-            found.replies.put(json.loads(data))
+            found.replies.put(data)
         elif found is not None:
             found.outputs[name] = data
         self._answer(b"", "text/plain")
 
     def log_message(self, format: str, *args: object) -> None:
-        """Silence."""
+        """Log nothing."""
 
     def _target(self) -> tuple[str, str]:
         parts = self.path.split("?")[0].split("/")

@@ -9,26 +9,33 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from trp_export.bench.devices.base import Settings, Start
 from trp_export.bench.devices.local import PROBE_TIMEOUT_S, ROUNDS, PipeRunner
-from trp_export.bench.devices.pipe import Pipe
+from trp_export.bench.devices.pipe import Pipe, run_bounded
+from trp_export.bench.devices.replies import MOST_LINE_BYTES, read_machine
 from trp_export.bench.devices.staging import MANIFEST, portable_files, write_inputs
 from trp_export.bench.environment import Machine
 from trp_export.bench.models import BenchModel
 from trp_export.errors import DeviceError
+from trp_export.system.scratch import Scratch
 
 SLOWEST_BYTES_PER_S = 200_000  # a transfer slower than this counts as hung
+# First folders are removed that a lost lease left (a board that lost power): ours, over a day old, no shell behind.
 LEASE = """umask 077
+for o in {parent}/trp-bench.*; do
+  [ -n "$(find "$o" -prune -type d -user "$(id -u)" -mtime +0 2>/dev/null)" ] || continue
+  kill -0 "$(cat "$o/lease" 2>/dev/null)" 2>/dev/null || rm -rf "$o"
+done
 d=$(mktemp -d {parent}/trp-bench.XXXXXX) || exit 1
 trap 'for f in "$d"/*.pid; do [ -f "$f" ] && kill -9 "$(cat "$f")" 2>/dev/null; done; rm -rf "$d"' EXIT
 trap 'exit 1' HUP INT TERM PIPE
+echo $$ >"$d/lease"
 printf '{{"folder": "%s"}}\\n' "$d"
 cat >/dev/null
 """
@@ -61,24 +68,18 @@ class ShellDevice(ABC):
     def install(self) -> None:
         """Bring the runner to the leased folder. Raises DeviceError."""
 
-    def __enter__(self) -> ShellDevice:
-        self._local = tempfile.TemporaryDirectory(prefix="trp-bench.")
-        try:
+    def __enter__(self) -> Self:
+        with ExitStack() as undo:
+            self._local = undo.enter_context(Scratch()).folder
             self._lease = Pipe(self.argv(LEASE.format(parent=self.parent)), what=self.name)
-            try:
-                self.folder = self._leased()
-                self.install()
-            except BaseException:
-                self._lease.close()
-                raise
-        except BaseException:
-            self._local.cleanup()
-            raise
+            undo.callback(self._lease.close)
+            self.folder = self._leased()
+            self.install()
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._lease.close()
-        self._local.cleanup()
+        self._undo.close()
 
     def _leased(self) -> str:
         folder = str(self._lease.receive(self.settings.timeout_s).get("folder"))
@@ -86,19 +87,18 @@ class ShellDevice(ABC):
             raise DeviceError(f"{self.name} made an unexpected folder: {folder!r}.")
         return folder
 
-    def shell(self, command: str, *, stdin: IO[bytes] | None = None, size_bytes: int = 0) -> bytes:
-        """Run `command` there, return its output. Raises DeviceError when it fails, or takes too long for its size."""
+    def shell(
+        self, command: str, *, stdin: IO[bytes] | None = None, size_bytes: int = 0, most_bytes: int = MOST_LINE_BYTES
+    ) -> bytes:
+        """Run `command` there, return its output of at most `most_bytes`.
+
+        Raises DeviceError when it fails, prints more, or takes too long for the `size_bytes` that it transfers.
+        """
         limit_s = self.settings.timeout_s + size_bytes / SLOWEST_BYTES_PER_S
-        try:
-            done = subprocess.run(
-                self.argv(command), stdin=stdin or subprocess.DEVNULL, capture_output=True, timeout=limit_s
-            )
-        except subprocess.TimeoutExpired:
-            raise DeviceError(f"{self.name} gave no answer for {limit_s:.0f} s.") from None
-        if done.returncode:
-            said = " | ".join(done.stderr.decode(errors="replace").strip().splitlines()[-3:])
-            raise DeviceError(f"{self.name}: {said or 'a command'} (status {done.returncode}).")
-        return done.stdout
+        done = run_bounded(self.argv(command), what=self.name, timeout_s=limit_s, most_bytes=most_bytes, stdin=stdin)
+        if done.status:
+            raise DeviceError(f"{self.name}: {done.errors or 'a command'} (status {done.status}).")
+        return done.output
 
     def put(self, file: Path, name: str) -> None:
         """Copy a local file to `name` in the leased folder. Raises DeviceError, also on a full disk there."""
@@ -109,15 +109,16 @@ class ShellDevice(ABC):
             except DeviceError as error:
                 raise DeviceError(self._no_copy(file, error)) from error
 
-    def get(self, name: str) -> bytes:
-        """The content of `name` in the leased folder. Raises DeviceError."""
-        return self.shell(f"cat {shlex.quote(f'{self.folder}/{name}')}", size_bytes=1 << 24)
+    def get(self, name: str, most_bytes: int) -> bytes:
+        """The content of `name` in the leased folder. Raises DeviceError for more than `most_bytes`."""
+        command = f"cat {shlex.quote(f'{self.folder}/{name}')}"
+        return self.shell(command, size_bytes=most_bytes, most_bytes=most_bytes)
 
     def probe(self) -> Machine:
         """See base.Device."""
         pipe = Pipe(self.argv(f"cd {self.folder} && {self.runner_command(['probe'], None)}"), what=self.name)
         try:
-            return Machine.from_probe(pipe.receive(max(PROBE_TIMEOUT_S, self.settings.timeout_s)))
+            return read_machine(pipe.receive(max(PROBE_TIMEOUT_S, self.settings.timeout_s)), self.name)
         finally:
             pipe.close()
 
@@ -125,7 +126,7 @@ class ShellDevice(ABC):
         """See base.Device."""
         self._cases = tuple(cases)
         for index, case in enumerate(cases):
-            local = Path(self._local.name) / str(index)
+            local = self._local / str(index)
             files = [*portable_files(case, local), *((file, file.name) for file in write_inputs(case, local))]
             self.shell(f"mkdir {self.folder}/{index}")
             for file, name in files:
@@ -137,7 +138,7 @@ class ShellDevice(ABC):
         serve = self.runner_command(["serve", "model.onnx", MANIFEST, "."], start)
         command = f"cd {self.folder}/{index} && echo $$ >../{self._started}.pid && exec {serve}"
         pipe = Pipe(self.argv(command), what=f"the runner of {self._cases[index].label} on {self.name}")
-        return PipeRunner(pipe, start, lambda name: self.get(f"{index}/{name}"))
+        return PipeRunner(pipe, start, lambda name, most_bytes: self.get(f"{index}/{name}", most_bytes))
 
     def _no_copy(self, file: Path, error: DeviceError) -> str:
         size = file.stat().st_size / 1e6

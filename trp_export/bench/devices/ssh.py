@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +14,11 @@ from trp_export.bench.devices.base import Device, Settings, Start
 from trp_export.bench.devices.local import RUNNER, serve_arguments
 from trp_export.bench.devices.shell import ShellDevice
 from trp_export.errors import DeviceError
+from trp_export.system.scratch import Scratch
 
 HOST = re.compile(r"(?:([\w.][\w.-]*)@)?([\w.][\w.-]*|\[[0-9a-fA-F:]+\])(?::(\d{1,5}))?", re.ASCII)
 OPTIONS = {
-    "BatchMode": "yes",  # never ask: there may be nobody to answer
+    "BatchMode": "yes",  # never ask for a password
     "ConnectTimeout": "10",
     "ServerAliveInterval": "5",
     "ServerAliveCountMax": "3",
@@ -84,9 +84,6 @@ def missing_ssh(settings: Settings) -> str:
 def open_ssh(argument: str, settings: Settings) -> Iterator[Device]:
     """The board at `argument`. Raises DeviceError."""
     # A socket's path may have 100-odd characters, so not below the user's own, perhaps long, TMPDIR.
-    place = "/tmp" if Path("/tmp").is_dir() else None
-    with (
-        tempfile.TemporaryDirectory(prefix="trpb.", dir=place) as control,
-        SshDevice(argument, settings, Path(control)) as device,
-    ):
+    place = Path("/tmp") if Path("/tmp").is_dir() else None
+    with Scratch(place) as control, SshDevice(argument, settings, control.folder) as device:
         yield device

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from trp_export.bench.models import BenchModel
 from trp_export.bench.runners.python_runner import ELEMENTS
 from trp_export.errors import OutputError
+from trp_export.graph.model_files import read_proto, tensors
 
 ELEMENT_OF = {name: element for element, name in ELEMENTS.items()}
 MANIFEST = "inputs.txt"
@@ -45,22 +45,16 @@ def portable_files(case: BenchModel, folder: Path) -> Iterator[tuple[Path, str]]
         return
     import onnx
 
-    model = onnx.load(case.path, load_external_data=False)
+    model = read_proto(case.path)
     names = {file.relative_to(case.path.parent).as_posix(): f"model{i}.data" for i, file in enumerate(case.files[1:])}
-    for tensor in _external_tensors(model):
+    for tensor in tensors(model):
         for entry in tensor.external_data:
             if entry.key == "location":
-                entry.value = names[Path(entry.value).as_posix()]
+                entry.value = names[Path(entry.value.replace("\\", "/")).as_posix()]
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(model, folder / "model.onnx")
     yield folder / "model.onnx", "model.onnx"
     yield from zip(case.files[1:], names.values(), strict=True)
-
-
-def _external_tensors(model: Any) -> list[Any]:
-    from onnx.external_data_helper import _get_all_tensors, uses_external_data
-
-    return [tensor for tensor in _get_all_tensors(model) if uses_external_data(tensor)]
 
 
 def copy_local(case: BenchModel, folder: Path) -> Path:

@@ -11,7 +11,6 @@ import os
 import queue
 import shutil
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,15 +20,24 @@ from typing import Any
 
 import numpy as np
 
-from trp_export.bench.devices.base import Device, Runner, Settings, Start, Turn
-from trp_export.bench.devices.cache import cached
-from trp_export.bench.devices.local import ROUNDS, LocalDevice, PipeRunner, check_ready, decode
+from trp_export.bench.devices.base import Device, Runner, Settings, Start, Turn, cached
+from trp_export.bench.devices.local import ROUNDS, LocalDevice, PipeRunner, fetch_below
 from trp_export.bench.devices.page_server import FILES, SCRIPT, Page, PageServer
-from trp_export.bench.devices.pipe import Pipe, end_group
+from trp_export.bench.devices.pipe import Pipe, end_group, run_bounded
+from trp_export.bench.devices.replies import (
+    MOST_LINE_BYTES,
+    decode,
+    read_output_files,
+    read_ready,
+    read_reply,
+    read_turn,
+)
 from trp_export.bench.devices.staging import copy_local, write_inputs
 from trp_export.bench.environment import Machine
 from trp_export.bench.models import BenchModel
 from trp_export.errors import DeviceError
+from trp_export.system.processes import ending_with_us
+from trp_export.system.scratch import Scratch
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (
@@ -54,10 +62,10 @@ class PageRunner:
         quiet = subprocess.DEVNULL
         scratch = {**os.environ, "TMPDIR": str(profile.parent)}  # it is ended before it removes what it makes there
         self._process = subprocess.Popen(
-            argv, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True, env=scratch
+            ending_with_us(argv), stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True, env=scratch
         )
         try:
-            self.ready = check_ready(self._receive(), replace(start, provider="wasm"), what)
+            self.ready = read_ready(self._receive(), replace(start, provider="wasm"), what)
             if self.ready.threads != start.threads:
                 raise DeviceError(f"{what} uses {self.ready.threads} threads although {start.threads} were asked for.")
         except BaseException:
@@ -66,16 +74,12 @@ class PageRunner:
 
     def run(self, samples: int, inner: int) -> Turn:
         """See base.Runner."""
-        reply = self.ask(f"run {samples} {inner}")
-        return Turn(tuple(reply["samples"]), int(reply["peak_bytes"]), {})
+        return read_turn(self.ask(f"run {samples} {inner}"), samples, self._what)
 
-    def outputs(self) -> list[np.ndarray | None]:
+    def outputs(self, most_bytes: int) -> list[np.ndarray | None]:
         """See base.Runner."""
-        described = self.ask("outputs")["outputs"]
-        return [
-            None if "skipped" in value else decode(self._page.outputs[value["file"]], value["element"], value["shape"])
-            for value in described
-        ]
+        files = read_output_files(self.ask("outputs"), most_bytes, self._what)
+        return [None if file is None else decode(self._page.outputs.pop(file.name, b""), file) for file in files]
 
     def ask(self, command: str) -> dict[str, Any]:
         """See base.Runner."""
@@ -101,9 +105,7 @@ class PageRunner:
             if waited_s >= self._start.timeout_s:
                 self.close()
                 raise DeviceError(f"{self._what} gave no answer for {waited_s:.0f} s and was ended.")
-        if "error" in reply:
-            raise DeviceError(f"{self._what}: {reply['error']}")
-        return dict(reply)
+        return read_reply(reply, self._what)
 
 
 class WebDevice:
@@ -129,8 +131,8 @@ class WebDevice:
 
     def probe(self) -> Machine:
         """See base.Device: this computer, in which a browser cannot be pinned to cores without slowing it."""
-        done = subprocess.run([self._engine, "--version"], capture_output=True, text=True, timeout=60)
-        version = done.stdout.strip().split(" built on")[0]
+        done = run_bounded([self._engine, "--version"], what=self.name, timeout_s=60, most_bytes=MOST_LINE_BYTES)
+        version = done.output.decode(errors="replace").strip().split(" built on")[0]
         machine = LocalDevice(self._folder).probe()
         engine = f"Node {version}" if self._in_node else version
         return replace(machine, system=f"{machine.system}, {engine}", can_pin=False, onnxruntime="web")
@@ -162,7 +164,7 @@ class WebDevice:
             raise DeviceError("web:node runs one thread; for more use Chromium (--device web).")
         (folder / "options.json").write_text(json.dumps(options), encoding="utf-8")
         pipe = Pipe([self._engine, str(SCRIPT)], what=what, folder=folder)
-        return PipeRunner(pipe, replace(start, provider="wasm"), lambda name: (folder / name).read_bytes())
+        return PipeRunner(pipe, replace(start, provider="wasm"), fetch_below(folder))
 
 
 def browser() -> str:
@@ -195,8 +197,8 @@ def open_web(argument: str, settings: Settings) -> Iterator[Device]:
         other = "node; install it (apt-get install nodejs)" if argument else "Chromium or Chrome; web:node needs none"
         raise DeviceError(f"no {other}.")
     files = (settings.web or cached("web")).absolute()
-    with tempfile.TemporaryDirectory(prefix="trp-bench.", ignore_cleanup_errors=True) as folder:
-        device = WebDevice(engine, argument == "node", files, Path(folder))
+    with Scratch() as scratch:
+        device = WebDevice(engine, argument == "node", files, scratch.folder)
         try:
             yield device
         finally:

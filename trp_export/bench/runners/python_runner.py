@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import json
 import os
 import platform
@@ -87,6 +88,20 @@ def cpu_model() -> str:
     return f"{board}, {name}" if board else name or platform.machine()
 
 
+def cpu_features() -> str:
+    """The instruction sets that the processor offers, as far as the system tells."""
+    for line in read_text("/proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return " ".join(sorted(value.split()))
+    return ""
+
+
+def digest(text: str) -> str:
+    """A short name for a long text; empty for an empty one."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12] if text else ""
+
+
 def core_facts() -> list[dict[str, Any]]:
     """For each core this process may use: number, siblings, relative capacity, governor, current and highest kHz."""
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
@@ -117,11 +132,13 @@ def probe() -> dict[str, Any]:
         "cores": core_facts(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
         "can_pin": hasattr(os, "sched_setaffinity"),
+        "features": digest(cpu_features()),
     }
     try:
         import onnxruntime
 
         facts["onnxruntime"] = onnxruntime.__version__
+        facts["build"] = digest(onnxruntime.get_build_info() if hasattr(onnxruntime, "get_build_info") else "")
         facts["providers"] = onnxruntime.get_available_providers()
     except Exception as error:
         facts["unusable"] = f"its python3 cannot import onnxruntime: {error}"

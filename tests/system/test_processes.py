@@ -1,0 +1,39 @@
+"""Programs that this one starts do not outlive it."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from trp_export.system.processes import ending_with_us
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv of util-linux")
+def test_a_child_is_killed_with_its_parent() -> None:
+    program = (
+        "import os, subprocess, sys\n"
+        "from trp_export.system.processes import ending_with_us\n"
+        "argv = [sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(60)']\n"
+        "child = subprocess.Popen(ending_with_us(argv), stdout=subprocess.PIPE, start_new_session=True)\n"
+        "child.stdout.readline()\n"
+        "print(child.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    try:
+        child = psutil.Process(int(done.stdout))
+        gone, _ = psutil.wait_procs([child], timeout=20)
+        assert gone or child.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return
+
+
+def test_the_command_stays_the_same_where_the_system_cannot_do_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert ending_with_us(["a", "b"]) == ["a", "b"]

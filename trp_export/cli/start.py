@@ -1,0 +1,39 @@
+"""Where the commands start. Importing this module makes Ctrl-C end the program with one line and exit code 130.
+
+It does so before anything slow is imported. `run` in shared.py takes over once there is work that must be undone.
+Only entry points import this module.
+"""
+
+import os
+import signal
+from types import FrameType
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"interrupted.\n")
+    os._exit(130)
+
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # Not where interrupts are ignored.
+    signal.signal(signal.SIGINT, _stop)
+
+
+def export() -> None:
+    """Run trp-export."""
+    from trp_export.cli.export import main
+
+    main()
+
+
+def bench() -> None:
+    """Run trp-bench."""
+    from trp_export.cli.bench import main
+
+    main()
+
+
+def bundle() -> None:
+    """Run trp-bundle."""
+    from trp_export.cli.bundle import main
+
+    main()
