@@ -1,9 +1,9 @@
-"""What must not leave the machine: local paths, who and where its user is, stack traces.
+r"""What must not leave the machine: local paths, who and where its user is, stack traces.
 
 Texts of a model file and messages of libraries may hold any of them. Names that networks use, such as `/layer1/Conv`,
 look like paths. A word is taken for a local path if one of these holds:
 
-1. It starts as only paths do: `file://`, `~/`, `C:\\`, `\\\\server\\`.
+1. It starts as only paths do: `file://`, `~/`, `C:\`, `\\server\`.
 2. It is absolute and starts with a folder of an operating system.
 3. It is absolute, and its first two folders exist on this machine.
 4. It is absolute, starts with a usual folder of clusters and clouds, and has at least three parts; or four, if modules
