@@ -130,22 +130,45 @@ PRIVATE = (
     "/mnt/disk/a",
     "file:///home/zoe/net.onnx",
     "\\\\server\\share\\net.onnx",
+    "/content/drive/MyDrive/alice/x/Conv",
+    "/projects/alice/x",
+    "/net/host/alice/x/Conv",
+    "/export/home/alice/x",
+    "/storage/team/alice/x",
+    "/dbfs/mnt/x",
+    "/gscratch/lab/x",
+    "/u/alice/nets/x",
+    "/users/bob/x",
+    "/run/media/bob/x",
+    "/app/alice/src/net.onnx",
+    "/lustre01/alice/x",
+    "scope//home/alice/x/Conv",
+    "scope/home/alice/x/Conv",
+    "scope//usr/lib/x/Conv",
+    "scope//C:\\nets\\x",
+    "model/~/nets/x",
 )
-PUBLIC = ("/layer1/layer1.0/Conv", "https://example.com/home/x", "1/2", "{0: 'cat'}", "MIT", "w/o bias", "a.b/c")
+PUBLIC = (
+    *("/layer1/layer1.0/Conv", "https://example.com/home/x", "1/2", "{0: 'cat'}", "MIT", "w/o bias", "a.b/c"),
+    *("/net/net.0/conv/Conv", "/net/fc/Gemm", "/app/app.1/Conv", "/proj/Conv", "/model/backbone/Conv", "and/or"),
+    *("StatefulPartitionedCall/model/conv2d/Conv2D", "a/Relu;b/FusedBatchNormV3", "/content/content.0/a/a.1/Conv"),
+)
 
 
 @pytest.mark.parametrize("text", PRIVATE)
-def test_what_is_private(text: str) -> None:
+def test_is_private_finds_paths_and_traces(text: str) -> None:
     assert is_private(text)
 
 
 @pytest.mark.parametrize("text", PUBLIC)
-def test_what_is_not(text: str) -> None:
+def test_is_private_leaves_names_of_networks(text: str) -> None:
     assert not is_private(text)
     assert without_paths(text) == text
 
 
-def test_paths_become_names() -> None:
+def test_without_paths_keeps_the_last_part() -> None:
     assert without_paths("/home/zoe/nets/net.onnx: odd") == "net.onnx: odd"
     assert without_paths("../clients/acme/photos: 3 files", [Path("../clients/acme/photos")]) == "photos: 3 files"
     assert without_paths("C:\\Users\\Zoe\\net.onnx failed") == "net.onnx failed"
+    assert without_paths("scope//home/alice/x/Conv") == "scope/Conv"
+    assert without_paths("/home/zoe/net.py:3: bad (/users/bob/x)") == "net.py:3: bad (x)"
