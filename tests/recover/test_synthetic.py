@@ -154,7 +154,7 @@ def test_the_set_says_what_it_is() -> None:
     made = synthetic_images(model, told, (1, 3, 12, 12), 16, seed=9)
     assert len(made) == 16
     assert made.labels is None
-    assert "16 were synthesised from batch norm statistics, seed 9" in made.notes[0]
+    assert "16 images were synthesised from batch norm statistics, seed 9" in made.notes[0]
 
 
 def test_statistics_that_were_never_gathered_tell_nothing() -> None:
