@@ -33,7 +33,7 @@ _TURNS = 6
 _CG_STEPS = 5
 _LEAST_GAIN = 2e-3
 # Of the largest array that a stack of problems makes; larger stacks are worked on in parts.
-_STACK_BYTES = 192 * 2**20
+_STACK_BYTES = 64 * 2**20
 # Keeps a Cholesky decomposition sound where a basis is all but dependent.
 _JITTER = 1e-11
 # Share of the largest variance below which an eigenvalue tells nothing.

@@ -41,15 +41,16 @@ def make_factors(
         refitted = refit(
             network.model,
             plan,
-            known.walked,
+            known.batches,
             candidates[-1],
             others=[plain],
-            held_out=known.judges,
+            held_out=known.held_out,
+            room=known.room,
             seed=calibration.seed,
             progress=partial(progress, "refit"),
         )
         candidates.append(_completed(refitted, plain))
-    best, _ = closest(network.model, plan, candidates, known.judges or known.walked)
+    best, _ = closest(network.model, plan, candidates, known.held_out or known.batches)
     return _rounded(network, candidates[best])
 
 
