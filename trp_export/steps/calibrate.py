@@ -107,7 +107,7 @@ def calibrate(
     moments = merge_moments([gather(shown, "calibrate"), *earlier])
     judge = gather(aside, "held-out images") if aside is not None else None
     layers = calibrated_layers(layers, network.located, moments, partial(progress, "output errors"), judge)
-    notes = (*notes, *calibration_remarks(moments, network.means, None if earlier else len(images)))
+    notes = (*notes, *calibration_remarks(moments, network.means))
     data = replace(data, moments=moments, notes=notes)
     if rule.needs_sensitivities:
         damage = measured_damage(
