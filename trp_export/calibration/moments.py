@@ -261,9 +261,9 @@ def calibration_remarks(
         name = max(few, key=lambda name: few[name])
         layer, many = moments[name], len(few) > 1
         notes.append(
-            f"{len(few)} layer{'s have' if many else ' has'} too few images for {'their' if many else 'its'} size, {name} "
-            f"most of all ({layer.images:,} images for {layer.total.shape[1]:,} inputs): the factors there follow the "
-            "weights more than the images."
+            f"{len(few)} layer{'s have' if many else ' has'} too few images for {'their' if many else 'its'} size, "
+            f"{name} most of all ({layer.images:,} images for {layer.total.shape[1]:,} inputs): the factors "
+            "there follow the weights more than the images."
         )
     constant = [name for name in moments if name not in varying]
     if constant:

@@ -27,8 +27,9 @@ from trp_export.system.progress import Share
 
 Batches = Sequence[NDArray[Any]]
 
-# Shares of a layer's output variance at which it is measured: plans for small losses take from the lowest.
-LEVELS = (0.002, 0.02, 0.15)
+# Shares of a layer's output variance at which it is measured: plans of small ratios use the
+# lowest, and a layer that hardly matters may lose most of its output.
+LEVELS = (0.002, 0.02, 0.15, 0.6)
 _TURNS = 2
 
 

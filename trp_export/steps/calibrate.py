@@ -36,7 +36,7 @@ from trp_export.system.signals import held_back
 _MOST_IMAGES, _LEAST_IMAGES = 256, 16
 # Multiply-adds of all runs together, of which there are this many for each layer.
 _SENSITIVITY_MACS = 1.2e12
-_RUNS_PER_LAYER = 1.5
+_RUNS_PER_LAYER = 2.0
 _MOST_CALIBRATION_IMAGES = 1024
 
 Batches = Sequence[NDArray[Any]]
