@@ -15,4 +15,6 @@ def to_fp16(model: ir.Model) -> ir.Model:
         half = convert_float_to_float16(ir.serde.serialize_model(model), keep_io_types=True)
     except Exception as error:  # protobuf and the converter raise many types of errors.
         raise UnsupportedError(f"this model cannot be converted to fp16: {first_line(error)}") from error
-    return ir.serde.deserialize_model(half)
+    made = ir.serde.deserialize_model(half)
+    made.graph.sort()  # The converter puts its casts at the end.
+    return made
