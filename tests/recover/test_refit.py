@@ -138,7 +138,7 @@ def test_a_shortcut_takes_back_what_it_lost(rank: int) -> None:
     assert helped < alone
 
 
-def test_the_closest_set_of_factors_is_told() -> None:
+def test_closest_prefers_the_last_of_equals() -> None:
     model, located = make_network()
     images = make_images(48)
     plan = _plan(located, RANKS)
@@ -153,6 +153,7 @@ def test_the_closest_set_of_factors_is_told() -> None:
     index, scores = closest(model, plan, [plain, refitted], [images.inputs[:24], images.inputs[24:]])
     assert index == 1
     assert scores[1] < scores[0]
+    assert closest(model, plan, [refitted, refitted, plain], [images.inputs])[0] == 1
     dense = {"y": Tap(model, ["x"], ["y"])({"x": images.inputs})["y"]}
     assert scores[0] == pytest.approx(divergence(dense, _outputs(model, plan, plain, images.inputs)), rel=1e-4)
 
