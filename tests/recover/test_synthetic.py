@@ -168,9 +168,9 @@ def test_statistics_that_were_never_gathered_tell_nothing() -> None:
 
 def test_what_cannot_be_synthesised_is_refused() -> None:
     model, told = folded(trained())
-    with pytest.raises(UnsupportedError, match=r"never trained\.\nGive images with --calib PATH"):
+    with pytest.raises(UnsupportedError, match=r"untrained\.\nGive images with --calib PATH"):
         synthesise(model, {}, (1, 3, 12, 12), 16)
-    with pytest.raises(UnsupportedError, match="one input"):
+    with pytest.raises(UnsupportedError, match="one input of shape"):
         synthesise(model, told, (1, 3), 16)
     with pytest.raises(OptionError, match="made as the network takes them"):
         Options(calibration=Calibration("synthetic"), preprocessing=Preprocessing(mean=(0.5,)))

@@ -50,8 +50,8 @@ def measure_sensitivities(
     """
     copy = model.clone()
     places = {place.site.name: place for place in find_sites(copy, {})}
-    walk = Walk(copy, batches, threads)
     answers = find_answers(copy)
+    walk = Walk(copy, batches, threads, stops=[[answer.name for answer in answers]])
     reference = read_answers(walk, answers)
     measured: dict[str, Sensitivity] = {}
     for index, layer in enumerate(layers):
