@@ -17,6 +17,7 @@ from trp_export.graph.prepare import prepare
 from trp_export.graph.shapes import infer_shapes, input_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.planning.curves import Layer, make_curve, schemes_for
+from trp_export.planning.sensitivity import Sensitivity
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\nnet (float[N, 3, 12, 12] x) => ({outputs})\n'
 WEIGHTS = {"w": (6, 3, 3, 3), "v": (4, 6, 1, 1), "u": (5, 6, 1, 1), "m": (6, 5)}
@@ -111,6 +112,18 @@ def test_a_softmax_at_the_end_does_not_hide_damage() -> None:
     assert answer_divergence(answers, before, after) == pytest.approx(0.09, rel=0.01)
 
 
+def measure(model: ir.Model) -> dict[str, Sensitivity]:
+    """Sensitivities of all layers."""
+    located = find_sites(model, infer_shapes(model, input_shapes(model)))
+    images = make_images(24)
+    plain = [
+        Layer(place.site, tuple(make_curve(place.site, s, place.kernel()) for s in schemes_for(place.site, "auto")))
+        for place in located
+    ]
+    moments = gather_moments(model, located, images)
+    return measure_sensitivities(model, calibrated_layers(plain, located, moments), moments, [images.inputs])
+
+
 DETECTOR = TRUNK + (
     "b = Conv (r, v)\n k = Constant <value_float = 300.0> ()\n p = Mul (b, k)\n"
     "c = Conv (r, u)\n s = Sigmoid (c)\n y = Concat <axis = 1> (p, s)\n"
@@ -120,15 +133,17 @@ DETECTOR = TRUNK + (
 def test_sensitivities_see_scores_beside_boxes_of_another_unit() -> None:
     """In the spread of the whole output, scores are one part in ten thousand; still their layer is as sensitive."""
     model = make_model(DETECTOR, "float[N, 9, 12, 12] y")
+    measured = measure(model)
     located = find_sites(model, infer_shapes(model, input_shapes(model)))
-    images = make_images(24)
-    plain = [
-        Layer(place.site, tuple(make_curve(place.site, s, place.kernel()) for s in schemes_for(place.site, "auto")))
-        for place in located
-    ]
-    moments = gather_moments(model, located, images)
-    layers = calibrated_layers(plain, located, moments)
-    measured = measure_sensitivities(model, layers, moments, [images.inputs])
     names = {place.nodes[0].outputs[0].name: place.site.name for place in located}
     boxes, scores = (float(measured[names[output]].at(np.array([0.1]))[0]) for output in ("b", "c"))
     assert 0.1 < scores / boxes < 10
+
+
+def test_sensitivities_of_layers_behind_an_answer_are_measured() -> None:
+    """The first head lies before the layers of the second: its answer is passed and stays the same."""
+    body = TRUNK + "b = Conv (r, v)\n y = Sigmoid (b)\n c = Conv (r, u)\n z = Sigmoid (c)\n"
+    model = make_model(body, "float[N, 4, 12, 12] y, float[N, 5, 12, 12] z")
+    measured = measure(model)
+    assert len(measured) == 3
+    assert all(sensitivity.damage[-1] > 1e-3 for sensitivity in measured.values())

@@ -16,6 +16,7 @@ from networks import RESIDUAL, make_images, make_network
 from trp_export.calibration import moments as module
 from trp_export.calibration.moments import (
     Moments,
+    MomentSums,
     calibration_remarks,
     gather_moments,
     load_moments,
@@ -180,27 +181,27 @@ def test_a_fixed_batch_is_respected() -> None:
         list(feed(make_network(pair)[0], images))
 
 
-def test_what_is_odd_is_remarked() -> None:
+def test_remarks_name_small_samples_constant_inputs_and_wide_layers() -> None:
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((30, 20))
-    few = Moments(30, x.sum(axis=0)[None], (x.T @ x)[None])
+    sums = MomentSums(np.zeros((1, 200)))
+    sums.add(rng.standard_normal((1, 30, 1, 200)).astype(np.float32))
+    few = sums.moments()
     constant = Moments(100, np.full((1, 3), 200.0), np.full((1, 3, 3), 400.0))
-    wide = Moments(100, x[:1], x[:1] ** 2 * 1000)
+    x = rng.standard_normal((1, 20))
+    wide = Moments(100, x, x**2 * 1000)
     notes = " ".join(calibration_remarks({"few": few, "constant": constant, "wide": wide}))
-    assert "few most of all (30 for 20 inputs): 2 times as many images" in notes
-    assert "1 layer was seen at too few positions for its size" in notes
-    (told,) = calibration_remarks({"few": few, "fewer": few}, images=600)
-    assert told.startswith("2 layers were seen at too few positions for their size")
-    assert told.endswith(": 1,200 images would do.")
+    assert "1 layer has too few images for its size, few most of all (30 images for 200 inputs)" in notes
     assert "the inputs of constant never change" in notes
     assert "wide: over 8192 inputs" in notes
     assert wide.covariance.shape == (1, 20, 20)
+    (note,) = calibration_remarks({"few": few, "fewer": few})
+    assert note.startswith("2 layers have too few images for their size")
 
 
 def test_preprocessing_unlike_that_of_training_is_remarked() -> None:
     mean = np.ones((1, 4))
     seen = {"a": Moments(100, 250 * mean * 100, 10 * np.eye(4)[None])}
-    assert "24900 % away from what batch norm saw" in " ".join(calibration_remarks(seen, {"a": mean}))
+    assert "24900 % away from those that batch norm saw" in " ".join(calibration_remarks(seen, {"a": mean}))
     assert "batch norm" not in " ".join(calibration_remarks(seen, {"a": 220 * mean, "b": mean}))
 
 

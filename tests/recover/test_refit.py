@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -15,7 +17,7 @@ from trp_export.graph.rewrite import set_products
 from trp_export.graph.sites import find_sites
 from trp_export.graph.weights import apply_values
 from trp_export.lowrank.branches import factorise_branches
-from trp_export.lowrank.schemes import CHANNEL_WISE, POINTWISE_FIRST, SPATIAL_WISE, Branch, Scheme, input_sliced
+from trp_export.lowrank.schemes import CHANNEL_WISE, MATRIX, POINTWISE_FIRST, SPATIAL_WISE, Branch, Scheme, input_sliced
 from trp_export.planning.plan import Decision, Plan
 from trp_export.recover.batch_norm_statistics import norms_left, renormalise
 from trp_export.recover.best_of import closest
@@ -136,7 +138,7 @@ def test_a_shortcut_takes_back_what_it_lost(rank: int) -> None:
     assert helped < alone
 
 
-def test_the_closest_set_of_factors_is_told() -> None:
+def test_closest_prefers_the_last_of_equals() -> None:
     model, located = make_network()
     images = make_images(48)
     plan = _plan(located, RANKS)
@@ -151,6 +153,7 @@ def test_the_closest_set_of_factors_is_told() -> None:
     index, scores = closest(model, plan, [plain, refitted], [images.inputs[:24], images.inputs[24:]])
     assert index == 1
     assert scores[1] < scores[0]
+    assert closest(model, plan, [refitted, refitted, plain], [images.inputs])[0] == 1
     dense = {"y": Tap(model, ["x"], ["y"])({"x": images.inputs})["y"]}
     assert scores[0] == pytest.approx(divergence(dense, _outputs(model, plan, plain, images.inputs)), rel=1e-4)
 
@@ -214,3 +217,42 @@ def _normed_outputs(model: ir.Model, plan: Plan, fitted: LayerFactors | None, im
         add_to_bias(copy, places, fitted.shifts)
         apply_values(copy, fitted.values)
     return Tap(copy, ["x"], ["b"])({"x": images})["b"]
+
+
+def test_little_room_takes_fewer_images_and_later_layers_take_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, located = make_network()
+    images = make_images(48).inputs
+    opened: list[int] = []
+
+    class Counted(Walk):
+        def __init__(self, model: ir.Model, batches: Sequence[np.ndarray], threads: int = 0) -> None:
+            opened.append(sum(len(batch) for batch in batches))
+            super().__init__(model, batches, threads)
+
+    monkeypatch.setattr("trp_export.recover.refit.Walk", Counted)
+    nodes = list(model.graph)
+    late = next(index for index, node in enumerate(nodes) if node is located[3].nodes[0])
+    room = [8] * late + [100] * (len(nodes) - late)
+    fitted = refit(model, _plan(located, RANKS), [images[:24], images[24:36]], LayerFactors({}, {}),
+                   held_out=[images[36:]], room=room)  # fmt: skip
+    assert fitted.factors.keys() == RANKS.keys()
+    assert sorted(set(opened)) == [8, 48]
+    assert opened[-1] == 48
+
+
+def test_a_layer_is_refitted_only_where_that_gains_on_held_out_images() -> None:
+    """Two images fit perfectly and say nothing of others: the factors of the kernel are kept."""
+    model, located = make_network()
+    few, others = make_images(2, seed=1).inputs, make_images(64, seed=2).inputs
+    plan = _plan(located, {"grouped": (POINTWISE_FIRST, 3), "head": (MATRIX, 4)})
+    start = LayerFactors(
+        {
+            c.site.name: factorise_branches(_kernel(located, c.site.name), c.branches, c.site.group)
+            for c in plan.changed
+        },
+        {},
+    )
+    dense = {"y": Tap(model, ["x"], ["y"])({"x": others})["y"]}
+    fitted = refit(model, plan, [few], start, held_out=[others])
+    before, after = (divergence(dense, {"y": _outputs(model, plan, own, others)["y"]}) for own in (start, fitted))
+    assert after <= before

@@ -154,7 +154,7 @@ def test_the_set_says_what_it_is() -> None:
     made = synthetic_images(model, told, (1, 3, 12, 12), 16, seed=9)
     assert len(made) == 16
     assert made.labels is None
-    assert "16 were synthesised from batch norm statistics, seed 9" in made.notes[0]
+    assert "16 images were synthesised from batch norm statistics, seed 9" in made.notes[0]
 
 
 def test_statistics_that_were_never_gathered_tell_nothing() -> None:
@@ -168,9 +168,9 @@ def test_statistics_that_were_never_gathered_tell_nothing() -> None:
 
 def test_what_cannot_be_synthesised_is_refused() -> None:
     model, told = folded(trained())
-    with pytest.raises(UnsupportedError, match=r"never trained\.\nGive images with --calib PATH"):
+    with pytest.raises(UnsupportedError, match=r"untrained\.\nGive images with --calib PATH"):
         synthesise(model, {}, (1, 3, 12, 12), 16)
-    with pytest.raises(UnsupportedError, match="one input"):
+    with pytest.raises(UnsupportedError, match="one input of shape"):
         synthesise(model, told, (1, 3), 16)
     with pytest.raises(OptionError, match="made as the network takes them"):
         Options(calibration=Calibration("synthetic"), preprocessing=Preprocessing(mean=(0.5,)))
@@ -186,12 +186,12 @@ def test_an_export_says_that_its_images_were_synthetic(trp: Command, tmp_path: P
     document = json.loads((tmp_path / "model.trp.json").read_text())
     calibration = document["options"]["calibration"]
     assert (calibration["path"], calibration["count"], calibration["seed"]) == ("synthetic", 48, 7)
-    assert any("48 were synthesised" in note and "seed 7" in note for note in document["notes"])
+    assert any("48 images were synthesised" in note and "seed 7" in note for note in document["notes"])
     outcome = trp(*export, "--bundle", "bundle")
     assert outcome.code == 0, outcome.err
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert manifest["provenance"]["options"]["calibration"]["path"] == "synthetic"
-    assert any("48 were synthesised" in note for note in manifest["evidence"]["notes"])
+    assert any("48 images were synthesised" in note for note in manifest["evidence"]["notes"])
     page = (tmp_path / "bundle" / "report.html").read_text()
     assert "--calib synthetic --calib-count 48 --seed 7" in page
 
@@ -200,7 +200,7 @@ def test_the_command_refuses_without_batch_norm(refuses: Command, tmp_path: Path
     text = CONV_NET.replace("b = BatchNormalization (a, bn1__weight, bn1__bias, bn1__mean, bn1__var)", "b = Relu (a)")
     save(build(text), tmp_path / "model.onnx")
     error = refuses(4, "model.onnx", "--macs", "1.5", "--calib", "synthetic")
-    assert "batch norm was folded away" in error
+    assert "no batch norm statistics" in error
     assert "--calib PATH" in error
 
 

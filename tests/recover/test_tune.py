@@ -128,7 +128,7 @@ def unknown() -> ir.Model:
 
 
 def test_unknown_operators_are_named() -> None:
-    with pytest.raises(UnsupportedError, match="torch stands in for no CumSum"):
+    with pytest.raises(UnsupportedError, match="CumSum cannot be run in torch"):
         TorchGraph(unknown())
 
 

@@ -204,7 +204,7 @@ def calibrate_for_search(options: SearchOptions, folder: Path, progress: Progres
     moments = gather_moments(
         network.model, network.located, images, seed=options.seed, progress=partial(progress, "moments")
     )
-    told = calibration_remarks(moments, network.means, len(images))
+    told = calibration_remarks(moments, network.means)
     images = _full_batches(images, fixed_batch(network.model) or 1)
     inputs = torch.from_numpy(np.array(images.inputs)).contiguous(memory_format=torch.channels_last)
     graph = TorchGraph(network.model)

@@ -1,1 +1,1 @@
-"""What a few images tell about a network: moments of its layers' inputs, and how much each layer matters."""
+"""Measure on a few images what each layer reads, where the answer is, and how much damage to each layer costs it."""

@@ -73,7 +73,9 @@ def find_answers(model: ir.Model) -> tuple[Answer, ...]:
 
 def read_answers(walk: Walk, answers: Sequence[Answer]) -> dict[str, Array]:
     """The answers of the network that is walked, by name, each (n, C, *) with its channels on axis 1."""
-    values = walk.run([answer.name for answer in answers])
+    # An answer that the walk has passed no longer changes.
+    ahead = [answer.name for answer in answers if answer.name not in walk.values]
+    values = {**walk.values, **(walk.run(ahead) if ahead else {})}
     return {answer.name: _channels_first(np.concatenate(values[answer.name]), answer.axis) for answer in answers}
 
 

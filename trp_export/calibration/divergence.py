@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Float64 = NDArray[np.float64]
 Outputs = Mapping[str, Array]
 
 # A channel that varies less than this, as a share of the variance of the liveliest channel, does not vary.
@@ -28,8 +29,16 @@ def divergence(original: Outputs, other: Outputs, classes: Collection[str] = ())
 
     Arrays are (n, C, *). `classes` names those whose channels are known to be logits of classes.
     """
-    shares = [_share(array, other[name], name in classes) for name, array in original.items()]
+    shares = [float(np.mean(share)) for share in _shares(original, other, classes)]
     return float(np.mean(shares)) if shares else 0.0
+
+
+def divergence_of_images(original: Outputs, other: Outputs, classes: Collection[str] = ()) -> Float64:
+    """What each image adds to the divergence, which is the mean of them: (n,)."""
+    shares = _shares(original, other, classes)
+    if not shares or len({len(share) for share in shares}) > 1:
+        return np.array([divergence(original, other, classes)])  # The rows of an answer are not images.
+    return np.asarray(np.mean(shares, axis=0))
 
 
 def agreement(original: Outputs, other: Outputs) -> float:
@@ -39,26 +48,30 @@ def agreement(original: Outputs, other: Outputs) -> float:
     return float(np.mean(a.argmax(axis=1) == b.argmax(axis=1)))
 
 
-def _share(original: Array, other: Array, classes: bool) -> float:
+def _shares(original: Outputs, other: Outputs, classes: Collection[str]) -> list[Float64]:
+    """Of each answer, the share of every row: (n,)."""
+    return [_share(array, other[name], classes=name in classes) for name, array in original.items()]
+
+
+def _share(original: Array, other: Array, *, classes: bool) -> Float64:
     a, b = original.astype(np.float64), other.astype(np.float64)
     if a.shape != b.shape or not np.isfinite(b).all():
-        return float("inf")
+        return np.full(len(a), np.inf)
     if a.ndim < 2:
         a, b = a.reshape(-1, 1), b.reshape(-1, 1)
-    others = (0, *range(2, a.ndim))
-    variance = a.var(axis=others)
+    variance = a.var(axis=(0, *range(2, a.ndim)))
     largest = float(variance.max(initial=0.0))
     if classes or (a.size == len(a) * a.shape[1] and a.shape[1] > 2 and largest <= _ALIKE * float(variance.min())):
         return _share_of_classes(a, b)
     if not largest > 0:
-        return 0.0 if np.array_equal(a, b) else 1.0
-    error = np.square(a - b).mean(axis=others)
+        return np.full(len(a), 0.0 if np.array_equal(a, b) else 1.0)
+    error = np.square(a - b).reshape(*a.shape[:2], -1).mean(axis=2)
     units = np.where(variance > _STILL * largest, variance, largest)
-    return float((error / units).mean())
+    return np.asarray((error / units).mean(axis=1))
 
 
-def _share_of_classes(a: Array, b: Array) -> float:
+def _share_of_classes(a: Array, b: Array) -> Float64:
     """Squared distance over the variance over classes."""
     a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
-    spread = float(np.square(a).sum())
-    return float(np.square(a - b).sum()) / spread if spread > 0 else 0.0
+    spread = float(np.square(a).sum()) / max(len(a), 1)
+    return np.asarray(np.square(a - b).reshape(len(a), -1).sum(axis=1) / (spread if spread > 0 else 1.0))

@@ -5,22 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
+import numpy as np
 import onnx_ir as ir
 
 from trp_export.runtime.partial import outer_reads
 
 Shapes = Mapping[str, Sequence[int | None]]
 
-# Values of two walks at a time, and of the layers that are read together.
+# The values that one of two walks holds, and those of the layers that are read together.
 _WALKED_BYTES = 320 * 2**20
 _READ_BYTES = 128 * 2**20
 _FLOAT_BYTES = 4
 _LEAST_WALKED = 8
 
 
-def images_to_walk(model: ir.Model, shapes: Shapes) -> int:
-    """How many images a walk through a model may hold: their values between two layers stay within a bound."""
-    return max(_LEAST_WALKED, _WALKED_BYTES // max(_most_alive(model, shapes), 1))
+def images_to_walk(model: ir.Model, shapes: Shapes) -> tuple[int, ...]:
+    """How many images a walk may hold from each node of the main graph to the end, within a bound on memory.
+
+    The first layers of most networks make the largest values: later on there is room for more images.
+    """
+    alive = np.array(_bytes_alive(model, shapes), dtype=np.int64)
+    most = np.maximum.accumulate(np.maximum(alive, 1)[::-1])[::-1]
+    return tuple(int(count) for count in np.maximum(_WALKED_BYTES // most, _LEAST_WALKED))
 
 
 def images_to_read(names: Iterable[str], shapes: Shapes) -> int:
@@ -28,8 +34,8 @@ def images_to_read(names: Iterable[str], shapes: Shapes) -> int:
     return max(1, _READ_BYTES // max(sum(_bytes(name, shapes) for name in names), 1))
 
 
-def _most_alive(model: ir.Model, shapes: Shapes) -> int:
-    """The most bytes of one image that are alive between two nodes of the main graph."""
+def _bytes_alive(model: ir.Model, shapes: Shapes) -> list[int]:
+    """The bytes of one image that are alive after each node of the main graph, with those that it reads."""
     nodes = list(model.graph)
     last_read: dict[str, int] = {}
     for index, node in enumerate(nodes):
@@ -40,12 +46,12 @@ def _most_alive(model: ir.Model, shapes: Shapes) -> int:
     for name, index in last_read.items():
         ends.setdefault(index, []).append(name)
     computed = {out.name or "" for node in nodes for out in node.outputs}
-    alive = most = 0
+    alive, result = 0, []
     for index, node in enumerate(nodes):
         alive += sum(_bytes(out.name or "", shapes) for out in node.outputs if out.name in last_read)
-        most = max(most, alive)
+        result.append(alive)
         alive -= sum(_bytes(name, shapes) for name in ends.get(index, ()) if name in computed)
-    return most
+    return result
 
 
 def _bytes(name: str, shapes: Shapes) -> int:

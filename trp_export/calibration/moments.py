@@ -26,13 +26,15 @@ from trp_export.runtime.partial import Tap, feed
 from trp_export.system.files import atomic_write
 from trp_export.system.progress import Share
 
-# Positions per entry of a patch: more of them change the factors no further.
+# Positions per entry of a patch: in measurements, more of them changed the factors no further.
 SAMPLES_PER_ENTRY = 64
 LEAST_SAMPLES = 2**15
-# Beyond this many entries the full matrix would not fit: each entry on its own is kept instead.
+# Beyond this many entries the full matrix is too large: only the variance of each entry is kept.
 LARGEST_PATCH = 8192
 # ResNet-20: 0.16 with its own preprocessing, 0.56 without mean and std, 43 on pixels of 0 to 255.
 _FAR_FROM_TRAINING = 0.5
+# The share of the identity in a covariance from which on the images say less than the weights.
+_MOSTLY_WEIGHTS = 0.5
 _FORMAT = "trp-moments-2"
 # Beyond this, products of float32 values overflow in the network itself.
 _HUGE = 1e18
@@ -245,44 +247,43 @@ def load_moments(path: Path) -> dict[str, Moments]:
 
 
 def calibration_remarks(
-    moments: Mapping[str, Moments], told: Mapping[str, Float64] | None = None, images: int | None = None
+    moments: Mapping[str, Moments], trained_means: Mapping[str, Float64] | None = None
 ) -> tuple[str, ...]:
-    """What the user should know: layers seen too rarely for their size, inputs that never change, odd preprocessing.
+    """What the user should know: too few images for a layer's size, inputs that never change, odd preprocessing.
 
-    `told` are the mean inputs that batch norm tells (`mean_inputs` of the model before it is folded): where the images
-    give others in most layers, they were prepared in another way than those of training. `images` is how many there
-    were, where that is known.
+    `trained_means` are the mean inputs of layers in training, which batch norm holds (`mean_inputs` of the model before
+    it is folded): where most layers have other means, the images were prepared in another way.
     """
-    few = {name: m for name, m in moments.items() if m.outer.ndim == 3 and m.count < 2 * m.total.shape[1]}
+    varying = {name: layer for name, layer in moments.items() if _varies(layer)}
+    few = {name: share for name, layer in varying.items() if (share := float(layer.shrinkage.mean())) > _MOSTLY_WEIGHTS}
     notes: list[str] = []
     if few:
-        name, own = max(few.items(), key=lambda item: item[1].total.shape[1] / item[1].count)
-        times = -(-2 * own.total.shape[1] // own.count)
-        seen = f"{len(few)} layers were" if len(few) > 1 else "1 layer was"
-        wanted = f"{times} times as many" if images is None else f"{times * images:,}"
+        name = max(few, key=lambda name: few[name])
+        layer, many = moments[name], len(few) > 1
         notes.append(
-            f"{seen} seen at too few positions for {'their' if len(few) > 1 else 'its'} size, {name} most of all "
-            f"({own.count} for {own.total.shape[1]} inputs): {wanted} images would do."
+            f"{len(few)} layer{'s have' if many else ' has'} too few images for {'their' if many else 'its'} size, "
+            f"{name} most of all ({layer.images:,} images for {layer.total.shape[1]:,} inputs): the factors "
+            "there follow the weights more than the images."
         )
-    constant = [name for name, own in moments.items() if not _varies(own)]
+    constant = [name for name in moments if name not in varying]
     if constant:
         notes.append(f"the inputs of {', '.join(constant[:3])} never change over these images.")
-    if told:
-        known = [(moments[name].mean, mean) for name, mean in told.items() if name in moments]
-        gaps = [float(np.linalg.norm(own - mean) / (np.linalg.norm(mean) + 1e-30)) for own, mean in known] or [0.0]
-        if np.median(gaps) > _FAR_FROM_TRAINING:
+    if trained_means:
+        pairs = [(moments[name].mean, mean) for name, mean in trained_means.items() if name in moments]
+        gaps = [float(np.linalg.norm(mean - trained) / (np.linalg.norm(trained) + 1e-30)) for mean, trained in pairs]
+        if gaps and np.median(gaps) > _FAR_FROM_TRAINING:
             notes.append(
-                f"the layers' mean inputs are {100 * np.median(gaps):.0f} % away from what batch norm saw in training: "
-                "check --mean, --std and the range of the images."
+                f"the layers' mean inputs are {100 * np.median(gaps):.0f} % away from those that batch norm saw in "
+                "training: check --mean, --std and the range of the images."
             )
-    wide = [name for name, own in moments.items() if own.outer.ndim == 2]
+    wide = [name for name, layer in moments.items() if layer.outer.ndim == 2]
     if wide:
         notes.append(f"{', '.join(wide[:3])}: over {LARGEST_PATCH} inputs, so only their variances are used.")
     return tuple(notes)
 
 
 def samples_per_image(site: Site, images: int) -> int:
-    """Positions to look at in each of so many images."""
+    """The number of positions to sample in each image."""
     return -(-max(SAMPLES_PER_ENTRY * prod(site.kernel_shape[1:]), LEAST_SAMPLES) // images)
 
 

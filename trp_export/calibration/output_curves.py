@@ -1,4 +1,4 @@
-"""Curves and factors of layers whose input moments are known: energy is then kept output variance."""
+"""Curves and factors of layers with known input moments: energy is then the share of output variance that is kept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trp_export.system.progress import Share
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerFactors:
-    """What a plan's layers become, by site name: their factors, and what is added to their biases (n,).
+    """The factors of a plan's layers and what is added to their biases (n,), by site name.
 
     `values` are new values of other initializers, by name.
     """
@@ -58,9 +58,9 @@ def calibrated_factors(
     moments: Mapping[str, Moments],
     progress: Share = lambda share: None,
 ) -> LayerFactors:
-    """Factors that keep most of each layer's output variance, and the shifts that keep its mean.
+    """Factors that keep most of each layer's output variance, and the shifts of biases that keep its mean.
 
-    A layer without moments is absent: factor it plainly.
+    Layers without moments are absent.
     """
     places = {place.site.name: place for place in located}
     factors: dict[str, Pairs] = {}
@@ -81,7 +81,7 @@ def calibrated_factors(
 
 
 def _calibrated(layer: Layer, place: LocatedSite, moments: Moments, held_out: Moments) -> Layer:
-    """A layer whose bias cannot move must keep the mean too: its moments are then about zero."""
+    """A layer whose bias cannot move must also keep its mean output: its moments are then about zero."""
     centred = takes_bias(place)
     second = moments.shrunk(centred=centred)
     judge = held_out.about(moments.mean if centred else np.zeros_like(moments.mean))

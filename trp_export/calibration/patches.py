@@ -1,4 +1,4 @@
-"""The input patches that a layer sees: one row of c k entries for each output position, at sampled positions."""
+"""Gather the input patches of a layer: one row of c k entries for each output position, at sampled positions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Positions = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """How a layer reads its input; a matrix has no spatial axes and reads the last axis (or the first)."""
+    """How a layer reads its input. A matrix has no spatial axes and reads the last axis, or the first if transposed."""
 
     extents: tuple[int, ...]
     strides: tuple[int, ...]
@@ -40,7 +40,7 @@ class Window:
         )
 
     def padding(self, sizes: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What is added before and after each axis of these sizes."""
+        """The padding before and after each axis, for these sizes."""
         axes = len(self.extents)
         if self.auto_pad == "VALID":
             return (0,) * axes, (0,) * axes
@@ -70,14 +70,14 @@ def window(node: ir.Node, site: Site) -> Window:
 
 
 def count_positions(seen_by: Window, in_shape: tuple[int, ...]) -> int:
-    """Output positions of one image; for a matrix the rows of one image."""
+    """The number of output positions of one image, or of rows for a matrix."""
     if seen_by.extents:
         return prod(seen_by.out_extents(in_shape))
     return 1 if seen_by.transposed else prod(in_shape[1:-1])
 
 
 def sample_positions(rng: np.random.Generator, images: int, positions: int, wanted: int) -> Positions:
-    """(images, min(wanted, positions)): for each image its own draw without repetition, every position alike."""
+    """(images, min(wanted, positions)): a separate uniform draw without repetition for each image."""
     if wanted >= positions:
         return np.broadcast_to(np.arange(positions), (images, positions))
     if wanted * 8 >= positions:

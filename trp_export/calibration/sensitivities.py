@@ -1,7 +1,7 @@
-"""Measure how far the network's output moves when one layer alone loses part of its own output.
+"""Measure how far the network's answers move when a single layer loses part of its output.
 
-Each layer in turn is replaced by calibrated factors at a few error levels; of the network only what lies after it
-runs again. Against the layer's relative output error the damage is close to a power law, whatever the scheme.
+Each layer in turn is replaced by calibrated factors at a few error levels, and the network runs again from there. The
+damage is close to a power law of the layer's relative output error, for every scheme.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from trp_export.system.progress import Share
 
 Batches = Sequence[NDArray[Any]]
 
-# Shares of a layer's output variance at which it is measured: plans for small losses take from the lowest.
-LEVELS = (0.002, 0.02, 0.15)
+# Shares of a layer's output variance at which it is measured: plans of small ratios use the
+# lowest, and a layer that hardly matters may lose most of its output.
+LEVELS = (0.002, 0.02, 0.15, 0.6)
 _TURNS = 2
 
 
@@ -44,13 +45,13 @@ def measure_sensitivities(
 ) -> dict[str, Sensitivity]:
     """Site name -> sensitivity, for the layers with calibrated curves and moments. The model stays as it is.
 
-    `batches` are inputs (n, C, H, W), which should have taken no part in `moments`; `held_out` are the moments of such
-    inputs, under which the error of a layer is measured. They are held in memory with the values alive at one layer.
+    `batches` are inputs (n, C, H, W) that took no part in `moments`; `held_out` are the moments of such inputs, under
+    which the error of a layer is measured. The batches stay in memory with the values that are alive at one layer.
     """
     copy = model.clone()
     places = {place.site.name: place for place in find_sites(copy, {})}
-    walk = Walk(copy, batches, threads)
     answers = find_answers(copy)
+    walk = Walk(copy, batches, threads, stops=[[answer.name for answer in answers]])
     reference = read_answers(walk, answers)
     measured: dict[str, Sensitivity] = {}
     for index, layer in enumerate(layers):
@@ -60,7 +61,7 @@ def measure_sensitivities(
         if not layer.curves or name not in moments or not is_tapped(copy, place) or not takes_bias(place):
             continue
         walk.to([place.nodes[0].inputs[0].name or ""])  # type: ignore[union-attr]
-        # The scheme with the most ranks comes nearest to the levels.
+        # The scheme with the most ranks comes closest to the levels.
         curve = max(layer.curves, key=lambda curve: curve.full_rank)
         judge = (held_out or moments)[name].about(moments[name].mean)
         points = {}

@@ -33,7 +33,7 @@ _TURNS = 6
 _CG_STEPS = 5
 _LEAST_GAIN = 2e-3
 # Size of the largest array of a stack of problems; larger stacks are solved in parts.
-_STACK_BYTES = 192 * 2**20
+_STACK_BYTES = 64 * 2**20
 # Keeps a Cholesky decomposition stable where a basis is nearly dependent.
 _JITTER = 1e-11
 # Share of the largest variance below which an eigenvalue is rounding.

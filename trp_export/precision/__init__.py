@@ -1,1 +1,1 @@
-"""The result in fewer bits: int8 from calibration images, or fp16; what stays float, and whether it may ship."""
+"""Convert a model to int8 or fp16, choose what stays in float, and decide whether the conversion may ship."""

@@ -1,4 +1,4 @@
-"""A model in another precision, held against the float model before it is trusted."""
+"""Convert a model to another precision and compare it with the float model before it may ship."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 Batches = Sequence[NDArray[Any]]
 
-# Share of the outputs' spread: beyond it a variant is no stand-in for the float model.
+# The largest divergence from the float model that a variant may have (see calibration/divergence.py).
 LARGEST_DIVERGENCE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How a variant answers beside the float model that it was made from.
+    """How the answers of a variant compare with those of the float model that it was made from.
 
-    `agreement` is the share of images of the same class, None where the first output holds no classes.
+    `agreement` is the share of images with the same class, None where the first answer does not hold classes.
     """
 
     images: int

@@ -1,9 +1,9 @@
-"""Give the channels between reduce and expand like ranges, so that one grid suits them all.
+"""Scale the channels between reduce and expand to similar ranges, so that one grid suits all of them.
 
     expand(reduce(x)) = (expand / a)(a reduce(x))   for any a > 0 per channel
 
-Nothing changes in floats. In 8 bits the weights have a scale per channel, the values between them only one. Through a
-Relu it would be as exact, and was measured to gain nothing.
+The result in float stays the same. In 8 bits, weights have one scale per channel and the values between the two layers
+have a single scale. The rescaling is also exact through a Relu, where measurements showed no gain.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from trp_export.runtime.partial import Tap
 
 Batches = Sequence[NDArray[Any]]
 
-# The share of the way in logarithms, by measurement: what the values gain the second layer's weights lose.
+# How far ranges are equalised, in logarithms. Chosen by measurement: what values gain, the next weights lose.
 _STRENGTH = 0.75
 _LARGEST_FACTOR = 2.0**10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pair:
-    """A conv whose output one other conv reads, and nothing else."""
+    """A conv whose output is read by exactly one other conv."""
 
     first: ir.Node
     second: ir.Node
@@ -40,7 +40,7 @@ class _Pair:
 
 
 def equalise(model: ir.Model, batches: Batches, threads: int = 0) -> int:
-    """Rescale the channels between every two convs with nothing between, in place. Returns the number of pairs."""
+    """Rescale the channels between each two convs that follow one another, in place. Returns the number of pairs."""
     pairs = list(_pairs(model))
     if not pairs:
         return 0
@@ -59,24 +59,24 @@ def _pairs(model: ir.Model) -> Iterator[_Pair]:
 
 
 def _owns_weights(conv: ir.Node) -> bool:
-    """True where weight and bias are constants that no other layer reads."""
+    """True where weight and bias are constants that only this layer reads."""
     constants = [find_constant(value) for value in conv.inputs[1:] if value is not None]
-    return all(one is not None and one.root in conv.inputs and len(one.root.uses()) == 1 for one in constants)
+    return all(c is not None and c.root in conv.inputs and len(c.root.uses()) == 1 for c in constants)
 
 
 def _channel_ranges(model: ir.Model, names: Sequence[str], batches: Batches, threads: int) -> dict[str, Float64]:
     """The largest absolute value of each channel: (n,)."""
     tap = Tap(model, [model.graph.inputs[0].name or ""], names, threads)
-    found: dict[str, Float64] = {}
+    ranges: dict[str, Float64] = {}
     for batch in batches:
         for name, array in tap({tap.inputs[0]: batch}).items():
-            own = np.abs(array).max(axis=(0, *range(2, array.ndim))).astype(np.float64)
-            found[name] = np.maximum(found.get(name, own), own)
-    return found
+            largest = np.abs(array).max(axis=(0, *range(2, array.ndim))).astype(np.float64)
+            ranges[name] = np.maximum(ranges.get(name, largest), largest)
+    return ranges
 
 
 def _factors(ranges: Float64) -> Float64:
-    """What each channel is multiplied by; channels that are always zero stay as they are."""
+    """The factor of each channel: (n,). Channels that are always zero keep a factor of 1."""
     alive = ranges > 0
     if not alive.any():
         return np.ones_like(ranges)

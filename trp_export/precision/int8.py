@@ -1,8 +1,8 @@
-"""A model in 8 bits: channels equalised, ranges from images, and float again where 8 bits do measurable damage.
+"""Convert a model to 8 bits: equalise channels, measure ranges on images, and leave in float what damages the answer.
 
-Most images show the ranges; those held out decide between ways to choose grids and which units stay float. What only
-decodes the answer (a Concat of boxes and scores, Softmax) stays float: it takes no time, and its parts have unlike
-ranges.
+Most images give the ranges. The others decide between methods to choose grids, and which units stay in float. Operators
+that only decode the answer (Softmax, a Concat of boxes and scores) stay in float: they take little time, and one scale
+would have to serve parts of very different ranges.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ Outputs = Mapping[str, NDArray[Any]]
 LEAST_IMAGES = 16
 MOST_IMAGES = 256
 _HELD_OUT = 4
-_ENOUGH = 1e-2  # divergence up to which nothing is left in float
-_LEAST_SHARE = 0.1  # of the whole damage, for a unit to be worth a return to float
+_ENOUGH = 1e-2  # the divergence up to which no layer is left in float
+_LEAST_SHARE = 0.1  # the share of the damage that a unit must do to be left in float
 
 
 class UselessImagesError(TrpError):
-    """The images cannot tell ranges."""
+    """Activation ranges cannot be measured on these images."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Int8:
-    """The model in 8 bits and how it was made: the way grids were chosen, and the units left in float."""
+    """The model in 8 bits, the method that chose its grids, and the units left in float."""
 
     model: ir.Model
     method: str
@@ -51,9 +51,9 @@ class Int8:
 
 
 def to_int8(model: ir.Model, batches: Batches, progress: Share = lambda share: None) -> Int8:
-    """The model in 8 bits; the one given stays as it is. `batches` are inputs (n, C, H, W).
+    """A copy of the model in 8 bits. `batches` are inputs (n, C, H, W).
 
-    Raises UselessImagesError where the images cannot tell ranges, UnsupportedError where nothing can be rounded.
+    Raises UselessImagesError where the images do not show ranges, UnsupportedError where no layer can run in 8 bits.
     """
     _require_telling(batches)
     shown, tested = shown_and_held_out(batches)
@@ -84,9 +84,9 @@ def _in_8_bits(model: ir.Model, kept: Collection[str]) -> bool:
 
 
 def shown_and_held_out(batches: Batches) -> tuple[Batches, Batches]:
-    """Batches that show ranges, and those held out: one in four, of few batches one image in four.
+    """The batches that give ranges, and those that decide: one batch in four, or one image in four of few batches.
 
-    Of either about MOST_IMAGES: 64 were measured to show ranges as well as 768.
+    Each part has about MOST_IMAGES at most: in measurements 64 gave ranges as good as 768.
     """
     if len(batches) < _HELD_OUT:
         return [batch[np.arange(len(batch)) % _HELD_OUT > 0] for batch in batches], [b[::_HELD_OUT] for b in batches]
@@ -97,13 +97,13 @@ def shown_and_held_out(batches: Batches) -> tuple[Batches, Batches]:
 def _require_telling(batches: Batches) -> None:
     images = sum(len(batch) for batch in batches)
     if images < LEAST_IMAGES:
-        raise UselessImagesError(f"too few calibration images for int8: {images}, and it takes {LEAST_IMAGES}.")
+        raise UselessImagesError(f"too few calibration images for int8: {images} of at least {LEAST_IMAGES}.")
     if all(float(np.ptp(image)) == 0 for batch in batches for image in batch):
-        raise UselessImagesError("the calibration images are all of one colour and cannot tell ranges.")
+        raise UselessImagesError("each calibration image has one colour only: activation ranges cannot be measured.")
 
 
 def raise_opset(model: ir.Model) -> ir.Model:
-    """The model in an opset that knows a scale for each channel."""
+    """The model in an opset with one scale per channel."""
     if model.opset_imports.get("", LEAST_OPSET) >= LEAST_OPSET:
         return model
     skeleton = make_skeleton(model)
@@ -112,7 +112,9 @@ def raise_opset(model: ir.Model) -> ir.Model:
             replace(skeleton, proto=onnx.version_converter.convert_version(skeleton.proto, LEAST_OPSET))
         )
     except Exception as error:  # The converter raises many kinds.
-        raise UnsupportedError(f"opset {LEAST_OPSET}, which int8 takes: {first_line(error)}") from error
+        raise UnsupportedError(
+            f"int8 needs opset {LEAST_OPSET}, and this model could not be converted: {first_line(error)}"
+        ) from error
     raised.metadata_props.update(model.metadata_props)
     return raised
 
@@ -123,7 +125,7 @@ def _grids(spreads: Mapping[str, Spread], method: str) -> dict[str, Grid]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Trial:
-    """One way to choose grids, and what it does to the outputs on held-out images."""
+    """One method to choose grids, and what it does to the answers on the images that decide."""
 
     model: ir.Model
     method: str
@@ -141,9 +143,9 @@ class _Trial:
         return answer_divergence(self.answers, self.reference, outcome)
 
     def keep_float(self, progress: Share) -> tuple[str, ...]:
-        """The units that stay float: those that alone do much of the damage, until the rest does little.
+        """The units that stay in float: those that alone do much of the damage, until the rest does little.
 
-        Damage that is spread evenly cannot be had back for the price of a few float layers.
+        Where damage is spread evenly, a few float layers would not help.
         """
         kept: tuple[str, ...] = ()
         whole = left = self.damage(())

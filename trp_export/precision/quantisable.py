@@ -1,7 +1,7 @@
-"""The parts of a graph that onnxruntime computes in 8 bits once what they read and make is rounded.
+"""Find the operators that onnxruntime computes in 8 bits once their inputs and outputs are rounded.
 
-A Relu, or a Clip from 0, after such an operator costs nothing: the lower end of the grid does its work. Operators that
-only move values pass 8-bit values on as they are.
+A Relu or a Clip from 0 after such an operator is free: the lower end of the grid does its work. Operators that only
+move values pass 8-bit values on.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ MOVERS = ("MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantisableOp:
-    """An operator that can run in 8 bits: the activations it reads, its weight, and the value it ends in.
+    """An operator that can run in 8 bits: its activations, its weight, and the value of its result.
 
-    `output` is None where the result stays float at no cost: a matrix product that is the model's own output.
+    `output` is None where the result stays in float at no cost: a matrix product that is an output of the model.
     """
 
     node: ir.Node
@@ -35,13 +35,13 @@ class QuantisableOp:
 
     @property
     def output_axis(self) -> int:
-        """The axis of the output channels in the weight as stored."""
+        """The axis of the output channels in the stored weight."""
         transposed = self.node.op_type == "Gemm" and self.node.attributes.get_int("transB", 0) == 1
         return 0 if self.node.op_type == "Conv" or transposed else 1
 
 
 def find_units(model: ir.Model) -> tuple[QuantisableOp, ...]:
-    """All units of the main graph, in its order."""
+    """All such operators of the main graph, in its order."""
     units = (_unit(node) for node in model.graph if node.domain in ("", "ai.onnx"))
     return tuple(unit for unit in units if unit is not None)
 
@@ -78,12 +78,12 @@ def _is_plain(gemm: ir.Node) -> bool:
 
 
 def _is_activation(value: ir.Value) -> bool:
-    """A float that is computed or fed. A type that nobody noted is what its reader takes: float."""
+    """True for a float that is computed or fed. A missing type counts as float, which its reader needs."""
     return value.dtype in (None, ir.DataType.FLOAT) and find_constant(value) is None
 
 
 def _end(node: ir.Node) -> ir.Value:
-    """The output, or that of the one Relu or Clip that reads it."""
+    """The output, or the output of the only Relu or Clip that reads it."""
     output = node.outputs[0]
     readers = output.consumers()
     if len(readers) != 1 or output.is_graph_output() or not _is_free(readers[0]):

@@ -1,6 +1,7 @@
-"""A model in another precision for its speed alone: the same operators as would ship, but grids that noise shows.
+"""Convert a model to another precision for timing only: the operators that would ship, with ranges from random inputs.
 
-Time knows no values. A value that is never negative has a grid from zero, though: then its Relu costs nothing.
+Ranges do not affect the time, with one exception: a value that is never negative gets a grid from zero, which makes its
+Relu free.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ Shapes = Mapping[str, Sequence[int | None]]
 
 
 def convert_for_speed(model: ir.Model, precision: str, shapes: Shapes) -> ir.Model:
-    """The model in fp32, fp16 or int8; the one given stays as it is. `shapes` are those of its inputs.
+    """A copy of the model in fp32, fp16 or int8. `shapes` are the shapes of its inputs.
 
-    In int8 one without a layer that 8 bits can run stays float, as it would ship. Raises UnsupportedError.
+    In int8 a model without a layer that can run in 8 bits stays in float, as it would ship. Raises UnsupportedError.
     """
     if precision == "fp32":
         return model

@@ -1,6 +1,6 @@
-"""Ranges of values inside a network over images: a histogram each, whatever the number of images.
+"""Measure the ranges of values inside a network over images, as one histogram for each value.
 
-Two passes, batch by batch: ends first, then how often values fall where between them.
+Two passes over the batches: the first finds the ends of each range, the second counts values between them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from trp_export.runtime.partial import Tap
 Batches = Sequence[NDArray[Any]]
 
 _BINS = 2048
-# Shares of the full range that are tried for the least error.
+# The shares of the full range among which the one with the least error is chosen.
 _SHARES = np.linspace(0.3, 1.0, 71)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spread:
-    """How values spread: counts in bins of equal width from `low` to `high`."""
+    """A histogram: counts in bins of equal width from `low` to `high`."""
 
     low: float
     high: float
@@ -34,7 +34,7 @@ class Spread:
 
 
 def gather_spreads(model: ir.Model, names: Sequence[str], batches: Batches, threads: int = 0) -> dict[str, Spread]:
-    """The spread of every named value. Raises LoadError where one is not finite."""
+    """The histogram of every named value. Raises LoadError where a value is not finite."""
     tap = Tap(model, [model.graph.inputs[0].name or ""], names, threads)
     ends: dict[str, tuple[float, float]] = {}
     for batch in batches:
@@ -60,7 +60,7 @@ def _count(array: NDArray[Any], low: float, high: float) -> NDArray[np.int64]:
 
 
 def least_error(spread: Spread) -> Grid:
-    """The grid with the least mean squared error: cutting a few values may be cheaper than coarser steps for all."""
+    """The grid with the least mean squared error: clipping a few values may cost less than coarser steps for all."""
     width = (spread.high - spread.low) / _BINS
     centres = spread.low + width * (np.arange(_BINS) + 0.5)
     best, least = grid_between(spread.low, spread.high), np.inf
@@ -68,7 +68,7 @@ def least_error(spread: Spread) -> Grid:
         grid = grid_between(spread.low * share, spread.high * share)
         ends = -grid.zero * grid.scale, (255 - grid.zero) * grid.scale
         beyond = centres - np.clip(centres, *ends)
-        # Inside, rounding errors are even over a step.
+        # Inside the range, rounding errors are uniform over a step.
         error = float(np.dot(spread.counts, np.where(beyond == 0, grid.scale**2 / 12, beyond**2)))
         if error <= least:
             best, least = grid, error

@@ -1,6 +1,6 @@
-"""Put rounding into a graph: QuantizeLinear and DequantizeLinear around what shall run in 8 bits. No choices are made.
+"""Put QuantizeLinear and DequantizeLinear around the operators that are to run in 8 bits. This module decides nothing.
 
-onnxruntime merges each operator with the pairs around it into one that computes in 8 bits.
+onnxruntime merges each operator with the pairs around it into one operator that computes in 8 bits.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from trp_export.graph.weights import add_initializer, find_bias
 from trp_export.precision.grids import Grid, round_bias, round_weight, weight_scales
 from trp_export.precision.quantisable import MOVERS, QuantisableOp, find_units
 
-LEAST_OPSET = 13  # a scale for each channel
+LEAST_OPSET = 13  # the first with one scale per channel
 # The name of a value after rounding is its name before with this added.
 ROUNDED = ".rounded"
 
 
 def rounded_values(model: ir.Model, kept: Collection[str] = ()) -> dict[str, str]:
-    """The values to be rounded, each with the one whose grid it takes: its own name, or that of the value it moves.
+    """The values to round, each with the name of the value whose grid it takes: itself, or the value that it moves.
 
-    `kept` are units, by name, that stay float.
+    `kept` are the names of the units that stay in float.
     """
     names = {
         value.name or ""
@@ -46,7 +46,7 @@ def rounded_values(model: ir.Model, kept: Collection[str] = ()) -> dict[str, str
 
 
 def _move(node: ir.Node) -> tuple[str, str] | None:
-    """The names of what a node reads and makes, where it only moves floats."""
+    """The names of the input and the output of a node that only moves floats."""
     if node.domain not in ("", "ai.onnx") or node.op_type not in MOVERS or len(node.outputs) != 1:
         return None
     source = node.inputs[0]
@@ -56,7 +56,7 @@ def _move(node: ir.Node) -> tuple[str, str] | None:
 
 
 def round_model(model: ir.Model, grids: Mapping[str, Grid], kept: Collection[str] = ()) -> None:
-    """Make all units but the `kept` run in 8 bits, in place; `grids` by value name, one for each rounded value."""
+    """Make all units except the `kept` run in 8 bits, in place. `grids` holds one grid for each rounded value."""
     units = [unit for unit in find_units(model) if unit.name not in kept]
     sources = rounded_values(model, kept)
     values = {value.name or "": value for value in model.graph.inputs}
@@ -112,11 +112,11 @@ class _Rounder:
         self, reader: ir.Node, name: str, whole: NDArray[np.signedinteger], scales: NDArray[np.float32], axis: int,
         dtype: ir.DataType,
     ) -> ir.Value:  # fmt: skip
-        """Whole numbers in place of a constant, and the node that gives them back as floats to their reader."""
+        """Store whole numbers in place of a constant, and add the node that turns them into floats for their reader."""
         graph = self.model.graph
         stored = add_initializer(graph, f"{name}.{dtype.name.lower()}", whole, dtype)  # type: ignore[arg-type]
         scale = add_initializer(graph, f"{name}.scale", scales, ir.DataType.FLOAT)
-        # onnxruntime merges weights only with their zeros spelt out.
+        # onnxruntime merges weights only where zero points are stored.
         zeros = (
             []
             if dtype == ir.DataType.INT32

@@ -1,7 +1,7 @@
-"""Batch norms that no layer could take up: their statistics follow what the compressed network feeds them.
+"""Adapt the statistics of batch norms that could not be folded to what the compressed network feeds them.
 
-Mean and variance are those with which each channel of the norm's output has the mean and the variance that it has in
-the original network, on the same images. Were the stored ones those of these images, this would be to re-estimate them.
+The new mean and variance give each channel of the output the mean and the variance that it has in the original network
+on the same images. Where the stored statistics are those of these images, this is the same as to estimate them again.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from trp_export.runtime.incremental import Walk
 
 Array = NDArray[Any]
 
-# Of a batch norm's inputs.
+# Places among the inputs of a batch norm.
 _MEAN, _VARIANCE = 3, 4
-# A channel that varied less than this beside its own mean square tells no ratio.
+# Where a channel varies less than this share of its mean square, the ratio of variances is unknown.
 _STILL = 1e-8
-# A channel that the images no longer move may be moved by others: its gain must stay within bounds.
+# Other images may move a channel that these do not: its gain stays within bounds.
 _LEAST, _MOST = 0.01, 100.0
 
 
 def norms_left(model: ir.Model) -> list[ir.Node]:
-    """The batch norms of the main graph, in its order, whose statistics are constants of their own."""
+    """The batch norms of the main graph, in its order, whose statistics no other node reads."""
     norms = [node for node in model.graph if node.op_type == "BatchNormalization" and not node.domain]
     return [norm for norm in norms if affine_terms(norm) is not None and _owns_statistics(norm)]
 
 
 def renormalise(original: Walk, compressed: Walk, norm: ir.Node, batches: int | None = None) -> dict[str, Array]:
-    """New mean and variance of one batch norm, by the names of the initializers; from the first `batches`, or all."""
+    """The new mean and variance of a batch norm, by the names of the initializers, from the first `batches` or all."""
     name = norm.inputs[0].name or "" if norm.inputs[0] is not None else ""
     original.to([name])
     compressed.to([name])

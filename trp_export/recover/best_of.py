@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trp_export.calibration.answers import answer_divergence, find_answers, read_answers
+from trp_export.calibration.answers import find_answers, read_answers
+from trp_export.calibration.divergence import Float64, divergence_of_images
 from trp_export.calibration.output_curves import LayerFactors
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_products
@@ -26,8 +27,9 @@ def closest(
 ) -> tuple[int, tuple[float, ...]]:
     """The index of the candidate whose answers diverge least from the model's, and the divergence of each.
 
-    Every candidate holds factors for all of the plan's layers. `batches` should be inputs that no candidate was fitted
-    to. The model stays as it is.
+    Candidates are in the order of preference, the best last: the last one is taken that is not further away than the
+    closest by more than the standard error of their difference over images. Every candidate holds factors for all of
+    the plan's layers. `batches` should be inputs that no candidate was fitted to. The model stays as it is.
     """
     answers = find_answers(model)
     reference = read_answers(Walk(model, batches, threads), answers)
@@ -39,5 +41,15 @@ def closest(
         add_to_bias(copy, places, candidate.shifts)
         apply_values(copy, candidate.values)
         outcome = read_answers(Walk(copy, batches, threads), answers)
-        scores.append(answer_divergence(answers, reference, outcome))
-    return int(np.argmin(scores)), tuple(scores)
+        scores.append(divergence_of_images(reference, outcome, [answer.name for answer in answers if answer.classes]))
+    least = scores[int(np.argmin([score.mean() for score in scores]))]
+    alike = [index for index, score in enumerate(scores) if _is_as_close(score, least)]
+    return alike[-1], tuple(float(score.mean()) for score in scores)
+
+
+def _is_as_close(score: Float64, least: Float64) -> bool:
+    """True where the difference is within its standard error over images."""
+    if score is least or not np.isfinite(score).all():
+        return score is least
+    apart = score - least
+    return bool(apart.mean() <= apart.std() / np.sqrt(len(apart)))

@@ -1,7 +1,7 @@
-"""Train the compressed network in torch to answer as the original does, on images that both are shown changed.
+"""Train the compressed network in torch to give the answers of the original, on augmented images.
 
-The loss is the relative squared distance of the outputs and, as a guide, of the last map of features that both
-networks have. Images are flipped, shifted and mixed: the original answers for whatever comes out.
+The loss is the relative squared distance of the answers and of the last feature map that both networks have. Images are
+flipped, shifted and mixed; both networks see the same changed image.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BATCH_SIZE = 64
 _PART = 16
 LEARNING_RATE = 3e-3
 HELD_OUT = 1 / 8
-# Adam's learning rate for biases, as a share of Muon's for kernels.
+# The learning rate of Adam for biases, as a share of that of Muon for kernels.
 _BIAS_SHARE = 0.2
 _WARM_UP = 0.05
 _TIMED_STEPS = 10
@@ -40,9 +40,9 @@ _SOUND = 1e-3
 
 
 class Distillation:
-    """The two networks, the images split in two, and an optimiser; the weights are the compressed network's.
+    """The two networks, the images to train on and those held out, and the optimisers of the compressed network.
 
-    Raises UnsupportedError for models that torch cannot stand in for.
+    Raises UnsupportedError for models that cannot be run in torch.
     """
 
     def __init__(
@@ -64,16 +64,16 @@ class Distillation:
         self._wanted = self._answers(self._teacher, self._held_out)
         self._require_sound(compressed)
         self._optimizers = self._new_optimizers()
-        # The operators are too small to share among cores: each core takes a part of the batch instead.
+        # The operators are too small to run on several cores: each core takes a part of the batch instead.
         self._pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """A copy of what is trained, by the names of initializers."""
+        """A copy of the trained weights, by the names of initializers."""
         return {n: w.detach().clone() for n, w in zip(self._student.names, self._student.weights, strict=True)}
 
     def seconds_per_step(self) -> float:
-        """Timed on a few steps; everything is then as it was."""
+        """Measured on a few steps; weights, optimisers and random state are restored."""
         weights, state = self.weights, self._random.get_state()
         self.step(0.0)
         begun = time.monotonic()
@@ -88,7 +88,7 @@ class Distillation:
         return seconds
 
     def step(self, done: float) -> None:
-        """One step of training; `done` is the share of all steps that lie behind."""
+        """One step of training; `done` is the share of all steps that are done."""
         chosen = torch.randint(len(self._images), (BATCH_SIZE,), generator=self._random)
         batch = augment(self._images[chosen], self._random)
         parts = list(self._pool.map(self._gradients, torch.split(batch, _PART)))
@@ -100,7 +100,7 @@ class Distillation:
             optimizer.step()
 
     def _gradients(self, batch: Tensor) -> Sequence[Tensor | None]:
-        """Of the loss on a part of the batch, by weight; None for a weight that no output depends on."""
+        """The gradients of the loss on a part of the batch, in the order of the weights; None for unused weights."""
         with half_precision():
             with torch.no_grad():
                 wanted = self._run(self._teacher, batch)
@@ -114,7 +114,7 @@ class Distillation:
         return divergence(self._wanted, got, self._classes), agreement(self._wanted, got)
 
     def _new_optimizers(self) -> list[tuple[torch.optim.Optimizer, float]]:
-        """With their learning rates: Muon for kernels and matrices, Adam for biases."""
+        """Muon for kernels and matrices and Adam for biases, each with its learning rate."""
         kernels = [weight for weight in self._student.weights if weight.ndim > 1]
         biases = [weight for weight in self._student.weights if weight.ndim <= 1]
         made: list[tuple[torch.optim.Optimizer, float]] = [(Muon(kernels, LEARNING_RATE), LEARNING_RATE)]
@@ -130,7 +130,7 @@ class Distillation:
         return dict(zip(self._outputs, values, strict=False))
 
     def _run(self, network: TorchGraph, images: Tensor) -> list[Tensor]:
-        """A model of a fixed batch is run as often as it takes, its last batch filled up."""
+        """The outputs for all images. For a model of a fixed batch size the last batch is filled up."""
         if self._chunk is None:
             return network(images)  # type: ignore[no-any-return]
         count = len(images)
@@ -139,7 +139,7 @@ class Distillation:
         return [torch.cat(part)[:count] for part in zip(*parts, strict=True)]
 
     def _require_sound(self, compressed: ir.Model) -> None:
-        """Raises UnsupportedError where torch does not compute what onnxruntime does."""
+        """Raises UnsupportedError where torch does not compute what onnxruntime computes."""
         tap = Tap(compressed, [compressed.graph.inputs[0].name or ""], self._outputs)
         probe = self._held_out[: self._chunk or BATCH_SIZE]
         own = self._answers(self._student, probe)
@@ -152,12 +152,12 @@ class Distillation:
 
 
 def augment(batch: Tensor, random: torch.Generator) -> Tensor:
-    """Flip, shift by up to an eighth, and mix with one another: (n, C, H, W), or rows of features mixed only."""
+    """Images (n, C, H, W) flipped, shifted by up to an eighth and mixed; rows of features are only mixed."""
     count = len(batch)
     if batch.ndim == 4:
         batch = _flip_and_shift(batch, random)
     share = torch.rand(count, *[1] * (batch.ndim - 1), generator=random)
-    # Half of the batch stays unmixed.
+    # Half of the batch is not mixed.
     share[torch.rand(count, generator=random) < 0.5] = 1.0
     return share * batch + (1 - share) * batch[torch.randperm(count, generator=random)]
 
@@ -176,7 +176,7 @@ def _flip_and_shift(batch: Tensor, random: torch.Generator) -> Tensor:
 
 
 def _guides(original: ir.Model, compressed: ir.Model) -> list[str]:
-    """The last map of features that the compressed network has under the name that it has in the original."""
+    """The last feature map that has the same name in both networks."""
     present = {out.name for node in compressed.graph for out in node.outputs}
     present -= {value.name for value in original.graph.outputs}
     shared = [
@@ -188,14 +188,14 @@ def _guides(original: ir.Model, compressed: ir.Model) -> list[str]:
 
 
 def _distance(own: Tensor, wanted: Tensor) -> Tensor:
-    """Squared distance over the spread of what is wanted about its mean over the batch."""
+    """Squared distance over the variance of the wanted values over the batch."""
     own, wanted = own.float(), wanted.float()
     spread = (wanted - wanted.mean(dim=0, keepdim=True)).square().mean()
     return (own - wanted).square().mean() / (spread + 1e-12)
 
 
 def half_precision() -> AbstractContextManager[Any]:
-    """bfloat16 where the processor has instructions for it, half the time of float32; elsewhere it is slower."""
+    """bfloat16 where the processor has instructions for it (half the time of float32); elsewhere it is slower."""
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.autocast("cpu", torch.bfloat16, enabled=native, cache_enabled=False)
 

@@ -1,4 +1,4 @@
-"""Muon: momentum whose update of every matrix is made orthogonal, so that all its directions move alike.
+"""Muon: momentum with an orthogonal update of every matrix, so that all its directions move equally far.
 
 Factors distilled with it come nearer in the same number of steps than with Adam.
 Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 _MOMENTUM = 0.95
-# Of the quintic iteration: they push singular values to near 1 in the fewest steps.
+# Coefficients of the quintic iteration that bring singular values near 1 in the fewest steps.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """For kernels and matrices (n, ...): every parameter is taken as n rows."""
+    """For kernels and matrices (n, ...): each parameter is treated as a matrix of n rows."""
 
     def __init__(self, parameters: Iterable[Tensor], lr: float) -> None:
         super().__init__(parameters, {"lr": lr})

@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trp_export.calibration.held_out import take_images
 from trp_export.calibration.moments import MomentSums, is_tapped, samples_per_image
 from trp_export.calibration.output_curves import LayerFactors
 from trp_export.calibration.patches import Positions, count_positions, gather_patches, sample_positions, window
@@ -32,6 +33,7 @@ from trp_export.lowrank.site import Site
 from trp_export.planning.plan import Change, Plan
 from trp_export.recover.batch_norm_statistics import norms_left, renormalise
 from trp_export.runtime.incremental import Walk
+from trp_export.runtime.partial import fixed_batch
 from trp_export.system.progress import Share
 
 Array = NDArray[Any]
@@ -73,6 +75,7 @@ def refit(
     *,
     others: Sequence[LayerFactors] = (),
     held_out: Sequence[Array] = (),
+    room: Sequence[int] = (),
     seed: int = 0,
     threads: int = 0,
     progress: Share = lambda share: None,
@@ -80,38 +83,40 @@ def refit(
     """Factors and shifts of all the plan's layers, fitted one after the other to `batches` of inputs.
 
     `fitted` says what becomes of the layers that cannot be refitted. With inputs `held_out`, a layer is refitted only
-    where that comes nearer to its target on them than the factors in `fitted` and in `others`. Batch norms that are
-    left in the graph are re-estimated on the way. The model stays as it is. Raises LoadError, naming the layer, where
-    the compressed network's values are not finite.
+    where that comes nearer to its target on them than the factors in `fitted` and in `others`. `room` is the number of
+    images that fit into memory from each node of the main graph on; fewer are used where it is smaller. Batch norms
+    that are left in the graph are re-estimated on the way. The model stays as it is. Raises LoadError, naming the
+    layer, where the compressed network's values are not finite.
     """
     copy = model.clone()
     places = {place.site.name: place for place in find_sites(model, {})}
     copies = {place.site.name: place for place in find_sites(copy, {})}
-    inputs = [*batches, *held_out]
-    original, compressed = Walk(model, inputs, threads), Walk(copy, inputs, threads)
+    order = {id(node): index for index, node in enumerate(copy.graph)}
+    walks = _Walks(model, copy, batches, held_out, threads)
     rng = np.random.default_rng(seed)
-    images = sum(len(batch) for batch in batches)
     factors, shifts, values = dict(fitted.factors), dict(fitted.shifts), dict(fitted.values)
-    norms, order = norms_left(copy), {id(node): index for index, node in enumerate(copy.graph)}
+    norms = norms_left(copy)
 
     def renormalise_before(node: ir.Node | None) -> None:
         """The batch norms that come before a node of the main graph, or all that are left."""
         end = len(order) if node is None else order.get(id(node), 0)
         while norms and order[id(norms[0])] < end:
-            renewed = renormalise(original, compressed, norms.pop(0), len(batches))
+            renewed = renormalise(walks.original, walks.compressed, norms.pop(0), walks.shown)
             apply_values(copy, renewed)
             values.update(renewed)
 
     for index, change in enumerate(plan.changed):
         progress(index / len(plan.changed))
         name, place = change.site.name, copies[change.site.name]
+        if room and place.nodes[0].graph is copy.graph:
+            walks.widen(room[order[id(place.nodes[0])]])
         renormalise_before(place.nodes[0])
         if can_refit(model, places[name], change):
-            samples = _gather(original, compressed, place.nodes[0], change.site, rng, images)
-            shown = _Samples(samples.x[: len(batches)], samples.y[: len(batches)])
+            samples = _gather(walks, place.nodes[0], change.site, rng)
+            shown = _Samples(samples.x[: walks.shown], samples.y[: walks.shown])
             choices = [_regress(shown, place, change)]
             if held_out:
-                judged = _Samples(samples.x[len(batches) :], samples.y[len(batches) :])
+                judged = _Samples(samples.x[walks.shown :], samples.y[walks.shown :])
                 choices += [own for known in (fitted, *others) for own in _choices(known, shown, place, change)]
                 choices.sort(key=lambda choice: _error(choice, judged, place))
             factors[name], shifts[name] = choices[0].pairs, choices[0].shift
@@ -123,9 +128,41 @@ def refit(
     return LayerFactors(factors, shifts, values)
 
 
-def _gather(
-    original: Walk, compressed: Walk, node: ir.Node, site: Site, rng: np.random.Generator, images: int
-) -> _Samples:
+class _Walks:
+    """Both networks walked side by side with the same images: first those to fit to, then those held out."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        copy: ir.Model,
+        batches: Sequence[Array],
+        held_out: Sequence[Array],
+        threads: int,
+    ) -> None:
+        self._models, self._threads = (model, copy), threads
+        self._batches, self._held_out = batches, held_out
+        self._total = sum(len(batch) for batch in (*batches, *held_out))
+        self._count = 0
+        self.widen(self._total)
+
+    def widen(self, room: int) -> None:
+        """Begin anew with as many images as there is room for, if these are fewer or at least twice as many."""
+        count = min(room, self._total)
+        if self._count <= count < 2 * self._count:
+            return
+        self._count = count
+        whole, share = fixed_batch(self._models[0]) is not None, count / self._total
+        parts = [
+            take_images(part, max(1, round(share * sum(len(batch) for batch in part))), whole=whole) if part else []
+            for part in (self._batches, self._held_out)
+        ]
+        inputs = [*parts[0], *parts[1]]
+        self.shown, self.images = len(parts[0]), sum(len(batch) for batch in parts[0])
+        self.original, self.compressed = (Walk(model, inputs, self._threads) for model in self._models)
+
+
+def _gather(walks: _Walks, node: ir.Node, site: Site, rng: np.random.Generator) -> _Samples:
+    original, compressed, images = walks.original, walks.compressed, walks.images
     data, output = (node.inputs[0].name or "" if node.inputs[0] else ""), node.outputs[0].name or ""
     shortcut = _shortcut(node, compressed, data)
     compressed.to([data, *shortcut])

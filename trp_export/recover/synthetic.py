@@ -1,7 +1,7 @@
-"""Images made out of the network itself, for who has none: what batch norm kept of the training data is matched.
+"""Synthesise calibration images from the batch norm statistics of a network, for users without images.
 
-Every BatchNormalization has a mean and a variance per channel of what it saw in training. Pixels are changed until a
-batch of images gives all of them, from a start of overlapping shapes, which has the edges and the spectrum of photos.
+Each BatchNormalization holds the mean and variance per channel of its training data. Pixels are optimised until a batch
+of images gives these statistics. The start is a pattern of overlapping shapes with edges and a spectrum as in photos.
 Sources: Yin et al., "Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion", 2020; Yu & Bouganis,
 "SVD-NAS", 2023, section 4; Lee, Mumford & Huang, "Occlusion models for natural images", 2001 (the start).
 """
@@ -34,24 +34,24 @@ Start = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
 STEPS = 20
 LEARNING_RATE = 0.1
-# Statistics of fewer images are not those of a data set; more of them take more memory.
+# The statistics of fewer images do not resemble those of a data set; more images take more memory.
 _LEAST_BATCH, _MOST_BATCH = 16, 128
 _BATCH_ELEMENTS = 128 * 3 * 64 * 64
-# Multiply-adds worth spending where nobody says how many images: some three minutes on one core.
+# Multiply-adds to spend where the user gives no number of images: about three minutes on one core.
 _MACS = 5e12
 _LEAST_IMAGES, _MOST_IMAGES = 64, 1024
-# The start: how many shapes in an image, and their sizes as shares of it.
+# The start: the number of shapes in an image, and their sizes as shares of the image.
 _SHAPES, _SMALLEST, _LARGEST = 60, 0.06, 0.5
-# Mean and spread of pixels, by the conventions in use: normalised, 0 to 1, 0 to 255, and that less its mean. The start
-# is more rugged than photos and seems nearest at some two thirds of the right spread: what lies closer together cannot
-# be told apart.
+# Mean and spread of pixels under the usual conventions: normalised, 0 to 1, 0 to 255, and 0 to 255 less the mean. The
+# start has more edges than photos, so it matches best at about two thirds of the right spread: conventions that lie
+# closer together than that cannot be distinguished.
 _SCALES = ((0.0, 1.0), (0.45, 0.25), (115.0, 60.0), (0.0, 60.0))
-# Added to variances, as a share of the mean over a layer's channels.
+# Added to variances, as a share of their mean over the channels of a layer.
 _FLOOR = 1e-3
 
 
 def affordable(macs: int) -> int:
-    """How many images of a network of so many multiply-adds are made where nobody says."""
+    """The number of images to synthesise by default, for a network of this many multiply-adds."""
     return int(np.clip(_MACS / (2 * STEPS * max(macs, 1)), _LEAST_IMAGES, _MOST_IMAGES))
 
 
@@ -64,17 +64,17 @@ def synthetic_images(
     seed: int = 0,
     progress: Share = lambda share: None,
 ) -> ImageSet:
-    """What `synthesise` makes, as a set of images with a note that says so."""
+    """The images of `synthesise` as an image set with a note."""
     images = synthesise(model, statistics, input_shape, count, seed=seed, progress=progress)
     note = synthetic_note(count, seed)
     return ImageSet("synthetic images", images, None, Preprocessing(), images.shape[1], None, (note,))
 
 
 def synthetic_note(count: int, seed: int) -> str:
-    """What the user should know of such images."""
+    """What the user should know about synthetic images."""
     return (
-        f"no images were given: {count:,} were synthesised from batch norm statistics, seed {seed}. Real ones, even "
-        "without labels, keep more"
+        f"{count:,} images were synthesised from batch norm statistics, seed {seed}. Real images, even without labels, "
+        "keep more accuracy"
     )
 
 
@@ -89,20 +89,20 @@ def synthesise(
     start: Start | None = None,
     progress: Share = lambda share: None,
 ) -> Float32:
-    """Images (count, C, H, W), ready to be fed, for which the values in `model` have these means and variances.
+    """Inputs (count, C, H, W) for which the values in `model` have these means and variances.
 
-    `statistics` by value name, as `norm_outputs` gives them for the model before batch norm is folded; `input_shape`
-    is (N, C, H, W), whatever N. `start` makes the first images, by default overlapping shapes. The same seed gives the
-    same images on the same machine. Raises UnsupportedError without statistics, for an input that is no image, and for
-    models that torch cannot stand in for.
+    `statistics` are by value name, as `norm_outputs` gives them for the model before batch norm is folded;
+    `input_shape` is (N, C, H, W) with any N. `start` makes the first images, by default overlapping shapes. The same
+    seed gives the same images on the same machine. Raises UnsupportedError without statistics, for inputs that are not
+    images, and for models that cannot be run in torch.
     """
     if not statistics:
         raise UnsupportedError(
-            "images are synthesised from batch norm statistics, and this model has none: batch norm was folded away, "
-            "never there or never trained.\nGive images with --calib PATH, or the checkpoint from before folding."
+            "this model has no batch norm statistics to synthesise images from: batch norm was folded, absent or "
+            "untrained.\nGive images with --calib PATH, or a checkpoint in which batch norm is not folded."
         )
     if len(model.graph.inputs) != 1 or len(input_shape) != 4 or not all(input_shape[1:]):
-        raise UnsupportedError("images are synthesised for a model of one input, (N, C, H, W); this one has another.")
+        raise UnsupportedError("images can be synthesised only for a model with one input of shape (N, C, H, W).")
     shape = tuple(int(extent or 0) for extent in input_shape[1:])
     start = start or overlapping_shapes
     size = fixed_batch(model) or int(np.clip(_BATCH_ELEMENTS // math.prod(shape), _LEAST_BATCH, _MOST_BATCH))
@@ -120,7 +120,7 @@ def synthesise(
 
         return _match(goal, start, scale, (size, *shape), steps, _generator(seed, index + 1), stepped)
 
-    # As in distillation, each core works on a batch of its own: the operators are too small to share.
+    # As in distillation, each core works on its own batch: the operators are too small for several cores.
     with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             return np.concatenate(list(pool.map(make, range(batches))))[:count]
@@ -131,10 +131,9 @@ def synthesise(
 
 
 class _Goal:
-    """How far a batch of images is from the statistics: the divergence of two normal distributions, channel by
-    channel, averaged over channels and then over layers.
+    """The loss: the divergence of two normal distributions per channel, averaged over channels and then layers.
 
-    Raises UnsupportedError for models that torch cannot stand in for.
+    Raises UnsupportedError for models that cannot be run in torch.
     """
 
     def __init__(self, model: ir.Model, statistics: Mapping[str, Statistics]) -> None:
@@ -151,9 +150,9 @@ class _Goal:
 
 
 def _divergence(value: Tensor, mean: Tensor, variance: Tensor, least: Tensor) -> Tensor:
-    """Kullback-Leibler, of normal distributions with the moments of the values (n, c, *) from those wanted (c,).
+    """Kullback-Leibler divergence of normal distributions, of the moments of values (n, c, *) from those wanted (c,).
 
-    All variances are larger by `least`, so that channels that hardly vary count for little.
+    `least` is added to all variances, so that channels that hardly vary count for little.
     """
     axes = [axis for axis in range(value.ndim) if axis != 1]
     own, wanted = value.var(dim=axes, correction=0) + least, variance + least
@@ -162,7 +161,7 @@ def _divergence(value: Tensor, mean: Tensor, variance: Tensor, least: Tensor) ->
 
 
 def _moments(own: Statistics) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and variance (c,), and what is added to variances."""
+    """Mean and variance (c,), and the constant that is added to variances."""
     assert own.variance is not None
     return _tensor(own.mean), _tensor(own.variance), _tensor(_FLOOR * own.variance.mean() + 1e-12)
 
@@ -172,7 +171,7 @@ def _tensor(values: NDArray[np.float64] | np.float64) -> Tensor:
 
 
 def _nearest_scale(goal: _Goal, start: Start, shape: tuple[int, ...], seed: int) -> tuple[float, float]:
-    """Mean and spread of the pixels that the network is used to, by the convention under which the start is nearest."""
+    """Mean and spread of pixels under the convention for which the start has the smallest loss."""
     images = start(shape, _generator(seed, 0))
     with torch.no_grad():
         return min(_SCALES, key=lambda scale: float(goal(scale[0] + scale[1] * images)))
@@ -199,9 +198,9 @@ def _match(
 
 
 def overlapping_shapes(shape: tuple[int, ...], random: torch.Generator) -> Tensor:
-    """Ellipses and rectangles, one over the other, of all sizes, with colours of zero mean and unit variance.
+    """Overlapping ellipses and rectangles of all sizes, with colours of zero mean and unit variance.
 
-    As many of each size as make the image look the same from any distance (area to the power of -3/2).
+    Sizes are distributed so that the image looks the same at any distance (area to the power of -3/2).
     """
     count, channels, height, width = shape
     down, right = torch.arange(height)[:, None], torch.arange(width)[None, :]
@@ -225,7 +224,7 @@ def _direction(angle: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _colours(count: int, channels: int, random: torch.Generator) -> Tensor:
-    """Mostly light and dark, with a little colour, as in photos: (count, channels, 1, 1)."""
+    """Mostly light and dark with a little colour, as in photos: (count, channels, 1, 1)."""
     light, tint = (torch.randn(count, size, 1, 1, generator=random) for size in (1, channels))
     return 0.94 * light + 0.34 * tint
 

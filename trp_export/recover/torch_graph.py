@@ -1,7 +1,7 @@
-"""An ONNX graph as a torch module that can be trained: its nodes, one after the other, as torch functions.
+"""Run an ONNX graph in torch, so that it can be trained: each node becomes a torch function.
 
-Operators outside the table are refused by name. Whether the module computes what onnxruntime computes is for the
-caller to check on real inputs before any training.
+Operators outside the table are refused by name. The caller checks on real inputs that the module computes what
+onnxruntime computes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ _TRAINED = ("Conv", "Gemm", "MatMul")
 
 
 class TorchGraph(nn.Module):
-    """Weights and biases of Conv, Gemm and MatMul are parameters, under the index of their name in `names`.
+    """A module whose parameters are the weights and biases of Conv, Gemm and MatMul, in the order of `names`.
 
-    Only the part of the graph that the outputs need is there. Raises UnsupportedError for operators in it that are
-    not known.
+    It contains only the part of the graph that the outputs need. Raises UnsupportedError for unknown operators in it.
     """
 
     def __init__(self, model: ir.Model, outputs: Sequence[str] | None = None) -> None:
@@ -36,7 +35,7 @@ class TorchGraph(nn.Module):
         unknown = sorted({f"{node.domain}:{node.op_type}".lstrip(":") for node in self._nodes if not _known(node)})
         if unknown:
             raise UnsupportedError(
-                f"torch stands in for no {', '.join(unknown)}: --tune and --calib synthetic are not for this model."
+                f"{', '.join(unknown)} cannot be run in torch, which --tune and --calib synthetic need: leave them out."
             )
         trained = {value for node in self._nodes if node.op_type in _TRAINED for value in node.inputs[1:3]}
         self.names: list[str] = []
@@ -89,7 +88,7 @@ def _ints(value: Any) -> list[int]:
 
 
 def _axes(node: ir.Node, given: Inputs, index: int) -> list[int] | None:
-    """An attribute in older opsets, an input in newer ones."""
+    """The axes of a node: an attribute in older opsets, an input in newer ones."""
     if len(given) > index and given[index] is not None:
         return _ints(given[index])
     axes = node.attributes.get_ints("axes", [])
@@ -168,7 +167,7 @@ def _average_pool(node: ir.Node, given: Inputs) -> Tensor:
     if pads[: len(kernel)] == pads[len(kernel) :] and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET":
         strides = _strides(node, len(kernel))
         return run(given[0], kernel, strides, pads[: len(kernel)], ceil, counted)  # type: ignore[no-any-return]
-    raise UnsupportedError(f"torch stands in for no AveragePool with uneven padding ({node.name}); leave --tune out.")
+    raise UnsupportedError(f"AveragePool with uneven padding ({node.name}) cannot be run in torch; leave --tune out.")
 
 
 def _clip(node: ir.Node, given: Inputs) -> Tensor:
@@ -207,7 +206,7 @@ def _slice(node: ir.Node, given: Inputs) -> Tensor:
     x = given[0]
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         if step < 0:
-            raise UnsupportedError(f"torch stands in for no Slice backwards ({node.name}); leave --tune out.")
+            raise UnsupportedError(f"a backward Slice ({node.name}) cannot be run in torch; leave --tune out.")
         x = x[(slice(None),) * (axis % x.ndim) + (slice(start, end, step),)]
     return x  # type: ignore[no-any-return]
 

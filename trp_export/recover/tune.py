@@ -1,6 +1,6 @@
-"""Distil the compressed network from the original on images without labels: all factors and biases are trained.
+"""Distil the compressed network from the original on images without labels. All factors and biases are trained.
 
-Some images are held out; the weights that did best on them are kept, and they are never worse than the start.
+The weights that do best on held-out images are kept, so the result is never worse there than the start.
 Source: Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", 2022.
 """
 
@@ -31,9 +31,9 @@ _CHECKS = 12
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tuned:
-    """New values of initializers by name, and what they did: divergence and agreement on held-out images.
+    """New values of initializers by name, and divergence and agreement on held-out images before and after.
 
-    `steps` replays the run: with the same images, seed and threads it gives the same weights on the same machine.
+    The same number of `steps`, images, seed and threads gives the same weights on the same machine.
     """
 
     values: Mapping[str, Array]
@@ -60,8 +60,8 @@ def tune(
 
     The weights that do best on the images `held_out` are kept; without these, one image in eight is held out.
 
-    Give minutes, from which the number of steps follows by timing a few, or steps. Raises UnsupportedError for
-    models that torch cannot stand in for, OptionError for too few images.
+    Give `steps`, or `minutes`: then the number of steps follows from timing a few. Raises UnsupportedError for models
+    that cannot be run in torch, OptionError for too few images.
     """
     if len(images) < _LEAST_IMAGES:
         raise OptionError(f"tuning needs at least {_LEAST_IMAGES} images, not {len(images)}.")
@@ -93,7 +93,7 @@ def _train(run: Distillation, steps: int, progress: Share) -> Tuned:
         progress((step + 1) / steps)
         if (step + 1) % every == 0 or step + 1 == steps:
             score = run.score()
-            # Agreement is what users see, but coarse: it must not fall, and divergence decides.
+            # Users see agreement, but it is coarse: it must not fall, and divergence decides.
             if score[0] < best[0] and score[1] >= before[1]:
                 best, kept = score, run.weights
     values = {name: weight.numpy() for name, weight in kept.items()}

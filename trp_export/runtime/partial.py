@@ -156,4 +156,5 @@ def fixed_batch(model: ir.Model) -> int | None:
     """The number of images that a model takes at a time, or None where it takes any number."""
     shape = model.graph.inputs[0].shape
     first = shape[0] if shape is not None and len(shape) else None
-    return first if isinstance(first, int) else None
+    # Some exporters write -1 for any number.
+    return first if isinstance(first, int) and first > 0 else None

@@ -36,7 +36,7 @@ from trp_export.system.signals import held_back
 _MOST_IMAGES, _LEAST_IMAGES = 256, 16
 # Multiply-adds of all runs together, of which there are this many for each layer.
 _SENSITIVITY_MACS = 1.2e12
-_RUNS_PER_LAYER = 1.5
+_RUNS_PER_LAYER = 2.0
 _MOST_CALIBRATION_IMAGES = 1024
 
 Batches = Sequence[NDArray[Any]]
@@ -47,8 +47,8 @@ class CalibrationData:
     """What images say about a network: moments of each layer's inputs, and how damage shows in the output.
 
     `batches` are the images that factors are fitted to, inputs (n, C, H, W); `held_out` those that took no part in
-    anything, on which it is judged. `notes` are what the user should know. `walked` and `judges` are as many of both
-    as a walk through the network can hold in memory.
+    anything, on which it is judged. `notes` are what the user should know. `room` is the number of images that fit
+    into memory in a walk from each node of the network to its end.
     """
 
     batches: Batches
@@ -56,22 +56,9 @@ class CalibrationData:
     damage: Damage
     notes: tuple[str, ...]
     held_out: Batches = ()
-    most_walked: int | None = None
+    room: Sequence[int] = ()
     fixed_batch: bool = False
     synthetic: bool = False
-
-    @property
-    def walked(self) -> Sequence[NDArray[Any]]:
-        return self._bounded(self.batches, 3)
-
-    @property
-    def judges(self) -> Sequence[NDArray[Any]]:
-        return self._bounded(self.held_out, 1)
-
-    def _bounded(self, batches: Sequence[NDArray[Any]], quarters: int) -> Sequence[NDArray[Any]]:
-        if self.most_walked is None or not batches:
-            return batches
-        return take_images(batches, max(1, self.most_walked * quarters // 4), whole=self.fixed_batch)
 
 
 def calibrate(
@@ -101,12 +88,10 @@ def calibrate(
     batch_shape = (multiple or 1, *images.batch(0, 1).shape[1:])
     shapes = infer_value_shapes(model, {model.graph.inputs[0].name or "": batch_shape})
     names = [node.inputs[0].name or "" for place in network.located for node in place.nodes if node.inputs[0]]
-    at_a_time, most_walked = images_to_read(names, shapes), images_to_walk(model, shapes)
+    at_a_time, room = images_to_read(names, shapes), images_to_walk(model, shapes)
     batches, held_out = (tuple(feed(model, part, at_a_time)) if part is not None else () for part in (shown, aside))
     notes = images.notes
-    data = CalibrationData(
-        batches, {}, lost_energy, notes, held_out, most_walked, multiple is not None, calibration.synthetic
-    )
+    data = CalibrationData(batches, {}, lost_energy, notes, held_out, room, multiple is not None, calibration.synthetic)
     if _of_one_colour(network, images.name, (*batches, *held_out)):
         notes = (*notes, f"{images.name}: all images are of one colour; factors are made without them")
         return replace(data, notes=notes), tuple(layers)
@@ -122,7 +107,7 @@ def calibrate(
     moments = merge_moments([gather(shown, "calibrate"), *earlier])
     judge = gather(aside, "held-out images") if aside is not None else None
     layers = calibrated_layers(layers, network.located, moments, partial(progress, "output errors"), judge)
-    notes = (*notes, *calibration_remarks(moments, network.means, None if earlier else len(images)))
+    notes = (*notes, *calibration_remarks(moments, network.means))
     data = replace(data, moments=moments, notes=notes)
     if rule.needs_sensitivities:
         damage = measured_damage(
@@ -162,7 +147,7 @@ def _for_sensitivities(data: CalibrationData, network: Network) -> Sequence[NDAr
     """Held-out images, as many as the network's size allows."""
     layers = sum(place.site.refusal is None for place in network.located)
     count = _SENSITIVITY_MACS / max((network.macs or 0) * layers * _RUNS_PER_LAYER, 1)
-    count = min(int(np.clip(count, _LEAST_IMAGES, _MOST_IMAGES)), data.most_walked or _MOST_IMAGES)
+    count = min(int(np.clip(count, _LEAST_IMAGES, _MOST_IMAGES)), *data.room[:1])
     return take_images(data.held_out or data.batches, count, whole=data.fixed_batch)
 
 

@@ -1,8 +1,8 @@
-"""What the plan's layers become: their factors, and what is added to their biases.
+"""Make the factors of the plan's layers, and what is added to their biases.
 
-From the weights alone, plain truncated SVD; where batch norm tells the mean input of a layer, the bias takes back
-what truncation does to the mean of its output. From images, the factors that keep most of each layer's output,
-refitted layer after layer to what the compressed network feeds them.
+Without images the factors are a truncated SVD of the weights; where batch norm gives the mean input of a layer, the
+bias restores the mean of its output. With images the factors keep most of each layer's output, and are refitted layer
+after layer to what the compressed network feeds them.
 """
 
 from __future__ import annotations
@@ -41,20 +41,21 @@ def make_factors(
         refitted = refit(
             network.model,
             plan,
-            known.walked,
+            known.batches,
             candidates[-1],
             others=[plain],
-            held_out=known.judges,
+            held_out=known.held_out,
+            room=known.room,
             seed=calibration.seed,
             progress=partial(progress, "refit"),
         )
         candidates.append(_completed(refitted, plain))
-    best, _ = closest(network.model, plan, candidates, known.judges or known.walked)
+    best, _ = closest(network.model, plan, candidates, known.held_out or known.batches)
     return _rounded(network, candidates[best])
 
 
 def _completed(fitted: LayerFactors, plain: LayerFactors) -> LayerFactors:
-    """With plain factors where nothing better is known, and their shifts with them."""
+    """The same with plain factors, and their shifts, for the layers that are missing."""
     missing = plain.factors.keys() - fitted.factors.keys()
     shifts = {name: shift for name, shift in plain.shifts.items() if name in missing}
     return LayerFactors({**plain.factors, **fitted.factors}, {**shifts, **fitted.shifts}, fitted.values)
@@ -79,7 +80,7 @@ def _plain(network: Network, plan: Plan, progress: Progress) -> LayerFactors:
 
 
 def _rounded(network: Network, fitted: LayerFactors) -> LayerFactors:
-    """The factors in the precision that the graph stores: what verification holds the result against."""
+    """The factors in the precision that the graph stores; verification compares the result with these."""
     types = {
         place.site.name: place.constant.dtype.numpy() for place in network.located if place.site.name in fitted.factors
     }
