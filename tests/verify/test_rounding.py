@@ -13,7 +13,7 @@ from trp_export.verify.rounding import run_with_bounds
 
 
 def matrix_product(weights: list[np.ndarray], bias: np.ndarray) -> ir.Model:
-    """x @ weights[0] @ ... + bias"""
+    """The model of x @ weights[0] @ ... + bias."""
     nodes, value = [], "x"
     for index in range(len(weights)):
         nodes.append(helper.make_node("MatMul", [value, f"w{index}"], [f"v{index}"]))
