@@ -244,7 +244,7 @@ def test_the_same_images_twice_are_noted(
 @pytest.mark.parametrize(
     ("change", "code", "message"),
     [
-        (lambda labels: labels + 1, 3, "labels run from 1 to 10; the network tells classes 0 to 9"),
+        (lambda labels: labels + 1, 3, "labels run from 1 to 10; the network has classes 0 to 9"),
         (lambda labels: labels - 1, 3, "labels run from -1 to 8"),
         (lambda labels: labels[1:], 3, "240 whole numbers are needed"),
         (lambda labels: labels + 0.5, 3, "240 whole numbers are needed"),
@@ -306,4 +306,4 @@ def test_folders_are_classes(tmp_path: Path, names: str, known: tuple[str, ...],
         Image.fromarray(np.zeros((12, 12, 3), dtype=np.uint8)).save(tmp_path / name / "image.png")
     labels, notes = labels_of(load_images(tmp_path), count=max(3, len(known)), names=known)
     assert (None if labels is None else labels.tolist()) == wanted
-    assert any("which is which is not known" in note for note in notes) == (wanted is None)
+    assert any("it is not known which folder" in note for note in notes) == (wanted is None)

@@ -29,7 +29,8 @@ def detector() -> onnx.ModelProto:
     """Boxes, and scores whose bias drives every sigmoid to about 1e-6."""
     return _network(
         "float[1, 4, 12, 24] boxes, float[1, 6, 12, 24] scores",
-        ", float[4, 16, 1, 1] box__weight, float[6, 16, 1, 1] score__weight, float[6] low = {-14,-14,-14,-14,-14,-14}",
+        ", float[4, 16, 1, 1] box__weight, float[6, 16, 1, 1] score__weight, "
+        "float[6] low = {-14, -14, -14, -14, -14, -14}",
         """    boxes = Conv (e, box__weight)
     heat = Conv (e, score__weight, low)
     scores = Sigmoid (heat)""",

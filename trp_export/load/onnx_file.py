@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from trp_export.errors import LoadError, UnsupportedError, first_line
 from trp_export.load.foreign import is_lfs_pointer
-from trp_export.load.onnx_form import check_model, complete_outputs, make_dense, model_tensors
+from trp_export.load.onnx_form import check_model, complete_outputs, make_dense, model_tensors, refuse_maps
 from trp_export.load.source import Source
 from trp_export.options import LoadOptions
 
@@ -26,6 +26,7 @@ def load_onnx(path: Path, options: LoadOptions) -> Source:
     _check_opset(proto, path)
     complete_outputs(proto, path)
     check_model(proto, path)
+    refuse_maps(proto, path)
     make_dense(proto.graph, path)
     _strip_tensors(proto)
     base = _base_folder(proto, path, files)

@@ -40,6 +40,16 @@ def complete_outputs(proto: onnx.ModelProto, path: Path) -> None:
             )
 
 
+def refuse_maps(proto: onnx.ModelProto, path: Path) -> None:
+    """Raises UnsupportedError for an output that is a map or a sequence of maps: two maps cannot be compared."""
+    for value in proto.graph.output:
+        kind = value.type
+        while kind.WhichOneof("value") in ("sequence_type", "optional_type"):
+            kind = getattr(kind, kind.WhichOneof("value") or "").elem_type
+        if kind.WhichOneof("value") == "map_type":
+            raise UnsupportedError(f"{path}: output {value.name} is a map. Export the model without ZipMap.")
+
+
 def make_dense(graph: onnx.GraphProto, path: Path) -> None:
     """Turn sparse initializers into plain ones. Raises LoadError where one contradicts itself or is too large."""
     total = 0

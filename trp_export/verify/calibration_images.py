@@ -1,4 +1,4 @@
-"""What calibration images show of a result that nobody else judges: more than noise does, less than others would."""
+"""Compare original and result on calibration images, where there are no others."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import onnx_ir as ir
 
+from trp_export.graph.prepare import prepare
 from trp_export.runtime.distance import Distance, distance
-from trp_export.runtime.sessions import ORT_TYPES, Array, CannotRunError, open_session, run
+from trp_export.runtime.sessions import Array, CannotRunError, join
 from trp_export.verify.judge import top1
+from trp_export.verify.parts import find_differences
+from trp_export.verify.whole import Execution, find_points
 
-# Of more, every so manieth batch is taken: the answer is a share, and a pass over all of them takes long.
+# Of more images, every n-th batch is taken: the answer is a share, and a pass over all of them takes long.
 _ENOUGH = 256
 
 Kind = Literal["calibration", "synthetic", "held-out", "held-out synthetic"]
@@ -47,17 +51,38 @@ class CalibrationAgreement:
 def compare_on_calibration_images(
     original: Path, result: Path, batches: Sequence[Array], kind: Kind
 ) -> CalibrationAgreement | None:
-    """`batches` are inputs (n, C, H, W) of a model of one input. None where it does not take so many at a time."""
+    """Run both models on `batches`: inputs (n, C, H, W) of a model of one input.
+
+    Outputs behind TopK or NonMaxSuppression are compared in front of these. None where the model does not take batches
+    of this size, or where nothing in front of these operators is found in both files.
+    """
     chosen = batches[:: -(-sum(map(len, batches)) // _ENOUGH)]
-    (fed,) = open_session(original).get_inputs()
-    dtype: type[np.generic] = ORT_TYPES.get(fed.type, np.float32)
-    inputs = [{fed.name: batch.astype(dtype)} for batch in chosen]
+    model = ir.load(original)
+    fed = next(value for value in model.graph.inputs if value.name not in model.graph.initializers)
+    dtype = fed.dtype.numpy() if fed.dtype is not None else np.dtype(np.float32)
+    inputs = [{fed.name or "": batch.astype(dtype)} for batch in chosen]
+    mine, its = _compared(model, result)
+    if not mine:
+        return None
     try:
-        wanted, got = run(original, inputs), run(result, inputs)
+        wanted, got = join(Execution(mine).run(original, inputs)), join(Execution(its).run(result, inputs))
     except CannotRunError:
         return None
     images = sum(map(len, chosen))
     return CalibrationAgreement(images, kind, distance(wanted, got), _same_class(wanted[0], got[0], images))
+
+
+def _compared(model: ir.Model, result: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The values to compare, by their names in the original and in the result."""
+    outputs = tuple(value.name or "" for value in model.graph.outputs)
+    if find_points(model, ()).ends == outputs:
+        return outputs, outputs
+    there = {value.name for node in model.graph for value in node.outputs}
+    normal = prepare(model)
+    shared = find_differences(normal, ir.load(result)).shared
+    names = {value.name or "": other.name or "" for value, other in shared.items()}
+    ends = find_points(normal, names.keys() & there).ends
+    return ends, tuple(names[name] for name in ends)
 
 
 def _same_class(wanted: Array, got: Array, images: int) -> float | None:

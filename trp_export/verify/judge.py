@@ -1,6 +1,6 @@
-"""How well a model answers beside the original: on images with labels or without, or by the user's own measure.
+"""Evaluate models against the original: on images with labels or without, or by the user's own measure.
 
-A judge is opened once, when the original has answered, and then asks any number of models the same.
+The original runs once, when an evaluator is opened; then any number of models can be compared with it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from trp_export.system.progress import Share
 
 Labels = NDArray[np.int64]
 _BATCH = 100
-# The class of an image whose outputs are not finite: no label, and nothing agrees with it.
-_NONE = -1
+# The class of an image whose outputs are not finite: it equals no label and no other class.
+_NO_CLASS = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What the user's own measure says of the two models, shares of 1."""
+    """The user's own measure of the two models, as shares of 1."""
 
     before: float
     after: float
@@ -96,10 +96,10 @@ def open_evaluator(
     evaluate: Evaluate | None,
     progress: Share,
 ) -> tuple[Evaluator | None, tuple[str, ...]]:
-    """The judge that the options ask for, if any, and what the user should know of its images.
+    """The evaluator that the options ask for, if any, and notes on its images.
 
-    Raises LoadError for images or labels that cannot be used, OptionError for a network that answers something other
-    than classes, or a measure that is no share.
+    Raises LoadError for images or labels that cannot be used, OptionError for a network whose output is not classes, or
+    a measure outside 0 to 1.
     """
     if evaluate is not None:
         before = _share(evaluate, original)
@@ -116,17 +116,17 @@ def open_evaluator(
     except CannotRunError as error:
         raise LoadError(f"--eval: onnxruntime cannot run the original: {error}") from error
 
-    def judge(model: Path, progress: Share) -> Agreement:
+    def evaluate_model(model: Path, progress: Share) -> Agreement:
         return _compare(before_classes, _classes(model, image_set, name, progress), labels)
 
-    return judge, (*image_set.notes, *notes)
+    return evaluate_model, (*image_set.notes, *notes)
 
 
 def top1(outputs: Array) -> NDArray[np.intp]:
     """The class of each image from logits (N, classes, 1, ...); -1 where they are not finite."""
     rows = outputs.reshape(len(outputs), -1)
-    found = np.asarray(rows.argmax(axis=1))
-    return found if rows.dtype.kind != "f" else np.where(np.isfinite(rows).all(axis=1), found, _NONE)
+    classes = np.asarray(rows.argmax(axis=1))
+    return classes if rows.dtype.kind != "f" else np.where(np.isfinite(rows).all(axis=1), classes, _NO_CLASS)
 
 
 def _share(evaluate: Evaluate, model: Path) -> float:
@@ -143,7 +143,7 @@ def _compare(before: Array, after: Array, labels: Labels | None) -> Agreement:
     right, still = before == truth, after == truth
     return Agreement(
         images=len(before),
-        top1=float(np.mean((before == after) & (before != _NONE))),
+        top1=float(np.mean((before == after) & (before != _NO_CLASS))),
         accuracy_before=None if labels is None else float(right.mean()),
         accuracy_after=None if labels is None else float(still.mean()),
         lost=int((right & ~still).sum()),
@@ -152,10 +152,10 @@ def _compare(before: Array, after: Array, labels: Labels | None) -> Agreement:
 
 
 def _class_count(original: Path, images: ImageSet, name: str) -> int:
-    """How many classes the first output tells apart. Raises OptionError where it tells something else."""
+    """The number of classes of the first output. Raises OptionError where it does not hold classes."""
     first = next(_batches(images, original, name, lambda share: None), None)
     if first is None:
-        raise LoadError(f"{images.name}: {len(images)} images are fewer than the batch that the network insists on.")
+        raise LoadError(f"{images.name}: {len(images)} images are fewer than the fixed batch of the network.")
     shape = run(original, [first])[0].shape
     if len(shape) < 2 or shape[0] != len(first[name]) or shape[1] < 2 or math.prod(shape[2:]) != 1:
         raise OptionError(
@@ -166,7 +166,7 @@ def _class_count(original: Path, images: ImageSet, name: str) -> int:
 
 
 def labels_of(images: ImageSet, count: int, names: Sequence[str]) -> tuple[Labels | None, tuple[str, ...]]:
-    """The labels in the network's own count of classes, if they can be known, and a note where they cannot."""
+    """The labels as numbers of the network's classes, if they can be known, and a note where they cannot."""
     labels = images.labels
     if labels is None:
         return None, ()
@@ -174,22 +174,22 @@ def labels_of(images: ImageSet, count: int, names: Sequence[str]) -> tuple[Label
         return _labels_by_name(images, labels, count, names)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= count:
-        raise LoadError(f"{images.name}: labels run from {low} to {high}; the network tells classes 0 to {count - 1}.")
+        raise LoadError(f"{images.name}: labels run from {low} to {high}; the network has classes 0 to {count - 1}.")
     return labels, ()
 
 
 def _labels_by_name(
     images: ImageSet, labels: Labels, count: int, names: Sequence[str]
 ) -> tuple[Labels | None, tuple[str, ...]]:
-    """Folders are classes: by the names in the checkpoint, else in the order of the alphabet where all are there."""
+    """Folders are classes: matched by the names in the checkpoint, else in alphabetical order where none is missing."""
     if len(names) == count and set(images.classes) <= set(names):
         index = np.array([names.index(name) for name in images.classes], dtype=np.int64)
         return index[labels], ()
     if len(images.classes) == count:
         return labels, ()
     return None, (
-        f"{images.name}: {len(images.classes)} folders for {count} classes, so which is which is not known: "
-        "the classes of both models are compared, not accuracy",
+        f"{images.name}: {len(images.classes)} folders for {count} classes, so it is not known which folder "
+        "holds which class: the classes of both models are compared instead of accuracy",
     )
 
 
@@ -198,7 +198,7 @@ def _classes(model: Path, images: ImageSet, name: str, progress: Share) -> NDArr
 
 
 def _batches(images: ImageSet, model: Path, name: str, progress: Share) -> Iterator[Inputs]:
-    """The images as the model takes them; under a fixed batch size, what is left over at the end is not fed."""
+    """The images in batches that fit the model; an incomplete last batch is left out where the batch size is fixed."""
     wanted = ir.load(model)
     fixed, dtype = fixed_batch(wanted), wanted.graph.inputs[0].dtype
     size = fixed or _BATCH

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from trp_export.errors import UnsupportedError, VerifyError
+from trp_export.errors import VerifyError
 from trp_export.graph.model_files import save_model
 from trp_export.runtime.distance import Distance, distance_of, largest
 from trp_export.runtime.partial import outer_reads, subgraphs
@@ -74,16 +74,6 @@ class WholeProof:
     distance: Distance
     bound: float
     before: tuple[str, ...] = ()
-
-
-def require_tensors(model: ir.Model) -> None:
-    """Raises UnsupportedError for an output that is a map, or a sequence of maps."""
-    for value in model.graph.outputs:
-        node = value.producer()
-        if node is not None and node.op_type == "ZipMap":
-            raise UnsupportedError(
-                f"output {value.name} is a map, which cannot be compared. Export the model without ZipMap."
-            )
 
 
 def find_points(model: ir.Model, shared: Collection[str]) -> Points:
@@ -186,10 +176,11 @@ class Execution:
     def run(self, file: Path, batches: Sequence[Inputs]) -> list[list[Array]]:
         """The values, or the outputs where none are named, for each batch. Raises CannotRunError, KeyError."""
         fed = [nudge(batch) for batch in batches] if self.moved else batches
-        if self == Execution():
+        model = ir.load(file)
+        outputs = _names(model.graph.outputs)
+        if self in (Execution(), Execution(outputs)):
             session = open_session(file, threads=0)
             return [run_session(session, batch) for batch in fed]
-        model = ir.load(file)
         if self.values:
             values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
             model.graph.outputs[:] = [values[name] for name in self.values]
