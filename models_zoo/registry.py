@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from models_zoo.cifar_resnet import CifarResNet
@@ -37,16 +36,6 @@ class Architecture:
     name: str
     input_shape: tuple[int, ...] | None
     build: Callable[[int | None], nn.Module]
-
-    def skeleton(self, classes: int | None) -> nn.Module:
-        """The network without memory for its weights, to compare shapes before anything is allocated.
-
-        Networks of other people's factories are built in full: their code may need the values.
-        """
-        if imports_code(self.name):
-            return self.build(classes)
-        with torch.device("meta"):
-            return self.build(classes)
 
 
 def imports_code(name: str) -> bool:
