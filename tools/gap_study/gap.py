@@ -20,9 +20,10 @@ from recovery import DRAWS, Recovery, images_needed, split_images
 from sample import Drawn, as_plan, draw_plans
 from trust import Estimate, Trust, bootstrap, kendall, measure_trust
 
+from training.search.calibrated import LABELLED, MOST_IMAGES, calibrate_for_search, labelled_images
 from training.search.loop import Search
 from training.search.options import SearchOptions
-from training.search.run import LABELLED, MOST_IMAGES, SavedSearch, calibrate_for_search, labelled_images, open_search
+from training.search.run import SavedSearch, open_search
 from training.search.space import Space, by_macs
 from trp_export.calibration.moments import Moments
 from trp_export.calibration.output_curves import calibrated_layers

@@ -21,9 +21,10 @@ from networks import make_images, make_network
 
 from training.run_folder import restored_options
 from training.search import cli
+from training.search.calibrated import calibrate_for_search
 from training.search.logits import Logits
 from training.search.options import SearchOptions
-from training.search.run import calibrate_for_search, read_search, run_search
+from training.search.run import read_search, run_search
 from trp_export.errors import LoadError
 from trp_export.latency import network as network_latency
 from trp_export.rules import Macs
