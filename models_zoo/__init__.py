@@ -1,5 +1,5 @@
-"""Architectures by name: He's CIFAR ResNets, torchvision's models, and anyone's own factory."""
+"""Architectures by name: He's CIFAR ResNets, torchvision's models, and the user's own factories."""
 
-from models_zoo.registry import Architecture, find_architecture
+from models_zoo.registry import Architecture, find_architecture, require_repeated
 
-__all__ = ["Architecture", "find_architecture"]
+__all__ = ["Architecture", "find_architecture", "require_repeated"]

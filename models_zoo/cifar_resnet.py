@@ -1,4 +1,4 @@
-"""He's residual networks for CIFAR: 6n+2 layers, option-A shortcuts that have no weights.
+"""He's residual networks for CIFAR: 6n+2 layers, with option-A shortcuts, which have no weights.
 
 Source: He et al., "Deep Residual Learning for Image Recognition", 2015, section 4.2.
 The state-dict keys are those of the widely shared checkpoints (`layer1.0.conv1.weight`, `linear.weight`).

@@ -1,4 +1,4 @@
-"""Factor pairs as modules: the two convs, or Linear layers, that a layer becomes at a scheme and a rank.
+"""Factor pairs as modules: the two convs, or Linear layers, that replace a layer at a scheme and a rank.
 
 A pair stands where the layer stood, as a Sequential of `reduce` and `expand`: `layer1.0.conv1.weight` becomes
 `layer1.0.conv1.reduce.weight` and `layer1.0.conv1.expand.weight`, and a bias moves to `expand`. Where a layer becomes
@@ -20,9 +20,9 @@ _Conv = nn.modules.conv._ConvNd
 
 
 def pair_for(layer: nn.Module, scheme: Scheme, rank: int) -> nn.Sequential:
-    """An untrained pair in place of a Conv or Linear; `rank` counts per matrix.
+    """An untrained pair to replace a Conv or Linear; `rank` is that of each matrix.
 
-    Raises TypeError for any other module, and for a Linear layer cut into slices.
+    Raises TypeError for any other module, and for a Linear layer under a scheme of slices.
     """
     if isinstance(layer, nn.Linear):
         if scheme.input_slices != 1 or scheme.output_slices != 1:
@@ -52,9 +52,9 @@ class Sum(nn.ModuleList):
 
 
 def branches_for(layer: nn.Module, branches: Branches) -> nn.Sequential | Sum:
-    """Untrained pairs in place of a Conv or Linear: one, or a sum of which the first has the bias.
+    """Untrained pairs to replace a Conv or Linear: one, or a sum in which the first has the bias.
 
-    Raises TypeError where it cannot become that.
+    Raises TypeError where the layer cannot be replaced.
     """
     first, *rest = (pair_for(layer, branch.scheme, branch.rank) for branch in branches)
     for pair in rest:
@@ -63,9 +63,9 @@ def branches_for(layer: nn.Module, branches: Branches) -> nn.Sequential | Sum:
 
 
 def with_pairs(model: nn.Module, choices: Iterable[tuple[str, Branches]]) -> nn.Module:
-    """`model` with untrained pairs in place of each layer named, ready for the weights of a cut network.
+    """`model` with untrained pairs in place of the named layers, ready for the weights of a cut network.
 
-    Raises KeyError where there is no such layer, TypeError where it cannot become that.
+    Raises KeyError where there is no such layer, TypeError where it cannot be replaced.
     """
     for name, branches in choices:
         try:
@@ -77,7 +77,7 @@ def with_pairs(model: nn.Module, choices: Iterable[tuple[str, Branches]]) -> nn.
 
 
 def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put `layer` where the module called `name` is. Raises KeyError where there is none."""
+    """Replace the module called `name` by `layer`. Raises KeyError where there is none."""
     parent_name, _, last = name.rpartition(".")
     try:
         parent = model.get_submodule(parent_name)
@@ -88,13 +88,13 @@ def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 def _reduce_conv(layer: _Conv, scheme: Scheme, shape: PairShape) -> nn.Module:
-    """c -> r: it takes strides, pads and dilations on the axes it covers."""
+    """The conv c -> r, with strides, pads and dilations on the axes of its kernel."""
     covered = [axis in scheme.reduce_axes for axis in range(len(layer.kernel_size))]
     return _conv(layer, shape.reduce[1] * shape.reduce_group, shape.reduce, shape.reduce_group, covered, bias=False)
 
 
 def _expand_conv(layer: _Conv, scheme: Scheme, shape: PairShape) -> nn.Module:
-    """r -> n: the other axes, and the bias."""
+    """The conv r -> n, with those of the other axes, and the bias."""
     covered = [axis not in scheme.reduce_axes for axis in range(len(layer.kernel_size))]
     in_channels = shape.expand[1] * shape.expand_group
     return _conv(layer, in_channels, shape.expand, shape.expand_group, covered, bias=layer.bias is not None)

@@ -1,4 +1,8 @@
-"""From the name of an architecture to a way to build it."""
+"""The name of an architecture, and how to build the network.
+
+A name of the form `package.module:factory` imports that module, which runs its code. `require_repeated` is the only
+place that decides whether a name out of a file may do so.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from pathlib import Path
 from torch import nn
 
 from models_zoo.cifar_resnet import CifarResNet
+from trp_export.errors import OptionError
 from trp_export.system.extras import is_installed, require
 
 CIFAR_SHAPE = (1, 3, 32, 32)
@@ -20,29 +25,44 @@ IMAGENET_SHAPE = (1, 3, 224, 224)
 INCEPTION_SHAPE = (1, 3, 299, 299)
 
 CIFAR_DEPTHS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
+TORCHVISION = "torchvision:"
 WEIGHTS = Path(__file__).parent / "weights"
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A name, the input shape it is made for (None: unknown), and a builder that takes a class count or None."""
+    """A name, the input shape of the network (None: unknown), and a builder that takes a class count or None."""
 
     name: str
     input_shape: tuple[int, ...] | None
     build: Callable[[int | None], nn.Module]
 
 
+def imports_code(name: str) -> bool:
+    """Whether building this architecture imports a module that is not part of this package or of torchvision."""
+    return ":" in name and not name.startswith(TORCHVISION)
+
+
+def require_repeated(name: str, where: str, repeated: str | None, option: str = "--arch") -> None:
+    """Raise OptionError where a file names code to import and the user has not repeated that name on the command line.
+
+    `where` is the file, `repeated` the value of `option` on this command line.
+    """
+    if imports_code(name) and repeated != name:
+        raise OptionError(f"{where} asks to import {name}. If you trust it, repeat the name: {option} {name}.")
+
+
 def find_architecture(name: str) -> Architecture:
     """`resnet20`, `torchvision:resnet50` or `package.module:factory`.
 
-    Raises LookupError with near names where nothing of that name is known, ImportError where a module is missing.
+    Raises LookupError with similar names for an unknown name, ImportError where a module is missing.
     """
     if name in CIFAR_DEPTHS:
         return Architecture(name, CIFAR_SHAPE, partial(_build_cifar, CIFAR_DEPTHS[name]))
-    if name.startswith("torchvision:"):
+    if name.startswith(TORCHVISION):
         return _torchvision(name)
     if ":" in name:
-        return Architecture(name, None, partial(_build_foreign, _import_factory(name)))
+        return Architecture(name, None, partial(_build_imported, _import_factory(name)))
     raise LookupError(f"unknown architecture {name!r}{_suggest(name)}")
 
 
@@ -54,15 +74,15 @@ def _torchvision(name: str) -> Architecture:
     require(f"--arch {name}", "torchvision")
     import torchvision
 
-    model = name.removeprefix("torchvision:")
+    model = name.removeprefix(TORCHVISION)
     if model not in torchvision.models.list_models(torchvision.models):
         raise LookupError(f"torchvision has no classification model {model!r}{_suggest(name)}")
-    # Without this the two build their auxiliary heads with a slow initialisation, and warn.
+    # By default these two initialise their weights slowly and warn about it.
     extra = {"init_weights": False} if model in ("googlenet", "inception_v3") else {}
 
     def build(classes: int | None) -> nn.Module:
-        known = {} if classes is None else {"num_classes": classes}
-        network: nn.Module = torchvision.models.get_model(model, weights=None, **extra, **known)
+        head = {} if classes is None else {"num_classes": classes}
+        network: nn.Module = torchvision.models.get_model(model, weights=None, **extra, **head)
         return network
 
     return Architecture(name, INCEPTION_SHAPE if model == "inception_v3" else IMAGENET_SHAPE, build)
@@ -70,7 +90,7 @@ def _torchvision(name: str) -> Architecture:
 
 def _import_factory(name: str) -> Callable[..., nn.Module]:
     module_name, _, attribute = name.partition(":")
-    sys.path.insert(0, "")  # As `python -m` does: the user's own modules lie in the current folder.
+    sys.path.insert(0, "")  # The current folder, where users keep their own modules; `python -m` does the same.
     try:
         factory = getattr(importlib.import_module(module_name), attribute, None)
     finally:
@@ -81,7 +101,7 @@ def _import_factory(name: str) -> Callable[..., nn.Module]:
     return result
 
 
-def _build_foreign(factory: Callable[..., nn.Module], classes: int | None) -> nn.Module:
+def _build_imported(factory: Callable[..., nn.Module], classes: int | None) -> nn.Module:
     return factory() if classes is None else factory(num_classes=classes)
 
 

@@ -26,16 +26,16 @@ from torch import nn
 from torch.nn import functional
 
 from models_zoo import find_architecture
-from training import TRP, MacsBudget, TRPSettings
+from training import TRP, Macs, TRPSettings
 
 NETWORKS = {"resnet20": ("resnet20", 128), "resnet18": ("torchvision:resnet18", 16)}
 BLOCK = 20
 SETTINGS: dict[str, dict[str, TRPSettings | None]] = {
     scheme: {
         "plain SGD": None,
-        "m=20": TRPSettings(MacsBudget(2.0), {"*": scheme}, period=20),
-        "m=20 + nuclear": TRPSettings(MacsBudget(2.0), {"*": scheme}, period=20, nuclear=3e-4),
-        "every step + nuclear": TRPSettings(MacsBudget(2.0), {"*": scheme}, period=1, nuclear=3e-4, exact_every=100),
+        "m=20": TRPSettings(Macs(2.0), {"*": scheme}, period=20),
+        "m=20 + nuclear": TRPSettings(Macs(2.0), {"*": scheme}, period=20, nuclear=3e-4),
+        "every step + nuclear": TRPSettings(Macs(2.0), {"*": scheme}, period=1, nuclear=3e-4, exact_every=100),
     }
     for scheme in ("channel", "spatial")
 }

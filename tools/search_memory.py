@@ -18,6 +18,7 @@ import torchvision
 
 from training.search.options import SearchOptions
 from training.search.run import run_search
+from trp_export.rules import Macs
 
 
 @click.command()
@@ -32,11 +33,10 @@ def main(count: int, epochs: int) -> None:
         images = np.random.default_rng(0).standard_normal((count, 3, 224, 224)).astype(np.float32)
         np.save(folder / "images.npy", images)
         options = SearchOptions(
-            model=folder / "resnet18.pt",
+            rule=Macs(2.0),
             arch="torchvision:resnet18",
             output=folder / "plan.json",
             data=str(folder / "images.npy"),
-            macs=2.0,
             epochs=epochs,
             batch=8,
         )
@@ -53,7 +53,7 @@ def main(count: int, epochs: int) -> None:
         def report(record: dict[str, Any]) -> None:
             say(f"epoch {record['epoch']}")
 
-        plan, _ = run_search(options, progress, report)
+        plan, _ = run_search(folder / "resnet18.pt", options, progress, report)
         say(f"{len(plan.changed)} of {len(plan.decisions)} layers become pairs")
 
 

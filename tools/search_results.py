@@ -23,7 +23,7 @@ import numpy as np
 from common import CIFAR_RESNETS, IMAGENET, Listed, Workshop, accuracy, append, draw_images, missing, read, silent
 
 from training.search.options import SearchOptions
-from training.search.run import run_search
+from training.search.run import read_search, run_search
 from trp_export import Benchmark, Calibration, LoadOptions, Macs, Options, Preprocessing, Selection
 from trp_export.inputs.images import load_images
 from trp_export.lowrank.schemes import describe
@@ -147,19 +147,20 @@ class Bench:
         options, single = self._options(method, ratio), self._options(replace(method, branches=1, epochs=None), ratio)
         if method.branches == 2 and single.folder.exists() and not options.folder.exists():
             shutil.copytree(single.folder, options.folder)  # Second pairs are searched around the plan of this search.
-        return run_search(options, silent, show, (options.folder / "last.pt").exists())[0]
+        saved = read_search(options.folder) if (options.folder / "last.pt").exists() else None
+        return run_search(data.network(self.network), options, silent, show, saved=saved)[0]
 
     def _options(self, method: Method, ratio: float) -> SearchOptions:
         longer = f"-{method.epochs}" if method.epochs else ""
         name = f"{self.network}-{self.kind}-{self.draw}-{ratio:g}-{method.branches}{longer}.json"
         return SearchOptions(
-            model=data.network(self.network),
+            rule=Macs(ratio),
             output=self.folder / name,
             arch=self.network,
             data=str(self.images) if self.kind == "real" else None,
+            no_data=self.kind != "real",
             mean=IMAGENET.mean,
             std=IMAGENET.std,
-            macs=ratio,
             branches=method.branches,
             epochs=method.epochs,
             seed=self.draw,

@@ -1,28 +1,29 @@
-"""Training for low rank: a class for anyone's loop, networks cut into factors, and the trp-train command.
+"""Training for low rank: a class for any training loop, networks cut into factors, and the commands that use them.
 
-Names are imported when they are used, so that commands in this package answer before torch is there.
+Names are imported on first use, so that the help of the commands does not wait for torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from training.pairs import decompose, low_rank_copy
-    from training.ranks import MacsBudget
-    from training.settings import TRPSettings
+    from training.cut import decompose, low_rank_copy
+    from training.settings import ByName, TRPSettings
     from training.trp import TRP
-    from trp_export.rules import Energy, Threshold
+    from trp_export.rules import Energy, Macs, Rank, Threshold
 
-__all__ = ["TRP", "Energy", "MacsBudget", "TRPSettings", "Threshold", "decompose", "low_rank_copy"]
+__all__ = ["TRP", "ByName", "Energy", "Macs", "Rank", "TRPSettings", "Threshold", "decompose", "low_rank_copy"]
 
 _HOMES = {
     "TRP": "training.trp",
-    "Energy": "trp_export.planning.rules",
-    "MacsBudget": "training.ranks",
+    "ByName": "training.settings",
+    "Energy": "trp_export.rules",
+    "Macs": "trp_export.rules",
+    "Rank": "trp_export.rules",
     "TRPSettings": "training.settings",
-    "Threshold": "trp_export.planning.rules",
-    "decompose": "training.pairs",
-    "low_rank_copy": "training.pairs",
+    "Threshold": "trp_export.rules",
+    "decompose": "training.cut",
+    "low_rank_copy": "training.cut",
 }
 
 

@@ -1,6 +1,6 @@
-"""Batches made where the images lie: shuffled by epoch, augmented by step, each a function of its seed alone.
+"""Batches made on the device: shuffled by epoch and augmented by step, each as a function of its seed alone.
 
-Nothing is carried from one step to the next, so a run that goes on after any step sees the same batches.
+No state passes from one step to the next, so a run that is resumed after any step gets the same batches.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Normalisation:
         return (pixels.float() * scale - shift).permute(0, 3, 1, 2)
 
     def neutral_pixel(self) -> Tensor:
-        """The byte of each channel that is closest to zero once normalised: what a crop pads with."""
+        """The byte of each channel that is closest to zero after normalisation; crops are padded with it."""
         return torch.tensor([round(255 * m) for m in self.mean], dtype=torch.uint8)
 
 
 class TrainingBatches:
-    """Random crops out of an eighth of padding, flipped at random: He et al. 2015, section 4.2.
+    """Random crops of images padded by an eighth, flipped at random (He et al. 2015, section 4.2).
 
-    Every process of a distributed run draws the same batch and takes its own share of it.
+    Every process of a distributed run draws the same batch and takes its `share` of it: (process, processes).
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class TrainingBatches:
         return self._count // self._batch
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(b, 3, h, w) floats and (b,) labels of every step from `first_step` on: this process's share."""
+        """This process's share of every step from `first_step` on: floats (b, 3, h, w) and labels (b,)."""
         return self._batches(epoch, first_step, self._share)
 
     def inputs(self, count: int) -> Iterator[Tensor]:
-        """The same few whole batches of inputs each time, to estimate batch-norm statistics on."""
+        """`count` whole batches of inputs, the same on every call, for batch norm statistics."""
         return (x for _, (x, _) in zip(range(count), self._batches(-1, 0, (0, 1)), strict=False))
 
     def _batches(self, epoch: int, first_step: int, share: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -73,7 +73,7 @@ class TrainingBatches:
             chosen = order[step * self._batch : (step + 1) * self._batch]
             yield self._augmented(chosen, _generator(self._seed, epoch, step), slice(share[0], None, share[1]))
 
-    def _augmented(self, chosen: Tensor, generator: torch.Generator, mine: slice) -> tuple[Tensor, Tensor]:
+    def _augmented(self, chosen: Tensor, generator: torch.Generator, share: slice) -> tuple[Tensor, Tensor]:
         height, width = self._extent
         count, device = len(chosen), self._padded.device
         top, left = torch.randint(0, 2 * self._margin + 1, (2, count, 1), generator=generator)
@@ -81,25 +81,25 @@ class TrainingBatches:
         across = torch.arange(width).expand(count, width)
         columns = (left + torch.where(flip, width - 1 - across, across))[:, None, :]
         rows = (top + torch.arange(height))[:, :, None]
-        index = (chosen[mine, None, None].to(device), rows[mine].to(device), columns[mine].to(device))
+        index = (chosen[share, None, None].to(device), rows[share].to(device), columns[share].to(device))
         return self._normalise(self._padded[index]), self._labels[index[0][:, 0, 0]]
 
 
 def evaluation_batches(
     images: LabelledImages, normalisation: Normalisation, device: torch.device, batch: int = 500
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images in order, as they are."""
+    """All images in order, without augmentation: floats (b, 3, h, w) and labels (b,)."""
     for pixels, labels in zip(images.images.split(batch), images.labels.split(batch), strict=True):  # type: ignore[no-untyped-call]
         yield normalisation(pixels.to(device)), labels.to(device)
 
 
 def _generator(*parts: int) -> torch.Generator:
-    """A generator of its own for each combination, far apart from the others."""
+    """A generator whose stream is unrelated to that of any other combination of parts."""
     return torch.Generator().manual_seed(_mix(parts))
 
 
 def _mix(parts: Sequence[int]) -> int:
-    """Splitmix64 over the parts: neighbouring seeds must not give neighbouring streams."""
+    """Splitmix64 over the parts, so that neighbouring seeds do not give similar streams."""
     state = 0
     for part in parts:
         state = (state ^ (part & 0xFFFFFFFFFFFFFFFF)) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF

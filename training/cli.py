@@ -1,24 +1,29 @@
-"""trp-train: train a network for low rank. Options in, one run."""
+"""The command `trp-train`: options become one value, and one run does the work."""
 
 from __future__ import annotations
 
 import os
 import sys
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from trp_export.cli.shared import SectionedCommand, run, shape
-from trp_export.errors import LoadError, OptionError, OutputError
+from training.options import RUN, SECTIONS, TrainOptions
+from training.run_folder import parse_stored, require_same_run, restored_options, run_folder
+from trp_export.cli.from_options import SectionedCommand, SectionOption, options_from
+from trp_export.cli.shared import run
+from trp_export.errors import LoadError, OptionError, first_line
+from trp_export.flags import build, entries
 from trp_export.system.extras import require
+from trp_export.system.files import read_bounded
 from trp_export.system.signals import held_back
 
 if TYPE_CHECKING:
-    from training.options import TrainOptions
+    from training.loop import Run
 
 EXAMPLES = """\b
 Examples:
@@ -31,43 +36,9 @@ Examples:
   trp-export run/model.pt
 """
 
-# The option that opens each section of the help.
-SECTIONS = {
-    "arch": "Network and data",
-    "scheme": "Low rank",
-    "epochs": "Training",
-    "init": "Pretrained weights, and a teacher",
-    "validation": "Model kept",
-    "amp": "Speed",
-    "seed": "The run",
-}
-
-_path = click.Path(path_type=Path)
-
-
-def _one_image(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """A shape (1, C, H, W)."""
-    extents = shape(context, parameter, value)
-    if extents is not None and (len(extents) != 4 or extents[0] != 1):
-        raise click.BadParameter(f"{value!r} is not a shape such as 1,3,224,224.")
-    return extents
-
-
-def _read_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
-    """The file's values become defaults: what stands on the command line wins."""
-    if path is None:
-        return None
-    try:
-        values = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise click.BadParameter(f"{path} cannot be read as TOML: {error}") from error
-    names = {key.replace("-", "_"): value for key, value in values.items()}
-    known = {p.name for p in context.command.params} - {"config"}
-    unknown = sorted(set(names) - known)
-    if unknown:
-        raise click.BadParameter(f"{path} has an unknown option {unknown[0]!r}.")
-    context.default_map = names
-    return path
+# These may change when a run is resumed; a change of any other makes it another run.
+_FREE = ("output", "tensorboard", "device", "lr")
+_LARGEST_CONFIG = 1 << 16
 
 
 @click.command(
@@ -75,95 +46,128 @@ def _read_config(context: click.Context, parameter: click.Parameter, path: Path 
     cls=SectionedCommand,
     sections=SECTIONS,
     epilog=EXAMPLES,
-    context_settings={"show_default": True, "help_option_names": ["-h", "--help"], "max_content_width": 110},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.option("--arch", help="resnet20, torchvision:resnet18 or package.module:factory.")
+@options_from(TrainOptions)
 @click.option(
-    "--input-shape", callback=_one_image, metavar="N,C,H,W", help="1,3,224,224; default the architecture's own."
+    "--config",
+    cls=SectionOption,
+    section=RUN,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="TOML file with any of these options; the command line takes precedence.",
 )
-@click.option("--data", metavar="SPEC", help="npz:DIR, imagefolder:DIR or torchvision:CIFAR10:DIR.")
-@click.option("-o", "--output", type=_path, help="Folder of the run.")
 @click.option(
-    "--scheme", default="spatial", help="auto, sliced, all, channel, spatial, spatial-t, pointwise or decouple."
+    "--resume",
+    cls=SectionOption,
+    section=RUN,
+    is_flag=True,
+    help="Continue the run in --output; all other options may be left out.",
 )
-@click.option("--energy", type=float, help="Rank rule: share of squared singular values to keep.")
-@click.option("--threshold", type=float, help="Rank rule: drop what is below this times the largest singular value.")
-@click.option("--macs", type=float, help="Rank rule: the whole network this many times smaller in multiply-adds.")
-@click.option("--plan", type=_path, help="Train the factors of this plan of trp-export or trp-search, in all epochs.")
 @click.option(
-    "--ramp", default="none", help="How the rule sets in over three quarters of the run: none, linear, cosine."
+    "--allow-changed-data",
+    cls=SectionOption,
+    section=RUN,
+    is_flag=True,
+    help="With --resume: continue even if the data, --init, --teacher or --plan has changed.",
 )
-@click.option("--period", default=20, help="Project every this many steps.")
-@click.option("--nuclear", default=0.0, help="Weight of the nuclear norm, on projection steps: scale it with --period.")
-@click.option("--nuclear-every-step", is_flag=True, help="Its pull on every step instead; a decomposition per step.")
-@click.option("--project/--no-project", default=True, help="Without projections the nuclear norm works alone.")
-@click.option("--exact-every", default=1, help="Choose ranks at every so many projections; follow spaces between.")
-@click.option("--momentum-at-projection", default="keep", help="keep, project or reset.")
-@click.option("--preserve-energy", is_flag=True, help="Rescale what a projection keeps to the norm of what was there.")
-@click.option("--only", multiple=True, help="Pattern of layer names to train for low rank; may be repeated.")
-@click.option("--skip", multiple=True, help="Pattern of layer names to leave; may be repeated.")
-@click.option("--epochs", default=164, help="Epochs in all.")
 @click.option(
-    "--factors",
-    type=int,
-    is_flag=False,
-    flag_value=-1,
-    default=0,
-    help="Of these, how many at the end train the factors; alone: all of them.",
+    "--dry-run",
+    cls=SectionOption,
+    section=RUN,
+    is_flag=True,
+    help="Print what would be trained, and the plan of a cut at the start; write nothing.",
 )
-@click.option("--batch", default=128, help="Images per step, over all processes.")
-@click.option("--lr", default=0.1, help="Peak learning rate.")
-@click.option("--momentum", default=0.9, help="Of SGD.")
-@click.option("--nesterov", is_flag=True, help="Nesterov's momentum.")
-@click.option("--weight-decay", default=1e-4, help="L2, on all parameters.")
-@click.option("--schedule", default="step", help="step (the TRP authors') or cosine.")
-@click.option("--init", type=_path, help="Weights to start from: a checkpoint, or a state dict with --arch.")
-@click.option("--teacher", type=_path, help="Weights of a network to distil from.")
-@click.option("--teacher-arch", help="Its architecture, where it differs and the file does not say.")
-@click.option("--temperature", default=4.0, help="Of the distillation.")
-@click.option("--teacher-share", default=0.9, help="The teacher's share of the loss.")
-@click.option("--validation", default=5_000, help="Images split off the training set, by seed.")
-@click.option("--keep", default="best", help="model.pt: best on validation once cut, or last.")
-@click.option("--amp", is_flag=True, help="bfloat16 autocast.")
-@click.option("--compile", is_flag=True, help="torch.compile the network.")
-@click.option("--device", default="auto", help="cpu, cuda, cuda:1.")
-@click.option("--seed", default=0, help="For the split, the order, the augmentation and fresh weights.")
-@click.option("--config", type=_path, is_eager=True, callback=_read_config, help="TOML file with these options.")
-@click.option("--tensorboard", is_flag=True, help="Write TensorBoard events too.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --output; other options may be left out.")
-@click.option("--dry-run", is_flag=True, help="Print what would be trained, and the plan of a cut now; write nothing.")
-@click.pass_context
-def command(context: click.Context, /, resume: bool, dry_run: bool, config: Path | None, **values: Any) -> None:
+def command(*, config: Path | None, resume: bool, allow_changed_data: bool, dry_run: bool, **given: Any) -> None:
     """Train a convolutional network so that it loses almost nothing when it is cut to low rank.
 
-    Trained Rank Pruning (Xu et al., arXiv 2004.14566). The folder of the run holds model.pt, ready for trp-export,
-    last.pt to resume from, history.jsonl and history.png.
+    The method is Trained Rank Pruning (Xu et al., arXiv 2004.14566). The folder of the run holds model.pt, ready for
+    trp-export, last.pt to resume from, history.jsonl and history.png.
     """
+    if config is not None:
+        given = _read_config(config) | {key: value for key, value in given.items() if value not in (None, ())}
+    if given.get("output") is None:
+        raise OptionError("name the folder of the run: -o DIR.")
+    options = None if resume else _options(given)
     require("trp-train", "torch")
-    with held_back():  # torch aborts where its import is broken off.
+    with held_back():  # torch aborts if its import is interrupted.
         from training.loop import Run
 
-    options = _resumed(context, values) if resume else _options(values)
+    if options is None:
+        options = _resumed(given)
+    report = ProgressBar(options.optimisation.epochs)
     with _distributed():
-        report = ProgressBar(options.epochs)
         if dry_run:
-            _print_plan(Run(options, report, resume=resume))
+            _print_plan(Run(options, report, resume=resume, allow_changed_data=allow_changed_data))
             return
-        with _folder(options.output), report:
-            run = Run(options, report, resume=resume)
-            run.train()
-        if _process() == 0:
-            click.echo(f"{options.output / 'model.pt'}: {_describe(run.kept)}")
+        folder = run_folder(options.output, resume=resume) if _process() == 0 else nullcontext()
+        with folder, report:
+            training = Run(options, report, resume=resume, allow_changed_data=allow_changed_data)
+            training.train()
+    if _process() == 0:
+        click.echo(f"{options.output / 'model.pt'}: {_describe(training.kept)}")
 
 
 def main() -> NoReturn:
-    """Entry point: errors become a line on stderr and an exit code."""
-    interrupted = "interrupted; where there is a last.pt, --resume goes on from it."
+    """The entry point: errors become a line on stderr and an exit code."""
+    interrupted = "interrupted; if there is a last.pt, --resume continues from it."
     sys.exit(run(command, interrupted=interrupted, memory="Lower --batch."))
 
 
+def _options(given: Mapping[str, Any]) -> TrainOptions:
+    if given.get("data") is None:
+        raise OptionError("name the training data: --data SPEC, for example --data npz:DIR.")
+    options: TrainOptions = build(TrainOptions, given)
+    return options
+
+
+def _resumed(given: Mapping[str, Any]) -> TrainOptions:
+    """The stored options of the run, which those of this command line must not contradict.
+
+    A stored architecture that is imported must be repeated here: the file may come from somebody else.
+    """
+    from models_zoo import require_repeated
+    from training.last_state import read_last_state
+
+    output: Path = given["output"]
+    stored = read_last_state(output).options
+    merged = require_same_run(TrainOptions, given, stored, _FREE)
+    options = restored_options(TrainOptions, merged | {"output": str(output)}, str(output / "last.pt"))
+    for option, arch in (
+        ("--arch", options.start.arch),
+        ("--teacher-arch", options.distillation.arch if options.distillation else None),
+    ):
+        if arch is not None:
+            require_repeated(arch, str(output / "last.pt"), given.get(option[2:].replace("-", "_")), option)
+    return options
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The values of a TOML file by key. Raises OptionError in one line for anything that no command line could say."""
+    try:
+        table = tomllib.loads(read_bounded(path, _LARGEST_CONFIG).decode("utf-8"))
+    except (LoadError, ValueError, RecursionError) as error:
+        raise OptionError(f"--config {path} cannot be read as TOML: {first_line(error)}") from error
+    options = {entry.flag.key: entry.flag for entry in entries(TrainOptions)}
+    values: dict[str, Any] = {}
+    for name, value in table.items():
+        option = options.get(name.replace("-", "_"))
+        if option is None:
+            raise OptionError(f"--config {path} has an unknown option {name[:80]!r}.")
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = repr(value)
+        try:
+            parsed = parse_stored(option, value)
+        except ValueError as error:
+            raise OptionError(f"--config {path}: {error}.") from error
+        if option.kind == "off":
+            parsed = False if parsed else None
+        values[option.key] = parsed
+    return values
+
+
 class ProgressBar:
-    """Progress on stderr: a bar through the epoch, a line after it. Silent on all processes but the first."""
+    """Progress on stderr: a bar during the epoch, a line after it. Only the first process prints."""
 
     def __init__(self, epochs: int) -> None:
         from rich.console import Console
@@ -198,40 +202,10 @@ def _describe(record: dict[str, Any]) -> str:
     )
 
 
-def _options(values: dict[str, Any]) -> TrainOptions:
-    from training.options import TrainOptions
-
-    for name in ("data", "output"):
-        if values[name] is None:
-            raise OptionError(f"--{name} is missing.")
-    if values["factors"] == -1:
-        values = values | {"factors": values["epochs"]}
-    return TrainOptions(**values)
-
-
-def _resumed(context: click.Context, values: dict[str, Any]) -> TrainOptions:
-    """The stored options of the run, which those given now must not contradict."""
-    from training.options import FREE, TrainOptions
-    from training.resume import given_options, read_run, require_same_run
-
-    if values["output"] is None:
-        raise OptionError("--resume needs the folder of the run: -o DIR.")
-    stored = read_run(values["output"])["options"]
-    given = given_options(context, values)
-    if given.get("factors") == -1:
-        given["factors"] = given.get("epochs", stored.get("epochs"))
-    require_same_run(given, stored)
-    merged = stored | {name: given[name] for name in FREE if name in given}
-    try:
-        return TrainOptions.from_json(merged | {"output": values["output"]})
-    except TypeError as error:
-        raise LoadError(f"{values['output'] / 'last.pt'} is of another version of this program.") from error
-
-
-def _print_plan(run: Any) -> None:
+def _print_plan(run: Run) -> None:
     if run.trp is None:
-        what = "factors are trained at the ranks they have" if run.network.kind == "factors" else "no rank is lowered"
-        click.echo(f"{len(run.batches)} steps an epoch; {run.network.arch}, {run.network.kind}: {what}.")
+        what = "factors train at their ranks" if run.network.kind == "factors" else "no rank is lowered"
+        click.echo(f"{len(run.batches)} steps per epoch; {run.network.arch}, {run.network.kind}: {what}.")
         return
     plan = run.trp.measure()
     for decision in plan.decisions:
@@ -240,28 +214,12 @@ def _print_plan(run: Any) -> None:
             what, why = branch.scheme.name, f"rank {branch.rank} of {decision.site.full_rank(branch.scheme)}"
         click.echo(f"{decision.site.name:24} {what:24} {why}")
     ratio = sum(d.site.macs for d in plan.decisions) / sum(d.macs for d in plan.decisions)
-    click.echo(f"{len(run.batches)} steps an epoch; {plan.rule}: {ratio:.2f}x fewer MACs if cut now.")
-
-
-@contextmanager
-def _folder(folder: Path) -> Iterator[None]:
-    """The folder of the run: made for it, and gone again where nothing came to lie in it."""
-    made = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be made: {error.strerror}.") from error
-    try:
-        yield
-    finally:
-        if made:
-            with suppress(OSError):  # Something lies in it.
-                folder.rmdir()
+    click.echo(f"{len(run.batches)} steps per epoch; {plan.rule}: {ratio:.2f}x fewer MACs if cut at the start.")
 
 
 @contextmanager
 def _distributed() -> Iterator[None]:
-    """Joins the processes that torchrun started, if any."""
+    """Join the processes that torchrun started, if any."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return

@@ -1,8 +1,8 @@
-"""Labelled images by a one-line specification, held in memory as bytes, and a validation part split off by seed."""
+"""Labelled images named by a one-line specification, held in memory as bytes, and the split into two parts by seed."""
 
 from __future__ import annotations
 
-import zipfile
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trp_export.errors import LoadError, OptionError
-from trp_export.inputs.images import upright
+from trp_export.errors import LoadError, OptionError, first_line
+from trp_export.inputs.arrays import read_arrays
+from trp_export.inputs.pictures import read_picture
 from trp_export.system.extras import require
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# Those of torchvision's data sets that are small, labelled, and read without running anything from their files.
+_TORCHVISION_SETS = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _LARGEST_BYTES = 16 * 2**30
 _MOST_CLASSES = 100_000
@@ -34,7 +37,15 @@ class LabelledImages:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> LabelledImages:
+        """The images at these indices."""
         return LabelledImages(self.images[indices], self.labels[indices], self.classes)
+
+    def digest(self) -> str:
+        """The sha256 of images, labels and class names."""
+        total = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
+        for tensor in (self.images, self.labels):
+            total.update(tensor.contiguous().numpy().data)
+        return total.hexdigest()
 
 
 def load_labelled_images(spec: str, part: str = "train") -> LabelledImages:
@@ -57,30 +68,32 @@ def load_labelled_images(spec: str, part: str = "train") -> LabelledImages:
 def split(images: LabelledImages, validation_count: int, seed: int) -> tuple[LabelledImages, LabelledImages]:
     """The training part and a validation part of `validation_count` images, drawn by seed."""
     if not 0 < validation_count < len(images):
-        raise OptionError(f"--validation {validation_count} must lie between 0 and the {len(images)} images there are.")
+        raise OptionError(
+            f"--validation {validation_count} must be above 0 and below the number of images, {len(images)}."
+        )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     return images.take(order[validation_count:]), images.take(order[:validation_count])
 
 
 def require_fit(images: LabelledImages, input_shape: Sequence[int], outputs: int) -> None:
-    """Raises LoadError where images are not of the network's size or labels are outside its classes."""
+    """Raise LoadError where images do not have the network's size or labels are outside its classes."""
     height, width = images.images.shape[1:3]
     if tuple(input_shape[2:]) != (height, width):
         wanted = "x".join(map(str, input_shape[2:]))
-        raise LoadError(f"the images are {height}x{width}, the network takes {wanted}: resize them.")
+        raise LoadError(f"the images are {height}x{width}, and the network takes {wanted}. Resize them.")
     low, high = int(images.labels.min()), int(images.labels.max())
     if low < 0 or high >= outputs:
-        raise LoadError(f"labels run from {low} to {high}; a network of {outputs} classes takes 0 to {outputs - 1}.")
+        raise LoadError(f"labels run from {low} to {high}; a network of {outputs} classes needs 0 to {outputs - 1}.")
 
 
 def require_every_class(images: LabelledImages) -> None:
-    """Raises LoadError where a class has no image: a stray label would make a network of too many classes."""
+    """Raise LoadError where a class has no image: a single wrong label would give the network too many classes."""
     counts = torch.bincount(images.labels, minlength=len(images.classes))
     empty = [name for name, count in zip(images.classes, counts.tolist(), strict=True) if not count]
     if empty:
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
         raise LoadError(
-            f"no image is of class {', '.join(empty[:3])}{more}: labels run from 0, every class has images."
+            f"there is no image of class {', '.join(empty[:3])}{more}. Labels must count from 0 without gaps."
         )
 
 
@@ -89,9 +102,13 @@ def _load_npz(folder: Path, part: str) -> LabelledImages:
     paths = sorted(folder.glob(f"{part}*.npz"))
     if not paths:
         raise LoadError(f"{folder} holds no {part}*.npz.")
-    shards = [_read_npz(path) for path in paths]
-    if len({shard[0].shape[1:] for shard in shards}) > 1:
-        raise LoadError(f"{folder}: its {part}*.npz hold images of unlike sizes.")
+    shards: list[tuple[NDArray[np.uint8], NDArray[np.integer]]] = []
+    for path in paths:
+        shards.append(_read_npz(path))
+        if sum(images.nbytes for images, _ in shards) > _LARGEST_BYTES:
+            raise LoadError(f"{folder}: its {part}*.npz hold more than {_LARGEST_BYTES / 1e9:.0f} GB of images.")
+    if len({images.shape[1:] for images, _ in shards}) > 1:
+        raise LoadError(f"{folder}: its {part}*.npz hold images of different sizes.")
     labels = np.concatenate([labels for _, labels in shards]).astype(np.int64)
     images = np.concatenate([images for images, _ in shards])
     if not len(labels):
@@ -106,11 +123,10 @@ def _load_npz(folder: Path, part: str) -> LabelledImages:
 
 
 def _read_npz(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            images, labels = archive["images"], archive["labels"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise LoadError(f"{path} is not an archive of `images` and `labels`, or a damaged one.") from error
+    arrays = read_arrays(path, only=("images", "labels"))
+    if "images" not in arrays or "labels" not in arrays:
+        raise LoadError(f"{path} must hold the arrays `images` and `labels`.")
+    images, labels = arrays["images"], arrays["labels"]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise LoadError(f"{path}: `images` must be uint8 (N, h, w, 3), not {images.dtype} {images.shape}.")
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
@@ -119,8 +135,6 @@ def _read_npz(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
 
 
 def _load_folder(folder: Path, part: str) -> LabelledImages:
-    from PIL import Image, UnidentifiedImageError
-
     root = folder / part if (folder / part).is_dir() else folder
     _require_folder(root)
     classes = tuple(sorted(path.name for path in root.iterdir() if path.is_dir()))
@@ -131,21 +145,19 @@ def _load_folder(folder: Path, part: str) -> LabelledImages:
         if path.suffix.lower() in _IMAGE_SUFFIXES
     ]
     if not files:
-        raise LoadError(f"{root} holds no images: one sub-folder per class is expected.")
+        raise LoadError(f"{root} holds no images. It needs one sub-folder of images per class.")
     images: NDArray[np.uint8] | None = None
     for index, (path, _) in enumerate(files):
-        try:
-            with Image.open(path) as image:
-                pixels = np.asarray(upright(image).convert("RGB"))
-        except (OSError, UnidentifiedImageError, ValueError) as error:
-            raise LoadError(f"{path} is not an image, or a damaged one.") from error
+        pixels = np.asarray(read_picture(path))
         if images is None:
             if pixels.nbytes * len(files) > _LARGEST_BYTES:
-                raise LoadError(f"{root}: {len(files)} images of this size do not fit in memory; resize them.")
+                raise LoadError(
+                    f"{root}: {len(files)} such images take more than {_LARGEST_BYTES / 1e9:.0f} GB; resize them."
+                )
             images = np.empty((len(files), *pixels.shape), np.uint8)
         if pixels.shape != images.shape[1:]:
             here, there = (f"{s[0]}x{s[1]}" for s in (pixels.shape, images.shape[1:]))
-            raise LoadError(f"{path} is {here}, the images before it are {there}: resize them to one size.")
+            raise LoadError(f"{path} is {here}, and the images before it are {there}. Resize all to one size.")
         images[index] = pixels
     labels = torch.tensor([label for _, label in files])
     return LabelledImages(torch.from_numpy(images), labels, classes)
@@ -155,16 +167,15 @@ def _load_torchvision(name: str, folder: Path, part: str) -> LabelledImages:
     require("--data torchvision:NAME:DIR", "torchvision")
     import torchvision
 
-    dataset_class = getattr(torchvision.datasets, name, None)
-    if dataset_class is None:
-        raise OptionError(f"--data: torchvision has no data set {name!r}; CIFAR10 and CIFAR100 are such names.")
+    if name not in _TORCHVISION_SETS:
+        raise OptionError(
+            f"--data: {name!r} is not one of {', '.join(_TORCHVISION_SETS)}; use imagefolder:DIR instead."
+        )
     try:
-        data = dataset_class(str(folder), train=part == "train", download=False)
+        data = getattr(torchvision.datasets, name)(str(folder), train=part == "train", download=False)
         images, labels = np.asarray(data.data), np.asarray(data.targets, dtype=np.int64)
-    except (RuntimeError, OSError, EOFError) as error:
-        raise LoadError(f"{folder} does not hold torchvision's {name}: {error}") from error
-    except (TypeError, AttributeError) as error:
-        raise OptionError(f"--data: {name} is not a small set of labelled images; use imagefolder:DIR.") from error
+    except Exception as error:  # Its readers raise many kinds of errors for damaged files.
+        raise LoadError(f"{folder} does not hold torchvision's {name}: {first_line(error)}") from error
     if images.ndim == 3:
         images = np.repeat(images[..., None], 3, axis=3)
     return LabelledImages(torch.from_numpy(images), torch.from_numpy(labels), tuple(data.classes))

@@ -1,4 +1,4 @@
-"""What a run leaves behind to look at: a JSONL line per epoch, TensorBoard events, and a plot."""
+"""The history of a run for people to read: a line of JSON per epoch, a plot, TensorBoard events."""
 
 from __future__ import annotations
 
@@ -7,26 +7,39 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trp_export.errors import OptionError
+from trp_export.errors import OptionError, OutputError
 from trp_export.system.extras import is_installed
 
 Record = dict[str, Any]
 
 
+def write_history(history: Sequence[Record], folder: Path, *, tensorboard: bool) -> None:
+    """Write history.jsonl and history.png, and events of the last epoch with `tensorboard`. Raises OutputError."""
+    try:
+        write_jsonl(history, folder / "history.jsonl")
+        if history:
+            plot(history, folder / "history.png")
+            if tensorboard:
+                write_tensorboard(history[-1], folder / "tensorboard")
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error.strerror}.") from error
+
+
 def write_jsonl(history: Sequence[Record], path: Path) -> None:
+    """A line of JSON for each record."""
     path.write_text("".join(json.dumps(record) + "\n" for record in history))
 
 
 def require_tensorboard() -> None:
-    """Raises OptionError where TensorBoard is not installed."""
+    """Raise OptionError where TensorBoard is not installed."""
     if not is_installed("tensorboard"):
         raise OptionError(
-            "--tensorboard: it is not installed (pip install tensorboard); history.jsonl has the same figures."
+            "--tensorboard needs TensorBoard: pip install tensorboard. history.jsonl has the same figures without it."
         )
 
 
 def write_tensorboard(record: Record, folder: Path) -> None:
-    """The scalars of one epoch, and its ranks by layer."""
+    """The scalars of one epoch, and the rank of each layer."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder)) as writer:
@@ -38,9 +51,9 @@ def write_tensorboard(record: Record, folder: Path) -> None:
 
 
 def plot(history: Sequence[Record], path: Path) -> None:
-    """Accuracy of the network and of its cut above, the rank of each layer below, over the epochs.
+    """Above, the accuracy of the network and of its cut; below, the rank of each layer; both over the epochs.
 
-    Nothing is drawn where matplotlib is not installed: it is an extra.
+    Without matplotlib, which is an extra, nothing is drawn.
     """
     if not is_installed("matplotlib"):
         return
@@ -52,8 +65,8 @@ def plot(history: Sequence[Record], path: Path) -> None:
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)
     epochs = [record["epoch"] for record in history]
-    marker = "o" if len(history) == 1 else None  # A line of one point cannot be seen.
-    for key, label in (("accuracy", "as it is"), ("cut_accuracy", "if cut now")):
+    marker = "o" if len(history) == 1 else None  # A line through one point would be invisible.
+    for key, label in (("accuracy", "not cut"), ("cut_accuracy", "when cut")):
         above.plot(epochs, [100 * record[key] for record in history], label=label, marker=marker)
     above.set_ylabel("validation accuracy, %")
     above.legend()
@@ -62,7 +75,7 @@ def plot(history: Sequence[Record], path: Path) -> None:
         colour = (index / max(1, len(names) - 1), 0.3, 1 - index / max(1, len(names) - 1))
         ranks = [record["ranks"].get(name) for record in history]
         below.plot(epochs, ranks, color=colour, label=name, marker=marker)
-    below.set_ylabel("rank if cut now")
+    below.set_ylabel("rank when cut")
     below.set_xlabel("epoch")
     for axis in (below.xaxis, below.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -1,11 +1,9 @@
-"""The layers of a torch network as planning sees them: a Site each, found by one forward pass of zeros."""
+"""The layers of a torch network as planning needs them: a Site each, found by one forward pass on zeros."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,29 +31,6 @@ class TorchLayer:
         return weight
 
 
-class LayerFilter(Protocol):
-    """Which layers are trained for low rank. `index` counts the sites of the network from 0."""
-
-    def __call__(self, site: Site, index: int) -> bool: ...
-
-
-def paper_choice(site: Site, index: int) -> bool:
-    """Every conv with a kernel larger than 1x1, except the first layer (Xu et al. 2020, section 4)."""
-    return not site.is_matrix and index > 0
-
-
-@dataclass(frozen=True, slots=True)
-class ByName:
-    """Layers whose name matches a pattern of `only` (all, where that is empty) and none of `skip`."""
-
-    only: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-
-    def __call__(self, site: Site, index: int) -> bool:
-        wanted = any(fnmatchcase(site.name, pattern) for pattern in self.only) if self.only else True
-        return wanted and not any(fnmatchcase(site.name, pattern) for pattern in self.skip)
-
-
 def kernel_of(model: nn.Module, name: str) -> nn.Parameter:
     """The weight of the layer called `name`."""
     weight = model.get_submodule(name).weight
@@ -64,7 +39,7 @@ def kernel_of(model: nn.Module, name: str) -> nn.Parameter:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The user's own network inside DistributedDataParallel and torch.compile wrappers."""
+    """The network without the wrappers of DistributedDataParallel and torch.compile."""
     while True:
         inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else None
         inner = inner if inner is not None else getattr(model, "_orig_mod", None)
@@ -76,8 +51,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def find_layers(model: nn.Module, input_shape: Sequence[int]) -> tuple[TorchLayer, ...]:
     """Every Conv and Linear in the order in which it first runs; `input_shape` is (1, c, *extents).
 
-    The model is run once in evaluation mode on zeros, and left as it was. Layers that share a weight
-    are refused, with the reason in their site.
+    The model is run once on zeros in evaluation mode; its state does not change. Layers that share a weight are
+    refused, with the reason in their site.
     """
     uses: dict[nn.Module, list[Use]] = {}
     names: dict[nn.Module, str] = {
@@ -103,17 +78,17 @@ def find_layers(model: nn.Module, input_shape: Sequence[int]) -> tuple[TorchLaye
     for module in uses:
         owners[id(module.weight)] = owners.get(id(module.weight), 0) + 1
     return tuple(
-        TorchLayer(_site(names[module], module, tuple(found), owners[id(module.weight)] > 1), module)
-        for module, found in uses.items()
+        TorchLayer(_site(names[module], module, tuple(calls), shared=owners[id(module.weight)] > 1), module)
+        for module, calls in uses.items()
     )
 
 
 def total_macs(layers: Iterable[TorchLayer]) -> int:
-    """Multiply-adds of all convs and Linear layers, dense, for one inference of the given input shape."""
+    """Multiply-adds of all convs and Linear layers, dense, for one input."""
     return sum(layer.site.macs for layer in layers)
 
 
-def _site(name: str, module: nn.Module, uses: tuple[Use, ...], shared: bool) -> Site:
+def _site(name: str, module: nn.Module, uses: tuple[Use, ...], *, shared: bool) -> Site:
     refusal = "its weight is shared with another layer" if shared else None
     op = "Conv" if isinstance(module, _CONVS) else "Gemm"
     weight = module.weight
@@ -134,6 +109,6 @@ def _use(module: nn.Module, in_shape: Sequence[int], out_shape: Sequence[int]) -
 
 
 def _pads(module: nn.Module) -> tuple[int, ...]:
-    """Begin pads then end pads, as ONNX writes them; this attribute of torch's knows padding="same" as well."""
+    """Begin pads, then end pads, as in ONNX. This attribute of torch also covers padding="same"."""
     twice: tuple[int, ...] = tuple(module._reversed_padding_repeated_twice)  # type: ignore[arg-type]
     return (*twice[-2::-2], *twice[-1::-2])

@@ -1,11 +1,10 @@
-"""The training run, read from top to bottom: set up, epochs with projections, the cut, epochs on the factors."""
+"""The training run, from top to bottom: set up, epochs with projections, the cut, epochs on the factors."""
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,32 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from training.batches import Normalisation, TrainingBatches, evaluation_batches
-from training.batchnorm import reestimate
-from training.checkpoint import (
-    DENSE,
-    FACTORS,
-    TrainedNetwork,
-    as_pairs,
-    load_network,
-    new_network,
-    save_network,
-    write,
-)
-from training.data import load_labelled_images, require_every_class, require_fit, split
-from training.guard import StopRequest, diverged, require_finite, require_finite_weights
-from training.history import Record, plot, require_tensorboard, write_jsonl, write_tensorboard
-from training.layers import ByName, find_layers, paper_choice, total_macs
-from training.loss import training_loss
+from training.checkpoint import DENSE, FACTORS, TrainedNetwork, as_pairs, new_network, save_network, write
+from training.cut import as_trained, decompose, low_rank_copy, reestimate_batch_norm
+from training.data import LabelledImages, load_labelled_images, require_every_class, require_fit, split
+from training.history import Record, require_tensorboard, write_history
+from training.last_state import LastState, read_last_state
+from training.layers import find_layers, total_macs
 from training.options import TrainOptions
-from training.pairs import decompose, low_rank_copy
-from training.replay import saved_plan
+from training.prepare import class_count, find_device, load_teacher, make_optimizer, on_device, start_network, wrapped
 from training.replicas import wait_for_all, world
-from training.resume import RUN_FORMAT, RUN_VERSION, read_run
-from training.schedule import learning_rate
-from training.settings import TRPSettings
-from training.trp import TRP, as_trained
-from trp_export.errors import LoadError, OptionError, OutputError, StoppedEarly
+from training.run_folder import LAST, require_same_files, stored_options
+from training.step import diverged, learning_rate, require_finite, require_finite_weights, training_loss
+from training.stop import StopRequest
+from training.trp import TRP
+from trp_export.errors import LoadError, OptionError, StoppedEarly
 from trp_export.planning.plan import Plan
+from trp_export.rules import SavedPlan
+from trp_export.system.files import sha256
 
 _STATISTICS_BATCHES = 16
 
@@ -47,107 +37,106 @@ Progress = Callable[[Record], None]
 
 
 class Run:
-    """One training run in one process. `history` has a record per epoch; `network.kind` says which phase it is in."""
+    """One training run in one process. `history` has a record per epoch; `network.kind` names the phase it is in.
 
-    def __init__(self, options: TrainOptions, progress: Progress, resume: bool = False) -> None:
+    `resume` continues from last.pt in the output folder, where `allow_changed_data` accepts data that has changed.
+    """
+
+    def __init__(
+        self, options: TrainOptions, progress: Progress, *, resume: bool = False, allow_changed_data: bool = False
+    ) -> None:
         self.options, self._progress = options, progress
-        self.device = _device(options.device)
+        state = read_last_state(options.output) if resume else None
         if options.tensorboard:
             require_tensorboard()
+        self.device = find_device(options.speed.device)
         torch.manual_seed(options.seed)
-        images = load_labelled_images(options.data)
-        if options.init is None:  # Weights say themselves how many classes there are, and images may be of a few.
-            require_every_class(images)
+        images = self._load_images()
+        self.digests = _digests(options, images)
+        if state is not None:
+            require_same_files(self.digests, state.digests, str(self.last), allow_changes=allow_changed_data)
         train, self.validation = split(images, options.validation, options.seed)
-        self.network = _start(options, train.classes)
-        require_fit(train, self.network.input_shape, _outputs(self.network))
-        self._normalisation = Normalisation(self.network.mean, self.network.std)
-        self.batches = TrainingBatches(train, self._normalisation, options.batch, options.seed, self.device, world())
-        if not len(self.batches):
-            raise OptionError(f"--batch {options.batch} is more than the {len(train)} training images.")
-        self._teacher = self._load_teacher(train.classes)
+        self.network = start_network(options, train.classes)
+        require_fit(train, self.network.input_shape, class_count(self.network))
+        self.batches = self._make_batches(train)
+        teacher = load_teacher(options, self.network)
+        self._teacher = None if teacher is None else on_device(teacher, self.device)
         dense = new_network(self.network.arch, self.network.classes, self.network.input_shape).module
         self._dense_macs = total_macs(find_layers(dense, self.network.input_shape))
         self.history: list[Record] = []
         self.epoch = self.step = 0
         self._loss_sum = 0.0
         self.trp: TRP | None = None
-        self._enter_phase()
-        if resume:
-            self._restore()
-        else:
-            _require_new(options)
+        self._enter_phase(self.network)
+        if state is not None:
+            with _damage_named(self.last, self.network.arch):
+                self._restore(state)
+
+    # Epochs
 
     def train(self) -> None:
-        """All epochs that are left. Raises StoppedEarly, with the run saved, where Ctrl-C or SIGTERM came."""
-        options = self.options
+        """Train all remaining epochs. Raises StoppedEarly, after saving, where the user asked to stop."""
+        optimisation = self.options.optimisation
         with StopRequest() as stop:
-            while self.epoch < options.epochs:
-                if self.trp is not None and self.epoch == options.epochs - options.factors:
-                    self._cut()
-                started = time.perf_counter()
-                first_step = self.step
+            while self.epoch < optimisation.epochs:
+                if self.trp is not None and self.epoch == optimisation.dense_epochs:
+                    self._cut_to_factors()
+                started, first_step = time.perf_counter(), self.step
                 self._train_epoch(stop)
-                images = (len(self.batches) - first_step) * options.batch
+                images = (len(self.batches) - first_step) * optimisation.batch
                 self._end_epoch(images / (time.perf_counter() - started))
             if self.trp is not None:
-                self._cut_for_good()
+                self._finish_dense()
 
     def _train_epoch(self, stop: StopRequest) -> None:
-        options, steps = self.options, len(self.batches)
+        optimisation, steps = self.options.optimisation, len(self.batches)
         self._model.train()
         for x, y in self.batches.epoch(self.epoch, self.step):
-            progress = (self.epoch * steps + self.step) / (options.epochs * steps)
+            progress = (self.epoch * steps + self.step) / (optimisation.epochs * steps)
             for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate(options.schedule, options.lr, progress)
+                group["lr"] = learning_rate(optimisation.schedule, optimisation.lr, progress)
             self._train_step(x, y)
             self.step += 1
             self._progress({"step": self.step, "steps": steps, "epoch": self.epoch, "loss": self._loss_sum / self.step})
             if stop.pending(self.step) and self.step < steps:
-                require_finite_weights(self.network.module, self._steps_done, self._last)
+                require_finite_weights(self.network.module, self._steps_done, self.last)
                 self.save()
                 raise StoppedEarly
 
     def _train_step(self, x: Tensor, y: Tensor) -> None:
-        options = self.options
+        distillation, step = self.options.distillation, self._steps_done + 1
         with self._autocast():
-            with torch.no_grad():
-                taught = self._teacher(x) if self._teacher is not None else None
-            logits = self._model(x)
-        loss = training_loss(logits, y, taught, options.temperature, options.teacher_share)
-        require_finite(loss, self.network.module, x, self._steps_done + 1, self._last)
+            logits, teacher_logits = self._model(x), None
+            if self._teacher is not None:
+                with torch.no_grad():
+                    teacher_logits = self._teacher(x)
+        temperature, share = (distillation.temperature, distillation.share) if distillation else (1.0, 0.0)
+        loss = training_loss(logits, y, teacher_logits, temperature, share)
+        require_finite(loss, self.network.module, x, step, self.last)
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         try:
             self._optimizer.step()
-        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # Of a projection.
-            raise diverged("weights are too large to project", self._steps_done + 1, self._last) from error
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # Raised by a projection.
+            raise diverged("weights are too large to project", step, self.last) from error
         self._loss_sum += float(loss.detach())
 
-    @property
-    def _steps_done(self) -> int:
-        return self.epoch * len(self.batches) + self.step
-
-    @property
-    def _last(self) -> Path:
-        return self.options.output / "last.pt"
-
     def _end_epoch(self, images_per_second: float) -> None:
-        require_finite_weights(self.network.module, self._steps_done, self._last)
-        steps = len(self.batches)
+        require_finite_weights(self.network.module, self._steps_done, self.last)
+        cut, macs = self._cut_now()
+        accuracy = self.accuracy(self.network.module)
         record: Record = {
             "epoch": self.epoch + 1,
             "kind": self.network.kind,
-            "loss": self._loss_sum / steps,
+            "loss": self._loss_sum / len(self.batches),
             "lr": self._optimizer.param_groups[0]["lr"],
             "images_per_s": round(images_per_second, 1),
-        }
-        cut, macs = self._cut_now()
-        record["accuracy"] = self.accuracy(self.network.module)
-        record["cut_accuracy"] = record["accuracy"] if self.trp is None else self.accuracy(cut.module)
-        record["macs_ratio"] = self._dense_macs / macs
-        record["ranks"] = {
-            layer["name"]: layer["rank"] for layer in (cut.plan or {}).get("layers", ()) if layer.get("rank")
+            "accuracy": accuracy,
+            "cut_accuracy": accuracy if self.trp is None else self.accuracy(cut.module),
+            "macs_ratio": self._dense_macs / macs,
+            "ranks": {
+                layer["name"]: layer["rank"] for layer in (cut.plan or {}).get("layers", ()) if layer.get("rank")
+            },
         }
         self.history.append(record)
         self.epoch, self.step, self._loss_sum = self.epoch + 1, 0, 0.0
@@ -157,50 +146,12 @@ class Run:
         self._progress(record)
 
     @property
-    def kept(self) -> Record:
-        """The epoch whose network is in model.pt, once cut: the best so far, or under `keep="last"` simply the last."""
-        if self.options.keep == "last":
-            return self.history[-1]
-        return max(self.history, key=lambda record: record["cut_accuracy"])  # Of equals the first.
-
-    def _cut_now(self) -> tuple[TrainedNetwork, int]:
-        """The network as it would be if it were cut now, and its multiply-adds. It is cut already in the last phase."""
-        if self.trp is None:
-            return self.network, total_macs(find_layers(self.network.module, self.network.input_shape))
-        plan = self.trp.measure()
-        module = low_rank_copy(self.network.module, plan)
-        reestimate(module, self.batches.inputs(_STATISTICS_BATCHES))
-        cut = replace(self.network, module=module, plan=as_trained(plan).to_json())
-        return cut, sum(decision.macs for decision in plan.decisions)
-
-    def _cut(self) -> None:
-        """From dense weights of low rank to factors that train on their own."""
-        plan = self._finish()
-        self.network = replace(
-            self.network, module=decompose(self.network.module, plan), kind=FACTORS, plan=plan.to_json()
-        )
-        self._enter_phase()
-
-    def _cut_for_good(self) -> None:
-        plan = self._finish()
-        self.network = replace(self.network, plan=plan.to_json())
-        if self.options.keep == "last":
-            self._keep(self.network)
-        self.save()
-
-    def _finish(self) -> Plan:
-        assert self.trp is not None
-        plan = self.trp.finish(self.batches.inputs(_STATISTICS_BATCHES))
-        self.trp = None
-        return plan
-
-    def _keep(self, network: TrainedNetwork) -> None:
-        if world()[0] == 0:
-            save_network(network, self.options.output / "model.pt", self.history)
+    def _steps_done(self) -> int:
+        return self.epoch * len(self.batches) + self.step
 
     @torch.no_grad()
     def accuracy(self, module: nn.Module) -> float:
-        """Share of the validation images that `module` gets right."""
+        """The share of validation images that `module` classifies correctly."""
         was_training, hits = module.training, 0
         module.eval()
         for x, y in evaluation_batches(self.validation, self._normalisation, self.device):
@@ -208,174 +159,154 @@ class Run:
         module.train(was_training)
         return hits / len(self.validation)
 
-    def save(self) -> None:
-        """All that a resumed run needs, in one stroke, and the history to look at.
+    # Cuts
 
-        Replicas wait for it: one that ended before would have torchrun end the first while it writes.
+    def _cut_now(self) -> tuple[TrainedNetwork, int]:
+        """The network as a cut at this moment would leave it, and its multiply-adds. It changes no weights."""
+        if self.trp is None:
+            return self.network, total_macs(find_layers(self.network.module, self.network.input_shape))
+        plan = self.trp.measure()
+        module = low_rank_copy(self.network.module, plan)
+        reestimate_batch_norm(module, self.batches.inputs(_STATISTICS_BATCHES))
+        cut = replace(self.network, module=module, plan=as_trained(plan).to_json())
+        return cut, sum(decision.macs for decision in plan.decisions)
+
+    def _cut_to_factors(self) -> None:
+        """Replace dense weights of low rank by factor pairs, which then train on their own."""
+        plan = self._finish_trp()
+        module = decompose(self.network.module, plan)
+        self._enter_phase(replace(self.network, module=module, kind=FACTORS, plan=plan.to_json()))
+
+    def _finish_dense(self) -> None:
+        """End a run that has no epochs on factors: the dense weights have exactly the plan's ranks afterwards."""
+        self.network = replace(self.network, plan=self._finish_trp().to_json())
+        if self.options.keep == "last":
+            self._keep(self.network)
+        self.save()
+
+    def _finish_trp(self) -> Plan:
+        assert self.trp is not None, "only a dense network with a rule is cut"
+        plan = self.trp.finish(self.batches.inputs(_STATISTICS_BATCHES))
+        self.trp = None
+        return plan
+
+    # What is kept
+
+    @property
+    def last(self) -> Path:
+        """The file from which the run can be resumed."""
+        return self.options.output / LAST
+
+    @property
+    def kept(self) -> Record:
+        """The epoch whose network, once cut, is in model.pt: the best so far (of equals the first), or the last."""
+        if self.options.keep == "last":
+            return self.history[-1]
+        return max(self.history, key=lambda record: record["cut_accuracy"])
+
+    def _keep(self, network: TrainedNetwork) -> None:
+        if world()[0] == 0:
+            save_network(network, self.options.output / "model.pt", self.history)
+
+    def save(self) -> None:
+        """Write all that a resumed run needs, and the history.
+
+        The other processes wait: torchrun would end the first, which is writing, as soon as another one ends.
         """
         if world()[0] == 0:
-            self._write()
+            write(self._state().to_content(), self.last)
+            write_history(self.history, self.options.output, tensorboard=self.options.tensorboard and not self.step)
         wait_for_all()
 
-    def _write(self) -> None:
-        output = self.options.output
-        content = {
-            "format": RUN_FORMAT,
-            "version": RUN_VERSION,
-            "options": self.options.to_json(),
-            "kind": self.network.kind,
-            "plan": self.network.plan,
-            "epoch": self.epoch,
-            "step": self.step,
-            "loss_sum": self._loss_sum,
-            "model": self.network.module.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "trp": self.trp.state_dict() if self.trp else None,
-            "history": self.history,
-        }
-        write(content, self._last)
-        try:
-            write_jsonl(self.history, output / "history.jsonl")
-            if self.history:
-                plot(self.history, output / "history.png")
-                if self.options.tensorboard and self.step == 0:
-                    write_tensorboard(self.history[-1], output / "tensorboard")
-        except OSError as error:
-            raise OutputError(f"{output} cannot be written: {error.strerror}.") from error
-
-    def _restore(self) -> None:
-        content = read_run(self.options.output)
-        try:
-            self._fill(content)
-        except (
-            KeyError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            RuntimeError,
-        ) as error:  # torch's for what does not fit
-            raise LoadError(
-                f"{self._last} does not fit {self.network.arch}: the network or its plan has changed, or it is damaged."
-            ) from error
-
-    def _fill(self, content: Mapping[str, Any]) -> None:
-        if content["kind"] == FACTORS and self.network.kind == DENSE:
-            module = as_pairs(self.network.module, content["plan"], str(self._last))
-            self.network = replace(self.network, module=module, kind=FACTORS, plan=content["plan"])
-            self.trp = None
-            self._enter_phase()
-        self.network.module.load_state_dict(content["model"])
-        self._optimizer.load_state_dict(content["optimizer"])
-        if content["trp"] is None:
-            self.trp = None  # Cut for good: a second time would be lower still.
-        elif self.trp is not None:
-            self.trp.load_state_dict(content["trp"])
-        self.epoch, self.step, self._loss_sum = int(content["epoch"]), int(content["step"]), float(content["loss_sum"])
-        self.history = content["history"]
-        if len(self.history) != self.epoch:
-            raise ValueError("a record per epoch")
-
-    def _enter_phase(self) -> None:
-        """Model, optimizer and, while the weights are dense and there is a rule, TRP."""
-        options, network = self.options, self.network
-        module = _placed(network.module, self.device).train()
-        self.network = replace(network, module=module)
-        self._model = _wrapped(module, options, self.device)
-        self._optimizer = torch.optim.SGD(
-            module.parameters(),
-            options.lr,
-            momentum=options.momentum,
-            nesterov=options.nesterov,
-            weight_decay=options.weight_decay,
+    def _state(self) -> LastState:
+        return LastState(
+            options=stored_options(self.options),
+            digests=self.digests,
+            kind=self.network.kind,
+            plan=self.network.plan,
+            epoch=self.epoch,
+            step=self.step,
+            loss_sum=self._loss_sum,
+            model=self.network.module.state_dict(),
+            optimizer=self._optimizer.state_dict()["state"],
+            trp=self.trp.state_dict() if self.trp else None,
+            history=self.history,
         )
-        if network.kind == DENSE and options.rule is not None:
-            self.trp = TRP(module, self._optimizer, self._settings(), network.input_shape)
-        else:
-            self.trp = None
 
-    def _settings(self) -> TRPSettings:
+    def _restore(self, state: LastState) -> None:
+        """Raises ValueError, or what torch raises, where the state does not fit the network."""
+        if state.step >= len(self.batches):
+            raise ValueError(f"step {state.step} of an epoch of {len(self.batches)}")
+        if state.kind == FACTORS and self.network.kind == DENSE:
+            module = as_pairs(self.network.module, state.plan, str(self.last))
+            self._enter_phase(replace(self.network, module=module, kind=FACTORS, plan=state.plan))
+        elif state.kind != self.network.kind:
+            raise ValueError("the network holds factors, and the state does not")
+        self.network.module.load_state_dict(state.model)
+        self._restore_optimizer(state)
+        if self.trp is not None and state.trp is not None:
+            if state.trp["step"] != state.epoch * len(self.batches) + state.step:
+                raise ValueError("trp has counted other steps")
+            self.trp.load_state_dict(state.trp)
+        elif self.trp is not None:  # It was cut after the last epoch. A second cut would lower the ranks again.
+            self.trp = None
+        self.epoch, self.step, self._loss_sum, self.history = state.epoch, state.step, state.loss_sum, state.history
+
+    def _restore_optimizer(self, state: LastState) -> None:
+        """The state of each parameter. Its options are those of this run, whatever the file says."""
+        parameters = self._optimizer.param_groups[0]["params"]
+        if self.options.optimisation.momentum and not state.optimizer and state.epoch + state.step:
+            raise ValueError("the optimizer's state is missing")
+        for index, buffers in state.optimizer.items():
+            if any(buffer.shape != parameters[index].shape for buffer in buffers.values()):
+                raise ValueError("the optimizer's state does not fit the network")
+        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": state.optimizer})
+
+    # Set-up
+
+    def _load_images(self) -> LabelledImages:
+        images = load_labelled_images(self.options.data)
+        if self.options.start.init is None:  # Weights determine the number of classes; the images may show only some.
+            require_every_class(images)
+        return images
+
+    def _make_batches(self, train: LabelledImages) -> TrainingBatches:
+        batch = self.options.optimisation.batch
+        self._normalisation = Normalisation(self.network.mean, self.network.std)
+        batches = TrainingBatches(train, self._normalisation, batch, self.options.seed, self.device, world())
+        if not len(batches):
+            raise OptionError(f"--batch {batch} is more than the {len(train)} training images.")
+        return batches
+
+    def _enter_phase(self, network: TrainedNetwork) -> None:
+        """Make model and optimizer, and TRP for dense weights that follow a rule."""
         options = self.options
-        assert options.rule is not None
-        steps = (options.epochs - options.factors) * len(self.batches)
-        chosen = ByName(options.only, options.skip) if options.only or options.skip else paper_choice
-        return TRPSettings(
-            rule=options.rule,
-            schemes={"*": options.scheme},
-            layers=chosen,
-            period=options.period,
-            nuclear=options.nuclear,
-            nuclear_every_step=options.nuclear_every_step,
-            project=options.project,
-            ramp=options.ramp,
-            ramp_steps=int(0.75 * steps),
-            exact_every=options.exact_every,
-            momentum=options.momentum_at_projection,
-            preserve_energy=options.preserve_energy,
-        )
-
-    def _load_teacher(self, classes: tuple[str, ...]) -> nn.Module | None:
-        if self.options.teacher is None:
-            return None
-        arch = self.options.teacher_arch or self.options.arch
-        teacher = load_network(self.options.teacher, arch, classes, self.network.input_shape)
-        if (teacher.mean, teacher.std) != (self.network.mean, self.network.std):
-            raise OptionError("--teacher is normalised by another mean and std than the network it would teach.")
-        return _placed(teacher.module, self.device).eval()
+        module = on_device(network.module, self.device).train()
+        self.network = replace(network, module=module)
+        self._model = wrapped(module, self.device, compile=options.speed.compile)
+        self._optimizer = make_optimizer(module, options.optimisation)
+        self.trp = None
+        if network.kind == DENSE and options.rank_rule is not None:
+            settings = options.trp_settings(options.rank_rule, len(self.batches))
+            self.trp = TRP(module, self._optimizer, settings, network.input_shape)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if not self.options.amp:
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return torch.autocast(self.device.type, torch.bfloat16) if self.options.speed.amp else nullcontext()
 
 
-def _start(options: TrainOptions, classes: tuple[str, ...]) -> TrainedNetwork:
-    if options.init is not None:
-        network = load_network(options.init, options.arch, classes, options.input_shape)
-    else:
-        assert options.arch is not None
-        network = new_network(options.arch, classes, options.input_shape)
-    if options.plan is not None:
-        network = _by_plan(network, options.plan)
-    if options.factors == options.epochs and network.kind == DENSE and options.rule is None:
-        raise OptionError("--factors needs a rank rule (--energy, --threshold or --macs) or a --plan to cut by.")
-    return replace(network, classes=network.classes or classes, module=copy.deepcopy(network.module))
+def _digests(options: TrainOptions, images: LabelledImages) -> dict[str, str]:
+    """The sha256 of all that the run reads, by flag."""
+    teacher = options.distillation.teacher if options.distillation else None
+    plan = options.rule.path if isinstance(options.rule, SavedPlan) else None
+    files = {"--init": options.start.init, "--teacher": teacher, "--plan": plan}
+    return {"--data": images.digest()} | {name: sha256([path]) for name, path in files.items() if path is not None}
 
 
-def _by_plan(network: TrainedNetwork, path: Path) -> TrainedNetwork:
-    if network.kind == FACTORS:
-        raise OptionError("--init holds factors already: leave --plan out to train them, or start from dense weights.")
-    plan = saved_plan(path, network.module, network.input_shape)
-    return replace(network, module=decompose(network.module, plan), kind=FACTORS, plan=as_trained(plan).to_json())
-
-
-def _outputs(network: TrainedNetwork) -> int:
-    last = [module for module in network.module.modules() if isinstance(module, nn.Linear)]
-    return last[-1].out_features if last else len(network.classes)
-
-
-def _placed(module: nn.Module, device: torch.device) -> nn.Module:
-    """On the device, its kernels channels last in memory."""
-    return module.to(device).to(memory_format=torch.channels_last)
-
-
-def _wrapped(module: nn.Module, options: TrainOptions, device: torch.device) -> nn.Module:
-    model: nn.Module = module
-    if world()[1] > 1:
-        model = nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
-    return torch.compile(model) if options.compile else model  # type: ignore[return-value]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = f"cuda:{world()[0] % max(1, torch.cuda.device_count())}" if torch.cuda.is_available() else "cpu"
+@contextmanager
+def _damage_named(path: Path, arch: str) -> Iterator[None]:
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"--device {name} is not there: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def _require_new(options: TrainOptions) -> None:
-    if (options.output / "last.pt").exists():
-        raise OptionError(f"{options.output} holds a run already: go on with --resume, or name another folder with -o.")
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # RuntimeError is torch's.
+        raise LoadError(
+            f"{path} does not fit {arch}: the file is damaged, or the network or its plan has changed."
+        ) from error

@@ -1,4 +1,4 @@
-"""Unfolding of kernels in torch: the same matrices as `trp_export.lowrank.schemes`, on any device, with gradients."""
+"""Unfolding of kernels in torch: the matrices of `trp_export.lowrank.schemes`, on any device and with gradients."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from trp_export.lowrank.schemes import Scheme
 
 @dataclass(frozen=True, slots=True)
 class Unfolding:
-    """How kernels (n, c/group, *k) become matrices: the `split` shape (group, out slice, n, in slice, c, *k), of whose
-    axes the first three in `order` count the matrices, the next `row_axes` are rows and the others columns."""
+    """How kernels (n, c/group, *k) become matrices.
+
+    A kernel is reshaped to `split`: (group, out slice, n, in slice, c, *k). Of these axes, in `order`, the first three
+    count the matrices, the next `row_axes` make the rows, and the others the columns.
+    """
 
     split: tuple[int, ...]
     order: tuple[int, ...]
@@ -32,8 +35,8 @@ class Unfolding:
         kernel = matrices.reshape([self.split[axis] for axis in self.order]).permute(back)
         return kernel.reshape(group * slices_out * n, slices_in * c, *extents)
 
-    def as_it_lies(self, kernel: Tensor) -> Unfolding:
-        """The same rows and columns, each in the order that the kernel has in memory: mostly a view of it."""
+    def in_memory_order(self, kernel: Tensor) -> Unfolding:
+        """The same rows and columns, ordered as the kernel is stored, so that the matrices are mostly a view of it."""
         strides = kernel.reshape(self.split).stride()
         columns = self.order[3 + self.row_axes :]
         parts = (sorted(part, key=strides.__getitem__, reverse=True) for part in (self._rows, columns))
@@ -45,7 +48,7 @@ class Unfolding:
 
 
 def unfolding(scheme: Scheme, kernel_shape: Sequence[int], group: int) -> Unfolding:
-    """Rows and columns in the order of `trp_export.lowrank.schemes`."""
+    """The unfolding of a scheme, with rows and columns in the order of `trp_export.lowrank.schemes`."""
     n, c, *extents = kernel_shape
     slices_in, slices_out = scheme.slices(kernel_shape, group)
     split = (group, slices_out, n // (group * slices_out), slices_in, c // slices_in, *extents)

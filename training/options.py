@@ -1,92 +1,294 @@
-"""Everything that decides what a run comes to, as one value."""
+"""Everything that decides the result of a training run, as one value. Its fields carry the flags of trp-train."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Literal, get_args
 
-from training.ranks import RAMPS, MacsBudget, RankRule
-from training.schedule import SCHEDULES
-from training.stored import Stored, require
-from trp_export.rules import Energy, Threshold
+from training.settings import (
+    LOW_RANK,
+    ByName,
+    LayerFilter,
+    RankRule,
+    TRPSettings,
+    paper_choice,
+    require_above_zero,
+    require_at_least_zero,
+    require_choice,
+)
+from trp_export.flags import InvalidOptionError, flag, group, one_of, optional
+from trp_export.lowrank.names import SCHEME_CHOICES
+from trp_export.rules import FIRST, SIZE, Energy, Macs, SavedPlan, Threshold
 
-# These may change from one start of a run to the next; all others make it another run.
-FREE = ("output", "tensorboard", "device", "lr")
+NETWORK, TRAINING, TEACHER, SPEED, RUN = "Network", "Training", "Teacher", "Speed", "The run"
+# The headings of the help, in order.
+SECTIONS = (FIRST, SIZE, NETWORK, LOW_RANK, TRAINING, TEACHER, SPEED, RUN)
+
+ALL = -1  # --factors all
+LARGEST_SEED = 2**63 - 1
+Schedule = Literal["step", "cosine"]
+Keep = Literal["best", "last"]
+ARCHITECTURE = (
+    "resnet20, torchvision:resnet18 or package.module:factory. The last imports the module, also from the current "
+    "folder, and runs its code."
+)
+
+
+def read_image_shape(text: str) -> tuple[int, ...]:
+    """The shape of one image, such as 1,3,224,224 or 1x3x224x224. Raises ValueError."""
+    sizes = text.replace("x", ",").split(",")
+    if len(sizes) != 4 or not all(size.isdecimal() and 0 < int(size) < 2**31 for size in sizes) or int(sizes[0]) != 1:
+        raise ValueError(f"{text!r} is not the shape of one image, such as 1,3,224,224.")
+    return tuple(map(int, sizes))
+
+
+def write_shape(shape: tuple[int, ...]) -> str:
+    return ",".join(map(str, shape))
+
+
+def _read_factors(text: str) -> int:
+    return ALL if text == "all" else int(text)
+
+
+def _write_factors(epochs: int) -> str:
+    return "all" if epochs == ALL else str(epochs)
 
 
 @dataclass(frozen=True, slots=True)
-class TrainOptions(Stored):
-    """One field per option of trp-train, with its default. Raises OptionError where two contradict one another."""
+class StartOptions:
+    """The network that training starts from: an architecture with fresh weights, or weights from a file."""
 
-    PATHS: ClassVar = ("output", "init", "teacher", "plan")
+    arch: str | None = flag("--arch", f"Architecture: {ARCHITECTURE}", section=FIRST, metavar="NAME", default=None)
+    init: Path | None = flag(
+        "--init",
+        "Start from these weights: a checkpoint, or a state dict with --arch.",
+        section=NETWORK,
+        read=Path,
+        metavar="FILE",
+        default=None,
+    )
+    input_shape: tuple[int, ...] | None = flag(
+        "--shape",
+        "Shape of one input image, such as 1,3,224,224. Default: the architecture's.",
+        section=NETWORK,
+        read=read_image_shape,
+        write=write_shape,
+        metavar="1,C,H,W",
+        default=None,
+    )
 
-    data: str
-    output: Path
-    arch: str | None = None
-    input_shape: tuple[int, ...] | None = None
-    scheme: str = "spatial"
-    energy: float | None = None
-    threshold: float | None = None
-    macs: float | None = None
-    plan: Path | None = None
-    ramp: str = "none"
-    period: int = 20
-    nuclear: float = 0.0
-    nuclear_every_step: bool = False
-    project: bool = True
-    exact_every: int = 1
-    momentum_at_projection: str = "keep"
-    preserve_energy: bool = False
-    only: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    epochs: int = 164
-    factors: int = 0
-    batch: int = 128
-    lr: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    schedule: str = "step"
-    init: Path | None = None
-    teacher: Path | None = None
-    teacher_arch: str | None = None
-    temperature: float = 4.0
-    teacher_share: float = 0.9
-    validation: int = 5_000
-    keep: str = "best"
-    amp: bool = False
-    compile: bool = False
-    device: str = "auto"
-    seed: int = 0
-    tensorboard: bool = False
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """Which layers are trained for low rank, and how they are decomposed."""
+
+    scheme: str = flag(
+        "--scheme",
+        "How a layer is cut in two. auto, sliced and all take the best of several for each layer.",
+        section=LOW_RANK,
+        choices=SCHEME_CHOICES,
+        default="spatial",
+    )
+    only: tuple[str, ...] = flag(
+        "--only",
+        "Train only layers whose name matches; may be repeated. Default: all convs with kernels above 1x1 but the "
+        "first.",
+        section=LOW_RANK,
+        kind="many",
+        metavar="PATTERN",
+        default=(),
+    )
+    skip: tuple[str, ...] = flag(
+        "--skip",
+        "Leave out layers whose name matches; may be repeated.",
+        section=LOW_RANK,
+        kind="many",
+        metavar="PATTERN",
+        default=(),
+    )
 
     def __post_init__(self) -> None:
-        require(self.epochs >= 1, f"--epochs {self.epochs} is below 1.")
-        require(0 <= self.factors <= self.epochs, f"--factors {self.factors} is not between 0 and --epochs.")
-        require(self.batch >= 1, f"--batch {self.batch} is below 1.")
-        require(self.lr > 0, f"--lr {self.lr:g} is not above 0.")
-        require(0 <= self.momentum < 1, f"--momentum {self.momentum:g} is outside [0, 1).")
-        require(self.momentum > 0 or not self.nesterov, "--nesterov needs a --momentum above 0.")
-        require(self.weight_decay >= 0, f"--weight-decay {self.weight_decay:g} is below 0.")
-        require(0 <= self.teacher_share <= 1, f"--teacher-share {self.teacher_share:g} is outside [0, 1].")
-        require(self.temperature > 0, f"--temperature {self.temperature:g} is not above 0.")
-        require(self.schedule in SCHEDULES, f"--schedule {self.schedule}: one of {', '.join(SCHEDULES)}.")
-        require(self.ramp in RAMPS, f"--ramp {self.ramp}: one of {', '.join(RAMPS)}.")
-        require(self.keep in ("best", "last"), f"--keep {self.keep}: best or last.")
-        require(self.arch is not None or self.init is not None, "name a network: --arch resnet20, or --init FILE.")
-        rules = [name for name in ("energy", "threshold", "macs", "plan") if getattr(self, name) is not None]
-        require(len(rules) <= 1, f"--{' and --'.join(rules)} contradict each other; give one rank rule.")
-        whole = self.factors in (0, self.epochs)
-        require(
-            self.plan is None or whole, "--plan trains factors in all epochs: leave --factors out, or without number."
-        )
+        require_choice("scheme", self.scheme, SCHEME_CHOICES)
 
     @property
-    def rule(self) -> RankRule | None:
-        """The rank rule; without one the network is trained as it is, or as the factors of `plan`."""
-        if self.energy is not None:
-            return Energy(self.energy)
-        if self.threshold is not None:
-            return Threshold(self.threshold)
-        return None if self.macs is None else MacsBudget(self.macs)
+    def filter(self) -> LayerFilter:
+        return ByName(self.only, self.skip) if self.only or self.skip else paper_choice
+
+
+@dataclass(frozen=True, slots=True)
+class Optimisation:
+    """Epochs, batches and SGD. `factors` is the number of epochs at the end that train factor pairs."""
+
+    epochs: int = flag("--epochs", "Number of epochs.", section=FIRST, read=int, metavar="N", default=164)
+    factors: int = flag(
+        "--factors",
+        "Cut the network before the last N epochs and train its factors in these; all trains factors from the start.",
+        section=TRAINING,
+        read=_read_factors,
+        write=_write_factors,
+        metavar="N|all",
+        default=0,
+    )
+    batch: int = flag(
+        "--batch", "Images per step, over all processes.", section=TRAINING, read=int, metavar="N", default=128
+    )
+    lr: float = flag("--lr", "Peak learning rate.", section=TRAINING, read=float, metavar="RATE", default=0.1)
+    momentum: float = flag("--momentum", "Momentum of SGD.", section=TRAINING, read=float, metavar="SHARE", default=0.9)
+    nesterov: bool = flag("--nesterov", "Use Nesterov's momentum.", section=TRAINING, kind="on", default=False)
+    weight_decay: float = flag(
+        "--weight-decay", "L2 penalty on all parameters.", section=TRAINING, read=float, metavar="WEIGHT", default=1e-4
+    )
+    schedule: Schedule = flag(
+        "--schedule",
+        "Learning rate over the run: step, as the TRP authors train, or cosine.",
+        section=TRAINING,
+        choices=get_args(Schedule),
+        default="step",
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise InvalidOptionError(f"{{{name}}} must be at least 1, not {getattr(self, name)}.")
+        if self.factors != ALL and not 0 <= self.factors <= self.epochs:
+            raise InvalidOptionError(f"{{factors}} must lie between 0 and {{epochs}}, not {self.factors}.")
+        require_choice("schedule", self.schedule, get_args(Schedule))
+        require_above_zero("lr", self.lr)
+        require_at_least_zero("weight_decay", self.weight_decay)
+        if not 0 <= self.momentum < 1:
+            raise InvalidOptionError(f"{{momentum}} must be at least 0 and below 1, not {self.momentum:g}.")
+        if self.nesterov and not self.momentum:
+            raise InvalidOptionError("{nesterov} needs {momentum} above 0.")
+
+    @property
+    def factor_epochs(self) -> int:
+        """Epochs at the end that train factor pairs."""
+        return self.epochs if self.factors == ALL else self.factors
+
+    @property
+    def dense_epochs(self) -> int:
+        """Epochs before the cut."""
+        return self.epochs - self.factor_epochs
+
+
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """A teacher, and how much of the loss it makes up (Hinton et al. 2015)."""
+
+    teacher: Path = flag(
+        "--teacher", "Distil from the network with these weights.", section=TEACHER, read=Path, metavar="FILE"
+    )
+    arch: str | None = flag(
+        "--teacher-arch",
+        "The teacher's architecture, if it differs from --arch and the file does not name it.",
+        section=TEACHER,
+        metavar="NAME",
+        default=None,
+    )
+    temperature: float = flag(
+        "--temperature", "Temperature of the distillation.", section=TEACHER, read=float, metavar="T", default=4.0
+    )
+    share: float = flag(
+        "--teacher-share",
+        "The teacher's share of the loss, between 0 and 1.",
+        section=TEACHER,
+        read=float,
+        metavar="SHARE",
+        default=0.9,
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise InvalidOptionError(f"{{share}} must lie between 0 and 1, not {self.share:g}.")
+        require_above_zero("temperature", self.temperature)
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What makes steps faster without changing what is trained."""
+
+    device: str = flag("--device", "cpu, cuda or cuda:1.", section=SPEED, metavar="NAME", default="auto")
+    amp: bool = flag(
+        "--amp", "Compute in bfloat16 where that is safe (autocast).", section=SPEED, kind="on", default=False
+    )
+    compile: bool = flag(
+        "--compile",
+        "Compile the network (torch.compile); TORCHINDUCTOR_CACHE_DIR keeps the result.",
+        section=SPEED,
+        kind="on",
+        default=False,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """The options of trp-train, with their defaults. Raises InvalidOptionError where two contradict each other.
+
+    `rule` None trains the network as it is; with a SavedPlan the factors of that plan are trained in all epochs.
+    """
+
+    data: str = flag(
+        "--data",
+        "Labelled images: npz:DIR, imagefolder:DIR or torchvision:CIFAR10:DIR.",
+        section=FIRST,
+        metavar="SPEC",
+    )
+    output: Path = flag("-o/--output", "Folder of the run.", section=FIRST, read=Path, metavar="DIR")
+    start: StartOptions = group(StartOptions)
+    rule: Energy | Threshold | Macs | SavedPlan | None = one_of(Macs, Energy, Threshold, SavedPlan, default=None)
+    layers: Layers = group(Layers)
+    trp: TRPSettings = group(TRPSettings)
+    optimisation: Optimisation = group(Optimisation)
+    distillation: Distillation | None = optional(Distillation)
+    speed: Speed = group(Speed)
+    validation: int = flag(
+        "--validation",
+        "Images held out of the training set for validation, chosen by --seed.",
+        section=RUN,
+        read=int,
+        metavar="N",
+        default=5_000,
+    )
+    keep: Keep = flag(
+        "--keep",
+        "Which epoch model.pt holds: the best on validation when cut, or the last.",
+        section=RUN,
+        choices=get_args(Keep),
+        default="best",
+    )
+    seed: int = flag(
+        "--seed",
+        "Seed of the split, the order, the augmentation and fresh weights.",
+        section=RUN,
+        read=int,
+        metavar="N",
+        default=0,
+    )
+    tensorboard: bool = flag("--tensorboard", "Also write TensorBoard events.", section=RUN, kind="on", default=False)
+
+    def __post_init__(self) -> None:
+        require_choice("keep", self.keep, get_args(Keep))
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise InvalidOptionError(f"{{seed}} must lie between 0 and 2^63 - 1, not {self.seed}.")
+        if self.start.arch is None and self.start.init is None:
+            raise InvalidOptionError("name a network: {start.arch} resnet20, or {start.init} FILE.")
+        if isinstance(self.rule, SavedPlan) and 0 < self.optimisation.factor_epochs < self.optimisation.epochs:
+            raise InvalidOptionError(
+                "{rule.path}: a saved plan trains factors in all epochs; leave {optimisation.factors} out."
+            )
+
+    @property
+    def rank_rule(self) -> RankRule | None:
+        """The rule that ranks follow while dense weights are trained; None where none are lowered."""
+        return None if isinstance(self.rule, SavedPlan) else self.rule
+
+    def trp_settings(self, rule: RankRule, steps_per_epoch: int) -> TRPSettings:
+        """The settings of TRP for this run. The ramp takes three quarters of the dense epochs."""
+        return replace(
+            self.trp,
+            rule=rule,
+            schemes={"*": self.layers.scheme},
+            layers=self.layers.filter,
+            ramp_steps=int(0.75 * self.optimisation.dense_epochs * steps_per_epoch),
+        )

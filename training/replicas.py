@@ -1,4 +1,4 @@
-"""Work shared out over the replicas of a distributed run, so that all of them end up bit-identical."""
+"""Work divided among the processes of a distributed run, so that all of them keep identical weights."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def world() -> tuple[int, int]:
 
 
 def wait_for_all() -> None:
-    """Returns once every process has come here; at once in a single process."""
+    """Wait until every process has reached this call."""
     if world()[1] > 1:
         dist.barrier()
 
 
 def share_out(costs: Sequence[float]) -> tuple[int, ...]:
-    """The owner of each piece of work: the dearest first, each to the process with the least to do so far."""
+    """The owner of each piece of work: by falling cost, each goes to the process with the least work so far."""
     _, processes = world()
     load = [0.0] * processes
     owners = [0] * len(costs)
@@ -33,7 +33,7 @@ def share_out(costs: Sequence[float]) -> tuple[int, ...]:
 
 
 def broadcast(tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
-    """Each tensor is overwritten, in place, by its owner's; nothing happens in a single process."""
+    """Overwrite each tensor, in place, with that of its owner. A single process does nothing."""
     if world()[1] == 1:
         return
     for tensor, owner in zip(tensors, owners, strict=True):

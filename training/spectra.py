@@ -1,19 +1,27 @@
 """Batched truncated SVD through Gram matrices: projections onto low rank and sub-gradients of the nuclear norm.
 
-One eigendecomposition of the smaller Gram matrix gives the singular values and one side's vectors;
-the other side follows by products. Several times cheaper than a full SVD of each layer. Where weights moved little
-since, `follow` renews the leading part alone. Shapes: b matrices of rows x columns, s = min(rows, columns),
+One eigendecomposition of the smaller Gram matrix gives the singular values and one side's vectors; products give the
+other side. This takes a fraction of the time of a full SVD of each layer. For weights that have moved little since the
+last projection, `follow` renews the leading part alone. Shapes: b matrices of rows x columns, s = min(rows, columns),
 l = max(rows, columns), ranks (b,), k the largest of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from training.products import product
+# Products of fewer multiply-adds than this take less time than setting up a convolution.
+_WORTH_A_CONVOLUTION = 1 << 24
+
+_ONEDNN: Any = torch.backends.mkldnn
+_MAY_ROUND: tuple[Any, ...] = (torch.backends.cuda.matmul, _ONEDNN.matmul, _ONEDNN.conv)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +34,13 @@ class Spectrum:
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """Matrices at their ranks: `basis` (b, s, k), orthonormal columns of the smaller side, zero beyond each rank; None
-    where nothing is cut. `coordinates` (b, k, l) in it, and `root` (b, k, k), the inverse square root of coordinates
-    times their transpose, zero where there is no energy. `tall` matrices were transposed."""
+    """Matrices at their ranks.
+
+    `basis` (b, s, k) holds orthonormal columns of the smaller side, zero beyond each rank; it is None where all
+    matrices keep full rank. `coordinates` (b, k, l) are those of the matrices in this basis. `root` (b, k, k) is the
+    inverse square root of the coordinates times their transpose, zero where there is no energy. `tall` matrices were
+    transposed.
+    """
 
     basis: Tensor | None
     coordinates: Tensor
@@ -42,16 +54,17 @@ class Truncation:
     def pull(self, out: Tensor | None = None) -> Tensor:
         """U_r V_r^T: a sub-gradient of the nuclear norm at the truncation.
 
-        The free part, orthogonal to both spaces, is zero (Watson 1992). Directions without energy are left out.
+        The part that may be chosen freely, orthogonal to both spaces, is zero (Watson 1992). Directions without energy
+        are left out.
         """
         return self._expanded(self.root if self.basis is None else self.basis @ self.root, out)
 
     def space(self) -> Tensor:
-        """What `follow` starts from: orthonormal rows (b, k, l) of the larger side's space, zero beyond each rank."""
+        """The start for `follow`: orthonormal rows (b, k, l) of the larger side's space, zero beyond each rank."""
         return product(self.root, self.coordinates)
 
     def _expanded(self, basis: Tensor, out: Tensor | None) -> Tensor:
-        """The matrices that have these coordinates in a basis."""
+        """The matrices with these coordinates in a basis."""
         wide = torch.matmul(basis, self.coordinates, out=None if out is None else self._upright(out))
         return self._upright(wide)
 
@@ -62,7 +75,8 @@ class Truncation:
 def spectrum(matrices: Tensor, precision: torch.dtype = torch.float64) -> Spectrum:
     """Singular values and the smaller side's vectors of each matrix (b, rows, columns), in that precision.
 
-    In float32 values below some thousandth of the largest are lost: enough to project in training, at half the price.
+    In float32, values below about a thousandth of the largest are lost. That is accurate enough for a projection while
+    training, and takes half the time.
     """
     small = _wide(matrices).to(precision)
     squares, vectors = torch.linalg.eigh(product(small, small.mT))
@@ -83,19 +97,18 @@ def truncate(matrices: Tensor, known: Spectrum, ranks: Tensor) -> Truncation:
 
 
 def follow(matrices: Tensor, space: Tensor, ranks: Tensor) -> Truncation | None:
-    """Each matrix at its rank, from the space (b, k, l) that a projection left: one block power step. None where the
-    space has lost its rank.
+    """Each matrix at its rank, by one block power step from the space (b, k, l) of the last projection.
 
-    After a projection and one step of training what lies beyond the rank is as small as the step, so the angle to
-    the true space shrinks by (step / smallest kept singular value).
+    After a projection and one step of training, the part beyond the rank is as small as the step, so the angle to the
+    true space shrinks by (step / smallest kept singular value). Returns None where the space has lost its rank.
     """
     small, kept = _wide(matrices), _kept(ranks, int(ranks.max()))
-    image = product(small, space.mT)  # Nearly the other side's vectors, times their values.
+    image = product(small, space.mT)  # Close to the smaller side's vectors times the singular values.
     norms = torch.linalg.vector_norm(image, dim=1)
     if not bool((norms > 0).logical_or(~kept).all()):
         return None
     image = image * torch.where(kept, 1 / norms, 0.0)[:, None, :]
-    # Columns beyond a rank are zero; ones on the diagonal keep them out of the others' way.
+    # Columns beyond a rank are zero; ones on the diagonal keep the matrix invertible.
     lower, failed = torch.linalg.cholesky_ex(product(image.mT, image) + torch.diag_embed((~kept).to(image.dtype)))
     if bool(failed.any()):
         return None
@@ -110,14 +123,46 @@ def follow(matrices: Tensor, space: Tensor, ranks: Tensor) -> Truncation | None:
 
 
 def projected(matrices: Tensor, basis: Tensor) -> Tensor:
-    """Onto the space (b, s, k) of the smaller side."""
+    """The projection of matrices (b, rows, columns) onto the space `basis` (b, s, k) of the smaller side."""
     small = _wide(matrices)
-    found: Tensor = basis @ product(basis.mT, small)
-    return found if small is matrices else found.mT
+    projection: Tensor = basis @ product(basis.mT, small)
+    return projection if small is matrices else projection.mT
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Inside, no gradients, no autocast, and float32 products in full, even in a training with TF32 or bfloat16."""
+    before = [backend.fp32_precision for backend in _MAY_ROUND]
+    try:
+        for backend in _MAY_ROUND:
+            backend.fp32_precision = "ieee"
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(_MAY_ROUND, before, strict=True):
+            backend.fp32_precision = precision
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """left (b, m, k) @ right (b, k, n).
+
+    Large float32 products on several CPU threads are computed as 1x1 convolutions: torch gives these to oneDNN and
+    matrix products to MKL, which takes twice the time on processors not made by Intel. Where the result is the largest
+    of the three matrices, allocating it for a convolution costs as much as is gained, so matmul is used.
+    """
+    _, m, k = left.shape
+    n = right.shape[2]
+    convolves = left.device.type == "cpu" and left.dtype == torch.float32 and torch.get_num_threads() > 1
+    if not convolves or m * k * n < _WORTH_A_CONVOLUTION or m * n >= k * max(m, n):
+        return left @ right
+    larger = left if m > n else right
+    if larger.mT.is_contiguous():  # No copy is needed.
+        return _by_convolution(right.mT, left.mT).mT
+    return _by_convolution(left, right)
 
 
 def _noise(squares: Tensor) -> Tensor:
-    """(b, 1): eigenvalues (b, k), ascending, of Gram matrices mean nothing below."""
+    """(b, 1): the level of rounding errors in the eigenvalues (b, k) of Gram matrices, ascending."""
     share: float = 4 * torch.finfo(squares.dtype).eps * squares.shape[1] ** 0.5
     return squares[:, -1:] * share
 
@@ -134,3 +179,13 @@ def _inverse(values: Tensor, ranks: Tensor) -> Tensor:
 
 def _wide(matrices: Tensor) -> Tensor:
     return matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+
+
+def _by_convolution(left: Tensor, right: Tensor) -> Tensor:
+    parts = [_convolved(*pair) for pair in zip(left, right, strict=True)]
+    return parts[0][None] if len(parts) == 1 else torch.stack(parts)
+
+
+def _convolved(left: Tensor, right: Tensor) -> Tensor:
+    """One product, as a convolution from k to m channels at n positions."""
+    return functional.conv2d(right[None, :, :, None], left.contiguous()[:, :, None, None])[0, :, :, 0]

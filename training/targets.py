@@ -1,4 +1,4 @@
-"""Layers in training for low rank, and those of one matrix shape taken together: one call decomposes them all."""
+"""Layers that are trained for low rank. Those with equal matrix shapes are decomposed together, in one call."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from training.spectra import Spectrum, Truncation, follow, spectrum, truncate
 from trp_export.lowrank.schemes import Scheme
 from trp_export.planning.curves import Curve, curve_of
 
-# Weights of so many elements gain nothing by being taken together, which copies them.
+# Weights of this many elements gain nothing from being decomposed together, since that copies them.
 _LARGE = 1 << 16
 
 
 @dataclass(slots=True)
 class Target:
-    """A layer in training: its curve, how it becomes matrices, the rank it was last projected to, the space it was left
-    in where that is followed, and the pull for the next step."""
+    """A layer in training: its curve, its unfolding into matrices, and the rank of its last projection.
+
+    `space` is the subspace of the last projection where later ones follow it, `pull` the nuclear norm's sub-gradient
+    for the next step.
+    """
 
     layer: TorchLayer
     curve: Curve
@@ -39,12 +42,12 @@ class Target:
         return self.layer.weight
 
     def matrices(self, tensor: Tensor) -> Tensor:
-        """A tensor like the weight, in float32 or more: a view of it where it lies in memory as matrices do."""
+        """The matrices of a tensor like the weight, in float32 or more; a view where its memory order allows that."""
         matrices = self.unfolding.unfold(tensor.detach())
         return matrices.to(torch.promote_types(matrices.dtype, torch.float32))
 
     def assign(self, tensor: Tensor, make: Callable[[Tensor | None], Tensor]) -> None:
-        """What `make` gives, folded, into a tensor like the weight: at once where its matrices are a view."""
+        """Write the matrices that `make` returns into a tensor like the weight, directly if they are a view of it."""
         matrices = self.matrices(tensor)
         if matrices.data_ptr() == tensor.data_ptr():
             make(matrices)
@@ -54,7 +57,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Decomposed:
-    """Layers of one matrix shape: their matrices (b, rows, columns), one after the other, and the spectrum of each."""
+    """Layers of one matrix shape: their matrices (b, rows, columns), concatenated, and the spectrum of each."""
 
     members: Sequence[Target]
     matrices: Tensor
@@ -66,7 +69,7 @@ class Decomposed:
         return per_member(self.known.values, self.members)
 
     def truncated(self, ranks: Mapping[str, int]) -> list[Truncated]:
-        """At these ranks by layer name; those that stay whole, which costs less, apart from those that are cut."""
+        """The layers at these ranks, given by name. Layers of full rank, which need less work, form their own group."""
         whole = [ranks[member.name] >= member.curve.full_rank for member in self.members]
         if all(whole) or not any(whole):
             return [Truncated(self.members, truncate(self.matrices, self.known, _per_matrix(self.members, ranks)))]
@@ -74,20 +77,20 @@ class Decomposed:
 
     def _only(self, chosen: Sequence[bool]) -> Decomposed:
         members = [member for member, one in zip(self.members, chosen, strict=True) if one]
-        own = torch.tensor(chosen, device=self.matrices.device).repeat_interleave(len(self.matrices) // len(chosen))
-        return Decomposed(members, self.matrices[own], Spectrum(self.known.values[own], self.known.basis[own]))
+        mask = torch.tensor(chosen, device=self.matrices.device).repeat_interleave(len(self.matrices) // len(chosen))
+        return Decomposed(members, self.matrices[mask], Spectrum(self.known.values[mask], self.known.basis[mask]))
 
 
 @dataclass(frozen=True, slots=True)
 class Truncated:
-    """Layers of one matrix shape, at their ranks."""
+    """Layers of one matrix shape at their ranks."""
 
     members: Sequence[Target]
     known: Truncation
 
     @property
     def parts(self) -> list[Truncation]:
-        """One for each layer."""
+        """One truncation for each layer."""
         known = self.known
         bases = [None] * len(self.members) if known.basis is None else per_member(known.basis, self.members)
         rest = (per_member(tensor, self.members) for tensor in (known.coordinates, known.root))
@@ -98,33 +101,33 @@ class Truncated:
 
 
 def curve(layer: TorchLayer, scheme: Scheme) -> Curve:
-    """The exact curve of a layer as its weight is now."""
+    """The exact curve of a layer for its present weight."""
     values = spectrum(unfold(layer.weight.detach(), scheme, layer.site.group)).values
     return curve_of(layer.site, scheme, values.cpu().numpy())
 
 
 def decompose(members: Sequence[Target], *, exact: bool) -> list[Decomposed]:
-    """Decomposed in full, by shape: in float64, or in the precision of the matrices, which is enough while training."""
+    """Decompose layers in full, by shape: `exact` in float64, else in the precision of the matrices."""
     return [
-        Decomposed(own, matrices, spectrum(matrices, torch.float64 if exact else matrices.dtype))
-        for own, matrices in _by_shape(members)
+        Decomposed(group, matrices, spectrum(matrices, torch.float64 if exact else matrices.dtype))
+        for group, matrices in _by_shape(members)
     ]
 
 
 def follow_spaces(members: Sequence[Target]) -> Iterator[Truncated]:
-    """At the ranks they have, renewed from the spaces they were left in where that is possible."""
+    """Layers at their present ranks, by following the spaces of their last projection where that is possible."""
     ranks = {member.name: member.rank for member in members}
-    for own, matrices in _by_shape(members):
-        left = [member.space for member in own if member.space is not None]
-        renewed = follow(matrices, torch.cat(left), _per_matrix(own, ranks)) if left else None
+    for group, matrices in _by_shape(members):
+        spaces = [member.space for member in group if member.space is not None]
+        renewed = follow(matrices, torch.cat(spaces), _per_matrix(group, ranks)) if spaces else None
         if renewed is not None:
-            yield Truncated(own, renewed)
+            yield Truncated(group, renewed)
         else:
-            yield from Decomposed(own, matrices, spectrum(matrices, matrices.dtype)).truncated(ranks)
+            yield from Decomposed(group, matrices, spectrum(matrices, matrices.dtype)).truncated(ranks)
 
 
 def per_member(tensor: Tensor, members: Sequence[Target]) -> Sequence[Tensor]:
-    """A tensor (b, ...) in parts, one for each layer."""
+    """Split a tensor (b, ...) into one part for each layer."""
     return tensor.split(len(tensor) // len(members))  # type: ignore[no-any-return,no-untyped-call]
 
 
@@ -134,12 +137,12 @@ def _by_shape(members: Sequence[Target]) -> Iterator[tuple[list[Target], Tensor]
         width = 0 if member.space is None else member.space.shape[1]
         alike = (width, member.unfolding)
         groups.setdefault(alike if member.weight.numel() < _LARGE else (member.name,), []).append(member)
-    for own in groups.values():
-        matrices = [member.matrices(member.weight) for member in own]
-        yield own, matrices[0] if len(matrices) == 1 else torch.cat(matrices)
+    for group in groups.values():
+        matrices = [member.matrices(member.weight) for member in group]
+        yield group, matrices[0] if len(matrices) == 1 else torch.cat(matrices)
 
 
 def _per_matrix(members: Sequence[Target], ranks: Mapping[str, int]) -> Tensor:
-    """The ranks of the layers as one of each matrix (b,)."""
-    found = [ranks[member.name] for member in members for _ in member.curve.singular_values]
-    return torch.tensor(found, device=members[0].weight.device)
+    """The rank of each matrix (b,), from the ranks of the layers."""
+    per_matrix = [ranks[member.name] for member in members for _ in member.curve.singular_values]
+    return torch.tensor(per_matrix, device=members[0].weight.device)

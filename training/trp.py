@@ -1,17 +1,17 @@
-"""Trained Rank Pruning, in two lines of anyone's loop (Xu et al., arXiv 2004.14566).
+"""Trained Rank Pruning (Xu et al., arXiv 2004.14566), added to any training loop with two lines.
 
     trp = TRP(model, optimizer, TRPSettings(rule=Energy(0.98), period=20, nuclear=3e-4), input_shape=(1, 3, 32, 32))
-    ...                     # the training loop as it is
+    ...                     # the training loop, unchanged
     plan = trp.finish(batches)
 
-Every `period`-th optimizer step the chosen weights are replaced by their truncated SVD, in place, and the
-nuclear norm's sub-gradient is added to the gradient of the step that follows:
+After every `period`-th optimizer step the chosen weights are replaced by their truncated SVD, in place, and the nuclear
+norm's sub-gradient is added to the gradient of the next step:
 
     T = D(W_t) if t mod m == 0 else W_t
     W_{t+1} = T - lr (grad f(T) + lambda U_r V_r^T)
 
-It works through hooks of the optimizer, so it runs where a step is really taken: after gradient accumulation,
-after the GradScaler has unscaled, after gradients have been averaged over replicas.
+The work is done in hooks of the optimizer, so it happens only when a step is taken: after gradient accumulation, after
+the GradScaler has unscaled the gradients, and after they have been averaged over the processes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.batchnorm import reestimate
+from training.cut import as_trained, reestimate_batch_norm
 from training.layers import TorchLayer, find_layers, total_macs, unwrapped
 from training.matrices import Unfolding, unfolding
-from training.products import full_precision
-from training.ranks import RankRule, choose_schemes, plan_of_ranks, projection_ranks, ramped
+from training.ranks import choose_schemes, plan_of_ranks, projection_ranks, ramped
 from training.replicas import broadcast, share_out, world
-from training.settings import TRPSettings
-from training.spectra import Truncation, projected
+from training.settings import RankRule, TRPSettings
+from training.spectra import Truncation, full_precision, projected
 from training.targets import Decomposed, Target, Truncated, curve, decompose, follow_spaces
 from trp_export.errors import OptionError
 from trp_export.lowrank.schemes import Scheme, scheme_named
@@ -41,10 +40,10 @@ _MOMENTA = ("momentum_buffer", "exp_avg")
 
 
 class TRP:
-    """Trains the chosen layers of a model for low rank while `optimizer` trains the whole.
+    """Trains the chosen layers of a model for low rank while `optimizer` trains the model.
 
     The model may be wrapped by torch.compile or DistributedDataParallel. `input_shape` is (1, c, *extents).
-    Raises OptionError where no layer is chosen or a MACs budget cannot be met.
+    Raises OptionError where no layer is chosen or a budget cannot be met.
     """
 
     def __init__(
@@ -67,23 +66,24 @@ class TRP:
             self.project()
 
     def project(self) -> None:
-        """Replace every chosen weight by its truncated SVD, now, by the rule as it stands at this step."""
-        if self.step // self.settings.period % self.settings.exact_every:
-            self._carry_out(follow_spaces(self._own()), write=True)
-        else:
+        """Replace every chosen weight by its truncated SVD, at the ranks of the rule at this step."""
+        projection = self.step // self.settings.period
+        if projection % self.settings.exact_every == 0:
             known = self._decompose(exact=False)
             self._set_ranks(self._ranks(self.current_rule))
             self._carry_out(_truncated(known, self.ranks), write=True)
+        else:
+            self._carry_out(follow_spaces(self._owned_targets()), write=True)
 
     def measure(self) -> Plan:
-        """The plan that a cut now, by the final rule, would carry out. No weight is touched."""
+        """The plan of a cut by the final rule at this moment. No weight is changed."""
         self._decompose()
         return plan_of_ranks(self._planned_layers(), self.settings.rule, self.total_macs, self.settings.layer_weights)
 
     def finish(self, batches: Iterable[Tensor] | None = None) -> Plan:
-        """Project one last time by the final rule, re-estimate batch norm on `batches` of inputs, detach.
+        """Project a last time by the final rule, re-estimate batch norm on `batches` of inputs, and remove the hooks.
 
-        Afterwards the weights of the plan's layers have exactly its ranks; layers that cannot gain are left.
+        Afterwards the weights of the plan's layers have exactly its ranks; layers that would not gain keep theirs.
         """
         for hook in self._hooks:
             hook.remove()
@@ -95,7 +95,7 @@ class TRP:
         for target in self._targets:
             target.pull = target.space = None
         if batches is not None:
-            reestimate(self._model, batches)
+            reestimate_batch_norm(self._model, batches)
         return as_trained(plan)
 
     @property
@@ -105,14 +105,14 @@ class TRP:
 
     @property
     def ranks(self) -> dict[str, int]:
-        """The rank each chosen layer was last projected to, by layer name."""
+        """The rank of each chosen layer at its last projection, by layer name."""
         return {target.name: target.rank for target in self._targets}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside model and optimizer to go on to the same weights.
+        """What a resumed run needs beside model and optimizer to reach the same weights.
 
-        Spaces are those of the layers this process owns: a distributed run that follows them (`exact_every`) decomposes
-        the others in full when it goes on.
+        Spaces are those of the layers that this process owns: a distributed run with `exact_every` decomposes the
+        others in full when it resumes.
         """
         return {
             "step": self.step,
@@ -120,24 +120,32 @@ class TRP:
             "schemes": {target.name: target.curve.scheme.name for target in self._targets},
             "orders": {target.name: target.unfolding.order for target in self._targets},
             "pulls": {target.name: target.pull for target in self._targets if target.pull is not None},
-            "left": {target.name: target.space for target in self._targets if target.space is not None},
+            "spaces": {target.name: target.space for target in self._targets if target.space is not None},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.step = int(state["step"])
+        """Restore what `state_dict` returned. Raises LookupError, TypeError or ValueError where it does not fit."""
+        step = state["step"]
+        if not isinstance(step, int) or step < 0:
+            raise ValueError(f"step {step!r} is not a count")
         for target in self._targets:
-            target.rank = int(state["ranks"][target.name])
-            name = state["schemes"][target.name]
-            scheme = scheme_named(name)
-            if scheme is None:
-                raise OptionError(f"{target.name} was trained under {name!r}, which is unknown.")
+            scheme = scheme_named(state["schemes"][target.name])
+            if scheme not in schemes_for(target.layer.site, self.settings.choice(target.name)):
+                raise ValueError(f"{target.name} was trained under a scheme that it cannot have")
             target.curve, target.unfolding = curve(target.layer, scheme), _unfolding(target.layer, scheme)
-            if order := state.get("orders", {}).get(target.name):  # Spaces are of that order, however weights lie now.
-                target.unfolding = replace(target.unfolding, order=tuple(order))
-            pull = state["pulls"].get(target.name)
-            target.pull = None if pull is None else pull.to(target.weight.device)
-            left = state.get("left", {}).get(target.name)
-            target.space = None if left is None else left.to(target.weight.device)
+            order = tuple(state["orders"][target.name])
+            if sorted(order) != sorted(target.unfolding.order):
+                raise ValueError(f"the order of {target.name} does not fit its kernel")
+            target.unfolding = replace(target.unfolding, order=order)  # Spaces are stored in that order.
+            rank = state["ranks"][target.name]
+            if not isinstance(rank, int) or not 1 <= rank <= target.curve.full_rank:
+                raise ValueError(f"rank {rank!r} of {target.name} is outside 1 to {target.curve.full_rank}")
+            target.rank = rank
+            target.pull = _restored(state["pulls"].get(target.name), target.weight, target.weight.shape)
+            count, side = target.curve.singular_values.shape
+            longer = target.weight.numel() // (count * side)
+            target.space = _restored(state["spaces"].get(target.name), target.weight, (count, None, longer))
+        self.step = step
 
     def _find_targets(self) -> list[Target]:
         chosen = [
@@ -146,7 +154,7 @@ class TRP:
             if layer.site.refusal is None and self.settings.layers(layer.site, index)
         ]
         if not chosen:
-            raise OptionError(f"no layer takes part: the filter leaves none of {_few(self.layers)}.")
+            raise OptionError(f"no layer is trained for low rank: the filter matches none of {_few(self.layers)}.")
         offers = {
             layer.name: [curve(layer, s) for s in schemes_for(layer.site, self.settings.choice(layer.name))]
             for layer in chosen
@@ -163,12 +171,12 @@ class TRP:
         return targets
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Add the pull to the gradients, which are unscaled and averaged by now."""
+        """Add the pull to the gradients, which have been unscaled and averaged."""
         if not self.settings.nuclear:
             return
         if self.settings.nuclear_every_step and any(target.pull is None for target in self._targets):
             self._carry_out(_truncated(self._decompose(), self._full_ranks()), write=False)
-        # A fused optimizer unscales inside its step: its gradients still carry the GradScaler's factor here.
+        # A fused optimizer unscales in its step, so its gradients still have the GradScaler's factor here.
         scale = getattr(optimizer, "grad_scale", None)
         pulled = [(t.weight.grad, t.pull) for t in self._targets if t.pull is not None and t.weight.grad is not None]
         if pulled:
@@ -178,7 +186,7 @@ class TRP:
             torch._foreach_add_(gradients, pulls, alpha=self.settings.nuclear)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Count the step, unless a fused optimizer skipped it, and project if it is time."""
+        """Count the step, unless a fused optimizer skipped it, and project after every `period`-th."""
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
             return
@@ -193,38 +201,38 @@ class TRP:
             self._carry_out(_truncated(self._decompose(), self._full_ranks()), write=False)
 
     def _decompose(self, *, exact: bool = True) -> list[Decomposed]:
-        """Every target's curve brought up to date, and the decompositions of the layers this process owns.
+        """Update the curve of every target, and return the decompositions of the layers that this process owns.
 
-        Layers of one shape are decomposed together; in a distributed run the layers are shared out.
+        Layers of one shape are decomposed together; in a distributed run the layers are divided among the processes.
         """
         with full_precision(self._device):
-            known = decompose(self._own(), exact=exact)
-        mine = {
+            known = decompose(self._owned_targets(), exact=exact)
+        own = {
             member.name: values for group in known for member, values in zip(group.members, group.values, strict=True)
         }
         values = [
-            mine[target.name].double().contiguous()
-            if target.name in mine
+            own[target.name].double().contiguous()
+            if target.name in own
             else torch.from_numpy(target.curve.singular_values.copy()).to(target.weight.device)
             for target in self._targets
         ]
         broadcast(values, self._owners())
-        for target, found in zip(self._targets, values, strict=True):
-            target.curve = curve_of(target.layer.site, target.curve.scheme, found.cpu().numpy())
+        for target, singular_values in zip(self._targets, values, strict=True):
+            target.curve = curve_of(target.layer.site, target.curve.scheme, singular_values.cpu().numpy())
         return known
 
     def _carry_out(self, groups: Iterable[Truncated], *, write: bool) -> None:
-        """New weights (where `write`), and the pull for the next step; alike on all replicas."""
+        """Set the new weights (with `write`) and the pull for the next step, the same in all processes."""
         if self.settings.nuclear:
             for target in self._targets:
                 target.pull = torch.empty_like(target.weight)
         with full_precision(self._device):
             for group in groups:
-                for member, own in zip(group.members, group.parts, strict=True):
+                for member, truncation in zip(group.members, group.parts, strict=True):
                     if member.pull is not None:
-                        member.assign(member.pull, own.pull)
+                        member.assign(member.pull, truncation.pull)
                     if write:
-                        self._renew(member, own)
+                        self._renew(member, truncation)
         if write:
             broadcast([target.weight.data for target in self._targets], self._owners())
         if self.settings.nuclear:
@@ -239,7 +247,7 @@ class TRP:
             target.rank = ranks[target.name]
 
     def _renew(self, target: Target, known: Truncation) -> None:
-        """The weight at its rank, its momentum, and what following goes on from."""
+        """Set the weight to its rank, treat its momentum, and keep the space for projections that follow it."""
         target.space = None
         if known.basis is None:
             return
@@ -254,7 +262,7 @@ class TRP:
             self._treat_momentum(target, known.basis)
 
     def _treat_momentum(self, target: Target, basis: Tensor) -> None:
-        """Reset the buffer, or project it onto the space that the weight keeps."""
+        """Reset the momentum, or project it onto the space of the weight."""
         state = self.optimizer.state.get(target.weight, {})
         for buffer in (state[key] for key in _MOMENTA if state.get(key) is not None):
             if self.settings.momentum == "reset":
@@ -262,12 +270,12 @@ class TRP:
             else:
                 buffer.copy_(target.unfolding.fold(projected(target.matrices(buffer), basis)))
 
-    def _own(self) -> list[Target]:
+    def _owned_targets(self) -> list[Target]:
         """The layers that this process decomposes."""
         return [target for target, owner in zip(self._targets, self._owners(), strict=True) if owner == world()[0]]
 
     def _owners(self) -> tuple[int, ...]:
-        """Which process decomposes which target: the cost grows with the cube of the smaller side."""
+        """The process that decomposes each target; the cost grows with the cube of the smaller side."""
         shapes = [target.curve.singular_values.shape for target in self._targets]
         return share_out([float(count * side**3) for count, side in shapes])
 
@@ -285,17 +293,8 @@ class TRP:
         ]
 
 
-def as_trained(plan: Plan) -> Plan:
-    """The same choices for weights that have their ranks exactly, so that a cut loses nothing."""
-    decisions = (
-        replace(decision, reason="trained rank", energy=1.0) if decision.branches else decision
-        for decision in plan.decisions
-    )
-    return Plan(tuple(decisions), f"trained for {plan.rule}")
-
-
 def _truncated(known: Iterable[Decomposed], ranks: Mapping[str, int]) -> Iterator[Truncated]:
-    """One group at a time: all together would take the memory of the model twice."""
+    """One group at a time, since all together would need twice the memory of the model."""
     for group in known:
         yield from group.truncated(ranks)
 
@@ -305,7 +304,20 @@ def _left_alone(layer: TorchLayer) -> Layer:
 
 
 def _unfolding(layer: TorchLayer, scheme: Scheme) -> Unfolding:
-    return unfolding(scheme, layer.site.kernel_shape, layer.site.group).as_it_lies(layer.weight)
+    return unfolding(scheme, layer.site.kernel_shape, layer.site.group).in_memory_order(layer.weight)
+
+
+def _restored(stored: object, like: Tensor, shape: Sequence[int | None]) -> Tensor | None:
+    """A stored tensor on the device of `like`; None if nothing is stored. Raises ValueError if it does not fit."""
+    if stored is None:
+        return None
+    if not isinstance(stored, Tensor) or stored.layout is not torch.strided or not stored.is_floating_point():
+        raise ValueError("a stored tensor is not an ordinary one")
+    if len(stored.shape) != len(shape) or any(a not in (b, None) for a, b in zip(shape, stored.shape, strict=True)):
+        raise ValueError(f"a stored tensor has the shape {tuple(stored.shape)}")
+    if not bool(torch.isfinite(stored).all()):
+        raise ValueError("a stored tensor is not finite")
+    return stored.to(like.device)
 
 
 def _few(layers: Sequence[TorchLayer]) -> str:

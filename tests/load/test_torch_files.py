@@ -127,7 +127,7 @@ def test_checkpoint_is_exported_with_its_architecture_and_plan(trp: Command, tmp
         (3, {"arch": None}, [], "lacks its architecture or its weights"),
         (3, {"state_dict": 3}, [], "lacks its architecture or its weights"),
         (2, {}, ["--arch", "resnet32"], "is a checkpoint of resnet20, not of resnet32"),
-        (2, {"arch": "os:getcwd"}, [], "asks to import os:getcwd; if you trust it, say so"),
+        (2, {"arch": "os:getcwd"}, [], "asks to import os:getcwd. If you trust it, repeat the name"),
         (2, {"arch": "resnet21"}, [], "did you mean"),
         (3, {"mean": ["x"]}, [], "damaged"),
         (3, {"std": 3}, [], "damaged"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models_zoo.cifar_resnet import CifarResNet
-from training import TRP, MacsBudget, TRPSettings, decompose
+from training import TRP, Macs, TRPSettings, decompose
 from training.checkpoint import FACTORS, TrainedNetwork, load_network, new_network, save_network
 from trp_export.errors import LoadError, OptionError, OutputError
 
@@ -30,7 +30,7 @@ def dense() -> TrainedNetwork:
 @pytest.fixture(scope="module")
 def factors(dense: TrainedNetwork) -> TrainedNetwork:
     module = dense.module
-    plan = TRP(module, torch.optim.SGD(module.parameters(), 0.1), TRPSettings(rule=MacsBudget(3.0)), SHAPE).finish()
+    plan = TRP(module, torch.optim.SGD(module.parameters(), 0.1), TRPSettings(rule=Macs(3.0)), SHAPE).finish()
     return TrainedNetwork(
         decompose(module, plan), "resnet20", SHAPE, classes=CLASSES, licence="MIT", plan=plan.to_json(), kind=FACTORS
     )
@@ -62,12 +62,12 @@ def test_a_state_dict_with_prefixes_needs_its_architecture(dense: TrainedNetwork
         load_network(tmp_path / "dense.th", "resnet32", CLASSES)
 
 
-def test_what_is_no_checkpoint_is_refused(dense: TrainedNetwork, tmp_path: Path) -> None:
+def test_files_that_are_not_checkpoints_are_refused(dense: TrainedNetwork, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     with pytest.raises(LoadError, match="is not a file"):
         load_network(path, None, ())
     (tmp_path / "model.onnx").write_bytes(b"")
-    with pytest.raises(LoadError, match=r"is an ONNX file: .* its plan, with trp-train --plan"):
+    with pytest.raises(LoadError, match=r"is an ONNX file, .* trp-train --plan trains the factors"):
         load_network(tmp_path / "model.onnx", None, ())
     path.write_bytes(b"\x00\x01 no archive")
     with pytest.raises(LoadError, match="not a PyTorch file"):
@@ -91,7 +91,7 @@ def test_what_is_no_checkpoint_is_refused(dense: TrainedNetwork, tmp_path: Path)
         new_network("resnet21", CLASSES)
 
 
-def test_weights_that_are_no_numbers_name_their_layer(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_name_their_layer(tmp_path: Path) -> None:
     module = CifarResNet(20)
     module.layer2[1].conv1.weight.data[0, 0, 0, 0] = float("nan")
     torch.save(module.state_dict(), tmp_path / "nan.pt")
@@ -99,7 +99,9 @@ def test_weights_that_are_no_numbers_name_their_layer(tmp_path: Path) -> None:
         load_network(tmp_path / "nan.pt", "resnet20", CLASSES)
 
 
-def test_a_foreign_architecture_is_not_imported_unasked(dense: TrainedNetwork, tmp_path: Path) -> None:
+def test_a_checkpoint_imports_no_architecture_by_itself(
+    dense: TrainedNetwork, tmp_path: Path
+) -> None:
     torch.save({"format": "trp-checkpoint", "version": 1, "arch": "os:system", "state_dict": {}}, tmp_path / "m.pt")
     with pytest.raises(OptionError, match="asks to import os:system"):
         load_network(tmp_path / "m.pt", None, ())
@@ -120,6 +122,6 @@ def test_damaged_files_never_end_in_a_traceback(
         load_network(path, None, ())
 
 
-def test_a_folder_that_cannot_be_written(dense: TrainedNetwork, tmp_path: Path) -> None:
+def test_saving_into_a_missing_folder_is_refused(dense: TrainedNetwork, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
         save_network(dense, tmp_path / "nowhere" / "model.pt", [])

@@ -11,8 +11,7 @@ from PIL import Image
 
 from training.batches import Normalisation, TrainingBatches, evaluation_batches
 from training.data import LabelledImages, load_labelled_images, require_every_class, require_fit, split
-from training.loss import training_loss
-from training.schedule import learning_rate
+from training.step import learning_rate, training_loss
 from trp_export.errors import LoadError, OptionError
 
 NORMALISE = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -39,7 +38,7 @@ def test_npz_shards_and_folders_hold_the_same_images(stripes: Path, tmp_path: Pa
     assert torch.equal(from_folder.images, from_npz.images[order])
 
 
-def test_bad_data_is_named_in_a_line(stripes: Path, tmp_path: Path) -> None:
+def test_bad_data_is_refused_in_a_line(stripes: Path, tmp_path: Path) -> None:
     for spec in ("stripes", "npz:", "torchvision:CIFAR10", "torchvision:Nothing:x"):
         with pytest.raises(OptionError, match="--data"):
             load_labelled_images(spec)
@@ -73,12 +72,12 @@ def test_bad_data_is_named_in_a_line(stripes: Path, tmp_path: Path) -> None:
     for name, extent in (("a", 4), ("b", 5)):
         (empty / name).mkdir()
         Image.new("RGB", (extent, 4)).save(empty / name / "x.png")
-    with pytest.raises(LoadError, match="resize them to one size"):
+    with pytest.raises(LoadError, match="Resize all to one size"):
         load_labelled_images(f"imagefolder:{empty}")
     images = load_labelled_images(f"npz:{stripes}")
-    with pytest.raises(LoadError, match="8x8, the network takes 32x32"):
+    with pytest.raises(LoadError, match="8x8, and the network takes 32x32"):
         require_fit(images, (1, 3, 32, 32), 4)
-    with pytest.raises(LoadError, match="a network of 3 classes takes 0 to 2"):
+    with pytest.raises(LoadError, match="a network of 3 classes needs 0 to 2"):
         require_fit(images, (1, 3, 8, 8), 3)
 
 
@@ -87,7 +86,7 @@ def test_a_network_from_scratch_needs_images_of_every_class(stripes: Path) -> No
     require_every_class(images)
     stray = images.labels.clone()
     stray[0] = 9
-    with pytest.raises(LoadError, match="no image is of class 4, 5, 6 and 2 more"):
+    with pytest.raises(LoadError, match="there is no image of class 4, 5, 6 and 2 more"):
         require_every_class(LabelledImages(images.images, stray, tuple(map(str, range(10)))))
 
 
@@ -127,7 +126,7 @@ def _window(padded: torch.Tensor, top: int, left: int, flip: bool) -> torch.Tens
     return window.flip(2) if flip else window
 
 
-def test_an_epoch_visits_each_image_once_and_goes_on_from_any_step() -> None:
+def test_an_epoch_has_each_image_once_and_resumes_at_any_step() -> None:
     batches = TrainingBatches(image_set(), NORMALISE, 8, seed=1, device=CPU)
     whole = list(batches.epoch(2))
     assert sorted(torch.cat([y for _, y in whole]).tolist()) == list(range(40))
@@ -156,7 +155,7 @@ def test_normalisation_is_the_textbook_one() -> None:
     torch.testing.assert_close(x.double(), expected, rtol=0, atol=1e-5)
 
 
-def test_learning_rates() -> None:
+def test_learning_rates_follow_their_schedules() -> None:
     assert [learning_rate("step", 0.1, epoch / 164) for epoch in (0, 80, 81, 121, 122, 163)] == pytest.approx(
         [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
     )

@@ -8,10 +8,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from test_run import options_for
 
 from training.checkpoint import load_network
 from training.loop import Run
-from training.options import TrainOptions
 from trp_export.options import Benchmark, LoadOptions, Options
 from trp_export.pipeline import compress
 
@@ -21,16 +21,7 @@ from trp_export.pipeline import compress
 def test_a_trained_network_is_cut_without_loss(stripes: Path, tmp_path: Path, factors: int) -> None:
     folder, arch = tmp_path / "run", "tiny_networks:tiny"
     folder.mkdir()
-    options = TrainOptions(
-        *(f"npz:{stripes}", folder, arch, (1, 3, 8, 8)),
-        macs=1.6,
-        epochs=2,
-        factors=factors,
-        batch=16,
-        lr=0.05,
-        validation=64,
-        device="cpu",
-    )
+    options = options_for(stripes, folder, epochs=2, factors=factors, nuclear=0.0, period=20)
     Run(options, lambda record: None).train()
     result = tmp_path / "small.onnx"
     export = Options(load=LoadOptions(arch=arch), output=result, benchmark=Benchmark(run=False))

@@ -18,7 +18,7 @@ def record(epoch: int, ranks: dict[str, int]) -> Record:
     return {"epoch": epoch, "loss": 1.0 / epoch, "accuracy": 0.5, "cut_accuracy": 0.4, "ranks": ranks}
 
 
-def test_a_line_per_epoch_and_a_plot(tmp_path: Path) -> None:
+def test_history_has_a_line_per_epoch_and_a_plot(tmp_path: Path) -> None:
     # A layer can come and go: a budget may leave it dense in some epochs.
     history = [record(1, {"a": 5}), record(2, {"a": 4, "b": 7}), record(3, {"b": 6})]
     write_jsonl(history, tmp_path / "history.jsonl")
@@ -29,7 +29,7 @@ def test_a_line_per_epoch_and_a_plot(tmp_path: Path) -> None:
             assert image.size == (800, 800)
 
 
-def test_one_epoch_can_be_seen_and_epochs_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plot_shows_a_single_epoch_and_whole_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *rest, **more: drawn.append(figure))
     for count in (1, 2, 3):
@@ -43,8 +43,8 @@ def test_one_epoch_can_be_seen_and_epochs_are_whole(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.skipif(find_spec("tensorboard") is not None, reason="TensorBoard is installed")
-def test_tensorboard_is_asked_for_in_vain() -> None:
-    with pytest.raises(OptionError, match="not installed"):
+def test_tensorboard_that_is_not_installed_is_refused() -> None:
+    with pytest.raises(OptionError, match="pip install tensorboard"):
         require_tensorboard()
 
 

@@ -6,7 +6,8 @@ from tiny_networks import Tiny
 from torch import nn
 
 from models_zoo.cifar_resnet import CifarResNet
-from training.layers import ByName, find_layers, paper_choice, total_macs, unwrapped
+from training.layers import find_layers, total_macs, unwrapped
+from training.settings import ByName, paper_choice
 
 
 def test_sites_of_a_resnet_count_its_multiply_adds() -> None:
@@ -21,7 +22,7 @@ def test_sites_of_a_resnet_count_its_multiply_adds() -> None:
     assert strided.uses[0].pads == (1, 1, 1, 1)
 
 
-def test_the_search_leaves_the_model_as_it_was() -> None:
+def test_find_layers_does_not_change_the_model() -> None:
     model = Tiny()
     model.norm.eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -48,7 +49,7 @@ def test_a_shared_weight_is_refused_and_a_layer_used_twice_counted_twice() -> No
     assert layer.site.macs == 2 * 4 * 4 * 9 * 25
 
 
-def test_the_papers_choice_and_choices_by_name() -> None:
+def test_filters_choose_the_layers_of_the_paper_or_by_name() -> None:
     layers = find_layers(Tiny(), (1, 3, 8, 8))
     names = [layer.name for layer in layers]
     assert names == ["stem", "conv1", "conv2", "point", "head"]
@@ -58,6 +59,6 @@ def test_the_papers_choice_and_choices_by_name() -> None:
     assert [layer.name for index, layer in enumerate(layers) if by_name(layer.site, index)] == ["conv1", "head"]
 
 
-def test_wrappers_are_seen_through() -> None:
+def test_unwrapped_returns_the_network_inside_wrappers() -> None:
     model = Tiny()
     assert unwrapped(torch.compile(model)) is model

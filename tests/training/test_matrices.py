@@ -35,14 +35,14 @@ def test_unfold_and_fold_equal_numpy(kernel_and_group: tuple[np.ndarray, int], s
 
 
 @given(kernels(), st.sampled_from([*SCHEMES.values(), SLICED]), st.permutations(range(5)))
-def test_as_it_lies_are_the_same_rows_and_columns(
+def test_in_memory_order_keeps_rows_and_columns(
     kernel_and_group: tuple[np.ndarray, int], scheme: Scheme, memory: list[int]
 ) -> None:
     kernel, group = torch.from_numpy(kernel_and_group[0]), kernel_and_group[1]
     order = [axis for axis in memory if axis < kernel.dim()]
     kernel = kernel.permute(order).contiguous().permute([order.index(axis) for axis in range(kernel.dim())])
     canonical = unfolding(scheme, kernel.shape, group)
-    lying = canonical.as_it_lies(kernel)
+    lying = canonical.in_memory_order(kernel)
     matrices = lying.unfold(kernel)
     assert torch.equal(lying.fold(matrices), kernel)
     expected = unfold(kernel, scheme, group)
@@ -53,7 +53,7 @@ def test_as_it_lies_are_the_same_rows_and_columns(
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_channel_wise_matrices_are_views(memory_format: torch.memory_format) -> None:
     kernel = torch.randn(8, 6, 3, 3).contiguous(memory_format=memory_format)
-    matrices = unfolding(schemes.CHANNEL_WISE, kernel.shape, 1).as_it_lies(kernel).unfold(kernel)
+    matrices = unfolding(schemes.CHANNEL_WISE, kernel.shape, 1).in_memory_order(kernel).unfold(kernel)
     assert matrices.data_ptr() == kernel.data_ptr()
 
 

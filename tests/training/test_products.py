@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from training import products
-from training.products import full_precision, product
+from training import spectra
+from training.spectra import full_precision, product
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -16,7 +16,7 @@ from training.products import full_precision, product
 def test_products_by_convolution(
     count: int, shape: tuple[int, int, int], as_columns: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "_WORTH_A_CONVOLUTION", 0)
+    monkeypatch.setattr(spectra, "_WORTH_A_CONVOLUTION", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     generator, (m, k, n) = torch.Generator().manual_seed(0), shape
     pair = torch.randn(count, m, k, generator=generator), torch.randn(count, k, n, generator=generator)
@@ -26,8 +26,8 @@ def test_products_by_convolution(
     torch.testing.assert_close(found.double(), left.double() @ right.double(), rtol=0, atol=1e-5)
 
 
-def test_the_product_with_its_own_transpose(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_WORTH_A_CONVOLUTION", 0)
+def test_products_with_their_own_transpose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spectra, "_WORTH_A_CONVOLUTION", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     matrix = torch.randn(2, 12, 30, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(product(matrix, matrix.mT), matrix @ matrix.mT, rtol=0, atol=1e-5)
@@ -44,7 +44,7 @@ def rounding() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("rounding")
-def test_full_precision_is_full_and_leaves_all_as_it_was() -> None:
+def test_full_precision_restores_the_settings_around_it() -> None:
     matrix = torch.randn(1, 300, 300, generator=torch.Generator().manual_seed(0))
     assert product(matrix, matrix).dtype == torch.bfloat16
     with full_precision(matrix.device):

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from models_zoo.cifar_resnet import CifarResNet
 from training.layers import find_layers, total_macs
-from training.ranks import MacsBudget, choose_schemes, plan_of_ranks, projection_ranks, ramped
+from training.ranks import choose_schemes, plan_of_ranks, projection_ranks, ramped
 from trp_export.errors import OptionError
 from trp_export.planning.curves import Layer, make_curve, schemes_for
-from trp_export.rules import Energy, Rank, Threshold
+from trp_export.rules import Energy, Macs, Rank, Threshold
 
 
 @pytest.fixture(scope="module")
@@ -27,28 +27,28 @@ def layers() -> list[Layer]:
 @settings(max_examples=20)
 def test_a_budget_is_kept_and_used(layers: list[Layer], ratio: float) -> None:
     total = sum(layer.site.macs for layer in layers)
-    plan = plan_of_ranks(layers, MacsBudget(ratio), total)
+    plan = plan_of_ranks(layers, Macs(ratio), total)
     macs = sum(decision.macs for decision in plan.decisions)
     cheapest = max(layer.site.macs_per_rank(layer.curves[0].scheme) for layer in layers)
     assert total / ratio - cheapest <= macs <= total / ratio
-    ranks = projection_ranks(layers, MacsBudget(ratio), total)
+    ranks = projection_ranks(layers, Macs(ratio), total)
     for layer, decision in zip(layers, plan.decisions, strict=True):
         assert ranks[layer.site.name] == (decision.branches[0].rank if decision.branches else layer.curves[0].full_rank)
 
 
-def test_a_budget_out_of_reach_says_how_far_one_can_go(layers: list[Layer]) -> None:
+def test_a_budget_out_of_reach_names_the_largest_ratio(layers: list[Layer]) -> None:
     with pytest.raises(OptionError, match="out of reach: at rank 1 everywhere it is"):
-        plan_of_ranks(layers, MacsBudget(1e6), total_macs_of(layers))
+        plan_of_ranks(layers, Macs(1e6), total_macs_of(layers))
 
 
-def test_weights_move_ranks_to_the_layers_that_hurt(layers: list[Layer]) -> None:
+def test_a_higher_weight_gives_a_layer_more_rank(layers: list[Layer]) -> None:
     name = layers[2].site.name
-    plain = projection_ranks(layers, MacsBudget(3.0), total_macs_of(layers))
-    weighted = projection_ranks(layers, MacsBudget(3.0), total_macs_of(layers), {name: 100.0})
+    plain = projection_ranks(layers, Macs(3.0), total_macs_of(layers))
+    weighted = projection_ranks(layers, Macs(3.0), total_macs_of(layers), {name: 100.0})
     assert weighted[name] > plain[name]
 
 
-def test_a_rule_for_layers_cuts_even_above_break_even(layers: list[Layer]) -> None:
+def test_an_energy_rule_projects_even_above_break_even(layers: list[Layer]) -> None:
     ranks = projection_ranks(layers, Energy(0.999), total_macs_of(layers))
     curve = layers[1].curves[0]
     assert curve.top_rank < ranks[layers[1].site.name] < curve.full_rank
@@ -61,22 +61,22 @@ def test_schemes_under_a_budget_are_the_plans(layers: list[Layer]) -> None:
         Layer(f.site, tuple(make_curve(f.site, s, f.weight.detach().numpy()) for s in schemes_for(f.site, "auto")))
         for f in found
     ]
-    chosen = choose_schemes(many, MacsBudget(2.0), total_macs(found))
-    plan = plan_of_ranks(many, MacsBudget(2.0), total_macs(found))
+    chosen = choose_schemes(many, Macs(2.0), total_macs(found))
+    plan = plan_of_ranks(many, Macs(2.0), total_macs(found))
     assert set(chosen) == {f.name for f in found}
     assert all(chosen[d.site.name] == d.scheme for d in plan.changed)
 
 
-def test_ramps_go_from_nothing_to_the_whole_rule() -> None:
-    assert ramped(MacsBudget(3.0), "none", 0.1) == MacsBudget(3.0)
-    assert ramped(MacsBudget(3.0), "linear", 0.5) == MacsBudget(2.0)
-    assert ramped(MacsBudget(3.0), "cosine", 1.0) == MacsBudget(3.0)
+def test_ramps_go_from_no_effect_to_the_full_rule() -> None:
+    assert ramped(Macs(3.0), "none", 0.1) == Macs(3.0)
+    assert ramped(Macs(3.0), "linear", 0.5) == Macs(2.0)
+    assert ramped(Macs(3.0), "cosine", 1.0) == Macs(3.0)
     assert ramped(Energy(0.9), "linear", 0.5) == Energy(0.95)
     assert ramped(Energy(0.9), "cosine", 0.0) == Energy(1.0)
     assert ramped(Threshold(0.1), "linear", 0.5) == Threshold(0.05)
     assert ramped(Rank(4), "linear", 0.5) == Rank(4)
-    with pytest.raises(OptionError, match="must be above 1"):
-        MacsBudget(1.0)
+    with pytest.raises(OptionError, match="above 1"):
+        Macs(1.0)
 
 
 def total_macs_of(layers: list[Layer]) -> int:

@@ -13,9 +13,10 @@ from trp_export.planning.curves import Curve, make_curve, schemes_for
 from trp_export.planning.trained_low_rank import recognise, sharp_drop
 
 
-@given(st.integers(6, 60), st.integers(6, 60), st.integers(0, 999))
-def test_random_matrices_do_not_drop(rows: int, columns: int, seed: int) -> None:
-    matrix = np.random.default_rng(seed).standard_normal((rows, columns))
+@given(st.integers(6, 60), st.integers(4, 60), st.integers(0, 999))
+def test_random_matrices_do_not_drop(rows: int, surplus: int, seed: int) -> None:
+    # Of square ones a few in a thousand have a very small last value and do drop.
+    matrix = np.random.default_rng(seed).standard_normal((rows, rows + surplus))
     assert sharp_drop(np.linalg.svd(matrix, compute_uv=False)[None]) is None
 
 
@@ -35,7 +36,7 @@ def test_degenerate_spectra() -> None:
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_a_network_as_a_whole(trained: bool) -> None:
+def test_only_networks_trained_for_low_rank_are_recognised(trained: bool) -> None:
     torch.manual_seed(0)
     model = CifarResNet(8)
     if trained:

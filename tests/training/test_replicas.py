@@ -20,7 +20,7 @@ def train(data: Path, output: Path, processes: int) -> TrainedNetwork:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     launcher += [f"--nproc-per-node={processes}"]
     start = [sys.executable, *(launcher if processes > 1 else []), "-m", "training.cli"]
-    options = ["--arch", "tiny_networks:tiny_without_norm", "--input-shape", "1,3,8,8", "--data", f"npz:{data}"]
+    options = ["--arch", "tiny_networks:tiny_without_norm", "--shape", "1,3,8,8", "--data", f"npz:{data}"]
     options += ["--energy", "0.8", "--period", "3", "--nuclear", "0.01", "--epochs", "2", "--batch", "16"]
     options += ["--validation", "64", "--device", "cpu", "--keep", "last", "-o", str(output)]
     environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}", "OMP_NUM_THREADS": "1"}
@@ -39,5 +39,5 @@ def test_two_processes_equal_one(stripes: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(two.module.state_dict()[name], value, rtol=0, atol=1e-5)
 
 
-def test_work_is_shared_out_dearest_first() -> None:
+def test_share_out_assigns_the_largest_cost_first() -> None:
     assert share_out([3.0, 1.0, 2.0]) == (0, 0, 0)

@@ -1,15 +1,16 @@
-"""Whole runs of trp-train on a small network: what they leave, how they stop, go on and fail."""
+"""Whole runs of trp-train on a small network: what they write, how they stop, resume and fail."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ import pytest
 import torch
 
 from training import cli
-from training.checkpoint import FACTORS, load_network, read, write
+from training.checkpoint import FACTORS, load_network, write
 from training.layers import find_layers, total_macs
 from training.loop import Run
 from training.options import TrainOptions
+from training.run_folder import run_folder
 from trp_export.errors import LoadError, OptionError, StoppedEarly, TrpError
+from trp_export.flags import build
+from trp_export.load.torch_file import read_torch_file
 from trp_export.lowrank import schemes
 from trp_export.planning.plan import parse_plan
 
@@ -32,22 +36,12 @@ TINY, SHAPE = "tiny_networks:tiny", (1, 3, 8, 8)
 
 
 def options_for(data: Path, output: Path, **changes: Any) -> TrainOptions:
-    basis = TrainOptions(
-        data=f"npz:{data}",
-        output=output,
-        arch=TINY,
-        input_shape=SHAPE,
-        macs=1.6,
-        period=3,
-        nuclear=1e-3,
-        epochs=4,
-        batch=16,
-        lr=0.05,
-        validation=64,
-        device="cpu",
-    )
+    """The options of a short run; `changes` are by the keys of flags."""
+    given = {"data": f"npz:{data}", "output": output, "arch": TINY, "shape": SHAPE, "macs": 1.6, "period": 3}
+    given |= {"nuclear": 1e-3, "epochs": 4, "batch": 16, "lr": 0.05, "validation": 64, "device": "cpu"}
     output.mkdir(exist_ok=True)
-    return replace(basis, **changes)
+    options: TrainOptions = build(TrainOptions, given | changes)
+    return options
 
 
 def silent(record: dict[str, Any]) -> None:
@@ -60,11 +54,17 @@ def train(options: TrainOptions, **more: Any) -> Run:
     return run
 
 
+def read(path: Path) -> dict[str, Any]:
+    content = read_torch_file(path)
+    assert isinstance(content, dict)
+    return content
+
+
 def load(path: Path) -> Any:
     return load_network(path, TINY, ())
 
 
-def test_a_run_learns_and_leaves_a_network_of_low_rank(stripes: Path, tmp_path: Path) -> None:
+def test_a_run_trains_a_network_of_low_rank(stripes: Path, tmp_path: Path) -> None:
     run = train(options_for(stripes, tmp_path / "run", epochs=8))
     network = load(tmp_path / "run" / "model.pt")
     assert network.plan is not None
@@ -104,30 +104,39 @@ def test_a_network_is_trained_without_a_rank_rule(stripes: Path, tmp_path: Path)
     assert load(tmp_path / "run" / "model.pt").plan is None
 
 
-def test_a_stray_label_makes_no_network_of_more_classes(stripes: Path, tmp_path: Path) -> None:
+def test_a_class_without_images_is_refused(stripes: Path, tmp_path: Path) -> None:
     train(options_for(stripes, tmp_path / "run", epochs=1, macs=None))
     with np.load(stripes / "train_0.npz") as archive:
         images, labels = archive["images"], archive["labels"]
     few = tmp_path / "few"
     few.mkdir()
     np.savez(few / "train.npz", images=images, labels=np.where(labels == 2, 3, labels))
-    with pytest.raises(LoadError, match="no image is of class"):
+    with pytest.raises(LoadError, match="there is no image of class"):
         Run(options_for(few, tmp_path / "scratch"), silent)
     # Weights know their classes, of which the images may show some.
     changes = {"init": tmp_path / "run" / "model.pt", "epochs": 1, "macs": None}
     assert train(options_for(few, tmp_path / "further", **changes)).network.classes == ("0", "1", "2", "3")
 
 
-@pytest.mark.parametrize("stop_at", [(0, 5), (2, 7)])
-def test_a_stopped_run_goes_on_to_the_same_bits(stripes: Path, tmp_path: Path, stop_at: tuple[int, int]) -> None:
-    changes = {"factors": 2, "ramp": "linear"}
-    whole = train(options_for(stripes, tmp_path / "whole", **changes))
+def stop_at(epoch: int, step: int, number: signal.Signals = signal.SIGTERM) -> Callable[[dict[str, Any]], None]:
+    """A progress function that sends a signal after a step."""
 
     def interrupt(record: dict[str, Any]) -> None:
-        if (record["epoch"], record.get("step")) == stop_at:
-            signal.raise_signal(signal.SIGTERM)
+        if (record["epoch"], record.get("step")) == (epoch, step):
+            signal.raise_signal(number)
 
-    stopped = Run(options_for(stripes, tmp_path / "run", **changes), interrupt)
+    return interrupt
+
+
+@pytest.mark.parametrize(
+    ("epoch", "step", "number"), [(0, 5, signal.SIGINT), (2, 7, signal.SIGTERM), (1, 9, signal.SIGHUP)]
+)
+def test_a_stopped_run_resumes_to_the_same_bits(
+    stripes: Path, tmp_path: Path, epoch: int, step: int, number: signal.Signals
+) -> None:
+    changes = {"factors": 2, "ramp": "linear"}
+    whole = train(options_for(stripes, tmp_path / "whole", **changes))
+    stopped = Run(options_for(stripes, tmp_path / "run", **changes), stop_at(epoch, step, number))
     with pytest.raises(StoppedEarly):
         stopped.train()
     resumed = train(options_for(stripes, tmp_path / "run", **changes), resume=True)
@@ -149,40 +158,87 @@ def test_a_finished_run_is_not_cut_again(stripes: Path, tmp_path: Path, keep: st
         assert [path.read_bytes() for path in files] == left
 
 
-def test_a_damaged_state_is_refused_in_a_line(stripes: Path, tmp_path: Path, command: Command) -> None:
-    train(options_for(stripes, tmp_path / "run", epochs=1))
-    path = tmp_path / "run" / "last.pt"
-    sound = read(path)
-    without: list[dict[str, Any]] = [{name: sound[name] for name in sound if name != key} for key in sound]
-    wrong: list[dict[str, Any]] = [
+def damaged_states(sound: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """States of a run that no run has written: each field missing, then each field wrong in several ways."""
+    for key in sound:
+        yield {name: sound[name] for name in sound if name != key}
+    record, trp, optimizer = sound["history"][0], sound["trp"], sound["optimizer"]
+    name = next(iter(trp["ranks"]))
+    buffer = optimizer[0]["momentum_buffer"]
+    head = sound["model"]["head.weight"]
+    for change in (
+        {"format": "trp-checkpoint"},
+        {"version": 1},
         {"options": 3},
         {"options": sound["options"] | {"epochs": "x"}},
-        {"model": {}},
-        {"model": 3},
-        {"model": sound["model"] | {"head.weight": torch.zeros(5, 12)}},
-        {"optimizer": {"state": {}, "param_groups": []}},
-        {"trp": {"step": 1}},
-        {"epoch": "x"},
-        {"history": []},
+        {"options": sound["options"] | {"epochs": 4}},
+        {"options": sound["options"] | {"data": "\x1b]0;title\x07"}},
+        {"digests": None},
+        {"digests": {"--data": 5}},
+        {"kind": "\x1b[2J"},
         {"kind": "factors", "plan": None},
         {"kind": "factors", "plan": sound["plan"]},
-    ]
-    for content in (*without, *(sound | change for change in wrong)):
+        {"plan": 5},
+        *({"epoch": epoch} for epoch in ("x", -1, 2, 10**9, None, True, 1.0)),
+        *({"step": step} for step in ("x", -1, 16, 10**9, 10**400)),
+        *({"loss_sum": value} for value in (math.nan, math.inf, "x", 10**400, -1.0)),
+        {"model": {}},
+        {"model": 3},
+        {"model": sound["model"] | {5: head}},
+        *({"model": sound["model"] | {"head.weight": value}} for value in (torch.zeros(5, 12), head * math.nan, 3)),
+        *({"model": sound["model"] | {"head.weight": value}} for value in (head.to_sparse(), head.to("meta"))),
+        {"optimizer": 3},
+        {"optimizer": {}},
+        *({"optimizer": optimizer | {0: value}} for value in (3, {"momentum_buffer": 3})),
+        *({"optimizer": optimizer | {0: {"momentum_buffer": v}}} for v in (buffer * math.inf, buffer[:1], None)),
+        {"optimizer": optimizer | {999: {"momentum_buffer": buffer}}},
+        {"trp": None},
+        {"trp": {"step": 1}},
+        {"trp": trp | {"step": 10**9}},
+        *({"trp": trp | {"ranks": trp["ranks"] | {name: rank}}} for rank in (0, -3, 10**6, "x")),
+        *({"trp": trp | {"schemes": trp["schemes"] | {name: scheme}}} for scheme in ("x", 3, "channel-wise")),
+        *({"trp": trp | {"orders": trp["orders"] | {name: order}}} for order in ((), (0, 0), "x")),
+        *({"trp": trp | {"pulls": {name: pull}}} for pull in (torch.zeros(1), 5)),
+        {"trp": trp | {"spaces": {name: torch.zeros(3)}}},
+        {"history": []},
+        {"history": [{"x": 1}]},
+        {"history": [record, record]},
+        *({"history": [record | {key: math.nan}]} for key in ("loss", "accuracy", "images_per_s")),
+        {"history": [record | {"kind": "\x1b[2J"}]},
+        *({"history": [record | {"ranks": ranks}]} for ranks in ({"a": -1}, {"\x1b": 1}, {"a": "b"}, None)),
+    ):
+        yield sound | change
+
+
+def test_a_damaged_state_is_refused_in_each_field(stripes: Path, tmp_path: Path, command: Command) -> None:
+    train(options_for(stripes, tmp_path / "run", epochs=1))
+    # As if the run had been killed before the cut after its last epoch.
+    resume = ("--resume", "--arch", TINY, "-o", tmp_path / "run")
+    path = tmp_path / "run" / "last.pt"
+    interrupted = Run(options_for(stripes, tmp_path / "two", epochs=2), stop_at(1, 3))
+    with pytest.raises(StoppedEarly):
+        interrupted.train()
+    sound = read(tmp_path / "two" / "last.pt")
+    for content in damaged_states(sound):
         write(content, path)
-        done = command("--resume", "-o", tmp_path / "run")
-        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1), done.stderr
+        done = command(*resume)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1), (done.stderr, content)
         assert "last.pt" in done.stderr
+        assert done.stderr.rstrip("\n").isprintable()
+        assert len(done.stderr) < 600
+    write(sound | {"options": sound["options"] | {"output": str(tmp_path / "run")}}, path)
+    assert command(*resume).returncode == 0
 
 
 @pytest.mark.parametrize(
     ("when", "message"),
     [
-        ((0, 2), r"conv2 the first layer with such outputs at step 3\. Nothing is saved yet: start again"),
-        ((1, 2), r"conv2 the first layer with such outputs at step 19\. .*last\.pt is from before: go on with"),
-        ((1, 16), r"conv2\.weight is no longer finite at step 32\. .*last\.pt is from before"),
+        ((0, 2), r"step 3: .*conv2 is the first layer with such outputs\. Nothing is saved yet: start again"),
+        ((1, 2), r"step 19: .*conv2 is the first layer with such outputs\. .*last\.pt is from before: continue with"),
+        ((1, 16), r"step 32: conv2\.weight is no longer finite\. .*last\.pt is from before"),
     ],
 )
-def test_a_loss_that_is_no_number_names_the_step_and_the_layer(
+def test_a_loss_that_is_not_finite_names_the_step_and_the_layer(
     stripes: Path, tmp_path: Path, when: tuple[int, int], message: str
 ) -> None:
     run = Run(options_for(stripes, tmp_path / "run"), silent)
@@ -203,13 +259,13 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_layer(
     assert all(torch.isfinite(value).all() for value in state["model"].values())
 
 
-def test_a_projection_of_what_is_no_number_is_no_fault_of_the_program(stripes: Path, tmp_path: Path) -> None:
-    run = Run(options_for(stripes, tmp_path / "run", period=1, lr=1e38), silent)
+def test_weights_too_large_to_project_are_reported(stripes: Path, tmp_path: Path) -> None:
+    run = Run(options_for(stripes, tmp_path / "run", period=1, lr=9e36), silent)
     with pytest.raises(TrpError, match="start again with a lower --lr"):
         run.train()
 
 
-def test_options_that_contradict_one_another(stripes: Path, tmp_path: Path) -> None:
+def test_contradicting_options_are_refused(stripes: Path, tmp_path: Path) -> None:
     for wrong in (
         {"epochs": 0},
         {"factors": 9},
@@ -230,7 +286,7 @@ def test_options_that_contradict_one_another(stripes: Path, tmp_path: Path) -> N
     for wrong in ({"batch": 500}, {"validation": 320}, {"macs": 900.0}, {"device": "cuda:77"}, {"only": ("x",)}):
         with pytest.raises(OptionError):
             Run(options_for(stripes, tmp_path / "run", **wrong), silent)
-    with pytest.raises(LoadError, match="no run to resume"):
+    with pytest.raises(LoadError, match="no run to continue"):
         Run(options_for(stripes, tmp_path / "run"), silent, resume=True)
 
 
@@ -257,12 +313,10 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return run
 
 
-def test_the_command_trains_by_a_config_file_resumes_and_refuses(
-    stripes: Path, tmp_path: Path, command: Command
-) -> None:
+def test_the_command_reads_a_config_file_and_resumes(stripes: Path, tmp_path: Path, command: Command) -> None:
     config = tmp_path / "run.toml"
     config.write_text(
-        f'arch = "{TINY}"\ninput-shape = "1,3,8,8"\ndata = "npz:{stripes}"\nmacs = 1.6\n'
+        f'arch = "{TINY}"\nshape = "1,3,8,8"\ndata = "npz:{stripes}"\nmacs = 1.6\n'
         'epochs = 9\nbatch = 16\nvalidation = 64\nonly = ["conv*"]\n'
     )
     done = command("--config", config, "--epochs", 1, "-o", tmp_path / "run")
@@ -275,14 +329,108 @@ def test_the_command_trains_by_a_config_file_resumes_and_refuses(
     assert "holds a run already" in again.stderr
     resumed = command("--resume", "--epochs", 3, "-o", tmp_path / "run")
     assert resumed.returncode == 2
-    assert "--epochs 3 differs from the 1" in resumed.stderr
-    assert command("--resume", "-o", tmp_path / "run").returncode == 0
-    config.write_text("epoch = 3\n")
-    assert "unknown option 'epoch'" in command("--config", config).stderr
+    assert "--epochs 3 differs from the stored 1" in resumed.stderr
+    assert command("--resume", "--arch", TINY, "-o", tmp_path / "run").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch = 3", "unknown option 'epoch'"),
+        ("epochs = ", "cannot be read as TOML"),
+        ("epochs = 1.5", "--epochs must be a whole number, not '1.5'"),
+        ("epochs = true", "--epochs must be a text"),
+        ("epochs = [3]", "--epochs must be a text"),
+        ("epochs = 1979-05-27", "--epochs must be a text"),
+        ("[epochs]\nx = 1", "--epochs must be a text"),
+        ("lr = 'fast'", "--lr must be a number, not 'fast'"),
+        ("lr = nan", "--lr must be a number above 0"),
+        ("amp = 'yes'", "--amp must be true or false"),
+        ("only = 'conv*'", "--only must be a list of texts"),
+        ("schedule = 'never'", "--schedule must be one of step, cosine, not 'never'"),
+        ("seed = " + "9" * 5000, "cannot be read as TOML"),
+        (f"seed = {2**64}", "--seed must lie between 0 and 2^63 - 1"),
+        ("data = '\x1b[2J'", "cannot be read as TOML"),
+        ('data = "\\u001b[2J"', "--data must be a text"),
+        ("only = " + "[" * 5000, "cannot be read as TOML"),
+        ("# " + "x" * 70_000, "is larger than 64 KiB"),
+    ],
+)
+def test_a_bad_config_file_is_refused_in_a_line(tmp_path: Path, command: Command, text: str, message: str) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(text)
+    done = command("--config", config, "--arch", "resnet20", "--data", "npz:x", "-o", tmp_path / "run")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert message in done.stderr
+    assert len(done.stderr) < 400
+    assert done.stderr.rstrip("\n").isprintable()
+
+
+@pytest.mark.parametrize("key", ["arch", "teacher_arch"])
+def test_resume_imports_no_architecture_that_only_the_file_names(
+    stripes: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    teacher = tmp_path / "dense" / "model.pt"
+    train(options_for(stripes, tmp_path / "dense", macs=None, epochs=1))
+    train(options_for(stripes, tmp_path / "run", epochs=1, teacher=teacher))
+    state = read(tmp_path / "run" / "last.pt")
+    write(state | {"options": state["options"] | {key: "evil_net:make"}}, tmp_path / "run" / "last.pt")
+    (tmp_path / "evil_net.py").write_text("open('imported', 'w').write('x')\ndef make(**options): ...\n")
+    monkeypatch.chdir(tmp_path)
+    arch = () if key == "arch" else ("--arch", TINY)
+    done = command("--resume", *arch, "-o", "run")
+    flag = "--" + key.replace("_", "-")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"asks to import evil_net:make. If you trust it, repeat the name: {flag} evil_net:make." in done.stderr
+    assert not (tmp_path / "imported").exists()
+    assert "evil_net" not in sys.modules
+
+
+def test_resume_on_changed_data_is_refused_unless_allowed(stripes: Path, tmp_path: Path, command: Command) -> None:
+    with pytest.raises(StoppedEarly):
+        Run(options_for(stripes, tmp_path / "run", epochs=2), stop_at(1, 5)).train()
+    with np.load(stripes / "train_0.npz") as archive:
+        images, labels = archive["images"], archive["labels"]
+    images[0, 0, 0, 0] ^= 1
+    np.savez(stripes / "train_0.npz", images=images, labels=labels)
+    resume = ("--resume", "--arch", TINY, "-o", tmp_path / "run")
+    done = command(*resume)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--data holds other data than when this run was started" in done.stderr
+    assert command(*resume, "--allow-changed-data").returncode == 0
+
+
+def test_resume_with_a_changed_teacher_is_refused(stripes: Path, tmp_path: Path, command: Command) -> None:
+    teacher = tmp_path / "dense" / "model.pt"
+    train(options_for(stripes, tmp_path / "dense", macs=None, epochs=1))
+    train(options_for(stripes, tmp_path / "run", epochs=1, teacher=teacher))
+    write(read(teacher) | {"licence": "other"}, teacher)
+    done = command("--resume", "--arch", TINY, "-o", tmp_path / "run")
+    assert done.returncode == 2
+    assert "--teacher holds other data" in done.stderr
+
+
+def test_a_run_leaves_nothing_in_the_temporary_folder(stripes: Path, tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    program = [sys.executable, "-m", "training.cli", "--arch", TINY, "--shape", "1,3,8,8", "--data", f"npz:{stripes}"]
+    program += ["--epochs", "1", "--validation", "64", "-o", str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}", "TMPDIR": str(temporary)}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not list(temporary.iterdir())
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "training.cli", "--arch", "resnet20", "--data", "npz:x", "-o", tmp_path / "run"]
+    with run_folder(tmp_path / "run", resume=False):
+        done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is in use by another run" in done.stderr
 
 
 @pytest.mark.parametrize(("keep", "epoch", "percent"), [("best", 1, 90), ("last", 2, 50)])
-def test_the_last_line_is_about_the_network_that_is_kept(
+def test_the_last_line_describes_the_epoch_that_is_kept(
     stripes: Path,
     tmp_path: Path,
     command: Command,
@@ -291,10 +439,10 @@ def test_the_last_line_is_about_the_network_that_is_kept(
     epoch: int,
     percent: int,
 ) -> None:
-    measured = iter([0.2, 0.9, 0.3, 0.5])  # In each epoch as it is, then if cut.
+    measured = iter([0.2, 0.9, 0.3, 0.5])  # In each epoch without a cut, then with one.
     monkeypatch.setattr(Run, "accuracy", lambda run, module: next(measured))
     done = command(
-        *("--arch", TINY, "--input-shape", "1,3,8,8", "--data", f"npz:{stripes}", "--macs", 1.6),
+        *("--arch", TINY, "--shape", "1,3,8,8", "--data", f"npz:{stripes}", "--macs", 1.6),
         *("--validation", 64, "--batch", 16, "--epochs", 2, "--keep", keep, "-o", tmp_path / "run"),
     )
     assert f"model.pt: epoch {epoch}  " in done.stdout
@@ -318,38 +466,38 @@ def test_ctrl_c_waits_until_torch_is_imported(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_goes_on_with_a_lower_learning_rate(stripes: Path, tmp_path: Path, command: Command) -> None:
-    def interrupt(record: dict[str, Any]) -> None:
-        if (record["epoch"], record.get("step")) == (1, 5):
-            signal.raise_signal(signal.SIGTERM)
-
+def test_a_run_resumes_with_a_lower_learning_rate(stripes: Path, tmp_path: Path, command: Command) -> None:
     options = options_for(stripes, tmp_path / "run", epochs=2, schedule="step")
     with pytest.raises(StoppedEarly):
-        Run(options, interrupt).train()
-    done = command("--resume", "--lr", 0.02, "-o", tmp_path / "run")
+        Run(options, stop_at(1, 5)).train()
+    done = command("--resume", "--arch", TINY, "--lr", 0.02, "-o", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     rates = [json.loads(line)["lr"] for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     assert rates == pytest.approx([0.05, 0.02 / 100])  # The schedule ends at a hundredth.
 
 
-def test_a_command_that_is_broken_off_does_not_speak_of_what_is_not_there(
+def test_an_interrupted_command_leaves_no_empty_folder(
     stripes: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(run: Run) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Run, "train", interrupt)
-    shape = ("--arch", TINY, "--input-shape", "1,3,8,8", "--data", f"npz:{stripes}", "--validation", 64)
+    shape = ("--arch", TINY, "--shape", "1,3,8,8", "--data", f"npz:{stripes}", "--validation", 64)
     done = command(*shape, "-o", tmp_path / "run")
     assert (done.returncode, done.stdout) == (130, "")
     assert not (tmp_path / "run").exists()
-    assert done.stderr.strip() == "interrupted; where there is a last.pt, --resume goes on from it."
+    assert done.stderr.strip() == "interrupted; if there is a last.pt, --resume continues from it."
 
 
 def test_errors_are_one_line_and_an_exit_code(stripes: Path, tmp_path: Path, command: Command) -> None:
     for arguments, code, text in (
-        (("--arch", "resnet20", "-o", tmp_path), 2, "--data is missing"),
-        (("--arch", "resnet20", "--input-shape", "2,3,8,8"), 2, "'2,3,8,8' is not a shape such as 1,3,224,224"),
+        (("--arch", "resnet20", "-o", tmp_path), 2, "name the training data: --data"),
+        (
+            ("--arch", "resnet20", "--shape", "2,3,8,8"),
+            2,
+            "'2,3,8,8' is not the shape of one image",
+        ),
         (("--arch", "resnet20", "--data", f"npz:{stripes}", "-o", tmp_path / "a"), 3, "images are 8x8"),
         (("--arch", "resnet20", "--data", "npz:/nowhere", "-o", tmp_path / "a"), 3, "is not a folder"),
         (("--arch", "resnet20", "--data", f"npz:{stripes}", "-o", config_file(tmp_path)), 7, "cannot be made"),
@@ -378,12 +526,12 @@ def config_file(folder: Path) -> Path:
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(stripes: Path, tmp_path: Path, command: Command) -> None:
     done = command(
-        *("--arch", TINY, "--input-shape", "1,3,8,8", "--data", f"npz:{stripes}", "--macs", 1.6),
+        *("--arch", TINY, "--shape", "1,3,8,8", "--data", f"npz:{stripes}", "--macs", 1.6),
         *("--validation", 64, "--batch", 16, "--dry-run", "-o", tmp_path / "run"),
     )
     assert done.returncode == 0, done.stderr
     assert "conv2" in done.stdout
-    assert "16 steps an epoch; macs 1.6x fewer" in done.stdout
+    assert "16 steps per epoch; macs 1.6x fewer" in done.stdout
     assert not (tmp_path / "run").exists()
 
 
@@ -393,7 +541,7 @@ def test_a_killed_command_leaves_a_run_that_resumes(
     stripes: Path, tmp_path: Path, how: signal.Signals, command: Command
 ) -> None:
     output = tmp_path / "run"
-    arguments = ["--arch", TINY, "--input-shape", "1,3,8,8", "--data", f"npz:{stripes}", "--macs", "1.6"]
+    arguments = ["--arch", TINY, "--shape", "1,3,8,8", "--data", f"npz:{stripes}", "--macs", "1.6"]
     arguments += ["--validation", "64", "--batch", "4", "--epochs", "40", "-o", str(output)]
     process = subprocess.Popen(
         [sys.executable, "-m", "training.cli", *arguments],

@@ -94,7 +94,7 @@ def test_directions_without_energy_have_no_pull() -> None:
     torch.testing.assert_close(truncate(single, spectrum(single), torch.tensor([4])).pull(), single / 5)
 
 
-def test_a_batch_is_its_members_one_by_one() -> None:
+def test_a_batch_equals_its_members_one_by_one() -> None:
     matrices, ranks = random_matrices(6, 10, 7, count=3), torch.tensor([1, 4, 6])
     together = truncate(matrices, spectrum(matrices), ranks)
     for index in range(3):

@@ -11,9 +11,9 @@ import torch
 from tiny_networks import Tiny
 from torch import Tensor, nn
 
-from training import TRP, Energy, MacsBudget, TRPSettings, targets
-from training.layers import ByName
+from training import TRP, Energy, Macs, TRPSettings, targets
 from training.ranks import plan_of_ranks
+from training.settings import ByName
 from trp_export.errors import OptionError
 from trp_export.lowrank import schemes
 from trp_export.lowrank.schemes import SPATIAL_WISE
@@ -117,7 +117,7 @@ def test_weights_of_any_layout_and_size_train_alike(
         torch.testing.assert_close(mine, others, rtol=0, atol=1e-5)
 
 
-def test_a_followed_run_goes_on_in_another_layout() -> None:
+def test_following_resumes_in_another_memory_layout() -> None:
     torch.manual_seed(0)
     settings = replace(EVERY_STEP, exact_every=9, schemes={"*": "channel"})
     model = Tiny(norm=False).to(memory_format=torch.channels_last)
@@ -137,7 +137,7 @@ def test_a_followed_run_goes_on_in_another_layout() -> None:
         torch.testing.assert_close(mine, others, rtol=0, atol=1e-5)
 
 
-def test_weights_in_bfloat16_reach_their_ranks_as_nearly_as_they_can() -> None:
+def test_bfloat16_weights_reach_their_ranks_up_to_rounding() -> None:
     torch.manual_seed(0)
     model = Tiny(norm=False).to(torch.bfloat16)
     optimizer = sgd(model, lr=0.02)
@@ -152,7 +152,7 @@ def test_weights_in_bfloat16_reach_their_ranks_as_nearly_as_they_can() -> None:
         assert values[3:].max() <= 2**-7 * values[0]
 
 
-def test_a_layer_that_a_later_choice_leaves_whole_is_no_longer_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_of_full_rank_is_no_longer_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Tiny(norm=False)
     optimizer = sgd(model, lr=0.02)
     trp = TRP(model, optimizer, replace(EVERY_STEP, exact_every=2), SHAPE)
@@ -168,7 +168,7 @@ def test_a_layer_that_a_later_choice_leaves_whole_is_no_longer_followed(monkeypa
 def test_finish_leaves_exactly_the_ranks_of_its_plan() -> None:
     model = Tiny()
     optimizer = sgd(model)
-    trp = TRP(model, optimizer, TRPSettings(rule=MacsBudget(1.8), period=4), SHAPE)
+    trp = TRP(model, optimizer, TRPSettings(rule=Macs(1.8), period=4), SHAPE)
     take_steps(model, optimizer, 5)
     plan = trp.finish([batch(i) for i in range(4)])
     assert {decision.site.name for decision in plan.changed} <= {"conv1", "conv2"}
@@ -191,7 +191,7 @@ def test_finish_leaves_exactly_the_ranks_of_its_plan() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
 
 
-def test_measuring_touches_no_weight() -> None:
+def test_measure_changes_no_weight() -> None:
     model = Tiny()
     trp = TRP(model, sgd(model), TRPSettings(rule=Energy(0.5), ramp="linear", ramp_steps=10), SHAPE)
     before = copy.deepcopy(model.state_dict())
@@ -216,7 +216,7 @@ def test_gradient_accumulation_counts_optimizer_steps() -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_grad_scaler_and_autocast_meet_an_unscaled_pull(dtype: torch.dtype, fused: bool) -> None:
+def test_the_pull_is_added_to_unscaled_gradients(dtype: torch.dtype, fused: bool) -> None:
     torch.manual_seed(0)
     model = Tiny(norm=False)
     twin = copy.deepcopy(model)
@@ -273,7 +273,7 @@ def test_a_compiled_model_is_trained_alike() -> None:
         torch.testing.assert_close(mine, plain)
 
 
-def test_an_average_of_the_weights_sees_projected_ones() -> None:
+def test_averages_of_weights_see_projected_weights() -> None:
     model = Tiny(norm=False)
     optimizer = sgd(model)
     TRP(model, optimizer, EVERY_STEP, SHAPE)
@@ -283,11 +283,11 @@ def test_an_average_of_the_weights_sees_projected_ones() -> None:
     assert relative_rank(average.module.conv1.weight) == 3
 
 
-def test_it_goes_on_from_a_saved_state_to_the_same_bits() -> None:
+def test_a_saved_state_resumes_to_the_same_bits() -> None:
     torch.manual_seed(0)
     first = Tiny()
     second = copy.deepcopy(first)
-    settings = TRPSettings(MacsBudget(2.0), period=1, nuclear=0.01, ramp="cosine", ramp_steps=8, exact_every=2)
+    settings = TRPSettings(Macs(2.0), period=1, nuclear=0.01, ramp="cosine", ramp_steps=8, exact_every=2)
     optimizer = sgd(first)
     TRP(first, optimizer, settings, SHAPE)
     take_steps(first, optimizer, 9)
@@ -343,7 +343,7 @@ def test_energy_can_be_preserved() -> None:
     assert [model.conv1.weight.norm().item(), model.conv2.weight.norm().item()] == pytest.approx(norms, rel=1e-5)
 
 
-def test_schemes_by_layer_and_other_layers_than_the_papers() -> None:
+def test_schemes_and_layers_can_be_chosen_by_name() -> None:
     model = Tiny()
     settings = TRPSettings(
         rule=Rank(2), schemes={"conv1": "channel", "*": "decouple"}, layers=ByName(only=("conv*", "head", "point"))
@@ -356,10 +356,10 @@ def test_schemes_by_layer_and_other_layers_than_the_papers() -> None:
 
 def test_contradictions_are_refused() -> None:
     model = Tiny()
-    with pytest.raises(OptionError, match="no layer takes part"):
+    with pytest.raises(OptionError, match="no layer is trained for low rank"):
         TRP(model, sgd(model), TRPSettings(layers=ByName(only=("nothing",))), SHAPE)
     with pytest.raises(OptionError, match="out of reach"):
-        TRP(model, sgd(model), TRPSettings(rule=MacsBudget(1000.0)), SHAPE)
+        TRP(model, sgd(model), TRPSettings(rule=Macs(1000.0)), SHAPE)
     for wrong in ({"period": 0}, {"nuclear": -1.0}, {"ramp": "up"}, {"momentum": "?"}, {"schemes": {"*": "?"}}):
         with pytest.raises(OptionError):
             TRPSettings(**wrong)

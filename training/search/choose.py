@@ -1,4 +1,4 @@
-"""From logits to a plan: the likeliest candidate of each layer, changed as little as the budget needs."""
+"""From logits to a plan: the most probable candidate of each layer, changed as little as the budget requires."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from trp_export.planning.budgets import why_none
 from trp_export.planning.knapsack import Menu, allocate
 from trp_export.planning.plan import Decision, Plan
 
-# The share of the budget that is to be used at least, and the rewards for doing so, of the whole budget.
+# The least share of the budget that a choice must use, and the range of rewards for using it, per whole budget.
 _USED = 0.98
 _LEAST, _DEAREST = 1e-3, 1e6
 
 
 def choose(spaces: Sequence[Space], logits: Mapping[str, Float64], budget: float) -> tuple[int, ...]:
-    """A candidate for each space, at a high product of probabilities, that cost `budget` or a little less together.
+    """A candidate for each space with a high product of probabilities, at a total cost of `budget` or a little less.
 
-    Where arg-max costs that, it is arg-max. Where it costs less, too, the budget is used: each choice then maximises
-    log-probability plus cost at one common price. Raises ValueError where nothing is cheap enough.
+    If the most probable candidates cost that, they are chosen. If they cost less, the budget is still used: each choice
+    then maximises log-probability plus cost at one common price. Raises ValueError where nothing is cheap enough.
     """
     found = [_log_probabilities(logits.get(space.site.name), len(space.costs)) for space in spaces]
     reward = _reward(spaces, found, budget)
@@ -32,12 +32,12 @@ def choose(spaces: Sequence[Space], logits: Mapping[str, Float64], budget: float
             raise ValueError("no choice is within the budget")
         if allocation.cost >= _USED * budget or reward > _DEAREST / budget:
             return tuple(map(int, allocation.options))
-        # Where candidates are far apart, what is left goes to less likely ones.
+        # Where costs of candidates are far apart, the rest of the budget goes to less probable ones.
         reward = 4 * reward or _LEAST / budget
 
 
 def plan_of_logits(spaces: Sequence[Space], logits: Mapping[str, Float64], budget: float, rule: str) -> Plan:
-    """The plan of what is chosen."""
+    """The plan of the candidates that `choose` returns."""
     chosen = zip(spaces, choose(spaces, logits, budget), strict=True)
     return Plan(tuple(_decide(space, logits.get(space.site.name), option) for space, option in chosen), rule)
 
@@ -52,7 +52,7 @@ def _decide(space: Space, logits: Float64 | None, option: int) -> Decision:
 
 
 def _reward(spaces: Sequence[Space], found: Sequence[Float64], budget: float) -> float:
-    """As much of a reward for cost as it takes to use the budget up; none where arg-max does."""
+    """The reward for cost that is needed to use the budget; 0 where the most probable candidates use it."""
 
     def reached(reward: float) -> float:
         return sum(float(menu.cost[np.argmin(menu.damage)]) for menu in _menus(spaces, found, reward))
@@ -74,7 +74,7 @@ def _menus(spaces: Sequence[Space], found: Sequence[Float64], reward: float) -> 
 
 
 def require_reachable(spaces: Sequence[Space], fixed: float, total: float, ratio: float, option: str) -> None:
-    """Raises OptionError, naming the best, where even the smallest candidates cost more than total / ratio."""
+    """Raise OptionError, naming the largest possible ratio, where the cheapest candidates cost above total / ratio."""
     least = fixed + sum(float(space.costs.min()) for space in spaces)
     if least * ratio > total:
         why = why_none([space.site for space in spaces if len(space.candidates) == 1], len(spaces))

@@ -1,23 +1,27 @@
-"""trp-search: find a plan by gradient. Options in, one search."""
+"""The command `trp-search`: options become one value, and one search finds the plan."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from trp_export.cli.shared import SectionedCommand, numbers, run, shape
-from trp_export.errors import LoadError, OptionError, StoppedEarly
-from trp_export.lowrank.names import SCHEME_CHOICES
+from training.run_folder import LAST, require_same_run, restored_options
+from training.search.options import SEARCH, SECTIONS, SearchOptions
+from trp_export.cli.from_options import SectionedCommand, SectionOption, errors_name_flags, options_from
+from trp_export.cli.shared import run
+from trp_export.errors import OptionError
+from trp_export.flags import build
 from trp_export.system.extras import require
 from trp_export.system.signals import held_back
+from trp_export.system.staging import require_writable
 
 if TYPE_CHECKING:
-    from training.search.options import SearchOptions
+    from training.search.run import SavedSearch
 
 EXAMPLES = """\b
 Examples:
@@ -28,78 +32,51 @@ Examples:
   trp-export model.onnx --plan plan.json --calib photos/
 """
 
-# The option that opens each section of the help.
-SECTIONS = {
-    "macs": "How small, one of",
-    "data": "Images to search with, one of",
-    "arch": "The model",
-    "scheme": "What layers may become",
-    "epochs": "The search",
-    "output": "The run",
-}
-
-_path = click.Path(path_type=Path)
-
 
 @click.command(
     "trp-search",
     cls=SectionedCommand,
     sections=SECTIONS,
     epilog=EXAMPLES,
-    context_settings={"show_default": True, "help_option_names": ["-h", "--help"], "max_content_width": 110},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.argument("model", type=_path, required=False)
-@click.option("--macs", type=float, help="The whole network this many times smaller in multiply-adds.")
-@click.option("--speedup", type=float, help="This many times as fast, by latency measured on --device.")
-@click.option("--data", metavar="SPEC", help="npz:DIR and the like, with labels, or a path of images, without.")
-@click.option("--no-data", is_flag=True, help="Make images from what batch norm remembers of the training data.")
+@click.argument("model", type=click.Path(path_type=Path), required=False)
+@options_from(SearchOptions)
 @click.option(
-    "--count", type=int, help="At most so many images, drawn by --seed (default 1,024; fewer made of large nets)."
-)
-@click.option("--mean", callback=numbers, help="Of the images, per channel; the checkpoint's where it has them.")
-@click.option("--std", callback=numbers, help="Of the images, per channel; the checkpoint's where it has them.")
-@click.option("--arch", help="For weights: resnet20, torchvision:resnet50 or package.module:factory.")
-@click.option("--input-shape", callback=shape, metavar="N,C,H,W", help="The architecture's, or the file's.")
-@click.option(
-    "--scheme",
-    type=click.Choice(SCHEME_CHOICES),
-    default="all",
-    help="Decompositions to choose from.",
+    "--resume",
+    cls=SectionOption,
+    section=SEARCH,
+    is_flag=True,
+    help="Continue the search of --output; all other options may be left out.",
 )
 @click.option(
-    "--branches", type=click.IntRange(1, 2), default=1, help="2: then search a second pair for each that was found."
+    "--allow-changed-data",
+    cls=SectionOption,
+    section=SEARCH,
+    is_flag=True,
+    help="With --resume: continue even if the images or the model have changed.",
 )
-@click.option("--epochs", type=int, help="Passes over the images; default: as many as make 300 steps.")
-@click.option("--batch", default=0, help="Images per step; 0: by their size.")
-@click.option("--lr", default=0.03, help="Of the logits.")
-@click.option("--start", type=click.Choice(["energy", "uniform"]), default="energy", help="What logits start from.")
-@click.option("--device", default="local", metavar="SPEC", help="For --speedup; see trp-bench --list-devices.")
-@click.option("--threads", default=1, help="Of the device.")
-@click.option("-o", "--output", type=_path, help="The plan; what is needed to go on lies beside it, in plan.search/.")
-@click.option("--seed", default=0, help="For the choice of images, their order and what is drawn.")
-# Of eleven plans the best fifth holds three, the fewest that have a rank correlation.
-@click.option("--gap", type=click.IntRange(11), metavar="K", help="Then measure how well scores rank K plans near it.")
-@click.option("--resume", is_flag=True, help="Go on with the search of --output; other options may be left out.")
-@click.pass_context
-def command(context: click.Context, /, resume: bool, no_data: bool, gap: int | None, **values: Any) -> None:
+def command(model: Path | None, *, resume: bool, allow_changed_data: bool, **given: Any) -> None:
     """Search ranks and decompositions of MODEL by gradient, and write them as a plan for trp-export --plan.
 
-    MODEL is anything that trp-export takes. All candidates of a layer share one super-network, in which logits alone
-    are trained to keep its answers at the cost that is wanted (Yu & Bouganis, SVD-NAS, WACV 2023). The planner of
-    trp-export, behind its --macs and --speedup, needs no search and is hard to beat: docs/results/search.md.
+    MODEL is anything that trp-export takes. All candidates of a layer share one super-network. Only logits are trained,
+    to keep its outputs at the cost that is asked for (Yu & Bouganis, SVD-NAS, WACV 2023). The planner of trp-export
+    (--macs, --speedup) needs no search and is hard to beat: docs/results/search.md.
     """
-    options = _resumed(context, values, no_data) if resume else _options(values, no_data)
+    if given["output"] is None:
+        raise OptionError("name the file of the plan: -o plan.json.")
+    options = None if resume else _options(model, given)
     require("trp-search", "torch", "onnxscript")
-    with held_back():
+    with held_back():  # torch aborts if its import is interrupted.
         from training.search.run import run_search
 
-    if gap:
-        from training.search.gap import require_measurable
-
-        require_measurable(options)
-
-    with _progress() as (progress, report):
-        plan, notes = run_search(options, progress, report, resume)
+    saved = None
+    if options is None:
+        model, options, saved = _resumed(model, given)
+    assert model is not None
+    require_writable(options.output.parent)
+    with errors_name_flags(SearchOptions), _progress() as (progress, report):
+        plan, notes = run_search(model, options, progress, report, saved=saved, allow_changed_data=allow_changed_data)
     for note in notes:
         click.echo(f"note: {note}", err=True)
     for decision in plan.decisions:
@@ -107,30 +84,51 @@ def command(context: click.Context, /, resume: bool, no_data: bool, gap: int | N
 
         click.echo(f"{decision.site.name:24} {describe(decision.branches) or 'kept':36} {decision.reason}")
     click.echo(f"{options.output}: {plan.rule}")
-    if gap:
-        _measure_gap(options, gap)
-
-
-def _measure_gap(options: SearchOptions, count: int) -> None:
-    from training.search.gap import measure_gap, summary
-
-    try:
-        with _progress() as (progress, _):
-            gap = measure_gap(options, count, progress)
-    except KeyboardInterrupt:
-        raise StoppedEarly from None
-    click.echo(f"\n{count} plans, {gap.measure} after recovery (more in {options.folder / 'gap.md'}, gap.png)\n")
-    click.echo(summary(gap), nl=False)
 
 
 def main() -> NoReturn:
-    """Entry point: errors become a line on stderr and an exit code."""
+    """The entry point: errors become a line on stderr and an exit code."""
     sys.exit(run(command, interrupted="interrupted; no plan was written.", memory="Lower --batch."))
+
+
+def _options(model: Path | None, given: Mapping[str, Any]) -> SearchOptions:
+    if model is None:
+        raise click.UsageError("Missing argument 'MODEL'.")
+    if given["macs"] is None and given["speedup"] is None:
+        raise OptionError("say how small: --macs 2, or --speedup 1.5.")
+    options: SearchOptions = build(SearchOptions, given)
+    return options
+
+
+def _resumed(model: Path | None, given: Mapping[str, Any]) -> tuple[Path, SearchOptions, SavedSearch]:
+    """The stored model and options, which those of this command line must not contradict.
+
+    What they would import or connect to must be repeated here: the file may come from somebody else.
+    """
+    from models_zoo import require_repeated
+    from training.search.run import read_search
+
+    output: Path = given["output"]
+    folder = output.with_suffix(".search")
+    saved, where = read_search(folder), str(folder / LAST)
+    if model is not None and str(model) != saved.model:
+        raise OptionError(
+            f"MODEL {model} differs from the stored {saved.model}. Leave it out, or start another search."
+        )
+    merged = require_same_run(SearchOptions, given, saved.options)
+    options = restored_options(SearchOptions, merged | {"output": str(output)}, where)
+    if options.arch is not None:
+        require_repeated(options.arch, where, given["arch"])
+    if options.device != "local" and given["device"] != options.device:
+        raise OptionError(
+            f"{where} asks to measure on {options.device}. If that is yours, repeat it: --device {options.device}."
+        )
+    return Path(saved.model), options, saved
 
 
 @contextmanager
 def _progress() -> Iterator[tuple[Any, Any]]:
-    """A bar on stderr that names the step under way, and a line for every tenth of the epochs."""
+    """A bar on stderr that names the current step, and a line for every tenth of the epochs."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -156,41 +154,9 @@ def _describe(record: dict[str, Any]) -> str:
     entropy = sum(layer["entropy"] for layer in layers) / len(layers)
     stage = "second pairs, " if record["stage"] == 2 else ""
     return (
-        f"{stage}epoch {record['epoch']}  loss {record['loss']:.4f}, of the plan by itself {record['score']:.4f}  "
+        f"{stage}epoch {record['epoch']}  loss {record['loss']:.4f}, of the plan alone {record['score']:.4f}  "
         f"expected cost {record['cost']:.3f} of the budget  entropy {entropy:.2f}"
     )
-
-
-def _options(values: dict[str, Any], no_data: bool) -> SearchOptions:
-    from training.search.options import SearchOptions
-
-    if values["model"] is None:
-        raise click.UsageError("Missing argument 'MODEL'.")
-    if values["output"] is None:
-        raise OptionError("say where the plan shall go: -o plan.json.")
-    if no_data == (values["data"] is not None):
-        raise OptionError("say what to search with: --data SPEC, or --no-data, one of them.")
-    return SearchOptions(**values)
-
-
-def _resumed(context: click.Context, values: dict[str, Any], no_data: bool) -> SearchOptions:
-    """The stored options of the search, which those given now must not contradict."""
-    from training.resume import given_options, require_same_run
-    from training.search.options import SearchOptions
-    from training.search.run import read_search
-
-    if values["output"] is None:
-        raise OptionError("--resume needs the plan of the search: -o plan.json.")
-    stored = read_search(values["output"].with_suffix(".search"))["options"]
-    require_same_run(given_options(context, values), stored, free=("output",))
-    if no_data and stored.get("data") is not None:
-        raise OptionError(
-            f"--no-data differs from the --data {stored['data']} this run was started with; leave it out."
-        )
-    try:
-        return SearchOptions.from_json(stored | {"output": values["output"]})
-    except TypeError as error:
-        raise LoadError(f"{values['output']}: its search is of another version of this program.") from error
 
 
 if __name__ == "__main__":

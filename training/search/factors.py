@@ -1,4 +1,4 @@
-"""Factors of which every rank is a slice, so that all ranks of a scheme are kept at the price of one."""
+"""Factors whose slices are the factors of every smaller rank, so that all ranks need the memory of one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from training.matrices import fold
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Array, Scheme, unfold
 
-# Added to a covariance as a share of its mean diagonal: what the images did not show must not be taken for free.
+# Added to a covariance as a share of its mean diagonal, so that directions the images do not show still cost.
 _RIDGE = 1e-4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Nested:
-    """Of one kernel under one scheme: `left` (matrices, rows, R) and `right` (matrices, R, columns).
+    """The factors of one kernel under one scheme: `left` (matrices, rows, R) and `right` (matrices, R, columns).
 
-    `lost` (R + 1,) is the share of the kernel, or of the layer's output, that is lost at each rank from 0 on.
+    `lost` (R + 1,) is the share of the kernel, or of the layer's output, that each rank from 0 to R loses.
     """
 
     scheme: Scheme
@@ -34,21 +34,24 @@ class Nested:
     lost: Float64
 
     def kernel(self, rank: int) -> Tensor:
-        """The dense kernel (n, c/group, *k) of the pair of a rank."""
+        """The dense kernel (n, c/group, *k) of the pair of this rank."""
         return fold(self.left[:, :, :rank] @ self.right[:, :rank], self.scheme, self.kernel_shape, self.group)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Metric:
-    """What is near under the inputs' covariance, for schemes of the same axes: its part over rows, slices of the input
-    together (group, a, a), and the Cholesky factor of that over taps (group, b, b)."""
+    """The distance that the inputs' covariance defines, for schemes of the same axes.
+
+    `rows` (group, a, a) is the covariance over rows, with slices of the input together, `taps` (group, b, b) the
+    Cholesky factor of that over taps.
+    """
 
     rows: Float64
     taps: Float64
 
 
 def metric_of(covariance: Float64, kernel_shape: Sequence[int], reduce_axes: tuple[int, ...]) -> Metric:
-    """Of a covariance (group, d, d) over patches (c/group, *k), taken as a Kronecker product over rows and taps."""
+    """The metric of a covariance (group, d, d) over patches (c/group, *k), as a Kronecker product of rows and taps."""
     _, c, *extents = kernel_shape
     reduced = [axis for axis in range(len(extents)) if axis in reduce_axes]
     others = [axis for axis in range(len(extents)) if axis not in reduce_axes]
@@ -63,10 +66,10 @@ def metric_of(covariance: Float64, kernel_shape: Sequence[int], reduce_axes: tup
 
 
 def nested_factors(kernel: Array, scheme: Scheme, group: int, top_rank: int, metric: Metric | None = None) -> Nested:
-    """All ranks up to `top_rank`: truncated SVD, or under a metric near the pairs that lose least of the output.
+    """The factors of all ranks up to `top_rank`: truncated SVD, or under a metric those that lose least of the output.
 
-    Near, not equal: rows and taps are taken to vary independently, and so are slices of the input. Then, and only
-    then, the best factors of all ranks are slices of one another.
+    Under a metric they are approximate: rows and taps, and slices of the input, are treated as independent. Only then
+    are the best factors of all ranks slices of one another.
     """
     matrices: Float64 = unfold(np.asarray(kernel, dtype=np.float64), scheme, group).astype(np.float64, copy=False)
     roots = None if metric is None else _roots(metric, kernel.shape, scheme, group)
@@ -91,7 +94,7 @@ def nested_factors(kernel: Array, scheme: Scheme, group: int, top_rank: int, met
 
 
 def _lost(squares: Float64, top_rank: int) -> Float64:
-    """Share of the sum of squares (matrices, full rank) beyond each rank from 0 to `top_rank`."""
+    """The share of the sum of squares (matrices, full rank) beyond each rank from 0 to `top_rank`."""
     by_rank = squares.sum(axis=0)
     total = by_rank.sum()
     if not total:
@@ -101,7 +104,7 @@ def _lost(squares: Float64, top_rank: int) -> Float64:
 
 
 def _roots(metric: Metric, kernel_shape: Sequence[int], scheme: Scheme, group: int) -> list[Float64]:
-    """For each matrix of a scheme the Cholesky factor over its own rows; slices of the output share it."""
+    """The Cholesky factor over the rows of each matrix of a scheme; slices of the output have the same."""
     slices_in, slices_out = scheme.slices(kernel_shape, group)
     size = metric.rows.shape[1] // slices_in
     roots: list[Float64] = []
@@ -112,7 +115,7 @@ def _roots(metric: Metric, kernel_shape: Sequence[int], scheme: Scheme, group: i
 
 
 def _root(matrix: Float64) -> Float64:
-    """The lower Cholesky factor. Of a few images, rounding can outweigh the first ridge."""
+    """The lower Cholesky factor. With few images rounding can be larger than the first ridge, so it grows."""
     ridge, size = 0.0, len(matrix)
     while True:
         try:
@@ -138,7 +141,7 @@ def _ridged(matrices: Float64) -> Float64:
 
 
 def _times(matrices: Float64, root: Float64) -> Float64:
-    """Each row, seen as (n, taps), times a matrix over the taps: (p, a, n b) and (p, b, b)."""
+    """Each row, reshaped to (n, taps), times a matrix over the taps: (p, a, n b) and (p, b, b)."""
     count, rows, _ = matrices.shape
     taps = root.shape[1]
     return np.asarray((matrices.reshape(count, -1, taps) @ root).reshape(count, rows, -1))

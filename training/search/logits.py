@@ -1,4 +1,4 @@
-"""How much each candidate of a layer is wanted: logits, and the pairs of candidates that are drawn by them."""
+"""Logits of the candidates of a layer, and the pairs of candidates that are drawn by them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from training.search.space import Space
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mixture:
-    """The candidates of one layer in one forward pass, by index, and their weights (one each), which sum to 1."""
+    """The candidates of one layer in one forward pass, by index, and their weights, which sum to 1."""
 
     candidates: tuple[int, ...]
     weights: Tensor
 
 
 class Logits(nn.Module):
-    """The logits (k,) of one layer: where they start, and what was learned.
+    """The logits (k,) of one layer: their start, plus what is learned.
 
-    With hundreds of candidates each is drawn too rarely to learn from by itself. So what is learned is a sum of three:
-    a number of the candidate's own, one of its scheme and one of its size, which others share.
+    Each of hundreds of candidates is drawn too rarely to be learned alone. What is learned is therefore a sum of three
+    numbers: one of the candidate, one of its scheme and one of its size, which it shares with others.
     """
 
     def __init__(self, space: Space, start: Tensor) -> None:
         super().__init__()
-        # Of a sum the pair added last: the first is the same in all of them.
+        # In a sum the last pair counts: all candidates have the same first one.
         names = [branches[-1].scheme.name if branches else "" for branches in space.candidates]
         schemes, sizes = sorted(set(names)), sorted(set(space.shares))
         self.start: Tensor
@@ -44,12 +44,12 @@ class Logits(nn.Module):
         return self.start + self.own + self.by_scheme[self._scheme] + self.by_size[self._size]
 
     def draw(self, temperature: float, random: torch.Generator) -> Mixture:
-        """Two candidates by their probabilities, mixed by a Gumbel-softmax over the two; one where there is but one."""
+        """Two candidates by their probabilities, mixed by a Gumbel-softmax over the two, or the only one."""
         logits = self()
         if len(logits) == 1:
             return Mixture((0,), torch.ones(1))
         probabilities = logits.detach().softmax(0)
-        # Two may be wanted where all but one have a probability of zero in float32.
+        # Two must be drawn even where all but one have a probability of zero in float32.
         drawn = torch.multinomial(probabilities + 1e-12, 2, generator=random)
         noise = -torch.log(-torch.log(torch.rand(2, generator=random).clamp(1e-9, 1 - 1e-7)))
         weights = ((logits[drawn] + noise) / temperature).softmax(0)

@@ -1,7 +1,7 @@
-"""One search: logits are trained so that the network answers as it did, at the cost that is wanted.
+"""One search: logits are trained so that the network keeps its outputs at a given cost. No weight is trained.
 
-Only logits train. Source: Yu & Bouganis, SVD-NAS, WACV 2023. Their loss is multiplied by a power of the expected cost
-and so has no target; here a price, raised while the expected cost is above the budget, is found that meets it.
+Source: Yu & Bouganis, SVD-NAS, WACV 2023. They multiply the loss by a power of the expected cost, which has no target.
+Here the cost has a price, which rises while the expected cost is above the budget, so that the budget is met.
 """
 
 from __future__ import annotations
@@ -16,39 +16,40 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.guard import StopRequest
 from training.search.choose import choose
 from training.search.logits import Logits, Mixture
 from training.search.space import Space
 from training.search.supernet import Supernet
+from training.stop import StopRequest
 from trp_export.errors import TrpError
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import describe
 from trp_export.recover.distil import half_precision
 
 Record = dict[str, Any]
+_FIGURES = ("loss", "score", "cost", "price", "temperature")
 
-# The paper's: 5 at first, 5 x 0.965^100 at last, over 100 epochs or as many as there are.
+# As in the paper, from 5 down to 5 x 0.965^100, over however many epochs there are.
 TEMPERATURE, _COOLING = 5.0, 0.965**100
-# Pull of the expected cost towards the budget per unit of its logarithm, and how fast the price follows it.
+# How strongly the expected cost is drawn to the budget, per unit of its logarithm, and how fast the price follows.
 _STIFFNESS = 10.0
 _PRICE_RATE = 0.5
-# Logits start so steep that on average so many candidates of a layer count (e to the mean entropy).
+# Logits start so steep that on average this many candidates of a layer matter (e to the mean entropy).
 _ALIVE = 20.0
-# Where they are looked for: the logarithm of the steepness, and the price of the whole budget.
+# The bounds of the search for that start: the logarithm of the steepness, and the price of the whole budget.
 _STEEPEST, _DEAREST = 20.0, 1e5
-# Batches on which a layer's sensitivity and a plan are measured, at most.
+# The most batches on which a layer's sensitivity and a plan are measured.
 _MEASURED_ON = 8
-# Of the energy of a layer: what is lost where its sensitivity is measured.
+# The share of the energy of a layer that is lost where its sensitivity is measured.
 _LOST = 0.1
-# Below this mean entropy one candidate of each layer is drawn and no other; within so many steps, or one epoch,
-# nothing can have been learned.
+# Below this mean entropy each layer draws one candidate only. Within this many steps, or one epoch, nothing can have
+# been learned.
 _SETTLED, _SOON = 0.01, 100
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examples:
-    """Images (N, C, H, W), and labels (N,) or nothing; `wanted` are the dense network's outputs."""
+    """Images (N, C, H, W), labels (N,) or None, and `wanted`, the outputs of the dense network."""
 
     images: Tensor
     labels: Tensor | None
@@ -56,7 +57,7 @@ class Examples:
 
 
 class Search:
-    """Logits over `spaces`, trained on `examples` so that the spaces' expected cost becomes `budget`."""
+    """Logits over `spaces`, trained on `examples` so that their expected cost becomes `budget`."""
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class Search:
         return self.epoch == self.epochs
 
     def train(self, stop: StopRequest, progress: Callable[[Record], None], save: Callable[[], None]) -> bool:
-        """All epochs that are left, saved after each; False where the user asked to stop, with all saved."""
+        """Train the remaining epochs, saving after each. False where the user asked to stop, after saving."""
         while not self.done:
             order = torch.randperm(
                 len(self._examples.images), generator=torch.Generator().manual_seed(self._seed + self.epoch)
@@ -119,30 +120,30 @@ class Search:
 
     @property
     def improved(self) -> bool:
-        """Whether the plan of any epoch was better than the one that the search started from."""
+        """Whether the plan of some epoch was better than the one that the search started from."""
         return self._best_score < self._first_score
 
     def logits(self) -> dict[str, Float64]:
-        """By layer, in the order of its candidates, when the plan that they make was best."""
+        """The logits of each layer, in the order of its candidates, when their plan was best."""
         return {name: own.numpy().astype(np.float64) for name, own in self._best.items()}
 
     def expected_cost(self) -> float:
-        """Of all spaces, were every layer drawn by its logits."""
+        """The expected cost of all spaces when every layer is drawn by its logits."""
         return self._cost_at(self._now())
 
     def score(self, chosen: Sequence[int]) -> float:
-        """The loss of the network in which each space has one candidate; less is better."""
+        """The loss of the network with one candidate for each space; less is better."""
         pairs = zip(self._spaces, chosen, strict=True)
-        given = {s.site.name: Mixture((k,), torch.ones(1)) for s, k in pairs if s.site.name in self.layers}
-        return self._measured(given)
+        mixtures = {s.site.name: Mixture((k,), torch.ones(1)) for s, k in pairs if s.site.name in self.layers}
+        return self._measured(mixtures)
 
-    def _measured(self, given: Mapping[str, Mixture]) -> float:
+    def _measured(self, mixtures: Mapping[str, Mixture]) -> float:
         """The mean loss over a few batches."""
         count = min(len(self._examples.images) // self._batch, _MEASURED_ON)
         losses = []
         for part in torch.split(torch.arange(count * self._batch), self._batch):
             with torch.no_grad(), half_precision():
-                outputs = self._supernet(self._examples.images[part], given)
+                outputs = self._supernet(self._examples.images[part], mixtures)
             losses.append(float(_loss(outputs, self._examples, part)))
         return float(np.mean(losses))
 
@@ -168,13 +169,48 @@ class Search:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.epoch, self.step, self._loss_sum = state["epoch"], state["step"], state["loss_sum"]
-        self._price, self.history = state["price"], list(state["history"])
-        self._best_score, self._best = state["best"]
-        self._random.set_state(state["random"])
+        """Restore what `state_dict` returned. Raises LookupError, TypeError, ValueError or RuntimeError otherwise."""
+        epoch, step, history = state["epoch"], state["step"], state["history"]
+        if not _is_count(epoch, self.epochs) or not _is_count(step, self._steps) or len(history) != epoch:
+            raise ValueError(f"epoch {epoch!r}, step {step!r}")
+        for number, record in enumerate(history):
+            self._require_record(record, number + 1)
+        self._loss_sum, self._price = float(state["loss_sum"]), float(state["price"])
+        self._best_score, best = float(state["best"][0]), dict(state["best"][1])
+        if not all(map(math.isfinite, (self._loss_sum, self._price, self._best_score))):
+            raise ValueError("a figure is not finite")
+        now = self._now()
+        if best.keys() != now.keys():
+            raise ValueError("the best logits are of other layers")
         for name, layer in self.layers.items():
+            _require_like(best[name], now[name])
             layer.load_state_dict(state["logits"][name])
-        self._optimizer.load_state_dict(state["optimizer"])
+            _require_like(layer().detach(), now[name])
+        self._random.set_state(state["random"])
+        optimizer, parameters = state["optimizer"]["state"], self._optimizer.param_groups[0]["params"]
+        for index, buffers in optimizer.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                _require_like(buffers[name], parameters[index])
+        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": optimizer})
+        self.epoch, self.step, self.history, self._best = epoch, step, list(history), best
+
+    def _require_record(self, record: Record, epoch: int) -> None:
+        """Raises LookupError, TypeError or ValueError for what is not the record of this epoch."""
+        layers = record["layers"]
+        if (
+            record["epoch"] != epoch
+            or record.keys() != {"epoch", "layers", *_FIGURES}
+            or layers.keys() != self.layers.keys()
+        ):
+            raise ValueError(f"record {epoch}")
+        figures = [record[name] for name in _FIGURES]
+        figures += [layer[name] for layer in layers.values() for name in ("entropy", "share")]
+        choices = [layer["choice"] for layer in layers.values()]
+        known = {describe(branches) for space in self._open for branches in space.candidates}
+        if not all(isinstance(value, float) and math.isfinite(value) for value in figures) or not known.issuperset(
+            choices
+        ):
+            raise ValueError(f"record {epoch}")
 
     @property
     def temperature(self) -> float:
@@ -188,8 +224,8 @@ class Search:
         loss = _loss(outputs, examples, chosen)
         if not bool(torch.isfinite(loss)):
             raise TrpError(self._broken(examples.images[chosen], mixtures))
-        # The cost of what was drawn, not the expected cost: its gradient would move candidates that were not drawn, all
-        # of them at Adam's full pace, and the cheapest would come up without ever having been tried.
+        # The cost of the drawn candidates, not the expected cost: the gradient of the latter would move candidates that
+        # were not drawn, all at Adam's full step, and the cheapest would rise without having been tried.
         costs = [(m.weights * self._costs[name][list(m.candidates)]).sum() for name, m in mixtures.items()]
         excess = math.log(self.expected_cost() / self._budget)
         self._optimizer.zero_grad()
@@ -203,7 +239,7 @@ class Search:
         return float(loss.detach())
 
     def _require_unsettled(self) -> None:
-        """Raises TrpError, naming the layer whose logits moved most, where all settled too soon to have learned."""
+        """Raise TrpError, naming the layer whose logits moved most, where all settled too early to have learned."""
         now, steps = self._now(), self.epoch * self._steps + self.step
         if (self.epoch and steps > _SOON) or _mean_entropy(now) >= _SETTLED:
             return
@@ -223,8 +259,8 @@ class Search:
         return f"the search diverged at step {self.epoch * self._steps + self.step + 1}"
 
     def _offer(self) -> float:
-        """The score of the plan that the logits make now. The best is kept: drawn and mixed, candidates look better
-        than they are by themselves, and not all that is learned is true."""
+        """The score of the plan of the present logits. The best logits are kept, since mixed candidates score better
+        than each alone, so that later logits may give a worse plan."""
         now = self._now()
         by_name = {name: own.numpy().astype(np.float64) for name, own in now.items()}
         score = self.score(choose(self._spaces, by_name, self._budget))
@@ -254,8 +290,8 @@ class Search:
         }
 
     def _starts(self) -> dict[str, Tensor]:
-        """Logits that fall with the damage expected and with cost, at the price at which the expected cost is the
-        budget, as steep as `_ALIVE` says."""
+        """Logits that fall with the expected damage and with cost, at the price at which the expected cost is the
+        budget, and as steep as `_ALIVE` says."""
         damages = {space.site.name: self._damage(space) for space in self._open}
 
         def at(steepness: float, price: float) -> dict[str, Tensor]:
@@ -271,8 +307,8 @@ class Search:
         return priced(math.exp(_crossing(alive, _STEEPEST)))
 
     def _damage(self, space: Space) -> Tensor:
-        """What each candidate is expected to do to the loss, all other layers dense: in proportion to what it loses,
-        measured at one of them."""
+        """The expected increase of the loss by each candidate with all other layers dense: proportional to what it
+        loses, and measured at one candidate."""
         layer = self._supernet.layers[space.site.name]
         lost = layer.lost()
         probe = int(np.argmin(np.abs(lost - _LOST)))
@@ -283,8 +319,20 @@ class Search:
         return torch.from_numpy(rate * lost)
 
 
+def _is_count(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def _require_like(stored: object, current: Tensor) -> None:
+    """Raise ValueError for anything but a finite tensor of the same shape and type."""
+    if not isinstance(stored, Tensor) or stored.layout is not torch.strided or stored.dtype != current.dtype:
+        raise ValueError("a tensor is of another kind")
+    if stored.shape != current.shape or not bool(torch.isfinite(stored).all()):
+        raise ValueError("a tensor is of another shape, or not finite")
+
+
 def _crossing(falling: Callable[[float], float], bound: float) -> float:
-    """Where a falling function comes to zero between -bound and bound, or the end that is nearer to it."""
+    """The zero of a falling function between -bound and bound, or the bound that is closer to it."""
     low, high = -bound, bound
     for _ in range(40):
         middle = (low + high) / 2
@@ -300,9 +348,9 @@ _REMEDY = "Start again with a lower --lr."
 
 
 def _loss(outputs: Sequence[Tensor], examples: Examples, chosen: Tensor) -> Tensor:
-    """Cross-entropy where there are labels; else the squared distance over the spread of what the dense network says.
+    """Cross-entropy with labels; else the squared distance to the dense network's outputs over their spread.
 
-    Networks are all but certain on images they were trained on: a divergence of probabilities sees few of them.
+    Networks are nearly certain on images they were trained on, where a divergence of probabilities is close to zero.
     """
     if examples.labels is not None:
         return functional.cross_entropy(outputs[0].float(), examples.labels[chosen])

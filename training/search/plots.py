@@ -1,4 +1,4 @@
-"""A picture of how choices settle: losses and cost, and layer by layer entropy, size and kind of what is likeliest."""
+"""A picture of how a search settles: losses and cost; for each layer the entropy and the most probable candidate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trp_export.system.extras import is_installed
 
 Record = dict[str, Any]
 
-# Kinds by the names that schemes begin with, and their colours.
+# Kinds, by the beginnings of the names of schemes, and their colours.
 _KINDS = {
     "kept": "0.85",
     "channel-wise": "C2",
@@ -43,7 +43,10 @@ def draw(history: Sequence[Record], path: Path) -> None:
     _draw_curves(top, history, epochs)
     extent = (epochs[0] - 0.5, epochs[-1] + 0.5, len(names) - 0.5, -0.5)
     shown: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest", "extent": extent}
-    for axis, key, label in ((maps[0], "entropy", "entropy"), (maps[1], "share", "cost of the likeliest over dense")):
+    for axis, key, label in (
+        (maps[0], "entropy", "entropy"),
+        (maps[1], "share", "cost of the most probable over dense"),
+    ):
         image = axis.imshow(_table(history, names, key), vmin=0, vmax=None if key == "entropy" else 1, **shown)
         figure.colorbar(image, ax=axis, label=label, pad=0.01)
     kinds = np.array([[_kind(record["layers"][name]["choice"]) for record in history] for name in names])
@@ -62,8 +65,8 @@ def draw(history: Sequence[Record], path: Path) -> None:
 
 
 def _draw_curves(axis: Any, history: Sequence[Record], epochs: Sequence[int]) -> None:
-    axis.plot(epochs, [record["loss"] for record in history], color="C0", label="loss of what is drawn")
-    axis.plot(epochs, [record["score"] for record in history], color="C2", label="loss of the plan by itself")
+    axis.plot(epochs, [record["loss"] for record in history], color="C0", label="loss of the drawn candidates")
+    axis.plot(epochs, [record["score"] for record in history], color="C2", label="loss of the plan alone")
     axis.set_ylabel("loss")
     cost = axis.twinx()
     cost.plot(epochs, [record["cost"] for record in history], color="C1", label="expected cost over budget")
@@ -78,7 +81,7 @@ def _table(history: Sequence[Record], names: Sequence[str], key: str) -> Any:
 
 
 def _kind(choice: str) -> int:
-    """Of a sum that of the pair added last."""
+    """The kind of a choice; in a sum, that of the last pair."""
     scheme = choice.rpartition(" + ")[2].rpartition(" ")[0] or "kept"
     kinds = list(_KINDS)
     return kinds.index(scheme) if scheme in kinds else kinds.index("-".join(scheme.split("-")[:2]))

@@ -1,44 +1,34 @@
-"""A search from the model to its plan: images, moments, candidates, logits, and with two branches all again around it.
+"""A search from the model to its plan: images, moments, candidates, logits, and with two branches a second search.
 
-The plan is written at the end, all or nothing; what is needed to go on lies in a folder beside it after every epoch.
+The plan is written at the end, atomically. After every epoch, a folder beside it gets what a resumed search needs.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import onnx_ir as ir
-import torch
-
-from training.checkpoint import read, write
-from training.guard import StopRequest
+from training.checkpoint import write
 from training.history import write_jsonl
+from training.run_folder import LAST, read_state, require_same_files, run_folder, stored_options
+from training.search.calibrated import SearchedNetwork, batch_size, calibrate_for_search, digests_of
 from training.search.choose import plan_of_logits, require_reachable
-from training.search.images import read_images, require_labels_fit
-from training.search.loop import Examples, Record, Search
+from training.search.loop import Record, Search
 from training.search.options import SearchOptions
 from training.search.plots import draw
 from training.search.space import Space, by_latency, by_macs, second_by_macs
 from training.search.supernet import Supernet
-from trp_export.calibration.moments import Moments, calibration_remarks, gather_moments
-from trp_export.errors import LoadError, OptionError, OutputError, StoppedEarly, UnsupportedError
-from trp_export.inputs.images import ImageSet, load_images
-from trp_export.load import load
+from training.stop import StopRequest
+from trp_export.errors import LoadError, OutputError, StoppedEarly, UnsupportedError
 from trp_export.lowrank.factor import Float64
-from trp_export.network import Network, analyse, measure_layers
-from trp_export.options import Benchmark, LoadOptions, Selection
+from trp_export.network import Network, measure_layers
+from trp_export.options import Benchmark, Selection
 from trp_export.planning.plan import Plan
-from trp_export.recover.synthetic import affordable, synthetic_images, synthetic_note
-from trp_export.recover.torch_graph import TorchGraph
-from trp_export.runtime.partial import fixed_batch
+from trp_export.rules import Macs
 from trp_export.system.files import atomic_write
 from trp_export.system.progress import Progress
 from trp_export.system.scratch import Scratch
@@ -46,193 +36,173 @@ from trp_export.system.scratch import Scratch
 if TYPE_CHECKING:
     from trp_export.latency.network import NetworkLatency
 
-FORMAT, VERSION = "trp-search", 1
-# Eight images of 3x224x224, and no more than 32 of fewer pixels: many small steps, each with candidates of its own,
-# tell more than few large ones.
-_BATCH_ELEMENTS, _LARGEST_BATCH = 8 * 3 * 224 * 224, 32
-# More gain nothing: 800 on ResNet-20 at 3x, a row of tools/search_results.py.
+_FORMAT, _VERSION = "trp-search", 2
+_KEYS = ("model", "options", "digests", "searches")
+# More gain nothing: see the row of 800 steps of tools/search_results.py on ResNet-20 at 3x.
 _STEPS = 300
-# Where nobody says how many.
-IMAGES = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SearchedNetwork:
-    """The network, the images (N, C, H, W) as it takes them, and what they told about its layers."""
+class SavedSearch:
+    """What the folder of a search holds: the path of its model, options as texts, digests, and a state per stage."""
 
-    network: Network
-    images: ImageSet
-    examples: Examples
-    moments: Mapping[str, Moments]
-    notes: tuple[str, ...]
+    model: str
+    options: dict[str, Any]
+    digests: dict[str, str]
+    searches: tuple[dict[str, Any], ...]
 
 
 def run_search(
+    model: Path,
     options: SearchOptions,
     progress: Progress,
     report: Callable[[Record], None],
-    resume: bool = False,
-    seen: SearchedNetwork | None = None,
+    *,
+    saved: SavedSearch | None = None,
+    allow_changed_data: bool = False,
+    known: SearchedNetwork | None = None,
 ) -> tuple[Plan, tuple[str, ...]]:
-    """Make the plan and write it. Returns it with what the user should know; `report` gets a record per epoch.
+    """Make the plan and write it. Returns it with notes for the user; `report` gets a record per epoch.
 
-    `seen` saves looking again where several searches share model and images.
-
-    Raises StoppedEarly where Ctrl-C or SIGTERM came in the middle, with everything saved.
+    `saved` is the search to continue. `known` saves the calibration where several searches share model and images.
+    Raises StoppedEarly, after saving, where the user asked to stop.
     """
-    state = read_search(options.folder) if resume else {}
-    with _folder(options.folder, resume), Scratch() as scratch:
-        seen = seen or calibrate_for_search(options, scratch.folder, progress)
-        stages = _Stages(options, seen, state, report, progress)
-        plan = stages.by_macs() if options.macs else stages.by_latency(scratch.folder)
+    with run_folder(options.folder, resume=saved is not None), Scratch() as scratch:
+        if saved is None:
+            (options.folder / "synthetic.npy").unlink(missing_ok=True)  # Left by a search without a first epoch.
+        known = known or calibrate_for_search(model, options, scratch.folder, progress)
+        digests = digests_of(known)
+        if saved is not None:
+            where = str(options.folder / LAST)
+            require_same_files(digests, saved.digests, where, allow_changes=allow_changed_data)
+        searches = saved.searches if saved is not None else ()
+        stages = _Stages(SavedSearch(str(model), stored_options(options), digests, searches), options, known)
+        stages.report, stages.progress = report, progress
+        plan = stages.plan_by_macs() if isinstance(options.rule, Macs) else stages.plan_by_latency(scratch.folder)
     with atomic_write(options.output, remedy="Choose another place with -o.") as part:
         part.write_text(json.dumps(plan.to_json(), indent=2) + "\n", encoding="utf-8")
-    return plan, (*seen.notes, *stages.notes)
+    return plan, (*known.notes, *stages.notes)
+
+
+def read_search(folder: Path) -> SavedSearch:
+    """The saved state of a search. Raises LoadError where there is none, or it is damaged."""
+    content = read_state(folder, _FORMAT, _VERSION, _KEYS)
+    model, options, digests, searches = (content[key] for key in _KEYS)
+    whole = isinstance(options, dict) and isinstance(digests, dict) and isinstance(searches, list)
+    if not whole or not isinstance(model, str) or len(searches) > 2 or not all(isinstance(s, dict) for s in searches):
+        raise LoadError(
+            f"{folder / LAST} is damaged: its model, options, digests or searches are not what they must be."
+        )
+    return SavedSearch(model, options, digests, tuple(searches))
 
 
 class _Stages:
-    """The searches that lead to a plan, one after the other, and the state that is saved of them."""
+    """The searches that lead to a plan, in order, and what is saved of them."""
 
-    def __init__(
-        self,
-        options: SearchOptions,
-        seen: SearchedNetwork,
-        state: Mapping[str, Any],
-        report: Callable[[Record], None],
-        progress: Progress,
-    ) -> None:
-        self._options, self._seen, self._report, self._progress = options, seen, report, progress
-        self._states: list[dict[str, Any]] = list(state.get("searches", ()))
+    report: Callable[[Record], None]
+    progress: Progress
+
+    def __init__(self, saved: SavedSearch, options: SearchOptions, known: SearchedNetwork) -> None:
+        self._saved, self._options, self._known = saved, options, known
+        self._states: list[dict[str, Any]] = list(saved.searches)
         self.notes: tuple[str, ...] = ()
-        self._sites = [place.site for place in seen.network.located]
+        self._sites = [place.site for place in known.network.located]
 
-    def by_macs(self) -> Plan:
+    def plan_by_macs(self) -> Plan:
         """Raises OptionError for a ratio that is out of reach, StoppedEarly."""
-        options, network = self._options, self._seen.network
+        options, macs, ratio = self._options, self._known.network.require_macs(), self._options.rule.ratio
         spaces = by_macs(self._sites, options.scheme)
-        fixed = network.require_macs() - sum(site.macs for site in self._sites)
-        require_reachable(spaces, fixed, network.require_macs(), options.ratio, "--macs")
-        budget = network.require_macs() / options.ratio - fixed
-        what = f"macs {options.ratio:g}x fewer"
-        plan = self._plan(spaces, self._search(0, spaces, budget), budget, what)
+        fixed = macs - sum(site.macs for site in self._sites)
+        require_reachable(spaces, fixed, macs, ratio, "--macs")
+        budget, rule = macs / ratio - fixed, f"macs {ratio:g}x fewer"
+        plan = self._plan(spaces, self._search(0, spaces, budget), budget, rule)
         if options.branches == 2:
             spaces = second_by_macs(plan, options.scheme)
             if any(len(space.candidates) > 1 for space in spaces):
-                plan = self._plan(spaces, self._search(1, spaces, budget), budget, f"{what}, two branches")
+                plan = self._plan(spaces, self._search(1, spaces, budget), budget, f"{rule}, two branches")
         return plan
 
-    def by_latency(self, folder: Path) -> Plan:
+    def plan_by_latency(self, folder: Path) -> Plan:
         """Raises OptionError for a speed-up that is out of reach, DeviceError, StoppedEarly."""
         from trp_export.latency.search import plan_at_speed
 
-        options = self._options
-        latency = _latency(options, self._seen.network, folder, self._progress)
+        ratio = self._options.rule.ratio
+        latency = _latency(self._options, self._known.network, folder, self.progress)
         spaces = by_latency(self._sites, latency.timings)
         least = sum(float(space.costs.min()) for space in spaces) * (1 + 1e-9)
-        # What of a cost of the whole network is left for the layers.
-        others = latency.dense - sum(space.dense for space in spaces)
-        logits = self._search(0, spaces, max(latency.original / options.ratio - others, least))
+        others = latency.dense - sum(space.dense for space in spaces)  # The cost of everything but the layers.
+        logits = self._search(0, spaces, max(latency.original / ratio - others, least))
 
         def plan_by(budget: float) -> Plan:
-            return self._plan(spaces, logits, max(budget - others, least), f"speed-up {options.ratio:g}x")
+            return self._plan(spaces, logits, max(budget - others, least), f"speed-up {ratio:g}x")
 
-        return plan_at_speed(latency, options.ratio, plan_by)
+        return plan_at_speed(latency, ratio, plan_by)
 
     def _search(self, stage: int, spaces: Sequence[Space], budget: float) -> dict[str, Float64]:
-        """The logits of one search, from where it was left."""
-        options, seen = self._options, self._seen
-        search = open_search(options, seen, spaces, budget, self._progress)
+        """The logits of one search, continued from its saved state if there is one."""
+        options = self._options
+        search = open_search(options, self._known, spaces, budget, self.progress)
         if stage < len(self._states):
             try:
                 search.load_state_dict(self._states[stage])
             except RuntimeError as error:  # Another measurement has added ranks to the latency table.
                 raise LoadError(
-                    f"{options.folder}: the candidates of {options.model} have changed since. Start again, elsewhere."
+                    f"{options.folder / LAST} does not fit: the candidates of the model have changed. "
+                    "Start another search."
                 ) from error
-            except (LookupError, TypeError, ValueError) as error:
-                raise LoadError(f"{options.folder / 'last.pt'} is damaged. Start again, elsewhere.") from error
+            except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+                raise LoadError(f"{options.folder / LAST} is damaged. Start another search.") from error
 
         def save() -> None:
             self._states[stage:] = [search.state_dict()]
             self._save(search.epochs)
 
         def report(record: Record) -> None:
-            self._report(record | {"stage": stage + 1, "epochs": search.epochs})
+            self.report(record | {"stage": stage + 1, "epochs": search.epochs})
 
         with StopRequest() as stop:
             if not search.train(stop, report, save):
                 raise StoppedEarly
         if not search.improved:
             which = "second pairs: " if stage else ""
-            self.notes += (f"{which}no epoch found a better plan than the one the search started from",)
+            self.notes += (f"{which}no epoch found a better plan than the one that the search started from",)
         return search.logits()
 
-    def _plan(self, spaces: Sequence[Space], logits: Mapping[str, Float64], budget: float, what: str) -> Plan:
-        seen, count = self._seen.images, f"{len(self._seen.images):,}"
-        name = Path(seen.name.rpartition(":")[2]).name
-        images = f"{count} images of {name}" if self._options.data is not None else f"{count} synthetic images"
-        rule = f"{what}, searched with {images}, seed {self._options.seed}"
-        return plan_of_logits(spaces, logits, budget, rule)
+    def _plan(self, spaces: Sequence[Space], logits: Mapping[str, Float64], budget: float, rule: str) -> Plan:
+        images, count = self._known.images, f"{len(self._known.images):,}"
+        name = Path(images.name.rpartition(":")[2]).name
+        source = f"{count} synthetic images" if self._options.no_data else f"{count} images of {name}"
+        return plan_of_logits(spaces, logits, budget, f"{rule}, searched with {source}, seed {self._options.seed}")
 
     def _save(self, epochs: int) -> None:
-        folder = self._options.folder
-        content = {
-            "format": FORMAT,
-            "version": VERSION,
-            "options": self._options.to_json(),
-            "searches": self._states,
-        }
-        write(content, folder / "last.pt")
+        folder, state = self._options.folder, replace(self._saved, searches=tuple(self._states))
+        content = {key: getattr(state, key) for key in _KEYS} | {"searches": self._states}
+        write({"format": _FORMAT, "version": _VERSION} | content, folder / LAST)
         try:
             histories = [state["history"] for state in self._states]
-            lines = [{"stage": stage + 1} | record for stage, own in enumerate(histories) for record in own]
-            write_jsonl(lines, folder / "history.jsonl")
-            for stage, own in enumerate(histories):
-                if own and stage + 1 == len(histories) and _worth_drawing(len(own), epochs):
-                    draw(own, folder / f"settling-{stage + 1}.png")
+            write_jsonl([{"stage": n + 1} | record for n, own in enumerate(histories) for record in own],
+                        folder / "history.jsonl")  # fmt: skip
+            if histories[-1] and _is_drawn(len(histories[-1]), epochs):
+                draw(histories[-1], folder / f"settling-{len(histories)}.png")
         except OSError as error:
             raise OutputError(f"{folder} cannot be written: {error.strerror}.") from error
 
 
-def calibrate_for_search(options: SearchOptions, folder: Path, progress: Progress) -> SearchedNetwork:
-    """Load the model, bring it into normal form with batch norm folded, and run the images through it."""
-    progress("load", 0)
-    source = load(options.model, LoadOptions(options.arch, options.input_shape))
-    network = analyse(source, folder, fold=True)
-    ir.external_data.load_to_model(network.model)
-    images, labelled = _images(options, network, progress)
-    moments = gather_moments(
-        network.model, network.located, images, seed=options.seed, progress=partial(progress, "moments")
-    )
-    told = calibration_remarks(moments, network.means)
-    images = _full_batches(images, fixed_batch(network.model) or 1)
-    inputs = torch.from_numpy(np.array(images.inputs)).contiguous(memory_format=torch.channels_last)
-    graph = TorchGraph(network.model)
-    with torch.no_grad():
-        answers = [graph(part) for part in torch.split(inputs, batch_size(network, len(images), options.batch))]
-    wanted = [torch.cat(parts) for parts in zip(*answers, strict=True)]
-    labels = None
-    if labelled:
-        require_labels_fit(images, wanted[0].shape)
-        labels = torch.from_numpy(images.labels)
-    return SearchedNetwork(network, images, Examples(inputs, labels, wanted), moments, (*images.notes, *told))
-
-
 def open_search(
-    options: SearchOptions, seen: SearchedNetwork, spaces: Sequence[Space], budget: float, progress: Progress
+    options: SearchOptions, known: SearchedNetwork, spaces: Sequence[Space], budget: float, progress: Progress
 ) -> Search:
-    """A search at its beginning. Raises UnsupportedError for a model that torch cannot stand in for."""
+    """A search at its beginning. Raises UnsupportedError for a model that torch cannot compute."""
     if not any(len(space.candidates) > 1 for space in spaces):
-        raise UnsupportedError(f"{seen.network.source.name}: no layer can become anything that costs less.")
-    supernet = Supernet(seen.network.model, spaces, seen.moments, partial(progress, "factors"))
-    batch = batch_size(seen.network, len(seen.images), options.batch)
-    supernet.require_sound(seen.examples.images[:batch])
+        raise UnsupportedError(f"{known.network.source.name}: no layer can become anything that costs less.")
+    supernet = Supernet(known.network.model, spaces, known.moments, partial(progress, "factors"))
+    batch = batch_size(known.network, len(known.images), options.batch)
+    supernet.require_sound(known.examples.images[:batch])
     return Search(
         supernet,
         spaces,
-        seen.examples,
+        known.examples,
         budget,
-        epochs=options.epochs or max(1, round(_STEPS / (len(seen.images) // batch))),
+        epochs=options.epochs or max(1, round(_STEPS / (len(known.images) // batch))),
         batch=batch,
         lr=options.lr,
         seed=options.seed,
@@ -240,96 +210,21 @@ def open_search(
     )
 
 
-def _images(options: SearchOptions, network: Network, progress: Progress) -> tuple[ImageSet, bool]:
-    """The images to search with, and whether their labels count. Those that are made are kept beside the plan."""
-    if options.data is not None:
-        return read_images(options, network, options.count or IMAGES, options.seed)
-    (shape,) = network.inputs.values()
-    file = options.folder / "synthetic.npy"
-    if not file.exists():
-        told = partial(progress, "synthesise images")
-        count = options.count or affordable(network.macs or 1)
-        made = synthetic_images(network.model, network.statistics, shape, count, seed=options.seed, progress=told)
-        with atomic_write(file) as part, part.open("wb") as stream:
-            np.save(stream, made.inputs)
-    images = load_images(file, input_shape=(None, *shape[1:]))
-    return replace(images, notes=(*images.notes, synthetic_note(len(images), options.seed))), False
-
-
-def _full_batches(images: ImageSet, size: int) -> ImageSet:
-    """Without those that do not fill a batch. Raises OptionError where nothing is left."""
-    count = len(images) // size * size
-    if not count:
-        raise OptionError(f"the model takes {size} images at a time, and {images.name} holds {len(images)}.")
-    labels = None if images.labels is None else images.labels[:count]
-    return replace(images, pixels=images.pixels[:count], labels=labels)
-
-
-def batch_size(network: Network, images: int, wanted: int) -> int:
-    """How many images a step takes: `wanted`, or 0 by their size; never more than there are.
-
-    Raises OptionError where a model of a fixed batch has other wishes.
-    """
-    fixed = fixed_batch(network.model)
-    if fixed is not None and wanted not in (0, fixed):
-        raise OptionError(f"--batch {wanted}: the model takes {fixed} images at a time.")
-    (shape,) = network.inputs.values()
-    by_size = int(np.clip(_BATCH_ELEMENTS // prod(size or 1 for size in shape[1:]), 1, _LARGEST_BATCH))
-    return min(fixed or wanted or by_size, images)
-
-
 def _latency(options: SearchOptions, network: Network, folder: Path, progress: Progress) -> NetworkLatency:
     from trp_export.latency.network import open_latency
 
-    selection, benchmark = Selection(options.scheme), Benchmark(threads=options.threads, device=options.device)
-    layers = measure_layers(network, selection, (), progress)
+    selection = Selection(options.scheme)
     return open_latency(
         network,
-        layers,
+        measure_layers(network, selection, (), progress),
         selection=selection,
-        benchmark=benchmark,
+        benchmark=Benchmark(threads=options.threads, device=options.device),
         precision="fp32",
         folder=folder,
         progress=progress,
     )
 
 
-def read_search(folder: Path) -> dict[str, Any]:
-    """The saved state of a search. Raises LoadError where there is none."""
-    path = folder / "last.pt"
-    if not path.is_file():
-        raise LoadError(f"{folder} holds no search to resume: last.pt is missing. Leave --resume out.")
-    content = read(path)
-    if content.get("format") != FORMAT or content.get("version") != VERSION or "options" not in content:
-        raise LoadError(f"{path} is not the saved state of a search.")
-    return content
-
-
-@contextmanager
-def _folder(folder: Path, resume: bool) -> Iterator[None]:
-    """A place for the search; none is left behind where it never came to its first epoch."""
-    if not resume:
-        _make_folder(folder)
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):  # As soon as something is in it.
-            folder.rmdir()
-        raise
-
-
-def _make_folder(folder: Path) -> None:
-    """Raises OptionError where another search lies there, OutputError where the folder cannot be made."""
-    if (folder / "last.pt").exists():
-        raise OptionError(f"{folder} holds a search already: go on with --resume, or choose another place with -o.")
-    try:
-        folder.mkdir(exist_ok=True)
-        for left in ("synthetic.npy", "recovered.json"):  # Of a search that never came to its first epoch.
-            (folder / left).unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be made: {error.strerror}.") from error
-
-
-def _worth_drawing(epoch: int, epochs: int) -> bool:
-    """Ten times on the way, and at the end: a picture takes as long as many steps."""
+def _is_drawn(epoch: int, epochs: int) -> bool:
+    """Ten times during a search and at its end, since a picture takes as long as many steps."""
     return epoch == epochs or epoch % max(1, epochs // 10) == 0

@@ -1,4 +1,4 @@
-"""What each layer may become in a search, and what that costs: multiply-adds, or time on a device."""
+"""The candidates of each layer in a search, and their cost in multiply-adds or in time on a device."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from trp_export.planning.budgets import Timing
 from trp_export.planning.curves import schemes_for
 from trp_export.planning.plan import Plan
 
-# Steps of a layer's dense cost by which candidates of unlike schemes count as equally large.
+# Candidates of different schemes count as equally large within this many steps of a layer's dense cost.
 SHARES = 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Space:
-    """The candidates of one layer, first the layer as the search finds it, with their costs (k,) and the dense cost."""
+    """The candidates of one layer, the unchanged layer first, with their costs (k,) and the dense cost."""
 
     site: Site
     candidates: tuple[Branches, ...]
@@ -30,17 +30,17 @@ class Space:
 
     @property
     def shares(self) -> tuple[int, ...]:
-        """Of each candidate, its cost in steps of the dense one."""
+        """The cost of each candidate in steps of the dense one."""
         return tuple(int(share) for share in np.rint(SHARES * self.costs / (self.dense or 1.0)))
 
 
 def by_macs(sites: Sequence[Site], choice: str) -> tuple[Space, ...]:
-    """Dense, and the pairs of the LR-space under a --scheme."""
+    """The dense layers and the pairs of the LR-space under a --scheme."""
     return tuple(_counted(site, _under(choice, site, lr_space(site))) for site in sites)
 
 
 def by_latency(sites: Sequence[Site], timings: Mapping[str, Timing]) -> tuple[Space, ...]:
-    """Dense, and the pairs that were measured faster, at the ranks that the device offers; costs are in its unit."""
+    """The dense layers and the pairs that were measured faster, at the ranks measured; costs in the device's unit."""
     spaces = []
     for site in sites:
         timing = timings.get(site.name)
@@ -55,7 +55,7 @@ def by_latency(sites: Sequence[Site], timings: Mapping[str, Timing]) -> tuple[Sp
 
 
 def second_by_macs(plan: Plan, choice: str) -> tuple[Space, ...]:
-    """Around a plan of single pairs: each pair as it is, or smaller with a second one for what it leaves."""
+    """Around a plan of single pairs: each pair unchanged, or a smaller one with a second pair for the rest."""
     spaces = []
     for decision in plan.decisions:
         site, first = decision.site, decision.branches

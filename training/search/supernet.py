@@ -1,7 +1,7 @@
-"""The super-network: every layer runs once, dense, with the mixture of the kernels of the candidates drawn.
+"""The super-network: every layer runs once, dense, with a mixture of the kernels of the drawn candidates.
 
-A convolution is linear in its kernel, so mixing outputs of candidates and mixing their kernels come to the same. A
-candidate's kernel is rebuilt from factors when it is drawn; nothing dense is kept of those that are not.
+A convolution is linear in its kernel, so mixing kernels equals mixing outputs. A candidate's kernel is rebuilt from its
+factors when it is drawn; no dense kernels of the others are kept.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from trp_export.recover.torch_graph import TorchGraph
 from trp_export.runtime.partial import Tap
 from trp_export.system.progress import Share
 
-# Relative distance of outputs up to which torch stands in for onnxruntime.
+# Largest relative distance between outputs of torch and onnxruntime that is accepted.
 _SOUND = 1e-3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pairs:
-    """Candidates of one layer that are built on the same kernel (zero, or that of a first pair) by one scheme.
+    """Candidates of one layer with the same first pair (or none) and the same scheme of the last.
 
-    `left` is the share of energy that the first pair leaves to them.
+    `base` is the kernel of the first pair, `left` the share of energy that it does not cover.
     """
 
     base: Tensor | None
@@ -52,7 +52,7 @@ class _Pairs:
 
 
 class MixedLayer:
-    """One layer: the kernels of its candidates, rebuilt when asked for, and the bias that goes with a mixture."""
+    """One layer: the kernels of its candidates, rebuilt on demand, and the bias that belongs to a mixture."""
 
     def __init__(self, space: Space, place: LocatedSite, moments: Moments | None) -> None:
         self.name, self.candidates = space.site.name, space.candidates
@@ -63,20 +63,20 @@ class MixedLayer:
         self._pairs = _pairs(space, kernel, covariance)
 
     def kernel(self, index: int) -> Tensor:
-        """The dense kernel (n, c/group, *k) that a candidate amounts to."""
+        """The dense kernel (n, c/group, *k) of a candidate."""
         branches = self.candidates[index]
         if not branches:
             return self._dense
         return self._pairs[branches[:-1], branches[-1].scheme].kernel(branches[-1].rank)
 
     def lost(self) -> Float64:
-        """Of each candidate the share of the kernel, or of the output, that is lost: (k,)."""
+        """The share of the kernel, or of the output, that each candidate loses: (k,)."""
         found = [self._pairs[b[:-1], b[-1].scheme] if b else None for b in self.candidates]
         pairs = zip(self.candidates, found, strict=True)
         return np.array([own.left * own.nested.lost[b[-1].rank] if own is not None else 0.0 for b, own in pairs])
 
     def mixed(self, mixture: Mixture) -> tuple[Tensor, Tensor | None]:
-        """The kernel of a mixture as the graph stores it, and what is added to the bias to keep the mean output."""
+        """The kernel of a mixture in the graph's order, and the change of the bias that keeps the mean output."""
         kernels = [self.kernel(index) for index in mixture.candidates]
         kernel = sum(weight * own for weight, own in zip(mixture.weights, kernels, strict=True))
         assert isinstance(kernel, Tensor)
@@ -88,9 +88,9 @@ class MixedLayer:
 
 
 class Supernet:
-    """A model of which the layers with a `Space` are mixtures. The model stays as it is.
+    """A copy of the model in which the layers with a `Space` are mixtures.
 
-    Raises UnsupportedError for models that torch cannot stand in for.
+    Raises UnsupportedError for models that torch cannot compute.
     """
 
     def __init__(
@@ -122,19 +122,21 @@ class Supernet:
             self._biases[name] = [(indices[key], self._graph.get_parameter(indices[key])) for key in keys]
 
     def __call__(self, images: Tensor, mixtures: Mapping[str, Mixture]) -> list[Tensor]:
-        """The outputs on images (N, C, H, W) with each layer a mixture; layers that are not named stay dense."""
+        """The outputs on images (N, C, H, W) with these mixtures; layers that are not named stay dense."""
         return functional_call(self._graph, self._given(mixtures), (images,))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def require_sound(self, images: Tensor) -> None:
-        """Raises UnsupportedError where torch does not compute what onnxruntime does."""
+        """Raise UnsupportedError where torch and onnxruntime compute different outputs."""
         names = [value.name or "" for value in self._model.graph.outputs]
         tap = Tap(self._model, [self._model.graph.inputs[0].name or ""], names)
         wanted = tap({tap.inputs[0]: images.numpy()})
         for name, own in zip(names, self(images, {}), strict=True):
             gap = np.linalg.norm(own.numpy() - wanted[name]) / max(float(np.linalg.norm(wanted[name])), 1e-30)
             if not gap < _SOUND:
-                raise UnsupportedError(f"torch gives {name} {gap:.2g} apart from onnxruntime: no search on this model.")
+                raise UnsupportedError(
+                    f"output {name} differs by {gap:.2g} between torch and onnxruntime; this model cannot be searched."
+                )
 
     @torch.no_grad()
     def first_broken(self, images: Tensor, mixtures: Mapping[str, Mixture]) -> str | None:
@@ -162,14 +164,14 @@ def _biases(place: LocatedSite) -> list[str]:
 
 
 def _covariance(place: LocatedSite, moments: Moments | None) -> Float64 | None:
-    """Of a layer's inputs, about zero where its bias cannot move; None where nothing or only variances are known."""
+    """The covariance of a layer's inputs, about zero where its bias cannot change; None where it is not known."""
     if moments is None or moments.outer.ndim == 2:
         return None
     return moments.covariance if takes_bias(place) else moments.second
 
 
 def _pairs(space: Space, kernel: Array, covariance: Float64 | None) -> dict[tuple[Branches, Scheme], _Pairs]:
-    """What a layer's candidates are built from, by the pairs that come first and the scheme of the last."""
+    """The factors of a layer's candidates, by their first pairs and the scheme of the last."""
     found: dict[tuple[Branches, Scheme], _Pairs] = {}
     metrics: dict[tuple[int, ...], Metric] = {}
     group, cut = space.site.group, [branches for branches in space.candidates if branches]
@@ -189,7 +191,7 @@ def _pairs(space: Space, kernel: Array, covariance: Float64 | None) -> dict[tupl
 
 
 def _left(kernel: Array, base: Float64, group: int, covariance: Float64 | None) -> float:
-    """The share of a kernel's squares, or of the variance of its output, that a first pair loses."""
+    """The share of a kernel's squares, or of its output's variance, that a first pair loses."""
     lost, whole = (
         float(np.sum(own**2)) if covariance is None else output_variance(own, group, covariance)
         for own in (kernel - base, kernel)
@@ -198,7 +200,7 @@ def _left(kernel: Array, base: Float64, group: int, covariance: Float64 | None) 
 
 
 def _kernel_of(kernel: Array, branches: Branches, group: int, covariance: Float64 | None) -> Float64:
-    """The dense kernel of pairs that come first; zero where there are none."""
+    """The dense kernel of the first pairs; zero without any."""
     if not branches:
         return np.zeros(kernel.shape)
     if covariance is None:

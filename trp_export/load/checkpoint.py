@@ -1,24 +1,24 @@
-"""Our own checkpoint: its architecture, how its images are normalised, and where it has them a plan and a licence.
+"""The checkpoint of trp-train: weights, architecture, normalisation of images, and optionally a plan and a licence.
 
-Its weights are dense, or the factors themselves (`kind`). Factors are multiplied out: the plan then cuts the
-products at their own rank, which gives the same pairs back, and the export can compare with the dense network.
+The weights are dense, or those of factor pairs (`kind`). For an export, pairs are multiplied out: the plan then cuts
+the products at their own rank, which gives the same pairs again, and the export can compare with the dense network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from math import prod
+from dataclasses import dataclass, replace
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from models_zoo import require_repeated
 from trp_export.errors import LoadError, OptionError
-from trp_export.graph.metadata import LICENCE_KEYS
 from trp_export.load.source import Source
-from trp_export.load.state_dict import build_module, get_architecture, load_state
+from trp_export.load.state_dict import build_module, get_architecture, load_state, require_plain_tensors
 from trp_export.lowrank.factor import Factors, product
 from trp_export.options import LoadOptions
 from trp_export.planning.plan import Choice, parse_plan
@@ -29,33 +29,82 @@ VERSION = 1
 _MOST_ELEMENTS = 3 * 2048 * 2048
 
 
-def load_checkpoint(path: Path, content: Mapping[str, Any], options: LoadOptions) -> Source:
-    """Raises LoadError for a damaged one, OptionError where options contradict it."""
+_LONGEST_TEXT = 200
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """What a trp-checkpoint holds. With `factored` its `tensors` are those of the factor pairs that `plan` names."""
+
+    arch: str
+    tensors: Mapping[str, Tensor]
+    factored: bool
+    plan: Mapping[str, Any] | None
+    input_shape: tuple[int, ...] | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    classes: tuple[str, ...]
+    licence: str | None
+
+
+def parse_checkpoint(content: Mapping[str, Any], path: Path, arch: str | None) -> Checkpoint:
+    """Check every field. `arch` is what the user says the architecture is, if anything.
+
+    Raises LoadError for a damaged checkpoint, OptionError where `arch` contradicts it, or where it asks to import code
+    that the user has not named.
+    """
     if content.get("version") != VERSION:
         raise LoadError(f"{path}: checkpoint version {content.get('version')!r}; this program reads {VERSION}.")
-    arch, state = content.get("arch"), content.get("state_dict")
-    if not isinstance(arch, str) or not isinstance(state, Mapping):
+    stored, state = content.get("arch"), content.get("state_dict")
+    if not isinstance(stored, str) or len(stored) > _LONGEST_TEXT or not isinstance(state, Mapping):
         raise LoadError(f"{path} lacks its architecture or its weights; it is damaged.")
-    if options.arch is not None and options.arch != arch:
-        raise OptionError(f"{path} is a checkpoint of {arch}, not of {options.arch}; leave --arch out.")
-    if ":" in arch and not arch.startswith("torchvision:") and options.arch is None:
-        raise OptionError(f"{path} asks to import {arch}; if you trust it, say so with --arch {arch}.")
-    plan = content.get("plan")
-    tensors: Mapping[str, Any] = state
-    if content.get("kind") == "factors":
-        tensors = _multiply_out(tensors, arch, parse_plan(plan, f"the plan inside {path}"), path)
+    if arch is not None and arch != stored:
+        raise OptionError(f"{path} is a checkpoint of {stored}, not of {arch}; leave --arch out.")
+    require_repeated(stored, str(path), arch)
+    kind, plan, licence = content.get("kind", "dense"), content.get("plan"), content.get("licence")
+    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    require_plain_tensors(tensors, path)
     try:
         mean, std = (tuple(map(float, content.get(key) or ())) or None for key in ("mean", "std"))
         classes = tuple(str(name).encode().decode() for name in content.get("classes") or ())
         shape = tuple(map(int, content.get("input_shape") or ())) or None
     except (TypeError, ValueError, OverflowError) as error:
         raise LoadError(f"{path} is damaged: mean, std, classes or input_shape is not a list ({error}).") from error
+    if kind not in ("dense", "factors") or not isinstance(plan, Mapping | None):
+        raise LoadError(f"{path} is damaged: its kind or its plan is not one that this program writes.")
+    if not all(map(isfinite, (*(mean or ()), *(std or ())))) or not all(value > 0 for value in std or ()):
+        raise LoadError(f"{path} is damaged: mean and std must be finite, std above 0.")
     if shape is not None and not (min(shape) > 0 and prod(shape) <= _MOST_ELEMENTS):
-        raise LoadError(f"{path}: input_shape {list(shape)} is not the size of an image; give it with --shape.")
-    source = load_state(path, arch, tensors, replace(options, input_shape=options.input_shape or shape))
-    if isinstance(content.get("licence"), str):
-        source.model.metadata_props[LICENCE_KEYS[0]] = content["licence"]
-    return replace(source, mean=mean, std=std, classes=classes, plan=plan if isinstance(plan, Mapping) else None)
+        raise LoadError(
+            f"{path}: input_shape {str(list(shape))[:80]} is not the size of an image; give it with --shape."
+        )
+    return Checkpoint(
+        stored,
+        tensors,
+        kind == "factors",
+        plan,
+        shape,
+        mean,
+        std,
+        classes,
+        licence if isinstance(licence, str) else None,
+    )
+
+
+def load_checkpoint(path: Path, content: Mapping[str, Any], options: LoadOptions) -> Source:
+    """The network as ONNX. Raises LoadError for a damaged checkpoint, OptionError where options contradict it."""
+    from trp_export.graph.metadata import LICENCE_KEYS  # It needs onnx_ir, which training does not.
+
+    checkpoint = parse_checkpoint(content, path, options.arch)
+    tensors = checkpoint.tensors
+    if checkpoint.factored:
+        choices = parse_plan(checkpoint.plan, f"the plan inside {path}")
+        tensors = _multiply_out(tensors, checkpoint.arch, choices, path)
+    shape = options.input_shape or checkpoint.input_shape
+    source = load_state(path, checkpoint.arch, tensors, replace(options, input_shape=shape))
+    if checkpoint.licence is not None:
+        source.model.metadata_props[LICENCE_KEYS[0]] = checkpoint.licence
+    return replace(source, mean=checkpoint.mean, std=checkpoint.std, classes=checkpoint.classes, plan=checkpoint.plan)
 
 
 def _multiply_out(

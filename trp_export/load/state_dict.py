@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from models_zoo import Architecture, find_architecture
 from trp_export.errors import LoadError, OptionError, first_line
 from trp_export.load.source import Source
-from trp_export.load.torch_module import export_module
 from trp_export.load.weights import choose_weights
 from trp_export.options import LoadOptions
 
@@ -26,8 +25,10 @@ def load_state(path: Path, arch: str, content: Mapping[str, Any], options: LoadO
 
     Raises OptionError, LoadError, UnsupportedError.
     """
+    from trp_export.load.torch_module import export_module  # It needs onnx, which training does not.
+
     architecture = get_architecture(arch)
-    module, notes = _fit(architecture, content, path)
+    module, notes = fit_module(architecture, content, path)
     shape = options.input_shape or architecture.input_shape
     return export_module(module, path.stem, replace(options, input_shape=shape, arch=arch), arch, notes)
 
@@ -46,39 +47,46 @@ def get_architecture(name: str) -> Architecture:
         raise OptionError(f"--arch {name} cannot be imported: {first_line(error)}") from error
 
 
-def _fit(architecture: Architecture, content: Mapping[str, Any], path: Path) -> tuple[nn.Module, tuple[str, ...]]:
+def fit_module(architecture: Architecture, content: Mapping[str, Any], path: Path) -> tuple[nn.Module, tuple[str, ...]]:
     """The module with its weights, and what the user should know of their choice.
 
-    A head with another number of classes is built to fit.
+    A head with another number of classes is built to fit. Shapes are compared before memory is allocated. Raises
+    LoadError where the weights do not fit, OptionError where the architecture cannot be built.
     """
-    module = _outline(architecture)
+    module = _outline(architecture, None)
     weights = choose_weights(content, module, path)
-    _require_plain(weights.tensors, path)
+    require_plain_tensors(weights.tensors, path)
     problems = _differences(module, weights.tensors)
     classes = _class_count(module, weights.tensors) if problems else None
     if classes is not None:
-        problems = _differences(build_module(architecture, classes), weights.tensors)
+        problems = _differences(_outline(architecture, classes), weights.tensors)
     if problems:
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
         raise LoadError(f"{path} does not fit {architecture.name}: {shown}.")
-    module = build_module(architecture, classes)
-    # Laid over the module's own: auxiliary heads that the file lacks play no part in inference, and a few
-    # architectures insist on the version notes that a plain dict has lost.
+    return fill_module(build_module(architecture, classes), weights.tensors), weights.notes
+
+
+def fill_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Load weights into a module of the same shapes, and put it in evaluation mode.
+
+    They are laid over the module's own: auxiliary heads that the file lacks play no part in inference, and a few
+    architectures insist on the version notes that a plain dict has lost.
+    """
     state = module.state_dict()
-    state.update(weights.tensors)
+    state.update(tensors)
     module.load_state_dict(state)
-    return module.eval(), weights.notes
+    return module.eval()
 
 
-def _outline(architecture: Architecture) -> nn.Module:
+def _outline(architecture: Architecture, classes: int | None) -> nn.Module:
     """The module, without memory for its weights where that is known to work."""
     if not architecture.name.startswith(_BUILT_WITHOUT_MEMORY):
-        return build_module(architecture, None)
+        return build_module(architecture, classes)
     with torch.device("meta"):
-        return build_module(architecture, None)
+        return build_module(architecture, classes)
 
 
-def _require_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
+def require_plain_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Raise LoadError for tensors that hold no plain numbers: sparse, quantised, complex or without data."""
     for name, tensor in tensors.items():
         kind = None

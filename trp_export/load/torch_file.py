@@ -17,14 +17,15 @@ from trp_export.errors import LoadError, OptionError, UnsupportedError, first_li
 from trp_export.load.checkpoint import FORMAT, load_checkpoint
 from trp_export.load.source import Source
 from trp_export.load.state_dict import load_state
-from trp_export.load.torch_module import export_module
 from trp_export.load.weights import find_modules, require_tensors
 from trp_export.options import LoadOptions
 
 
 def load_torch(path: Path, options: LoadOptions) -> Source:
     """Raises LoadError, OptionError or UnsupportedError with the remedy."""
-    content = _read(path, options.trust_pickle)
+    from trp_export.load.torch_module import export_module  # It needs onnx, which training does not.
+
+    content = read_torch_file(path, trust_pickle=options.trust_pickle)
     if isinstance(content, nn.Module):
         return export_module(content, path.stem, options, "the pickled module")
     if not isinstance(content, Mapping):
@@ -43,7 +44,11 @@ def load_torch(path: Path, options: LoadOptions) -> Source:
     return export_module(module, path.stem, options, f"the pickled module in {name}", (note,))
 
 
-def _read(path: Path, trust_pickle: bool) -> object:
+def read_torch_file(path: Path, *, trust_pickle: bool = False) -> object:
+    """What a .safetensors file, a torch.save archive or a torch.export archive holds.
+
+    Nothing is unpickled without `trust_pickle`. Raises LoadError or UnsupportedError with the remedy.
+    """
     if path.suffix.lower() == ".safetensors":
         return _read_safetensors(path)
     names = _zip_names(path)

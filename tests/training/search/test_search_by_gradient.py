@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import make_images, make_network
 
-from training.guard import StopRequest
 from training.search.choose import choose, plan_of_logits, require_reachable
 from training.search.logits import Logits
 from training.search.loop import Examples, Search
 from training.search.space import Space, by_latency, by_macs
 from training.search.supernet import Supernet
+from training.stop import StopRequest
 from trp_export.calibration.moments import gather_moments
 from trp_export.errors import OptionError, TrpError
 from trp_export.lowrank.schemes import CHANNEL_WISE, SPATIAL_WISE, Branch

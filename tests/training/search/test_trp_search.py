@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,15 @@ import torch
 from latency.fake import OTHER, FakeDevice
 from networks import make_images, make_network
 
+from training.run_folder import restored_options
 from training.search import cli
+from training.search.calibrated import calibrate_for_search
 from training.search.logits import Logits
+from training.search.options import SearchOptions
+from training.search.run import read_search, run_search
+from trp_export.errors import LoadError
 from trp_export.latency import network as network_latency
+from trp_export.rules import Macs
 
 Command = Callable[..., Any]
 FAST = ("--epochs", "3", "--batch", "8", "--lr", "0.05")
@@ -53,7 +60,7 @@ def macs_of(document: dict[str, Any]) -> float:
 
 
 @pytest.mark.parametrize("branches", [1, 2])
-def test_a_plan_that_trp_export_carries_out(folder: Path, trp_search: Command, trp: Command, branches: int) -> None:
+def test_trp_export_carries_out_the_plan(folder: Path, trp_search: Command, trp: Command, branches: int) -> None:
     code, out, err = trp_search(
         "model.onnx", "--data", "images.npy", "--macs", 2, "--branches", branches, *FAST, "-o", "plan.json"
     )
@@ -72,7 +79,7 @@ def test_a_plan_that_trp_export_carries_out(folder: Path, trp_search: Command, t
     assert 2.0 <= macs_of(json.loads((folder / "small.json").read_text())) <= 2.04
 
 
-def test_a_speed_up_is_planned_by_what_layers_take(folder: Path, trp_search: Command) -> None:
+def test_a_speedup_is_planned_by_measured_latency(folder: Path, trp_search: Command) -> None:
     code, out, err = trp_search(
         "model.onnx", "--data", "images.npy", "--speedup", 1.01, "--scheme", "channel", *FAST, "-o", "plan.json"
     )
@@ -94,7 +101,9 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
     return device
 
 
-def test_the_plan_is_as_fast_as_wished(folder: Path, trp_search: Command, trp: Command, device: FakeDevice) -> None:
+def test_the_plan_has_the_speedup_asked_for(
+    folder: Path, trp_search: Command, trp: Command, device: FakeDevice
+) -> None:
     wish = ("model.onnx", "--data", "images.npy", "--device", "fake", "--threads", 3, *FAST, "-o", "plan.json")
     code, out, err = trp_search(*wish, "--speedup", 1.2)
     assert code == 0, err
@@ -104,7 +113,7 @@ def test_the_plan_is_as_fast_as_wished(folder: Path, trp_search: Command, trp: C
     assert dense / small == pytest.approx(1.2, rel=0.02)
 
 
-def test_a_speed_that_no_plan_reaches_is_refused(folder: Path, trp_search: Command, device: FakeDevice) -> None:
+def test_a_speedup_out_of_reach_is_refused(folder: Path, trp_search: Command, device: FakeDevice) -> None:
     wish = ("model.onnx", "--data", "images.npy", "--device", "fake", "--threads", 3, *FAST, "-o", "plan.json")
     code, _, err = trp_search(*wish, "--speedup", 40)
     assert code == 2
@@ -118,7 +127,7 @@ def test_the_same_seed_gives_the_same_plan(folder: Path, trp_search: Command) ->
     assert (folder / "a.json").read_bytes() == (folder / "b.json").read_bytes()
 
 
-def test_labels_by_a_specification(folder: Path, trp_search: Command) -> None:
+def test_labels_of_a_specification_are_used(folder: Path, trp_search: Command) -> None:
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 255, (40, 12, 12, 3), dtype=np.uint8), np.arange(40) % 5
     np.savez(folder / "train_1.npz", images=images, labels=labels)
@@ -126,14 +135,14 @@ def test_labels_by_a_specification(folder: Path, trp_search: Command) -> None:
     code, out, err = trp_search("model.onnx", "--data", "npz:.", *arguments)
     assert code == 0, err
     assert "40 images" in out
-    assert "1024 were asked for" in err
+    assert "all are used" in err
     np.savez(folder / "train_1.npz", images=images, labels=labels + 1)
     code, _, err = trp_search("model.onnx", "--data", "npz:.", *arguments[:-1], "other.json")
     assert code == 3
-    assert "label 5 is beyond the network's 5 classes" in err
+    assert "label 5 is outside the network's 5 classes" in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_stopped_and_resumed_it_is_the_same_plan(
     folder: Path, trp_search: Command, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
@@ -158,7 +167,7 @@ def test_stopped_and_resumed_it_is_the_same_plan(
     assert (folder / "plan.json").read_bytes() == (folder / "whole.json").read_bytes()
     code, _, err = trp_search("--resume", "--macs", 3, "-o", "plan.json")
     assert code == 2
-    assert "--macs 3.0 differs from the 2.0" in err
+    assert "--macs 3.0 differs from the stored 2.0" in err
 
 
 def test_bad_input_is_refused_in_a_line(folder: Path, trp_search: Command) -> None:
@@ -168,20 +177,20 @@ def test_bad_input_is_refused_in_a_line(folder: Path, trp_search: Command) -> No
     cases = [
         (2, "say how small", base),
         (2, "contradict", [*base, "--macs", 2, "--speedup", 2]),
-        (2, "not above 1", [*base, "--macs", 1]),
+        (2, "must be a number above 1", [*base, "--macs", 1]),
         (2, "out of reach", [*base, "--macs", 1000]),
         (2, "--branches 2 needs --macs", [*base, "--speedup", 2, "--branches", 2]),
-        (2, "does not end in .json", ["model.onnx", "--data", "images.npy", "--macs", 2, "-o", "plan.txt"]),
-        (2, "say what to search with", ["model.onnx", "--macs", 2, "-o", "plan.json"]),
-        (2, "say what to search with", [*base, "--no-data", "--macs", 2]),
-        (2, "say where the plan", ["model.onnx", "--data", "images.npy", "--macs", 2]),
-        (2, "--threads 0 is below 1", [*base, "--macs", 2, "--threads", 0]),
-        (2, "--epochs 0 is below 1", [*base, "--macs", 2, "--epochs", 0]),
+        (2, "must end in .json", ["model.onnx", "--data", "images.npy", "--macs", 2, "-o", "plan.txt"]),
+        (2, "name the images to search with", ["model.onnx", "--macs", 2, "-o", "plan.json"]),
+        (2, "name the images to search with", [*base, "--no-data", "--macs", 2]),
+        (2, "name the file of the plan", ["model.onnx", "--data", "images.npy", "--macs", 2]),
+        (2, "--threads must be at least 1, not 0", [*base, "--macs", 2, "--threads", 0]),
+        (2, "--epochs must be at least 1, not 0", [*base, "--macs", 2, "--epochs", 0]),
         (3, "does not exist", ["model.onnx", "--data", "none.npy", "--macs", 2, "-o", "plan.json"]),
-        (3, "cannot be read", ["none.onnx", "--data", "images.npy", "--macs", 2, "-o", "plan.json"]),
+        (3, "does not exist", ["none.onnx", "--data", "images.npy", "--macs", 2, "-o", "plan.json"]),
         (3, "channels", ["model.onnx", "--data", "odd.npy", "--macs", 2, "-o", "plan.json"]),
-        (3, "holds no search to resume", ["--resume", "-o", "plan.json"]),
-        (7, "cannot be made", [*base[:3], "--macs", 2, "-o", "absent/plan.json"]),
+        (3, "holds no run to continue", ["--resume", "-o", "plan.json"]),
+        (7, "there is no folder", [*base[:3], "--macs", 2, "-o", "absent/plan.json"]),
     ]
     for code, text, arguments in cases:
         got, out, err = trp_search(*arguments, "--seed", 0) if "--resume" not in arguments else trp_search(*arguments)
@@ -193,7 +202,7 @@ def test_bad_input_is_refused_in_a_line(folder: Path, trp_search: Command) -> No
         assert not (folder / "plan.search").exists(), arguments
 
 
-def test_a_search_that_diverges_says_so_and_leaves_nothing(folder: Path, trp_search: Command) -> None:
+def test_a_diverging_search_is_reported_and_leaves_nothing(folder: Path, trp_search: Command) -> None:
     arguments = ("model.onnx", "--data", "images.npy", "--macs", 2, "--epochs", 3, "--batch", 8, "--lr", 1e30)
     code, out, err = trp_search(*arguments, "-o", "plan.json")
     assert (code, out) == (1, "")
@@ -201,30 +210,107 @@ def test_a_search_that_diverges_says_so_and_leaves_nothing(folder: Path, trp_sea
     assert not [path for path in folder.iterdir() if path.name.startswith("plan")]
 
 
-@pytest.mark.parametrize("key", ["price", "logits", "best"])
-def test_a_damaged_state_is_refused(folder: Path, trp_search: Command, key: str) -> None:
+def damaged_states(sound: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """States that no search has written: each field of a stage missing, then each field wrong in several ways."""
+    (state,) = sound["searches"]
+    for key in state:
+        yield sound | {"searches": [{name: state[name] for name in state if name != key}]}
+    score, best = state["best"]
+    layer, logits = next(iter(best.items()))
+    record = state["history"][0]
+    for change in (
+        *({"epoch": epoch} for epoch in (-1, 99, "x", True)),
+        *({"step": step} for step in (-1, 10**9, None)),
+        *({"price": price} for price in (math.nan, "x", 10**400)),
+        {"best": (math.inf, best)},
+        {"best": (score, {})},
+        *({"best": (score, best | {layer: value})} for value in (3, logits[:1], logits * math.nan, logits.to_sparse())),
+        {"random": torch.zeros(3)},
+        {"logits": {}},
+        {"optimizer": {"state": {0: {"exp_avg": 3}}}},
+        {"history": []},
+        *({"history": [record | {key: math.nan}, *state["history"][1:]]} for key in ("loss", "score", "cost")),
+        {"history": [record | {"layers": {"\x1b[2J": {}}}, *state["history"][1:]]},
+        {"history": [record | {"layers": {name: own | {"choice": "\x1b[2J"} for name, own in record["layers"].items()}},
+                     *state["history"][1:]]},
+    ):  # fmt: skip
+        yield sound | {"searches": [state | change]}
+    options = sound["options"]
+    for change in ({"epochs": "x"}, {"lr": "1e39"}, {"seed": str(2**70)}, {"mean": "inf"}, {"data": "\x1b[2J"}):
+        yield sound | {"options": options | change}
+    yield from (sound | {key: 3} for key in ("model", "options", "digests", "searches", "version", "format"))
+
+
+def test_a_damaged_state_is_refused_in_each_field(folder: Path, trp_search: Command) -> None:
     arguments = ("model.onnx", "--data", "images.npy", "--macs", 2, *FAST, "-o", "plan.json")
     assert trp_search(*arguments)[0] == 0
+    path, options = folder / "plan.search" / "last.pt", SearchOptions(Macs(2.0), Path("plan.json"), "images.npy")
+    sound = torch.load(path, weights_only=True)
+    known = calibrate_for_search(Path("model.onnx"), options, folder, lambda step, share: None)
+
+    def resume() -> None:
+        saved = read_search(folder / "plan.search")
+        stored = restored_options(SearchOptions, saved.options, "last.pt")
+        run_search(Path("model.onnx"), stored, lambda step, share: None, lambda record: None, saved=saved, known=known)
+
+    for content in damaged_states(sound):
+        torch.save(content, path)
+        with pytest.raises(LoadError, match=r"last\.pt") as error:
+            resume()
+        assert len(str(error.value)) < 400
+        assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("arch", "evil_net:make", "asks to import evil_net:make. If you trust it, repeat the name: --arch"),
+        ("device", "ssh:a@b", "asks to measure on ssh:a@b. If that is yours, repeat it: --device ssh:a@b"),
+    ],
+)
+def test_resume_runs_and_reaches_nothing_that_only_the_file_names(
+    folder: Path, trp_search: Command, key: str, value: str, message: str
+) -> None:
+    assert trp_search("model.onnx", "--data", "images.npy", "--macs", 2, *FAST, "-o", "plan.json")[0] == 0
     path = folder / "plan.search" / "last.pt"
     content = torch.load(path, weights_only=True)
-    del content["searches"][0][key]
+    torch.save(torch.nn.Linear(2, 2).state_dict(), folder / "weights.pt")
+    content["model"], content["options"][key] = "weights.pt", value
     torch.save(content, path)
+    (folder / "evil_net.py").write_text("open('imported', 'w').write('x')\ndef make(**options): ...\n")
+    code, out, err = trp_search("--resume", "-o", "plan.json")
+    assert (code, out) == (2, "")
+    assert message in err
+    assert not (folder / "imported").exists()
+
+
+def test_resume_on_changed_images_is_refused_unless_allowed(folder: Path, trp_search: Command) -> None:
+    assert trp_search("model.onnx", "--data", "images.npy", "--macs", 2, *FAST, "-o", "plan.json")[0] == 0
+    np.save(folder / "images.npy", make_images(48).inputs[::-1])
     code, _, err = trp_search("--resume", "-o", "plan.json")
-    assert code == 3
-    assert "last.pt is damaged" in err
+    assert code == 2
+    assert "--data holds other data than when this run was started" in err
+    assert trp_search("--resume", "--allow-changed-data", "-o", "plan.json")[0] == 0
 
 
-def test_a_search_that_lies_there_is_not_written_over(folder: Path, trp_search: Command) -> None:
+@pytest.mark.parametrize("lr", ["1e39", "0", "nan", "inf"])
+def test_a_learning_rate_that_no_step_can_use_is_refused(folder: Path, trp_search: Command, lr: str) -> None:
+    code, _, err = trp_search("model.onnx", "--data", "images.npy", "--macs", 2, "--lr", lr, "-o", "plan.json")
+    assert code == 2
+    assert "--lr must be a number above 0" in err
+
+
+def test_a_folder_with_a_search_is_not_written_over(folder: Path, trp_search: Command) -> None:
     arguments = ("model.onnx", "--data", "images.npy", "--macs", 2, *FAST, "-o", "plan.json")
     assert trp_search(*arguments)[0] == 0
     code, _, err = trp_search(*arguments)
     assert code == 2
-    assert "holds a search already" in err
+    assert "holds a run already" in err
 
 
 def test_help_lists_sections(tmp_path: Path) -> None:
     program = [sys.executable, "-m", "training.search.cli", "--help"]
     done = subprocess.run(program, capture_output=True, text=True, timeout=120)
-    assert "How small, one of:" in done.stdout
+    assert "What layers may become:" in done.stdout
     assert "Examples:" in done.stdout
     assert done.returncode == 0, done.stderr

@@ -12,10 +12,9 @@ from test_run import SHAPE, TINY, load, options_for, silent, train
 from tiny_networks import Tiny
 
 from training.checkpoint import FACTORS
+from training.cut import decompose, plan_from_file
 from training.layers import find_layers, total_macs
 from training.loop import Run
-from training.pairs import decompose
-from training.replay import saved_plan
 from trp_export.errors import LoadError, OptionError, TrpError
 from trp_export.planning.plan import parse_plan
 
@@ -41,7 +40,7 @@ def test_the_factors_of_a_plan_are_trained_at_its_ranks(stripes: Path, tmp_path:
     options = options_for(stripes, tmp_path / "run", init=dense, plan=plan, macs=None, epochs=2, factors=2)
     run = Run(options, silent)
     module = load(dense).module
-    expected = decompose(module, saved_plan(plan, module, SHAPE))
+    expected = decompose(module, plan_from_file(plan, module, SHAPE))
     for name, value in expected.state_dict().items():
         assert torch.equal(run.network.module.state_dict()[name], value), name
     run.train()
@@ -80,13 +79,13 @@ def test_the_factors_of_a_plan_are_trained_at_its_ranks(stripes: Path, tmp_path:
                 "name": "conv1",
                 "branches": [{"scheme": "channel-wise", "rank": 1}, {"scheme": "spatial-wise", "rank": 1}],
             },
-            "adds up two pairs for conv1",
+            "makes conv1 the sum of two pairs",
         ),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(tmp_path: Path, layer: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        saved_plan(write_plan(tmp_path / "plan.json", [layer]), Tiny(), SHAPE)
+        plan_from_file(write_plan(tmp_path / "plan.json", [layer]), Tiny(), SHAPE)
 
 
 @pytest.mark.parametrize("text", [None, "{", "[" * 100_000, "{}", '{"format": "trp-plan", "version": 9}'])
@@ -95,11 +94,11 @@ def test_a_file_that_holds_no_plan_is_refused(tmp_path: Path, text: str | None) 
     if text is not None:
         path.write_text(text)
     with pytest.raises(LoadError, match=r"plan\.json"):
-        saved_plan(path, Tiny(), SHAPE)
+        plan_from_file(path, Tiny(), SHAPE)
 
 
 def test_a_plan_is_the_only_rule_and_for_all_epochs(stripes: Path, tmp_path: Path) -> None:
     plan = write_plan(tmp_path / "plan.json", LAYERS)
     for wrong in ({"macs": 2.0}, {"macs": None, "factors": 1}):
-        with pytest.raises(TrpError, match="--plan"):
+        with pytest.raises(TrpError, match="plan"):
             options_for(stripes, tmp_path / "run", plan=plan, arch=TINY, **wrong)

@@ -11,8 +11,8 @@ from tiny_networks import Tiny
 from torch import nn
 
 from models_zoo.pairs import replace_layer, with_pairs
+from training.cut import decompose, low_rank_copy
 from training.layers import find_layers
-from training.pairs import decompose, low_rank_copy
 from trp_export.errors import OptionError
 from trp_export.lowrank.branches import factorise_branches, sum_products
 from trp_export.lowrank.factor import factorise, product
@@ -48,7 +48,7 @@ def convs(draw: st.DrawFn) -> nn.Conv2d:
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @given(convs(), st.integers(0, 59), st.integers(0, 59))
-def test_a_pair_of_full_rank_is_the_conv_also_when_added_to_another(conv: nn.Conv2d, pick: int, other: int) -> None:
+def test_a_pair_of_full_rank_equals_the_conv(conv: nn.Conv2d, pick: int, other: int) -> None:
     model = nn.Sequential(conv).eval()
     x = torch.randn(2, conv.in_channels, 9, 10)
     (site,) = (layer.site for layer in find_layers(model, (1, conv.in_channels, 9, 10)))
@@ -76,7 +76,7 @@ def test_pairs_equal_the_numpy_factors_and_their_product(scheme: Scheme) -> None
     torch.testing.assert_close(cut(x), dense(x), rtol=1e-5, atol=1e-5)
 
 
-def test_a_sum_equals_its_product_and_may_be_filled_again() -> None:
+def test_a_sum_of_pairs_equals_its_product_and_loads_weights() -> None:
     model = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1)).eval()
     (site,) = (layer.site for layer in find_layers(model, (1, 6, 5, 5)))
     branches = (Branch(SPATIAL_WISE, 2), Branch(input_sliced(3), 1))
@@ -94,7 +94,7 @@ def test_a_sum_equals_its_product_and_may_be_filled_again() -> None:
     assert [name for name in cut.state_dict() if "bias" in name] == ["0.0.expand.bias"]
 
 
-def test_a_linear_layer_and_other_axes() -> None:
+def test_linear_layers_and_other_axes_are_decomposed() -> None:
     for model, shape, scheme in (
         (nn.Sequential(nn.Linear(7, 5)), (1, 7), MATRIX),
         (nn.Sequential(nn.Conv1d(4, 6, 3, padding=1)), (1, 4, 9), CHANNEL_WISE),
@@ -105,7 +105,7 @@ def test_a_linear_layer_and_other_axes() -> None:
         torch.testing.assert_close(cut(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-def test_the_module_itself_is_left_alone_and_the_factors_train() -> None:
+def test_decompose_copies_the_module_and_its_factors_train() -> None:
     model = Tiny()
     before = copy.deepcopy(model.state_dict())
     plan = plan_for(model, (1, 3, 8, 8), CHANNEL_WISE, rank=1)
@@ -118,7 +118,7 @@ def test_the_module_itself_is_left_alone_and_the_factors_train() -> None:
 def test_a_plan_of_another_network_is_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     plan = plan_for(model, (1, 3, 5, 5), CHANNEL_WISE)
-    with pytest.raises(OptionError, match="factors 0, which this network cannot"):
+    with pytest.raises(OptionError, match="decomposes 0, which is not possible in this network"):
         decompose(nn.Sequential(nn.ReLU()), plan)
     with pytest.raises(KeyError):
         replace_layer(model, "5.conv", nn.Identity())

@@ -16,30 +16,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from recovery import DRAWS, Recovery, images_needed, split_images
+from sample import Drawn, as_plan, draw_plans
+from trust import Estimate, Trust, bootstrap, kendall, measure_trust
 
-from training.search.images import read_images
+from training.search.calibrated import LABELLED, MOST_IMAGES, calibrate_for_search, labelled_images
 from training.search.loop import Search
 from training.search.options import SearchOptions
-from training.search.recovery import DRAWS, Recovery, images_needed, split_images
-from training.search.run import IMAGES, calibrate_for_search, open_search, read_search
-from training.search.sample import Drawn, as_plan, draw_plans
+from training.search.run import SavedSearch, open_search
 from training.search.space import Space, by_macs
-from training.search.trust import Estimate, Trust, bootstrap, kendall, measure_trust
 from trp_export.calibration.moments import Moments
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
 from trp_export.errors import LoadError, OptionError
+from trp_export.inputs.images import ImageSet, load_images
+from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.lowrank.factor import Float64
 from trp_export.network import Network, measure_layers
 from trp_export.options import Selection
 from trp_export.planning.budgets import Damage, lost_energy, measured_damage
 from trp_export.planning.curves import Layer
+from trp_export.rules import Macs
 from trp_export.runtime.partial import feed
 from trp_export.system.extras import require
 from trp_export.system.files import atomic_write
 from trp_export.system.progress import Progress
 from trp_export.system.scratch import Scratch
 
+# The best fifth of eleven plans holds three, the fewest that have a rank correlation.
+FEWEST_PLANS = 11
 # Images on which sensitivities are measured.
 _MEASURED_ON = 256
 CEILING = "the same recovery on other images"
@@ -103,45 +108,58 @@ class Gap:
         }
 
 
-def measure_gap(options: SearchOptions, count: int, progress: Progress) -> Gap:
-    """Of a search that is done, with `count` plans. Writes gap.json, gap.md and gap.png into its folder.
+def measure_gap(model: Path, options: SearchOptions, saved: SavedSearch, count: int, progress: Progress) -> Gap:
+    """Measure the gap of a finished search with `count` plans. Writes gap.json, gap.md and gap.png into its folder.
 
-    Raises OptionError where plans or images are too few, or the search is of a kind that this is not made for.
+    Raises OptionError where plans or images are too few, or the search is of a kind that is not supported.
     """
-    require_measurable(options)
-    assert options.macs is not None
+    require_measurable(options, count)
+    ratio = options.rule.ratio
     with Scratch() as scratch:
-        seen = calibrate_for_search(options, scratch.folder, progress)
+        seen = calibrate_for_search(model, options, scratch.folder, progress)
         network, sites = seen.network, [place.site for place in seen.network.located]
         fixed = network.require_macs() - sum(site.macs for site in sites)
-        budget = network.require_macs() / options.macs - fixed
+        budget = network.require_macs() / ratio - fixed
         spaces = by_macs(sites, options.scheme)
         # What its logits started from is over.
         search = open_search(replace(options, start="uniform"), seen, spaces, budget, progress)
-        search.load_state_dict(read_search(options.folder)["searches"][0])
+        search.load_state_dict(saved.searches[0])
         batches = tuple(feed(network.model, seen.images))
         few = batches[: -(-_MEASURED_ON // len(batches[0]))]
         lost = predict(network, spaces, seen.moments, few, options.scheme, progress)
         plans = draw_plans(
-            spaces, budget, network.require_macs() / options.macs, lost[PREDICTED], search.logits(), count, options.seed
+            spaces, budget, network.require_macs() / ratio, lost[PREDICTED], search.logits(), count, options.seed
         )
         progress("score plans", 0)
         scores = score(search, plans, lost)
-        images, labelled = read_images(options, network, images_needed(options.count or IMAGES), options.seed + 1)
+        images, labelled = _more_images(options, network)
         recovery = Recovery(network, split_images(images, seen.images, options.seed), labelled)
         accuracy = recover(recovery, spaces, plans, options.folder / "recovered.json", progress)
-    costs = np.array([(fixed + plan.cost(spaces)) * options.macs / network.require_macs() for plan in plans])
+    costs = np.array([(fixed + plan.cost(spaces)) * ratio / network.require_macs() for plan in plans])
     gap = Gap(plans, costs, scores, accuracy, recovery.measure, recovery.counts)
     _save(gap, options.folder)
     return gap
 
 
-def require_measurable(options: SearchOptions) -> None:
-    """Raises OptionError for a search of which the gap is not measured."""
+def require_measurable(options: SearchOptions, count: int) -> None:
+    """Raise OptionError for a search whose gap cannot be measured."""
+    if count < FEWEST_PLANS:
+        raise OptionError(f"--count {count}: at least {FEWEST_PLANS} plans are needed.")
     if options.data is None:
-        raise OptionError("--gap judges plans on images: it goes with --data.")
-    if options.macs is None or options.branches > 1:
-        raise OptionError("--gap is made for --macs and single pairs; leave --speedup and --branches out.")
+        raise OptionError("plans are judged on images: the search must have used --data.")
+    if not isinstance(options.rule, Macs) or options.branches > 1:
+        raise OptionError("the search must have used --macs and single pairs.")
+
+
+def _more_images(options: SearchOptions, network: Network) -> tuple[ImageSet, bool]:
+    """Images beyond those of the search, and whether they have labels."""
+    assert options.data is not None
+    count, seed = images_needed(options.count or MOST_IMAGES), options.seed + 1
+    preprocessing = Preprocessing(options.mean, options.std).or_else(network.source.mean, network.source.std)
+    if options.data.startswith(LABELLED):
+        return labelled_images(options.data, network, preprocessing, count, seed), True
+    spec = network.described.image
+    return load_images(Path(options.data), preprocessing, spec=spec, count=count, seed=seed), False
 
 
 def predict(
@@ -256,7 +274,7 @@ def _shown(estimate: Estimate) -> str:
 
 def draw_gap(gap: Gap, path: Path) -> None:
     """Every score against accuracy, a point for each plan; those far below the others lie on the lower edge."""
-    require("--gap", "matplotlib")
+    require("gap.png", "matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter

@@ -46,7 +46,7 @@ def split_images(images: ImageSet, seen: ImageSet, seed: int) -> Judged:
     fresh = np.random.default_rng(seed).permutation(fresh).tolist()
     if len(fresh) < 4 * _LEAST:
         raise OptionError(
-            f"--gap needs {4 * _LEAST} images that the search has not seen, not {len(fresh)}: lower --count."
+            f"the study needs {4 * _LEAST} images that the search has not seen, not {len(fresh)}: lower --count."
         )
     size = min(_RECOVERED_ON, len(fresh) // 4)
     cuts = [*range(0, DRAWS * size + 1, size), DRAWS * size + _JUDGED_ON]

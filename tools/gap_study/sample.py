@@ -62,7 +62,7 @@ def draw_plans(
             if len(found) == wanted:
                 break
         if len(found) < wanted:
-            raise OptionError(f"--gap {count}: there are only {len(found)} plans near the budget; ask for fewer.")
+            raise OptionError(f"--count {count}: there are only {len(found)} plans near the budget; ask for fewer.")
     return tuple(found.values())
 
 

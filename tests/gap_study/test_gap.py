@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,19 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from gap import CEILING, ENERGY, PREDICTED, SEARCHED, VARIANCE, Gap, measure_gap, recover, score, summary, table
 from networks import make_images, make_network
+from recovery import Recovery, split_images
+from sample import TOLERANCE, Drawn, as_plan, draw_plans
 
-from training.search import cli
-from training.search.gap import CEILING, ENERGY, PREDICTED, SEARCHED, VARIANCE, Gap, recover, score, table
-from training.search.recovery import split_images
-from training.search.sample import TOLERANCE, Drawn, as_plan, draw_plans
+from training.search.options import SearchOptions
+from training.search.run import read_search, run_search
 from training.search.space import Space, by_macs
 from trp_export.errors import LoadError, OptionError
 from trp_export.inputs.images import ImageSet
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.planning.knapsack import Menu, allocate
+from trp_export.rules import Macs, Speedup
 
 
 @pytest.fixture(scope="module")
@@ -141,39 +143,36 @@ def test_the_table_has_a_line_for_each_score_and_the_ceiling() -> None:
     assert gap.to_json()["trust"]["wrong"]["regret"][0][1]["value"] == 11
 
 
-def test_the_command_measures_the_gap_of_its_search(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_gap_of_a_finished_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = make_network()
     onnx.save(ir.serde.serialize_model(model), tmp_path / "model.onnx")
     np.save(tmp_path / "images.npy", make_images(400).inputs)
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["trp-search", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return int(end.value.code or 0)
-
-    usual = ("--data", "images.npy", "--macs", "2", "--epochs", "2", "--batch", "8", "--count", "48", "-o", "plan.json")
-    assert run("model.onnx", *usual, "--gap", "11") == 0
-    first = capsys.readouterr().out
-    document = json.loads((tmp_path / "plan.search" / "gap.json").read_text())
+    options = SearchOptions(Macs(2.0), Path("plan.json"), "images.npy", epochs=2, batch=8, count=48)
+    run_search(Path("model.onnx"), options, silent, lambda record: None)
+    saved = read_search(options.folder)
+    gap = measure_gap(Path("model.onnx"), options, saved, 11, silent)
+    document = json.loads((options.folder / "gap.json").read_text())
     assert document["measure"] == "agreement"
     assert len(document["plans"]) == 11
     assert set(document["trust"]) == {SEARCHED, PREDICTED, VARIANCE, ENERGY, CEILING}
-    assert (tmp_path / "plan.search" / "gap.png").read_bytes().startswith(b"\x89PNG")
-    written = (tmp_path / "plan.search" / "gap.md").read_text()
-    shown = first[first.index("11 plans, agreement") :]
+    assert (options.folder / "gap.png").read_bytes().startswith(b"\x89PNG")
+    written = (options.folder / "gap.md").read_text()
     values = {line.split("|")[1].strip(): line.split("|") for line in written.splitlines()[2:]}
     for name in (SEARCHED, PREDICTED, VARIANCE, ENERGY, CEILING):
-        (line,) = (line for line in shown.splitlines() if line.startswith(name))
+        (line,) = (line for line in summary(gap).splitlines() if line.startswith(name))
         assert values[name][2].strip() in line
         assert len(line) <= 100
-    # What is done is not done again, and comes to the same.
-    assert run("--resume", "-o", "plan.json", "--gap", "11") == 0
-    assert shown in capsys.readouterr().out
-    assert (tmp_path / "plan.search" / "gap.md").read_text() == written
-    assert run("model.onnx", *usual[:-1], "other.json", "--branches", "2", "--gap", "11") == 2
-    assert run("model.onnx", *usual[:-1], "other.json", "--gap", "10") == 2
-    assert not (tmp_path / "other.search").exists()
+    # Plans that are recovered are not recovered again, and the result is the same.
+    monkeypatch.setattr(Recovery, "judge", None)
+    measure_gap(Path("model.onnx"), options, saved, 11, silent)
+    assert (options.folder / "gap.md").read_text() == written
+    for change in ({"branches": 2}, {"rule": Speedup(2.0)}, {"data": None, "no_data": True}):
+        with pytest.raises(OptionError, match="the search must have used"):
+            measure_gap(Path("model.onnx"), replace(options, **change), saved, 11, silent)
+    with pytest.raises(OptionError, match="at least 11 plans"):
+        measure_gap(Path("model.onnx"), options, saved, 10, silent)
+
+
+def silent(step: str, share: float) -> None:
+    pass

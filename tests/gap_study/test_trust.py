@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-
-from training.search.trust import best_fifth, bootstrap, kendall, measure_trust, regret, spearman
+from trust import best_fifth, bootstrap, kendall, measure_trust, regret, spearman
 
 # Of the 6 pairs 5 agree and 1 does not; the ranks differ by 0, 1, 1, 0.
 SCORE, ACCURACY = np.array([1.0, 2.0, 3.0, 4.0]), np.array([10.0, 30.0, 20.0, 40.0])
