@@ -41,6 +41,7 @@ from trp_export.verify.whole import (
 )
 
 NOISE, CALIBRATION, GIVEN = "noise", "calibration images", "given inputs"
+_IN_WORDS = {NOISE: "noise, standard normal, seed 0", CALIBRATION: CALIBRATION, GIVEN: "the given inputs"}
 # Of the calibration images these many are compared layer by layer.
 _IMAGES = 4
 # float16 weights are rounded where they are stored: those of the product and of both factors, and what lies between.
@@ -79,7 +80,7 @@ def verify_export(
     folding = _prove_folding(files.original, dense, ran.batches, shapes)
     proof = prove_layers(products, result, dense, ran.batches, shapes, must)
     deviation = Deviation(
-        inputs="the given inputs" if GIVEN in ran.batches else "noise, standard normal, seed 0",
+        inputs=_IN_WORDS[next(iter(ran.batches), NOISE)],
         how=f"each layer alone, since onnxruntime cannot run the whole model: {ran.failure}",
         rewrite=largest([layer.distance for layer in proof.layers]),
         truncation=None,
@@ -201,7 +202,7 @@ def _compare_whole(
     labels = tuple(ran.batches)
     batches = [batch for one in ran.batches.values() for batch in one]
     half = _weight_type(dense) == ir.DataType.FLOAT16
-    factor = LAMBDA * np.sqrt(_HALF_ROUNDINGS if half else terms)
+    factor = float(LAMBDA * np.sqrt(_HALF_ROUNDINGS if half else terms))
     points = find_points(dense, shared)
     outer = find_points(dense, shared.keys() & _names(ir.load(files.original)))
     notes = [f"{name}: all of it lies behind {', '.join(points.before)}" for name in points.unreachable]

@@ -210,10 +210,16 @@ def _reached(part: Part, wanted: ir.Model, walk: Walk, labels: Sequence[str]) ->
 def _cropped(part: Part, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
     """The middle of large images where a part is nothing but convs of one value: what holds there holds elsewhere."""
     nodes = part.wanted_nodes | part.got_nodes
-    if len(feeds) != 1 or any(node.op_type not in _LOCAL for node in nodes):
+    if len(feeds) != 1 or not all(map(_is_local, nodes)):
         return feeds
     reach = max((_reach(node) for node in nodes), default=1)
     return {name: _middle(array, max(_MOST_EXTENT, 2 * reach)) for name, array in feeds.items()}
+
+
+def _is_local(node: ir.Node) -> bool:
+    """True where an output depends on the values around it alone: a sum with a constant may depend on the place."""
+    sums = node.op_type == "Add" and any(find_constant(value) is not None for value in node.inputs)
+    return node.op_type in _LOCAL and not node.domain and not sums
 
 
 def _reach(node: ir.Node) -> int:
@@ -273,6 +279,8 @@ def _shape_for(node: ir.Node, weight: tuple[int, ...]) -> tuple[int, ...]:
     if node.op_type == "Conv":
         group = node.attributes.get_int("group", 1)
         return (1, weight[1] * group, *(_EXTENT + size for size in weight[2:]))
+    if node.op_type == "ConvTranspose":
+        return (1, weight[0], *(_EXTENT for _ in weight[2:]))
     transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
     channels = weight[-1] if transposed else weight[-2]
     return (channels, 2) if node.attributes.get_int("transA", 0) else (2, channels)
