@@ -110,9 +110,9 @@ class _Stages:
         """Raises OptionError for a ratio that is out of reach, StoppedEarly."""
         options, network = self._options, self._seen.network
         spaces = by_macs(self._sites, options.scheme)
-        fixed = network.require_macs() - sum(site.macs for site in self._sites)
-        require_reachable(spaces, fixed, network.require_macs(), options.ratio, "--macs")
-        budget = network.require_macs() / options.ratio - fixed
+        fixed = network.budget_macs - sum(site.macs for site in self._sites)
+        require_reachable(spaces, fixed, network.budget_macs, options.ratio, "--macs")
+        budget = network.budget_macs / options.ratio - fixed
         what = f"macs {options.ratio:g}x fewer"
         plan = self._plan(spaces, self._search(0, spaces, budget), budget, what)
         if options.branches == 2:
