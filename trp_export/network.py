@@ -70,14 +70,10 @@ class Network:
         """The shape of each input by name."""
         return self.described.shapes
 
-    def require_macs(self) -> int:
-        """`macs`. Raises UnsupportedError where they are unknown."""
-        if self.macs is None:
-            raise UnsupportedError(
-                f"the multiply-adds of {self.source.name} are unknown: onnxruntime cannot run it and its shapes cannot "
-                "be inferred. Give the sizes of its inputs with --shape, or use --energy, --rank or --params."
-            )
-        return self.macs
+    @property
+    def budget_macs(self) -> int:
+        """What a budget of multiply-adds counts: `macs`, or where they are unknown those per output pixel."""
+        return sum(place.site.macs for place in self.located) if self.macs is None else self.macs
 
 
 def normal_form(source: Source) -> Source:
@@ -168,18 +164,14 @@ def _curves(place: LocatedSite, selection: Selection, choice: Choice | None) -> 
     return (make_curve(site, last.scheme, kernel, tuple(after), fitted_at=last.rank),)
 
 
-def read_runs(model: ir.Model, file: Path, inputs: Mapping[str, Shape]) -> Runs:
-    """The shapes that nodes work on, from a run of the model's file, or inferred where onnxruntime cannot run it."""
-    try:
-        return measure_shapes(file, inputs)
-    except CannotRunError:
-        return infer_shapes(model, inputs)
-
-
-def measured_macs(model: ir.Model, inputs: Mapping[str, Shape], file: Path) -> int | None:
-    """Multiply-adds of a model, counted as those of the original are. The model is saved to `file` for that."""
+def measured_macs(model: ir.Model, inputs: NetworkInputs, file: Path) -> int | None:
+    """Multiply-adds of a model on the inputs of the original; the model is saved to `file` for that."""
     save_model(model, file, apart=True)
-    return count_macs(model, read_runs(model, file, inputs))
+    try:
+        runs = measure_shapes(file, inputs.shapes, inputs.feeds())
+    except (CannotRunError, UnsupportedError):
+        runs = infer_shapes(model, inputs.shapes)
+    return count_macs(model, runs)
 
 
 def _options_of(source: Source) -> InputOptions:
@@ -210,7 +202,10 @@ def _uncounted(model: ir.Model, shapes: Runs) -> tuple[str, ...]:
     uncounted = name_uncounted(model)
     notes = [f"MACs do not include {uncounted}"] if uncounted else []
     if count_macs(model, shapes) is None:
-        notes.append("MACs are unknown: onnxruntime cannot run this model, and its shapes cannot be inferred")
+        notes.append(
+            "MACs are unknown: onnxruntime cannot run this model, and its shapes cannot be inferred. Budgets count the "
+            "multiply-adds of each layer for one output pixel"
+        )
     return tuple(notes)
 
 

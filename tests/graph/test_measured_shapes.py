@@ -12,9 +12,8 @@ from models import build, save
 
 from trp_export.graph.cost import count_macs, name_uncounted
 from trp_export.graph.prepare import prepare
-from trp_export.graph.shapes import Shape, input_shapes
+from trp_export.graph.shapes import Shape, infer_shapes, input_shapes
 from trp_export.graph.sites import find_sites
-from trp_export.network import read_runs
 from trp_export.runtime.measured_shapes import measure_shapes
 from trp_export.runtime.sessions import CannotRunError
 
@@ -131,7 +130,7 @@ def test_a_model_that_cannot_run_and_hides_its_sizes_has_unknown_macs(tmp_path: 
     model, file = prepared(source, tmp_path)
     with pytest.raises(CannotRunError):
         measure_shapes(file, input_shapes(model))
-    runs = read_runs(model, file, input_shapes(model))
+    runs = infer_shapes(model, input_shapes(model))
     assert count_macs(model, runs) is None
     assert not find_sites(model, runs)[0].site.is_known
     assert name_uncounted(model) == "1 far.Warp"

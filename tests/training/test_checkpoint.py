@@ -99,9 +99,7 @@ def test_weights_that_are_not_finite_name_their_layer(tmp_path: Path) -> None:
         load_network(tmp_path / "nan.pt", "resnet20", CLASSES)
 
 
-def test_a_checkpoint_imports_no_architecture_by_itself(
-    dense: TrainedNetwork, tmp_path: Path
-) -> None:
+def test_a_checkpoint_imports_no_architecture_by_itself(dense: TrainedNetwork, tmp_path: Path) -> None:
     torch.save({"format": "trp-checkpoint", "version": 1, "arch": "os:system", "state_dict": {}}, tmp_path / "m.pt")
     with pytest.raises(OptionError, match="asks to import os:system"):
         load_network(tmp_path / "m.pt", None, ())

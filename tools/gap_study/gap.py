@@ -118,8 +118,8 @@ def measure_gap(model: Path, options: SearchOptions, saved: SavedSearch, count: 
     with Scratch() as scratch:
         seen = calibrate_for_search(model, options, scratch.folder, progress)
         network, sites = seen.network, [place.site for place in seen.network.located]
-        fixed = network.require_macs() - sum(site.macs for site in sites)
-        budget = network.require_macs() / ratio - fixed
+        fixed = network.budget_macs - sum(site.macs for site in sites)
+        budget = network.budget_macs / ratio - fixed
         spaces = by_macs(sites, options.scheme)
         # What its logits started from is over.
         search = open_search(replace(options, start="uniform"), seen, spaces, budget, progress)
@@ -128,14 +128,14 @@ def measure_gap(model: Path, options: SearchOptions, saved: SavedSearch, count: 
         few = batches[: -(-_MEASURED_ON // len(batches[0]))]
         lost = predict(network, spaces, seen.moments, few, options.scheme, progress)
         plans = draw_plans(
-            spaces, budget, network.require_macs() / ratio, lost[PREDICTED], search.logits(), count, options.seed
+            spaces, budget, network.budget_macs / ratio, lost[PREDICTED], search.logits(), count, options.seed
         )
         progress("score plans", 0)
         scores = score(search, plans, lost)
         images, labelled = _more_images(options, network)
         recovery = Recovery(network, split_images(images, seen.images, options.seed), labelled)
         accuracy = recover(recovery, spaces, plans, options.folder / "recovered.json", progress)
-    costs = np.array([(fixed + plan.cost(spaces)) * ratio / network.require_macs() for plan in plans])
+    costs = np.array([(fixed + plan.cost(spaces)) * ratio / network.budget_macs for plan in plans])
     gap = Gap(plans, costs, scores, accuracy, recovery.measure, recovery.counts)
     _save(gap, options.folder)
     return gap

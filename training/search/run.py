@@ -110,7 +110,7 @@ class _Stages:
 
     def plan_by_macs(self) -> Plan:
         """Raises OptionError for a ratio that is out of reach, StoppedEarly."""
-        options, macs, ratio = self._options, self._known.network.require_macs(), self._options.rule.ratio
+        options, macs, ratio = self._options, self._known.network.budget_macs, self._options.rule.ratio
         spaces = by_macs(self._sites, options.scheme)
         fixed = macs - sum(site.macs for site in self._sites)
         require_reachable(spaces, fixed, macs, ratio, "--macs")

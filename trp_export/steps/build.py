@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from trp_export.graph.batch_norm import fold_batch_norm
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.cost import Cost, count_params
+from trp_export.graph.interface import require_same_interface
 from trp_export.graph.metadata import sign, strip_traces
 from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.graph.narrow import store_narrow, take_narrow
@@ -86,8 +87,9 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
     narrow = take_narrow(model)
     model, not_simplified = finish(model)
     tag_nodes(model, plan, names)
+    require_same_interface(network.model, model)
     note_decided(model, _decided_words(plan, names))
-    macs = measured_macs(model, network.inputs, work.scratch / "counted.onnx")
+    macs = measured_macs(model, network.described, work.scratch / "counted.onnx")
     sign(model, {"rule": plan.rule, "plan": _summary(plan, network.macs, macs)})
     save_model(model, files.result)
     if narrow is not None and size_bytes(files.result) > network.original_bytes:

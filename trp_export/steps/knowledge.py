@@ -46,8 +46,8 @@ class Knowledge:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of the dense network. Raises UnsupportedError where they are unknown."""
-        return self.network.require_macs()
+        """Multiply-adds of the dense network, or of one output pixel of each layer where they are unknown."""
+        return self.network.budget_macs
 
     @property
     def params(self) -> int:

@@ -99,7 +99,7 @@ class _Search:
         network = self.knowledge.network
         match self.rule.minimise:
             case "macs":
-                return network.require_macs() / (cost.macs or 1)
+                return network.budget_macs / (cost.macs or sum(decision.macs for decision in plan.decisions))
             case "params":
                 return network.original_params / cost.params
             case "latency":
