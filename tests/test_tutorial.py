@@ -36,7 +36,9 @@ def read_steps(text: str) -> list[Step]:
 
 
 def shape(line: str) -> str:
-    """A line without what differs between machines and versions: digests, numbers, the width of columns."""
+    """A line without what differs between machines and versions: digests, numbers, widths, a layer's decomposition."""
+    layer = re.match(r"\S+ +\d+x[\dx]+ ", line)
+    line = layer[0] if layer else line
     return re.sub(r"[+-]?\d[\d.,]*(e-?#?\d*)?", "#", " ".join(DIGEST.sub("#", line).split()))
 
 
