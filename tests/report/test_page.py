@@ -15,6 +15,10 @@ from reports import HOSTILE, LAYERS, bare, make_comparison, make_frontier, make_
 
 from trp_export.report.document import Report
 from trp_export.report.page.page import make_page
+from trp_export.runtime.distance import Distance
+from trp_export.verify import CalibrationAgreement
+from trp_export.verify.layers import LayerProof
+from trp_export.verify.whole import WholeProof
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -214,3 +218,27 @@ def test_colours_have_enough_contrast(scheme: int, ground: str) -> None:
     least = {"ink": 4.5, "muted": 4.5, "accent": 4.5, "good": 4.5, "bad": 4.5, "warn": 4.5, "before": 3, "after": 3}
     found = {name: _contrast(colours[name], colours[ground]) for name in least}
     assert {name: contrast for name, contrast in found.items() if contrast < least[name]} == {}
+
+
+def test_the_page_shows_the_least_exact_layer_and_what_was_not_compared() -> None:
+    report = make_report(LAYERS)
+    assert report.deviation is not None
+    layers = tuple(
+        LayerProof(name, ("noise",), Distance(error, 2 * error), 1e-5, 0.1, 144)
+        for name, error in (("conv1", 1e-7), ("conv2", 3e-6))
+    )
+    whole = WholeProof(("logits",), ("noise",), Distance(4e-6, 1e-5), 2e-5)
+    seen = CalibrationAgreement(64, "held-out", Distance(0.01, 0.1), 0.95)
+    deviation = replace(
+        report.deviation, layers=layers, whole=whole, not_compared=("<b>nms: a random number",), seen=seen
+    )
+    page = make_page(replace(report, deviation=deviation), LAYERS)
+    text = " ".join(text for _, text in Outline(page).texts)
+    assert "2 parts were compared, each on its own inputs; the largest difference is in conv2" in text
+    assert "relative L2 4e-06" in text
+    assert "<b>nms: a random number" in text
+    assert "64 held-out images, to which no factor was fitted" in text
+
+
+def test_the_layer_table_states_the_share_of_kept_layers(page: str) -> None:
+    assert any("The others hold 50% of the MACs." in text for _, text in Outline(page).texts)

@@ -110,7 +110,11 @@ class Report:
         def cut(text: str) -> str:
             return without_paths(text, known)
 
-        deviation = self.deviation and replace(self.deviation, how=cut(self.deviation.how))
+        deviation = self.deviation and replace(
+            self.deviation,
+            how=cut(self.deviation.how),
+            not_compared=tuple(map(cut, self.deviation.not_compared)),
+        )
         latency = self.latency and replace(_named(self.latency), noise=tuple(map(cut, self.latency.noise)))
         return replace(self, deviation=deviation, latency=latency, notes=tuple(map(cut, self.notes)))
 

@@ -16,13 +16,14 @@ from trp_export.report.page.latency import (
     timed_models,
 )
 from trp_export.report.page.markup import Markup, element, join
-from trp_export.report.wording import interval, percent, points
+from trp_export.report.wording import interval, percent, points, shorten
 from trp_export.runtime.distance import Distance
-from trp_export.verify import Agreement
+from trp_export.verify import Agreement, Deviation
 
 if TYPE_CHECKING:
     from trp_export.bench import Comparison
 
+_LONGEST_REASON, _MOST_REASONS = 200, 10
 _SPREAD = "Each hill shows how often an inference took that long, each dot the median of one process."
 _CLEANED = (
     "An export also cleans the graph up: it folds batch norm, computes constants and removes what is unused. The "
@@ -125,11 +126,13 @@ def _agreement_rows(report: Report) -> list[tuple[str, str, str]]:
     deviation = report.deviation
     if deviation is None:
         return []
-    how = (
-        "The result against the original with each changed kernel set to the product of its factors. The two may "
-        "differ by rounding only, whatever was truncated."
-    )
-    rows = [("the rewrite", _distance(deviation.rewrite), how)]
+    rows = [("the rewrite", _distance(deviation.rewrite), _rewrite_note(deviation))]
+    if deviation.whole is not None:
+        how = f"The same for the whole model; rounding explains up to {deviation.whole.bound:.1g}."
+        rows.append(("the whole model", _distance(deviation.whole.distance), how))
+    if deviation.not_compared:
+        how = "; ".join(shorten(reason, _LONGEST_REASON) for reason in deviation.not_compared[:_MOST_REASONS])
+        rows.append(("not compared", f"{len(deviation.not_compared)}", f"{how}."))
     if deviation.truncation is not None:
         cause = "the lower ranks" if report.precision == "fp32" else f"the lower ranks and {report.precision}"
         how = f"The result against the original, on {deviation.inputs}. This is the effect of {cause}."
@@ -145,6 +148,21 @@ def _agreement_rows(report: Report) -> list[tuple[str, str, str]]:
             how = "The largest output of both models, on the same images."
             rows.append(("same class", percent(seen.top1), how))
     return [*rows, *_evaluation_rows(report)]
+
+
+def _rewrite_note(deviation: Deviation) -> str:
+    """What the rewrite was compared with, and where it is least exact."""
+    how = (
+        "The result against the original with each changed kernel set to the product of its factors. The two may "
+        "differ by rounding only, whatever was truncated."
+    )
+    if not deviation.layers:
+        return how
+    worst = max(deviation.layers, key=lambda layer: layer.distance.relative_l2)
+    return (
+        f"{how} {len(deviation.layers)} parts were compared, each on its own inputs; the largest difference is in "
+        f"{shorten(worst.name, 90)}, where rounding explains up to {worst.bound:.1g}."
+    )
 
 
 def _evaluation_rows(report: Report) -> list[tuple[str, str, str]]:

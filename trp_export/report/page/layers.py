@@ -23,6 +23,9 @@ Times = Mapping[str, tuple[float, float]]  # ms by layer, dense and in the resul
 
 def table(plan: Plan, layer_ms: Times | None = None) -> Markup:
     """One row per layer, in the order of the graph: what it becomes, what that costs, and why."""
+    kept_macs = sum(decision.site.macs for decision in plan.decisions if not decision.branches)
+    all_macs = sum(decision.site.macs for decision in plan.decisions)
+    kept = f" The others hold {kept_macs / all_macs:.0%} of the MACs." if kept_macs and all_macs else ""
     listed = _costliest(plan.decisions, MOST_ROWS, lambda decision: decision.site.macs)
     largest = max((max(decision.site.macs, decision.macs) for decision in listed), default=1)
     intro = f"{len(plan.changed)} of {len(plan.decisions)} layers become factor pairs under the rule “{plan.rule}”."
@@ -35,7 +38,7 @@ def table(plan: Plan, layer_ms: Times | None = None) -> Markup:
     head = element("tr", *(element("th", name, scope="col", class_=class_) for name, class_ in names))
     rows = (_row(decision, largest, _milliseconds(decision, timed, slowest) if timed else None) for decision in listed)
     return join(
-        element("p", intro, left_out),
+        element("p", intro, kept, left_out),
         element("p", _sum_of(listed, timed)) if timed else None,
         element(
             "table",
