@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from bundles import make_bundle
+from bundles import make_bundle, manifest
 from models import build, noise, relative_l2, run
 from PIL import Image
 
 import trp_export
 from trp_export.bench.devices.base import cached
 from trp_export.inputs.images import load_images
-from trp_export.inputs.preprocessing import Preprocessing
+from trp_export.inputs.preprocessing import Preprocessing, Resize
+from trp_export.inputs.spec import InputSpec
+from trp_export.ship.manifest import ManifestPreprocessing
 
 from .conftest import IMAGES, Made
 
@@ -134,6 +139,49 @@ def test_load_py_gives_onnxruntime_the_weights_that_it_checked(tmp_path: Path) -
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert relative_l2(expected, np.load(tmp_path / "outputs.npy")) < 1e-6
+
+
+STEPS = (
+    Preprocessing((0.5,), (0.25,)),
+    Preprocessing(resize=24, crop=(16, 20)),
+    Preprocessing(crop=(16, 16), colour="bgr", scale=1.0, mean=(104.0, 117.0, 123.0)),
+    Preprocessing(resize=Resize("stretch", 20, 30)),
+    Preprocessing(resize=Resize("cover", 20, 30)),
+    Preprocessing(resize=Resize("cover", 20, 30), crop=(16, 16)),
+    Preprocessing(resize=Resize("letterbox", 40, 32, 114)),
+    Preprocessing(resize=Resize("letterbox", 40, 48, 7, "corner"), colour="bgr"),
+    Preprocessing(resize=Resize("letterbox", 40, 48, 0, "corner")),
+    Preprocessing(resize=Resize("multiple", 16, 16), scale=0.0039),
+)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("channels", [3, 1])
+def test_load_py_prepares_images_as_the_exporter_does(
+    steps: Preprocessing, layout: str, channels: int, tmp_path: Path
+) -> None:
+    if channels == 1:
+        steps = replace(steps, colour=None, mean=(0.5,) if steps.scale is None else None)
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    shape = (None, channels, None, None) if layout == "NCHW" else (None, None, None, channels)
+    spec = InputSpec("image", "float32", shape, shape, (None,) * 4, layout, channels)  # type: ignore[arg-type]
+    images = load_images(tmp_path, steps, spec=spec)
+    written = replace(manifest(), preprocessing=ManifestPreprocessing.of(images.steps, layout)).to_bytes()
+    with Image.open(tmp_path / "photo.png") as photo:
+        prepared = loader().prepare(photo, json.loads(written))
+    np.testing.assert_allclose(prepared, images.batch(0, 1)[0], rtol=1e-6, atol=1e-6)
+
+
+def loader() -> ModuleType:
+    """load.py as a module."""
+    found = importlib.util.spec_from_file_location("load", LOADERS / "load.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
 
 
 @needs_web

@@ -11,6 +11,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,8 +22,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trp_export.inputs.images import ImageSet, _normalise
-from trp_export.inputs.preprocessing import Preprocessing
+from trp_export.inputs.image_set import ImageSet
+from trp_export.inputs.preprocessing import Colour, Preprocessing, Resize
+from trp_export.ship.manifest import ManifestPreprocessing
 
 MODULE = Path(__file__).parents[2] / "tools" / "web_demo" / "preprocess.mjs"
 
@@ -68,49 +70,56 @@ def prepare() -> Iterator[Prepare]:
     width=st.integers(1, 90),
     resize=st.one_of(st.none(), st.integers(1, 90), st.just("cover")),
     crop=st.tuples(st.integers(1, 60), st.integers(1, 60)),
-    grey=st.booleans(),
+    colour=st.sampled_from(["rgb", "bgr", "grey"]),
     seed=st.integers(0, 1000),
 )
-@example(height=32, width=32, resize="cover", crop=(32, 32), grey=False, seed=0)
-@example(height=1, width=90, resize="cover", crop=(60, 1), grey=True, seed=0)
+@example(height=32, width=32, resize="cover", crop=(32, 32), colour="rgb", seed=0)
+@example(height=1, width=90, resize="cover", crop=(60, 1), colour="grey", seed=0)
 @settings(max_examples=80)
-def test_the_same_bits(
-    prepare: Prepare, height: int, width: int, resize: int | str | None, crop: tuple[int, int], grey: bool, seed: int
+def test_prepare_gives_the_same_bits(
+    prepare: Prepare,
+    height: int,
+    width: int,
+    resize: int | str | None,
+    crop: tuple[int, int],
+    colour: Colour,
+    seed: int,
 ) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    with mock.patch("trp_export.inputs.images._scaled", _across_then_down):
-        found, expected = _both(prepare, pixels, resize, _fitting(height, width, resize, crop), grey)
+    with mock.patch("trp_export.inputs.pictures._stretched", _across_then_down):
+        found, expected = _both(prepare, pixels, resize, _fitting(height, width, resize, crop), colour)
     assert found.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (375, 500), (32, 32), (1080, 1920), (64, 64)])
 @pytest.mark.parametrize(("resize", "crop"), [("cover", (32, 32)), (256, (224, 224)), ("cover", (224, 224))])
-def test_the_same_bits_of_photos(
+def test_prepare_gives_the_same_bits_for_photos(
     prepare: Prepare, size: tuple[int, int], resize: int | str, crop: tuple[int, int]
 ) -> None:
     width, height = size
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    found, expected = _both(prepare, pixels, resize, crop, grey=False)
+    found, expected = _both(prepare, pixels, resize, crop, "rgb")
     assert found.tobytes() == expected.tobytes()
 
 
 def _both(
-    prepare: Prepare, pixels: np.ndarray, resize: int | str | None, crop: tuple[int, int] | None, grey: bool
+    prepare: Prepare, pixels: np.ndarray, resize: int | str | None, crop: tuple[int, int] | None, colour: Colour
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The page's input and images.py's."""
+    """The page's input and the exporter's."""
+    grey = colour == "grey"
     mean, std = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) if not grey else ((0.1307,), (0.3081,))
-    steps = {"resize": resize, "crop": crop, "channels": "L" if grey else "RGB", "scale": 1 / 255}
-    found = prepare(pixels, steps | {"mean": mean, "std": std})
-    cover = resize == "cover"
-    chosen = Preprocessing(mean, std, None if cover or resize is None else int(resize), None if cover else crop)
-    images = ImageSet("images", (), None, chosen, len(mean), crop if cover else None, ())
-    image = Image.fromarray(pixels).convert("L" if grey else "RGB")
-    return found, _normalise(images._resized(image, "an image"), chosen)
+    chosen = Preprocessing(mean, std, None if resize in (None, "cover") else int(resize or 0), crop, colour=colour)
+    if resize == "cover":
+        assert crop is not None
+        chosen = replace(chosen, crop=None, resize=Resize("cover", width=crop[1], height=crop[0]))
+    steps = chosen.complete(len(mean), None)
+    found = prepare(pixels, asdict(ManifestPreprocessing.of(steps, "NCHW")))
+    images = ImageSet("images", pixels[None], None, chosen, len(mean), None, ())
+    return found, images.batch(0, 1)[0]
 
 
-def _across_then_down(image: Image.Image, scale: float) -> Image.Image:
-    """What images._scaled does, one axis after the other."""
-    width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+def _across_then_down(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Scale one axis after the other."""
     bilinear = Image.Resampling.BILINEAR
     return image.resize((width, image.height), bilinear).resize((width, height), bilinear)
 

@@ -31,7 +31,7 @@ async function checked(read, manifest, path) {
 // Throws where bytes differ from {sha256, bytes}.
 export async function requireDigest(bytes, expected, name) {
   if (bytes.length !== expected.bytes || (await sha256(bytes)) !== expected.sha256) {
-    throw new Error(`${name} is not the file that was promised: its digest differs. It was changed or damaged.`);
+    throw new Error(`${name} is not the file that the manifest describes: its digest differs. It was changed or damaged.`);
   }
 }
 
@@ -66,10 +66,11 @@ function requireImages({ inputs, outputs, preprocessing }) {
     throw new Error(`This page feeds images of float32; the model wants ${type} (${sizes}).`);
   }
   if (preprocessing === null) throw new Error("The bundle does not say how pixels become inputs (preprocessing).");
-  const { interpolation, layout, channels } = preprocessing;
-  if (interpolation !== "bilinear" || layout !== "NCHW" || !["RGB", "L"].includes(channels)) {
+  const { interpolation, layout, channels, resize } = preprocessing;
+  if (interpolation !== "bilinear" || layout !== "NCHW" || !["RGB", "BGR", "L"].includes(channels)) {
     throw new Error(`This page does not know ${interpolation} scaling to ${layout} of ${channels}.`);
   }
+  if (typeof resize === "string" && resize !== "cover") throw new Error(`This page cannot resize to ${resize}.`);
 }
 
 // Readers: from the site, and from files that the user chose or dropped.

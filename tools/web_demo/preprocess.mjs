@@ -10,19 +10,19 @@ const WEIGHT_BITS = 22;
 // manifest's, see docs/reference/bundle.md.
 export function prepare(rgba, preprocessing) {
   const { resize, crop, channels } = preprocessing;
-  let image = channels === "L" ? toGrey(rgba) : toRgb(rgba);
+  let image = channels === "L" ? toGrey(rgba) : toRgb(rgba, channels === "BGR");
   if (resize === "cover") image = scaled(image, Math.max(crop[0] / image.height, crop[1] / image.width));
   else if (resize !== null) image = scaled(image, resize / Math.min(image.height, image.width));
   if (crop !== null) image = cut(image, ...crop);
   return { input: normalised(image, preprocessing), image };
 }
 
-function toRgb({ width, height, data }) {
+function toRgb({ width, height, data }, blueFirst) {
   const rgb = new Uint8Array(width * height * 3);
   for (let from = 0, to = 0; to < rgb.length; from += 4, to += 3) {
-    rgb[to] = data[from];
+    rgb[to] = data[from + (blueFirst ? 2 : 0)];
     rgb[to + 1] = data[from + 1];
-    rgb[to + 2] = data[from + 2];
+    rgb[to + 2] = data[from + (blueFirst ? 0 : 2)];
   }
   return { width, height, channels: 3, data: rgb };
 }

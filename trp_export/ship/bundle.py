@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from trp_export.errors import OptionError
 from trp_export.graph.model_files import model_files
 from trp_export.graph.precision_of import precision_of
 from trp_export.inputs.images import ImageSet, load_images
-from trp_export.inputs.preprocessing import Preprocessing, Resize
+from trp_export.inputs.preprocessing import Preprocessing
+from trp_export.inputs.spec import InputSpec
 from trp_export.options import Options
 from trp_export.report.document import Report
 from trp_export.ship.card import make_card
@@ -26,16 +26,23 @@ LOADERS = ("load.py", "load.mjs", "Load.kt")
 _LONGEST = 2000
 
 
-def write_bundle(folder: Path, model: Path, report: Report, source: Sequence[Path], licence: str | None) -> str:
+def write_bundle(
+    folder: Path,
+    model: Path,
+    report: Report,
+    source: Sequence[Path],
+    licence: str | None,
+    inputs: Sequence[InputSpec],
+) -> str:
     """Complete the bundle in `folder`, which holds the model and the page already. Returns its digest.
 
-    `source` are the files that the model was read from. Raises LoadError if the manifest would be invalid, such as for
-    class names that are not valid text.
+    `source` are the files that the model was read from, `inputs` describe what the model is fed. Raises LoadError if
+    the manifest would be invalid, such as for class names that are not valid text.
     """
     for name in LOADERS:
         text = files("trp_export.ship").joinpath("loaders", name).read_text(encoding="utf-8")
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
-    manifest = describe(model, report, source, licence)
+    manifest = describe(model, report, source, licence, inputs)
     (folder / "README.md").write_text(make_card(manifest, report), encoding="utf-8", newline="\n")
     written = replace(manifest, files=list_files(folder)).to_bytes()
     (folder / NAME).write_bytes(written)
@@ -53,11 +60,14 @@ def list_files(folder: Path) -> dict[str, File]:
     return {path.relative_to(folder).as_posix(): hash_file(path) for path in sorted(found)}
 
 
-def describe(model: Path, report: Report, source: Sequence[Path], licence: str | None) -> Manifest:
+def describe(
+    model: Path, report: Report, source: Sequence[Path], licence: str | None, described: Sequence[InputSpec]
+) -> Manifest:
     """The manifest without its list of files."""
     proto = onnx.load(model, load_external_data=False)
     inputs, outputs = (tuple(map(_tensor, values)) for values in (proto.graph.input, proto.graph.output))
-    images = _image_set(report.options, inputs)
+    spec = described[0] if len(described) == 1 and described[0].is_image else None
+    images = _image_set(report.options, spec)
     document = report.to_json()
     return Manifest(
         model=model.name,
@@ -67,7 +77,7 @@ def describe(model: Path, report: Report, source: Sequence[Path], licence: str |
         precision=precision_of(proto),
         inputs=inputs,
         outputs=outputs,
-        preprocessing=_preprocessing(report, inputs, images),
+        preprocessing=_preprocessing(report, spec, images),
         classes=_classes(report, outputs, images),
         ort=report.ort,
         provenance=_writable(
@@ -130,43 +140,28 @@ def _tensor(value: onnx.ValueInfoProto) -> Tensor:
     return Tensor(value.name, shape, str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name))
 
 
-def _image_set(options: Options, inputs: Sequence[Tensor]) -> ImageSet | None:
+def _image_set(options: Options, spec: InputSpec | None) -> ImageSet | None:
     """The images that the export used, if any."""
-    shown = options.images_for_report
-    if shown is None or len(inputs) != 1:
+    used = options.images_for_report
+    if used is None or spec is None:
         return None
-    return load_images(Path(shown.path), options.preprocessing, input_shape=(None, *inputs[0].shape[1:]))
+    return load_images(Path(used.path), options.preprocessing, spec=spec)
 
 
-def _preprocessing(report: Report, inputs: Sequence[Tensor], images: ImageSet | None) -> ManifestPreprocessing | None:
+def _preprocessing(report: Report, spec: InputSpec | None, images: ImageSet | None) -> ManifestPreprocessing | None:
     """How an image becomes the input. None if that is unknown, or if the input is not an image of 1 or 3 channels."""
     steps = report.options.preprocessing.or_else(report.source.mean, report.source.std)
-    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] not in (1, 3):
+    if spec is None or spec.channels not in (1, 3):
         return None
-    if images is not None and isinstance(images.pixels, np.ndarray) and images.pixels.dtype != np.uint8:
-        return None  # Float images are fed as they are; how they were prepared is unknown.
+    if images is not None and (
+        images.as_is or (isinstance(images.pixels, np.ndarray) and images.pixels.dtype != np.uint8)
+    ):
+        return None  # Such images are fed as they are; how they were prepared is unknown.
     if images is None and steps == Preprocessing():
         return None
-    if isinstance(steps.resize, Resize) or steps.scale is not None or steps.colour is not None:
-        return None  # The manifest has no fields for these yet.
-    _, channels, height, width = inputs[0].shape
-    for option, values in (("--mean", steps.mean), ("--std", steps.std)):
-        if values is not None and len(values) not in (1, channels):
-            raise OptionError(f"{option} has {len(values)} numbers for {channels} channels.")
-    size = (height, width) if height and width else None
-    plain = steps.resize is None and steps.crop is None
-    return ManifestPreprocessing(
-        mean=_per_channel(steps.mean, 0.0, channels or 1),
-        std=_per_channel(steps.std, 1.0, channels or 1),
-        resize="cover" if plain and size else steps.resize,
-        crop=size if plain else steps.crop,
-        channels="RGB" if channels == 3 else "L",
-    )
-
-
-def _per_channel(values: tuple[float, ...] | None, otherwise: float, channels: int) -> tuple[float, ...]:
-    values = values or (otherwise,)
-    return tuple(map(float, values * channels if len(values) == 1 else values))
+    declared = replace(spec, shape=spec.declared)  # A size that is open stays open in the app.
+    complete = steps.complete(spec.channels, declared.size, integer=spec.is_integer, takes_pixels=spec.takes_pixels)
+    return ManifestPreprocessing.of(complete, spec.layout)
 
 
 def _classes(report: Report, outputs: Sequence[Tensor], images: ImageSet | None) -> tuple[str, ...] | None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 
 from trp_export.command_line import command_line
+from trp_export.inputs.preprocessing import SCALE
 from trp_export.report.document import Report
 from trp_export.report.page.markup import plain
 from trp_export.report.page.summary import compared
@@ -71,22 +72,24 @@ def _shape(tensor: Tensor) -> str:
 def _preprocessing(steps: ManifestPreprocessing | None) -> str:
     if steps is None:
         return "How inputs are prepared is unknown: feed what the original takes."
-    channels = {"RGB": "red, green, blue", "L": "grey"}[steps.channels]
+    channels = {"RGB": "red, green, blue", "BGR": "blue, green, red", "L": "grey"}[steps.channels]
     mean, std = (" ".join(f"{value:g}" for value in values) for values in (steps.mean, steps.std))
+    scale = " / 255" if steps.scale == SCALE else f" x {steps.scale:g}"
     return (
-        f"Images ({channels}, 8 bits): {_size(steps)}; pixels / 255, minus {mean}, over {std}; layout {steps.layout}."
+        f"Images ({channels}, 8 bits): {_size(steps)}; pixels{scale}, minus {mean}, over {std}; layout {steps.layout}."
     )
 
 
 def _size(steps: ManifestPreprocessing) -> str:
-    if steps.crop is None:
-        return "original size" if steps.resize is None else f"shorter side scaled to {steps.resize}"
-    crop = f"{steps.crop[0]} x {steps.crop[1]}"
-    if steps.resize is None:
-        return f"{crop} cut from the centre"
+    crop = f"{steps.crop[0]} x {steps.crop[1]}" if steps.crop else ""
     if steps.resize == "cover":
         return f"scaled to just cover {crop}, then cut to that from the centre"
-    return f"shorter side scaled to {steps.resize}, then {crop} cut from the centre"
+    size = "original size"
+    if isinstance(steps.resize, int):
+        size = f"shorter side scaled to {steps.resize}"
+    elif steps.resize is not None:
+        size = f"resized as `--resize {steps.resize}` does (width x height)"
+    return f"{size}, then {crop} cut from the centre" if crop else size
 
 
 def _classes(names: tuple[str, ...] | None) -> str | None:

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trp_export.errors import LoadError
+from trp_export.errors import LoadError, OptionError
+from trp_export.inputs.preprocessing import SCALE, Preprocessing, Resize, parse_resize
 from trp_export.system.json_fields import Fields, parse_json
 
 NAME = "manifest.json"
@@ -23,6 +24,8 @@ FORMAT = "trp-bundle"
 VERSION = 1
 PRECISIONS = ("fp32", "fp16", "int8")
 TARGETS = ("arm", "x86")
+CHANNELS = {"rgb": "RGB", "bgr": "BGR", "grey": "L"}
+LAYOUTS = ("NCHW", "NHWC", "CHW", "HWC")
 PROVENANCE = ("source", "options", "plan", "versions", "licence")
 EVIDENCE = ("parity", "accuracy", "latency", "precision", "cost", "notes")
 
@@ -59,10 +62,11 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class ManifestPreprocessing:
-    """From uint8 pixels to the input: resize, cut the centre, times `scale`, minus mean, over std, to `layout`.
+    """How 8-bit pixels become the input, with every choice spelled out: resize, cut the centre, order the colours,
+    times `scale`, minus mean, over std, to `layout`.
 
-    `resize` scales the shorter side to so many pixels; "cover" scales until `crop` is just covered; None leaves the
-    size. `crop` is (height, width), None where the network takes any. Mean and std have one number per channel.
+    `resize` is the length of the shorter side; "cover" scales until `crop` is just covered; any other text is that of
+    --resize; None keeps the size. `crop` is (height, width) or None. Mean and std have one number per channel.
     """
 
     mean: tuple[float, ...]
@@ -73,6 +77,23 @@ class ManifestPreprocessing:
     layout: str = "NCHW"
     scale: float = 1 / 255
     interpolation: str = "bilinear"
+
+    @classmethod
+    def of(cls, steps: Preprocessing, layout: str) -> ManifestPreprocessing:
+        """From steps that are complete."""
+        resize, crop = steps.resize, steps.crop
+        covers = isinstance(resize, Resize) and resize.mode == "cover" and crop is None
+        if isinstance(resize, Resize) and covers:
+            crop = resize.height, resize.width
+        return cls(
+            mean=steps.mean or (),
+            std=steps.std or (),
+            resize="cover" if covers else str(resize) if isinstance(resize, Resize) else resize,
+            crop=crop,
+            channels=CHANNELS[steps.colour or "rgb"],
+            layout=layout,
+            scale=steps.scale or SCALE,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,29 +254,39 @@ def _tensor(fields: Fields) -> Tensor:
 
 
 def _preprocessing(fields: Fields) -> ManifestPreprocessing:
-    resize = fields.values.get("resize")
-    if resize is not None and resize != "cover":
-        fields.whole("resize")
     crop = fields.values_of("crop", 2) if fields.has("crop") else None
     if crop is not None and not (len(crop) == 2 and all(type(side) is int and side > 0 for side in crop)):
         raise LoadError(f"{fields.where}: 'crop' must be a height and a width, or null.")
-    fields.has("resize")
-    made = ManifestPreprocessing(
+    steps = ManifestPreprocessing(
         mean=fields.numbers("mean", MOST_AXES),
         std=fields.numbers("std", MOST_AXES),
-        resize=resize,
+        resize=_resize(fields) if fields.has("resize") else None,
         crop=(crop[0], crop[1]) if crop else None,
-        channels=fields.one_of("channels", ("RGB", "L")),
-        layout=fields.one_of("layout", ("NCHW",)),
+        channels=fields.one_of("channels", tuple(CHANNELS.values())),
+        layout=fields.one_of("layout", LAYOUTS),
         scale=fields.number("scale"),
         interpolation=fields.one_of("interpolation", ("bilinear",)),
     )
-    if len(made.mean) != len(made.channels) or len(made.std) != len(made.channels) or min(made.std) <= 0:
+    if len(steps.mean) != len(steps.channels) or len(steps.std) != len(steps.channels) or min(steps.std) <= 0:
         raise LoadError(f"{fields.where}: mean and std need a number per channel, std above 0.")
-    if resize == "cover" and crop is None:
+    if steps.scale <= 0:
+        raise LoadError(f"{fields.where}: 'scale' must be above 0.")
+    if steps.resize == "cover" and crop is None:
         raise LoadError(f"{fields.where}: 'resize' cannot cover without 'crop'.")
     fields.nothing_more()
-    return made
+    return steps
+
+
+def _resize(fields: Fields) -> int | str:
+    value = fields.values["resize"]
+    if not isinstance(value, str):
+        return fields.whole("resize")
+    if value != "cover":
+        try:
+            parse_resize(value)
+        except (ValueError, OptionError):
+            raise LoadError(f"{fields.where}: 'resize' must be a whole number, \"cover\" or a size.") from None
+    return value
 
 
 def _ort(fields: Fields) -> Ort:

@@ -60,5 +60,6 @@ def _with_bundle(report: Report, model: str | Path | nn.Module, knowledge: Knowl
     from trp_export.ship.bundle import source_files, write_bundle
 
     source: Sequence[Path] = source_files(Path(model)) if isinstance(model, (str, Path)) else ()
-    folder = outputs.model.parent
-    return replace(report, digest=write_bundle(folder, outputs.model, report, source, licence(knowledge.network.model)))
+    network, folder = knowledge.network, outputs.model.parent
+    digest = write_bundle(folder, outputs.model, report, source, licence(network.model), network.described.specs)
+    return replace(report, digest=digest)

@@ -30,7 +30,7 @@ fun load(environment: OrtEnvironment, folder: File, digest: String): Bundle {
     return Bundle(environment.createSession(checked(folder, manifest, name)), manifest)
 }
 
-/** The input (1, C, H, W) from pixels as Bitmap.getPixels gives them, 0xAARRGGBB, scaled and cut to the input's size. */
+/** The input (float32, one image) from pixels as Bitmap.getPixels gives them, 0xAARRGGBB, scaled and cut to the input's size. */
 fun prepare(environment: OrtEnvironment, pixels: IntArray, width: Int, height: Int, manifest: JSONObject): OnnxTensor {
     val steps = manifest.getJSONObject("preprocessing")
     val mean = steps.getJSONArray("mean")
@@ -38,14 +38,20 @@ fun prepare(environment: OrtEnvironment, pixels: IntArray, width: Int, height: I
     val scale = steps.getDouble("scale")
     val channels = mean.length()
     val values = FloatBuffer.allocate(channels * pixels.size)
+    val layout = steps.getString("layout")
+    val channelsFirst = layout.endsWith("CHW")
+    val blueFirst = steps.getString("channels") == "BGR"
     for (channel in 0 until channels) {
-        for (pixel in pixels) {
-            val value = if (channels == 1) grey(pixel) else ((pixel shr (16 - 8 * channel)) and 0xff)
-            values.put(((value * scale - mean.getDouble(channel)) / std.getDouble(channel)).toFloat())
+        val shift = 8 * (if (blueFirst) channel else 2 - channel)
+        for ((index, pixel) in pixels.withIndex()) {
+            val value = if (channels == 1) grey(pixel) else ((pixel shr shift) and 0xff)
+            val at = if (channelsFirst) channel * pixels.size + index else index * channels + channel
+            values.put(at, ((value * scale - mean.getDouble(channel)) / std.getDouble(channel)).toFloat())
         }
     }
-    values.rewind()
-    return OnnxTensor.createTensor(environment, values, longArrayOf(1, channels.toLong(), height.toLong(), width.toLong()))
+    val sizes = if (channelsFirst) listOf(channels, height, width) else listOf(height, width, channels)
+    val shape = (if (layout.startsWith("N")) listOf(1) + sizes else sizes).map { it.toLong() }.toLongArray()
+    return OnnxTensor.createTensor(environment, values, shape)
 }
 
 private fun checked(folder: File, manifest: JSONObject, name: String): ByteArray {

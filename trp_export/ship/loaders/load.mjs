@@ -28,21 +28,25 @@ export async function load(ort, folder, digest, { read = (name) => fetchBytes(fo
   return { session: await ort.InferenceSession.create(model, options), manifest };
 }
 
-// The input tensor (1, C, H, W) from ImageData, {data: RGBA bytes, width, height}, in the input's size.
+// The input tensor (float32, one image) from ImageData, {data: RGBA bytes, width, height}, in the input's size.
 export function prepare(ort, { data, width, height }, manifest) {
   const steps = manifest.preprocessing;
   if (steps === null) throw new Error("this bundle does not say how images are prepared");
   const channels = steps.mean.length;
   const area = width * height;
+  const channelsFirst = steps.layout.endsWith("CHW");
   const values = new Float32Array(channels * area);
   for (let channel = 0; channel < channels; channel++) {
     for (let pixel = 0; pixel < area; pixel++) {
       const at = 4 * pixel;
-      const value = channels === 1 ? grey(data[at], data[at + 1], data[at + 2]) : data[at + channel];
-      values[channel * area + pixel] = (value * steps.scale - steps.mean[channel]) / steps.std[channel];
+      const colour = steps.channels === "BGR" ? 2 - channel : channel;
+      const value = channels === 1 ? grey(data[at], data[at + 1], data[at + 2]) : data[at + colour];
+      const to = channelsFirst ? channel * area + pixel : pixel * channels + channel;
+      values[to] = (value * steps.scale - steps.mean[channel]) / steps.std[channel];
     }
   }
-  return new ort.Tensor("float32", values, [1, channels, height, width]);
+  const shape = channelsFirst ? [channels, height, width] : [height, width, channels];
+  return new ort.Tensor("float32", values, steps.layout.startsWith("N") ? [1, ...shape] : shape);
 }
 
 async function checked(read, manifest, name) {

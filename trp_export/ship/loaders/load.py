@@ -47,29 +47,68 @@ def read_manifest(folder: Path, digest: str) -> dict[str, Any]:
 
 
 def prepare(image: Any, manifest: dict[str, Any]) -> Any:
-    """The input (C, H, W) as float32, from a Pillow image or uint8 pixels (H, W, C)."""
+    """One image as the model's input without batch axis, from a Pillow image or uint8 pixels (H, W, C).
+
+    Pixels are taken in the model's size and in the order red, green, blue.
+    """
     import numpy as np
 
     steps = manifest["preprocessing"]
     if steps is None:
         raise ValueError("this bundle does not say how images are prepared")
     if hasattr(image, "convert"):
-        image = _resized(image.convert(steps["channels"]), steps["resize"], steps["crop"])
+        image = image.convert("L" if steps["channels"] == "L" else "RGB")
+        image = _cut(_resized(image, steps["resize"], steps["crop"]), steps["crop"])
     pixels = np.asarray(image, dtype=np.uint8).reshape(*np.shape(image)[:2], -1)
-    scaled = pixels.astype(np.float32) / np.float32(255)  # exactly `scale`, which the manifest rounds
-    normal = (scaled - np.array(steps["mean"], np.float32)) / np.array(steps["std"], np.float32)
-    return np.ascontiguousarray(normal.transpose(2, 0, 1))
+    if steps["channels"] == "BGR":
+        pixels = pixels[:, :, ::-1]
+    scale = np.float32(steps["scale"])
+    values = pixels.astype(np.float32)
+    values = values / np.float32(255) if abs(255 * steps["scale"] - 1) < 1e-9 else values * scale
+    normal = (values - np.array(steps["mean"], np.float32)) / np.array(steps["std"], np.float32)
+    if steps["layout"].endswith("CHW"):
+        normal = normal.transpose(2, 0, 1)
+    return np.ascontiguousarray(normal.astype(manifest["inputs"][0]["type"]))
 
 
 def _resized(image: Any, resize: int | str | None, crop: list[int] | None) -> Any:
-    if resize is not None:
-        if resize == "cover":
-            assert crop is not None
-            scale = max(crop[0] / image.height, crop[1] / image.width)
-        else:
-            scale = int(resize) / min(image.height, image.width)
-        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-        image = image if size == image.size else image.resize(size, 2)  # bilinear
+    """`resize` is the shorter side, "cover", or WxH, cover:WxH, letterbox:WxH[:PAD][:corner], multiple:N."""
+    if resize is None:
+        return image
+    if resize == "cover":
+        assert crop is not None
+        return _scaled(image, max(crop[0] / image.height, crop[1] / image.width))
+    if not isinstance(resize, str):
+        return _scaled(image, resize / min(image.height, image.width))
+    mode, *rest = resize.split(":") if ":" in resize else ("stretch", resize)
+    if mode == "multiple":
+        return _stretched(image, *(max(1, round(side / int(rest[0]))) * int(rest[0]) for side in image.size))
+    width, height = map(int, rest[0].split("x"))
+    if mode == "stretch":
+        return _stretched(image, width, height)
+    if mode == "cover":
+        return _cut(_scaled(image, max(height / image.height, width / image.width)), [height, width])
+    scale = min(height / image.height, width / image.width)
+    inside = _stretched(
+        image, min(width, max(1, round(image.width * scale))), min(height, max(1, round(image.height * scale)))
+    )
+    pad = int(rest[1]) if len(rest) > 1 and rest[1] != "corner" else 0
+    box = image.copy().resize((width, height))
+    box.paste((pad,) * len(image.getbands()), (0, 0, width, height))
+    corner = rest[-1] == "corner"
+    box.paste(inside, (0, 0) if corner else ((width - inside.width) // 2, (height - inside.height) // 2))
+    return box
+
+
+def _scaled(image: Any, scale: float) -> Any:
+    return _stretched(image, max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+
+
+def _stretched(image: Any, width: int, height: int) -> Any:
+    return image if (width, height) == image.size else image.resize((width, height), 2)  # bilinear
+
+
+def _cut(image: Any, crop: list[int] | None) -> Any:
     if crop is None:
         return image
     top, left = (image.height - crop[0]) // 2, (image.width - crop[1]) // 2
@@ -94,6 +133,7 @@ if __name__ == "__main__":
     if len(sys.argv) > 3:
         from PIL import Image, ImageOps
 
-        inputs = prepare(ImageOps.exif_transpose(Image.open(sys.argv[3])), manifest)[None]
+        inputs = prepare(ImageOps.exif_transpose(Image.open(sys.argv[3])), manifest)
+        inputs = inputs[None] if manifest["preprocessing"]["layout"].startswith("N") else inputs
         best = int(session.run(None, {manifest["inputs"][0]["name"]: inputs})[0].argmax())
         print(manifest["classes"][best] if manifest["classes"] else best)
