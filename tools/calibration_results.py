@@ -147,6 +147,9 @@ def workshop(network: str, method: Method, draw: int, folder: Path) -> Workshop:
     if shop.knowledge.calibration is not None and not method.sensitivity:
         known = replace(shop.knowledge.calibration, damage=lost_energy)
         shop.knowledge = replace(shop.knowledge, calibration=known)
+    if method.images is None and method.fold:  # Plain SVD: without the bias shifts that batch norm statistics allow.
+        network = replace(shop.knowledge.network, means={}, statistics={})
+        shop.knowledge = replace(shop.knowledge, network=network)
     return shop
 
 
