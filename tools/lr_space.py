@@ -29,6 +29,7 @@ from trp_export.lowrank.schemes import describe
 from trp_export.planning.curves import FIXED, Layer, schemes_for
 from trp_export.planning.plan import Plan
 from trp_export.planning.second_branch import second_curves, with_curves
+from trp_export.steps.rules import plan_by
 
 VALIDATION = 2500
 SUM = "all + second"
@@ -112,13 +113,17 @@ class Bench:
     def plan(self, method: str, ratio: float) -> Plan:
         """The plan of one --scheme, or of sums of two pairs."""
         knowledge, rule = self.shop.knowledge, Macs(ratio)
+
+        def plan_among(layers: Sequence[Layer]) -> Plan:
+            return plan_by(rule, replace(knowledge, layers=tuple(layers)))
+
         if method != SUM:
-            return rule.plan(under(knowledge.layers, method), knowledge)
-        single = rule.plan(knowledge.layers, knowledge)
+            return plan_among(under(knowledge.layers, method))
+        single = plan_among(knowledge.layers)
         sums = second_curves(knowledge.layers, single, lambda name: self.kernels[name]())
         if knowledge.calibration is not None:
             sums = calibrated_layers(sums, knowledge.network.located, knowledge.calibration.moments)
-        return rule.plan(with_curves(knowledge.layers, sums), knowledge)
+        return plan_among(with_curves(knowledge.layers, sums))
 
 
 def under(layers: Sequence[Layer], choice: str) -> list[Layer]:
