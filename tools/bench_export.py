@@ -50,6 +50,7 @@ class Run:
 @click.command()
 @click.option("--runs", default=5, show_default=True)
 def main(runs: int) -> None:
+    """The time and the memory of an export, against load, simplify, open and run once."""
     with tempfile.TemporaryDirectory() as folder:
         model, output = Path(folder, "resnet50.onnx"), Path(folder, "out.onnx")
         subprocess.run([sys.executable, "-c", MAKE, str(model)], check=True, capture_output=True)

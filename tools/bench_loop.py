@@ -34,6 +34,7 @@ CONTESTANTS = {
 @click.option("--images", default=8192, show_default=True)
 @click.option("--only", type=click.Path(path_type=Path), hidden=True, help="Run the plain loop on these images.")
 def main(rounds: int, images: int, only: Path | None) -> None:
+    """Images per second of trp-train beside the usual training loop."""
     if only:
         print(plain_loop(only))
         return

@@ -72,6 +72,7 @@ class Contestant:
 @click.option("--memory/--no-memory", default=True, help="Measure peak memory as well, each in its own process.")
 @click.option("--only", hidden=True, help="Run this contestant alone and print its peak memory.")
 def main(networks: tuple[str, ...], scheme: str, blocks: int, cpu_time: bool, memory: bool, only: str | None) -> None:
+    """The time of a training step with TRP over one without."""
     if cpu_time:
         torch.set_num_threads(1)
     clock = "CPU time" if cpu_time else "wall time"

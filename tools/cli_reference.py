@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import html
-import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -90,16 +89,16 @@ def _unwrapped(epilog: str) -> str:
     return epilog.replace("\b\n", "").strip()
 
 
-def main() -> int:
+@click.command()
+@click.option("--check", is_flag=True, help="Write nothing; fail if the page is out of date.")
+def main(check: bool) -> None:
+    """Write docs/reference/cli.md from the help of the commands."""
     text = page()
-    if sys.argv[1:] == ["--check"]:
-        if PAGE.read_text(encoding="utf-8") == text:
-            return 0
-        print("docs/reference/cli.md is out of date; run python tools/cli_reference.py", file=sys.stderr)
-        return 1
-    PAGE.write_text(text, encoding="utf-8")
-    return 0
+    if not check:
+        PAGE.write_text(text, encoding="utf-8")
+    elif PAGE.read_text(encoding="utf-8") != text:
+        raise click.ClickException("docs/reference/cli.md is out of date; run python tools/cli_reference.py")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -39,6 +39,7 @@ networks_option = click.option("--networks", multiple=True, default=CIFAR_RESNET
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs/frontier"), show_default=True)
 @click.pass_context
 def main(context: click.Context, runs: Path) -> None:
+    """Accuracy against measured latency of ResNet-20 and ResNet-32."""
     runs.mkdir(parents=True, exist_ok=True)
     context.obj = runs
 

@@ -69,6 +69,7 @@ def learning_rate(progress: float, peak: float) -> float:
 @click.option("--seed", default=0)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 def main(depth: int, epochs: int, peak_lr: float, weight_decay: float, seed: int, output: Path) -> None:
+    """Train the dense CIFAR ResNet that ships in models_zoo/weights."""
     output.mkdir(parents=True, exist_ok=True)
     folder = data.cifar10()
     shards = [load(folder / f"train_{i}.npz") for i in range(1, 6)]

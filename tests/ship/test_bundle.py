@@ -239,3 +239,19 @@ def test_an_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert err.splitlines()[-1] == "interrupted; nothing was written."
     assert files(tmp_path) == {"model.onnx"}
+
+
+def test_the_manifest_describes_inputs_with_channels_last(trp: Command, tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[n, 16, 16, 3] image) => (float[n, 4] y) {
+        x = Transpose <perm=[0,3,1,2]> (image)  a = Conv <pads=[1,1,1,1]> (x, w)  b = GlobalAveragePool (a)
+        y = Flatten (b) }"""
+    )
+    kernel = np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(kernel, "w"))
+    save(model, tmp_path / "model.onnx")
+    outcome = trp("model.onnx", *RULE, "--colour", "bgr", "--resize", "letterbox:16x16:114", "--bundle", "app")
+    assert outcome.code == 0, outcome.err
+    steps = json.loads((tmp_path / "app" / "manifest.json").read_text())["preprocessing"]
+    assert (steps["layout"], steps["channels"], steps["resize"]) == ("NHWC", "BGR", "letterbox:16x16:114")
+    assert "blue, green, red" in (tmp_path / "app" / "README.md").read_text()

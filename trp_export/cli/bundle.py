@@ -44,6 +44,7 @@ def verify_command(folder: Path, digest: str | None, as_json: bool, quiet: bool)
 
     No file is opened as a model, and nothing in DIR is run.
     """
+    from trp_export.report.page.markup import plain
     from trp_export.ship.verify import verify_bundle
 
     verified = verify_bundle(folder, digest)
@@ -52,7 +53,7 @@ def verify_command(folder: Path, digest: str | None, as_json: bool, quiet: bool)
         result = {"files": files, "bytes": verified.bytes, "digest": verified.digest, "origin": verified.origin}
         click.echo(json.dumps(result, indent=2))
     elif not quiet:
-        click.echo(f"{folder}: {files} files, {verified.bytes:,} bytes, all as in the manifest")
+        click.echo(f"{plain(str(folder))}: {files} files, {verified.bytes:,} bytes, all as in the manifest")
         if verified.origin:
             click.echo(f"digest {verified.digest}, as expected: integrity and origin verified")
         else:
