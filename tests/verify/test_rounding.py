@@ -96,5 +96,5 @@ def test_a_part_that_is_not_linear_is_measured_by_moving_its_inputs() -> None:
     assert (rounded.allowed > 0).all()
     assert (rounded.allowed < 1e-5).all()
     assert rounded.output == pytest.approx(
-        1 / (1 + np.exp(-x.astype(np.float64).sum(1, keepdims=True).repeat(4, 1))), rel=1e-5
+        1 / (1 + np.exp(-x.astype(np.float64).sum(1, keepdims=True).repeat(4, 1))), abs=1e-6
     )
