@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models_zoo import Architecture, find_architecture
 from trp_export.errors import LoadError, OptionError, first_line
 from trp_export.load.source import Source
-from trp_export.load.weights import choose_weights
+from trp_export.load.torch_weights import choose_weights
 from trp_export.options import LoadOptions
 
 # Of these nothing but shapes is needed to see whether weights fit, so that a wrong name costs no memory.

@@ -17,7 +17,7 @@ from trp_export.errors import LoadError, OptionError, UnsupportedError, first_li
 from trp_export.load.checkpoint import FORMAT, load_checkpoint
 from trp_export.load.source import Source
 from trp_export.load.state_dict import load_state
-from trp_export.load.weights import find_modules, require_tensors
+from trp_export.load.torch_weights import find_modules, require_tensors
 from trp_export.options import LoadOptions
 
 

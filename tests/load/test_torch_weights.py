@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from trp_export.errors import LoadError
 from trp_export.load import load
 from trp_export.load.torch_module import load_module
-from trp_export.load.weights import Weights, choose_weights
+from trp_export.load.torch_weights import Weights, choose_weights
 from trp_export.options import LoadOptions
 
 PATH = Path("folder/net.pth")
@@ -158,7 +158,7 @@ def options(arch: str | None = None, *, trust: bool = False) -> LoadOptions:
 
 def test_tied_tensors_of_safetensors_have_both_names(tmp_path: Path) -> None:
     save_model(tied(), str(tmp_path / "tied.safetensors"))
-    source = load(tmp_path / "tied.safetensors", options("load.test_weights:tied"))
+    source = load(tmp_path / "tied.safetensors", options("load.test_torch_weights:tied"))
     assert source.probe is not None
 
 
@@ -204,4 +204,4 @@ def test_tensors_without_plain_numbers_are_refused(tmp_path: Path, kind: str) ->
     odd = {"sparse": tensor.to_sparse(), "complex": tensor.to(torch.complex64), "without data": tensor.to("meta")}[kind]
     torch.save({**tensors, "first.weight": odd}, tmp_path / "net.pt")
     with pytest.raises(LoadError, match=f"first.weight is {kind}"):
-        load(tmp_path / "net.pt", options("load.test_weights:tied"))
+        load(tmp_path / "net.pt", options("load.test_torch_weights:tied"))
