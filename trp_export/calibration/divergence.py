@@ -9,6 +9,7 @@ on images that they were trained on, where a divergence of probabilities sees on
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,15 @@ Outputs = Mapping[str, Array]
 _STILL = 1e-7
 # The channels of one vector per image are taken for classes where their variances are within this ratio.
 _ALIKE = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """The divergence of a network on held-out images, with its standard error over images."""
+
+    images: int
+    divergence: float
+    error: float
 
 
 def divergence(original: Outputs, other: Outputs, classes: Collection[str] = ()) -> float:

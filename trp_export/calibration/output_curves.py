@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from trp_export.calibration.divergence import HeldOut
 from trp_export.calibration.moments import Moments
 from trp_export.graph.bias import takes_bias
 from trp_export.graph.sites import LocatedSite
@@ -22,12 +23,13 @@ from trp_export.system.progress import Share
 class LayerFactors:
     """The factors of a plan's layers and what is added to their biases (n,), by site name.
 
-    `values` are new values of other initializers, by name.
+    `values` are new values of other initializers, by name; `held_out` says how the network answers with them.
     """
 
     factors: Mapping[str, Pairs]
     shifts: Mapping[str, Float64]
     values: Mapping[str, Float64] = field(default_factory=dict)
+    held_out: HeldOut | None = None
 
 
 def calibrated_layers(

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.calibration.answers import find_answers, read_answers
-from trp_export.calibration.divergence import Float64, divergence_of_images
+from trp_export.calibration.divergence import Float64, HeldOut, divergence_of_images
 from trp_export.calibration.output_curves import LayerFactors
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_products
@@ -24,7 +24,7 @@ Batches = Sequence[NDArray[Any]]
 
 def closest(
     model: ir.Model, plan: Plan, candidates: Sequence[LayerFactors], batches: Batches, threads: int = 0
-) -> tuple[int, tuple[float, ...]]:
+) -> tuple[int, tuple[HeldOut, ...]]:
     """The index of the candidate whose answers diverge least from the model's, and the divergence of each.
 
     Candidates are in the order of preference, the best last: the last one is taken that is not further away than the
@@ -44,7 +44,7 @@ def closest(
         scores.append(divergence_of_images(reference, outcome, [answer.name for answer in answers if answer.classes]))
     least = scores[int(np.argmin([score.mean() for score in scores]))]
     alike = [index for index, score in enumerate(scores) if _is_as_close(score, least)]
-    return alike[-1], tuple(float(score.mean()) for score in scores)
+    return alike[-1], tuple(HeldOut(len(score), float(score.mean()), _standard_error(score)) for score in scores)
 
 
 def _is_as_close(score: Float64, least: Float64) -> bool:
@@ -52,4 +52,8 @@ def _is_as_close(score: Float64, least: Float64) -> bool:
     if score is least or not np.isfinite(score).all():
         return score is least
     apart = score - least
-    return bool(apart.mean() <= apart.std() / np.sqrt(len(apart)))
+    return bool(apart.mean() <= _standard_error(apart))
+
+
+def _standard_error(values: Float64) -> float:
+    return float(values.std() / np.sqrt(len(values)))

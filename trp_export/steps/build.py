@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trp_export.calibration.output_curves import LayerFactors
 from trp_export.graph.batch_norm import fold_batch_norm
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.cost import Cost, count_params
@@ -96,8 +97,19 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
         store_narrow(model, narrow)
         save_model(model, files.result)
     size = size_bytes(files.result)
-    notes = (*notes, *not_simplified, *_larger(network.original_bytes, size))
+    notes = (*(notes or _on_held_out_images(fitted)), *not_simplified, *_larger(network.original_bytes, size))
     return Built(files, Cost(count_params(model), macs, size), notes)
+
+
+def _on_held_out_images(fitted: LayerFactors) -> tuple[str, ...]:
+    """A note on the divergence of the answers, in units of their variance."""
+    found = fitted.held_out
+    if found is None:
+        return ()
+    return (
+        f"on {found.images:,} held-out images the answers differ from the original's by {100 * found.divergence:.2g} "
+        f"\u00b1 {100 * found.error:.1g} % of their variance",
+    )
 
 
 def _verified(built: Built, plan: Plan, knowledge: Knowledge, work: Workspace) -> Built:

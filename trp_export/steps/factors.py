@@ -7,6 +7,7 @@ after layer to what the compressed network feeds them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from trp_export.calibration.output_curves import LayerFactors, calibrated_factors
@@ -50,8 +51,8 @@ def make_factors(
             progress=partial(progress, "refit"),
         )
         candidates.append(_completed(refitted, plain))
-    best, _ = closest(network.model, plan, candidates, known.held_out or known.batches)
-    return _rounded(network, candidates[best])
+    best, scores = closest(network.model, plan, candidates, known.held_out or known.batches)
+    return _rounded(network, replace(candidates[best], held_out=scores[best] if known.held_out else None))
 
 
 def _completed(fitted: LayerFactors, plain: LayerFactors) -> LayerFactors:
@@ -88,4 +89,4 @@ def _rounded(network: Network, fitted: LayerFactors) -> LayerFactors:
         name: tuple(Factors(own.reduce.astype(types[name]), own.expand.astype(types[name])) for own in pairs)
         for name, pairs in fitted.factors.items()
     }
-    return LayerFactors(factors, fitted.shifts, fitted.values)
+    return replace(fitted, factors=factors)
