@@ -169,7 +169,7 @@ def test_input_files(
         (["NET", "--shape", "x=1,3,4,4"], 2, "does not fit"),
         (["NET", "--plot", "p.pdf"], 2, "--plot draws .png or .svg"),
         (["NET", "--save", "no/where/s.json"], 7, "no folder"),
-        (["NET", "--against", "nope.json"], 3, "cannot read nope.json"),
+        (["NET", "--against", "nope.json"], 3, "nope.json cannot be read"),
         (["NET", "--timeout", "-5"], 2, "timeout must be above 0 s"),
         (["NET", "--timeout", "nan"], 2, "timeout must be above 0 s"),
         (["NET", "--shape", "typo=1,3,16,16"], 2, "no input 'typo' to give a shape to; there are x"),
