@@ -143,15 +143,7 @@ class _Stages:
         options = self._options
         search = open_search(options, self._known, spaces, budget, self.progress)
         if stage < len(self._states):
-            try:
-                search.load_state_dict(self._states[stage])
-            except RuntimeError as error:  # Another measurement has added ranks to the latency table.
-                raise LoadError(
-                    f"{options.folder / LAST} does not fit: the candidates of the model have changed. "
-                    "Start another search."
-                ) from error
-            except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-                raise LoadError(f"{options.folder / LAST} is damaged. Start another search.") from error
+            restore_search(search, self._states[stage], options.folder / LAST)
 
         def save() -> None:
             self._states[stage:] = [search.state_dict()]
@@ -208,6 +200,18 @@ def open_search(
         seed=options.seed,
         start=options.start,
     )
+
+
+def restore_search(search: Search, state: Mapping[str, Any], path: Path) -> None:
+    """Continue a search from the state that `path` holds. Raises LoadError where it does not fit."""
+    try:
+        search.load_state_dict(state)
+    except RuntimeError as error:  # Another measurement has added ranks to the latency table.
+        raise LoadError(
+            f"{path} does not fit: the candidates of the model have changed. Start another search."
+        ) from error
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise LoadError(f"{path} is damaged. Start another search.") from error
 
 
 def _latency(options: SearchOptions, network: Network, folder: Path, progress: Progress) -> NetworkLatency:

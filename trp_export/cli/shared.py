@@ -19,6 +19,7 @@ import click
 from trp_export.errors import INTERRUPTED, StoppedEarly, TrpError, first_line
 from trp_export.system.signals import terminable
 from trp_export.system.text import plain, screenful
+from trp_export.system.torch_cache import private_torch_cache
 
 
 def run(command: click.Command, arguments: Sequence[str] | None = None, *, interrupted: str, memory: str) -> int:
@@ -28,7 +29,7 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, *, inter
     set, an internal error shows where it happened.
     """
     try:
-        with terminable(), _without_warnings():
+        with terminable(), _without_warnings(), private_torch_cache():
             result = command.main(args=arguments, prog_name=command.name, standalone_mode=False)
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)

@@ -24,7 +24,8 @@ from training.search import cli
 from training.search.calibrated import calibrate_for_search
 from training.search.logits import Logits
 from training.search.options import SearchOptions
-from training.search.run import read_search, run_search
+from training.search.run import open_search, read_search, restore_search
+from training.search.space import by_macs
 from trp_export.errors import LoadError
 from trp_export.latency import network as network_latency
 from trp_export.rules import Macs
@@ -244,15 +245,21 @@ def damaged_states(sound: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def test_a_damaged_state_is_refused_in_each_field(folder: Path, trp_search: Command) -> None:
     arguments = ("model.onnx", "--data", "images.npy", "--macs", 2, *FAST, "-o", "plan.json")
     assert trp_search(*arguments)[0] == 0
-    path, options = folder / "plan.search" / "last.pt", SearchOptions(Macs(2.0), Path("plan.json"), "images.npy")
+    path, options = (
+        folder / "plan.search" / "last.pt",
+        SearchOptions(Macs(2.0), Path("plan.json"), "images.npy", epochs=3, batch=8),
+    )
     sound = torch.load(path, weights_only=True)
     known = calibrate_for_search(Path("model.onnx"), options, folder, lambda step, share: None)
+    spaces = by_macs([place.site for place in known.network.located], "all")
+    search = open_search(options, known, spaces, known.network.require_macs() / 2, lambda step, share: None)
 
     def resume() -> None:
         saved = read_search(folder / "plan.search")
-        stored = restored_options(SearchOptions, saved.options, "last.pt")
-        run_search(Path("model.onnx"), stored, lambda step, share: None, lambda record: None, saved=saved, known=known)
+        restored_options(SearchOptions, saved.options, "last.pt")
+        restore_search(search, saved.searches[0], path)
 
+    resume()
     for content in damaged_states(sound):
         torch.save(content, path)
         with pytest.raises(LoadError, match=r"last\.pt") as error:
