@@ -34,6 +34,10 @@ class BundleStage(OutputStage):
     def files(self) -> tuple[Path, ...]:
         return (self.bundle,)
 
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        return (Output(self.bundle, "--bundle"),)
+
     def require_apart(self, inputs: Sequence[Path], others: Sequence[Output] = ()) -> None:
         check_outputs(others, inputs)
         place = self.bundle.resolve()
