@@ -31,7 +31,6 @@ PAGES = sorted(
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-# Commands that run nothing of this project, or whose options come from elsewhere.
 COMMANDS = dict(cli_reference.commands())
 
 
@@ -78,6 +77,11 @@ def test_every_asset_is_shown_somewhere() -> None:
 def test_the_command_line_reference_is_current() -> None:
     written = cli_reference.PAGE.read_text(encoding="utf-8")
     assert written == cli_reference.page(), "run python tools/cli_reference.py"
+
+
+def test_the_command_line_reference_lists_every_command() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    assert list(scripts) == list(COMMANDS)
 
 
 def shown_commands(text: str) -> Iterator[list[str]]:

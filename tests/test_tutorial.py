@@ -7,12 +7,16 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+import cli_reference  # noqa: E402 - a script of tools/
+
+sys.path.pop(0)
+
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
 
@@ -64,10 +68,8 @@ def folder(tmp_path: Path) -> Path:
 def run_command(command: str, folder: Path) -> str:
     """What a command prints, both streams; commands of this project run from this tree."""
     words = command.split(" ")
-    targets = {point.name: point.value.partition(":")[0] for point in entry_points(group="console_scripts")}
-    targets["trp-bundle"] = "trp_export.cli.bundle"
     if words[0].startswith("trp-"):
-        words[:1] = [sys.executable, "-m", targets[words[0]]]
+        words[:1] = [sys.executable, "-m", cli_reference.MODULES[words[0]]]
     elif words[0] == "python":
         words[0] = sys.executable
     done = subprocess.run(
