@@ -6,11 +6,11 @@ import ast
 import importlib
 import re
 import shlex
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import cli_reference
 import click
 import pytest
 
@@ -18,11 +18,6 @@ import trp_export
 from trp_export import errors
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
-import cli_reference  # noqa: E402 - a script of tools/
-
-sys.path.pop(0)
-
 PAGES = sorted(
     path
     for pattern in ("*.md", "docs/**/*.md", "examples/*.md", "models_zoo/**/*.md", "tools/**/*.md", "LICENSES/*.md")
