@@ -6,11 +6,11 @@ import ast
 import importlib
 import re
 import shlex
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import cli_reference
 import click
 import pytest
 
@@ -18,11 +18,6 @@ import trp_export
 from trp_export import errors
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
-import cli_reference  # noqa: E402 - a script of tools/
-
-sys.path.pop(0)
-
 PAGES = sorted(
     path
     for pattern in ("*.md", "docs/**/*.md", "examples/*.md", "models_zoo/**/*.md", "tools/**/*.md", "LICENSES/*.md")
@@ -31,7 +26,6 @@ PAGES = sorted(
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-# Commands that run nothing of this project, or whose options come from elsewhere.
 COMMANDS = dict(cli_reference.commands())
 
 
@@ -78,6 +72,11 @@ def test_every_asset_is_shown_somewhere() -> None:
 def test_the_command_line_reference_is_current() -> None:
     written = cli_reference.PAGE.read_text(encoding="utf-8")
     assert written == cli_reference.page(), "run python tools/cli_reference.py"
+
+
+def test_the_command_line_reference_lists_every_command() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    assert list(scripts) == list(COMMANDS)
 
 
 def shown_commands(text: str) -> Iterator[list[str]]:

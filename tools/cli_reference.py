@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import html
-import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -18,6 +17,14 @@ import click
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reference" / "cli.md"
+# Each of them runs with `python -m`, too.
+MODULES = {
+    "trp-export": "trp_export.cli.export",
+    "trp-bench": "trp_export.cli.bench",
+    "trp-bundle": "trp_export.cli.bundle",
+    "trp-train": "training.cli",
+    "trp-search": "training.search.cli",
+}
 HEAD = """# Command line
 
 <!-- Written by tools/cli_reference.py. Do not edit. -->
@@ -50,9 +57,8 @@ def page() -> str:
 
 
 def commands() -> list[tuple[str, click.Command]]:
-    """The names in pyproject.toml, and the click command of each."""
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-    return [(name, import_module(target.partition(":")[0]).command) for name, target in scripts.items()]
+    """The name of each command, and the click command behind it."""
+    return [(name, import_module(module).command) for name, module in MODULES.items()]
 
 
 def _describe(name: str, command: click.Command, level: str) -> Iterator[str]:
