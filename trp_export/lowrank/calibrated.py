@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
+from scipy.linalg import solve_triangular
 
 from trp_export.lowrank.factor import Factors, Float64
 from trp_export.lowrank.schemes import Array, Scheme, fold_pair, full_rank
@@ -223,7 +224,7 @@ def _normal_equations(stack: _Stack, left: Float64) -> tuple[Float64, Float64]:
 def _start_errors(stack: _Stack, variances: Float64) -> Float64:
     """Errors of all ranks at once: the bases are nested, so one Cholesky decomposition holds every solution."""
     g, h = _normal_equations(stack, _start(stack, stack.full_rank))
-    explained = np.sum(np.linalg.solve(_cholesky(g), h) ** 2, axis=(0, 2))
+    explained = np.sum(_solve_lower(_cholesky(g), h) ** 2, axis=(0, 2))
     return np.asarray(variances.sum() - np.cumsum(explained.reshape(stack.full_rank, -1).sum(axis=1)))
 
 
@@ -237,13 +238,18 @@ def _held_out_errors(stack: _Stack, judge: _Stack, variances: Float64) -> Float6
     g, h = _normal_equations(stack, start)
     lower = _cholesky(g)
     judged_g, judged_h = _normal_equations(judge, start)
-    solved = np.linalg.solve(lower, np.concatenate([h, judged_h, judged_g], axis=2))
+    solved = _solve_lower(lower, np.concatenate([h, judged_h, judged_g], axis=2))
     y, crossed, half = np.split(solved, [h.shape[2], 2 * h.shape[2]], axis=2)
-    squares = np.linalg.solve(lower, np.swapaxes(half, 1, 2)) * (y @ np.swapaxes(y, 1, 2))
+    squares = _solve_lower(lower, np.swapaxes(half, 1, 2)) * (y @ np.swapaxes(y, 1, 2))
     gained = np.cumsum((y * crossed).sum(axis=(0, 2)))
     added = np.cumsum(np.cumsum(squares.sum(axis=0), axis=0), axis=1).diagonal()
     last = np.arange(1, stack.full_rank + 1) * (len(gained) // stack.full_rank) - 1
     return np.asarray(variances.sum() - 2 * gained[last] + added[last])
+
+
+def _solve_lower(lower: Float64, right: Float64) -> Float64:
+    """X with L X = B, for stacks of lower triangles (p, q, q) and right sides (p, q, n)."""
+    return np.stack([solve_triangular(a, b, lower=True, check_finite=False) for a, b in zip(lower, right, strict=True)])
 
 
 def _cholesky(g: Float64) -> Float64:
