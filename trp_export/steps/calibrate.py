@@ -47,8 +47,8 @@ class CalibrationData:
     """What images say about a network: moments of each layer's inputs, and how damage shows in the output.
 
     `batches` are the images that factors are fitted to, inputs (n, C, H, W); `held_out` those that took no part in
-    anything, on which it is judged. `notes` are what the user should know. `room` is the number of images that fit
-    into memory in a walk from each node of the network to its end.
+    moments and factors, on which both are judged. `notes` are what the user should know. `room` is the number of
+    images that fit into memory in a walk from each node of the network to its end.
     """
 
     batches: Batches
