@@ -31,10 +31,6 @@ class BundleStage(OutputStage):
         self.model, self.page = self.made / MODEL, self.made / PAGE
 
     @property
-    def outputs(self) -> tuple[Output, ...]:
-        return (Output(self.bundle, "--bundle"),)
-
-    @property
     def files(self) -> tuple[Path, ...]:
         return (self.bundle,)
 
