@@ -12,7 +12,7 @@ from trp_export.flags import InvalidOptionError, flag
 if TYPE_CHECKING:
     from trp_export.planning.curves import Curve
 
-FIRST, SIZE = "Most used", "How small, other than --speedup and --macs (give one)"
+FIRST, SIZE = "Most used", "Other ways to say how small (give one)"
 
 # Rounding in a sum of squares must not cost a rank.
 _ENERGY_SLACK = 1e-12
