@@ -39,6 +39,7 @@ def test_tutorial_comparison_notices_a_line_that_is_not_printed() -> None:
 
 
 def test_tutorial_refresh_keeps_what_is_left_out() -> None:
-    shown = ("model: macs 2x fewer", "conv1  16x3x3x3  kept", "...", "fc  10x64  kept", "", "wrote a.onnx")
-    printed = ["model: macs 2x fewer", "conv1  16x3x3x3  cut", "conv2  8x8x3x3  cut", "fc  10x64  cut", "", "wrote a"]
-    assert refreshed(shown, printed) == [*printed[:2], "...", *printed[3:]]
+    shown = ("macs 2x fewer", "conv1  8x3x3x3  kept", "conv2  8x8x3x3  kept", "...", "fc  10x64  kept", "", "wrote a")
+    layers = [f"conv{index}  8x{3 if index == 1 else 8}x3x3  cut" for index in range(1, 5)]
+    printed = ["macs 3x fewer", *layers, "fc  10x64  cut", "", "wrote b"]
+    assert refreshed(shown, printed) == [*printed[:3], "...", *printed[5:]]

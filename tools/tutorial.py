@@ -94,9 +94,14 @@ def refreshed(shown: Sequence[str], printed: Sequence[str]) -> list[str]:
 
 
 def _likest(line: str, printed: Sequence[str], start: int) -> int:
-    shapes = [shape(other) for other in printed]
-    ratios = [difflib.SequenceMatcher(None, shape(line), other).ratio() for other in shapes[start:]]
-    return start + ratios.index(max(ratios))
+    """Where the printed line is whose shape is most like that of `line`, and among equals the line itself."""
+
+    def likeness(index: int) -> tuple[float, float]:
+        pairs = ((shape(line), shape(printed[index])), (line, printed[index]))
+        alike, equal = (difflib.SequenceMatcher(None, one, other).ratio() for one, other in pairs)
+        return alike, equal
+
+    return max(range(start, len(printed)), key=likeness)
 
 
 @click.command()
