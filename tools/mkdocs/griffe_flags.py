@@ -26,14 +26,5 @@ class Flags(griffe.Extension):
         elif function == "flag":
             named = dict(argument.split("=", 1) for argument in arguments[2:])
             attr.value = named.get("default")
-            names, help_text = (_literal(argument) for argument in arguments[:2])
-            text = f"{html.escape(help_text)} Command line: `{names}`."
+            text = f"{html.escape(ast.literal_eval(arguments[1]))} Command line: `{ast.literal_eval(arguments[0])}`."
             attr.docstring = griffe.Docstring(text, parent=attr)
-
-
-def _literal(source: str) -> str:
-    """The text of a string literal; of an f-string with the names of its values as they are in the source."""
-    try:
-        return str(ast.literal_eval(source))
-    except ValueError:
-        return str(ast.literal_eval(source.removeprefix("f")))

@@ -82,7 +82,7 @@ def cut_out(model: ir.Model, stop: Container[ir.Value], outputs: Sequence[ir.Val
         if (value.name or "") in types and not old.is_graph_input():
             value.type = ir.TensorType(ir.DataType.from_numpy(types[value.name or ""]))
             value.shape = None  # What the graph notes may hold for another batch size.
-    for value in (*graph.outputs, *(value for node in graph.all_nodes() for value in node.outputs)):
+    for value in graph.outputs:
         value.shape = None
     return ir.Model(graph, ir_version=model.ir_version)
 

@@ -63,8 +63,7 @@ def run_with_bounds(part: ir.Model, feeds: Mapping[str, Array]) -> Rounded:
     float16 weights are computed with in float32, so that only what they were rounded to is left of their type.
     """
     model, coarse = _in_float32(part)
-    halves = {name for name, array in feeds.items() if array.dtype == np.float16} if coarse else set()
-    fed = {name: array.astype(np.float32) if name in halves else array for name, array in feeds.items()}
+    fed = {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in feeds.items()}
     name = model.graph.outputs[0].name or ""
     values = _run_all(model, fed)
     output = values[name]
