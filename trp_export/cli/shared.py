@@ -10,9 +10,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import click
 
@@ -97,46 +96,3 @@ def _is_out_of_memory(error: Exception) -> bool:
     """Whether an error means that memory ran out; torch has errors of its own for it."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
-
-
-def numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    """Callback of an option such as 0.485,0.456,0.406."""
-    if value is None:
-        return None
-    try:
-        return tuple(float(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406.") from None
-
-
-def shape(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """Callback of an option such as 1,3,224,224 or 1x3x224x224."""
-    if value is None:
-        return None
-    parts = value.replace("x", ",").split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise click.BadParameter(f"{value!r} is not a shape such as 1,3,224,224.")
-    return tuple(int(part) for part in parts)
-
-
-class SectionedCommand(click.Command):
-    """A command whose `--help` lists options under headings.
-
-    `sections` maps the parameter that opens a section to its heading; the options after it belong there too.
-    """
-
-    def __init__(self, *args: Any, sections: Mapping[str, str], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.sections = sections
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows: dict[str, list[tuple[str, str]]] = {}
-        heading = "Options"
-        for parameter in self.get_params(ctx):
-            heading = self.sections.get(parameter.name or "", heading)
-            record = parameter.get_help_record(ctx)
-            if record is not None and isinstance(parameter, click.Option):
-                rows.setdefault(heading, []).append(record)
-        for heading, records in rows.items():
-            with formatter.section(heading):
-                formatter.write_dl(records)
