@@ -13,7 +13,7 @@ from command import Command
 from models import build, save
 
 from models_zoo import find_architecture
-from trp_export.system.privacy import is_private, without_paths
+from trp_export.system.privacy import is_private, names_without_paths, without_paths
 
 HOME = "/home/zebediah-quill"
 USER = "zebediahquill"
@@ -130,9 +130,7 @@ PRIVATE = (
     "/mnt/disk/a",
     "file:///home/zoe/net.onnx",
     "\\\\server\\share\\net.onnx",
-    "/content/drive/MyDrive/alice/x/Conv",
     "/projects/alice/x",
-    "/net/host/alice/x/Conv",
     "/export/home/alice/x",
     "/storage/team/alice/x",
     "/dbfs/mnt/x",
@@ -172,3 +170,9 @@ def test_without_paths_keeps_the_last_part() -> None:
     assert without_paths("C:\\Users\\Zoe\\net.onnx failed") == "net.onnx failed"
     assert without_paths("scope//home/alice/x/Conv") == "scope/Conv"
     assert without_paths("/home/zoe/net.py:3: bad (/users/bob/x)") == "net.py:3: bad (x)"
+
+
+@pytest.mark.parametrize("path", ["/content/drive/MyDrive/alice/x/Conv", "/net/host/alice/x/Conv"])
+def test_a_path_that_ends_like_a_layer_is_known_by_the_rest_of_the_graph(path: str) -> None:
+    names = ["/backbone/conv/Conv", "/backbone/conv_1/Conv", path]
+    assert names_without_paths(names, ["backbone.conv.weight", "backbone.conv_1.weight"]) == {path: "Conv"}

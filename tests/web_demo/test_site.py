@@ -35,7 +35,7 @@ def test_the_original_tells_no_folder(site: Path) -> None:
 
 def test_a_foreign_folder_stays_as_it_is(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(OutputError, match="not made by this tool"):
+    with pytest.raises(OutputError, match="is not a site of this tool"):
         web_demo.build(bundle, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
 

@@ -23,6 +23,7 @@ _PATH = re.compile(
     rf"file://{_REST}"
     rf"|(?<![\w.\-/\\:])/{_PART}(?:/{_PART})+/?"
     rf"|(?<=[\w.\-])(?<!:)//{_PART}(?:/{_PART})+/?"
+    rf"|(?<=[\w.\-])/(?:home|[Uu]sers)/{_PART}/{_REST}"
     rf"|(?<![\w.\-])~[\w.\-]*/{_REST}"
     rf"|(?<![A-Za-z0-9])[A-Za-z]:[\\/]{_REST}"
     rf"|\\\\[\w.\-]+\\{_REST}"
@@ -30,6 +31,8 @@ _PATH = re.compile(
 # How the name of a layer or of what it computes ends: Conv, Conv_12, Conv_output_0, MatMul.reduce.
 _LAYER = re.compile(r"(?:Conv|ConvTranspose|Gemm|MatMul|[A-Z][a-zA-Z]*Conv)(?:_\w+)?(?:\.\w+)*")
 _OPERATOR = re.compile(r"[A-Z][A-Za-z0-9]*(?:_\w+)?(?:\.\w+)*")
+# People's folders, which no layer is named after, also within a name.
+_HOMES = re.compile(r"/(?:home|[Uu]sers)/[^/]+/")
 # /m/011k07 is a label of Open Images; one letter and a word are not enough for a path.
 _SHORT = re.compile(r"/[^/]/[^/]*")
 _TRACE = re.compile(r"Traceback \(most recent|\bFile \S+, line \d+|\.py:\d+|\.py\(\d+\)|\.py\", line \d+")
@@ -99,7 +102,7 @@ def _without_numbers(parts: Iterable[str]) -> set[str]:
 
 def _is_layer(path: str) -> bool:
     """Whether what looks like a path is the name of a layer, or a label."""
-    if not path.startswith("/") or path.startswith("//"):
+    if not path.startswith("/") or path.startswith("//") or _HOMES.match(path):
         return False
     return bool(_SHORT.fullmatch(path) or _LAYER.fullmatch(path.rpartition("/")[2]))
 
@@ -107,7 +110,8 @@ def _is_layer(path: str) -> bool:
 def _last_part(path: re.Match[str]) -> str:
     """Of a path within a name, the slash before it stays."""
     last = re.split(r"[/\\]", path[0].rstrip("/\\."))[-1]
-    return f"/{last}" if path[0].startswith("//") else last
+    within = path.start() > 0 and path.string[path.start() - 1] not in " \"'<>|:;,()[]{}"
+    return f"/{last}" if within and path[0].startswith("/") else last
 
 
 def _in_places() -> re.Pattern[str]:

@@ -252,7 +252,7 @@ def test_a_damaged_state_is_refused_in_each_field(folder: Path, trp_search: Comm
     sound = torch.load(path, weights_only=True)
     known = calibrate_for_search(Path("model.onnx"), options, folder, lambda step, share: None)
     spaces = by_macs([place.site for place in known.network.located], "all")
-    search = open_search(options, known, spaces, known.network.require_macs() / 2, lambda step, share: None)
+    search = open_search(options, known, spaces, known.network.budget_macs / 2, lambda step, share: None)
 
     def resume() -> None:
         saved = read_search(folder / "plan.search")
