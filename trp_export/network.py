@@ -72,8 +72,7 @@ class Network:
 
     @property
     def not_run(self) -> frozenset[str]:
-        """The layers that the inputs at hand do not reach, as in a branch that is not taken; as far as runs are known.
-        """
+        """The layers known not to run on the inputs at hand, as in a branch that is not taken."""
         return frozenset(
             place.site.name
             for place in self.located

@@ -148,7 +148,9 @@ def as_shipped(
     """How far the shipped variant is from the original, where that is another than the one that was verified."""
     if deviation is None or precisions is None or precisions.shipped == 0:
         return deviation
-    answers = None if deviation.truncation is None else run_both(files.original, files.result, [network.described.feeds()])
+    answers = (
+        None if deviation.truncation is None else run_both(files.original, files.result, [network.described.feeds()])
+    )
     judged = precisions.chosen.judged
     return replace(
         deviation,
