@@ -17,7 +17,7 @@ from trp_export.graph.bounds import require_bounded
 from trp_export.graph.cost import count_macs, count_params, name_uncounted
 from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.graph.prepare import LEAST_IR_VERSION, listed_weights, prepare, remove_unused
-from trp_export.graph.shapes import Runs, Shape, infer_shapes, infer_value_shapes
+from trp_export.graph.shapes import Runs, Shape, infer_shapes, infer_value_shapes, node_key
 from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.graph.statistics import Statistics, mean_inputs, norm_outputs
 from trp_export.inputs.description import NetworkInputs, describe_inputs
@@ -69,6 +69,15 @@ class Network:
     def inputs(self) -> dict[str, Shape]:
         """The shape of each input by name."""
         return self.described.shapes
+
+    @property
+    def not_run(self) -> frozenset[str]:
+        """The layers known not to run on the inputs at hand, as in a branch that is not taken."""
+        return frozenset(
+            place.site.name
+            for place in self.located
+            if all(self.shapes.get(node_key(node)) == () for node in place.nodes)
+        )
 
     @property
     def budget_macs(self) -> int:

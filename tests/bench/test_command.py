@@ -160,7 +160,7 @@ def test_input_files(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["missing.onnx"], 3, "missing.onnx cannot be read"),
+        (["missing.onnx"], 3, "missing.onnx does not exist"),
         ([], 2, "name at least one ONNX file"),
         (["NET", "--device", "toaster"], 8, "no device 'toaster'"),
         (["NET", "--threads", "0"], 2, "threads must be at least 1"),

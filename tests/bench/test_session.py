@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from trp_export.bench import Comparison, Settings, compare, load, ratio, save, to_json
 from trp_export.bench.devices.pipe import Pipe
 from trp_export.bench.models import read_cases
-from trp_export.bench.outputs import check_outputs
+from trp_export.bench.outputs import Reference, check_outputs
 from trp_export.errors import (
     DeviceError,
     EnvironmentMismatchError,
@@ -116,11 +116,11 @@ def test_external_data_is_hashed_and_kept_inside_its_folder(conv_net: Path, tmp_
 @pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"not a model at all", bytes(range(256))])
 def test_files_that_are_no_models(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(content)
-    with pytest.raises(LoadError, match="is not an ONNX model"):
+    with pytest.raises(LoadError, match=r"is not an ONNX model|is empty"):
         compare([tmp_path / "bad.onnx"])
-    with pytest.raises(LoadError, match="cannot be read"):
+    with pytest.raises(LoadError, match="does not exist"):
         compare([tmp_path / "missing.onnx"])
-    with pytest.raises(LoadError, match="cannot be read"):
+    with pytest.raises(LoadError, match="is a folder"):
         compare([tmp_path])
 
 
@@ -179,12 +179,72 @@ def test_other_outputs_are_an_error(conv_net: Path) -> None:
         check_outputs(case, [wanted, wanted], [wanted], None, "d")
 
 
+def test_random_outputs_are_not_compared_and_the_others_are(tmp_path: Path, no_process_left: None) -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[1, 64] x) => (float[1, 64] y, float[1, 64] z)
+        { y = Relu (x)  n = RandomNormalLike (x)  z = Add (x, n) }"""
+    )
+    onnx.save(model, tmp_path / "random.onnx")
+    found = compare([tmp_path / "random.onnx"], budget_s=0.1, processes=1)
+    assert found.measurements[0].deviation is not None
+    assert found.measurements[0].deviation.relative_l2 == 0
+    assert "random.onnx gives other values in each run at output 1, which was not compared" in found.noise
+
+
+def test_a_model_that_only_gives_random_numbers_is_timed_without_a_comparison(
+    tmp_path: Path, no_process_left: None
+) -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[1, 64] x) => (float[1, 64] z)
+        { n = RandomNormalLike (x)  z = Add (x, n) }"""
+    )
+    onnx.save(model, tmp_path / "random.onnx")
+    found = compare([tmp_path / "random.onnx"], budget_s=0.1, processes=1)
+    assert found.measurements[0].deviation is None
+    assert found.measurements[0].samples
+
+
+def test_links_into_a_folder_of_blobs_are_followed(tmp_path: Path, no_process_left: None) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    onnx.save(
+        onnx.load(save_conv_net(tmp_path / "net.onnx")),
+        tmp_path / "apart.onnx",
+        save_as_external_data=True,
+        location="apart.data",
+        size_threshold=0,
+    )
+    for name in ("apart.onnx", "apart.data"):
+        (tmp_path / name).rename(tmp_path / "blobs" / f"{name}.blob")
+        (tmp_path / "snapshot" / name).symlink_to(f"../blobs/{name}.blob")
+    found = compare([tmp_path / "snapshot" / "apart.onnx"], budget_s=0.1, processes=1)
+    assert found.measurements[0].file_bytes > (tmp_path / "net.onnx").stat().st_size - 1000
+    (tmp_path / "blobs" / "apart.data.blob").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(LoadError, match=r"apart\.data is a Git LFS pointer"):
+        read_cases([tmp_path / "snapshot" / "apart.onnx"])
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"\0\0\0\0ORTM", "a model in ORT format"),
+    ],
+)
+def test_other_formats_are_named(tmp_path: Path, content: bytes, what: str) -> None:
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(LoadError, match=f"is {what}"):
+        read_cases([tmp_path / "model.onnx"])
+
+
 def test_a_device_that_computes_something_else_is_not_timed(
     conv_net: Path, monkeypatch: pytest.MonkeyPatch, no_process_left: None
 ) -> None:
     from trp_export.bench import session
 
-    monkeypatch.setattr(session, "reference_outputs", lambda cases, timeout_s: [[np.ones((1, 10), np.float32)]])
+    monkeypatch.setattr(
+        session, "reference_outputs", lambda cases, timeout_s: [Reference([np.ones((1, 10), np.float32)])]
+    )
     seen: list[Comparison] = []
     with pytest.raises(VerifyError, match=r"(?s)output 0 on local differs.*Nothing was measured further"):
         compare([conv_net], checkpoint=seen.append)

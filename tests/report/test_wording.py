@@ -12,6 +12,8 @@ from trp_export.report.page.summary import compared
 from trp_export.report.wording import change_in, headline
 from trp_export.runtime.distance import Distance
 from trp_export.verify import Agreement, CalibrationAgreement, Score
+from trp_export.verify.evidence import CALIBRATION
+from trp_export.verify.layers import LayerProof
 
 
 def with_evidence(
@@ -49,6 +51,17 @@ def test_headline_ends_with_the_best_evidence(report: Report, ending: str) -> No
 def test_no_class_is_mentioned_if_the_outputs_hold_none(report: Report) -> None:
     assert "class" not in headline(report)
     assert not any("class" in row.what for row in compared(report))
+
+
+def test_headline_names_what_was_fed_and_what_did_not_run() -> None:
+    assert NOISE.deviation is not None
+    deviation = replace(NOISE.deviation, inputs="the given inputs", not_run=("far",))
+    assert headline(replace(NOISE, deviation=deviation)).endswith(
+        "its outputs on the given inputs moved by 4% (relative L2), where far did not run."
+    )
+    reached = LayerProof("far", (CALIBRATION,), Distance(1e-7, 1e-7), 1e-6, 0.1, 9)
+    deviation = replace(deviation, seen=NO_CLASSES.deviation and NO_CLASSES.deviation.seen, layers=(reached,))
+    assert "did not run" not in headline(replace(NOISE, deviation=deviation))
 
 
 def test_headline_of_a_model_without_changes() -> None:

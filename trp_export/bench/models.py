@@ -13,6 +13,7 @@ from trp_export.bench.runners.python_runner import ELEMENTS
 from trp_export.errors import LoadError, OptionError, UnsupportedError
 from trp_export.graph.model_files import external_files, read_proto
 from trp_export.graph.precision_of import precision_of
+from trp_export.load.foreign import is_lfs_pointer, require_model_file
 from trp_export.system.files import open_plain, sha256
 
 # Relative L2 between a device's outputs and the local ones.
@@ -122,8 +123,11 @@ def _read_case(
     inputs: Mapping[str, np.ndarray] | None,
     shapes: Mapping[str, Sequence[int]],
 ) -> BenchModel:
+    require_model_file(path)
     model = read_proto(path)
     files = (path, *external_files(model, path))
+    if pointer := next(filter(is_lfs_pointer, files), None):
+        raise LoadError(f"{pointer} is a Git LFS pointer. Run `git lfs pull` to fetch the file itself.")
     found = _inputs(model, path)
     feeds = [
         _given(value, inputs, path) if inputs is not None else _random(value, _shape(value, batch, shapes, path), index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,30 +17,54 @@ from trp_export.runtime.distance import Distance, distance_of, largest
 Outputs = list[np.ndarray | None]
 
 
-def reference_outputs(cases: Sequence[BenchModel], timeout_s: float) -> list[Outputs]:
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The outputs of a model on this computer, and which of them differ from run to run."""
+
+    outputs: Outputs
+    random: frozenset[int] = frozenset()
+
+    @property
+    def comparable(self) -> Outputs:
+        """The outputs that another device must give, None in the place of the others."""
+        return [None if index in self.random else output for index, output in enumerate(self.outputs)]
+
+
+def reference_outputs(cases: Sequence[BenchModel], timeout_s: float) -> list[Reference]:
     """The outputs of each model on this computer's CPU, one thread, each in a fresh process. Raises DeviceError."""
     with open_device("local", Settings(timeout_s=timeout_s)) as local:
         local.stage(cases)
         return [
-            _outputs_of(local.start(index, Start(1, (), "CPUExecutionProvider", timeout_s)))
-            for index in range(len(cases))
+            _reference(case, local.start(index, Start(1, (), "CPUExecutionProvider", timeout_s)))
+            for index, case in enumerate(cases)
         ]
 
 
-def _outputs_of(runner: object) -> Outputs:
+def _reference(case: BenchModel, runner: object) -> Reference:
+    """Two runs: a model that draws random numbers answers otherwise in the second."""
     from trp_export.bench.devices.local import PipeRunner
 
     assert isinstance(runner, PipeRunner)
     try:
-        return runner.outputs()
+        first, second = runner.outputs(), runner.outputs()
     finally:
         runner.close()
+    pairs = enumerate(zip(first, second, strict=True))
+    random = {
+        index
+        for index, (one, other) in pairs
+        if one is not None and other is not None and not distance_of(one, other).relative_l2 <= case.limit
+    }
+    return Reference(first, frozenset(random))
 
 
 def check_outputs(
     case: BenchModel, got: Outputs, wanted: Outputs, worst: OutputDeviation | None, device: str
-) -> OutputDeviation:
-    """The larger of `worst` and the deviation of `got` from `wanted`. Raises VerifyError beyond the case's limit."""
+) -> OutputDeviation | None:
+    """The larger of `worst` and the deviation of `got` from `wanted`; None where there is nothing to compare.
+
+    Raises VerifyError beyond the case's limit.
+    """
     if len(got) != len(wanted):
         raise VerifyError(f"{case.label}: {len(got)} outputs on {device}, {len(wanted)} on this computer.")
     distances = [Distance(worst.relative_l2, worst.max_abs)] if worst is not None else []
@@ -59,5 +84,7 @@ def check_outputs(
                 f"Nothing was measured further: the device, or its onnxruntime, computes something else."
             )
         distances.append(apart)
+    if not distances:
+        return None
     found = largest(distances)
     return OutputDeviation(found.relative_l2, found.max_abs, case.limit)

@@ -114,8 +114,9 @@ def _where(environment: Environment, found: Comparison) -> str:
         environment.inputs,
         f"{found.seconds:.0f} s",
     ]
-    worst = max((one.deviation.relative_l2 for one in found.measurements if one.deviation), default=0.0)
-    return f"{'; '.join(parts)}\noutputs within {worst:.1g} relative L2 of this computer's"
+    apart = [one.deviation.relative_l2 for one in found.measurements if one.deviation]
+    outputs = f"outputs within {max(apart):.1g} relative L2 of this computer's" if apart else "outputs not compared"
+    return f"{'; '.join(parts)}\n{outputs}"
 
 
 def _threads_and_governor(environment: Environment) -> tuple[str, str]:

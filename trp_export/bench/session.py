@@ -23,7 +23,7 @@ from trp_export.bench.devices.base import Device, Ready, Runner, Settings, Start
 from trp_export.bench.environment import Environment, Machine, choose_cores, governor_of, require_same
 from trp_export.bench.models import BenchModel, read_cases, signature
 from trp_export.bench.noise import Watch, noise_remarks
-from trp_export.bench.outputs import check_outputs, reference_outputs
+from trp_export.bench.outputs import Reference, check_outputs, reference_outputs
 from trp_export.bench.samples import Comparison, Measurement, OutputDeviation, Process
 from trp_export.errors import OptionError
 
@@ -41,7 +41,7 @@ class _Lane:
     """One model while it is measured, with what its processes have sent so far."""
 
     case: BenchModel
-    wanted: list[np.ndarray | None]
+    wanted: Reference
     processes: list[Process] = field(default_factory=list)
     deviation: OutputDeviation | None = None
     counts: dict[str, int] = field(default_factory=dict)
@@ -116,6 +116,13 @@ def compare(
         return run.comparison(time.monotonic() - begin)
 
 
+def _random_outputs(lane: _Lane) -> str:
+    """The remark on a model that draws random numbers."""
+    which = ", ".join(map(str, sorted(lane.wanted.random)))
+    plural = "s" if len(lane.wanted.random) > 1 else ""
+    return f"{lane.case.label} gives other values in each run at output{plural} {which}, which was not compared"
+
+
 def _ignore(value: object) -> None:
     """Nobody wants to know."""
 
@@ -156,6 +163,7 @@ class _Run:
         )
         measurements = tuple(lane.measurement() for lane in self.lanes)
         notes = noise_remarks(measurements, self.machine, self.watch.others(), environment)
+        notes += tuple(_random_outputs(lane) for lane in self.lanes if lane.wanted.random)
         fed = sorted({signature(lane.case) for lane in self.lanes})
         if len(fed) > 1:
             notes += (f"the models take different inputs ({' / '.join(fed)}): their ratio is not that of equal work",)
@@ -220,9 +228,9 @@ class _Run:
         runner = self.device.start(index, self.start)
         pairs.append((lane, runner))
         self.onnxruntime, self.provider = runner.ready.onnxruntime, runner.ready.provider
-        expected = sum(output.nbytes for output in lane.wanted if output is not None)
+        expected = sum(output.nbytes for output in lane.wanted.outputs if output is not None)
         outputs = runner.outputs(max(expected, LEAST_OUTPUT_BYTES))
-        lane.deviation = check_outputs(lane.case, outputs, lane.wanted, lane.deviation, self.device.name)
+        lane.deviation = check_outputs(lane.case, outputs, lane.wanted.comparable, lane.deviation, self.device.name)
         self._warm(lane, runner)
 
     def _warm(self, lane: _Lane, runner: Runner) -> None:

@@ -60,7 +60,8 @@ def model_files(path: Path) -> tuple[Path, ...]:
 def external_files(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
     """The files that hold a model's weights, sorted by name.
 
-    Raises LoadError for those that are missing or lie outside the folder of `path`.
+    Raises LoadError for those that are missing, or that lie outside the folder of `path` and of the file that it is a
+    link to: model hubs keep files as links into a folder of blobs.
     """
     return tuple(_external_file(location, path) for location in sorted(external_locations(proto)))
 
@@ -95,8 +96,9 @@ def _external_file(location: str, path: Path) -> Path:
     if place.is_absolute() or ".." in place.parts or not place.parts:
         raise LoadError(f"{path} names a data file outside its own folder: {location!r}.")
     file = path.parent / place
+    folders = (path.parent.resolve(), path.resolve().parent)
     try:
-        found = file.is_file() and file.resolve().is_relative_to(path.parent.resolve())
+        found = file.is_file() and any(file.resolve().is_relative_to(folder) for folder in folders)
     except (OSError, ValueError):
         found = False
     if not found:

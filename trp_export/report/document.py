@@ -114,6 +114,7 @@ class Report:
             self.deviation,
             how=cut(self.deviation.how),
             not_compared=tuple(map(cut, self.deviation.not_compared)),
+            not_run=tuple(map(cut, self.deviation.not_run)),
         )
         latency = self.latency and replace(_named(self.latency), noise=tuple(map(cut, self.latency.noise)))
         return replace(self, deviation=deviation, latency=latency, notes=tuple(map(cut, self.notes)))

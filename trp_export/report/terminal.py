@@ -18,6 +18,7 @@ from trp_export.report.page.precisions import Line, lines
 from trp_export.report.page.summary import compared
 from trp_export.report.wording import change_in, headline, kernel, short_schemes, shorten, times, tone
 from trp_export.system.console import WIDTH_WHEN_PIPED
+from trp_export.system.text import name_some
 from trp_export.verify import Agreement
 
 _SHORTEST_NAME = 14
@@ -173,7 +174,8 @@ def _evidence(report: Report) -> list[str]:
         return [*forecast, rewrite, *_differing(deviation.agreement)]
     seen = deviation.seen
     moved = change_in((seen.distance if seen else deviation.truncation).relative_l2)
-    outputs = f"Outputs moved by {moved} relative L2 ({seen.name if seen else deviation.inputs})."
+    not_run = f"; {name_some(deviation.unreached)} did not run" if deviation.unreached else ""
+    outputs = f"Outputs moved by {moved} relative L2 ({seen.name if seen else deviation.inputs}{not_run})."
     return [*forecast, rewrite, outputs, *_differing(deviation.agreement)]
 
 

@@ -9,6 +9,7 @@ from trp_export.lowrank.names import SHORT_NAMES
 from trp_export.lowrank.schemes import Branches
 from trp_export.report.document import Report
 from trp_export.report.page.markup import plain
+from trp_export.system.text import name_some
 
 if TYPE_CHECKING:
     from trp_export.bench import Ratio
@@ -119,10 +120,17 @@ def _outputs(deviation: Deviation | None) -> str:
     if seen is not None and seen.top1 is not None:
         return f"its predicted class stays the same on {percent(seen.top1)} of {seen.fitted}"
     if seen is not None:
-        return f"its outputs on {seen.fitted} moved by {change_in(seen.distance.relative_l2)} (relative L2)"
+        moved = f"moved by {change_in(seen.distance.relative_l2)} (relative L2)"
+        return f"its outputs on {seen.fitted} {moved}{_where_unreached(deviation)}"
     if deviation.truncation is None:
         return "the effect on its outputs could not be measured"
-    return f"its outputs on noise moved by {change_in(deviation.truncation.relative_l2)} (relative L2)"
+    moved = f"moved by {change_in(deviation.truncation.relative_l2)} (relative L2)"
+    return f"its outputs on {deviation.fed} {moved}{_where_unreached(deviation)}"
+
+
+def _where_unreached(deviation: Deviation) -> str:
+    """The layers that figures on the outputs say nothing of."""
+    return f", where {name_some(deviation.unreached)} did not run" if deviation.unreached else ""
 
 
 def percent(share: float, digits: int = 2) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from trp_export.steps.calibrate import CalibrationData
 from trp_export.steps.factors import make_factors
 from trp_export.steps.knowledge import Knowledge
 from trp_export.system.progress import Progress
+from trp_export.system.text import name_some
 from trp_export.verify import Deviation, Files, holds, verify_export
 from trp_export.workspace import Workspace
 
@@ -124,7 +125,17 @@ def _verified(built: Built, plan: Plan, knowledge: Knowledge, work: Workspace) -
         images=knowledge.batches,
         progress=work.progress,
     )
-    return replace(built, deviation=deviation)
+    not_run = tuple(change.site.name for change in plan.changed if change.site.name in network.not_run)
+    notes = (*built.notes, *_effect_unknown(not_run, deviation))
+    return replace(built, deviation=replace(deviation, not_run=not_run), notes=notes)
+
+
+def _effect_unknown(layers: Sequence[str], deviation: Deviation) -> tuple[str, ...]:
+    """A note on layers that the inputs of the comparison did not reach."""
+    if not layers or deviation.truncation is None:
+        return ()
+    effect = f"the effect of {'its' if len(layers) == 1 else 'their'} lower rank on the outputs is unknown"
+    return (f"{name_some(layers)} did not run on {deviation.fed}, so {effect}; --input FILE.npz feeds other inputs",)
 
 
 # The share of the limit up to which a tuned network leaves room for a smaller one.

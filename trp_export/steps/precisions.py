@@ -16,13 +16,12 @@ from trp_export.planning.plan import Plan
 from trp_export.precision.convert import Variant, convert
 from trp_export.precision.forms import Precisions
 from trp_export.runtime.distance import distance
-from trp_export.runtime.sessions import noise, run
 from trp_export.steps.benchmark import why_not_benchmarked, without_low_rank
 from trp_export.steps.build import Built
 from trp_export.steps.calibrate import Batches
 from trp_export.steps.knowledge import Knowledge
 from trp_export.system.progress import Progress
-from trp_export.verify import Agreement, Deviation, Evaluator, Files, Score, holds
+from trp_export.verify import Agreement, Deviation, Evaluator, Files, Score, holds, run_both
 from trp_export.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -149,12 +148,13 @@ def as_shipped(
     """How far the shipped variant is from the original, where that is another than the one that was verified."""
     if deviation is None or precisions is None or precisions.shipped == 0:
         return deviation
-    inputs = noise(files.original, network.inputs)
-    truncation = distance(run(files.original, [inputs]), run(files.result, [inputs]))
+    answers = (
+        None if deviation.truncation is None else run_both(files.original, files.result, [network.described.feeds()])
+    )
     judged = precisions.chosen.judged
     return replace(
         deviation,
-        truncation=truncation if deviation.truncation is not None else None,
+        truncation=None if answers is None else distance(*answers),
         agreement=judged if isinstance(judged, Agreement) else None,
         score=judged if isinstance(judged, Score) else None,
     )

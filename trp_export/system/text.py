@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 # A screen of 80 columns has 24 lines.
 _SCREEN_LINES = 20
 _SCREEN_CHARACTERS = 1600
@@ -14,6 +16,11 @@ def plain(text: str, *, keep_lines: bool = True) -> str:
     Line ends stay, unless `keep_lines` is False; then they become question marks too.
     """
     return "".join(char if char.isprintable() or (keep_lines and char == "\n") else "?" for char in text)
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first three names and the number of the others."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")
 
 
 def screenful(text: str) -> str:

@@ -1,7 +1,7 @@
 """Does the result compute what its factors say, and how far did truncation move the outputs?"""
 
 from trp_export.runtime.distance import Distance
-from trp_export.verify.calibration_images import CalibrationAgreement, compare_on_calibration_images
+from trp_export.verify.calibration_images import CalibrationAgreement, compare_on_calibration_images, run_both
 from trp_export.verify.evidence import Deviation, Files
 from trp_export.verify.export import verify_export
 from trp_export.verify.judge import Agreement, Evaluator, Score, holds, open_evaluator
@@ -17,5 +17,6 @@ __all__ = [
     "compare_on_calibration_images",
     "holds",
     "open_evaluator",
+    "run_both",
     "verify_export",
 ]

@@ -10,12 +10,13 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from trp_export.errors import VerifyError
 from trp_export.graph.prepare import prepare
 from trp_export.runtime.distance import Distance, distance
-from trp_export.runtime.sessions import Array, CannotRunError, join
+from trp_export.runtime.sessions import Array, CannotRunError, Inputs, join
 from trp_export.verify.judge import top1
 from trp_export.verify.parts import find_differences
-from trp_export.verify.whole import Execution, find_points
+from trp_export.verify.whole import Execution, find_points, random_operators
 
 # Of more images, every n-th batch is taken: the answer is a share, and a pass over all of them takes long.
 _ENOUGH = 256
@@ -61,15 +62,36 @@ def compare_on_calibration_images(
     fed = next(value for value in model.graph.inputs if value.name not in model.graph.initializers)
     dtype = fed.dtype.numpy() if fed.dtype is not None else np.dtype(np.float32)
     inputs = [{fed.name or "": batch.astype(dtype)} for batch in chosen]
-    mine, its = _compared(model, result)
-    if not mine:
+    answers = run_both(original, result, inputs)
+    if answers is None:
         return None
-    try:
-        wanted, got = join(Execution(mine).run(original, inputs)), join(Execution(its).run(result, inputs))
-    except CannotRunError:
-        return None
+    wanted, got = answers
     images = sum(map(len, chosen))
     return CalibrationAgreement(images, kind, distance(wanted, got), _same_class(wanted[0], got[0], images))
+
+
+def run_both(original: Path, result: Path, inputs: Sequence[Inputs]) -> tuple[list[Array], list[Array]] | None:
+    """What the two models answer, in front of operators with steps; random operators get a seed.
+
+    None where the models do not take these inputs, or where nothing in front of such operators is found in both.
+    """
+    model = ir.load(original)
+    seeded = bool(random_operators(model))
+    try:
+        mine, its = _compared(model, result)
+        if not mine:
+            return None
+        wanted = Execution(mine, seeded=seeded).run(original, inputs)
+        got = Execution(its, seeded=seeded).run(result, inputs)
+    except (CannotRunError, VerifyError):
+        return None
+    return join(wanted), [_as_wide(one, other) for one, other in zip(join(got), join(wanted), strict=True)]
+
+
+def _as_wide(array: Array, original: Array) -> Array:
+    """Inner values of a float16 network in the type of the original's."""
+    floats = array.dtype.kind == original.dtype.kind == "f"
+    return array.astype(original.dtype) if floats else array
 
 
 def _compared(model: ir.Model, result: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:

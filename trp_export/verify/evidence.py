@@ -11,6 +11,9 @@ from trp_export.verify.judge import Agreement, Score
 from trp_export.verify.layers import LayerProof
 from trp_export.verify.whole import WholeProof
 
+# The words for what is fed to the models.
+NOISE, CALIBRATION, GIVEN = "noise", "calibration images", "given inputs"
+
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
@@ -19,7 +22,8 @@ class Deviation:
     `rewrite` is the largest distance of any layer of the result from the layer with the product of its factors;
     `layers` holds each with what rounding explains, `whole` the same of the whole model, and `not_compared` what
     neither covers and why. `truncation` and `whole` are None where the whole model cannot be run; `how` says what was
-    compared. `seen` is what calibration images show where there is no judge.
+    compared. `not_run` names the changed layers that `inputs` did not reach: `truncation` says nothing of them. `seen`
+    is what calibration images show where there is no judge.
     """
 
     inputs: str
@@ -32,6 +36,18 @@ class Deviation:
     layers: tuple[LayerProof, ...] = ()
     whole: WholeProof | None = None
     not_compared: tuple[str, ...] = ()
+    not_run: tuple[str, ...] = ()
+
+    @property
+    def fed(self) -> str:
+        """The inputs in a word or two: noise, calibration images, the given inputs."""
+        return self.inputs.partition(",")[0]
+
+    @property
+    def unreached(self) -> tuple[str, ...]:
+        """The changed layers that did not run where the outputs were compared: on the images of `seen`, or `inputs`."""
+        images = {layer.name for layer in self.layers if self.seen is not None and CALIBRATION in layer.inputs}
+        return tuple(name for name in self.not_run if name not in images)
 
     @property
     def judged(self) -> Agreement | Score | None:

@@ -27,7 +27,8 @@ from trp_export.runtime.distance import distance, distance_of, largest
 from trp_export.runtime.partial import fixed_batch
 from trp_export.runtime.sessions import Array, CannotRunError, Inputs, open_session, run_session
 from trp_export.system.progress import Progress
-from trp_export.verify.evidence import Deviation, Files
+from trp_export.system.text import name_some
+from trp_export.verify.evidence import CALIBRATION, GIVEN, NOISE, Deviation, Files
 from trp_export.verify.judge import Agreement, Evaluator, Score
 from trp_export.verify.layers import ALONE, LayerProof, Proof, prove_layers
 from trp_export.verify.rounding import LAMBDA
@@ -40,7 +41,6 @@ from trp_export.verify.whole import (
     require_agreement,
 )
 
-NOISE, CALIBRATION, GIVEN = "noise", "calibration images", "given inputs"
 _IN_WORDS = {NOISE: "noise, standard normal, seed 0", CALIBRATION: CALIBRATION, GIVEN: "the given inputs"}
 # Of the calibration images these many are compared layer by layer.
 _IMAGES = 4
@@ -263,14 +263,10 @@ def _repeats(original: Path, batches: Sequence[Inputs]) -> bool:
 def _how(layers: Sequence[LayerProof], whole: WholeProof, seeded: Sequence[str]) -> str:
     """In a few words what was compared."""
     alone = [layer.name for layer in layers if layer.inputs == (ALONE,)]
-    not_reached = f" ({_some(alone)} on {ALONE}, since no input reached it)" if alone else ""
+    not_reached = f" ({name_some(alone)} on {ALONE})" if alone else ""
     before = f" before {', '.join(whole.before)}" if whole.before else ""
     seeds = f", with the seeds of {', '.join(seeded)} set" if seeded else ""
     return f"each layer{not_reached} and the whole model{before}{seeds}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")
 
 
 def _names(model: ir.Model) -> frozenset[str]:

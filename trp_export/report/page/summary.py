@@ -144,7 +144,10 @@ def _outputs_tile(report: Report) -> Markup:
         return _tile("Output change", change_in(seen.distance.relative_l2), f"relative L2, on {seen.name}")
     if deviation.truncation is None:
         return _tile("Outputs", "not compared", "only layer by layer")
-    return _tile("Output change", change_in(deviation.truncation.relative_l2), "relative L2, on noise")
+    detail = f"relative L2, on {deviation.fed}" + (
+        f" ({len(deviation.unreached)} changed layers did not run)" if deviation.unreached else ""
+    )
+    return _tile("Output change", change_in(deviation.truncation.relative_l2), detail)
 
 
 def _tile(what: str, figure: str, detail: str, share: float | None = None, colour: str | None = None) -> Markup:
