@@ -103,7 +103,7 @@ class ArmDevice:
         case, folder = self._cases[index], self._folder / str(index)
         counts = self._folder / f"counts{self._started}.jsonl"
         argv = [*qemu_command(self._home, self._cpu, counts), guest_python(self._home, self._cpu), str(RUNNER)]
-        argv += ["serve", str(case.path.resolve()), str(folder / MANIFEST), "--marks", "--scratch", str(folder)]
+        argv += ["serve", str(case.path.absolute()), str(folder / MANIFEST), "--marks", "--scratch", str(folder)]
         start = replace(start, timeout_s=start.timeout_s * SLOWER)
         pipe = Pipe([*argv, *serve_arguments(start)], what=f"the emulated {self._cpu} that runs {case.label}")
         return ArmRunner(PipeRunner(pipe, start, fetch_below(folder)), counts)

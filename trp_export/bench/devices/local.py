@@ -124,7 +124,7 @@ class LocalDevice:
     def start(self, index: int, start: Start) -> PipeRunner:
         """See base.Device."""
         case, folder = self._cases[index], self._folder / str(index)
-        argv = [sys.executable, str(RUNNER), "serve", str(case.path.resolve()), str(folder / MANIFEST)]
+        argv = [sys.executable, str(RUNNER), "serve", str(case.path.absolute()), str(folder / MANIFEST)]
         argv += [*serve_arguments(start), "--scratch", str(folder)]
         pipe = Pipe(argv, what=f"the process that runs {case.label}")
         return PipeRunner(pipe, start, fetch_below(folder))
