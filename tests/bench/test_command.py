@@ -16,7 +16,7 @@ import onnx
 import psutil
 import pytest
 
-from trp_export.bench import models, session
+from trp_export.bench import session
 from trp_export.cli.bench import run
 
 from .conftest import save_conv_net
@@ -129,9 +129,7 @@ def test_times_of_one_process_are_said_to_tell_nothing(conv_net: Path, capsys: p
     assert "x [unknown]  unknown  " in row
 
 
-def test_input_files(
-    conv_net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_input_files(conv_net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "x.npy", np.zeros((1, 3, 16, 16), np.float32))
     np.savez(tmp_path / "x.npz", x=np.zeros((1, 3, 16, 16), np.float32))
     for name in ("x.npy", "x.npz"):
@@ -139,17 +137,13 @@ def test_input_files(
     archive = (tmp_path / "x.npz").read_bytes()
     middle = len(archive) // 2
     flipped = archive[:middle] + bytes([archive[middle] ^ 1]) + archive[middle + 1 :]
-    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as bomb, bomb.open("x.npy", "w") as stream:
-        for _ in range(9):
-            stream.write(bytes(1 << 17))
     with zipfile.ZipFile(tmp_path / "text.npz", "w") as text:
         text.writestr("x", "no array")
-    monkeypatch.setattr(models, "MOST_INPUT_BYTES", 1 << 20)
     bad = {"bad.npy": b"no", "empty.npz": b"", "cut.npz": archive[:middle], "flipped.npz": flipped}
     for name, content in bad.items():
         (tmp_path / name).write_bytes(content)
-    told = dict.fromkeys(bad, "as .npy or .npz: it is neither, or damaged")
-    told |= {"bomb.npz": "would unpack to", "text.npz": "'x' is not an array", "missing.npz": "No such file"}
+    told = dict.fromkeys(bad, "is not an .npy or .npz file, or a damaged one")
+    told |= {"text.npz": "a damaged one", "missing.npz": "does not exist"}
     for name, why in told.items():
         assert run([str(conv_net), *FAST, "--input", str(tmp_path / name)]) == 3, name
         message = capsys.readouterr().err

@@ -133,7 +133,7 @@ def test_moments_add_up_and_survive_a_file(tmp_path: Path) -> None:
 
 def test_moments_on_a_full_disk(small_disk: Path) -> None:
     wide = Moments(8, np.ones((1, 90)), np.ones((1, 90, 90)))
-    with pytest.raises(OutputError, match=r"wide.npz cannot be written: No space left.* --save-moments"):
+    with pytest.raises(OutputError, match=r"wide.npz cannot be written: No space left.* --calib-stats"):
         save_moments(small_disk / "wide.npz", {"wide": wide, "wider": wide})
     assert not list(small_disk.iterdir())
 
@@ -144,8 +144,11 @@ def test_moments_of_other_networks_and_other_files_are_refused(tmp_path: Path) -
     with pytest.raises(OptionError, match="different networks"):
         merge_moments([moments, {"stem": moments["stem"]}])
     (tmp_path / "text.npz").write_text("no moments")
-    with pytest.raises(LoadError, match="holds no moments"):
+    with pytest.raises(LoadError, match=r"text\.npz is not an \.npy or \.npz file"):
         load_moments(tmp_path / "text.npz")
+    np.savez(tmp_path / "few.npz", format=np.array("trp-moments-2"), names=np.array(["one"]))
+    with pytest.raises(LoadError, match=r"holds no calibration statistics.*--calib-stats"):
+        load_moments(tmp_path / "few.npz")
     np.savez(tmp_path / "other.npz", format=np.array("something"))
     with pytest.raises(LoadError, match="holds something"):
         load_moments(tmp_path / "other.npz")

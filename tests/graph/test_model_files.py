@@ -71,6 +71,23 @@ def test_model_files_are_the_model_and_its_data(tmp_path: Path) -> None:
         model_files(path)
 
 
+def test_model_files_behind_links_into_one_folder_are_found(tmp_path: Path) -> None:
+    """As model hubs keep them: links in a folder of one revision, files in a folder of blobs."""
+    snapshot, blobs = tmp_path / "snapshot", tmp_path / "blobs"
+    snapshot.mkdir()
+    blobs.mkdir()
+    (blobs / "model").write_bytes(with_weight("w.bin").SerializeToString())
+    (blobs / "weights").write_bytes(bytes(8))
+    (snapshot / "m.onnx").symlink_to("../blobs/model")
+    (snapshot / "w.bin").symlink_to("../blobs/weights")
+    assert model_files(snapshot / "m.onnx") == (snapshot / "m.onnx", snapshot / "w.bin")
+    (snapshot / "w.bin").unlink()
+    (tmp_path / "elsewhere").write_bytes(bytes(8))
+    (snapshot / "w.bin").symlink_to("../elsewhere")
+    with pytest.raises(LoadError, match="which is missing"):
+        model_files(snapshot / "m.onnx")
+
+
 @pytest.mark.parametrize("location", ["../w.bin", "/etc/passwd", "a/../../w.bin", "..\\w.bin", ""])
 def test_data_outside_the_folder_is_refused(tmp_path: Path, location: str) -> None:
     (tmp_path / "m.onnx").write_bytes(with_weight(location).SerializeToString())

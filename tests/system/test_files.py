@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 from trp_export.errors import LoadError, OutputError
-from trp_export.system.files import atomic_write, open_plain, read_bounded, replace_together, sha256
+from trp_export.inputs.arrays import read_arrays
+from trp_export.inputs.pictures import read_picture
+from trp_export.system.files import (
+    LFS_POINTER,
+    atomic_write,
+    open_plain,
+    read_bounded,
+    replace_together,
+    require_fetched,
+    sha256,
+)
 
 pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 devices = pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs /dev/zero")
@@ -23,6 +33,21 @@ def write(place: Path, *how: str) -> None:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_git_lfs_pointer_is_named_by_every_reader(tmp_path: Path) -> None:
+    """By those of JSON and ONNX, of arrays and of images: the file itself was never fetched."""
+    for name in ("plan.json", "images.npy", "inputs.npz", "photo.png"):
+        (tmp_path / name).write_bytes(LFS_POINTER + b"spec/v1\noid sha256:0\nsize 1\n")
+    for reader, name in (
+        (lambda path: read_bounded(path, 1000), "plan.json"),
+        (require_fetched, "plan.json"),
+        (read_arrays, "images.npy"),
+        (read_arrays, "inputs.npz"),
+        (read_picture, "photo.png"),
+    ):
+        with pytest.raises(LoadError, match=rf"{name} is a Git LFS pointer. Run `git lfs pull`"):
+            reader(tmp_path / name)  # type: ignore[operator]
 
 
 def test_atomic_write_replaces_the_file_at_the_end(tmp_path: Path) -> None:

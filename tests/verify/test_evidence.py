@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from command import files
+from command import Command, files
 from models import build, save
 
 import trp_export.steps.build as building
@@ -103,3 +103,29 @@ def test_truncation_is_told_apart_from_a_wrong_rewrite(tmp_path: Path) -> None:
     assert deviation.rewrite.relative_l2 < 1e-5 < 1e-2 < deviation.truncation.relative_l2
     assert deviation.how == "each layer and the whole model"
     assert deviation.agreement is None
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("net (float[N, 4, H, W] x) => (float[N, 8, P, Q] y) { a = Conv (x, w)  y = Reshape (a, s) }", "--shape NAME="),
+        (
+            "net (float[1, 4, 9, 9] x, int64[4] z) => (float[N, 8, P, Q] y) { a = Conv (x, w)  y = Reshape (a, z) }",
+            None,
+        ),
+        ("net (float[1, 4, 9, 9] x) => (float[1, 8, 9, 9] y) "
+         '{ y = Conv <auto_pad = "SAME_UPPER", dilations = [2, 2]> (x, w) }', None),
+    ],
+    ids=["sizes left open", "whole numbers that steer", "an operator that never runs"],
+)  # fmt: skip
+def test_a_model_that_does_not_run_on_noise_names_the_remedy(
+    text: str, remedy: str | None, tmp_path: Path, refuses: Command
+) -> None:
+    """Shapes are blamed only where the file leaves them open and onnxruntime's message is about them."""
+    weights = " <float[8, 4, 3, 3] w, int64[4] s = {1, 8, 5, 5}>"
+    head, _, body = text.partition(" {")
+    path = save(build(f'<ir_version: 8, opset_import: ["" : 17]> {head}{weights} {{{body}'), tmp_path / "model.onnx")
+    message = refuses(2, path, "--rank", "2", "--no-bench", "-o", "small.onnx")
+    assert "onnxruntime does not run the original on noise" in message
+    assert "--input FILE.npz" in message
+    assert ("--shape" in message) == (remedy is not None)

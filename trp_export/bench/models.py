@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 
 from trp_export.bench.runners.python_runner import ELEMENTS
-from trp_export.errors import LoadError, OptionError, UnsupportedError
+from trp_export.errors import OptionError, UnsupportedError
 from trp_export.graph.model_files import external_files, read_proto
 from trp_export.graph.precision_of import precision_of
-from trp_export.load.foreign import is_lfs_pointer, require_model_file
-from trp_export.system.files import open_plain, sha256
+from trp_export.system.files import sha256
 
 # Relative L2 between a device's outputs and the local ones.
 LIMITS = {"fp32": 1e-4, "fp16": 2e-2, "int8": 5e-2}
 SEED = 20200
-MOST_INPUT_BYTES = 1 << 31  # unpacked: a small archive may claim to hold any amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,31 +77,6 @@ def read_cases(
     return cases
 
 
-def read_input(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz by name, or the one of an .npy under the empty name. Raises LoadError."""
-    try:
-        with open_plain(file) as stream:
-            loaded = np.load(stream, allow_pickle=False)
-            return {"": loaded} if isinstance(loaded, np.ndarray) else _unpacked(loaded, file)
-    except OSError as error:
-        raise LoadError(f"cannot read {file}: {error.strerror or error}") from error
-    except LoadError:
-        raise
-    except Exception as error:  # BadZipFile, zlib.error, EOFError and more, by what is damaged
-        raise LoadError(f"cannot read {file} as .npy or .npz: it is neither, or damaged") from error
-
-
-def _unpacked(archive: Any, file: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz. Raises LoadError where it claims to hold too much, and what reading it raises."""
-    claimed = sum(member.file_size for member in archive.zip.infolist())
-    if claimed > MOST_INPUT_BYTES:
-        raise LoadError(f"{file} would unpack to {claimed / 1e9:.1f} GB; {MOST_INPUT_BYTES / 1e9:.1f} are allowed")
-    arrays = dict(archive)
-    if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-        raise LoadError(f"{file} is not an .npz file of inputs: {strange[0]!r} is not an array")
-    return arrays
-
-
 def signature(case: BenchModel) -> str:
     """The shapes and types of the inputs, in order. Models with unlike inputs are not compared."""
     return ", ".join(f"{feed.dtype}{list(feed.shape)}".replace(" ", "") for feed in case.feeds)
@@ -123,11 +96,8 @@ def _read_case(
     inputs: Mapping[str, np.ndarray] | None,
     shapes: Mapping[str, Sequence[int]],
 ) -> BenchModel:
-    require_model_file(path)
     model = read_proto(path)
     files = (path, *external_files(model, path))
-    if pointer := next(filter(is_lfs_pointer, files), None):
-        raise LoadError(f"{pointer} is a Git LFS pointer. Run `git lfs pull` to fetch the file itself.")
     found = _inputs(model, path)
     feeds = [
         _given(value, inputs, path) if inputs is not None else _random(value, _shape(value, batch, shapes, path), index)

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from trp_export.calibration.patches import Array, Float32, count_positions, gather_patches, sample_positions, window
 from trp_export.errors import LoadError, OptionError
 from trp_export.graph.sites import LocatedSite
+from trp_export.inputs.arrays import read_arrays, require_plain_file
 from trp_export.inputs.images import ImageSet
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.site import Site
@@ -229,21 +230,22 @@ def save_moments(path: Path, moments: Mapping[str, Moments]) -> None:
         arrays[f"{index}.images"] = np.array(own.images)
         if own.scatter is not None:
             arrays[f"{index}.scatter"] = own.scatter
-    with atomic_write(path, remedy="Choose another place with --save-moments.") as part, part.open("wb") as file:
+    with atomic_write(path, remedy="Choose another place with --calib-stats.") as part, part.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def load_moments(path: Path) -> dict[str, Moments]:
     """Raises LoadError where the file holds no moments."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["format"]) != _FORMAT:
-                raise LoadError(f"{path} holds {file['format']}, not {_FORMAT}.")
-            return {str(name): _unpack(file, index) for index, name in enumerate(file["names"])}
+        # Arrays are stored uncompressed: together they cannot be larger than the file.
+        arrays = read_arrays(path, most_bytes=require_plain_file(path))
+        if str(arrays["format"]) != _FORMAT:
+            raise LoadError(f"{path} holds {arrays['format']}, not {_FORMAT}.")
+        return {str(name): _unpack(arrays, index) for index, name in enumerate(arrays["names"])}
     except LoadError:
         raise
-    except Exception as error:  # numpy and zipfile raise many kinds for damaged files.
-        raise LoadError(f"{path} holds no moments ({error}). Make them with --save-moments.") from error
+    except (KeyError, ValueError, TypeError) as error:  # Arrays that are missing or of other shapes.
+        raise LoadError(f"{path} holds no calibration statistics. Name a new file with --calib-stats.") from error
 
 
 def calibration_remarks(
@@ -312,6 +314,8 @@ def _unpack(file: Mapping[str, np.ndarray], index: int) -> Moments:
     if half.shape == total.shape:
         return Moments(count, total, half, images, scatter)
     groups, d = total.shape
+    if half.shape != (groups, d * (d + 1) // 2):  # Before anything of d x d is allocated.
+        raise ValueError(half.shape)
     outer = np.empty((groups, d, d))
     rows, columns = np.tril_indices(d)
     outer[:, rows, columns] = half

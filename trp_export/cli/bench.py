@@ -190,10 +190,10 @@ def command(models: tuple[Path, ...], list_devices: bool, **values: Any) -> int:
 
 def _bench(options: BenchOptions) -> int:
     """Check all options before anything is measured, measure, then print."""
-    from trp_export.bench.models import read_input
     from trp_export.bench.plot import check_plot_path, draw
     from trp_export.bench.saved import load, save
     from trp_export.bench.session import compare
+    from trp_export.inputs.arrays import read_input_file
 
     if options.plot:
         check_plot_path(options.plot)
@@ -201,7 +201,7 @@ def _bench(options: BenchOptions) -> int:
     if options.profile and options.device != "local":
         raise OptionError("--profile works on the local device only; leave out --profile or --device")
     earlier = load(options.against) if options.against else None
-    inputs = None if options.input == "random" else read_input(Path(options.input))
+    inputs = None if options.input == "random" else read_input_file(Path(options.input))
     kept = False
 
     def keep(so_far: Comparison) -> None:

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from trp_export.errors import LoadError, OutputError, first_line
-from trp_export.system.files import read_bounded
+from trp_export.system.files import read_bounded, require_fetched
 
 # The most that protobuf can hold in one message.
 _MOST_BYTES = (1 << 31) - 1
@@ -60,8 +60,8 @@ def model_files(path: Path) -> tuple[Path, ...]:
 def external_files(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
     """The files that hold a model's weights, sorted by name.
 
-    Raises LoadError for those that are missing, or that lie outside the folder of `path` and of the file that it is a
-    link to: model hubs keep files as links into a folder of blobs.
+    They lie in the folder of `path`, or are links into the folder of the file that `path` is a link to, as model hubs
+    keep them. Raises LoadError for those that are missing or lie elsewhere.
     """
     return tuple(_external_file(location, path) for location in sorted(external_locations(proto)))
 
@@ -96,13 +96,14 @@ def _external_file(location: str, path: Path) -> Path:
     if place.is_absolute() or ".." in place.parts or not place.parts:
         raise LoadError(f"{path} names a data file outside its own folder: {location!r}.")
     file = path.parent / place
-    folders = (path.parent.resolve(), path.resolve().parent)
     try:
+        folders = (path.parent.resolve(), path.resolve().parent)
         found = file.is_file() and any(file.resolve().is_relative_to(folder) for folder in folders)
     except (OSError, ValueError):
         found = False
     if not found:
         raise LoadError(f"{path} needs its data file {location!r} beside it, which is missing.")
+    require_fetched(file)
     return file
 
 

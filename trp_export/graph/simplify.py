@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from trp_export.graph.skeleton import fill_skeleton, make_skeleton
 from trp_export.graph.weights import DEFAULT_DOMAINS
+from trp_export.system.processes import ending_with_us
 
 # By its path and not with -m, which would import modules from the current folder.
 _WORKER = Path(__file__).with_name("simplify_worker.py")
@@ -34,7 +35,8 @@ def simplify(model: ir.Model) -> tuple[ir.Model, str | None]:
     skeleton = make_skeleton(model)
     source = skeleton.proto.SerializeToString()
     try:
-        done = subprocess.run([sys.executable, str(_WORKER)], input=source, capture_output=True, timeout=_TIMEOUT_S)
+        argv = ending_with_us([sys.executable, str(_WORKER)])
+        done = subprocess.run(argv, input=source, capture_output=True, timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return model, f"onnxsim took longer than {_TIMEOUT_S} s"
     if done.returncode:

@@ -14,6 +14,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from trp_export.errors import LoadError, first_line
+from trp_export.system.files import require_fetched
 
 MOST_BYTES = 2 * 2**30
 _MOST_MEMBERS = 2**16
@@ -49,6 +50,7 @@ def read_arrays(
     its size is not bounded. Raises LoadError for anything but plain files of numbers within `most_bytes`.
     """
     size = require_plain_file(path)
+    require_fetched(path)
     try:
         with path.open("rb") as file:
             if file.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:

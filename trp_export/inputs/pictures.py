@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from trp_export.errors import LoadError, first_line
 from trp_export.inputs.arrays import require_plain_file
 from trp_export.inputs.preprocessing import Preprocessing, Resize
+from trp_export.system.files import require_fetched
 
 # No format that starts another program (EPS starts Ghostscript) or holds anything but pixels (PDF).
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
@@ -37,6 +38,7 @@ class NotAnImageError(LoadError):
 def open_picture(path: Path) -> Iterator[Image.Image]:
     """An image file, opened but not yet decoded. Raises LoadError, also for what fails while it is decoded."""
     require_plain_file(path)
+    require_fetched(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large images and damaged EXIF; both are dealt with here.

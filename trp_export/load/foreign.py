@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trp_export.errors import LoadError
 from trp_export.inputs.arrays import require_plain_file
+from trp_export.system.files import LFS_POINTER
 
 _HEAD_BYTES = 4096
 _FROM_SOURCE = "Export the network that it was made from to ONNX, and give that file."
@@ -14,7 +15,7 @@ _TENSORFLOW = "Convert it with tf2onnx (python -m tf2onnx.convert) and give the 
 
 # Where the bytes begin, the bytes, what the file is, and what to do.
 _MAGIC = (
-    (0, b"version https://git-lfs.github.com/", "a Git LFS pointer", "Run `git lfs pull` to fetch the file itself."),
+    (0, LFS_POINTER, "a Git LFS pointer", "Run `git lfs pull` to fetch the file itself."),
     (4, b"ORTM", "a model in ORT format", "Give the .onnx file that it was made from."),
     (4, b"TFL3", "a TensorFlow Lite model", "Convert it with tf2onnx (--tflite) and give the .onnx file."),
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes them", _TENSORFLOW),
@@ -62,12 +63,6 @@ def require_model_file(path: Path) -> None:
     found = _name(head, path)
     if found is not None:
         raise LoadError("{} is {}, not a model that can be read. {}".format(path, *found))
-
-
-def is_lfs_pointer(path: Path) -> bool:
-    """Whether a file is the note that Git keeps in place of a large file."""
-    with path.open("rb") as file:
-        return file.read(len(_MAGIC[0][1])) == _MAGIC[0][1]
 
 
 def _name(head: bytes, path: Path) -> tuple[str, str] | None:

@@ -10,10 +10,10 @@ import onnx
 import onnx_ir as ir
 
 from trp_export.errors import LoadError, UnsupportedError, first_line
-from trp_export.load.foreign import is_lfs_pointer
 from trp_export.load.onnx_form import check_model, complete_outputs, make_dense, model_tensors, refuse_maps
 from trp_export.load.source import Source
 from trp_export.options import LoadOptions
+from trp_export.system.files import require_fetched
 
 LEAST_OPSET = 7
 _MOST_AXES = 32
@@ -100,8 +100,7 @@ def _check_external(tensor: onnx.TensorProto, path: Path) -> tuple[str, Path]:
         raise LoadError(f"{path}: external data {location} is missing; put it beside the model.")
     if not any(file.is_relative_to(folder) for folder in (path.parent.resolve(), path.resolve().parent)):
         raise LoadError(f"{path}: external data {location} is a link that leads out of the model's folder ({file}).")
-    if is_lfs_pointer(file):
-        raise LoadError(f"{path}: external data {location} is a Git LFS pointer. Run `git lfs pull` to fetch it.")
+    require_fetched(path.parent / location)
     try:
         offset = int(entries.get("offset", "0"))
         length = int(entries.get("length", size - offset))

@@ -22,6 +22,7 @@ from trp_export.runtime.distance import distance
 from trp_export.runtime.sessions import CannotRunError, noise, run
 from trp_export.ship.manifest import Ort
 from trp_export.system.privacy import without_paths
+from trp_export.system.processes import ending_with_us
 
 MODEL, OPERATORS = "model.ort", "required_operators.config"
 _WORKER = Path(__file__).with_name("ort_worker.py")
@@ -39,7 +40,7 @@ def convert(
     """
     try:
         done = subprocess.run(
-            [sys.executable, str(_WORKER), model.name, ".", target],
+            ending_with_us([sys.executable, str(_WORKER), model.name, ".", target]),
             cwd=model.parent,
             capture_output=True,
             text=True,

@@ -19,6 +19,8 @@ from trp_export.errors import LoadError, OutputError
 from trp_export.system.scratch import Scratch
 from trp_export.system.signals import held_back
 
+LFS_POINTER = b"version https://git-lfs.github.com/"
+
 _BLOCK = 1 << 20
 
 
@@ -40,7 +42,7 @@ def open_plain(path: Path) -> BinaryIO:
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """The content of a plain file of at most `limit` bytes. Raises LoadError for any other."""
+    """The content of a plain file of at most `limit` bytes. Raises LoadError for any other and for Git LFS pointers."""
     with open_plain(path) as file:
         try:
             size = os.fstat(file.fileno()).st_size
@@ -49,7 +51,19 @@ def read_bounded(path: Path, limit: int) -> bytes:
             raise LoadError(f"{path} cannot be read: {_reason(error)}.") from error
     if size > limit or len(content) > limit:
         raise LoadError(f"{path} is larger than {_readable(limit)}, the most that is read.")
+    _require_fetched(content, path)
     return content
+
+
+def require_fetched(path: Path) -> None:
+    """Raises LoadError for the pointer that Git LFS keeps in place of a large file."""
+    with open_plain(path) as file:
+        _require_fetched(file.read(len(LFS_POINTER)), path)
+
+
+def _require_fetched(head: bytes, path: Path) -> None:
+    if head.startswith(LFS_POINTER):
+        raise LoadError(f"{path} is a Git LFS pointer. Run `git lfs pull` to fetch the file itself.")
 
 
 def sha256(paths: Sequence[Path]) -> str:

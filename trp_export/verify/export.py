@@ -8,6 +8,7 @@ differ by what truncation did.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -52,6 +53,9 @@ _SATURATED = 1e-6
 # Above this the outputs of the whole model show little.
 _CHAOTIC = 1e-2
 
+# What onnxruntime's messages name where the sizes of inputs are to blame.
+_ABOUT_SIZES = re.compile(r"dimension|shape|\bdims?\b|broadcast|\baxis\b|\baxes\b|\brank\b", re.IGNORECASE)
+
 Batches = Mapping[str, Sequence[Inputs]]
 
 
@@ -73,7 +77,7 @@ def verify_export(
     """
     dense, products, result = (ir.load(file) for file in (files.dense, files.products, files.result))
     shapes = inputs.shapes
-    ran = _run_original(files.original, _candidates(inputs, dense, images), shapes)
+    ran = _run_original(files.original, _candidates(inputs, dense, images), inputs)
     if source.probe is not None and ran.failure is None:
         _require_as_pytorch(source.probe, files.dense, dense)
     must = frozenset(change.site.name for change in plan.changed)
@@ -124,7 +128,7 @@ class _Ran:
     failure: str | None = None
 
 
-def _run_original(original: Path, candidates: Mapping[str, Inputs], shapes: Mapping[str, Shape]) -> _Ran:
+def _run_original(original: Path, candidates: Mapping[str, Inputs], inputs: NetworkInputs) -> _Ran:
     """Raises OptionError where none of the inputs fits, or those of the user do not; LoadError for NaN in an answer."""
     answers: dict[str, list[Array]] = {}
     failures: dict[str, CannotRunError] = {}
@@ -133,24 +137,31 @@ def _run_original(original: Path, candidates: Mapping[str, Inputs], shapes: Mapp
         session = open_session(original)
     except CannotRunError as error:
         return _Ran({}, {}, failure=str(error))
-    for label, inputs in candidates.items():
+    for label, arrays in candidates.items():
         try:
-            answers[label] = run_session(session, inputs)
-            random = random or _differs(answers[label], run_session(session, inputs))
+            answers[label] = run_session(session, arrays)
+            random = random or _differs(answers[label], run_session(session, arrays))
         except CannotRunError as error:
             failures[label] = error
     if GIVEN in failures:
         raise OptionError(f"the original does not run on the inputs of --input: {failures[GIVEN]}")
-    for arrays in answers.values():
-        _require_finite(arrays)
-    if not answers and NOISE in failures and all(None not in shape for shape in shapes.values()):
-        sizes = "; ".join(f"{name} {','.join(str(size or 1) for size in shape)}" for name, shape in shapes.items())
-        raise OptionError(
-            f"the original does not run on inputs of these shapes ({sizes}): {failures[NOISE]}\n"
-            "Give the right one with --shape."
-        ) from failures[NOISE]
+    for outputs in answers.values():
+        _require_finite(outputs)
+    if not answers and NOISE in failures and all(None not in shape for shape in inputs.shapes.values()):
+        raise OptionError(_does_not_run(inputs, str(failures[NOISE]))) from failures[NOISE]
     failure = None if answers else str(next(iter(failures.values()), "noise cannot stand for its inputs"))
     return _Ran({label: [candidates[label]] for label in answers}, answers, random, failure)
+
+
+def _does_not_run(inputs: NetworkInputs, failure: str) -> str:
+    """What failed and the remedy: other sizes only where some are open and onnxruntime's message is about sizes."""
+    sizes = "; ".join(f"{name} {','.join(str(size or 1) for size in shape)}" for name, shape in inputs.shapes.items())
+    some_open = any(spec.declared is None or None in spec.declared for spec in inputs.specs)
+    if some_open and _ABOUT_SIZES.search(failure):
+        remedy = "Give sizes that fit with --shape NAME=..., or whole inputs with --input FILE.npz."
+    else:
+        remedy = "Give inputs on which it runs with --input FILE.npz, one array per input."
+    return f"onnxruntime does not run the original on noise ({sizes}): {failure}\n{remedy}"
 
 
 def _differs(first: Sequence[Array], second: Sequence[Array]) -> bool:

@@ -252,5 +252,5 @@ def test_a_stand_in_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     model, spaces, moments, images = network()
     supernet = Supernet(model, spaces, moments)
     monkeypatch.setattr(Supernet, "__call__", lambda self, x, mixtures: [torch.ones(len(x), 5)])
-    with pytest.raises(UnsupportedError, match="differs by .* between torch and onnxruntime"):
+    with pytest.raises(UnsupportedError, match=r"differs by .* between torch and onnxruntime"):
         supernet.require_sound(torch.from_numpy(images[:4]))
