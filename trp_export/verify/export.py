@@ -147,7 +147,7 @@ def _run_original(original: Path, candidates: Mapping[str, Inputs], shapes: Mapp
         sizes = "; ".join(f"{name} {','.join(str(size or 1) for size in shape)}" for name, shape in shapes.items())
         raise OptionError(
             f"the original does not run on inputs of these shapes ({sizes}): {failures[NOISE]}\n"
-            "Give the right one with --shape."
+            "Give other sizes with --shape, or inputs that it runs on with --input FILE.npz."
         ) from failures[NOISE]
     failure = None if answers else str(next(iter(failures.values()), "noise cannot stand for its inputs"))
     return _Ran({label: [candidates[label]] for label in answers}, answers, random, failure)
