@@ -12,6 +12,7 @@ means anything.
 from __future__ import annotations
 
 import multiprocessing
+import re
 import resource
 import tempfile
 from collections import Counter
@@ -56,6 +57,7 @@ FAMILY_RULES = ("macs 1.25",)
 IMAGES = 16
 _UNCOUNTED = "MACs do not include "
 _NOT_MEASURED = "not measured"
+_RANK = re.compile(r"^rank \d+ is not below break-even \d+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +280,10 @@ def _key(line: Mapping[str, Any]) -> list[str]:
 def _size_cells(line: Mapping[str, Any]) -> list[str]:
     before, after = line["macs"]
     known = before is not None and after is not None
-    kept = ", ".join(f"{count} {reason}" for reason, count in line["kept"].items())
+    grouped: Counter[str] = Counter()
+    for reason, count in line["kept"].items():
+        grouped[_RANK.sub("its rank is not below break-even", reason)] += count
+    kept = ", ".join(f"{count} {reason}" for reason, count in grouped.most_common())
     uncounted = next((note.removeprefix(_UNCOUNTED) for note in line["notes"] if note.startswith(_UNCOUNTED)), "")
     return [
         *_key(line),
