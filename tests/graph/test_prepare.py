@@ -61,6 +61,24 @@ def test_a_constant_expression_before_a_weight_is_folded(expression: str, weight
     assert relative_l2(wanted, got) < 1e-6
 
 
+def test_expressions_that_make_the_same_weight_share_one_value() -> None:
+    """As in the branches of an If, each of which cuts the same weights of an LSTM out of those that are stored."""
+    body = """y = If (far) <
+        then_branch = one () => (float[1, 8, 4, 4] y1) {
+            s1 = Constant <value = int64[1] {0}> ()  e1 = Constant <value = int64[1] {8}> ()
+            k1 = Slice (w, s1, e1)  y1 = Conv <pads = [1, 1, 1, 1]> (x, k1) },
+        else_branch = two () => (float[1, 8, 4, 4] y2) {
+            s2 = Constant <value = int64[1] {0}> ()  e2 = Constant <value = int64[1] {8}> ()
+            k2 = Slice (w, s2, e2)  r = Conv <pads = [1, 1, 1, 1]> (x, k2)  y2 = Relu (r) }>"""
+    proto = build(text(body, "float[9, 4, 3, 3] w", "float[1, 4, 4, 4] x, bool far"))
+    model = prepared(proto)
+    assert [tuple(value.shape) for value in model.graph.initializers.values()] == [(8, 4, 3, 3)]
+    for far in (True, False):
+        feeds = {"x": np.ones((1, 4, 4, 4), np.float32), "far": np.array(far)}
+        wanted, got = (run(each, feeds)[0] for each in (proto, ir.serde.serialize_model(model)))
+        assert relative_l2(wanted, got) < 1e-6
+
+
 def test_an_expression_with_an_input_in_it_stays() -> None:
     proto = build(text("k = Mul (w, s)  y = Conv (x, k)", "float[8, 4, 3, 3] w", f"{IMAGE}, float[1] s"))
     assert [node.op_type for node in prepared(proto).graph] == ["Mul", "Conv"]

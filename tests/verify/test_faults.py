@@ -9,72 +9,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 from ends import ENDS, branches, recurrent, saturated_classifier
+from faults import FAULTS, Fault, change, rows, scaled_by_a_thousandth, weight
 
 from trp_export.errors import VerifyError
-from trp_export.graph.weights import set_value
 from verify.conftest import Make
-
-Fault = Callable[[ir.Model], None]
-
-
-def factor(model: ir.Model, part: str, layer: str = "conv2") -> ir.Node:
-    """One of the two convs that a layer became."""
-    return next(iter(weight(model, part, layer).consumers()))
-
-
-def weight(model: ir.Model, part: str, layer: str = "conv2") -> ir.Value:
-    return model.graph.initializers[f"{layer}.{part}.weight"]
-
-
-def change(value: ir.Value, array: np.ndarray) -> None:
-    set_value(value, np.ascontiguousarray(array))
-
-
-def wrong_pad(model: ir.Model) -> None:
-    node = factor(model, "reduce")
-    node.attributes["pads"] = ir.AttrInt64s("pads", [0, 1, 1, 1])
-
-
-def wrong_stride(model: ir.Model) -> None:
-    node = factor(model, "reduce")
-    node.attributes["strides"] = ir.AttrInt64s("strides", [1, 2])
-
-
-def wrong_axis(model: ir.Model) -> None:
-    value = weight(model, "reduce")
-    change(value, value.const_value.numpy().swapaxes(2, 3))
-
-
-def wrong_bias(model: ir.Model) -> None:
-    value = factor(model, "expand").inputs[2]
-    change(value, np.roll(value.const_value.numpy(), 1))
-
-
-def no_bias(model: ir.Model) -> None:
-    factor(model, "expand").resize_inputs(2)
-
-
-def one_wrong_factor(model: ir.Model) -> None:
-    value = weight(model, "expand")
-    array = value.const_value.numpy().copy()
-    array[3, 1] *= 1.1
-    change(value, array)
-
-
-def swapped_ranks(model: ir.Model) -> None:
-    value = weight(model, "reduce")
-    change(value, value.const_value.numpy()[::-1])
-
-
-def scaled_by_a_thousandth(model: ir.Model) -> None:
-    value = weight(model, "expand")
-    change(value, value.const_value.numpy() * np.float32(1.001))
-
-
-FAULTS = (
-    *(wrong_pad, wrong_stride, wrong_axis, wrong_bias, no_bias, one_wrong_factor, swapped_ranks),
-    scaled_by_a_thousandth,
-)
 
 
 @pytest.mark.parametrize("network", ENDS)
@@ -94,6 +32,17 @@ def test_a_fault_is_found(fault: Fault, network: Callable[[], onnx.ModelProto], 
     fault(broken)
     with pytest.raises(VerifyError, match=r"conv2: its output in the result .*\nNothing was written"):
         export.verify(broken)
+
+
+@pytest.mark.parametrize("network", ENDS)
+def test_the_whole_model_finds_a_fault_without_the_layers(
+    network: Callable[[], onnx.ModelProto], exported: Make
+) -> None:
+    (row,) = rows(exported(network), network.__name__, [scaled_by_a_thousandth])
+    assert row.layer is not None
+    assert row.whole is not None
+    assert row.layer.error > row.layer.bound
+    assert row.whole.error > row.whole.bound
 
 
 @pytest.mark.parametrize("layer", ["near", "far"])

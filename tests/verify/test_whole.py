@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from captured import capture
 from command import Command
 from ends import branches, detector, non_maximum_suppression, recurrent, saturated_classifier, top_k
 from models import build, export, save
@@ -15,7 +16,7 @@ from trp_export.errors import UnsupportedError, VerifyError
 from trp_export.graph.prepare import prepare
 from trp_export.verify import compare_on_calibration_images
 from trp_export.verify.whole import Points, find_points
-from verify.conftest import Make, capture
+from verify.conftest import Make
 
 BODY = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[1, 3, 16, 16] x) => ({outputs})

@@ -247,16 +247,19 @@ def _bench(options: BenchOptions) -> int:
 
 
 def _check_outputs(options: BenchOptions) -> None:
-    """Raise OutputError where an output cannot be written, OptionError where it would overwrite an input."""
+    """Raise OutputError where an output cannot be written, OptionError where it would overwrite an input.
+
+    Raises LoadError for a model that is missing or of another format.
+    """
     from trp_export.graph.model_files import model_files
     from trp_export.load.foreign import require_model_file
 
+    for model in options.models:
+        require_model_file(model)
     named = (("--save", options.save), ("--plot", options.plot))
     outputs = [Output(path, option) for option, path in named if path]
     if not outputs:
         return
-    for model in options.models:
-        require_model_file(model)
     inputs = [file for model in options.models for file in model_files(model)]
     check_outputs(outputs, [*inputs, *(path for path in (Path(options.input), options.against) if path)])
 

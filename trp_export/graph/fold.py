@@ -6,6 +6,7 @@ before anything is computed. What is left over stays as it is, and its layer is 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from math import prod
 
@@ -24,6 +25,7 @@ _MOST_GROWTH = 8
 _SMALL_BYTES = 2**16
 # The reference implementation lacks older versions of these operators, which compute the same.
 _LEAST_OPSETS = {"DequantizeLinear": 21}
+_INDICES = (ir.DataType.INT64, ir.DataType.INT32)
 _MOVES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 _FOLDED = frozenset((
     *_MOVES,
@@ -35,24 +37,45 @@ _FOLDED = frozenset((
 
 
 def fold_weights(model: ir.Model) -> None:
-    """Replace each constant expression that a layer reads as its weight or bias by its value, in place."""
+    """Replace each constant expression that a layer reads as its weight or bias by its value, in place.
+
+    Expressions that make the same of the same weights, as the two branches of an If may hold, share one value.
+    """
+    shared: dict[_Key, ir.Value] = {}
     for node in list(model.graph.all_nodes()):
         if is_counted(node) or node.op_type == "BatchNormalization":
             for value in node.inputs[1:]:
                 if value is not None and find_constant(value) is None:
-                    _fold(model, value)
+                    _fold(model, value, shared)
 
 
-def _fold(model: ir.Model, value: ir.Value) -> None:
+# The weights that an expression reads, and its value.
+_Key = tuple[frozenset[ir.Value], str, tuple[int, ...], bytes]
+
+
+def _fold(model: ir.Model, value: ir.Value, shared: dict[_Key, ir.Value]) -> None:
     nodes = _expression(value)
     array = _compute(nodes, value, model.opset_imports.get("", 1)) if nodes else None
     if array is None or not array.size:
         return
-    name = _free_name(model, f"{value.name}.folded")
+    key = _weights(nodes), str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).digest()
+    if key not in shared:
+        shared[key] = _add(model, f"{value.name}.folded", array)
+    value.replace_all_uses_with(shared[key])
+
+
+def _weights(nodes: Iterable[ir.Node]) -> frozenset[ir.Value]:
+    """The stored values that an expression reads, without the whole numbers that say what is done to them."""
+    read = (source for node in nodes for source in node.inputs if source is not None and source.const_value is not None)
+    return frozenset(source for source in read if source.dtype is None or source.dtype not in _INDICES)
+
+
+def _add(model: ir.Model, wanted: str, array: Array) -> ir.Value:
+    name = _free_name(model, wanted)
     folded = ir.Value(name=name, type=ir.TensorType(ir.DataType.from_numpy(array.dtype)), shape=ir.Shape(array.shape))
     folded.const_value = ir.tensor(np.ascontiguousarray(array), name=name)
     model.graph.register_initializer(folded)
-    value.replace_all_uses_with(folded)
+    return folded
 
 
 def _expression(value: ir.Value) -> list[ir.Node]:
