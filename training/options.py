@@ -85,15 +85,15 @@ class Layers:
 
     scheme: str = flag(
         "--scheme",
-        "How a layer is cut in two. auto, sliced and all take the best of several for each layer.",
+        "How a layer is decomposed. auto, sliced and all take the best of several for each layer.",
         section=LOW_RANK,
         choices=SCHEME_CHOICES,
         default="spatial",
     )
     only: tuple[str, ...] = flag(
         "--only",
-        "Train only layers whose name matches; may be repeated. Default: all convs with kernels above 1x1 but the "
-        "first.",
+        "Train only layers whose name matches; may be repeated. Default: all convs with kernels larger than 1x1, "
+        "except the first.",
         section=LOW_RANK,
         kind="many",
         metavar="PATTERN",
@@ -252,7 +252,7 @@ class TrainOptions:
     )
     keep: Keep = flag(
         "--keep",
-        "Which epoch model.pt holds: the best on validation when cut, or the last.",
+        "Which epoch model.pt holds: the one whose cut network is best on the validation images, or the last.",
         section=RUN,
         choices=get_args(Keep),
         default="best",

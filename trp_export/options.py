@@ -41,7 +41,7 @@ class LoadOptions:
     )
     input_shape: tuple[int, ...] | None = None
     static: bool = flag(
-        "--static", "Fix the batch size to that of the shape (PyTorch models).", section=MODEL, kind="on", default=False
+        "--static", "Fix the batch size at that of --shape (PyTorch models).", section=MODEL, kind="on", default=False
     )
     trust_pickle: bool = flag(
         "--trust-pickle",
@@ -67,7 +67,7 @@ class Selection:
 
     scheme: str = flag(
         "--scheme",
-        "How a layer is cut in two. auto, sliced and all take the best of several for each layer.",
+        "How a layer is decomposed. auto, sliced and all take the best of several for each layer.",
         section=LAYERS,
         choices=SCHEME_CHOICES,
         default="auto",
@@ -167,18 +167,23 @@ class Calibration:
         section=CALIBRATION,
         read=int,
         metavar="N",
-        shown_default="1024, or fewer synthetic ones of a large network",
+        shown_default="1024; fewer synthetic ones for a large network",
         default=None,
     )
     seed: int = flag(
-        "--seed", "Seed of the choice of images and positions.", section=CALIBRATION, read=int, metavar="N", default=0
+        "--seed",
+        "Seed for the choice of images and of positions in feature maps.",
+        section=CALIBRATION,
+        read=int,
+        metavar="N",
+        default=0,
     )
     recover: bool = flag(
         "--no-recover", "Do not refit the factors layer after layer.", section=CALIBRATION, kind="off", default=True
     )
     tune: Tuning | None = flag(
         "--tune",
-        "Then distil the network from the original: 5min takes minutes, 3300steps is repeatable.",
+        "Then distil the whole network from the original, for some minutes or a number of steps. Steps are repeatable.",
         section=CALIBRATION,
         read=read_tuning,
         metavar="5min|3300steps",
@@ -186,7 +191,7 @@ class Calibration:
     )
     statistics: Path | None = flag(
         "--calib-stats",
-        "Add the calibration statistics in FILE, if it exists, and save all of them there.",
+        "Add the calibration statistics of earlier runs in FILE, if it exists, and save the sum there.",
         section=CALIBRATION,
         read=Path,
         metavar="FILE",
@@ -259,7 +264,7 @@ class Benchmark:
     )
     device: str = flag(
         "--device",
-        "Where to measure: trp-bench --list-devices shows what there is.",
+        "Device to measure on; trp-bench --list-devices lists them.",
         section=BENCHMARK,
         metavar="SPEC",
         default="local",

@@ -86,7 +86,7 @@ class Threshold(RankRule):
     )
     absolute: bool = flag(
         "--absolute",
-        "With --threshold: VALUE is the smallest singular value itself.",
+        "With --threshold: compare singular values with VALUE itself, not with a share of the largest.",
         section=SIZE,
         kind="on",
         default=False,
@@ -172,7 +172,7 @@ class Speedup(Rule):
     needs_sensitivities: ClassVar[bool] = True
     ratio: float = flag(
         "--speedup",
-        "Run RATIO times as fast as the model given, in --precision, measured on --device.",
+        "Make the network RATIO times as fast as the original, measured on --device.",
         section=FIRST,
         read=float,
         metavar="RATIO",
@@ -203,7 +203,7 @@ class MaxDrop(Rule):
     )
     minimise: Minimise = flag(
         "--minimise",
-        "With --max-drop: what to make small.",
+        "With --max-drop: what to make smallest.",
         section=SIZE,
         choices=get_args(Minimise),
         default="macs",

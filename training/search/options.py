@@ -53,7 +53,8 @@ class SearchOptions:
     )
     data: str | None = flag(
         "--data",
-        "Images to search with: npz:DIR, imagefolder:DIR or torchvision:CIFAR10:DIR with labels, or a path without.",
+        "Images to search with: npz:DIR, imagefolder:DIR or torchvision:CIFAR10:DIR with labels, or a path to images "
+        "without labels.",
         section=FIRST,
         metavar="SPEC",
         default=None,
@@ -67,7 +68,7 @@ class SearchOptions:
         section=IMAGES,
         read=int,
         metavar="N",
-        shown_default="1024, or fewer generated ones of a large network",
+        shown_default="1024; fewer generated ones for a large network",
         default=None,
     )
     mean: tuple[float, ...] | None = flag(
@@ -113,7 +114,7 @@ class SearchOptions:
     )
     branches: int = flag(
         "--branches",
-        "2 then searches a second pair for each pair found, to be added to it.",
+        "Factor pairs per layer. With 2, a second pair is then searched for and added to each pair found.",
         section=CANDIDATES,
         read=int,
         metavar="1|2",
@@ -140,7 +141,7 @@ class SearchOptions:
     lr: float = flag("--lr", "Learning rate of the logits.", section=SEARCH, read=float, metavar="RATE", default=0.03)
     start: Start = flag(
         "--start",
-        "Where logits start: at the energy that candidates lose, or all equal.",
+        "Initial logits: by the energy that each candidate loses, or all equal.",
         section=SEARCH,
         choices=get_args(Start),
         default="energy",

@@ -94,20 +94,33 @@ def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     metavar="SPEC",
     help="Device to measure on; --list-devices shows them.",
 )
-@click.option("--threads", default=1, show_default=True, help="Threads of one inference.")
+@click.option("--threads", default=1, show_default=True, metavar="N", help="Threads of one inference.")
 @click.option("--cores", metavar="LIST", help="Pin to these cores, as in 4,5 (default: the fastest).")
-@click.option("--provider", default="CPUExecutionProvider", show_default=True, help="onnxruntime execution provider.")
-@click.option("--budget", default=20.0, show_default=True, metavar="SECONDS", help="Time for the whole measurement.")
-@click.option("--processes", type=click.IntRange(1), help="Fresh processes per model (default: 8 to 20, by budget).")
 @click.option(
-    "--input", "input_", default="random", show_default=True, metavar="FILE|random", help="Inputs: a .npy or .npz file."
+    "--provider",
+    default="CPUExecutionProvider",
+    show_default=True,
+    metavar="NAME",
+    help="onnxruntime execution provider.",
 )
-@click.option("--batch", default=1, show_default=True, help="Batch size, where the model leaves it open.")
+@click.option("--budget", default=20.0, show_default=True, metavar="SECONDS", help="Time for the whole measurement.")
+@click.option(
+    "--processes", type=click.IntRange(1), metavar="N", help="Fresh processes per model (default: 8 to 20, by budget)."
+)
+@click.option(
+    "--input",
+    "input_",
+    default="random",
+    show_default=True,
+    metavar="FILE|random",
+    help="Inputs: a .npy or .npz file, or random values.",
+)
+@click.option("--batch", default=1, show_default=True, metavar="N", help="Batch size, where the model leaves it open.")
 @click.option(
     "--shape",
     multiple=True,
     metavar="NAME=SIZES",
-    help="Shape of an input with other open dimensions, as in NAME=1,3,224,224.",
+    help="Shape of an input with open dimensions, as in NAME=1,3,224,224.",
 )
 @click.option("--profile", is_flag=True, help="Also show the time of each layer (local device only).")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -127,7 +140,11 @@ def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     help="Compare with a saved run on the same machine.",
 )
 @click.option(
-    "--timeout", default=120.0, show_default=True, metavar="SECONDS", help="End a device that is silent for so long."
+    "--timeout",
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Give up on a device that is silent for this long.",
 )
 @click.option("--ssh-config", type=click.Path(path_type=Path), metavar="FILE", help="Configuration file for ssh -F.")
 @click.option(

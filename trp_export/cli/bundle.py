@@ -26,7 +26,7 @@ Exit codes:
 """
 
 
-@click.group("trp-bundle")
+@click.group("trp-bundle", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="trp-export")
 def command() -> None:
     """Check bundles that `trp-export --bundle` wrote."""
@@ -35,7 +35,9 @@ def command() -> None:
 @command.command("verify", short_help="Check a bundle.", epilog=_EXAMPLES)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
-    "--digest", help="The digest that the export printed. It proves that DIR is your bundle, not just intact."
+    "--digest",
+    metavar="DIGEST",
+    help="The digest that the export printed. If it matches, DIR is the bundle that you exported, not only intact.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing; the exit code is the answer.")

@@ -18,6 +18,7 @@ from trp_export.cli.from_options import SectionedCommand, SectionOption, errors_
 from trp_export.cli.shared import run
 from trp_export.errors import PrecisionError
 from trp_export.flags import build
+from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.options import OTHER, OUTPUT, SECTIONS, Options
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ Examples:
 
 \b
 Exit codes: 0 done, 2 bad options, 3 unreadable input, 4 unsupported model, 5 verification failed,
-6 not faster (--speedup, --require-speedup), 7 cannot write, 8 device failed, 9 unlike environments,
+6 not faster (--speedup, --require-speedup), 7 cannot write, 8 device failed, 9 environments differ,
 10 written in fp32 because int8 or fp16 failed, 130 interrupted.
 Nothing is written unless the code is 0 or 10.
 """
@@ -74,7 +75,7 @@ def command(model: Path, *, as_json: bool, verbose: bool, quiet: bool, **given: 
     from trp_export.pipeline import compress
 
     messages = Console(stderr=True, quiet=quiet)
-    with errors_name_flags(Options), _progress_bar(messages) as progress:
+    with errors_name_flags(Preprocessing, Options), _progress_bar(messages) as progress:
         report = compress(model, options, progress)
     if as_json:
         document = report.plan.to_json() if options.dry_run else report.to_json()

@@ -53,12 +53,13 @@ def options_from(kind: type) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 
 @contextmanager
-def errors_name_flags(kind: type) -> Iterator[None]:
-    """Errors that name fields of `kind` are raised as a user of the command reads them, with flags."""
+def errors_name_flags(*kinds: type) -> Iterator[None]:
+    """Raise errors that name fields of these dataclasses with the flags of those fields instead."""
     try:
         yield
     except InvalidOptionError as error:
-        raise error.with_flags(flags_of(kind)) from error
+        flags = {name: flag for kind in kinds for name, flag in flags_of(kind).items()}
+        raise error.with_flags(flags) from error
 
 
 class _Value(click.ParamType[Any]):
@@ -99,7 +100,7 @@ def _option(entry: Entry) -> SectionOption:
 
 
 def _help(entry: Entry) -> str:
-    """The help of an option with its default, where that says something."""
+    """The help of an option with its default, unless that is empty."""
     option, default = entry.flag, entry.flag.default
     if default is None and option.kind == "value" and entry.default not in (None, MISSING):
         default = option.write(entry.default)

@@ -44,7 +44,7 @@ def names_function(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class InputOptions:
-    """Sizes, data and layout of the inputs where the model's file does not tell, or where the user knows better.
+    """Sizes, data and layout of the inputs, where the file does not say or the user overrides it.
 
     `shapes` has one entry per input, `file` is an .npz with one array per input (or an .npy for the only input), and
     `layout` says which axis of an image input holds the channels. Raises OptionError.
@@ -52,8 +52,8 @@ class InputOptions:
 
     shapes: tuple[NamedShape, ...] = flag(
         "--shape",
-        "Sizes of an input, of the first one without NAME. Default: the file's or the architecture's, then those of "
-        "the images.",
+        "Shape of input NAME, or of the first input. Default: that of the file or the architecture; sizes left open "
+        "there follow the images.",
         section=SECTION,
         kind="many",
         read=parse_shape,
@@ -71,7 +71,7 @@ class InputOptions:
     )
     layout: Layout | None = flag(
         "--layout",
-        "Where an image input holds its channels. Default: as the graph reads it.",
+        "Axis order of an image input. Default: derived from the graph.",
         section=SECTION,
         choices=get_args(Layout),
         default=None,

@@ -150,7 +150,8 @@ class Preprocessing:
 
     mean: Numbers | None = flag(
         "--mean",
-        "Subtract these values per channel: of 0..1, or of 0..255 with --scale 1. Default: the checkpoint's.",
+        "Subtract these values per channel, after --scale: on 0..1, or on 0..255 with --scale 1. Default: the "
+        "checkpoint's.",
         section=SECTION,
         read=read_numbers,
         write=write_numbers,
@@ -159,7 +160,7 @@ class Preprocessing:
     )
     std: Numbers | None = flag(
         "--std",
-        "Divide by these values per channel, in the same units. Default: the checkpoint's.",
+        "Then divide by these values per channel, in the same units. Default: the checkpoint's.",
         section=SECTION,
         read=read_numbers,
         write=write_numbers,
@@ -168,8 +169,8 @@ class Preprocessing:
     )
     resize: int | Resize | None = flag(
         "--resize",
-        "Resize images before --crop: the shorter side, to a size, letterbox:WxH[:PAD][:corner], cover:WxH, or each "
-        "side to a multiple:N. Default: cover the network's input.",
+        "Resize images before --crop: N (the shorter side), WxH, letterbox:WxH[:PAD][:corner], cover:WxH, or "
+        "multiple:N (each side). Default: cover the network's input.",
         section=SECTION,
         read=parse_resize,
         metavar="SIZE",
@@ -177,7 +178,7 @@ class Preprocessing:
     )
     crop: tuple[int, int] | None = flag(
         "--crop",
-        "Cut a square or WxH pixels from the centre.",
+        "Crop the centre: N for a square of N pixels, or WxH.",
         section=SECTION,
         read=parse_crop,
         write=show_crop,
@@ -195,7 +196,7 @@ class Preprocessing:
     )
     colour: Colour | None = flag(
         "--colour",
-        "Order of the colours. Default: rgb, or grey for one channel.",
+        "Order of the colour channels. Default: rgb, or grey for one channel.",
         section=SECTION,
         choices=get_args(Colour),
         default=None,
@@ -296,7 +297,8 @@ def _per_channel(option: str, values: Numbers | None, default: float, channels: 
     values = values or (default,)
     if len(values) not in (1, channels):
         raise InvalidOptionError(
-            f"{{{option}}} {write_numbers(values)} has {len(values)} numbers for {channels} channels."
+            f"{{{option}}} {write_numbers(values)} has {len(values)} numbers for {channels} channels; "
+            f"give {channels}, or one for all."
         )
     return tuple(map(float, values * channels if len(values) == 1 else values))
 

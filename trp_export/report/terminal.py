@@ -184,7 +184,7 @@ def _differing(agreement: Agreement | None) -> list[str]:
     if agreement is None or not agreement.lost + agreement.gained:
         return []
     if agreement.accuracy_after is None:
-        return [f"{agreement.lost:,} of {agreement.images:,} images change their class; ± is the standard error."]
+        return [f"{agreement.lost:,} of {agreement.images:,} images change their class."]
     return [
         f"{agreement.lost:,} of {agreement.images:,} images were right and are wrong now, {agreement.gained:,} the "
         "reverse; ± is the standard error of the change."

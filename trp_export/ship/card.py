@@ -76,7 +76,8 @@ def _preprocessing(steps: ManifestPreprocessing | None) -> str:
     mean, std = (" ".join(f"{value:g}" for value in values) for values in (steps.mean, steps.std))
     scale = " / 255" if steps.scale == SCALE else f" x {steps.scale:g}"
     return (
-        f"Images ({channels}, 8 bits): {_size(steps)}; pixels{scale}, minus {mean}, over {std}; layout {steps.layout}."
+        f"Images ({channels}, 8 bits): {_size(steps)}; pixels{scale}, minus {mean}, divided by {std}; "
+        f"layout {steps.layout}."
     )
 
 

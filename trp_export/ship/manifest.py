@@ -63,7 +63,7 @@ class Tensor:
 @dataclass(frozen=True, slots=True)
 class ManifestPreprocessing:
     """How 8-bit pixels become the input, with every choice spelled out: resize, cut the centre, order the colours,
-    times `scale`, minus mean, over std, to `layout`.
+    times `scale`, minus mean, divided by std, to `layout`.
 
     `resize` is the length of the shorter side; "cover" scales until `crop` is just covered; any other text is that of
     --resize; None keeps the size. `crop` is (height, width) or None. Mean and std have one number per channel.

@@ -103,14 +103,20 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
 
 
 def _on_held_out_images(fitted: LayerFactors) -> tuple[str, ...]:
-    """A note on the divergence of the answers, in units of their variance."""
-    found = fitted.held_out
-    if found is None:
+    """A note on the divergence of the outputs, in units of their variance."""
+    score = fitted.held_out
+    if score is None:
         return ()
     return (
-        f"on {found.images:,} held-out images the answers differ from the original's by {100 * found.divergence:.2g} "
-        f"\u00b1 {100 * found.error:.1g} % of their variance",
+        f"on {score.images:,} held-out images the outputs differ from the original's by {_percent(score.divergence)} "
+        f"\u00b1 {_percent(score.error)} % of their variance",
     )
+
+
+def _percent(share: float) -> str:
+    """Two digits, and all digits of whole numbers."""
+    percentage = 100 * share
+    return f"{percentage:,.0f}" if percentage >= 10 else f"{percentage:.2g}"
 
 
 def _verified(built: Built, plan: Plan, knowledge: Knowledge, work: Workspace) -> Built:
@@ -144,11 +150,13 @@ _ROOM = 0.5
 
 def _room_left(deviation: Deviation, limit: float) -> tuple[str, ...]:
     """A note where tuning won back so much that a smaller network may do."""
-    found = deviation.judged
-    if found is None or found.before - found.after > _ROOM * limit:
+    judged = deviation.judged
+    if judged is None or judged.before - judged.after > _ROOM * limit:
         return ()
-    lost = max(0.0, found.before - found.after) * 100
-    return (f"after tuning {lost:.2f} of {100 * limit:g} pp are lost: tuned, a smaller network may hold as well",)
+    lost = max(0.0, judged.before - judged.after) * 100
+    return (
+        f"after tuning {lost:.2f} of {100 * limit:g} pp are lost: a smaller tuned network may stay within the limit",
+    )
 
 
 def _tune(
@@ -190,7 +198,7 @@ def _larger(before: int, after: int) -> tuple[str, ...]:
 
 
 def finish(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
-    """Fold batch norm, simplify, strip what is private. The note says why onnxsim did not simplify, if so."""
+    """Fold batch norm, simplify, and strip private metadata. A note gives the reason if onnxsim did not simplify."""
     fold_batch_norm(model)
     remove_unused(model)
     model, passed_by = simplify(model)
@@ -199,13 +207,13 @@ def finish(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
 
 
 def _summary(plan: Plan, macs_before: int | None, macs_after: int | None) -> str:
-    """The plan in a line, for who looks at the file alone."""
+    """The plan in one line, for readers of the file's metadata."""
     summary = f"{len(plan.changed)} of {len(plan.decisions)} layers are factor pairs"
     return f"{summary}, {macs_before / macs_after:.2f} times fewer MACs" if macs_before and macs_after else summary
 
 
 def _decided_words(plan: Plan, names: WeightNames) -> dict[str, str]:
-    """What a later export should know of each layer, and of each part that a layer became."""
+    """What a later export should know about each layer, and about each part of a factored layer."""
     words = {decision.site.name: "kept" for decision in plan.decisions if not decision.branches}
     for change in plan.changed:
         for name in (name for path in names[change.site.name] for name in path):

@@ -135,7 +135,7 @@ def _agreement_rows(report: Report) -> list[tuple[str, str, str]]:
         rows.append(("not compared", f"{len(deviation.not_compared)}", f"{how}."))
     if deviation.truncation is not None:
         cause = "the lower ranks" if report.precision == "fp32" else f"the lower ranks and {report.precision}"
-        how = f"The result against the original, on {deviation.inputs}. This is the effect of {cause}."
+        how = f"The result, compared with the original, on {deviation.inputs}. This is the effect of {cause}."
         rows.append(("truncation", _distance(deviation.truncation), how))
     seen = deviation.seen
     if seen is not None:
@@ -145,7 +145,7 @@ def _agreement_rows(report: Report) -> list[tuple[str, str, str]]:
         how = f"The same on {seen.name}, {fitted}."
         rows.append(("on images", _distance(seen.distance), how))
         if seen.top1 is not None:
-            how = "The largest output of both models, on the same images."
+            how = "How often both models give the same class the largest output, on the same images."
             rows.append(("same class", percent(seen.top1), how))
     return [*rows, *_evaluation_rows(report)]
 
@@ -153,7 +153,7 @@ def _agreement_rows(report: Report) -> list[tuple[str, str, str]]:
 def _rewrite_note(deviation: Deviation) -> str:
     """What the rewrite was compared with, and where it is least exact."""
     how = (
-        "The result against the original with each changed kernel set to the product of its factors. The two may "
+        "The result, compared with the original whose changed kernels are the products of their factors. The two may "
         "differ by rounding only, whatever was truncated."
     )
     if not deviation.layers:
@@ -172,7 +172,7 @@ def _evaluation_rows(report: Report) -> list[tuple[str, str, str]]:
     path = report.options.images.path.name if report.options.images else "the given images"
     rows = []
     if same is not None:
-        how = f"The largest output of both models, on {same.images:,} images of {path}."
+        how = f"How often both models give the same class the largest output, on {same.images:,} images of {path}."
         rows.append(("same class", percent(same.top1), how))
     if graded is not None:
         change = points(graded.before, graded.after, graded.error)
