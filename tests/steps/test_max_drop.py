@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from PIL import Image
 
 from trp_export import Benchmark, Images, MaxDrop, Options, Rank, compress
-from trp_export.errors import OptionError
+from trp_export.errors import LoadError, OptionError
 from trp_export.inputs.images import load_images
 from trp_export.options import Calibration, Tuning
 from trp_export.planning import frontier
@@ -95,6 +95,36 @@ def test_without_labels_the_original_is_right(model: Path, inputs: np.ndarray, t
     assert found is not None
     assert (found.what, found.before, found.after, found.accuracy_after) == ("same class", 1.0, same, None)
     assert found.lost == round((1 - same) * COUNT)
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_numbers_of_classes_are_evaluated_as_classes(
+    model: Path, inputs: np.ndarray, labels: np.ndarray, tmp_path: Path, keep: int
+) -> None:
+    proto = onnx.load(model)
+    output = proto.graph.output[0].name
+    proto.graph.node.append(onnx.helper.make_node("ArgMax", [output], ["label"], axis=1, keepdims=keep))
+    del proto.graph.output[:]
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("label", onnx.TensorProto.INT64, None))
+    save(proto, tmp_path / "label.onnx")
+    for images in (store(tmp_path / "plain.npz", inputs), store(tmp_path / "labelled.npz", inputs, labels)):
+        reports = [
+            compress(file, Options(Rank(6), images=images, benchmark=QUIET, output=tmp_path / f"small.{file.name}"))
+            for file in (model, tmp_path / "label.onnx")
+        ]
+        assert reports[0].deviation is not None
+        assert reports[1].deviation is not None
+        assert reports[0].deviation.agreement == reports[1].deviation.agreement
+    with pytest.raises(LoadError, match="the network has classes 0 to 9"):
+        compress(
+            tmp_path / "label.onnx",
+            Options(
+                Rank(6),
+                images=store(tmp_path / "bad.npz", inputs, labels + 10),
+                benchmark=QUIET,
+                output=tmp_path / "x.onnx",
+            ),
+        )
 
 
 def test_answers_that_are_not_finite_are_of_no_class() -> None:

@@ -31,8 +31,16 @@ _HIDING = _CLASS_OPS | {
 _MOVING = frozenset(
     {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Concat", "Slice", "Split", "Gather"}
     | {"DepthToSpace", "SpaceToDepth", "GatherND", "GatherElements", "Expand", "Tile", "Pad", "Dropout"}
+    | {"SequenceConstruct", "SplitToSequence", "SequenceAt", "ConcatFromSequence", "SequenceInsert"}
 )
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Neg", "Where", "Min", "Max", "Mod", "Abs"})
+# Their other inputs are shapes, indices and bounds.
+_FIRST_ONLY = frozenset(
+    {"Reshape", "Slice", "Gather", "Expand", "Tile", "Pad", "Squeeze", "Unsqueeze", "TopK", "Clip", "GatherND"}
+    | {"GatherElements", "SplitToSequence", "SequenceAt"}
+)
+# These read nothing but a shape, and hide the values that they are added to.
+_NOISE = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
 _LEARNED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum"})
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 # What these make has its channels on the last axis.
@@ -128,6 +136,8 @@ def _follow(value: ir.Value, known: dict[ir.Value, _Found]) -> _Found:
     node = value.producer()
     if node is None or find_constant(value) is not None:
         return _Found({}, set(), decoded=False)
+    if node.op_type in _NOISE:
+        return _Found({}, set(), decoded=True)
     if node.domain not in ("", "ai.onnx") or node.op_type not in _HIDING | _MOVING | _ARITHMETIC:
         return _Found({value.name or "": value}, set())
     behind = [_behind(source, known) for source in _data(node)]
@@ -148,8 +158,7 @@ def _follow(value: ir.Value, known: dict[ir.Value, _Found]) -> _Found:
 
 def _data(node: ir.Node) -> Iterator[ir.Value]:
     """The inputs that hold values: not the shapes, indices and bounds of an operator."""
-    first_only = node.op_type in ("Reshape", "Slice", "Gather", "Expand", "Tile", "Pad", "Squeeze", "Unsqueeze", "TopK")
-    inputs = node.inputs[:1] if first_only or node.op_type in ("Clip", "GatherND", "GatherElements") else node.inputs
+    inputs = node.inputs[:1] if node.op_type in _FIRST_ONLY else node.inputs
     return (value for value in inputs if value is not None)
 
 
@@ -158,6 +167,8 @@ def _computed(value: ir.Value) -> bool:
 
 
 def _is_float(value: ir.Value) -> bool:
+    if isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
+        return False
     return value.dtype in (None, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 
 

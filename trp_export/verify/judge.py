@@ -6,7 +6,7 @@ The original runs once, when an evaluator is opened; then any number of models c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.errors import LoadError, OptionError
+from trp_export.graph.shapes import Shape, infer_value_shapes
 from trp_export.inputs.description import NetworkInputs
 from trp_export.inputs.images import ImageSet, load_images
 from trp_export.inputs.preprocessing import Preprocessing
@@ -29,6 +30,8 @@ Labels = NDArray[np.int64]
 _BATCH = 100
 # The class of an image whose outputs are not finite: it equals no label and no other class.
 _NO_CLASS = -1
+# What may follow the ArgMax of a network that gives numbers of classes.
+_MOVE_NUMBERS = {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +126,17 @@ def open_evaluator(
 
 
 def top1(outputs: Array) -> NDArray[np.intp]:
-    """The class of each image from logits (N, classes, 1, ...); -1 where they are not finite."""
+    """The class of each image: from logits (N, classes, 1, ...), -1 where they are not finite, or from its number."""
     rows = outputs.reshape(len(outputs), -1)
+    if _are_numbers(outputs):
+        return np.asarray(rows[:, 0], dtype=np.intp)
     classes = np.asarray(rows.argmax(axis=1))
     return classes if rows.dtype.kind != "f" else np.where(np.isfinite(rows).all(axis=1), classes, _NO_CLASS)
+
+
+def _are_numbers(outputs: Array) -> bool:
+    """True for one whole number per image: the output of an ArgMax."""
+    return outputs.dtype.kind in "iu" and outputs.ndim > 0 and outputs.size == len(outputs)
 
 
 def _share(evaluate: Evaluate, model: Path) -> float:
@@ -151,12 +161,18 @@ def _compare(before: Array, after: Array, labels: Labels | None) -> Agreement:
     )
 
 
-def _class_count(original: Path, images: ImageSet, name: str) -> int:
-    """The number of classes of the first output. Raises OptionError where it does not hold classes."""
+def _class_count(original: Path, images: ImageSet, name: str) -> int | None:
+    """The number of classes of the first output, None where that holds numbers of classes and does not tell how many.
+
+    Raises OptionError where it holds neither.
+    """
     first = next(_batches(images, original, name, lambda share: None), None)
     if first is None:
         raise LoadError(f"{images.name}: {len(images)} images are fewer than the fixed batch of the network.")
-    shape = run(original, [first])[0].shape
+    output = run(original, [first])[0]
+    shape = output.shape
+    if _are_numbers(output) and len(output) == len(first[name]):
+        return _counted_classes(original, {name: first[name].shape})
     if len(shape) < 2 or shape[0] != len(first[name]) or shape[1] < 2 or math.prod(shape[2:]) != 1:
         raise OptionError(
             f"--eval compares classes, and this network's first output is {list(shape)} for {len(first[name])} images. "
@@ -165,7 +181,22 @@ def _class_count(original: Path, images: ImageSet, name: str) -> int:
     return int(shape[1])
 
 
-def labels_of(images: ImageSet, count: int, names: Sequence[str]) -> tuple[Labels | None, tuple[str, ...]]:
+def _counted_classes(original: Path, shapes: Mapping[str, Shape]) -> int | None:
+    """The length of the axis of the ArgMax that gives the first output, looked for behind operators that move it."""
+    model = ir.load(original)
+    value: ir.Value | None = model.graph.outputs[0]
+    while value is not None and (node := value.producer()) is not None:
+        value = node.inputs[0] if node.inputs else None
+        if node.op_type in ("ArgMax", "TopK") and value is not None:
+            axis = node.attributes.get_int("axis", 0 if node.op_type == "ArgMax" else -1)
+            shape = infer_value_shapes(model, shapes).get(value.name or "")
+            return shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
+        if node.op_type not in _MOVE_NUMBERS:
+            return None
+    return None
+
+
+def labels_of(images: ImageSet, count: int | None, names: Sequence[str]) -> tuple[Labels | None, tuple[str, ...]]:
     """The labels as numbers of the network's classes, if they can be known, and a note where they cannot."""
     labels = images.labels
     if labels is None:
@@ -173,22 +204,25 @@ def labels_of(images: ImageSet, count: int, names: Sequence[str]) -> tuple[Label
     if images.classes:
         return _labels_by_name(images, labels, count, names)
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= count:
-        raise LoadError(f"{images.name}: labels run from {low} to {high}; the network has classes 0 to {count - 1}.")
+    if low < 0 or (count is not None and high >= count):
+        raise LoadError(
+            f"{images.name}: labels run from {low} to {high}; the network has classes 0 to {(count or 0) - 1}."
+        )
     return labels, ()
 
 
 def _labels_by_name(
-    images: ImageSet, labels: Labels, count: int, names: Sequence[str]
+    images: ImageSet, labels: Labels, count: int | None, names: Sequence[str]
 ) -> tuple[Labels | None, tuple[str, ...]]:
     """Folders are classes: matched by the names in the checkpoint, else in alphabetical order where none is missing."""
-    if len(names) == count and set(images.classes) <= set(names):
+    if names and count in (None, len(names)) and set(images.classes) <= set(names):
         index = np.array([names.index(name) for name in images.classes], dtype=np.int64)
         return index[labels], ()
     if len(images.classes) == count:
         return labels, ()
+    wanted = "an unknown number of" if count is None else count
     return None, (
-        f"{images.name}: {len(images.classes)} folders for {count} classes, so it is not known which folder "
+        f"{images.name}: {len(images.classes)} folders for {wanted} classes, so it is not known which folder "
         "holds which class: the classes of both models are compared instead of accuracy",
     )
 
