@@ -51,6 +51,7 @@ def make_model(body: str, outputs: str, seed: int = 0) -> ir.Model:
         (TRUNK + "s = Sigmoid (r)\n y = Mul (r, s)\n", "float[N, 6, 12, 12] y", {"r"}),
         (TRUNK + "y = Concat <axis = 1> (r, x)\n", "float[N, 9, 12, 12] y", {"r"}),
         (TRUNK + "s = SequenceConstruct (t, r)\n y = Identity (s)\n", "seq(float[N, 6, 12, 12]) y", {"t", "r"}),
+        (POOLED + "y = Multinomial (l)\n", "int32[N, 1] y", {"l"}),
         (TRUNK + "n = RandomNormalLike (r)\n y = Mul (r, n)\n", "float[N, 6, 12, 12] y", {"r"}),
         (
             TRUNK + "a, b = Split <axis = 1> (r)\n n = RandomNormalLike (b)\n s = Mul (b, n)\n y = Add (a, s)\n",

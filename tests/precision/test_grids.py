@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trp_export.precision.grids import LEVELS, WEIGHT_LIMIT, grid_between, round_bias, round_weight, weight_scales
-from trp_export.precision.ranges import METHODS, Spread
+from trp_export.precision.ranges import METHODS, Spread, gather_spreads
 
 ENDS = st.floats(-1e4, 1e4, allow_nan=False).filter(lambda end: end == 0 or abs(end) > 1e-6)
 
@@ -72,3 +74,14 @@ def test_a_value_that_never_changes_has_a_grid() -> None:
             assert np.isfinite(grid.scale)
             assert grid.scale > 0
             assert abs(float(grid.rounded(np.array([level]))[0]) - level) <= grid.scale
+
+
+def test_ranges_of_random_values_are_counted_whole() -> None:
+    """The second run of a random network leaves the range of the first, at both ends."""
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[1, 8] x) => (float[1, 8] y)
+        { n = RandomNormalLike (x)  y = Add (x, n) }"""
+    )
+    batch = np.zeros((1, 8), np.float32)
+    spread = gather_spreads(ir.serde.deserialize_model(proto), ["y"], [batch] * 50)["y"]
+    assert spread.counts.sum() == 400

@@ -24,8 +24,33 @@ Array = NDArray[Any]
 
 _CLASS_OPS = frozenset({"Softmax", "LogSoftmax", "ArgMax", "Hardmax"})
 _HIDING = _CLASS_OPS | {
-    *("Sigmoid", "HardSigmoid", "Tanh", "Exp", "ArgMin", "TopK", "NonMaxSuppression", "Round", "Floor", "Ceil"),
-    *("Sign", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not", "And", "Or", "OneHot", "NonZero"),
+    *(
+        "Sigmoid",
+        "HardSigmoid",
+        "Tanh",
+        "Exp",
+        "ArgMin",
+        "TopK",
+        "NonMaxSuppression",
+        "Multinomial",
+        "Bernoulli",
+        "Round",
+    ),
+    *(
+        "Floor",
+        "Ceil",
+        "Sign",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "Equal",
+        "Not",
+        "And",
+        "Or",
+        "OneHot",
+        "NonZero",
+    ),
     *("ReduceMax", "ReduceMin", "ReduceSum", "Softplus", "Clip", "Cast"),
 }
 _MOVING = frozenset(

@@ -56,7 +56,8 @@ def _count(array: NDArray[Any], low: float, high: float) -> NDArray[np.int64]:
     if not width > 0:
         return np.zeros(_BINS, dtype=np.int64)
     index = ((array.reshape(-1) - low) * np.float32(1 / width)).astype(np.int32)
-    return np.bincount(np.minimum(index, _BINS - 1), minlength=_BINS)
+    # A network that draws random numbers may leave the range that its first run had.
+    return np.bincount(np.clip(index, 0, _BINS - 1), minlength=_BINS)
 
 
 def least_error(spread: Spread) -> Grid:

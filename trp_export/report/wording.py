@@ -118,7 +118,9 @@ def _outputs(deviation: Deviation | None) -> str:
     if agreement is not None:
         return f"its predicted class stays the same on {percent(agreement.top1)} of {agreement.images:,} images"
     if seen is not None and seen.top1 is not None:
-        return f"its predicted class stays the same on {percent(seen.top1)} of {seen.fitted}"
+        return (
+            f"its predicted class stays the same on {percent(seen.top1)} of {seen.fitted}{_where_unreached(deviation)}"
+        )
     if seen is not None:
         moved = f"moved by {change_in(seen.distance.relative_l2)} (relative L2)"
         return f"its outputs on {seen.fitted} {moved}{_where_unreached(deviation)}"
