@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -23,9 +22,6 @@ from trp_export.steps.knowledge import Knowledge
 from trp_export.system.progress import Progress
 from trp_export.verify import Agreement, Deviation, Evaluator, Files, Score, holds, run_both
 from trp_export.workspace import Workspace
-
-if TYPE_CHECKING:
-    pass
 
 # What --precision best asks for without --max-drop: the share of calibration images that keep the float model's class,
 # and where the outputs hold no classes, the largest divergence.
