@@ -13,7 +13,7 @@ from trp_export.steps.knowledge import learn
 from trp_export.steps.plan import make_plan
 from trp_export.steps.precisions import choose_precision, make_variants, put_in_place
 from trp_export.steps.publish import publish, save_measurements
-from trp_export.steps.summarise import report_plan, report_result
+from trp_export.steps.summarise import report_plan, report_result, require_budget
 from trp_export.system.progress import Progress
 from trp_export.workspace import open_workspace
 
@@ -44,4 +44,5 @@ def compress(model: str | Path | nn.Module, options: Options = Options(), progre
         put_in_place(precisions, work.result)
         report = report_result(report, built, timing, precisions, knowledge, work)
         require_faster(report.latency, options)
+        require_budget(report)
         return publish(report, model, knowledge, options, work.outputs)

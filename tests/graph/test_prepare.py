@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trp_export.errors import UnsupportedError
 from trp_export.graph.bounds import require_bounded
-from trp_export.graph.narrow import note_narrow, store_narrow, take_narrow
+from trp_export.graph.packed import pack_weights
 from trp_export.graph.prepare import prepare
 from trp_export.graph.shapes import infer_value_shapes, input_shapes
 from trp_export.graph.simplify import simplify
@@ -186,20 +186,28 @@ def test_a_quantised_network_is_refused_and_the_float_model_named(body: str) -> 
         prepared(build(text(body, weights)))
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.booleans())
-def test_weights_go_back_behind_a_cast_where_nothing_is_lost(seed: int, is_exact: bool) -> None:
-    proto = build(text("k = Cast <to = 1> (w)  y = Conv (x, k)", "float16[64, 4, 3, 3] w"), seed)
-    model = ir.serde.deserialize_model(proto)
-    note_narrow(model)
-    model = prepare(model)
+PACKED = {
+    "a cast": ("k = Cast <to = 1> (w)", "float16[64, 4, 3, 3] w"),
+    "a scale for each channel": ("k = DequantizeLinear <axis = 0> (w, s)", "int8[64, 4, 3, 3] w, float[64] s"),
+    "two steps": ("d = DequantizeLinear (w, t)  k = Mul (d, g)", "int8[64, 4, 3, 3] w, float t, float[64, 1, 1, 1] g"),
+}
+
+
+@pytest.mark.parametrize(("body", "weights"), PACKED.values(), ids=PACKED)
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), is_exact=st.booleans())
+def test_weights_go_back_behind_their_expression_where_nothing_is_lost(
+    body: str, weights: str, seed: int, is_exact: bool
+) -> None:
+    proto = build(text(f"{body}  y = Conv (x, k)", weights), seed)
+    model = prepare(ir.serde.deserialize_model(proto))
     (place,) = find_sites(model, {})
     if not is_exact:
-        place.constant.root.const_value = ir.tensor(place.constant.array() * np.float32(1.0001))
+        place.constant.root.const_value = ir.tensor(place.constant.array() * np.float32(1.0001) + np.float32(1e-3))
     before = ir.serde.serialize_model(model)
-    narrow = take_narrow(model)
-    assert narrow is not None
-    store_narrow(model, narrow)
+    pack_weights(model, ir.serde.deserialize_model(proto))
     after = ir.serde.serialize_model(model)
+    onnx.checker.check_model(after)
     assert after.ByteSize() < (0.7 if is_exact else 1.1) * before.ByteSize()
-    assert np.array_equal(run(before, noise(proto))[0], run(after, noise(proto))[0])
+    # onnxruntime computes with weights that it unpacks in another order of summation.
+    np.testing.assert_allclose(run(after, noise(proto))[0], run(before, noise(proto))[0], rtol=1e-4, atol=1e-4)

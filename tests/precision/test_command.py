@@ -10,6 +10,7 @@ import onnx
 import pytest
 from command import Command
 from models import build, operators, run, save
+from onnx import numpy_helper
 
 from trp_export.precision import convert
 
@@ -18,6 +19,25 @@ net (float[N, 3, 12, 12] image) => (float[N, 8, 24, 24] y)
 <float[3, 8, 2, 2] up__weight>
 { a = ConvTranspose <strides = [2, 2]> (image, up__weight)
   y = Relu (a) }
+"""
+
+SQUARING = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[N, 3, 12, 12] image) => (float[N, 8, 12, 12] y)
+<float[16, 3, 3, 3] one__weight, float[8, 16, 3, 3] two__weight, float up = {1000}>
+{ a = Conv <pads = [1, 1, 1, 1]> (image, one__weight)  b = Mul (a, up)  square = Mul (b, b)  c = Sqrt (square)
+  y = Conv <pads = [1, 1, 1, 1]> (c, two__weight) }
+"""
+HALF_WEIGHTS = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[N, 3, 12, 12] image) => (float[N, 64, 12, 12] y)
+<float16[64, 3, 3, 3] one__weight, float16[64, 64, 3, 3] two__weight>
+{ v = Cast <to = 1> (one__weight)  a = Conv <pads = [1, 1, 1, 1]> (image, v)  b = Relu (a)
+  w = Cast <to = 1> (two__weight)  y = Conv <pads = [1, 1, 1, 1]> (b, w) }
+"""
+UNPACKED = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[N, 64, 12, 12] image) => (float[N, 64, 12, 12] y)
+<int8[64, 64, 3, 3] one__weight, int8[64, 64, 3, 3] two__weight, float scale = {0.01}>
+{ v = DequantizeLinear (one__weight, scale)  a = Conv <pads = [1, 1, 1, 1]> (image, v)  b = Relu (a)
+  w = DequantizeLinear (two__weight, scale)  y = Conv <pads = [1, 1, 1, 1]> (b, w) }
 """
 
 
@@ -108,6 +128,52 @@ def delivers_floats(trp: Command, folder: Path, words: str, *arguments: object) 
     assert not {"QuantizeLinear", "DequantizeLinear"} & set(operators(folder / "small.onnx"))
     assert run(folder / "small.onnx", {"image": np.zeros((2, 3, 12, 12), dtype=np.float32)})
     assert {path.name for path in folder.iterdir() if path.name.startswith((".", "low-rank", "int8"))} == set()
+
+
+def test_a_value_beyond_the_range_of_fp16_leaves_the_float_model(trp: Command, images: Path, tmp_path: Path) -> None:
+    """Which the outputs do not show where onnxruntime computes in float32 between two casts."""
+    model = save(build(SQUARING), tmp_path / "model.onnx")
+    arguments = (model, *QUIET, "--precision", "fp16")
+    delivers_floats(trp, tmp_path, "square reaches", *arguments)
+    delivers_floats(trp, tmp_path, "square reaches", *arguments, "--calib", images)
+
+
+def test_weights_behind_a_cast_run_in_8_bits(trp: Command, images: Path, tmp_path: Path) -> None:
+    model = save(build(HALF_WEIGHTS), tmp_path / "model.onnx")
+    outcome = trp(model, *QUIET, "--skip", "*", "--calib", images, "--precision", "int8")
+    assert outcome.code == 0, outcome.err
+    assert "Cast" not in operators(tmp_path / "small.onnx")
+    assert variants(tmp_path)["int8 alone"]["shipped"]
+
+
+def save_unpacked(folder: Path) -> Path:
+    """A model that stores its weights as int8 and computes in float32; the second weight has rank 1."""
+    proto = build(UNPACKED)
+    generator = np.random.default_rng(0)
+    kernels = {
+        "one.weight": generator.integers(-9, 9, (64, 64, 3, 3), np.int8),
+        "two.weight": np.multiply.outer(generator.integers(-9, 9, 64), generator.integers(-9, 9, (64, 3, 3))),
+    }
+    for tensor in proto.graph.initializer:
+        if tensor.name in kernels:
+            tensor.CopyFrom(numpy_helper.from_array(kernels[tensor.name].astype(np.int8), tensor.name))
+    return save(proto, folder / "model.onnx")
+
+
+def test_a_kept_int8_weight_does_not_grow(trp: Command, tmp_path: Path) -> None:
+    model = save_unpacked(tmp_path)
+    outcome = trp(model, "--rank", "2", "--skip", "Conv_0", "--no-bench", "-o", "small.onnx")
+    assert outcome.code == 0, outcome.err
+    assert operators(tmp_path / "small.onnx").count("DequantizeLinear") == 1
+    assert (tmp_path / "small.onnx").stat().st_size < model.stat().st_size
+    assert "times smaller" in outcome.out
+
+
+def test_a_result_that_gains_nothing_says_so(trp: Command, tmp_path: Path) -> None:
+    outcome = trp(save_unpacked(tmp_path), "--no-bench", "-o", "small.onnx", "--precision", "fp16")
+    assert outcome.code == 0, outcome.err
+    assert "LARGER than the original" in outcome.out
+    assert "Nothing was gained: keep the original." in " ".join(outcome.out.split())
 
 
 def test_contradictions(refuses: Command, model: Path, images: Path) -> None:

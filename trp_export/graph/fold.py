@@ -7,7 +7,7 @@ before anything is computed. What is left over stays as it is, and its layer is 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 
 import numpy as np
@@ -42,26 +42,31 @@ def fold_weights(model: ir.Model) -> None:
     Expressions that make the same of the same weights, as the two branches of an If may hold, share one value.
     """
     shared: dict[_Key, ir.Value] = {}
+    for value, nodes, array in find_expressions(model):
+        key = _weights(nodes), str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).digest()
+        if key not in shared:
+            shared[key] = _add(model, f"{value.name}.folded", array)
+        value.replace_all_uses_with(shared[key])
+
+
+def find_expressions(model: ir.Model) -> Iterator[tuple[ir.Value, list[ir.Node], Array]]:
+    """Each constant expression that a layer reads: its value in the graph, its nodes in order, and what it makes."""
     for node in list(model.graph.all_nodes()):
-        if is_counted(node) or node.op_type == "BatchNormalization":
-            for value in node.inputs[1:]:
-                if value is not None and find_constant(value) is None:
-                    _fold(model, value, shared)
+        for value in node.inputs[1:] if is_counted(node) or node.op_type == "BatchNormalization" else ():
+            nodes = _expression(value) if value is not None and find_constant(value) is None else []
+            array = _compute(nodes, value, model.opset_imports.get("", 1)) if value is not None and nodes else None
+            if value is not None and array is not None and array.size:
+                yield value, nodes, array
+
+
+def stored_constants(nodes: Sequence[ir.Node]) -> list[ir.TensorProtocol]:
+    """What the nodes of an expression read from the file, each once."""
+    values = dict.fromkeys(source for node in nodes for source in node.inputs if source is not None)
+    return [value.const_value for value in values if value.const_value is not None]
 
 
 # The weights that an expression reads, and its value.
 _Key = tuple[frozenset[ir.Value], str, tuple[int, ...], bytes]
-
-
-def _fold(model: ir.Model, value: ir.Value, shared: dict[_Key, ir.Value]) -> None:
-    nodes = _expression(value)
-    array = _compute(nodes, value, model.opset_imports.get("", 1)) if nodes else None
-    if array is None or not array.size:
-        return
-    key = _weights(nodes), str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).digest()
-    if key not in shared:
-        shared[key] = _add(model, f"{value.name}.folded", array)
-    value.replace_all_uses_with(shared[key])
 
 
 def _weights(nodes: Iterable[ir.Node]) -> frozenset[ir.Value]:
@@ -110,8 +115,7 @@ def _can_fold(node: ir.Node) -> bool:
 def _compute(nodes: list[ir.Node], value: ir.Value, opset: int) -> Array | None:
     """The value of an expression; None where it would grow beyond the bounds or cannot be computed."""
     arrays = {source.name: source for node in nodes for source in node.inputs if source is not None}
-    stored = [source.const_value for source in arrays.values() if source.const_value is not None]
-    limit = max(_SMALL_BYTES, _MOST_GROWTH * sum(tensor.nbytes for tensor in stored))
+    limit = max(_SMALL_BYTES, _MOST_GROWTH * sum(tensor.nbytes for tensor in stored_constants(nodes)))
     try:
         known = {name: source.const_value.numpy() for name, source in arrays.items() if source.const_value is not None}
         for node in nodes:

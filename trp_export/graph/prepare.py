@@ -19,7 +19,6 @@ from trp_export.errors import LoadError
 from trp_export.graph.fold import fold_weights
 from trp_export.graph.inline import inline_functions
 from trp_export.graph.metadata import name_without_paths
-from trp_export.graph.narrow import note_narrow
 from trp_export.graph.quantised import require_float
 from trp_export.graph.weights import find_readers
 
@@ -33,6 +32,17 @@ def prepare(model: ir.Model) -> ir.Model:
     Raises LoadError for weights that are not finite, UnsupportedError for a quantised network and for functions that
     stand for too many nodes.
     """
+    prepare_unfolded(model)
+    fold_weights(model)
+    remove_unused(model)
+    name_without_paths(model)
+    name_nodes(model)
+    require_finite_weights(model)
+    return model
+
+
+def prepare_unfolded(model: ir.Model) -> ir.Model:
+    """The first steps of `prepare`, before constant expressions are folded."""
     inline_functions(model)
     require_float(model)
     unlist_weights(model)
@@ -40,12 +50,6 @@ def prepare(model: ir.Model) -> ir.Model:
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
     name_values(model)
-    note_narrow(model)
-    fold_weights(model)
-    remove_unused(model)
-    name_without_paths(model)
-    name_nodes(model)
-    require_finite_weights(model)
     return model
 
 

@@ -13,8 +13,8 @@ from trp_export.planning.plan import Plan
 
 # A plan this close to the target is accepted; whole blocks of channels are coarser steps in a small network.
 _NEAR = 0.01
-# A fastest plan below this share of the target is refused.
-_REACHED = 0.95
+# A plan below this share of the target is refused.
+REACHED = 0.95
 _MOST_TRIES = 6
 
 
@@ -42,14 +42,17 @@ def plan_at_speed(latency: NetworkLatency, ratio: float, plan_by: Callable[[floa
         again = found in tried
         tried[found] = plan
         fastest = latency.predicted(plan) > budget * (1 + 1e-6)
-        if fastest and found < ratio * _REACHED:
+        if fastest and found < ratio * REACHED:
             raise OptionError(
                 f"--speedup {ratio:g} is out of reach on this device: the fastest plan measured {max(tried):.2f}x."
             )
         if again or fastest or abs(found / ratio - 1) <= _NEAR:
             break
         budget *= found / ratio
-    return tried[min(tried, key=lambda found: abs(math.log(found / ratio)))]
+    nearest = min(tried, key=lambda found: abs(math.log(found / ratio)))
+    if nearest < ratio * REACHED:
+        raise OptionError(f"--speedup {ratio:g} is not met on this device: the nearest plan measured {nearest:.2f}x.")
+    return tried[nearest]
 
 
 def predicted_plan(

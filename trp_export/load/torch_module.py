@@ -44,7 +44,9 @@ def export_module(module: nn.Module, name: str, options: LoadOptions, what: str,
         notes += (f"the weights are {half}; they are exported in float32 (--precision fp16 stores half of that)",)
     training = {inner: inner.training for inner in module.modules()}
     try:
-        return _export(module.eval(), name, options, what, notes)
+        for inner in training:  # eval() is refused by what torch.export.load returns.
+            inner.training = False
+        return _export(module, name, options, what, notes)
     finally:
         for inner, was in training.items():
             inner.training = was

@@ -171,8 +171,10 @@ def _share_tensors(first: _Choice, other: _Choice) -> bool:
 
 
 def _notes(first: _Choice, others: list[_Choice], path: Path) -> Iterator[str]:
-    names = dict.fromkeys(other.name for other in others if first.matches)
-    left_out = f"; {', '.join(list(names)[:_NAMED])} left out" if names else ""
+    # The same tensors are found under several prefixes; the whole file has no name of its own.
+    places = list(dict.fromkeys(other.name or "the other weights" for other in others if first.matches))
+    names = [name for name in places if not any(longer.startswith(f"{name}.") for longer in places)]
+    left_out = f"; {', '.join(names[:_NAMED])} left out" if names else ""
     if first.averaged:
         yield f"{path.name}: the averaged weights are taken ({first.name or _AVERAGE_COUNT}){left_out}"
     elif names:
@@ -184,4 +186,4 @@ def _notes(first: _Choice, others: list[_Choice], path: Path) -> Iterator[str]:
 
 
 def _is_other_set(name: str, others: list[_Choice]) -> bool:
-    return any(other.prefix and name.startswith(other.prefix) for other in others)
+    return any(name.startswith(other.prefix) if other.prefix else name in other.tensors for other in others)

@@ -7,18 +7,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.calibration.answers import answer_divergence, find_answers, run_answers
 from trp_export.calibration.divergence import agreement, divergence
 from trp_export.errors import TrpError, first_line
+from trp_export.graph.fold import fold_weights
 from trp_export.graph.model_files import save_model, size_bytes
+from trp_export.graph.prepare import remove_unused
 from trp_export.graph.shapes import input_shapes
 from trp_export.precision.fp16 import to_fp16
 from trp_export.precision.int8 import shown_and_held_out, to_int8
 from trp_export.precision.rounding import ROUNDED
-from trp_export.runtime.partial import Tap
+from trp_export.runtime.partial import Tap, fixed_batch
 from trp_export.runtime.sessions import CannotRunError, noise
 from trp_export.system.progress import Progress
 from trp_export.verify import Agreement, Score
@@ -30,6 +33,9 @@ Batches = Sequence[NDArray[Any]]
 
 # The largest divergence from the float model that a variant may have (see calibration/divergence.py).
 LARGEST_DIVERGENCE = 0.1
+# Images whose inner values are looked at in fp16; they are all in memory at once.
+_IMAGES = 4
+_LARGEST_HALF = "fp16 holds at most 65,504"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,8 @@ def convert(
     """
     model = ir.load(source)
     ir.external_data.load_to_model(model)
+    fold_weights(model)  # Weights that are stored behind a Cast or a DequantizeLinear.
+    remove_unused(model)
     try:
         made, how = _in(precision, model, batches, progress)
         save_model(made, file)
@@ -107,6 +115,8 @@ def convert(
         judges = held_out or (shown_and_held_out(batches)[1] if batches else ())
         parity = _compare(model, made, judges) if judges else None
         refused = _too_far(parity) if parity else _too_far_on_noise(source, model, made)
+        if precision == "fp16" and refused is None:
+            refused = _overflow(source, model, made, judges)
     except (TrpError, CannotRunError) as error:
         return Variant(precision, low_rank, None, None, refused=first_line(error).removesuffix("."))
     return Variant(precision, low_rank, file, size_bytes(file), how, parity, refused)
@@ -147,6 +157,25 @@ def _too_far_on_noise(source: Path, model: ir.Model, made: ir.Model) -> str | No
     before, after = (Tap(one, names, answers)(inputs) for one in (model, made))
     apart = divergence(before, after)
     return None if apart <= LARGEST_DIVERGENCE else f"on noise {_apart(apart)}"
+
+
+def _overflow(source: Path, model: ir.Model, made: ir.Model, images: Batches) -> str | None:
+    """Why a model may not ship in fp16 whose inner values are beyond its range, on some images or on noise.
+
+    onnxruntime computes in float32 on a CPU, where only a value that is asked for is rounded to fp16.
+    """
+    inputs = noise(source, input_shapes(model))
+    if images:
+        inputs = {next(iter(inputs)): images[0][: fixed_batch(model) or _IMAGES]}
+    names = [value.name or "" for node in made.graph for value in node.outputs if value.name]
+    halves = Tap(made, list(inputs), names)(inputs)
+    beyond = [name for name, array in halves.items() if array.dtype == np.float16 and not np.isfinite(array).all()]
+    known = {value.name for node in model.graph for value in node.outputs}
+    floats = Tap(model, list(inputs), [name for name in beyond if name in known])(inputs) if beyond else {}
+    for name, array in floats.items():
+        if np.isfinite(array).all():
+            return f"{name} reaches {np.abs(array).max():.2g} on {'images' if images else 'noise'}; {_LARGEST_HALF}"
+    return None
 
 
 def _too_far(parity: Parity) -> str | None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from trp_export.ship.manifest import Ort
 
 SCHEMA = 1
+_METADATA_BYTES = 2**14
 _PACKAGES = ("trp-export", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxsim", "torch", "torchvision")
 
 
@@ -61,6 +62,20 @@ class Report:
     files: tuple[Path, ...] = ()
     ort: Ort | None = None
     digest: str | None = None
+
+    @property
+    def is_larger(self) -> bool:
+        """Whether the result takes more bytes than the original, beyond what the plan in its metadata takes."""
+        before, after = self.before.bytes, self.after.bytes if self.after is not None else None
+        return before is not None and after is not None and after > before + _METADATA_BYTES
+
+    @property
+    def gains_nothing(self) -> bool:
+        """Whether the result is larger, needs no fewer multiply-adds and was not measured to be faster."""
+        before, after = self.before.macs, self.after.macs if self.after is not None else None
+        is_cheaper = before is not None and after is not None and after < before
+        is_faster = self.ratio is not None and self.ratio.verdict == "faster"
+        return self.is_larger and not is_cheaper and not is_faster
 
     @property
     def precision(self) -> str:

@@ -30,7 +30,8 @@ def headline(report: Report) -> str:
     name = plain(shorten(report.source.name, 60))
     changed, layers = len(report.plan.changed), len(report.plan.decisions)
     if not changed and report.precision == "fp32":
-        return f"No layer of {name} becomes smaller under this rule, so the model is unchanged."
+        larger = f" Its file is {_larger(report)}: keep the original." if report.is_larger else ""
+        return f"No layer of {name} becomes smaller under this rule, so the model is unchanged.{larger}"
     if report.after is None:
         return f"{changed} of {layers} layers of {name} would become factor pairs{_planned(report)}."
     outcome = f"{name} is {_size(report)}{_speed(report.ratio)}; {_outputs(report.deviation)}."
@@ -52,7 +53,14 @@ def _size(report: Report) -> str:
         ratio, unit = before.bytes / after.bytes, ""
     else:
         ratio, unit = before.params / max(after.params, 1), " in parameters"
+    if report.is_larger:
+        return _larger(report)
     return f"{ratio:.2f} times smaller{unit}" if ratio >= 1.005 else f"not smaller{unit}"
+
+
+def _larger(report: Report) -> str:
+    before, after = report.before.bytes or 1, (report.after and report.after.bytes) or 1
+    return f"LARGER than the original ({after / before:.2f} times its bytes)"
 
 
 def _speed(ratio: Ratio | None) -> str:
@@ -80,6 +88,8 @@ def interval(ratio: Ratio) -> str:
 
 def _advice(report: Report) -> str:
     ratio, low_rank = report.ratio, report.low_rank_ratio
+    if report.gains_nothing:
+        return "Nothing was gained: keep the original."
     if ratio is not None and ratio.verdict == "slower":
         return "Do not ship it for speed."
     if ratio is None or ratio.verdict != "faster" or low_rank is None or low_rank.verdict == "unknown":

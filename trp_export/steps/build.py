@@ -19,7 +19,7 @@ from trp_export.graph.cost import Cost, count_params
 from trp_export.graph.interface import require_same_interface
 from trp_export.graph.metadata import sign, strip_traces
 from trp_export.graph.model_files import save_model, size_bytes
-from trp_export.graph.narrow import store_narrow, take_narrow
+from trp_export.graph.packed import pack_weights
 from trp_export.graph.prepare import remove_unused
 from trp_export.graph.rewrite import WeightNames, read_factors, rewrite, set_products, tag_nodes
 from trp_export.graph.simplify import simplify
@@ -86,7 +86,6 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
     files = Files(network.original, network.file, work.scratch / "products.onnx", result)
     save_model(products, files.products, apart=True)
 
-    narrow = take_narrow(model)
     model, not_simplified = finish(model)
     tag_nodes(model, plan, names)
     require_same_interface(network.model, model)
@@ -94,12 +93,12 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
     macs = measured_macs(model, network.described, work.scratch / "counted.onnx")
     sign(model, {"rule": plan.rule, "plan": _summary(plan, network.macs, macs)})
     save_model(model, files.result)
-    if narrow is not None and size_bytes(files.result) > network.original_bytes:
-        store_narrow(model, narrow)
+    params = count_params(model)
+    if size_bytes(files.result) > network.original_bytes:
+        pack_weights(model, ir.load(network.original))
         save_model(model, files.result)
-    size = size_bytes(files.result)
-    notes = (*(notes or _on_held_out_images(fitted)), *not_simplified, *_larger(network.original_bytes, size))
-    return Built(files, Cost(count_params(model), macs, size), notes)
+    notes = (*(notes or _on_held_out_images(fitted)), *not_simplified)
+    return Built(files, Cost(params, macs, size_bytes(files.result)), notes)
 
 
 def _on_held_out_images(fitted: LayerFactors) -> tuple[str, ...]:
@@ -185,16 +184,6 @@ def _tune(
         f"tuned for {tuned.steps} steps (--tune {tuned.steps}steps repeats it): on held-out calibration images "
         f"agreement with the original {agreement}, divergence {divergence}",
     )
-
-
-# Growth of the file that is worth a note: the plan in the metadata takes some kilobytes.
-_GROWTH_BYTES = 2**14
-
-
-def _larger(before: int, after: int) -> tuple[str, ...]:
-    if after <= before + _GROWTH_BYTES:
-        return ()
-    return (f"the result is larger than the original: {after:,} instead of {before:,} bytes",)
 
 
 def finish(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
