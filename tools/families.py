@@ -261,7 +261,11 @@ def _tables(lines: Iterable[Mapping[str, Any]]) -> str:
         ),
     ]
     if refused:
-        parts.append(_table("network | rule | images | refused", ([*_key(line), line["refused"]] for line in refused)))
+        parts.append(
+            _table(
+                "network | rule | images | not exported, and why", ([*_key(line), line["refused"]] for line in refused)
+            )
+        )
     if noted:
         parts.append(_table("network | what the command says besides", map(list, noted)))
     return "\n\n".join(parts)
