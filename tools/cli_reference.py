@@ -62,7 +62,7 @@ def commands() -> list[tuple[str, click.Command]]:
 
 
 def _describe(name: str, command: click.Command, level: str) -> Iterator[str]:
-    context = click.Context(command, info_name=name, show_default=command.context_settings.get("show_default"))
+    context = click.Context(command, info_name=name, **command.context_settings)
     usage = " ".join([name, *command.collect_usage_pieces(context)])
     yield f"{level} {name}\n\n```\n{usage}\n```\n\n{_paragraphs(command.help)}\n"
     formatter = _Sections()

@@ -115,21 +115,21 @@ class Entry:
 
 def entries(kind: type, path: tuple[str, ...] = ()) -> Iterator[Entry]:
     """All options of a dataclass and of the values in it, in order."""
-    for one in fields(kind):
-        here = (*path, one.name)
-        if "flag" in one.metadata:
-            yield Entry(here, one.metadata["flag"], one.default)
-        for nested in _nested(one):
+    for declared in fields(kind):
+        here = (*path, declared.name)
+        if "flag" in declared.metadata:
+            yield Entry(here, declared.metadata["flag"], declared.default)
+        for nested in _nested(declared):
             yield from entries(nested, here)
 
 
 def flags_of(kind: type) -> dict[str, str]:
     """Flags by field, as error templates name them: "benchmark.run", and a value with options by its first one."""
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for entry in entries(kind):
         for depth in range(1, len(entry.path) + 1):
-            found.setdefault(".".join(entry.path[:depth]), entry.flag.name)
-    return found
+            names.setdefault(".".join(entry.path[:depth]), entry.flag.name)
+    return names
 
 
 def build(kind: type, given: Mapping[str, Any]) -> Any:
@@ -138,10 +138,10 @@ def build(kind: type, given: Mapping[str, Any]) -> Any:
     Raises OptionError that speaks of flags.
     """
     values = {}
-    for one in fields(kind):
-        value = _field_value(one, given)
+    for declared in fields(kind):
+        value = _field_value(declared, given)
         if value is not MISSING:
-            values[one.name] = value
+            values[declared.name] = value
     try:
         return kind(**values)
     except InvalidOptionError as error:
@@ -150,32 +150,32 @@ def build(kind: type, given: Mapping[str, Any]) -> Any:
 
 def arguments(value: Any) -> Iterator[str]:
     """The options that make this value again, without those at their defaults."""
-    for one in fields(value):
-        held = getattr(value, one.name)
-        if "flag" in one.metadata:
-            if held != one.default:
-                yield from _written(one.metadata["flag"], held)
-        elif is_dataclass(held) and _nested(one):
-            yield from arguments(held)
+    for declared in fields(value):
+        current = getattr(value, declared.name)
+        if "flag" in declared.metadata:
+            if current != declared.default:
+                yield from _written(declared.metadata["flag"], current)
+        elif is_dataclass(current) and _nested(declared):
+            yield from arguments(current)
 
 
-def _nested(one: Field[Any]) -> tuple[type, ...]:
-    kinds = one.metadata.get("one_of", ())
-    nested = one.metadata.get("group") or one.metadata.get("optional")
+def _nested(declared: Field[Any]) -> tuple[type, ...]:
+    kinds = declared.metadata.get("one_of", ())
+    nested = declared.metadata.get("group") or declared.metadata.get("optional")
     return (nested,) if nested is not None else kinds
 
 
-def _field_value(one: Field[Any], given: Mapping[str, Any]) -> Any:
-    if "flag" in one.metadata:
-        value = given.get(one.metadata["flag"].key)
+def _field_value(declared: Field[Any], given: Mapping[str, Any]) -> Any:
+    if "flag" in declared.metadata:
+        value = given.get(declared.metadata["flag"].key)
         return MISSING if value is None or value == () else value
-    if "group" in one.metadata:
-        return build(one.metadata["group"], given)
-    chosen = [kind for kind in _nested(one) if _is_given(_first(kind), given)]
+    if "group" in declared.metadata:
+        return build(declared.metadata["group"], given)
+    chosen = [kind for kind in _nested(declared) if _is_given(_first(kind), given)]
     if len(chosen) > 1:
         first, second = (_first(kind).name for kind in chosen[:2])
         raise OptionError(f"{first} and {second} contradict each other; give one.")
-    for kind in _nested(one):
+    for kind in _nested(declared):
         if kind not in chosen:
             _require_none_given(kind, given)
     return build(chosen[0], given) if chosen else MISSING

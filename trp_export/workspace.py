@@ -1,4 +1,4 @@
-"""Where an export works: a scratch folder, the place where outputs are prepared, and who is told of progress."""
+"""Where an export works: a scratch folder, the place where outputs are prepared, and the progress callback."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def files_read(model: str | Path | nn.Module, options: Options) -> list[Path]:
 
 
 def files_saved(options: Options) -> list[Output]:
-    """The files of measurements, which an export reads where they exist, and writes again with what it added."""
+    """The files of measurements: an export reads them where they exist, and writes them back with its own added."""
     statistics = options.calibration.statistics if options.calibration else None
     named = (("--calib-stats", statistics), ("--latency-table", options.benchmark.table))
     return [Output(path, option) for option, path in named if path is not None]
@@ -77,7 +77,7 @@ def _external_data(model: str | Path | nn.Module, outputs: Sequence[Output]) -> 
 
 
 def _output_stage(model: str | Path | nn.Module, options: Options) -> OutputStage:
-    """Outputs are prepared beside the file to be, or beside the bundle."""
+    """Outputs are prepared beside their final place, that of the model or of the bundle."""
     if options.bundle is None:
         return OutputStage(_output(model, options), options.report)
     from trp_export.ship.bundle_stage import BundleStage

@@ -26,13 +26,16 @@ Exit codes:
 """
 
 
-@click.group("trp-bundle", context_settings={"help_option_names": ["-h", "--help"]})
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group("trp-bundle", context_settings=_SETTINGS)
 @click.version_option(package_name="trp-export")
 def command() -> None:
     """Check bundles that `trp-export --bundle` wrote."""
 
 
-@command.command("verify", short_help="Check a bundle.", epilog=_EXAMPLES)
+@command.command("verify", short_help="Check a bundle.", epilog=_EXAMPLES, context_settings=_SETTINGS)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--digest",

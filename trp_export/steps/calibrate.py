@@ -70,26 +70,26 @@ def calibrate(
     *,
     cuts: bool = True,
 ) -> tuple[CalibrationData, tuple[Layer, ...]]:
-    """Run the images through the network; the layers' curves then speak of kept output, not of kept weight.
+    """Run the images through the network; the layers' curves then measure kept output instead of kept weight.
 
     Without `images` they are synthesised. One image in four is held out: errors and damage are measured on these.
-    Where no layer is to be cut, only the images are returned: they are for int8 and the verdict. Raises OptionError
+    Where no layer is to be cut, only the images are returned: int8 and the evaluation use them. Raises OptionError
     without calibration options.
     """
     calibration, rule = options.calibration, options.effective_rule
     if calibration is None:
-        raise OptionError("nothing says which images to calibrate on.")
+        raise OptionError("calibration needs images; give calibration=Calibration(PATH).")
     if calibration.tune is not None:
         require("--tune", "torch")
     images = images or _synthetic_images(network, calibration, progress)
     ir.external_data.load_to_model(network.model)  # Parts of it are run from memory from here on.
     model, multiple = network.model, fixed_batch(network.model)
-    shown, aside = split_images(images, multiple or 1)
+    fitting, reserve = split_images(images, multiple or 1)
     batch_shape = (multiple or 1, *images.batch(0, 1).shape[1:])
     shapes = infer_value_shapes(model, {model.graph.inputs[0].name or "": batch_shape})
     names = [node.inputs[0].name or "" for place in network.located for node in place.nodes if node.inputs[0]]
     at_a_time, room = images_to_read(names, shapes), images_to_walk(model, shapes)
-    batches, held_out = (tuple(feed(model, part, at_a_time)) if part is not None else () for part in (shown, aside))
+    batches, held_out = (tuple(feed(model, part, at_a_time)) if part is not None else () for part in (fitting, reserve))
     notes = images.notes
     data = CalibrationData(batches, {}, lost_energy, notes, held_out, room, multiple is not None, calibration.synthetic)
     if _of_one_colour(network, images.name, (*batches, *held_out)):
@@ -104,9 +104,9 @@ def calibrate(
         )
 
     earlier = _saved_statistics(calibration)
-    moments = merge_moments([gather(shown, "calibrate"), *earlier])
-    judge = gather(aside, "held-out images") if aside is not None else None
-    layers = calibrated_layers(layers, network.located, moments, partial(progress, "output errors"), judge)
+    moments = merge_moments([gather(fitting, "calibrate"), *earlier])
+    held_out_moments = gather(reserve, "held-out images") if reserve is not None else None
+    layers = calibrated_layers(layers, network.located, moments, partial(progress, "output errors"), held_out_moments)
     notes = (*notes, *calibration_remarks(moments, network.means))
     data = replace(data, moments=moments, notes=notes)
     if rule.needs_sensitivities:
@@ -116,7 +116,7 @@ def calibrate(
                 layers,
                 moments,
                 _for_sensitivities(data, network),
-                held_out=judge,
+                held_out=held_out_moments,
                 progress=partial(progress, "sensitivities"),
             )
         )
@@ -125,7 +125,7 @@ def calibrate(
 
 
 def _of_one_colour(network: Network, name: str, batches: Sequence[NDArray[Any]]) -> bool:
-    """True where no image varies. Raises LoadError where they would, were it not for the type of the input."""
+    """True where no image varies. Raises LoadError where conversion to the type of the input removes all variation."""
     if any(float(np.ptp(image)) > 0 for batch in batches for image in _as_fed(network.model, batch)):
         return False
     if any(float(np.ptp(image)) > 0 for batch in batches for image in batch):
@@ -152,7 +152,7 @@ def _for_sensitivities(data: CalibrationData, network: Network) -> Sequence[NDAr
 
 
 def _saved_statistics(calibration: Calibration) -> tuple[dict[str, Moments], ...]:
-    """Those of earlier runs. Raises LoadError for a file that holds something else."""
+    """The statistics of earlier runs. Raises LoadError for a file that does not hold any."""
     file = calibration.statistics
     return (load_moments(file),) if file is not None and file.exists() else ()
 

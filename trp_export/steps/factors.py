@@ -74,8 +74,8 @@ def _plain(network: Network, plan: Plan, progress: Progress) -> LayerFactors:
         new = sum_products(factors, change.branches, site.kernel_shape, site.group)
         return factors, bias_shift(kernel, new, network.means[site.name])
 
-    made = map_layers(make, plan.changed, partial(progress, "factor"))
-    named = {change.site.name: one for change, one in zip(plan.changed, made, strict=True)}
+    results = map_layers(make, plan.changed, partial(progress, "factor"))
+    named = {change.site.name: result for change, result in zip(plan.changed, results, strict=True)}
     shifts = {name: shift for name, (_, shift) in named.items() if shift is not None}
     return LayerFactors({name: factors for name, (factors, _) in named.items()}, shifts)
 
@@ -86,7 +86,7 @@ def _rounded(network: Network, fitted: LayerFactors) -> LayerFactors:
         place.site.name: place.constant.dtype.numpy() for place in network.located if place.site.name in fitted.factors
     }
     factors = {
-        name: tuple(Factors(own.reduce.astype(types[name]), own.expand.astype(types[name])) for own in pairs)
+        name: tuple(Factors(pair.reduce.astype(types[name]), pair.expand.astype(types[name])) for pair in pairs)
         for name, pairs in fitted.factors.items()
     }
     return replace(fitted, factors=factors)

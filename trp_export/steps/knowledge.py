@@ -1,4 +1,4 @@
-"""What is learned about a network before a plan is made: from images, from the device, from an evaluation."""
+"""What an export learns about a network before it makes a plan: from images, the device and an evaluation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Knowledge:
-    """The network and all that plans, factors and verdicts draw on. What is None was not asked for.
+    """The network, and the data that plans, factors and evaluations use. A field is None if it was not asked for.
 
     `layers` hold the curves of each layer, `saved` the choices of a saved plan.
     """

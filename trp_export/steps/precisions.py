@@ -34,23 +34,25 @@ def make_variants(
 ) -> tuple[Variant, ...]:
     """The float model and what was asked for; where there is a benchmark, also the same without low rank.
 
-    None at all where no precision was asked for.
+    Empty where no other precision was asked for.
     """
-    wanted = options.extra_precisions
-    if not wanted:
+    precisions = options.extra_precisions
+    if not precisions:
         return ()
     low_rank, result, batches = bool(plan.changed), built.files.result, knowledge.batches
     held_out = knowledge.calibration.held_out if knowledge.calibration is not None else ()
-    made = [Variant("fp32", low_rank, result, size_bytes(result))]
-    for precision in wanted:
+    variants = [Variant("fp32", low_rank, result, size_bytes(result))]
+    for precision in precisions:
         file = work.scratch / f"low-rank-{precision}.onnx"
-        made.append(convert(precision, result, file, batches, low_rank, work.progress, held_out))
+        variants.append(convert(precision, result, file, batches, low_rank, work.progress, held_out))
     if low_rank and why_not_benchmarked(plan, options) is None:
         cleaned = without_low_rank(built.files.dense, work.scratch)
-        made.append(Variant("fp32", False, cleaned, size_bytes(cleaned)))
-        if "int8" in wanted:
-            made.append(convert("int8", cleaned, work.scratch / "int8.onnx", batches, False, work.progress, held_out))
-    return tuple(_judged(one, knowledge.evaluator, work.progress) for one in made)
+        variants.append(Variant("fp32", False, cleaned, size_bytes(cleaned)))
+        if "int8" in precisions:
+            variants.append(
+                convert("int8", cleaned, work.scratch / "int8.onnx", batches, False, work.progress, held_out)
+            )
+    return tuple(_judged(variant, knowledge.evaluator, work.progress) for variant in variants)
 
 
 def judge_as_shipped(evaluator: Evaluator, options: Options, batches: Batches, folder: Path) -> Evaluator:
@@ -123,7 +125,7 @@ def _too_far(variant: Variant, options: Options) -> str | None:
 
 
 def _beyond(variant: Variant, options: Options) -> str | None:
-    """What is said of a variant that loses more than --max-drop allows."""
+    """Why a variant may not ship under --max-drop, None where it may."""
     limit, judged = options.effective_rule.largest_drop, variant.judged
     if judged is None or holds(judged, limit):
         return None
@@ -157,12 +159,12 @@ def as_shipped(
 
 
 def precision_remarks(forms: Precisions) -> Iterator[str]:
-    """What a user should act on."""
+    """Notes that a user should act on."""
     from trp_export.bench import ratio
 
     fp32, shipped = forms.variants[0], forms.chosen
     if forms.rejected_because:
-        yield f"{forms.rejected_because}. The float model is what was written"
+        yield f"{forms.rejected_because}. The float model was written instead"
     yield from forms.passed_over
     for one in forms.variants[1:]:
         if fp32.latency is None or one.latency is None or one.low_rank != fp32.low_rank:

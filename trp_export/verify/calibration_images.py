@@ -18,7 +18,7 @@ from trp_export.verify.judge import top1
 from trp_export.verify.parts import find_differences
 from trp_export.verify.whole import Execution, find_points, random_operators
 
-# Of more images, every n-th batch is taken: the answer is a share, and a pass over all of them takes long.
+# With more images, every n-th batch is used: the result is a share, and a pass over all images takes long.
 _ENOUGH = 256
 
 Kind = Literal["calibration", "synthetic", "held-out", "held-out synthetic"]
@@ -59,9 +59,9 @@ def compare_on_calibration_images(
     """
     chosen = batches[:: -(-sum(map(len, batches)) // _ENOUGH)]
     model = ir.load(original)
-    fed = next(value for value in model.graph.inputs if value.name not in model.graph.initializers)
-    dtype = fed.dtype.numpy() if fed.dtype is not None else np.dtype(np.float32)
-    inputs = [{fed.name or "": batch.astype(dtype)} for batch in chosen]
+    network_input = next(value for value in model.graph.inputs if value.name not in model.graph.initializers)
+    dtype = network_input.dtype.numpy() if network_input.dtype is not None else np.dtype(np.float32)
+    inputs = [{network_input.name or "": batch.astype(dtype)} for batch in chosen]
     answers = run_both(original, result, inputs)
     if answers is None:
         return None
@@ -103,11 +103,11 @@ def _compared(model: ir.Model, result: Path) -> tuple[tuple[str, ...], tuple[str
     outputs = tuple(value.name or "" for value in model.graph.outputs)
     if find_points(model, ()).ends == outputs:
         return outputs, outputs
-    there = {value.name for node in model.graph for value in node.outputs}
+    main_values = {value.name for node in model.graph for value in node.outputs}
     normal = prepare(model)
     shared = find_differences(normal, ir.load(result)).shared
     names = {value.name or "": other.name or "" for value, other in shared.items()}
-    ends = find_points(normal, names.keys() & there).ends
+    ends = find_points(normal, names.keys() & main_values).ends
     return ends, tuple(names[name] for name in ends)
 
 

@@ -105,7 +105,7 @@ def verify_export(
 
 
 def _candidates(inputs: NetworkInputs, dense: ir.Model, images: Sequence[Array]) -> dict[str, Inputs]:
-    """What could be fed to the network, under the words that name it."""
+    """The inputs that the network may be run on, by label."""
     candidates: dict[str, Inputs] = {}
     if inputs.arrays:
         candidates[GIVEN] = inputs.feeds()
@@ -174,7 +174,7 @@ def _require_finite(outputs: Sequence[Array]) -> None:
 
 
 def _require_as_pytorch(probe: Probe, file: Path, dense: ir.Model) -> None:
-    """Raises VerifyError where the exported graph answers other than the module, outputs behind TopK and such aside."""
+    """Raises VerifyError where the exported graph differs from the module; outputs behind TopK are not compared."""
     points = find_points(dense, _names(dense))
     tolerance = _PYTORCH.get(_weight_type(dense), 1e-3)
     stepped = {name for name in (value.name for value in dense.graph.outputs) if name not in points.ends}
@@ -232,7 +232,8 @@ def _compare_whole(
         if ran.random and any(
             _differs(*pair) for pair in zip(run(files.original, ()), run(files.original, ()), strict=True)
         ):
-            note = f"the whole model: {', '.join(random_operators(dense))} draw other numbers in each run, seed or not"
+            operators = ", ".join(random_operators(dense))
+            note = f"the whole model: {operators} draw other numbers in each run, even with a seed"
             return replace(
                 deviation,
                 how="each layer alone, since the model draws random numbers",
@@ -266,13 +267,13 @@ def _compare_whole(
 
 
 def _repeats(original: Path, batches: Sequence[Inputs]) -> bool:
-    """True where seeds make a model that draws random numbers answer twice alike."""
+    """True where a model that draws random numbers gives the same outputs twice once it is seeded."""
     first, second = (Execution(seeded=True).run(original, batches) for _ in range(2))
     return not any(_differs(*pair) for pair in zip(first, second, strict=True))
 
 
 def _how(layers: Sequence[LayerProof], whole: WholeProof, seeded: Sequence[str]) -> str:
-    """In a few words what was compared."""
+    """What was compared, in a few words."""
     alone = [layer.name for layer in layers if layer.inputs == (ALONE,)]
     not_reached = f" ({name_some(alone)} on {ALONE})" if alone else ""
     before = f" before {', '.join(whole.before)}" if whole.before else ""

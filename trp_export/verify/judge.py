@@ -85,9 +85,11 @@ Evaluator = Callable[[Path, Share], Agreement | Score]
 _ROUNDING = 1e-9
 
 
-def holds(found: Agreement | Score | None, largest_drop: float | None) -> bool:
+def holds(evaluation: Agreement | Score | None, largest_drop: float | None) -> bool:
     """True where at most `largest_drop`, a share, is lost; also where there is no limit or nothing was evaluated."""
-    return found is None or largest_drop is None or found.before - found.after <= largest_drop + _ROUNDING
+    return (
+        evaluation is None or largest_drop is None or evaluation.before - evaluation.after <= largest_drop + _ROUNDING
+    )
 
 
 def open_evaluator(
@@ -150,14 +152,14 @@ def _share(evaluate: Evaluate, model: Path) -> float:
 
 def _compare(before: Array, after: Array, labels: Labels | None) -> Agreement:
     truth = before if labels is None else labels[: len(before)]
-    right, still = before == truth, after == truth
+    right_before, right_after = before == truth, after == truth
     return Agreement(
         images=len(before),
         top1=float(np.mean((before == after) & (before != _NO_CLASS))),
-        accuracy_before=None if labels is None else float(right.mean()),
-        accuracy_after=None if labels is None else float(still.mean()),
-        lost=int((right & ~still).sum()),
-        gained=int((still & ~right).sum()),
+        accuracy_before=None if labels is None else float(right_before.mean()),
+        accuracy_after=None if labels is None else float(right_after.mean()),
+        lost=int((right_before & ~right_after).sum()),
+        gained=int((right_after & ~right_before).sum()),
     )
 
 

@@ -1,4 +1,4 @@
-"""Prove a rewrite part by part: on the values that reach it, each part that differs gives what it gave before.
+"""Prove a rewrite part by part: each part that differs gives the same output as before on the values that reach it.
 
 The values come from one run of the original, stop by stop. A part that no input reached, in a branch not taken or
 behind an operator that onnxruntime does not know, is run alone on noise.
@@ -28,7 +28,7 @@ from trp_export.verify.rounding import Rounded, run_with_bounds
 ALONE = "noise of its own"
 # Spatial sizes of that noise where the file leaves them open. Any size will do: a pair is exact at every size.
 _EXTENT = 24
-# Of larger images the middle is compared, where a part holds nothing but these.
+# Of larger images only the middle is compared, where a part holds only the operators in _LOCAL.
 _MOST_EXTENT = 64
 _LOCAL = ("Conv", "BatchNormalization", "Add", "Relu")
 
@@ -108,7 +108,7 @@ def _last_position(part: Part, walk: Walk) -> int:
 
 
 def _walk_to(walk: Walk, names: Sequence[str]) -> str | None:
-    """Why the values cannot be had, or None where they are at hand."""
+    """Why the values cannot be computed; None where they were."""
     try:
         walk.to([name for name in names if walk.position_of(name) is not None])
     except (UnsupportedError, LoadError, CannotRunError, ValueError) as error:
@@ -245,7 +245,7 @@ def _run(model: ir.Model, output: ir.Value, stop: set[ir.Value], feeds: Mapping[
     types = {name: array.dtype for name, array in feeds.items()}
     part = cut_out(model, stop, [output], types)
     for value in part.graph.inputs:
-        value.shape = None  # Other than the file says where the middle of an image is taken.
+        value.shape = None  # The middle of an image does not have the shape in the file.
     return run_with_bounds(part, feeds)
 
 

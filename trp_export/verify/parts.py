@@ -216,19 +216,19 @@ def _same_attributes(node: ir.Node, other: ir.Node) -> bool:
     return True
 
 
-def _same_value(mine: object, its: object) -> bool:
-    if isinstance(mine, ir.TensorProtocol) and isinstance(its, ir.TensorProtocol):
-        return np.array_equal(mine.numpy(), its.numpy(), equal_nan=mine.dtype.is_floating_point())
-    if isinstance(mine, (list, tuple)) and isinstance(its, (list, tuple)):
-        return len(mine) == len(its) and all(map(_same_value, mine, its))
-    return bool(mine == its)
+def _same_value(value: object, other: object) -> bool:
+    if isinstance(value, ir.TensorProtocol) and isinstance(other, ir.TensorProtocol):
+        return np.array_equal(value.numpy(), other.numpy(), equal_nan=value.dtype.is_floating_point())
+    if isinstance(value, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(value) == len(other) and all(map(_same_value, value, other))
+    return bool(value == other)
 
 
 def _equal_constants(value: ir.Value, other: ir.Value) -> bool:
-    mine, its = find_constant(value), find_constant(other)
-    if mine is None or its is None or mine.dtype != its.dtype or mine.shape != its.shape:
+    left, right = find_constant(value), find_constant(other)
+    if left is None or right is None or left.dtype != right.dtype or left.shape != right.shape:
         return False
-    return mine.array().tobytes() == its.array().tobytes()
+    return left.array().tobytes() == right.array().tobytes()
 
 
 def _has_bodies(node: ir.Node) -> bool:
