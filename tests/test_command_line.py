@@ -10,7 +10,7 @@ import pytest
 
 from trp_export.cli.export import command
 from trp_export.command_line import command_line
-from trp_export.flags import build
+from trp_export.flags import build_value
 from trp_export.inputs.options import InputOptions
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.load import Source
@@ -52,4 +52,4 @@ def test_the_command_line_of_a_report_makes_the_same_options(options: Options) -
     assert program == "trp-export"
     given = dict(command.make_context(program, arguments).params)
     assert given.pop("model") == Path("a net.onnx")
-    assert build(Options, given) == options
+    assert build_value(Options, given) == options

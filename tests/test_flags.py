@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from trp_export.cli.export import command
 from trp_export.errors import OptionError
-from trp_export.flags import arguments, build, entries, flags_of
+from trp_export.flags import arguments, build_value, entries, flags_of
 from trp_export.options import Benchmark, Calibration, Images, Options, Selection, Tuning
 from trp_export.rules import Energy, Macs, MaxDrop, Rank, Rule, Threshold
 
@@ -47,7 +47,7 @@ benchmarks = st.builds(Benchmark, threads=st.integers(1, 99), budget_s=st.sample
 )
 def test_the_arguments_of_options_parse_to_the_same_options(options: Options) -> None:
     context = command.make_context("trp-export", ["model.onnx", *arguments(options)])
-    assert build(Options, context.params) == _by_name_only(options)
+    assert build_value(Options, context.params) == _by_name_only(options)
 
 
 def _by_name_only(value: Any) -> Any:
@@ -103,4 +103,4 @@ def test_errors_name_fields_in_python_and_flags_on_the_command_line(
 )
 def test_options_that_do_not_go_together_are_refused_by_their_flags(given: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        build(Options, given)
+        build_value(Options, given)

@@ -17,13 +17,13 @@ from training.run_folder import parse_stored, require_same_run, restored_options
 from trp_export.cli.from_options import SectionedCommand, SectionOption, options_from
 from trp_export.cli.shared import run
 from trp_export.errors import LoadError, OptionError, first_line
-from trp_export.flags import build, entries
+from trp_export.flags import build_value, entries
 from trp_export.system.extras import require
 from trp_export.system.files import read_bounded
 from trp_export.system.signals import held_back
 
 if TYPE_CHECKING:
-    from training.loop import Run
+    from training.loop import TrainingRun
 
 EXAMPLES = """\b
 Examples:
@@ -91,18 +91,18 @@ def command(*, config: Path | None, resume: bool, allow_changed_data: bool, dry_
     options = None if resume else _options(given)
     require("trp-train", "torch")
     with held_back():  # torch aborts if its import is interrupted.
-        from training.loop import Run
+        from training.loop import TrainingRun
 
     if options is None:
         options = _resumed(given)
     report = ProgressBar(options.optimisation.epochs)
     with _distributed():
         if dry_run:
-            _print_plan(Run(options, report, resume=resume, allow_changed_data=allow_changed_data))
+            _print_plan(TrainingRun(options, report, resume=resume, allow_changed_data=allow_changed_data))
             return
         folder = run_folder(options.output, resume=resume) if _process() == 0 else nullcontext()
         with folder, report:
-            training = Run(options, report, resume=resume, allow_changed_data=allow_changed_data)
+            training = TrainingRun(options, report, resume=resume, allow_changed_data=allow_changed_data)
             training.train()
     if _process() == 0:
         click.echo(f"{options.output / 'model.pt'}: {_describe(training.kept)}")
@@ -117,7 +117,7 @@ def main() -> NoReturn:
 def _options(given: Mapping[str, Any]) -> TrainOptions:
     if given.get("data") is None:
         raise OptionError("name the training data: --data SPEC, for example --data npz:DIR.")
-    options: TrainOptions = build(TrainOptions, given)
+    options: TrainOptions = build_value(TrainOptions, given)
     return options
 
 
@@ -202,7 +202,7 @@ def _describe(record: dict[str, Any]) -> str:
     )
 
 
-def _print_plan(run: Run) -> None:
+def _print_plan(run: TrainingRun) -> None:
     if run.trp is None:
         what = "factors train at their ranks" if run.network.kind == "factors" else "no rank is lowered"
         click.echo(f"{len(run.batches)} steps per epoch; {run.network.arch}, {run.network.kind}: {what}.")

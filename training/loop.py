@@ -36,7 +36,7 @@ _STATISTICS_BATCHES = 16
 Progress = Callable[[Record], None]
 
 
-class Run:
+class TrainingRun:
     """One training run in one process. `history` has a record per epoch; `network.kind` names the phase it is in.
 
     `resume` continues from last.pt in the output folder, where `allow_changed_data` accepts data that has changed.

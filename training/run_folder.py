@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trp_export.errors import LoadError, OptionError, OutputError
-from trp_export.flags import Flag, build, entries
+from trp_export.flags import Flag, build_value, entries
 from trp_export.system.scratch import locked
 
 LAST = "last.pt"
@@ -63,7 +63,7 @@ def restored_options(kind: type[_Options], stored: object, where: str) -> _Optio
         raise LoadError(f"{where} has an unknown option {str(unknown[0])[:80]!r}; another version may have written it.")
     try:
         values = {key: parse_stored(known[key], value) for key, value in stored.items()}
-        options: _Options = build(kind, values)
+        options: _Options = build_value(kind, values)
     except (ValueError, TypeError, OverflowError, OptionError) as error:
         raise LoadError(f"{where} is damaged: its options are invalid ({error}).") from error
     return options

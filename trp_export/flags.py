@@ -132,7 +132,7 @@ def flags_of(kind: type) -> dict[str, str]:
     return names
 
 
-def build(kind: type, given: Mapping[str, Any]) -> Any:
+def build_value(kind: type, given: Mapping[str, Any]) -> Any:
     """The value that the options make. `given` holds parsed values by `Flag.key`, absent or None where not given.
 
     Raises OptionError that speaks of flags.
@@ -170,7 +170,7 @@ def _field_value(declared: Field[Any], given: Mapping[str, Any]) -> Any:
         value = given.get(declared.metadata["flag"].key)
         return MISSING if value is None or value == () else value
     if "group" in declared.metadata:
-        return build(declared.metadata["group"], given)
+        return build_value(declared.metadata["group"], given)
     chosen = [kind for kind in _nested(declared) if _is_given(_first(kind), given)]
     if len(chosen) > 1:
         first, second = (_first(kind).name for kind in chosen[:2])
@@ -178,7 +178,7 @@ def _field_value(declared: Field[Any], given: Mapping[str, Any]) -> Any:
     for kind in _nested(declared):
         if kind not in chosen:
             _require_none_given(kind, given)
-    return build(chosen[0], given) if chosen else MISSING
+    return build_value(chosen[0], given) if chosen else MISSING
 
 
 def _require_none_given(kind: type, given: Mapping[str, Any]) -> None:

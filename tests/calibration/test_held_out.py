@@ -19,7 +19,7 @@ from trp_export.graph.prepare import prepare
 from trp_export.graph.shapes import infer_shapes, input_shapes
 from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.lowrank.branches import sum_products
-from trp_export.lowrank.calibrated import calibrate, output_errors, output_variance
+from trp_export.lowrank.calibrated import calibrated_pair, output_errors, output_variance
 from trp_export.lowrank.factor import product
 from trp_export.lowrank.schemes import CHANNEL_WISE, DECOUPLING, POINTWISE_FIRST, SPATIAL_WISE, Scheme
 from trp_export.planning.budgets import plan_by_macs
@@ -112,7 +112,9 @@ def test_held_out_errors_are_those_of_the_factors(scheme: Scheme, group: int) ->
     errors = output_errors(kernel, scheme, group, fitted, judge)
     direct = []
     for rank in range(1, len(errors) + 1):
-        new = product(calibrate(kernel, scheme, group, rank, fitted, turns=0).factors, scheme, kernel.shape, group)
+        new = product(
+            calibrated_pair(kernel, scheme, group, rank, fitted, turns=0).factors, scheme, kernel.shape, group
+        )
         direct.append(output_variance(kernel - new, group, judge) / output_variance(kernel, group, judge))
     wanted = np.maximum.accumulate(np.array(direct)[::-1])[::-1]
     np.testing.assert_allclose(errors, wanted, rtol=1e-3, atol=1e-8)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trp_export.lowrank.calibrated import balance, bias_shift, calibrate, output_errors
+from trp_export.lowrank.calibrated import balance, bias_shift, calibrated_pair, output_errors
 from trp_export.lowrank.factor import factorise, kept_energy, product, spectrum
 from trp_export.lowrank.schemes import (
     CHANNEL_WISE,
@@ -49,7 +49,7 @@ def _covariance(patches: np.ndarray) -> np.ndarray:
 def test_full_rank_is_the_dense_kernel(scheme: Scheme, shape: tuple[int, ...]) -> None:
     kernel = _kernel(shape)
     covariance = _covariance(_patches(1, int(np.prod(shape[1:]))))
-    fit = calibrate(kernel, scheme, 1, full_rank(scheme, shape, 1), covariance)
+    fit = calibrated_pair(kernel, scheme, 1, full_rank(scheme, shape, 1), covariance)
     np.testing.assert_allclose(product(fit.factors, scheme, shape, 1), kernel, atol=1e-6)
     assert fit.relative_error < 1e-9
 
@@ -58,7 +58,7 @@ def test_full_rank_is_the_dense_kernel(scheme: Scheme, shape: tuple[int, ...]) -
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_identity_moments_are_plain_svd(scheme: Scheme, rank: int) -> None:
     kernel = _kernel((6, 4, 3, 3))
-    fit = calibrate(kernel, scheme, 1, rank, np.eye(36)[None])
+    fit = calibrated_pair(kernel, scheme, 1, rank, np.eye(36)[None])
     plain = product(factorise(kernel, scheme, 1, rank), scheme, kernel.shape, 1)
     np.testing.assert_allclose(product(fit.factors, scheme, kernel.shape, 1), plain, atol=1e-8)
     errors = output_errors(kernel, scheme, 1, np.eye(36)[None])
@@ -70,7 +70,7 @@ def test_identity_moments_are_plain_svd(scheme: Scheme, rank: int) -> None:
 def test_the_predicted_error_is_the_measured_one(scheme: Scheme, group: int) -> None:
     kernel = _kernel((8, 4, 3, 3))
     patches = _patches(group, 36)
-    fit = calibrate(kernel, scheme, group, 2, _covariance(patches))
+    fit = calibrated_pair(kernel, scheme, group, 2, _covariance(patches))
     new = product(fit.factors, scheme, kernel.shape, group)
     shift = bias_shift(kernel, new, patches.mean(axis=1))
     by_group = (group, 8 // group, 36)
@@ -87,9 +87,9 @@ def test_errors_of_all_ranks_are_those_of_the_start_and_bound_the_result(scheme:
     assert (np.diff(errors) <= 1e-12).all()
     assert errors[-1] < 1e-6
     for rank in range(1, len(errors)):
-        start = calibrate(kernel, scheme, 1, rank, covariance, turns=0).relative_error
+        start = calibrated_pair(kernel, scheme, 1, rank, covariance, turns=0).relative_error
         assert start == pytest.approx(errors[rank - 1], rel=1e-4, abs=1e-7)
-        assert calibrate(kernel, scheme, 1, rank, covariance).relative_error <= start * (1 + 1e-12)
+        assert calibrated_pair(kernel, scheme, 1, rank, covariance).relative_error <= start * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("scheme", ALL, ids=lambda scheme: scheme.name)
@@ -101,25 +101,25 @@ def test_calibrated_never_loses_more_output_than_plain(scheme: Scheme, seed: int
     lost = (kernel - new).reshape(6, -1)
     dense = kernel.reshape(6, -1)
     plain = np.sum((lost @ covariance[0]) * lost) / np.sum((dense @ covariance[0]) * dense)
-    assert calibrate(kernel, scheme, 1, rank, covariance).relative_error <= plain * 1.001
+    assert calibrated_pair(kernel, scheme, 1, rank, covariance).relative_error <= plain * 1.001
 
 
 def test_alternating_lowers_the_error_where_taps_share_inputs() -> None:
     kernel, covariance = _kernel((8, 6, 3, 3)), _covariance(_patches(1, 54))
     for scheme in (SPATIAL_WISE, SPATIAL_WISE_TRANSPOSED, POINTWISE_FIRST):
-        start = calibrate(kernel, scheme, 1, 4, covariance, turns=0).relative_error
-        assert calibrate(kernel, scheme, 1, 4, covariance).relative_error < 0.99 * start
+        start = calibrated_pair(kernel, scheme, 1, 4, covariance, turns=0).relative_error
+        assert calibrated_pair(kernel, scheme, 1, 4, covariance).relative_error < 0.99 * start
 
 
 @pytest.mark.parametrize("scheme", ALL, ids=lambda scheme: scheme.name)
 def test_rank_deficient_moments_give_finite_factors(scheme: Scheme) -> None:
     kernel = _kernel((6, 4, 3, 3))
     few = _covariance(_patches(1, 36, count=5))
-    fit = calibrate(kernel, scheme, 1, 3, few)
+    fit = calibrated_pair(kernel, scheme, 1, 3, few)
     assert np.isfinite(fit.factors.reduce).all()
     assert np.isfinite(fit.factors.expand).all()
     assert 0 <= fit.relative_error < 1
-    constant = calibrate(kernel, scheme, 1, 2, np.zeros((1, 36, 36)))
+    constant = calibrated_pair(kernel, scheme, 1, 2, np.zeros((1, 36, 36)))
     assert constant.relative_error == 0
     assert np.isfinite(constant.factors.expand).all()
     assert (output_errors(kernel, scheme, 1, np.zeros((1, 36, 36))) == 0).all()
@@ -157,6 +157,6 @@ def test_slices_of_the_input_are_fitted_together() -> None:
     for scheme in (input_sliced(2), input_sliced(6), Scheme("unnamed", (0,), input_slices=3)):
         lost = dense - product(factorise(kernel, scheme, 1, 2), scheme, kernel.shape, 1).reshape(8, -1)
         plain = np.sum((lost @ covariance[0]) * lost) / variance
-        start = calibrate(kernel, scheme, 1, 2, covariance, turns=0).relative_error
+        start = calibrated_pair(kernel, scheme, 1, 2, covariance, turns=0).relative_error
         assert start < 0.95 * plain
-        assert calibrate(kernel, scheme, 1, 2, covariance).relative_error < 0.98 * start
+        assert calibrated_pair(kernel, scheme, 1, 2, covariance).relative_error < 0.98 * start

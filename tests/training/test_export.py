@@ -11,7 +11,7 @@ import torch
 from test_run import options_for
 
 from training.checkpoint import load_network
-from training.loop import Run
+from training.loop import TrainingRun
 from trp_export.options import Benchmark, LoadOptions, Options
 from trp_export.pipeline import compress
 
@@ -22,7 +22,7 @@ def test_a_trained_network_is_cut_without_loss(stripes: Path, tmp_path: Path, fa
     folder, arch = tmp_path / "run", "tiny_networks:tiny"
     folder.mkdir()
     options = options_for(stripes, folder, epochs=2, factors=factors, nuclear=0.0, period=20)
-    Run(options, lambda record: None).train()
+    TrainingRun(options, lambda record: None).train()
     result = tmp_path / "small.onnx"
     export = Options(load=LoadOptions(arch=arch), output=result, benchmark=Benchmark(run=False))
     report = compress(folder / "model.pt", export)

@@ -21,11 +21,11 @@ import torch
 from training import cli
 from training.checkpoint import FACTORS, load_network, write
 from training.layers import find_layers, total_macs
-from training.loop import Run
+from training.loop import TrainingRun
 from training.options import TrainOptions
 from training.run_folder import run_folder
 from trp_export.errors import LoadError, OptionError, StoppedEarly, TrpError
-from trp_export.flags import build
+from trp_export.flags import build_value
 from trp_export.load.torch_file import read_torch_file
 from trp_export.lowrank import schemes
 from trp_export.planning.plan import parse_plan
@@ -40,7 +40,7 @@ def options_for(data: Path, output: Path, **changes: Any) -> TrainOptions:
     given = {"data": f"npz:{data}", "output": output, "arch": TINY, "shape": SHAPE, "macs": 1.6, "period": 3}
     given |= {"nuclear": 1e-3, "epochs": 4, "batch": 16, "lr": 0.05, "validation": 64, "device": "cpu"}
     output.mkdir(exist_ok=True)
-    options: TrainOptions = build(TrainOptions, given | changes)
+    options: TrainOptions = build_value(TrainOptions, given | changes)
     return options
 
 
@@ -48,8 +48,8 @@ def silent(record: dict[str, Any]) -> None:
     pass
 
 
-def train(options: TrainOptions, **more: Any) -> Run:
-    run = Run(options, silent, **more)
+def train(options: TrainOptions, **more: Any) -> TrainingRun:
+    run = TrainingRun(options, silent, **more)
     run.train()
     return run
 
@@ -112,7 +112,7 @@ def test_a_class_without_images_is_refused(stripes: Path, tmp_path: Path) -> Non
     few.mkdir()
     np.savez(few / "train.npz", images=images, labels=np.where(labels == 2, 3, labels))
     with pytest.raises(LoadError, match="there is no image of class"):
-        Run(options_for(few, tmp_path / "scratch"), silent)
+        TrainingRun(options_for(few, tmp_path / "scratch"), silent)
     # Weights know their classes, of which the images may show some.
     changes = {"init": tmp_path / "run" / "model.pt", "epochs": 1, "macs": None}
     assert train(options_for(few, tmp_path / "further", **changes)).network.classes == ("0", "1", "2", "3")
@@ -136,7 +136,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(
 ) -> None:
     changes = {"factors": 2, "ramp": "linear"}
     whole = train(options_for(stripes, tmp_path / "whole", **changes))
-    stopped = Run(options_for(stripes, tmp_path / "run", **changes), stop_at(epoch, step, number))
+    stopped = TrainingRun(options_for(stripes, tmp_path / "run", **changes), stop_at(epoch, step, number))
     with pytest.raises(StoppedEarly):
         stopped.train()
     resumed = train(options_for(stripes, tmp_path / "run", **changes), resume=True)
@@ -215,7 +215,7 @@ def test_a_damaged_state_is_refused_in_each_field(stripes: Path, tmp_path: Path,
     # As if the run had been killed before the cut after its last epoch.
     resume = ("--resume", "--arch", TINY, "-o", tmp_path / "run")
     path = tmp_path / "run" / "last.pt"
-    interrupted = Run(options_for(stripes, tmp_path / "two", epochs=2), stop_at(1, 3))
+    interrupted = TrainingRun(options_for(stripes, tmp_path / "two", epochs=2), stop_at(1, 3))
     with pytest.raises(StoppedEarly):
         interrupted.train()
     sound = read(tmp_path / "two" / "last.pt")
@@ -241,7 +241,7 @@ def test_a_damaged_state_is_refused_in_each_field(stripes: Path, tmp_path: Path,
 def test_a_loss_that_is_not_finite_names_the_step_and_the_layer(
     stripes: Path, tmp_path: Path, when: tuple[int, int], message: str
 ) -> None:
-    run = Run(options_for(stripes, tmp_path / "run"), silent)
+    run = TrainingRun(options_for(stripes, tmp_path / "run"), silent)
     assert len(run.batches) == 16
 
     def poison(record: dict[str, Any]) -> None:
@@ -260,7 +260,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_layer(
 
 
 def test_weights_too_large_to_project_are_reported(stripes: Path, tmp_path: Path) -> None:
-    run = Run(options_for(stripes, tmp_path / "run", period=1, lr=9e36), silent)
+    run = TrainingRun(options_for(stripes, tmp_path / "run", period=1, lr=9e36), silent)
     with pytest.raises(TrpError, match="start again with a lower --lr"):
         run.train()
 
@@ -285,9 +285,9 @@ def test_contradicting_options_are_refused(stripes: Path, tmp_path: Path) -> Non
             options_for(stripes, tmp_path / "run", **wrong)
     for wrong in ({"batch": 500}, {"validation": 320}, {"macs": 900.0}, {"device": "cuda:77"}, {"only": ("x",)}):
         with pytest.raises(OptionError):
-            Run(options_for(stripes, tmp_path / "run", **wrong), silent)
+            TrainingRun(options_for(stripes, tmp_path / "run", **wrong), silent)
     with pytest.raises(LoadError, match="no run to continue"):
-        Run(options_for(stripes, tmp_path / "run"), silent, resume=True)
+        TrainingRun(options_for(stripes, tmp_path / "run"), silent, resume=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,7 +388,7 @@ def test_resume_imports_no_architecture_that_only_the_file_names(
 
 def test_resume_on_changed_data_is_refused_unless_allowed(stripes: Path, tmp_path: Path, command: Command) -> None:
     with pytest.raises(StoppedEarly):
-        Run(options_for(stripes, tmp_path / "run", epochs=2), stop_at(1, 5)).train()
+        TrainingRun(options_for(stripes, tmp_path / "run", epochs=2), stop_at(1, 5)).train()
     with np.load(stripes / "train_0.npz") as archive:
         images, labels = archive["images"], archive["labels"]
     images[0, 0, 0, 0] ^= 1
@@ -440,7 +440,7 @@ def test_the_last_line_describes_the_epoch_that_is_kept(
     percent: int,
 ) -> None:
     measured = iter([0.2, 0.9, 0.3, 0.5])  # In each epoch without a cut, then with one.
-    monkeypatch.setattr(Run, "accuracy", lambda run, module: next(measured))
+    monkeypatch.setattr(TrainingRun, "accuracy", lambda run, module: next(measured))
     done = command(
         *("--arch", TINY, "--shape", "1,3,8,8", "--data", f"npz:{stripes}", "--macs", 1.6),
         *("--validation", 64, "--batch", 16, "--epochs", 2, "--keep", keep, "-o", tmp_path / "run"),
@@ -469,7 +469,7 @@ def test_ctrl_c_waits_until_torch_is_imported(
 def test_a_run_resumes_with_a_lower_learning_rate(stripes: Path, tmp_path: Path, command: Command) -> None:
     options = options_for(stripes, tmp_path / "run", epochs=2, schedule="step")
     with pytest.raises(StoppedEarly):
-        Run(options, stop_at(1, 5)).train()
+        TrainingRun(options, stop_at(1, 5)).train()
     done = command("--resume", "--arch", TINY, "--lr", 0.02, "-o", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     rates = [json.loads(line)["lr"] for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
@@ -479,10 +479,10 @@ def test_a_run_resumes_with_a_lower_learning_rate(stripes: Path, tmp_path: Path,
 def test_an_interrupted_command_leaves_no_empty_folder(
     stripes: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(run: Run) -> None:
+    def interrupt(run: TrainingRun) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "train", interrupt)
+    monkeypatch.setattr(TrainingRun, "train", interrupt)
     shape = ("--arch", TINY, "--shape", "1,3,8,8", "--data", f"npz:{stripes}", "--validation", 64)
     done = command(*shape, "-o", tmp_path / "run")
     assert (done.returncode, done.stdout) == (130, "")

@@ -14,7 +14,7 @@ from tiny_networks import Tiny
 from training.checkpoint import FACTORS
 from training.cut import decompose, plan_from_file
 from training.layers import find_layers, total_macs
-from training.loop import Run
+from training.loop import TrainingRun
 from trp_export.errors import LoadError, OptionError, TrpError
 from trp_export.planning.plan import parse_plan
 
@@ -38,7 +38,7 @@ def test_the_factors_of_a_plan_are_trained_at_its_ranks(stripes: Path, tmp_path:
     dense = tmp_path / "dense" / "model.pt"
     plan = write_plan(tmp_path / "plan.json", LAYERS)
     options = options_for(stripes, tmp_path / "run", init=dense, plan=plan, macs=None, epochs=2, factors=2)
-    run = Run(options, silent)
+    run = TrainingRun(options, silent)
     module = load(dense).module
     expected = decompose(module, plan_from_file(plan, module, SHAPE))
     for name, value in expected.state_dict().items():
@@ -63,7 +63,9 @@ def test_the_factors_of_a_plan_are_trained_at_its_ranks(stripes: Path, tmp_path:
         for name, value in resumed.network.module.state_dict().items()
     )
     with pytest.raises(OptionError, match="holds factors already"):
-        Run(options_for(stripes, tmp_path / "again", init=tmp_path / "run" / "model.pt", plan=plan, macs=None), silent)
+        TrainingRun(
+            options_for(stripes, tmp_path / "again", init=tmp_path / "run" / "model.pt", plan=plan, macs=None), silent
+        )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from training.search.options import SEARCH, SECTIONS, SearchOptions
 from trp_export.cli.from_options import SectionedCommand, SectionOption, errors_name_flags, options_from
 from trp_export.cli.shared import run
 from trp_export.errors import OptionError
-from trp_export.flags import build
+from trp_export.flags import build_value
 from trp_export.system.extras import require
 from trp_export.system.signals import held_back
 from trp_export.system.staging import require_writable
@@ -96,7 +96,7 @@ def _options(model: Path | None, given: Mapping[str, Any]) -> SearchOptions:
         raise click.UsageError("Missing argument 'MODEL'.")
     if given["macs"] is None and given["speedup"] is None:
         raise OptionError("say how small: --macs 2, or --speedup 1.5.")
-    options: SearchOptions = build(SearchOptions, given)
+    options: SearchOptions = build_value(SearchOptions, given)
     return options
 
 

@@ -11,7 +11,7 @@ from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Branch, Branches
 from trp_export.lowrank.site import Site
 from trp_export.lowrank.space import Candidate, lr_space, second_branches
-from trp_export.planning.budgets import Timing
+from trp_export.planning.budgets import LayerTiming
 from trp_export.planning.curves import schemes_for
 from trp_export.planning.plan import Plan
 
@@ -39,7 +39,7 @@ def by_macs(sites: Sequence[Site], choice: str) -> tuple[Space, ...]:
     return tuple(_counted(site, _under(choice, site, lr_space(site))) for site in sites)
 
 
-def by_latency(sites: Sequence[Site], timings: Mapping[str, Timing]) -> tuple[Space, ...]:
+def by_latency(sites: Sequence[Site], timings: Mapping[str, LayerTiming]) -> tuple[Space, ...]:
     """The dense layers and the pairs that were measured faster, at the ranks measured; costs in the device's unit."""
     spaces = []
     for site in sites:

@@ -58,7 +58,7 @@ def _reference(case: BenchModel, runner: object) -> Reference:
     return Reference(first, frozenset(random))
 
 
-def check_outputs(
+def check_answers(
     case: BenchModel, got: Outputs, wanted: Outputs, worst: OutputDeviation | None, device: str
 ) -> OutputDeviation | None:
     """The larger of `worst` and the deviation of `got` from `wanted`; None where there is nothing to compare.

@@ -23,7 +23,7 @@ from trp_export.bench.devices.base import Device, Ready, Runner, Settings, Start
 from trp_export.bench.environment import Environment, Machine, choose_cores, governor_of, require_same
 from trp_export.bench.models import BenchModel, read_cases, signature
 from trp_export.bench.noise import Watch, noise_remarks
-from trp_export.bench.outputs import Reference, check_outputs, reference_outputs
+from trp_export.bench.outputs import Reference, check_answers, reference_outputs
 from trp_export.bench.samples import Comparison, Measurement, OutputDeviation, Process
 from trp_export.errors import OptionError
 
@@ -230,7 +230,7 @@ class _Run:
         self.onnxruntime, self.provider = runner.ready.onnxruntime, runner.ready.provider
         expected = sum(output.nbytes for output in lane.wanted.outputs if output is not None)
         outputs = runner.outputs(max(expected, LEAST_OUTPUT_BYTES))
-        lane.deviation = check_outputs(lane.case, outputs, lane.wanted.comparable, lane.deviation, self.device.name)
+        lane.deviation = check_answers(lane.case, outputs, lane.wanted.comparable, lane.deviation, self.device.name)
         self._warm(lane, runner)
 
     def _warm(self, lane: _Lane, runner: Runner) -> None:

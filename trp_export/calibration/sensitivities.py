@@ -18,7 +18,7 @@ from trp_export.calibration.moments import Moments, is_tapped
 from trp_export.graph.bias import add_to_bias, takes_bias
 from trp_export.graph.rewrite import set_kernel
 from trp_export.graph.sites import LocatedSite, find_sites
-from trp_export.lowrank.calibrated import bias_shift, calibrate, output_variance
+from trp_export.lowrank.calibrated import bias_shift, calibrated_pair, output_variance
 from trp_export.lowrank.factor import Float64, product
 from trp_export.planning.curves import Curve, Layer
 from trp_export.planning.sensitivity import Sensitivity
@@ -85,7 +85,7 @@ def _ranks(curve: Curve) -> list[int]:
 def _fit(place: LocatedSite, curve: Curve, rank: int, moments: Moments) -> tuple[Float64, Float64]:
     """The kernel of a rank, and the shift of the bias that keeps the mean output."""
     kernel, site = place.kernel(), place.site
-    fit = calibrate(kernel, curve.scheme, site.group, rank, moments.shrunk(centred=True), turns=_TURNS)
+    fit = calibrated_pair(kernel, curve.scheme, site.group, rank, moments.shrunk(centred=True), turns=_TURNS)
     new = product(fit.factors, curve.scheme, site.kernel_shape, site.group)
     return new, bias_shift(kernel, new, moments.mean)
 

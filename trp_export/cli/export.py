@@ -17,7 +17,7 @@ import click
 from trp_export.cli.from_options import SectionedCommand, SectionOption, errors_name_flags, options_from
 from trp_export.cli.shared import run
 from trp_export.errors import PrecisionError
-from trp_export.flags import build
+from trp_export.flags import build_value
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.options import OTHER, OUTPUT, SECTIONS, Options
 
@@ -69,7 +69,7 @@ def command(model: Path, *, as_json: bool, verbose: bool, quiet: bool, **given: 
     MODEL is an .onnx file, a .safetensors file, a PyTorch state dict or checkpoint (with --arch), or a
     checkpoint of trp-train, which knows its architecture.
     """
-    options: Options = build(Options, given)
+    options: Options = build_value(Options, given)
     from rich.console import Console
 
     from trp_export.pipeline import compress

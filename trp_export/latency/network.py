@@ -39,7 +39,7 @@ from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Branch, Scheme
 from trp_export.network import Network
 from trp_export.options import Benchmark, Precision, Selection
-from trp_export.planning.budgets import Ranks, Timing
+from trp_export.planning.budgets import LayerTiming, Ranks
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Change, Plan
 from trp_export.system.cpu import block_size
@@ -57,7 +57,7 @@ class NetworkLatency:
     network: Network
     device: DeviceUnderTest
     table: Table
-    timings: Mapping[str, Timing]
+    timings: Mapping[str, LayerTiming]
     digest: str
     folder: Path
     original: float
@@ -238,7 +238,7 @@ def _whole(network: Network, device: DeviceUnderTest, table: Table, digest: str,
     return table.get(_original_key(digest)) or 0.0, dense
 
 
-def _timing(subject: Subject, table: Table, kernel: float) -> Timing | None:
+def _timing(subject: Subject, table: Table, kernel: float) -> LayerTiming | None:
     """A layer's costs at every rank on offer, interpolated between those measured; None where it was not seen."""
     dense = table.get(dense_key(subject))
     if dense is None:
@@ -248,7 +248,7 @@ def _timing(subject: Subject, table: Table, kernel: float) -> Timing | None:
         for scheme, ranks in subject.offers
         if (costs := _pair_costs(subject, scheme, ranks, table, kernel)) is not None
     }
-    return Timing(dense, pairs)
+    return LayerTiming(dense, pairs)
 
 
 def _pair_costs(

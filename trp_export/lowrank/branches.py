@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from trp_export.lowrank.calibrated import calibrate, output_errors, output_variance
+from trp_export.lowrank.calibrated import calibrated_pair, output_errors, output_variance
 from trp_export.lowrank.factor import Factors, Float64, factorise, product
 from trp_export.lowrank.schemes import Array, Branch, Branches, Scheme
 
@@ -38,7 +38,7 @@ def calibrate_branches(kernel: Array, branches: Branches, group: int, covariance
         kernel,
         branches,
         group,
-        lambda left, branch: calibrate(left, branch.scheme, group, branch.rank, covariance).factors,
+        lambda left, branch: calibrated_pair(left, branch.scheme, group, branch.rank, covariance).factors,
         lambda left: output_variance(left, group, covariance),
     )
 

@@ -69,7 +69,7 @@ def output_errors(
     return np.asarray(np.maximum.accumulate(np.maximum(lost / total, 0.0)[::-1])[::-1])
 
 
-def calibrate(
+def calibrated_pair(
     kernel: Array, scheme: Scheme, group: int, rank: int, covariance: Float64, turns: int = _TURNS
 ) -> Calibrated:
     """The pair of a rank (counted per matrix) with the least output error found, balanced."""

@@ -53,7 +53,7 @@ def measured_damage(sensitivities: Mapping[str, Sensitivity]) -> Damage:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Timing:
+class LayerTiming:
     """The time of one layer on a device, in the device's unit: dense, and by scheme name at the ranks on offer.
 
     A pair is a tuple of ranks, ascending, and their costs.
@@ -113,7 +113,7 @@ def plan_by_params(
 
 def plan_by_latency(
     layers: Sequence[Layer],
-    timings: Mapping[str, Timing],
+    timings: Mapping[str, LayerTiming],
     budget: float,
     unit: str,
     rule: str,

@@ -39,7 +39,7 @@ _TIMED_STEPS = 10
 _SOUND = 1e-3
 
 
-class Distillation:
+class Distiller:
     """The two networks, the images to train on and those held out, and the optimisers of the compressed network.
 
     Raises UnsupportedError for models that cannot be run in torch.

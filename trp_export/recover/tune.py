@@ -21,7 +21,7 @@ from trp_export.system.progress import Share
 from trp_export.system.signals import held_back
 
 if TYPE_CHECKING:
-    from trp_export.recover.distil import Distillation
+    from trp_export.recover.distil import Distiller
 
 Array = NDArray[Any]
 
@@ -69,13 +69,13 @@ def tune(
     with held_back():
         import torch
 
-        from trp_export.recover.distil import Distillation
+        from trp_export.recover.distil import Distiller
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
         started = time.monotonic()
-        run = Distillation(original, compressed, images.astype(np.float32), held_out, seed)
+        run = Distiller(original, compressed, images.astype(np.float32), held_out, seed)
         if steps is None:
             seconds = run.seconds_per_step()
             steps = max(1, int(((minutes or 0.0) * 60 - (time.monotonic() - started)) / seconds))
@@ -84,7 +84,7 @@ def tune(
         torch.set_num_threads(before)
 
 
-def _train(run: Distillation, steps: int, progress: Share) -> Tuned:
+def _train(run: Distiller, steps: int, progress: Share) -> Tuned:
     before = best = run.score()
     kept: Mapping[str, Any] = {}
     every = max(1, steps // _CHECKS)

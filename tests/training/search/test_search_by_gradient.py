@@ -22,7 +22,7 @@ from trp_export.calibration.moments import gather_moments
 from trp_export.errors import OptionError, TrpError
 from trp_export.lowrank.schemes import CHANNEL_WISE, SPATIAL_WISE, Branch
 from trp_export.lowrank.site import Site, Use
-from trp_export.planning.budgets import Timing
+from trp_export.planning.budgets import LayerTiming
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +279,7 @@ def test_by_latency_only_what_was_measured_faster_is_offered() -> None:
         "channel-wise": (np.array([4, 6]), np.array([5.0, 12.0])),
         "spatial-wise": (np.array([3]), np.array([7.0])),
     }
-    spaces = {space.site.name: space for space in by_latency(sites, {"one": Timing(10.0, costs)})}
+    spaces = {space.site.name: space for space in by_latency(sites, {"one": LayerTiming(10.0, costs)})}
     assert spaces["one"].candidates == ((), (Branch(CHANNEL_WISE, 4),), (Branch(SPATIAL_WISE, 3),))
     np.testing.assert_array_equal(spaces["one"].costs, [10.0, 5.0, 7.0])
     assert spaces["one"].shares == (20, 10, 14)
