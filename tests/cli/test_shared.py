@@ -135,7 +135,7 @@ def test_a_command_runs_in_any_thread(capsys: pytest.CaptureFixture[str]) -> Non
     thread = threading.Thread(target=run_briefly, args=(echo,))
     thread.start()
     thread.join()
-    assert capsys.readouterr().out == "None None\n"
+    assert capsys.readouterr().out == "()\n"
 
 
 def refuse(message: str, capsys: pytest.CaptureFixture[str]) -> str:
