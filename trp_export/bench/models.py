@@ -13,6 +13,7 @@ from trp_export.bench.runners.python_runner import ELEMENTS
 from trp_export.errors import OptionError, UnsupportedError
 from trp_export.graph.model_files import external_files, read_proto
 from trp_export.graph.precision_of import precision_of
+from trp_export.load.foreign import require_model_file
 from trp_export.system.files import sha256
 
 # Relative L2 between a device's outputs and the local ones.
@@ -96,6 +97,7 @@ def _read_case(
     inputs: Mapping[str, np.ndarray] | None,
     shapes: Mapping[str, Sequence[int]],
 ) -> BenchModel:
+    require_model_file(path)
     model = read_proto(path)
     files = (path, *external_files(model, path))
     found = _inputs(model, path)

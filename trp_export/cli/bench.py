@@ -271,12 +271,12 @@ def _check_outputs(options: BenchOptions) -> None:
     from trp_export.graph.model_files import model_files
     from trp_export.load.foreign import require_model_file
 
-    for model in options.models:
-        require_model_file(model)
     named = (("--save", options.save), ("--plot", options.plot))
     outputs = [Output(path, option) for option, path in named if path]
     if not outputs:
         return
+    for model in options.models:
+        require_model_file(model)
     inputs = [file for model in options.models for file in model_files(model)]
     check_outputs(outputs, [*inputs, *(path for path in (Path(options.input), options.against) if path)])
 
