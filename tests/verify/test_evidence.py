@@ -126,3 +126,16 @@ def test_a_model_that_does_not_run_on_noise_names_the_remedy(
     assert "onnxruntime does not run the original on noise" in message
     assert "--input FILE.npz" in message
     assert ("--shape" in message) == (remedy is not None)
+
+
+@pytest.mark.parametrize("steps", ["s = Mul (b, b)", "s = Relu (b)"])
+def test_scales_that_simplification_moves_into_either_neighbour_are_no_fault(tmp_path: Path, steps: str) -> None:
+    """onnxsim fuses the first product into the conv before it, and the second into the conv after it."""
+    text = f"""<ir_version: 8, opset_import: ["" : 17]> net (float[1, 3, 12, 12] x) => (float[1, 8, 12, 12] y)
+    <float up = {{1000}}, float down = {{0.001}}, float[16, 3, 3, 3] w, float[8, 16, 3, 3] v> {{
+      a = Conv <pads = [1, 1, 1, 1]> (x, w)  b = Mul (a, up)  {steps}  c = Mul (s, down)
+      y = Conv <pads = [1, 1, 1, 1]> (c, v) }}"""
+    model = save(build(text), tmp_path / "model.onnx")
+    report = compress(model, Options(Rank(2), benchmark=Benchmark(run=False), output=tmp_path / "small.onnx"))
+    assert report.deviation is not None
+    assert report.deviation.rewrite.relative_l2 < 1e-5

@@ -177,6 +177,9 @@ def _fused(part: Part, shared: Mapping[ir.Value, ir.Value]) -> list[tuple[ir.Val
         readers = value.consumers()
         if len(readers) != 1 or value.producer() is None or readers[0] not in part.wanted_nodes:
             continue
+        maker = start.producer()
+        if maker is None or not any(read is not None and _is_fixed(read) for read in maker.inputs):
+            continue  # It holds no constants, so the affine node went into the layer after it.
         made = readers[0].outputs[0]
         if _is_affine(readers[0]) and made not in shared:
             pairs.append((made, start))
