@@ -49,8 +49,8 @@ def verify_command(folder: Path, digest: str | None, as_json: bool, quiet: bool)
 
     No file is opened as a model, and nothing in DIR is run.
     """
-    from trp_export.report.page.markup import plain
     from trp_export.ship.verify import verify_bundle
+    from trp_export.system.text import plain
 
     verified = verify_bundle(folder, digest)
     files = len(verified.manifest.files)

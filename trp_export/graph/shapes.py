@@ -62,12 +62,6 @@ def input_shapes(
     return {name: shapes[name] for name in (value.name or "" for value in fed) if name in shapes}
 
 
-def open_extents(model: ir.Model, given: Sequence[int] | Mapping[str, Sequence[int]] | None = None) -> tuple[str, ...]:
-    """The inputs with a size that had to be assumed: one that follows neither from the model nor from `given`."""
-    small, large = (input_shapes(model, given, extent) for extent in (1, 2))
-    return tuple(name for name in small if small[name] != large[name])
-
-
 def infer_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, tuple[Run, ...]]:
     """The run of every node of the main graph, as far as shape inference can tell.
 

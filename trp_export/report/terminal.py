@@ -13,12 +13,11 @@ from trp_export.planning.frontier import Frontier
 from trp_export.planning.plan import Decision
 from trp_export.report.document import Report
 from trp_export.report.page.frontier import SMALLER, limit, measured_on, tried
-from trp_export.report.page.markup import plain
 from trp_export.report.page.precisions import Line, lines
 from trp_export.report.page.summary import compared
 from trp_export.report.wording import change_in, headline, kernel, short_schemes, shorten, times, tone
 from trp_export.system.console import WIDTH_WHEN_PIPED
-from trp_export.system.text import name_some
+from trp_export.system.text import name_some, plain
 from trp_export.verify import Agreement
 
 _SHORTEST_NAME = 14
@@ -104,7 +103,7 @@ def _outcome(decision: Decision, scheme: str, rank: str, macs: int | None) -> Te
 
 
 def _one_line(text: str) -> str:
-    return plain(text).replace("\n", "?")
+    return plain(text, keep_lines=False)
 
 
 def _energy(energy: float) -> str:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from trp_export.lowrank.names import SHORT_NAMES
 from trp_export.lowrank.schemes import Branches
 from trp_export.report.document import Report
-from trp_export.report.page.markup import plain
-from trp_export.system.text import name_some
+from trp_export.system.text import name_some, plain
 
 if TYPE_CHECKING:
     from trp_export.bench import Ratio

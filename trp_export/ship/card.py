@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from trp_export.command_line import command_line
 from trp_export.inputs.preprocessing import SCALE
 from trp_export.report.document import Report
-from trp_export.report.page.markup import plain
 from trp_export.report.page.summary import compared
 from trp_export.report.wording import headline, shorten
 from trp_export.ship.manifest import Manifest, ManifestPreprocessing, Tensor
+from trp_export.system.text import plain
 
 _LONGEST = 600
 _LONGEST_COMMAND = 4000

@@ -266,12 +266,6 @@ def _compare_whole(
     )
 
 
-def _repeats(original: Path, batches: Sequence[Inputs]) -> bool:
-    """True where a model that draws random numbers gives the same outputs twice once it is seeded."""
-    first, second = (Execution(seeded=True).run(original, batches) for _ in range(2))
-    return not any(_differs(*pair) for pair in zip(first, second, strict=True))
-
-
 def _how(layers: Sequence[LayerProof], whole: WholeProof, seeded: Sequence[str]) -> str:
     """What was compared, in a few words."""
     alone = [layer.name for layer in layers if layer.inputs == (ALONE,)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 
+from trp_export.system.text import plain
+
 _EMPTY = frozenset({"br", "meta", "path", "rect", "line", "circle", "polyline", "use"})
 
 
@@ -16,11 +18,6 @@ class Markup(str):
 def escape(text: object) -> Markup:
     """`text` for a page or an attribute, without control characters and characters that turn the writing direction."""
     return text if isinstance(text, Markup) else Markup(html.escape(plain(str(text))))
-
-
-def plain(text: str) -> str:
-    """`text` with a question mark for each character that does not print, except line ends."""
-    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
 
 
 def join(*parts: object) -> Markup:

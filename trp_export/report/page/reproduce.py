@@ -7,8 +7,9 @@ import platform
 
 from trp_export.command_line import command_line
 from trp_export.report.document import Report, versions
-from trp_export.report.page.markup import Markup, element, join, plain
+from trp_export.report.page.markup import Markup, element, join
 from trp_export.report.wording import shorten
+from trp_export.system.text import plain
 
 _NOTE = 600
 _MOST_NOTES = 200
