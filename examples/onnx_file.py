@@ -64,10 +64,10 @@ def main(folder: Path) -> None:
     )
     assert report.after is not None
     assert report.deviation is not None
-    assert report.deviation.agreement is not None
-    agreement = report.deviation.agreement
+    assert report.deviation.score is not None
+    score = report.deviation.score
     print(f"multiply-adds: {report.before.macs:,} -> {report.after.macs:,}")
-    print(f"accuracy on {agreement.images} images: {agreement.accuracy_before:.1%} -> {agreement.accuracy_after:.1%}")
+    print(f"accuracy on {score.images} images: {score.before:.1%} -> {score.after:.1%}")
 
     session = ort.InferenceSession(folder / "small.onnx")
     image = np.load(evaluation)["images"][:1].transpose(0, 3, 1, 2) / np.float32(255)

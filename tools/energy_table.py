@@ -33,10 +33,10 @@ def main(test: str, budget: float) -> None:
         (scheme, energy): _export(weights, images, scheme, energy, budget) for energy in ENERGIES for scheme in SCHEMES
     }
     first = next(iter(rows.values()))
-    agreement = first.deviation.agreement if first.deviation else None
-    if agreement is None or agreement.accuracy_before is None:
+    score = first.deviation.score if first.deviation else None
+    if score is None or not score.labelled:
         raise click.ClickException(f"{images} has no labels.")
-    print(f"\nuncut: {agreement.accuracy_before:.2%} of {agreement.images} images, {first.before.macs:,} MACs\n")
+    print(f"\nuncut: {score.before:.2%} of {score.images} images, {first.before.macs:,} MACs\n")
     print("| energy |" + "".join(f" {scheme}: layers cut | MACs | measured | accuracy |" for scheme in SCHEMES))
     print("|---|" + "---|---|---|---|" * len(SCHEMES))
     for energy in ENERGIES:
@@ -63,13 +63,13 @@ def _export(weights: Path, images: Path, scheme: str, energy: float, budget: flo
 
 
 def _cells(report: Report) -> str:
-    agreement = report.deviation.agreement if report.deviation else None
-    if report.after is None or agreement is None or agreement.accuracy_after is None:
+    score = report.deviation.score if report.deviation else None
+    if report.after is None or score is None or not score.labelled:
         raise click.ClickException("the export gave no result.")
     cut = f"{len(report.plan.changed)} of {len(report.plan.decisions)}"
     macs = f"{report.before.macs / report.after.macs:.2f}x"
     measured = str(report.low_rank_ratio) if report.low_rank_ratio else "-"
-    return f" {cut} | {macs} | {measured} | {agreement.accuracy_after:.2%} |"
+    return f" {cut} | {macs} | {measured} | {score.after:.2%} |"
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from common import CIFAR_RESNETS, IMAGENET
 
 from trp_export import Benchmark, Energy, Images, MaxDrop, Options, Selection, compress
 from trp_export.bench import compare, median, ratio
+from trp_export.metrics.score import change
 from trp_export.options import Calibration, LoadOptions
-from trp_export.report.wording import points
 from trp_export.rules import Minimise
 
 RATIOS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
@@ -67,7 +67,7 @@ def make(runs: Path, by: Minimise, networks: tuple[str, ...]) -> None:
                 output=output,
             )
             report = compress(data.network(network), options)
-            print(output.name, report.deviation.agreement if report.deviation else None, flush=True)
+            print(output.name, report.deviation.score if report.deviation else None, flush=True)
 
 
 @main.command()
@@ -102,8 +102,8 @@ def report(runs: Path, networks: tuple[str, ...], out: Path) -> None:
     print("| network | MACs | accuracy | change | latency | times as fast |\n|---|---|---|---|---|---|")
     for network, own in found.items():
         for row in own:
-            change = "" if row["name"] == DENSE else points(row["before"], row["after"], row["error"])
-            cells = f"{row['macs']:.2f}x | {row['after']:.2%} | {change} | {row['ms']:.3f} ms"
+            moved = "" if row["name"] == DENSE else change(row["before"], row["after"], row["error"], "%")
+            cells = f"{row['macs']:.2f}x | {row['after']:.2%} | {moved} | {row['ms']:.3f} ms"
             print(f"| {network} {row['name']} | {cells} | {'' if row['name'] == DENSE else row['ratio']} |")
     machines = {read(runs / f"{network}.json")["machine"] for network in networks}
     print(f"\n{'; '.join(sorted(machines))}. n = {EVALUATION:,} images; ± is the standard error of the change.")
@@ -115,15 +115,14 @@ def rows(runs: Path, network: str) -> list[dict[str, Any]]:
     found = []
     for name, timed in read(runs / f"{network}.json")["latency"].items():
         document = read((runs / name).with_suffix(".json"))
-        agreement, images = document["deviation"]["agreement"], document["deviation"]["agreement"]["images"]
-        differing, net = agreement["lost"] + agreement["gained"], agreement["lost"] - agreement["gained"]
+        score = document["deviation"]["score"]
         found.append(
             {
                 "name": name.removeprefix(f"{network}-").removesuffix(".onnx"),
                 "macs": document["before"]["macs"] / document["after"]["macs"],
-                "before": agreement["accuracy_before"],
-                "after": agreement["accuracy_after"],
-                "error": (differing - net**2 / images) ** 0.5 / images,
+                "before": score["before"],
+                "after": score["after"],
+                "error": score["error"],
                 **timed,
             }
         )

@@ -17,12 +17,14 @@ from trp_export.inputs.options import InputOptions, names_function
 from trp_export.inputs.preprocessing import SECTION as PREPROCESSING
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.lowrank.names import SCHEME_CHOICES
+from trp_export.metrics.names import AUTO, HEADS, METRICS, read_metric
 from trp_export.rules import FIRST, RULES, SIZE, OwnPlan, Rule, SavedPlan
 
 LAYERS, MODEL, CALIBRATION = "Layers and decompositions", "The model", "Calibration"
+EVALUATION = "Evaluation"
 OUTPUT, BENCHMARK, OTHER = "Output", "Benchmark", "Other"
 # The headings of the help, in order.
-SECTIONS = (FIRST, SIZE, LAYERS, MODEL, CALIBRATION, PREPROCESSING, OUTPUT, BENCHMARK, OTHER)
+SECTIONS = (FIRST, SIZE, LAYERS, MODEL, CALIBRATION, EVALUATION, PREPROCESSING, OUTPUT, BENCHMARK, OTHER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,17 +225,45 @@ Evaluate = Callable[[Path], float]
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Real images on which the two models are compared."""
+    """Real images on which the two models are compared, by a metric.
+
+    Without `labels` those beside the images count, such as folders named after classes; without any, the answers of
+    the original.
+    """
 
     path: Path = flag(
         "--eval",
-        "Compare accuracy before and after on labelled images. Without labels, report how often the predicted class "
-        "stays the same.",
+        "Measure quality before and after on these images: against labels, or else against the original's answers.",
         section=FIRST,
         read=Path,
         metavar="PATH",
     )
+    metric: str = flag(
+        "--metric",
+        f"What --eval measures: {', '.join((AUTO, *METRICS))}, map:HEAD (with {', '.join(HEADS)}) or "
+        "FILE.py:FUNCTION. auto goes by labels and outputs.",
+        section=EVALUATION,
+        read=read_metric,
+        write=lambda metric: Path(metric).name,
+        metavar="NAME",
+        default=AUTO,
+    )
+    labels: Path | None = flag(
+        "--labels",
+        "Labels of the images: a JSON of boxes, a table (.csv, .txt) of classes, texts or pairs, or a folder of target "
+        "pictures. Default: those beside the images.",
+        section=EVALUATION,
+        read=Path,
+        metavar="PATH",
+        default=None,
+    )
     count: int | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            read_metric(self.metric)
+        except ValueError as error:
+            raise InvalidOptionError(f"{{metric}}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

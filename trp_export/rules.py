@@ -191,15 +191,19 @@ Minimise = Literal["macs", "params", "latency"]
 
 @dataclass(frozen=True, slots=True)
 class MaxDrop(Rule):
-    """The smallest network that loses at most `points` percentage points of what the evaluation measures."""
+    """The smallest network that loses at most `points` of what the evaluation measures.
+
+    They are points of 100 where that is a share, dB for a PSNR, and the unit of a function of the user's own.
+    """
 
     needs_sensitivities: ClassVar[bool] = True
     points: float = flag(
         "--max-drop",
-        "Find the smallest network that loses at most PP percentage points on --eval.",
+        "Find the smallest network that loses at most POINTS on --eval: points of 100, dB for psnr, or the unit of "
+        "your own function.",
         section=SIZE,
         read=float,
-        metavar="PP",
+        metavar="POINTS",
     )
     minimise: Minimise = flag(
         "--minimise",
@@ -211,7 +215,7 @@ class MaxDrop(Rule):
 
     def __post_init__(self) -> None:
         if not 0 <= self.points < 100:
-            raise InvalidOptionError(f"{{points}} must lie between 0 and 100 percentage points, not {self.points:g}.")
+            raise InvalidOptionError(f"{{points}} must lie between 0 and 100 points, not {self.points:g}.")
         if self.minimise not in get_args(Minimise):
             raise InvalidOptionError(
                 f"{{minimise}} must be one of {', '.join(get_args(Minimise))}, not {self.minimise}."
@@ -223,7 +227,7 @@ class MaxDrop(Rule):
 
     @property
     def largest_drop(self) -> float | None:
-        return self.points / 100
+        return self.points
 
     def budget(self, ratio: float) -> Rule:
         """The rule that asks for this ratio."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from trp_export.bench import Measurement, Process
+from trp_export.metrics.score import Score
 from trp_export.options import Calibration, Options
 from trp_export.precision.convert import Parity, Variant
 from trp_export.rules import MaxDrop
@@ -20,7 +21,6 @@ from trp_export.steps.precisions import (
     judge_as_shipped,
     precision_remarks,
 )
-from trp_export.verify import Score
 
 BEST = Options(rule=None, calibration=Calibration(Path("images")), precision="best")
 INT8 = Options(rule=None, calibration=Calibration(Path("images")), precision="int8")
@@ -39,7 +39,17 @@ def variant(
     measurement = Measurement(precision, "0" * 64, 1000, tuple(runs), None, {})
     file = None if refused else Path(f"{precision}.onnx")
     parity = None if precision == "fp32" else Parity(100, agreement, 1e-3)
-    return Variant(precision, low_rank, file, 1000, "", parity, refused, Score(0.9, 0.9 - drop), measurement)
+    return Variant(
+        precision,
+        low_rank,
+        file,
+        1000,
+        "",
+        parity,
+        refused,
+        Score("top1", "top-1 accuracy", 0.9, 0.9 - drop),
+        measurement,
+    )
 
 
 def chosen(options: Options, *variants: Variant) -> str:
@@ -103,7 +113,7 @@ def test_the_limit_of_max_drop_holds_for_the_shipped_form() -> None:
     forms = choose_precision((fp32, far), asked)
     assert forms is not None
     assert forms.chosen is fp32
-    assert "1.10 pp" in (forms.rejected_because or "")
+    assert "1.1 pp" in (forms.rejected_because or "")
     assert chosen(asked, fp32, near) == "low rank, int8"
 
 
@@ -129,7 +139,7 @@ def test_the_best_is_searched_for_in_the_form_that_loses_most(tmp_path: Path, mo
 
     def judge(model: Path, progress: Callable[[float], None]) -> Score:
         seen.append(model.name)
-        return Score(0.9, 0.9)
+        return Score("top1", "top-1 accuracy", 0.9, 0.9)
 
     monkeypatch.setattr("trp_export.steps.precisions.convert", convert)
     for options in (BEST, INT8, replace(BEST, calibration=None), Options()):

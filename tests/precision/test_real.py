@@ -8,7 +8,6 @@ import pytest
 
 from trp_export import Benchmark, Images, Options, compress
 from trp_export.options import Calibration
-from trp_export.verify import Agreement
 
 ZOO = Path(__file__).parents[2] / "models_zoo"
 
@@ -29,9 +28,10 @@ def test_a_network_trained_for_low_rank_keeps_its_accuracy_in_8_bits(tmp_path: P
     assert report.forms is not None
     assert report.forms.rejected_because is None
     fp32, int8 = report.forms.variants
-    assert isinstance(fp32.judged, Agreement)
-    assert isinstance(int8.judged, Agreement)
+    assert fp32.judged is not None
+    assert int8.judged is not None
     assert int8.parity is not None
     assert int8.parity.divergence < 0.02
     assert abs(int8.judged.after - fp32.judged.after) <= 0.012  # Three of 256 images.
-    assert int8.judged.top1 > 0.97
+    assert int8.parity.agreement is not None
+    assert int8.parity.agreement > 0.97

@@ -75,7 +75,7 @@ def test_the_page_names_no_local_folder(page: str) -> None:
 def test_the_page_begins_with_the_outcome(page: str) -> None:
     lead = next(text for tag, text in Outline(page).texts if tag == "p")
     assert lead.startswith("net is 1.61 times smaller and 1.5")
-    assert lead.endswith("; its accuracy changes from 91.70% to 90.90% on 500 images.")
+    assert lead.endswith("; its top-1 accuracy changes from 91.70% to 90.90% on 500 images.")
 
 
 @pytest.mark.parametrize(("speed", "words"), [(0.8, "SLOWER"), (1.001, "NOT faster")])
@@ -175,8 +175,8 @@ def _with_nothing(report: Report) -> Iterator[Report]:
     assert report.deviation is not None
     yield bare(report)
     yield replace(report, latency=None, deviation=None)
-    yield replace(report, deviation=replace(report.deviation, agreement=None))
-    yield replace(report, deviation=replace(report.deviation, agreement=None, truncation=None))
+    yield replace(report, deviation=replace(report.deviation, score=None))
+    yield replace(report, deviation=replace(report.deviation, score=None, truncation=None))
     yield replace(report, latency=make_comparison(1.5, processes=1))
     yield replace(report, latency=make_comparison(1.5, unit="instructions"))
     yield replace(report, latency=make_comparison(1.5, cleaned=None))

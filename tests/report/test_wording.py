@@ -5,31 +5,39 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import reports
 from reports import LAYERS, make_report
 
+from trp_export.metrics.score import Score, Unit, amount, change
 from trp_export.report.document import Report
 from trp_export.report.page.summary import compared
 from trp_export.report.wording import change_in, headline
 from trp_export.runtime.distance import Distance
-from trp_export.verify import Agreement, CalibrationAgreement, Score
+from trp_export.verify import CalibrationAgreement
 from trp_export.verify.evidence import CALIBRATION
 from trp_export.verify.layers import LayerProof
 
 
-def with_evidence(
-    agreement: Agreement | None = None, score: Score | None = None, seen: CalibrationAgreement | None = None
-) -> Report:
+def with_evidence(score: Score | None = None, seen: CalibrationAgreement | None = None) -> Report:
     report = make_report(LAYERS)
     assert report.deviation is not None
-    return replace(report, deviation=replace(report.deviation, agreement=agreement, score=score, seen=seen))
+    return replace(report, deviation=replace(report.deviation, score=score, seen=seen))
 
 
 NOISE = with_evidence()
 NO_CLASSES = with_evidence(seen=CalibrationAgreement(64, "calibration", Distance(0.012, 0.1), None))
 CLASSES = with_evidence(seen=CalibrationAgreement(64, "calibration", Distance(0.012, 0.1), 0.95))
-UNLABELLED = with_evidence(Agreement(500, 0.98))
-LABELLED = with_evidence(Agreement(500, 0.98, 0.917, 0.909, 7, 3))
-SCORE = with_evidence(score=Score(0.387, 0.381, "mAP"))
+UNLABELLED = with_evidence(reports.UNLABELLED)
+LABELLED = with_evidence(reports.LABELLED)
+DETECTIONS = with_evidence(Score("map", "mAP", 0.387, 0.381, images=64, error=0.004))
+SAME_DETECTIONS = with_evidence(
+    Score("map", "mAP against the original's detections", 1.0, 0.93, images=64, error=0.004, labelled=False)
+)
+PICTURES = with_evidence(
+    Score("psnr", "PSNR to the original's output", 100.0, 52.13, unit="dB", images=16, labelled=False)
+)
+TEXTS = with_evidence(Score("sequences", "same text", 1.0, 0.97, images=80, labelled=False))
+FUNCTION = with_evidence(Score("measure.py:worth", "worth", 12.5, 12.25, unit=""))
 
 
 @pytest.mark.parametrize(
@@ -39,18 +47,44 @@ SCORE = with_evidence(score=Score(0.387, 0.381, "mAP"))
         (NO_CLASSES, "moved by 1.2% (relative L2)."),
         (CLASSES, "its predicted class stays the same on 95.00% of the 64 images it was fitted to."),
         (UNLABELLED, "its predicted class stays the same on 98.00% of 500 images."),
-        (LABELLED, "its accuracy changes from 91.70% to 90.90% on 500 images."),
-        (SCORE, "its mAP changes from 38.70% to 38.10%."),
+        (LABELLED, "its top-1 accuracy changes from 91.70% to 90.90% on 500 images."),
+        (DETECTIONS, "its mAP changes from 38.70% to 38.10% on 64 images."),
+        (SAME_DETECTIONS, "its mAP against the original's detections is 93.00% on 64 images."),
+        (PICTURES, "its PSNR to the original's output is 52.13 dB on 16 images."),
+        (TEXTS, "its text stays the same on 97.00% of 80 images."),
+        (FUNCTION, "its worth changes from 12.5 to 12.25."),
     ],
 )
 def test_headline_ends_with_the_best_evidence(report: Report, ending: str) -> None:
     assert headline(report).endswith(ending)
 
 
-@pytest.mark.parametrize("report", [NOISE, NO_CLASSES, SCORE])
+@pytest.mark.parametrize("report", [NOISE, NO_CLASSES, DETECTIONS, SAME_DETECTIONS, PICTURES, TEXTS, FUNCTION])
 def test_no_class_is_mentioned_if_the_outputs_hold_none(report: Report) -> None:
     assert "class" not in headline(report)
     assert not any("class" in row.what for row in compared(report))
+
+
+@pytest.mark.parametrize(
+    ("report", "row"),
+    [
+        (LABELLED, ("top-1 accuracy, 500 images", "91.70%", "90.90%", "-0.80 ± 0.63 pp")),
+        (UNLABELLED, ("same class, 500 images", "", "98.00%", "-2.00 ± 0.63 pp")),
+        (PICTURES, ("PSNR to the original's output, 16 images", "", "52.13 dB", "")),
+        (FUNCTION, ("worth", "12.5", "12.25", "-0.25")),
+    ],
+)
+def test_compared_names_the_metric_and_its_change(report: Report, row: tuple[str, ...]) -> None:
+    assert row in [(found.what, found.before, found.after, found.ratio) for found in compared(report)]
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text", "moved"),
+    [(0.387, "%", "38.70%", "+1.30 ± 0.50 pp"), (30.0, "dB", "30.00 dB", "+0.01 ± 0.01 dB")],
+)
+def test_amounts_and_changes_have_the_unit_of_the_metric(value: float, unit: Unit, text: str, moved: str) -> None:
+    assert amount(value, unit) == text
+    assert change(value, value + 0.013, 0.005, unit) == moved
 
 
 def test_headline_names_what_was_fed_and_what_did_not_run() -> None:

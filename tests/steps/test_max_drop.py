@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,10 @@ from PIL import Image
 from trp_export import Benchmark, Images, MaxDrop, Options, Rank, compress
 from trp_export.errors import LoadError, OptionError
 from trp_export.inputs.images import load_images
+from trp_export.metrics.classes import Classes, labels_of, top1
 from trp_export.options import Calibration, Tuning
 from trp_export.planning import frontier
 from trp_export.rules import Macs, Minimise, Params, Rule, Speedup
-from trp_export.verify import Agreement
-from trp_export.verify.judge import labels_of, top1
 
 COUNT = 240
 QUIET = Benchmark(run=False)
@@ -70,31 +70,32 @@ def test_accuracy_and_its_error_are_those_of_the_files(
 ) -> None:
     images = store(tmp_path / "eval.npz", inputs, labels)
     report = compress(model, Options(Rank(6), images=images, benchmark=QUIET, output=tmp_path / "small.onnx"))
-    found = report.deviation.agreement if report.deviation else None
+    found = report.deviation.score if report.deviation else None
     assert found is not None
     right, still = classes(model, inputs) == labels, classes(tmp_path / "small.onnx", inputs) == labels
-    assert found.accuracy_before == right.mean() == 0.8
-    assert found.accuracy_after == still.mean() != right.mean()
+    assert found.before == right.mean() == 0.8
+    assert found.after == still.mean() != right.mean()
     assert found.error == pytest.approx(np.std(still.astype(float) - right) / np.sqrt(COUNT))
-    assert (found.lost, found.gained) == ((right & ~still).sum(), (still & ~right).sum())
+    assert found.remark.startswith(f"{(right & ~still).sum()} of {COUNT} images were right and are wrong now")
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=50))
 def test_the_error_is_that_of_the_mean_change(pairs: list[tuple[bool, bool]]) -> None:
     before, after = np.array(pairs).T
-    lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
-    found = Agreement(len(pairs), 0, before.mean(), after.mean(), lost, gained)
+    metric = Classes("top1", np.ones(len(pairs), dtype=np.int64))
+    found = metric.score(*([np.array([int(hit)]) for hit in hits] for hits in (before, after)))
+    assert (found.before, found.after) == (before.mean(), after.mean())
     assert found.error == pytest.approx(np.std(after.astype(float) - before) / np.sqrt(len(pairs)), abs=1e-12)
 
 
 def test_without_labels_the_original_is_right(model: Path, inputs: np.ndarray, tmp_path: Path) -> None:
     images = store(tmp_path / "eval.npz", inputs)
     report = compress(model, Options(Rank(6), images=images, benchmark=QUIET, output=tmp_path / "small.onnx"))
-    found = report.deviation.agreement if report.deviation else None
+    found = report.deviation.score if report.deviation else None
     same = (classes(model, inputs) == classes(tmp_path / "small.onnx", inputs)).mean()
     assert found is not None
-    assert (found.what, found.before, found.after, found.accuracy_after) == ("same class", 1.0, same, None)
-    assert found.lost == round((1 - same) * COUNT)
+    assert (found.what, found.before, found.after, found.labelled) == ("same class", 1.0, same, False)
+    assert found.remark == f"{round((1 - same) * COUNT)} of {COUNT} images change their class"
 
 
 @pytest.mark.parametrize("keep", [0, 1])
@@ -112,9 +113,8 @@ def test_numbers_of_classes_are_evaluated_as_classes(
             compress(file, Options(Rank(6), images=images, benchmark=QUIET, output=tmp_path / f"small.{file.name}"))
             for file in (model, tmp_path / "label.onnx")
         ]
-        assert reports[0].deviation is not None
-        assert reports[1].deviation is not None
-        assert reports[0].deviation.agreement == reports[1].deviation.agreement
+        scores = [report.deviation.score for report in reports if report.deviation and report.deviation.score]
+        assert replace(scores[0], details=()) == scores[1]  # One class for each image leaves no top-5.
     with pytest.raises(LoadError, match="the network has classes 0 to 9"):
         compress(
             tmp_path / "label.onnx",
@@ -298,10 +298,10 @@ def test_bad_labels(
     ("arguments", "message"),
     [
         (["--max-drop", "1"], "a limit on the drop needs a measure of what is lost; give --eval PATH"),
-        (["--max-drop", "-1", "--eval", "e.npz"], "--max-drop must lie between 0 and 100 percentage points, not -1"),
-        (["--max-drop", "nan", "--eval", "e.npz"], "--max-drop must lie between 0 and 100 percentage points, not nan"),
+        (["--max-drop", "-1", "--eval", "e.npz"], "--max-drop must lie between 0 and 100 points, not -1"),
+        (["--max-drop", "nan", "--eval", "e.npz"], "--max-drop must lie between 0 and 100 points, not nan"),
         (["--max-drop", "1", "--macs", "2", "--eval", "e.npz"], "--macs and --max-drop contradict each other"),
-        (["--macs", "2", "--minimise", "params"], "--minimise needs --max-drop PP"),
+        (["--macs", "2", "--minimise", "params"], "--minimise needs --max-drop POINTS"),
     ],
 )
 def test_bad_options(refuses: Command, model: Path, arguments: list[str], message: str) -> None:
@@ -315,7 +315,7 @@ def test_a_network_that_answers_something_else(refuses: Command, inputs: np.ndar
     save(build(maps.replace(", float[10, 16] fc__weight, float[10] fc__bias", "")), tmp_path / "maps.onnx")
     store(tmp_path / "eval.npz", inputs)
     message = refuses(2, "maps.onnx", "--max-drop", "1", "--eval", "eval.npz")
-    assert "[100, 16, 6, 6] for 100 images" in message
+    assert "e [1, 16, 6, 6] for 1 images" in message
     assert "Options(evaluate=...)" in message
 
 

@@ -14,6 +14,7 @@ from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.load import Source
 from trp_export.lowrank.schemes import CHANNEL_WISE, SPATIAL_WISE
 from trp_export.lowrank.site import Site, Use
+from trp_export.metrics.score import Detail, Score
 from trp_export.options import Benchmark, Images, Options
 from trp_export.planning.curves import Layer, make_curve
 from trp_export.planning.frontier import Frontier, Point
@@ -24,7 +25,20 @@ from trp_export.report.document import Report
 from trp_export.rules import Energy
 from trp_export.runtime.distance import Distance
 from trp_export.steps.precisions import Precisions
-from trp_export.verify import Agreement, Deviation
+from trp_export.verify import Deviation
+
+# Top-1 accuracy of 500 images with labels, and without them.
+LABELLED = Score(
+    "top1",
+    "top-1 accuracy",
+    0.917,
+    0.909,
+    images=500,
+    error=0.0063,
+    details=(Detail("top-5", 0.99, 0.988),),
+    remark="7 of 500 images were right and are wrong now, 3 the reverse",
+)
+UNLABELLED = Score("top1", "same class", 1.0, 0.98, images=500, error=0.0063, labelled=False)
 
 HOSTILE = (
     "</title><script>alert(1)</script>",
@@ -88,14 +102,13 @@ def make_report(layers: tuple[Layer, ...], speed: float = 1.5, name: str = "net"
         benchmark=Benchmark(budget_s=5),
         output=Path("/tmp/small.onnx"),
     )
-    agreement = Agreement(500, 0.98, 0.917, 0.909, lost=7, gained=3)
     return Report(
         source=source,
         options=options,
         plan=make_plan(layers),
         before=Cost(100_000, 20_000_000, 1_130_000),
         after=Cost(60_000, 12_000_000, 700_000),
-        deviation=Deviation("noise", "whole model", Distance(3e-7, 1e-6), Distance(0.04, 0.3), agreement),
+        deviation=Deviation("noise", "whole model", Distance(3e-7, 1e-6), Distance(0.04, 0.3), LABELLED),
         latency=make_comparison(speed),
         layer_ms={"conv1": (0.031, 0.02), "conv2": (0.03, 0.033), "conv3": (0.04, 0.04)},
         notes=("the images have one channel",),
@@ -107,7 +120,7 @@ def make_forms(speed: float = 1.5) -> Precisions:
     """Low rank in two precisions and the same without, each measured; low rank in int8 ships."""
     fp32, int8 = make_comparison(speed).measurements[1], make_comparison(8 * speed).measurements[1]
     alone, rounded = make_comparison(1.01).measurements[1], make_comparison(9.1).measurements[1]
-    file, parity, judged = Path("net.onnx"), Parity(1024, 0.985, 0.0031), Agreement(500, 0.98, 0.917, 0.909, 7, 3)
+    file, parity, judged = Path("net.onnx"), Parity(1024, 0.985, 0.0031), LABELLED
     how = "grids by percentile; in float: layer1.0.conv1, layer1.0.conv2"
     return Precisions(
         (

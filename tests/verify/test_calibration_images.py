@@ -61,12 +61,12 @@ def test_outputs_that_are_no_classes_move(trp: Command, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "small.json").read_text())["deviation"]["seen"]["top1"] is None
 
 
-def test_who_gives_images_to_judge_on_is_told_of_those(trp: Command, model: Path, tmp_path: Path) -> None:
+def test_evaluation_images_replace_calibration_images_in_the_report(trp: Command, model: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "other.npy", make_images(16, seed=5).inputs)
     arguments = ("--rank", "1", "--calib", "images.npy", "--eval", "other.npy", "--no-bench", "--json")
     deviation = json.loads(trp("model.onnx", *arguments).out)["deviation"]
     assert deviation["seen"] is None
-    assert deviation["agreement"]["images"] == 16
+    assert deviation["score"]["images"] == 16
 
 
 def test_of_many_images_some_from_all_over_are_taken(model: Path) -> None:

@@ -102,7 +102,7 @@ def test_truncation_is_told_apart_from_a_wrong_rewrite(tmp_path: Path) -> None:
     assert deviation.truncation is not None
     assert deviation.rewrite.relative_l2 < 1e-5 < 1e-2 < deviation.truncation.relative_l2
     assert deviation.how == "each layer and the whole model"
-    assert deviation.agreement is None
+    assert deviation.score is None
 
 
 @pytest.mark.parametrize(

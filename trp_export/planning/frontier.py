@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 START = 2.0
 STEP = 1.5
@@ -18,8 +19,8 @@ MOST = 8
 class Point:
     """A network that was built and evaluated: the ratio of its budget, its cost and its quality.
 
-    `reached` is how many times smaller it is by what the budget counts; `after` a share of 1, `error` the standard
-    error of its change; `holds` says whether it is within the limit.
+    `reached` is how many times smaller it is by what the budget counts; `error` is the standard error of the change to
+    `after`; `holds` says whether it is within the limit.
     """
 
     ratio: float
@@ -35,8 +36,8 @@ class Point:
 class Frontier:
     """Every point that was tried, from the largest network to the smallest, and the index of the chosen one.
 
-    `what` is measured on `images` images: `before` for the original, a share of 1; `max_drop` is the limit, in
-    percentage points; `by` names the budget.
+    `what` is measured on `images` images: `before` for the original. `unit` is that of the values, `%` for shares of 1;
+    `max_drop` is the limit, in points of 100 or in that unit; `by` names the budget.
     """
 
     what: str
@@ -46,11 +47,12 @@ class Frontier:
     by: str
     points: tuple[Point, ...]
     chosen: int
+    unit: Literal["%", "dB", ""] = "%"
 
     @property
     def limit(self) -> float:
-        """The lowest acceptable quality, a share of 1."""
-        return self.before - self.max_drop / 100
+        """The lowest acceptable quality."""
+        return self.before - self.max_drop / (100 if self.unit == "%" else 1)
 
 
 def explore(see: Callable[[float], bool | None]) -> None:

@@ -18,13 +18,13 @@ from trp_export.graph.fold import fold_weights
 from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.graph.prepare import remove_unused
 from trp_export.graph.shapes import input_shapes
+from trp_export.metrics.score import Score
 from trp_export.precision.fp16 import to_fp16
 from trp_export.precision.int8 import shown_and_held_out, to_int8
 from trp_export.precision.rounding import ROUNDED
 from trp_export.runtime.partial import Tap, fixed_batch
 from trp_export.runtime.sessions import CannotRunError, noise
 from trp_export.system.progress import Progress
-from trp_export.verify import Agreement, Score
 
 if TYPE_CHECKING:
     from trp_export.bench import Measurement
@@ -65,7 +65,7 @@ class Variant:
     how: str = ""
     parity: Parity | None = None
     refused: str | None = None
-    judged: Agreement | Score | None = None
+    judged: Score | None = None
     latency: Measurement | None = None
 
     @property

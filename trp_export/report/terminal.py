@@ -9,16 +9,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trp_export.metrics.score import Score
 from trp_export.planning.frontier import Frontier
 from trp_export.planning.plan import Decision
 from trp_export.report.document import Report
 from trp_export.report.page.frontier import SMALLER, limit, measured_on, tried
 from trp_export.report.page.precisions import Line, lines
 from trp_export.report.page.summary import compared
-from trp_export.report.wording import change_in, headline, kernel, short_schemes, shorten, times, tone
+from trp_export.report.wording import behind_score, change_in, headline, kernel, short_schemes, shorten, times, tone
 from trp_export.system.console import WIDTH_WHEN_PIPED
 from trp_export.system.text import name_some, plain
-from trp_export.verify import Agreement
 
 _SHORTEST_NAME = 14
 _LONGEST_KERNEL = 18
@@ -170,21 +170,15 @@ def _evidence(report: Report) -> list[str]:
         return forecast
     rewrite = f"The rewrite is exact to {deviation.rewrite.relative_l2:.1e} relative L2 ({deviation.how})."
     if deviation.truncation is None:
-        return [*forecast, rewrite, *_differing(deviation.agreement)]
+        return [*forecast, rewrite, *_remark(deviation.score)]
     seen = deviation.seen
     moved = change_in((seen.distance if seen else deviation.truncation).relative_l2)
     not_run = f"; {name_some(deviation.unreached)} did not run" if deviation.unreached else ""
     outputs = f"Outputs moved by {moved} relative L2 ({seen.name if seen else deviation.inputs}{not_run})."
-    return [*forecast, rewrite, outputs, *_differing(deviation.agreement)]
+    return [*forecast, rewrite, outputs, *_remark(deviation.score)]
 
 
-def _differing(agreement: Agreement | None) -> list[str]:
-    """The number of images on which the two models differ; the standard error comes from it."""
-    if agreement is None or not agreement.lost + agreement.gained:
-        return []
-    if agreement.accuracy_after is None:
-        return [f"{agreement.lost:,} of {agreement.images:,} images change their class."]
-    return [
-        f"{agreement.lost:,} of {agreement.images:,} images were right and are wrong now, {agreement.gained:,} the "
-        "reverse; ± is the standard error of the change."
-    ]
+def _remark(score: Score | None) -> list[str]:
+    """What lies behind the figures of the evaluation."""
+    words = behind_score(score) if score is not None else ""
+    return [words] if words else []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from trp_export.lowrank.names import SHORT_NAMES
 from trp_export.lowrank.schemes import Branches
+from trp_export.metrics.score import Score, amount
 from trp_export.report.document import Report
 from trp_export.system.text import name_some, plain
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 # The names of --scheme: short enough for a table.
 _SHORT_SCHEMES = {name: short for short, name in SHORT_NAMES.items()}
 _NOT_COMPARABLE = 1e4
+# What stays the same on a share of the inputs, by metric.
+_STAYS = {"top1": "predicted class", "sequences": "text"}
 # A share of low rank in the speed-up is worth a sentence if it differs from the whole by more than this.
 _NEGLIGIBLE = 0.03
 
@@ -119,13 +122,9 @@ def _outputs(deviation: Deviation | None) -> str:
     """What happens to the outputs, by the best evidence that there is."""
     if deviation is None:
         return "its outputs were not compared"
-    agreement, graded, seen = deviation.agreement, deviation.graded, deviation.seen
-    if graded is not None:
-        before, after = percent(graded.before), percent(graded.after)
-        change = f"stays at {after}" if before == after else f"changes from {before} to {after}"
-        return f"its {graded.what} {change}" + (f" on {graded.images:,} images" if graded.images else "")
-    if agreement is not None:
-        return f"its predicted class stays the same on {percent(agreement.top1)} of {agreement.images:,} images"
+    score, seen = deviation.score, deviation.seen
+    if score is not None:
+        return _evaluated(score)
     if seen is not None and seen.top1 is not None:
         return (
             f"its predicted class stays the same on {percent(seen.top1)} of {seen.fitted}{_where_unreached(deviation)}"
@@ -139,6 +138,25 @@ def _outputs(deviation: Deviation | None) -> str:
     return f"its outputs on {deviation.fed} {moved}{_where_unreached(deviation)}"
 
 
+def _evaluated(score: Score) -> str:
+    """The outcome of the evaluation."""
+    before, after = amount(score.before, score.unit), amount(score.after, score.unit)
+    if not score.labelled and score.metric in _STAYS:
+        return f"its {_STAYS[score.metric]} stays the same on {after} of {score.images:,} {score.counted}"
+    on = f" on {score.images:,} {score.counted}" if score.images else ""
+    if not score.labelled:
+        return f"its {score.what} is {after}{on}"
+    moved = f"stays at {after}" if before == after else f"changes from {before} to {after}"
+    return f"its {score.what} {moved}{on}"
+
+
+def behind_score(score: Score) -> str:
+    """What lies behind the figures of an evaluation, as a sentence, or nothing."""
+    error = "± is the standard error of the change" if score.error else ""
+    words = "; ".join(filter(None, (score.remark, error if score.labelled else "")))
+    return f"{words[0].upper()}{words[1:]}." if words else ""
+
+
 def _where_unreached(deviation: Deviation) -> str:
     """The layers that figures on the outputs say nothing of."""
     return f", where {name_some(deviation.unreached)} did not run" if deviation.unreached else ""
@@ -147,12 +165,6 @@ def _where_unreached(deviation: Deviation) -> str:
 def percent(share: float, digits: int = 2) -> str:
     """A share of 1 in percent."""
     return f"{share:.{digits}%}"
-
-
-def points(before: float, after: float, error: float | None = None) -> str:
-    """The change of a share in percentage points, with its standard error if that is known."""
-    change = f"{(after - before) * 100:+.2f}"
-    return f"{change} ± {error * 100:.2f} pp" if error else f"{change} pp"
 
 
 def change_in(relative: float) -> str:

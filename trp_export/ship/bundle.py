@@ -95,8 +95,8 @@ def describe(
         ),
         evidence=_writable(
             {
-                "parity": _without(document["deviation"], "agreement"),
-                "accuracy": (document["deviation"] or {}).get("agreement"),
+                "parity": _without(document["deviation"], "score"),
+                "accuracy": (document["deviation"] or {}).get("score"),
                 "latency": document["latency"],
                 "precision": document["variants"] or None,
                 "cost": {"before": document["before"], "after": document["after"]},

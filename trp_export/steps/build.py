@@ -26,6 +26,7 @@ from trp_export.graph.simplify import simplify
 from trp_export.graph.sites import find_sites, note_decided
 from trp_export.graph.weights import apply_values
 from trp_export.lowrank.schemes import describe
+from trp_export.metrics.score import holds, points
 from trp_export.network import Network, measured_macs
 from trp_export.options import Calibration, Options
 from trp_export.planning.plan import Plan
@@ -35,7 +36,7 @@ from trp_export.steps.factors import make_factors
 from trp_export.steps.knowledge import Knowledge
 from trp_export.system.progress import Progress
 from trp_export.system.text import name_some
-from trp_export.verify import Deviation, Files, holds, verify_export
+from trp_export.verify import Deviation, Files, verify_export
 from trp_export.workspace import Workspace
 
 
@@ -55,10 +56,11 @@ def build_verified(plan: Plan, knowledge: Knowledge, options: Options, work: Wor
     built = _verified(build(plan, knowledge, calibration, work.result, work), plan, knowledge, work)
     if calibration is None or calibration.tune is None or limit is None or built.deviation is None:
         return built
-    if holds(built.deviation.judged, limit):
+    score = built.deviation.score
+    if score is None or holds(score, limit):
         return replace(built, notes=(*built.notes, *_room_left(built.deviation, limit)))
     untuned = build(plan, knowledge, calibration.without_tuning, work.result, work)
-    note = f"not tuned: with tuning more than {100 * limit:g} pp were lost"
+    note = f"not tuned: with tuning more than {points(limit, score.unit)} were lost"
     return _verified(replace(untuned, notes=(*untuned.notes, note)), plan, knowledge, work)
 
 
@@ -149,12 +151,13 @@ _ROOM = 0.5
 
 def _room_left(deviation: Deviation, limit: float) -> tuple[str, ...]:
     """A note where tuning won back so much that a smaller network may do."""
-    judged = deviation.judged
-    if judged is None or judged.before - judged.after > _ROOM * limit:
+    score = deviation.score
+    if score is None or score.drop > _ROOM * limit:
         return ()
-    lost = max(0.0, judged.before - judged.after) * 100
+    allowed = points(limit, score.unit)
     return (
-        f"after tuning {lost:.2f} of {100 * limit:g} pp are lost: a smaller tuned network may stay within the limit",
+        f"after tuning {max(0.0, score.drop):.2f} of {allowed} are lost: a smaller tuned network may stay within the "
+        "limit",
     )
 
 

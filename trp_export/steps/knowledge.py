@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from trp_export.errors import OptionError
 from trp_export.inputs.description import describe_inputs
 from trp_export.load import Source, load
+from trp_export.metrics.evaluator import Evaluator, open_evaluator
 from trp_export.network import Network, analyse, left_out, measure_layers, normal_form
 from trp_export.options import Options
 from trp_export.planning.budgets import Damage, lost_energy
@@ -19,7 +20,6 @@ from trp_export.rules import OwnPlan, Rule, SavedPlan
 from trp_export.steps.calibrate import Batches, CalibrationData, calibrate, open_images, shapes_of
 from trp_export.system.cpu import block_size
 from trp_export.system.progress import Progress
-from trp_export.verify import Evaluator, open_evaluator
 from trp_export.workspace import Workspace
 
 if TYPE_CHECKING:

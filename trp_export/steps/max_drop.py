@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from trp_export.errors import OptionError
 from trp_export.graph.cost import Cost
+from trp_export.metrics.score import Score, change, holds, points
 from trp_export.options import Options
 from trp_export.planning.frontier import Frontier, Point, explore
 from trp_export.planning.plan import Plan
@@ -18,7 +19,6 @@ from trp_export.steps.build import build
 from trp_export.steps.knowledge import Knowledge
 from trp_export.steps.precisions import judge_as_shipped
 from trp_export.steps.rules import plan_by
-from trp_export.verify import Agreement, Score, holds
 from trp_export.workspace import Workspace
 
 
@@ -30,7 +30,7 @@ class _Trials:
     options: Options
     work: Workspace
 
-    def try_plan(self, plan: Plan, name: str) -> tuple[Cost, Agreement | Score]:
+    def try_plan(self, plan: Plan, name: str) -> tuple[Cost, Score]:
         """The cost of the network that the plan makes, and what it keeps; progress is shown under `name`."""
 
         def progress(step: str, share: float) -> None:
@@ -64,7 +64,7 @@ class _Search:
     knowledge: Knowledge
     trials: _Trials
     tried: list[tuple[Plan, Point]] = field(default_factory=list)
-    evaluation: Agreement | Score | None = None
+    evaluation: Score | None = None
 
     def try_ratio(self, ratio: float) -> bool | None:
         """True where the plan for this ratio is within the limit; None where there is no such plan."""
@@ -119,22 +119,22 @@ class _Search:
             by=self.rule.minimise,
             points=tuple(point for _, point in tried),
             chosen=within[-1] if within else 0,
+            unit=self.evaluation.unit,
         )
         if not within:
             raise OptionError(_out_of_reach(frontier, calibrated=self.knowledge.calibration is not None))
         plan = tried[within[-1]][0]
-        return replace(plan, rule=f"at most {self.rule.points:g} pp lost: {plan.rule}"), frontier
+        lost = points(self.rule.points, frontier.unit)
+        return replace(plan, rule=f"at most {lost} lost: {plan.rule}"), frontier
 
 
 def _out_of_reach(frontier: Frontier, *, calibrated: bool) -> str:
     nearest = max(frontier.points, key=lambda point: point.after)
-    lost = f"{(frontier.before - nearest.after) * 100:.2f}"
-    if nearest.error:
-        lost += f" +- {nearest.error * 100:.2f}"
+    lost = change(nearest.after, frontier.before, nearest.error, frontier.unit).lstrip("+").replace("±", "+-")
     on = f" on {frontier.images:,} images" if frontier.images else ""
     advice = "Allow more" if calibrated else "Allow more, or give images with --calib"
     return (
         f"--max-drop {frontier.max_drop:g} is out of reach: of {len(frontier.points)} networks the nearest, "
-        f"{nearest.reached:.2f}x by {frontier.by}, loses {lost} pp of {frontier.what}{on}.\n"
+        f"{nearest.reached:.2f}x by {frontier.by}, loses {lost} of {frontier.what}{on}.\n"
         f"{advice}; nothing was written."
     )

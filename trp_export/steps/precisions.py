@@ -9,6 +9,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from trp_export.graph.model_files import save_model, size_bytes
+from trp_export.metrics.evaluator import Evaluator
+from trp_export.metrics.score import Score, holds, points
 from trp_export.network import Network
 from trp_export.options import Options
 from trp_export.planning.plan import Plan
@@ -20,7 +22,7 @@ from trp_export.steps.build import Built
 from trp_export.steps.calibrate import Batches
 from trp_export.steps.knowledge import Knowledge
 from trp_export.system.progress import Progress
-from trp_export.verify import Agreement, Deviation, Evaluator, Files, Score, holds, run_both
+from trp_export.verify import Deviation, Files, run_both
 from trp_export.workspace import Workspace
 
 # What --precision best asks for without --max-drop: the share of calibration images that keep the float model's class,
@@ -64,7 +66,7 @@ def judge_as_shipped(evaluator: Evaluator, options: Options, batches: Batches, f
         return evaluator
     precision = options.extra_precisions[-1]
 
-    def judged(model: Path, progress: Callable[[float], None]) -> Agreement | Score:
+    def judged(model: Path, progress: Callable[[float], None]) -> Score:
         file = folder / f"{model.stem}-{precision}.onnx"
         made = convert(precision, model, file, batches, True, lambda step, share: None)
         return evaluator(made.file or model, progress)
@@ -129,7 +131,7 @@ def _beyond(variant: Variant, options: Options) -> str | None:
     limit, judged = options.effective_rule.largest_drop, variant.judged
     if judged is None or holds(judged, limit):
         return None
-    return f"it loses {100 * (judged.before - judged.after):.2f} pp, and --max-drop allows {100 * (limit or 0):g}"
+    return f"it loses {points(judged.drop, judged.unit)}, and --max-drop allows {limit or 0:g}"
 
 
 def put_in_place(precisions: Precisions | None, result: Path) -> None:
@@ -153,8 +155,7 @@ def as_shipped(
     return replace(
         deviation,
         truncation=None if answers is None else distance(*answers),
-        agreement=judged if isinstance(judged, Agreement) else None,
-        score=judged if isinstance(judged, Score) else None,
+        score=judged,
     )
 
 

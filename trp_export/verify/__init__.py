@@ -4,19 +4,13 @@ from trp_export.runtime.distance import Distance
 from trp_export.verify.calibration_images import CalibrationAgreement, compare_on_calibration_images, run_both
 from trp_export.verify.evidence import Deviation, Files
 from trp_export.verify.export import verify_export
-from trp_export.verify.judge import Agreement, Evaluator, Score, holds, open_evaluator
 
 __all__ = [
-    "Agreement",
     "CalibrationAgreement",
     "Deviation",
     "Distance",
-    "Evaluator",
     "Files",
-    "Score",
     "compare_on_calibration_images",
-    "holds",
-    "open_evaluator",
     "run_both",
     "verify_export",
 ]

@@ -12,9 +12,9 @@ import onnx_ir as ir
 
 from trp_export.errors import VerifyError
 from trp_export.graph.prepare import prepare
+from trp_export.metrics.classes import top1
 from trp_export.runtime.distance import Distance, distance
 from trp_export.runtime.sessions import Array, CannotRunError, Inputs, join
-from trp_export.verify.judge import top1
 from trp_export.verify.parts import find_differences
 from trp_export.verify.whole import Execution, find_points, random_operators
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from trp_export.metrics.score import Score
 from trp_export.runtime.distance import Distance
 from trp_export.verify.calibration_images import CalibrationAgreement
-from trp_export.verify.judge import Agreement, Score
 from trp_export.verify.layers import LayerProof
 from trp_export.verify.whole import WholeProof
 
@@ -22,15 +22,14 @@ class Deviation:
     `rewrite` is the largest distance of any layer of the result from the layer with the product of its factors;
     `layers` holds each with what rounding explains, `whole` the same of the whole model, and `not_compared` what
     neither covers and why. `truncation` and `whole` are None where the whole model cannot be run; `how` says what was
-    compared. `not_run` names the changed layers that `inputs` did not reach: `truncation` says nothing of them. `seen`
-    is what calibration images show where there is no judge.
+    compared. `not_run` names the changed layers that `inputs` did not reach: `truncation` says nothing of them.
+    `score` is the outcome of the evaluation, `seen` what calibration images show where there is none.
     """
 
     inputs: str
     how: str
     rewrite: Distance
     truncation: Distance | None
-    agreement: Agreement | None = None
     score: Score | None = None
     seen: CalibrationAgreement | None = None
     layers: tuple[LayerProof, ...] = ()
@@ -48,17 +47,6 @@ class Deviation:
         """The changed layers that did not run where the outputs were compared: on the images of `seen`, or `inputs`."""
         images = {layer.name for layer in self.layers if self.seen is not None and CALIBRATION in layer.inputs}
         return tuple(name for name in self.not_run if name not in images)
-
-    @property
-    def judged(self) -> Agreement | Score | None:
-        """What the judge found, if there was one."""
-        return self.agreement or self.score
-
-    @property
-    def graded(self) -> Agreement | Score | None:
-        """The same where it is measured against labels or by the user's own measure."""
-        judged = self.judged
-        return None if isinstance(judged, Agreement) and judged.accuracy_after is None else judged
 
 
 @dataclass(frozen=True, slots=True)

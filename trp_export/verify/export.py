@@ -23,6 +23,7 @@ from trp_export.graph.shapes import Shape
 from trp_export.inputs.description import NetworkInputs
 from trp_export.load import Source
 from trp_export.load.source import Probe
+from trp_export.metrics.evaluator import Evaluator
 from trp_export.planning.plan import Plan
 from trp_export.runtime.distance import distance, distance_of, largest
 from trp_export.runtime.partial import fixed_batch
@@ -30,7 +31,6 @@ from trp_export.runtime.sessions import Array, CannotRunError, Inputs, open_sess
 from trp_export.system.progress import Progress
 from trp_export.system.text import name_some
 from trp_export.verify.evidence import CALIBRATION, GIVEN, NOISE, Deviation, Files
-from trp_export.verify.judge import Agreement, Evaluator, Score
 from trp_export.verify.layers import ALONE, LayerProof, Proof, prove_layers
 from trp_export.verify.rounding import LAMBDA
 from trp_export.verify.whole import (
@@ -96,12 +96,9 @@ def verify_export(
     progress("verify", 0.6)
     terms = max(folding.terms, proof.terms)
     deviation = _compare_whole(deviation, files, dense, ran, proof.shared, terms)
-    found = evaluator(files.result, lambda share: progress("compare", share)) if evaluator is not None else None
-    return replace(
-        deviation,
-        agreement=found if isinstance(found, Agreement) else None,
-        score=found if isinstance(found, Score) else None,
-    )
+    if evaluator is None:
+        return deviation
+    return replace(deviation, score=evaluator(files.result, lambda share: progress("compare", share)))
 
 
 def _candidates(inputs: NetworkInputs, dense: ir.Model, images: Sequence[Array]) -> dict[str, Inputs]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from trp_export.metrics.score import Score, amount, change
 from trp_export.report.document import Report
 from trp_export.report.page.latency import (
     RatioRow,
@@ -16,9 +17,9 @@ from trp_export.report.page.latency import (
     timed_models,
 )
 from trp_export.report.page.markup import Markup, element, join
-from trp_export.report.wording import interval, percent, points, shorten
+from trp_export.report.wording import behind_score, interval, percent, shorten
 from trp_export.runtime.distance import Distance
-from trp_export.verify import Agreement, Deviation
+from trp_export.verify import Deviation
 
 if TYPE_CHECKING:
     from trp_export.bench import Comparison
@@ -166,27 +167,23 @@ def _rewrite_note(deviation: Deviation) -> str:
 
 
 def _evaluation_rows(report: Report) -> list[tuple[str, str, str]]:
-    if report.deviation is None:
+    score = report.deviation.score if report.deviation is not None else None
+    if score is None:
         return []
-    same, graded = report.deviation.agreement, report.deviation.graded
-    path = report.options.images.path.name if report.options.images else "the given images"
-    rows = []
-    if same is not None:
-        how = f"How often both models give the same class the largest output, on {same.images:,} images of {path}."
-        rows.append(("same class", percent(same.top1), how))
-    if graded is not None:
-        change = points(graded.before, graded.after, graded.error)
-        how = _against_labels(graded) if isinstance(graded, Agreement) else "Your own measure."
-        rows.append((graded.what, f"{percent(graded.before)} → {percent(graded.after)} ({change})", how))
-    return rows
+    after = amount(score.after, score.unit)
+    moved = change(score.before, score.after, score.error, score.unit)
+    figure = f"{amount(score.before, score.unit)} → {after} ({moved})" if score.labelled else after
+    return [(score.what, figure, f"{_against(score, report)} {behind_score(score)}".strip())]
+
+
+def _against(score: Score, report: Report) -> str:
+    """What the figure compares, and on which images."""
+    if report.options.images is None:
+        return "Your own measure."
+    on = f"on {score.images:,} {score.counted} of {report.options.images.path.name}"
+    truth = "the labels" if score.labelled else "the answers of the original"
+    return f"--metric {score.metric}, against {truth}, {on}."
 
 
 def _distance(distance: Distance) -> str:
     return f"relative L2 {distance.relative_l2:.2g}, largest difference {distance.max_abs:.2g}"
-
-
-def _against_labels(agreement: Agreement) -> str:
-    return (
-        f"Against the labels of the same images: {agreement.lost:,} were right and are wrong now, {agreement.gained:,} "
-        "the reverse. ± is the standard error of the change."
-    )

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trp_export.metrics.score import Unit, amount, change, points, scale
 from trp_export.planning.frontier import Frontier, Point
 from trp_export.report.page.charts import Frame, line, picture, text
 from trp_export.report.page.latency import round_values
 from trp_export.report.page.markup import Markup, element, join
-from trp_export.report.wording import percent, points
 
 SMALLER = {"macs": "times fewer MACs", "params": "times fewer parameters", "latency": "times as fast"}
 _WIDTH, _HEIGHT = 380, 270
 _NARROWEST = 1.1
 _LEAST_HEIGHT = 0.002
+_IN = {"%": "in percent, ", "dB": "in dB, ", "": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,8 @@ def tried(frontier: Frontier) -> list[Tried]:
         Tried(
             _verdict(frontier, point),
             f"{point.reached:.2f}x",
-            percent(point.after),
-            points(frontier.before, point.after, point.error),
+            amount(point.after, frontier.unit),
+            change(frontier.before, point.after, point.error, frontier.unit),
         )
         for point in frontier.points
     ]
@@ -46,7 +47,7 @@ def measured_on(frontier: Frontier) -> str:
 
 def limit(frontier: Frontier) -> str:
     """The limit of the search in words."""
-    return f"at most {frontier.max_drop:g} pp below {percent(frontier.before)}"
+    return f"at most {points(frontier.max_drop, frontier.unit)} below {amount(frontier.before, frontier.unit)}"
 
 
 def section(frontier: Frontier) -> Markup:
@@ -84,34 +85,35 @@ def _verdict(frontier: Frontier, point: Point) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Plane:
-    """The plane of the picture: how many times smaller from left to right, shares of 1 upwards."""
+    """The plane of the picture: how many times smaller from left to right, quality upwards."""
 
     frame: Frame
     low: float
     high: float
+    unit: Unit
 
     def x(self, reached: float) -> float:
         return self.frame.x(reached)
 
-    def y(self, share: float) -> float:
-        return self.frame.y((share - self.low) / (self.high - self.low))
+    def y(self, value: float) -> float:
+        return self.frame.y((value - self.low) / (self.high - self.low))
 
 
 def _plane(frontier: Frontier) -> _Plane:
-    shares = [frontier.limit, frontier.before]
+    values = [frontier.limit, frontier.before]
     for point in frontier.points:
-        shares += [point.after - (point.error or 0), point.after + (point.error or 0)]
-    above = max(max(shares) - min(shares), _LEAST_HEIGHT) * 0.12
+        values += [point.after - (point.error or 0), point.after + (point.error or 0)]
+    above = max(max(values) - min(values), _LEAST_HEIGHT * 100 / scale(frontier.unit)) * 0.12
     widest = max(_NARROWEST, *(point.reached for point in frontier.points))
     beside = (widest - 1) * 0.06
     frame = Frame(40, _WIDTH - 8, 8, _HEIGHT - 40, 1 - beside, widest + beside)
-    return _Plane(frame, min(shares) - above, max(shares) + above)
+    return _Plane(frame, min(values) - above, max(values) + above, frontier.unit)
 
 
 def _picture(frontier: Frontier) -> Markup:
     """Quality against size, with the limit as a dashed line and the original at 1."""
     plane = _plane(frontier)
-    title = f"{measured_on(frontier)}, in percent, against {SMALLER[frontier.by]}; {limit(frontier)}"
+    title = f"{measured_on(frontier)}, {_IN[frontier.unit]}against {SMALLER[frontier.by]}; {limit(frontier)}"
     x, y = plane.x(1), plane.y(frontier.before)
     return picture(
         _WIDTH,
@@ -120,7 +122,7 @@ def _picture(frontier: Frontier) -> Markup:
         _axes(plane, SMALLER[frontier.by]),
         _limit_line(plane, frontier),
         element("circle", cx=x, cy=y, r=4, class_="median before"),
-        text(x + 8, y - 7, f"original, {percent(frontier.before)}"),
+        text(x + 8, y - 7, f"original, {amount(frontier.before, frontier.unit)}"),
         *(_mark(plane, point, _verdict(frontier, point)) for point in frontier.points),
         class_="plot",
     )
@@ -128,12 +130,13 @@ def _picture(frontier: Frontier) -> Markup:
 
 def _axes(plane: _Plane, label: str) -> Markup:
     frame = plane.frame
+    times = scale(plane.unit)
     levels = [
         join(
-            line(frame.left, plane.y(value / 100), frame.right, plane.y(value / 100), "grid"),
-            text(frame.left - 6, plane.y(value / 100) + 4, f"{value:g}", anchor="end"),
+            line(frame.left, plane.y(value / times), frame.right, plane.y(value / times), "grid"),
+            text(frame.left - 6, plane.y(value / times) + 4, f"{value:g}", anchor="end"),
         )
-        for value in round_values(plane.low * 100, plane.high * 100)
+        for value in round_values(plane.low * times, plane.high * times)
     ]
     ticks = [
         text(plane.x(value), frame.bottom + 15, f"{value:g}x", anchor="middle")
@@ -145,7 +148,7 @@ def _axes(plane: _Plane, label: str) -> Markup:
 
 def _limit_line(plane: _Plane, frontier: Frontier) -> Markup:
     y = plane.y(frontier.limit)
-    label = text(plane.frame.left + 4, y + 14, f"limit, {percent(frontier.limit)}", class_="even")
+    label = text(plane.frame.left + 4, y + 14, f"limit, {amount(frontier.limit, frontier.unit)}", class_="even")
     return join(line(plane.frame.left, y, plane.frame.right, y, "dash"), label)
 
 
@@ -156,7 +159,7 @@ def _mark(plane: _Plane, point: Point, verdict: str) -> Markup:
     dot = element("circle", cx=x, cy=y, r=6.0 if verdict == "chosen" else 4.0, class_=f"point {verdict}")
     if verdict != "chosen":
         return join(bar, dot)
-    label = f"{point.reached:.2f}x, {percent(point.after)}"
+    label = f"{point.reached:.2f}x, {amount(point.after, plane.unit)}"
     if x < (plane.frame.left + 2 * plane.frame.right) / 3:
         return join(bar, dot, text(x + 9, y - 9, label, class_="strong"))
     return join(bar, dot, text(x - 9, y + 20, label, anchor="end", class_="strong"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trp_export.metrics.score import amount
 from trp_export.precision.convert import Variant
 from trp_export.report.document import Report
 from trp_export.report.page.markup import Markup, element, join
@@ -13,7 +14,7 @@ from trp_export.report.wording import percent, size
 if TYPE_CHECKING:
     from trp_export.bench import Measurement
 
-HEADS = ("", "file", "latency, ms", "vs original", "vs int8 alone", "same class", "divergence", "accuracy")
+HEADS = ("", "file", "latency, ms", "vs original", "vs int8 alone", "same class", "divergence", "evaluation")
 _EXPLANATION = (
     "Class and divergence (squared distance over the variance of the outputs) compare each form with the float model "
     "that it was made from, on calibration images that did not set its ranges."
@@ -56,7 +57,7 @@ def _cells(report: Report, variant: Variant) -> tuple[str, ...]:
         _ratio(alone.latency, variant.latency) if alone is not None and alone is not variant else "",
         _same_class(variant),
         f"{variant.parity.divergence:.2g}" if variant.parity else "",
-        percent(variant.judged.after) if variant.judged else "",
+        amount(variant.judged.after, variant.judged.unit) if variant.judged else "",
     )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trp_export.metrics.score import Detail, Score, amount, change
 from trp_export.report.document import Report
 from trp_export.report.page.charts import bars
 from trp_export.report.page.latency import scale_of
 from trp_export.report.page.markup import Markup, element, join
-from trp_export.report.wording import change_in, count, percent, points, size, times, tone
+from trp_export.report.wording import change_in, count, percent, size, times, tone
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +89,23 @@ def _latency_rows(report: Report) -> list[Row]:
 def _evaluation_rows(report: Report) -> list[Row]:
     if report.deviation is None:
         return []
-    agreement, graded, seen = report.deviation.agreement, report.deviation.graded, report.deviation.seen
+    score, seen = report.deviation.score, report.deviation.seen
     rows = []
-    if agreement is not None:
-        rows.append(Row(f"same class, {agreement.images:,} images", "", percent(agreement.top1), ""))
     if seen is not None and seen.top1 is not None:
         rows.append(Row(f"same class, {seen.name}", "", percent(seen.top1), ""))
-    if graded is not None:
-        what = f"{graded.what}, {graded.images:,} images" if graded.images else graded.what
-        change = points(graded.before, graded.after, graded.error)
-        rows.append(Row(what, percent(graded.before), percent(graded.after), change))
+    if score is not None:
+        what = f"{score.what}, {score.images:,} {score.counted}" if score.images else score.what
+        main = Detail(what, score.before, score.after, score.unit)
+        rows.append(_evaluation_row(main, score.error, labelled=score.labelled))
+        rows += [_evaluation_row(detail, None, labelled=score.labelled) for detail in score.details]
     return rows
+
+
+def _evaluation_row(figure: Detail, error: float | None, *, labelled: bool) -> Row:
+    """Without labels the original counts as perfect, so only the result has a figure."""
+    moved = change(figure.before, figure.after, error, figure.unit)
+    before = amount(figure.before, figure.unit) if labelled else ""
+    return Row(figure.what, before, amount(figure.after, figure.unit), moved if labelled or error else "")
 
 
 def _file_tile(report: Report) -> Markup | None:
@@ -131,13 +138,9 @@ def _outputs_tile(report: Report) -> Markup:
     deviation = report.deviation
     if deviation is None:
         return _tile("Outputs", "not compared", "")
-    agreement, graded, seen = deviation.agreement, deviation.graded, deviation.seen
-    if graded is not None:
-        before, after = graded.before, graded.after
-        ends = f"{percent(before)} → {percent(after)}"
-        return _tile(graded.what.capitalize(), points(before, after), ends, after / max(before, 1e-9))
-    if agreement is not None:
-        return _tile("Same class", percent(agreement.top1), f"on {agreement.images:,} images")
+    score, seen = deviation.score, deviation.seen
+    if score is not None:
+        return _score_tile(score)
     if seen is not None and seen.top1 is not None:
         return _tile("Same class", percent(seen.top1), f"on {seen.name}")
     if seen is not None:
@@ -148,6 +151,15 @@ def _outputs_tile(report: Report) -> Markup:
         f" ({len(deviation.unreached)} changed layers did not run)" if deviation.unreached else ""
     )
     return _tile("Output change", change_in(deviation.truncation.relative_l2), detail)
+
+
+def _score_tile(score: Score) -> Markup:
+    name, after = f"{score.what[0].upper()}{score.what[1:]}", amount(score.after, score.unit)
+    if not score.labelled:
+        return _tile(name, after, f"on {score.images:,} {score.counted}")
+    ends = f"{amount(score.before, score.unit)} → {after}"
+    share = score.after / score.before if score.before > 0 and score.after >= 0 else None
+    return _tile(name, change(score.before, score.after, None, score.unit), ends, share)
 
 
 def _tile(what: str, figure: str, detail: str, share: float | None = None, colour: str | None = None) -> Markup:

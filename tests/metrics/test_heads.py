@@ -1,0 +1,137 @@
+"""Decoders against outputs that are made from known boxes, and which of them is found from shapes and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from trp_export.metrics.heads import find_head
+from trp_export.metrics.sample import Sample
+
+SIZE = (96, 64)
+STRIDES = (8, 16, 32)
+CELLS = sum((SIZE[0] // stride) * (SIZE[1] // stride) for stride in STRIDES)
+CLASSES = 7
+# Two boxes: x1, y1, x2, y2; score; class.
+CORNERS = np.array([[10.0, 20, 30, 60], [5, 6, 50, 40]])
+SCORES = np.array([0.9, 0.4])
+NUMBERS = np.array([3, 5])
+# The cells that answer.
+AT = np.array([17, CELLS - 1])
+
+
+def centres() -> np.ndarray:
+    """x, y, width, height."""
+    return np.concatenate([(CORNERS[:, :2] + CORNERS[:, 2:]) / 2, CORNERS[:, 2:] - CORNERS[:, :2]], axis=1)
+
+
+def rows(anchors: int = 1) -> np.ndarray:
+    """(1, cells, 5 + classes) in pixels, with objectness; silent cells have boxes somewhere."""
+    made = np.zeros((1, anchors * CELLS, 5 + CLASSES), dtype=np.float32)
+    made[..., :4] = [30, 40, 8, 8]
+    made[0, AT, :4] = centres()
+    made[0, AT, 4] = SCORES
+    made[0, AT, 5 + NUMBERS] = 1
+    return made
+
+
+def yolox() -> list[np.ndarray]:
+    grid = [
+        (column, row, stride)
+        for stride in STRIDES
+        for row in range(SIZE[0] // stride)
+        for column in range(SIZE[1] // stride)
+    ]
+    cell, stride = np.array(grid)[:, :2], np.array(grid)[:, 2:]
+    made = rows()
+    made[0, :, :2] = made[0, :, :2] / stride - cell
+    made[0, :, 2:4] = np.log(made[0, :, 2:4] / stride)
+    return [made]
+
+
+def yolov8(points: int = 0) -> list[np.ndarray]:
+    """Objectness times class; then key points in pixels."""
+    made = rows()
+    scores = made[..., 4:5] * made[..., 5:]
+    more = np.full((1, CELLS, points), 33.0, dtype=np.float32)
+    return [np.concatenate([made[..., :4], scores, more], axis=2).transpose(0, 2, 1)]
+
+
+def ssd(background: bool, shares: bool) -> list[np.ndarray]:
+    corners = np.tile(np.array([1, 1, 9, 9], dtype=np.float32), (1, 40, 1))
+    scores = np.zeros((1, 40, CLASSES + background), dtype=np.float32)
+    corners[0, :2] = CORNERS
+    scores[0, [0, 1], NUMBERS + background] = SCORES
+    if background:
+        scores[..., 0] = 1 - scores.sum(axis=2)
+    return [scores, corners / np.array([SIZE[1], SIZE[0]] * 2, dtype=np.float32) if shares else corners]
+
+
+def six() -> list[np.ndarray]:
+    return [np.concatenate([CORNERS, SCORES[:, None], NUMBERS[:, None]], axis=1)[None].astype(np.float32)]
+
+
+def seven() -> list[np.ndarray]:
+    return [np.concatenate([[[0], [0]], CORNERS, NUMBERS[:, None], SCORES[:, None]], axis=1).astype(np.float32)]
+
+
+def separate(batched: bool) -> list[np.ndarray]:
+    parts = [CORNERS.astype(np.float32), NUMBERS.astype(np.int64), SCORES.astype(np.float32)]
+    return [part[None] for part in parts] if batched else parts
+
+
+MAKERS: list[tuple[str, Callable[[], list[np.ndarray]]]] = [
+    ("yolox", yolox),
+    ("yolov5", lambda: [rows()]),
+    ("yolov5", lambda: [rows(anchors=3)]),
+    ("yolov8", yolov8),
+    ("yolov8", lambda: yolov8(points=10)),
+    ("ssd", lambda: ssd(background=True, shares=True)),
+    ("ssd", lambda: ssd(background=False, shares=False)),
+    ("nms", six),
+    ("nms", seven),
+    ("nms", lambda: separate(batched=True)),
+    ("nms", lambda: separate(batched=False)),
+]
+
+
+def sample(outputs: list[np.ndarray], names: tuple[str, ...] | None = None) -> Sample:
+    return Sample(names or tuple(map(str, range(len(outputs)))), tuple(outputs), 1, SIZE, 3)
+
+
+@pytest.mark.parametrize(("name", "make"), MAKERS)
+@pytest.mark.parametrize("chosen", [False, True])
+def test_head_is_found_and_gives_the_boxes(name: str, make: Callable[[], list[np.ndarray]], chosen: bool) -> None:
+    outputs = make()
+    head = find_head(sample(outputs), name if chosen else None)
+    assert head is not None
+    assert head.name == name
+    (found,) = head.decode(outputs, SIZE)
+    best = found.usable
+    assert best.corners[:2] == pytest.approx(CORNERS, abs=1e-3)
+    assert best.scores[:2] == pytest.approx(SCORES, abs=1e-6)
+    assert best.classes[:2].tolist() == NUMBERS.tolist()
+
+
+def test_tensorflow_boxes_have_rows_first() -> None:
+    boxes, numbers, scores = separate(batched=True)
+    outputs = [boxes[..., [1, 0, 3, 2]], numbers, scores]
+    head = find_head(sample(outputs, ("detection_boxes", "detection_classes", "detection_scores")))
+    assert head is not None
+    assert head.decode(outputs, SIZE)[0].corners == pytest.approx(CORNERS, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        [np.zeros((1, 10), np.float32)],
+        [np.zeros((1, 40, 37), np.float32)],
+        [np.zeros((1, 11, 24, 32), np.float32)],
+        [np.full((1, 40, 3), 0.3, np.float32), np.tile(np.float32([0.5, 0.5, -0.5, -0.5]), (1, 40, 1))],
+    ],
+    ids=["classes", "a sequence", "a map of classes", "offsets from priors"],
+)
+def test_other_outputs_are_no_head(outputs: list[np.ndarray]) -> None:
+    assert find_head(sample(outputs)) is None

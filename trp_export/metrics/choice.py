@@ -1,0 +1,122 @@
+"""Which metric fits: the one that the user names, or the one that labels and outputs point to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnx_ir as ir
+
+from trp_export.errors import LoadError, OptionError
+from trp_export.graph.shapes import Shape, infer_value_shapes
+from trp_export.inputs.image_set import ImageSet
+from trp_export.metrics.classes import Classes, are_classes, are_numbers, labels_of, require_classes
+from trp_export.metrics.detections import open_detections
+from trp_export.metrics.heads import Head, find_head
+from trp_export.metrics.label_files import by_image, read_rows
+from trp_export.metrics.names import AUTO, HEADS
+from trp_export.metrics.sample import Outputs, Sample, image_names
+from trp_export.metrics.score import Score
+from trp_export.options import Images
+
+# What may follow the ArgMax of a network that gives numbers of classes.
+_MOVE_NUMBERS = {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather"}
+
+
+class Metric(Protocol):
+    """What is kept of each image, and the score of two models from what was kept of all images."""
+
+    def predict(self, outputs: Outputs, start: int) -> list[Any]:
+        """One prediction for each image of a batch, whose first image has the number `start`."""
+
+    def score(self, before: list[Any], after: list[Any]) -> Score:
+        """The original's predictions and a result's, image by image."""
+
+
+def open_metric(options: Images, images: ImageSet, sample: Sample, model: Path) -> tuple[Metric, tuple[str, ...]]:
+    """The metric with its labels, and notes on how both were found.
+
+    Raises OptionError where outputs or labels do not fit the metric, LoadError where labels cannot be read.
+    """
+    name = options.metric
+    notes: tuple[str, ...] = ()
+    if name == AUTO:
+        name = choose_metric(sample, images, options.labels)
+        notes = (f"--metric {name} fits the outputs {sample.describe()}",) if name != "top1" else ()
+    metric, more = _open(name, options, images, sample, model)
+    return metric, (*notes, *more)
+
+
+def choose_metric(sample: Sample, images: ImageSet, labels: Path | None) -> str:
+    """The name of the metric that labels and outputs point to. Raises OptionError where nothing fits."""
+    if labels is not None and labels.suffix.lower() == ".json":
+        return "map"
+    if len(sample.outputs) == 1 and are_classes(sample.first, sample.count):
+        return "top1"
+    if find_head(sample) is not None:
+        return "map"
+    if are_classes(sample.first, sample.count):
+        return "top1"
+    raise OptionError(
+        f"--eval cannot tell what the outputs are: {sample.describe()} for {sample.count} images. Name the measure "
+        "with --metric, such as FILE.py:FUNCTION; in Python, Options(evaluate=...) takes a function of a model file."
+    )
+
+
+def _open(name: str, options: Images, images: ImageSet, sample: Sample, model: Path) -> tuple[Metric, tuple[str, ...]]:
+    match name.partition(":"):
+        case "top1" | "top5" as metric, "", "":
+            return _open_classes(metric, options, images, sample, model)
+        case "map", _, head:
+            return open_detections(images, _head(sample, head or None), sample.size, options.labels), ()
+    raise OptionError(f"--metric {name} is unknown.")
+
+
+def _open_classes(
+    metric: str, options: Images, images: ImageSet, sample: Sample, model: Path
+) -> tuple[Metric, tuple[str, ...]]:
+    require_classes(sample.first, sample.count, sample.describe())
+    indexed = are_numbers(sample.first)
+    count = _counted_classes(model, sample.fed) if indexed else int(sample.first.shape[1])
+    numbers = _numbers(options.labels, image_names(images)) if options.labels is not None else None
+    labels, notes = labels_of(images, count, sample.classes, numbers)
+    return Classes("top5" if metric == "top5" else "top1", labels), notes
+
+
+def _numbers(path: Path, images: tuple[str, ...]) -> list[int]:
+    """The class of each image from a table of file names and numbers, with or without a line of heads."""
+    rows = read_rows(path)
+    rows = rows[1:] if not rows[0][1].isdigit() else rows
+    labels = by_image(path, rows, images)
+    stray = next((label for label in labels if not label.isascii() or not label.isdigit() or len(label) > 9), None)
+    if stray is not None:
+        raise LoadError(f"{path}: {stray[:80]!r} is not the number of a class.")
+    return [int(label) for label in labels]
+
+
+def _head(sample: Sample, wanted: str | None) -> Head:
+    head = find_head(sample, wanted)
+    if head is None and wanted is None:
+        raise OptionError(
+            f"--metric map knows no detection head with outputs {sample.describe()} for an input of {sample.size[1]} x "
+            f"{sample.size[0]}; choose one of {', '.join(f'map:{name}' for name in HEADS)}."
+        )
+    if head is None:
+        raise OptionError(f"--metric map:{wanted} does not fit the outputs {sample.describe()}.")
+    return head
+
+
+def _counted_classes(original: Path, shapes: Mapping[str, Shape]) -> int | None:
+    """The length of the axis of the ArgMax that gives the first output, looked for behind operators that move it."""
+    model = ir.load(original)
+    value: ir.Value | None = model.graph.outputs[0]
+    while value is not None and (node := value.producer()) is not None:
+        value = node.inputs[0] if node.inputs else None
+        if node.op_type in ("ArgMax", "TopK") and value is not None:
+            axis = node.attributes.get_int("axis", 0 if node.op_type == "ArgMax" else -1)
+            shape = infer_value_shapes(model, shapes).get(value.name or "")
+            return shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
+        if node.op_type not in _MOVE_NUMBERS:
+            return None
+    return None

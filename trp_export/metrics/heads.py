@@ -1,0 +1,241 @@
+"""Decoders: from the outputs of the usual detectors to boxes in pixels of the network's input.
+
+Each head is a plain function of the outputs of a batch. `find_head` tells from shapes, and where shapes leave a doubt
+from the values of one batch, which of them a network has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trp_export.inputs.placement import Size
+from trp_export.metrics.boxes import Boxes, corners_of
+from trp_export.metrics.sample import Array, Outputs, Sample
+
+Decode = Callable[[Outputs, Size], list[Boxes]]
+
+_STRIDES = ((8, 16, 32), (8, 16, 32, 64), (16, 32), (4, 8, 16, 32), (8,), (16,), (32,))
+_ANCHORS = 3
+# Offsets within a cell are a few cells at most; coordinates in pixels reach across the image.
+_LARGEST_OFFSET = 16.0
+# Coordinates as shares of the input stay near 1.
+_LARGEST_SHARE = 2.5
+_MOST = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A decoder by name. `suppressed` says that the network itself removes duplicates."""
+
+    name: str
+    decode: Decode
+    suppressed: bool = False
+
+
+def find_head(sample: Sample, wanted: str | None = None) -> Head | None:
+    """The head that gives these outputs; only the one `wanted`, if any, and then with less proof from shapes."""
+    found = (find(sample, wanted is not None) for name, find in _FINDERS.items() if wanted in (None, name))
+    return next((head for head in found if head is not None), None)
+
+
+def yolox(outputs: Outputs, size: Size) -> list[Boxes]:
+    """(n, cells, 5 + classes): offset within the cell, logarithm of the size in cells, objectness, classes.
+
+    Z. Ge et al., "YOLOX" (2021): centre = (xy + cell) * stride, size = exp(wh) * stride.
+    """
+    rows = outputs[0].astype(np.float64)
+    cells, strides = _grid(size, _strides_of(size, rows.shape[1], 1) or _STRIDES[0])
+    rows[..., :2] = (rows[..., :2] + cells) * strides
+    rows[..., 2:4] = np.exp(np.minimum(rows[..., 2:4], 20)) * strides
+    return _of_rows(rows)
+
+
+def yolov5(outputs: Outputs, size: Size) -> list[Boxes]:
+    """(n, cells, 5 + classes): centre, width and height in pixels, objectness, classes. Also YOLOv6 and v7."""
+    return _of_rows(outputs[0])
+
+
+def yolov8(outputs: Outputs, size: Size, classes: int | None = None) -> list[Boxes]:
+    """(n, 4 + classes, cells): centre, width and height in pixels, classes. Also YOLOv9 and YOLO11.
+
+    What follows the first `classes` scores, such as key points, is left out.
+    """
+    rows = outputs[0].transpose(0, 2, 1)
+    last = None if classes is None else 4 + classes
+    return [_best_class(corners_of(row[:, :4]), row[:, 4:last]) for row in rows]
+
+
+def ssd(outputs: Outputs, size: Size, boxes: int, scores: int, background: bool, shares: bool) -> list[Boxes]:
+    """Corners (n, priors, 4) that the network has decoded, and scores (n, priors, classes); class 0 may be none."""
+    corners = _in_pixels(outputs[boxes], size, shares)
+    return [
+        _best_class(own, row[:, 1:] if background else row) for own, row in zip(corners, outputs[scores], strict=True)
+    ]
+
+
+def rows_of_six(outputs: Outputs, size: Size, shares: bool) -> list[Boxes]:
+    """(n, boxes, 6): x1, y1, x2, y2, score, class. As YOLOv10 and most exports with suppression inside."""
+    return [Boxes(_in_pixels(own[:, :4], size, shares), _wide(own[:, 4]), _whole(own[:, 5])) for own in outputs[0]]
+
+
+def rows_of_seven(outputs: Outputs, size: Size, images: int) -> list[Boxes]:
+    """(boxes, 7): image, x1, y1, x2, y2, class, score. As YOLOv7 with suppression inside."""
+    parts = (outputs[0][outputs[0][:, 0] == index] for index in range(images))
+    return [Boxes(_wide(own[:, 1:5]), _wide(own[:, 6]), _whole(own[:, 5])) for own in parts]
+
+
+def separate(
+    outputs: Outputs, size: Size, boxes: int, scores: int, classes: int, shares: bool, rows_first: bool
+) -> list[Boxes]:
+    """Corners (n, boxes, 4), scores (n, boxes) and classes (n, boxes), or the same of one image without its axis.
+
+    `rows_first`: corners are y1, x1, y2, x2, as TensorFlow's.
+    """
+    parts = [outputs[index] for index in (boxes, scores, classes)]
+    if parts[0].ndim == 2:
+        parts = [part[None] for part in parts]
+    corners = parts[0][..., [1, 0, 3, 2]] if rows_first else parts[0]
+    return [
+        Boxes(_in_pixels(own, size, shares), _wide(score), _whole(number))
+        for own, score, number in zip(corners, parts[1], parts[2], strict=True)
+    ]
+
+
+def _of_rows(rows: Array) -> list[Boxes]:
+    return [_best_class(corners_of(row[:, :4]), row[:, 4:5] * row[:, 5:]) for row in rows]
+
+
+def _best_class(corners: Array, scores: Array) -> Boxes:
+    """One class for each box: the one with the best score."""
+    return Boxes(_wide(corners), _wide(scores.max(axis=1)), scores.argmax(axis=1).astype(np.int64))
+
+
+def _in_pixels(corners: Array, size: Size, shares: bool) -> NDArray[np.float64]:
+    return _wide(corners) * np.array([size[1], size[0]] * 2) if shares else _wide(corners)
+
+
+def _wide(values: Array) -> NDArray[np.float64]:
+    return np.asarray(values, dtype=np.float64)
+
+
+def _whole(values: Array) -> NDArray[np.int64]:
+    return np.nan_to_num(np.rint(_wide(values)), nan=-1, posinf=-1, neginf=-1).astype(np.int64)
+
+
+def _grid(size: Size, strides: Sequence[int]) -> tuple[Array, Array]:
+    """Column and row of every cell (cells, 2), and its stride (cells, 1), from the finest level to the coarsest."""
+    cells, steps = [], []
+    for stride in strides:
+        height, width = size[0] // stride, size[1] // stride
+        rows, columns = np.mgrid[:height, :width]
+        cells.append(np.stack([columns, rows], axis=-1).reshape(-1, 2))
+        steps.append(np.full((height * width, 1), stride))
+    return np.concatenate(cells), np.concatenate(steps)
+
+
+def _strides_of(size: Size, count: int, anchors: int) -> tuple[int, ...] | None:
+    """The strides of the levels that have so many cells together."""
+    for strides in _STRIDES:
+        if anchors * sum((size[0] // stride) * (size[1] // stride) for stride in strides) == count:
+            return strides
+    return None
+
+
+def _find_yolox(sample: Sample, wanted: bool) -> Head | None:
+    rows = sample.first
+    if rows.ndim != 3 or rows.shape[2] < 6 or _strides_of(sample.size, rows.shape[1], 1) is None:
+        return None
+    offsets = wanted or float(np.nanquantile(np.abs(rows[..., :2]), 0.9)) < _LARGEST_OFFSET
+    return Head("yolox", yolox) if offsets else None
+
+
+def _find_yolov5(sample: Sample, wanted: bool) -> Head | None:
+    rows = sample.first
+    if rows.ndim != 3 or rows.shape[2] < 6:
+        return None
+    known = any(_strides_of(sample.size, rows.shape[1], anchors) for anchors in (1, _ANCHORS))
+    return Head("yolov5", yolov5) if wanted or known else None
+
+
+def _find_yolov8(sample: Sample, wanted: bool) -> Head | None:
+    rows = sample.first
+    if rows.ndim != 3 or rows.shape[1] < 5 or not (wanted or _strides_of(sample.size, rows.shape[2], 1)):
+        return None
+    scores = rows[:, 4:]
+    are_shares = np.atleast_1d(((scores >= 0) & (scores <= 1)).all(axis=(0, 2)))
+    classes = len(are_shares) if are_shares.all() else int(are_shares.argmin())
+    return Head("yolov8", partial(yolov8, classes=classes)) if classes else None
+
+
+def _find_ssd(sample: Sample, wanted: bool) -> Head | None:
+    for boxes, corners in enumerate(sample.outputs):
+        if corners.ndim != 3 or corners.shape[2] != 4 or not _are_corners(corners):
+            continue
+        for scores, rows in enumerate(sample.outputs):
+            if scores != boxes and rows.ndim == 3 and rows.shape[:2] == corners.shape[:2] and rows.dtype.kind == "f":
+                background = rows.shape[2] > 1 and bool(np.allclose(rows.sum(axis=2), 1, atol=1e-2))
+                decode = partial(ssd, boxes=boxes, scores=scores, background=background, shares=_are_shares(corners))
+                return Head("ssd", decode)
+    return None
+
+
+def _find_nms(sample: Sample, wanted: bool) -> Head | None:
+    rows = sample.first
+    if len(sample.outputs) > 1:
+        return _find_separate(sample)
+    if rows.ndim == 3 and rows.shape[2] == 6 and _are_whole(rows[..., 5]):
+        return Head("nms", partial(rows_of_six, shares=_are_shares(rows[..., :4])), suppressed=True)
+    if rows.ndim == 2 and rows.shape[1] == 7 and _are_whole(rows[:, [0, 5]]):
+        return Head("nms", partial(rows_of_seven, images=sample.count), suppressed=True)
+    return None
+
+
+def _find_separate(sample: Sample) -> Head | None:
+    """Boxes are the output of four columns; of those with one number for each box, classes hold whole numbers."""
+    outputs = sample.outputs
+    boxes = next((index for index, array in enumerate(outputs) if array.ndim in (2, 3) and array.shape[-1] == 4), None)
+    if boxes is None:
+        return None
+    beside = [index for index, array in enumerate(outputs) if array.shape == outputs[boxes].shape[:-1]]
+    scores = [index for index in beside if not _are_whole(outputs[index])]
+    classes = [index for index in beside if index not in scores]
+    if len(scores) != 1 or len(classes) != 1:
+        return None
+    decode = partial(
+        separate,
+        boxes=boxes,
+        scores=scores[0],
+        classes=classes[0],
+        shares=_are_shares(outputs[boxes]),
+        rows_first="detection_boxes" in sample.names[boxes],
+    )
+    return Head("nms", decode, suppressed=True)
+
+
+def _are_corners(corners: Array) -> bool:
+    """True where boxes have their second corner right of and below the first, and not offsets from priors."""
+    return float(np.mean(corners[..., 2:] >= corners[..., :2])) > _MOST
+
+
+def _are_whole(values: Array) -> bool:
+    return values.dtype.kind in "iu" or bool(np.array_equal(values, np.rint(values)))
+
+
+def _are_shares(corners: Array) -> bool:
+    """True for coordinates as shares of the input instead of pixels."""
+    finite = corners[np.isfinite(corners)]
+    return bool(finite.size) and float(np.quantile(np.abs(finite), 0.99)) < _LARGEST_SHARE
+
+
+_FINDERS: dict[str, Callable[[Sample, bool], Head | None]] = {
+    "nms": _find_nms,
+    "ssd": _find_ssd,
+    "yolox": _find_yolox,
+    "yolov5": _find_yolov5,
+    "yolov8": _find_yolov8,
+}

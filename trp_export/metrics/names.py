@@ -1,0 +1,26 @@
+"""The names of metrics, and what `--metric` may say. Nothing heavy is imported: options read this."""
+
+from __future__ import annotations
+
+from typing import Final
+
+AUTO: Final = "auto"
+METRICS: Final = ("top1", "top5", "map", "miou", "psnr", "ssim", "pairs", "sequences")
+HEADS: Final = ("yolov5", "yolov8", "yolox", "ssd", "nms")
+
+
+def read_metric(text: str) -> str:
+    """`auto`, a metric, `map:HEAD`, or `module:function`. Raises ValueError."""
+    name, colon, rest = text.rpartition(":")
+    if text in (AUTO, *METRICS) or (name == "map" and rest in HEADS):
+        return text
+    if name == "map":
+        raise ValueError(f"{text!r}: the head must be one of {', '.join(HEADS)}.")
+    if colon and name and rest.isidentifier():
+        return text
+    raise ValueError(f"{text!r} is not one of {', '.join((AUTO, *METRICS))}, map:HEAD or FILE.py:FUNCTION.")
+
+
+def is_function(metric: str) -> bool:
+    """True for `module:function` or `FILE.py:FUNCTION`."""
+    return ":" in metric and not metric.startswith("map:")

@@ -1,0 +1,98 @@
+"""The outcome of an evaluation: one figure before and after, and the standard error of the difference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+# A share of 1 that is shown in percent and whose difference is in points, decibels, or a number of the user's own.
+Unit = Literal["%", "dB", ""]
+
+_NAMES: Mapping[Unit, str] = {"%": "pp", "dB": "dB", "": ""}
+# A difference that equals the limit but for rounding is within it.
+_ROUNDING = 1e-7
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """A second figure beside the score, such as AP50 beside mAP, in the same kind of unit."""
+
+    what: str
+    before: float
+    after: float
+    unit: Unit = "%"
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a metric says of the original and of a result; more is better.
+
+    `metric` is the name in options, `what` the same in words. `error` is the standard error of the change, paired over
+    images. Without labels (`labelled` false) the original's own answers stand for them. `images` counts what `counted`
+    names. `remark` says what lies behind the figures.
+    """
+
+    metric: str
+    what: str
+    before: float
+    after: float
+    unit: Unit = "%"
+    images: int | None = None
+    counted: str = "images"
+    error: float | None = None
+    labelled: bool = True
+    details: tuple[Detail, ...] = ()
+    remark: str = ""
+
+    @property
+    def drop(self) -> float:
+        """What is lost, in the unit of `--max-drop`: points of 100, dB, or the user's own."""
+        return (self.before - self.after) * scale(self.unit)
+
+
+def scale(unit: Unit) -> float:
+    """From a value to the unit of `--max-drop`: shares of 1 become points."""
+    return 100.0 if unit == "%" else 1.0
+
+
+def amount(value: float, unit: Unit) -> str:
+    """A value in words: 38.70%, 52.13 dB, or four digits."""
+    return {"%": f"{value:.2%}", "dB": f"{value:.2f} dB", "": f"{value:.4g}"}[unit]
+
+
+def points(drop: float, unit: Unit) -> str:
+    """A difference in words, as `--max-drop` counts it: 0.5 pp, 0.5 dB."""
+    return f"{round(drop, 2):g} {_NAMES[unit]}".rstrip()
+
+
+def change(before: float, after: float, error: float | None, unit: Unit) -> str:
+    """The change with its sign, and its standard error if that is known: -0.50 ± 0.12 pp."""
+    digits = ".2f" if unit else ".3g"
+    moved = format((after - before) * scale(unit), f"+{digits}")
+    beside = f" ± {format(error * scale(unit), digits)}" if error else ""
+    return f"{moved}{beside} {_NAMES[unit]}".rstrip()
+
+
+def holds(score: Score | None, largest_drop: float | None) -> bool:
+    """True where at most `largest_drop` is lost, in points or dB; also without a limit or without an evaluation."""
+    return score is None or largest_drop is None or score.drop <= largest_drop + _ROUNDING
+
+
+def paired_error(before: ArrayLike, after: ArrayLike) -> float:
+    """The standard error of the mean change, from one value for each image before and after."""
+    change = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
+    return float(np.std(change) / math.sqrt(len(change)))
+
+
+def jackknife_error(changes: ArrayLike) -> float:
+    """The standard error of a change, from the changes with one group of images left out at a time.
+
+    B. Efron, R. Tibshirani, "An Introduction to the Bootstrap" (1993), equation 11.5.
+    """
+    left_out = np.asarray(changes, dtype=np.float64)
+    return float(np.sqrt((len(left_out) - 1) * np.var(left_out)))
