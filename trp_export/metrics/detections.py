@@ -42,7 +42,7 @@ class Detections:
             kept = boxes.usable.take(np.arange(min(len(boxes.usable), MOST_BOXES))) if self.head.suppressed else None
             kept = suppress(boxes) if kept is None else kept
             kept = Boxes(self.placements[start + index].to_image(kept.corners), kept.scores, kept.classes)
-            found.append(kept.take((kept.corners[:, 2:] > kept.corners[:, :2]).all(axis=1)))
+            found.append(kept.take(np.all(kept.corners[:, 2:] > kept.corners[:, :2], axis=1)))
         return found
 
     def score(self, before: Sequence[Boxes], after: Sequence[Boxes]) -> Score:
