@@ -30,6 +30,7 @@ from trp_export.calibration.divergence import agreement, divergence
 from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.graph.weights import set_value
 from trp_export.inputs.images import load_images
+from trp_export.inputs.samples import Batch
 from trp_export.options import INT8_CHANNELS, Calibration, LoadOptions
 from trp_export.precision.convert import convert
 from trp_export.precision.equalise import equalise
@@ -42,6 +43,7 @@ from trp_export.runtime.partial import Tap
 
 IMAGES = 1024
 BATCH = 64
+INPUT = "input"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def run_accuracy(settings: Settings) -> None:
                 record(settings.out / "accuracy.jsonl", job, work)
 
 
-def make(settings: Settings, network: str, ratio: float, form: str, batches: Sequence[np.ndarray]) -> tuple[Path, str]:
+def make(settings: Settings, network: str, ratio: float, form: str, batches: Sequence[Batch]) -> tuple[Path, str]:
     """The file of a network at a ratio in a form, and how it was made. Existing files are used again."""
     file = settings.out / f"{network}-{ratio:g}-{form.replace(' ', '-')}.onnx"
     if form == "fp32":
@@ -178,10 +180,10 @@ def kept_units(model: ir.Model, kept: str) -> list[str]:
     return [unit.name for unit in units if unit.node.op_type == kept]
 
 
-def outputs(model: ir.Model, batches: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+def outputs(model: ir.Model, batches: Sequence[Batch]) -> dict[str, np.ndarray]:
     names = [value.name or "" for value in model.graph.outputs]
     tap = Tap(model, [model.graph.inputs[0].name or ""], names)
-    parts = [tap({tap.inputs[0]: batch}) for batch in batches]
+    parts = [tap(batch.arrays) for batch in batches]
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
@@ -257,8 +259,8 @@ def calibration_file(settings: Settings) -> Path:
     return path
 
 
-def calibration_batches(settings: Settings) -> list[np.ndarray]:
-    return list(load_images(calibration_file(settings), IMAGENET).batches(BATCH))
+def calibration_batches(settings: Settings) -> list[Batch]:
+    return [Batch({INPUT: images}) for images in load_images(calibration_file(settings), IMAGENET).batches(BATCH)]
 
 
 def record(path: Path, job: dict[str, Any], work: Callable[[], Mapping[str, Any]]) -> None:

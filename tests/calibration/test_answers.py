@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from networks import make_images
+from networks import as_samples, in_batches, make_images
 
 from trp_export.calibration.answers import answer_divergence, decoding_nodes, find_answers, run_answers
 from trp_export.calibration.divergence import divergence
@@ -112,11 +112,11 @@ def test_a_softmax_at_the_end_does_not_hide_damage() -> None:
     )
     images = make_images(16).inputs
     answers = find_answers(model)
-    before = run_answers(model, answers, [images])
+    before = run_answers(model, answers, in_batches(images))
     weight = model.graph.initializers["m"]
     assert weight.const_value is not None
     weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.3))
-    after = run_answers(model, answers, [images])
+    after = run_answers(model, answers, in_batches(images))
     assert answer_divergence(answers, before, after) == pytest.approx(0.09, rel=0.01)
 
 
@@ -128,8 +128,8 @@ def measure(model: ir.Model) -> dict[str, Sensitivity]:
         Layer(place.site, tuple(make_curve(place.site, s, place.kernel()) for s in schemes_for(place.site, "auto")))
         for place in located
     ]
-    moments = gather_moments(model, located, images)
-    return measure_sensitivities(model, calibrated_layers(plain, located, moments), moments, [images.inputs])
+    moments = gather_moments(model, located, as_samples(images))
+    return measure_sensitivities(model, calibrated_layers(plain, located, moments), moments, in_batches(images.inputs))
 
 
 DETECTOR = TRUNK + (

@@ -10,9 +10,9 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import make_images, make_network
+from networks import as_samples, in_batches, make_images, make_network
 
-from trp_export.calibration.held_out import split_images, take_images
+from trp_export.calibration.held_out import split_samples, take_samples
 from trp_export.calibration.moments import Moments, MomentSums, gather_moments
 from trp_export.calibration.output_curves import calibrated_factors, calibrated_layers
 from trp_export.graph.prepare import prepare
@@ -29,13 +29,13 @@ from trp_export.planning.rules import take
 
 
 @given(count=st.integers(2, 3000), multiple=st.integers(1, 7))
-def test_split_images_are_apart_and_fill_batches(count: int, multiple: int) -> None:
+def test_split_samples_are_apart_and_fill_batches(count: int, multiple: int) -> None:
     numbered = replace(make_images(1), pixels=np.arange(count, dtype=np.float32).reshape(-1, 1, 1, 1))
-    shown, aside = split_images(numbered, multiple)
+    shown, aside = split_samples(as_samples(numbered, at_a_time=multiple))
     if aside is None:
         assert count < 2 * multiple
         return
-    parts = [set(part.inputs.reshape(-1).tolist()) for part in (shown, aside)]
+    parts = [set(part.sets["x"].inputs.reshape(-1).tolist()) for part in (shown, aside)]
     assert not parts[0] & parts[1]
     assert parts[0] | parts[1] == set(range(count))
     assert len(aside) % multiple == 0
@@ -44,10 +44,10 @@ def test_split_images_are_apart_and_fill_batches(count: int, multiple: int) -> N
 
 
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=9), count=st.integers(1, 40))
-def test_take_images_takes_each_once_and_no_more(sizes: list[int], count: int) -> None:
+def test_take_samples_takes_each_once_and_no_more(sizes: list[int], count: int) -> None:
     starts = np.cumsum([0, *sizes])
-    batches = [np.arange(start, start + size) for start, size in zip(starts[:-1], sizes, strict=True)]
-    taken = np.concatenate(take_images(batches, count, whole=False))
+    batches = in_batches(*(np.arange(start, start + size) for start, size in zip(starts[:-1], sizes, strict=True)))
+    taken = np.concatenate([batch.arrays["x"] for batch in take_samples(batches, count)])
     assert len(taken) == min(count, sum(sizes)) == len(set(taken.tolist()))
 
 
@@ -149,7 +149,7 @@ def _vectors(count: int, seed: int) -> np.ndarray:
 def test_the_error_predicted_from_64_vectors_in_512_dimensions_is_true() -> None:
     model, located = _wide()
     images = replace(make_images(1), pixels=_vectors(64, 0), channels=512)
-    shown, aside = split_images(images)
+    shown, aside = split_samples(as_samples(images))
     assert aside is not None
     place = located[0]
     plain = [
@@ -176,7 +176,7 @@ def test_the_error_predicted_from_64_vectors_in_512_dimensions_is_true() -> None
 
 def test_moments_of_two_runs_keep_their_images_apart() -> None:
     model, located = make_network()
-    first, second = (gather_moments(model, located, make_images(9, seed))["one"] for seed in (0, 1))
+    first, second = (gather_moments(model, located, as_samples(make_images(9, seed)))["one"] for seed in (0, 1))
     both: Moments = first + second
     assert both.images == 18
     assert both.shrinkage[0] < first.shrinkage[0]

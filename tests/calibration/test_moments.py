@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import RESIDUAL, make_images, make_network
+from networks import RESIDUAL, as_samples, make_images, make_network
 
 from trp_export.calibration import moments as module
 from trp_export.calibration.moments import (
@@ -25,7 +25,7 @@ from trp_export.calibration.moments import (
 )
 from trp_export.calibration.output_curves import calibrated_factors, calibrated_layers
 from trp_export.calibration.patches import Window, count_positions, gather_patches, sample_positions, window
-from trp_export.errors import LoadError, OptionError, OutputError, UnsupportedError
+from trp_export.errors import LoadError, OptionError, OutputError
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_products
 from trp_export.graph.sites import find_sites
@@ -33,7 +33,7 @@ from trp_export.graph.weights import set_value
 from trp_export.planning.curves import Layer, make_curve, schemes_for
 from trp_export.planning.plan import Plan
 from trp_export.planning.rules import take
-from trp_export.runtime.partial import Tap, feed
+from trp_export.runtime.partial import Tap, fixed_batch
 
 
 @settings(max_examples=40)
@@ -91,7 +91,7 @@ def test_positions_are_drawn_alike_and_once(wanted: int) -> None:
 def test_moments_are_those_of_all_patches() -> None:
     model, located = make_network()
     images = make_images(20)
-    moments = gather_moments(model, located, images)
+    moments = gather_moments(model, located, as_samples(images))
     assert set(moments) == {"stem", "one", "two", "grouped", "head"}
     place = next(place for place in located if place.site.name == "grouped")
     values = Tap(model, ["x"], ["r2"])({"x": images.inputs})["r2"]
@@ -108,10 +108,10 @@ def test_moments_are_those_of_all_patches() -> None:
 def test_sampled_moments_are_close_and_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
     model, located = make_network()
     images = make_images(64)
-    full = gather_moments(model, located, images)["one"]
+    full = gather_moments(model, located, as_samples(images))["one"]
     monkeypatch.setattr(module, "LEAST_SAMPLES", 64 * 50)
     monkeypatch.setattr(module, "SAMPLES_PER_ENTRY", 1)
-    first, second = (gather_moments(model, located, images, seed=1)["one"] for _ in range(2))
+    first, second = (gather_moments(model, located, as_samples(images), seed=1)["one"] for _ in range(2))
     assert first.count == 64 * 50 < full.count
     np.testing.assert_array_equal(first.outer, second.outer)
     gap = np.linalg.norm(first.covariance - full.covariance) / np.linalg.norm(full.covariance)
@@ -122,10 +122,10 @@ def test_moments_add_up_and_survive_a_file(tmp_path: Path) -> None:
     model, located = make_network()
     images = make_images(20)
     halves = [replace(images, pixels=images.inputs[:9]), replace(images, pixels=images.inputs[9:])]
-    parts = [gather_moments(model, located, half) for half in halves]
+    parts = [gather_moments(model, located, as_samples(half)) for half in halves]
     save_moments(tmp_path / "a.npz", parts[0])
     merged = merge_moments([load_moments(tmp_path / "a.npz"), parts[1]])
-    whole = gather_moments(model, located, images)
+    whole = gather_moments(model, located, as_samples(images))
     for name, own in whole.items():
         assert merged[name].count == own.count
         np.testing.assert_allclose(merged[name].covariance, own.covariance, atol=1e-5)
@@ -140,7 +140,7 @@ def test_moments_on_a_full_disk(small_disk: Path) -> None:
 
 def test_moments_of_other_networks_and_other_files_are_refused(tmp_path: Path) -> None:
     model, located = make_network()
-    moments = gather_moments(model, located, make_images(4))
+    moments = gather_moments(model, located, as_samples(make_images(4)))
     with pytest.raises(OptionError, match="different networks"):
         merge_moments([moments, {"stem": moments["stem"]}])
     (tmp_path / "text.npz").write_text("no moments")
@@ -158,30 +158,27 @@ def test_values_that_are_not_finite_name_the_layer() -> None:
     model, located = make_network()
     broken = replace(make_images(4), pixels=np.full((4, 3, 12, 12), 3e38, dtype=np.float32))
     with pytest.raises(LoadError, match="inputs of stem are NaN, infinite or huge"):
-        gather_moments(model, located, broken)
+        gather_moments(model, located, as_samples(broken))
     set_value(model.graph.initializers["stem.weight"], np.full((8, 3, 3, 3), 3e38))
     with pytest.raises(LoadError, match="inputs of one are NaN, infinite or huge"):
-        gather_moments(model, located, make_images(4))
+        gather_moments(model, located, as_samples(make_images(4)))
 
 
 def test_inputs_that_do_not_fit_are_refused() -> None:
     model, located = make_network()
     wrong = replace(make_images(4), pixels=np.zeros((4, 1, 12, 12), dtype=np.float32))
     with pytest.raises(LoadError, match=r"failed on the images \(x \(4, 1, 12, 12\)\)"):
-        gather_moments(model, located, wrong)
+        gather_moments(model, located, as_samples(wrong))
 
 
 def test_a_fixed_batch_is_respected() -> None:
-    text = RESIDUAL.replace("float[N, 3, 12, 12] x", "float[6, 3, 12, 12] x")
-    model, _ = make_network(text)
-    images = make_images(20)
-    assert [len(batch) for batch in feed(model, images)] == [6, 6, 6]
-    assert [len(batch) for batch in feed(make_network()[0], images)] == [20]
-    with pytest.raises(LoadError, match="takes 6 images at a time; made has 4"):
-        list(feed(model, make_images(4)))
-    pair = RESIDUAL.replace("x) =>", "x, float z) =>")
-    with pytest.raises(UnsupportedError, match="this one has x, z"):
-        list(feed(make_network(pair)[0], images))
+    model, _ = make_network(RESIDUAL.replace("float[N, 3, 12, 12] x", "float[6, 3, 12, 12] x"))
+    images, fixed = make_images(20), fixed_batch(model)
+    assert [len(batch) for batch in as_samples(images, at_a_time=fixed).batches()] == [6, 6, 6]
+    assert [len(batch) for batch in as_samples(images).batches()] == [20]
+    assert [len(batch) for batch in as_samples(images).batches(most=15)] == [15, 5]
+    with pytest.raises(LoadError, match="takes 6 samples at a time; made has 4"):
+        list(as_samples(make_images(4), at_a_time=fixed).batches())
 
 
 def test_remarks_name_small_samples_constant_inputs_and_wide_layers() -> None:
@@ -212,7 +209,7 @@ def test_preprocessing_unlike_that_of_training_is_remarked() -> None:
 def test_calibrated_factors_lose_what_their_curve_says(choice: str) -> None:
     model, located = make_network()
     images = make_images(40)
-    moments = gather_moments(model, located, images)
+    moments = gather_moments(model, located, as_samples(images))
     plain = [
         Layer(place.site, tuple(make_curve(place.site, s, place.kernel()) for s in schemes_for(place.site, choice)))
         for place in located
@@ -267,7 +264,7 @@ def test_few_images_and_constant_channels_give_finite_factors_of_gated_networks(
         for place in located
     ]
     shown, aside = replace(images, pixels=pixels[1:]), replace(images, pixels=pixels[:1])
-    moments, held_out = (gather_moments(model, located, part) for part in (shown, aside))
+    moments, held_out = (gather_moments(model, located, as_samples(part)) for part in (shown, aside))
     layers = calibrated_layers(plain, located, moments, held_out=held_out)
     plan = Plan(tuple(take(layer.site, layer.curves[0], 1) for layer in layers if layer.curves), "by hand")
     fitted = calibrated_factors(plan, located, moments)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import make_images, make_network
+from networks import as_samples, in_batches, make_images, make_network
 
 from trp_export.calibration.divergence import agreement, divergence
 from trp_export.calibration.moments import gather_moments
@@ -55,7 +55,7 @@ def test_a_walk_gives_what_one_run_gives() -> None:
     images = make_images(10).inputs
     names = ["c1", "r0", "c2", "g", "y"]
     whole = Tap(model, ["x"], names)({"x": images})
-    walk = Walk(model, [images[:4], images[4:]])
+    walk = Walk(model, [{"x": images[:4]}, {"x": images[4:]}])
     for name in names:
         walk.to([name])
         np.testing.assert_allclose(np.concatenate(walk.values[name]), whole[name], atol=1e-5)
@@ -66,7 +66,7 @@ def test_a_walk_gives_what_one_run_gives() -> None:
 
 def test_a_walk_keeps_what_is_read_later_and_sees_changed_weights() -> None:
     model, _ = make_network()
-    walk = Walk(model, [make_images(4).inputs])
+    walk = Walk(model, [{"x": make_images(4).inputs}])
     walk.to(["r1"])
     assert set(walk.values) == {"r0", "r1"}
     assert walk.knows("r0", by=["r1"])
@@ -80,14 +80,14 @@ def test_a_layer_that_hardly_reaches_the_output_is_hardly_sensitive() -> None:
     model, located = make_network()
     set_kernel(located[2], 0.01 * located[2].kernel())
     images = make_images(40)
-    moments = gather_moments(model, located, images)
+    moments = gather_moments(model, located, as_samples(images))
     plain = [
         Layer(place.site, tuple(make_curve(place.site, s, place.kernel()) for s in schemes_for(place.site, "auto")))
         for place in located
     ]
     layers = calibrated_layers(plain, located, moments)
     before = Tap(model, ["x"], ["y"])({"x": images.inputs})["y"]
-    measured = measure_sensitivities(model, layers, moments, [images.inputs])
+    measured = measure_sensitivities(model, layers, moments, in_batches(images.inputs))
     assert set(measured) >= {"stem", "one", "two", "grouped"}
     assert measured["two"].at(np.array([0.05])) < 0.01 * measured["grouped"].at(np.array([0.05]))
     np.testing.assert_array_equal(Tap(model, ["x"], ["y"])({"x": images.inputs})["y"], before)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trp_export.errors import LoadError, OptionError
-from trp_export.inputs.calibration import open_calibration, open_samples
+from trp_export.inputs.calibration import open_calibration
 from trp_export.inputs.description import NetworkInputs
 from trp_export.inputs.generator import read_batches
 from trp_export.inputs.options import names_function
@@ -40,13 +40,14 @@ def test_archive_with_one_array_per_input_is_split_into_batches(tmp_path: Path) 
     np.savez(tmp_path / "a.npz", **arrays)
     data = open_calibration(tmp_path / "a.npz", PAIR)
     assert len(data) == 150
-    assert data.shapes["left"][1:] == (2,)
-    joined = np.concatenate([batch["left"] for batch in data.batches])
+    assert data.shapes == {"left": (1, 2), "size": (1, 1)}
+    batches = list(data.batches())
+    joined = np.concatenate([batch.arrays["left"] for batch in batches])
     np.testing.assert_array_equal(joined, arrays["left"].astype(np.float32))
-    assert {batch["size"].dtype for batch in data.batches} == {np.dtype(np.int64)}
+    assert {batch.arrays["size"].dtype for batch in batches} == {np.dtype(np.int64)}
     few = open_calibration(tmp_path / "a.npz", PAIR, count=7, seed=3)
     assert len(few) == 7
-    assert set(map(tuple, few.batches[0]["left"])) <= set(map(tuple, joined))
+    assert set(map(tuple, few.batch(0, 7).arrays["left"])) <= set(map(tuple, joined))
 
 
 @pytest.mark.parametrize(
@@ -64,36 +65,36 @@ def test_archive_that_does_not_fit_the_inputs_is_refused(
 ) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(LoadError, match=message):
-        open_calibration(tmp_path / "a.npz", PAIR)
+        list(open_calibration(tmp_path / "a.npz", PAIR).batches())
 
 
 def test_images_are_batches_that_can_be_read_twice(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 6, 3), dtype=np.uint8)
     np.save(tmp_path / "a.npy", pixels)
     data = open_calibration(tmp_path / "a.npy", IMAGE)
-    assert data.shapes == {"x": (9, 3, 8, 6)}
+    assert data.shapes == {"x": (1, 3, 8, 6)}
     for _ in range(2):
-        np.testing.assert_allclose(np.concatenate(list(data.arrays)), pixels.transpose(0, 3, 1, 2) / 255, atol=1e-6)
+        (batch,) = data.batches()
+        np.testing.assert_allclose(batch.arrays["x"], pixels.transpose(0, 3, 1, 2) / 255, atol=1e-6)
 
 
 def test_incomplete_batch_of_a_fixed_size_is_left_out(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.random.default_rng(0).standard_normal((11, 80, 30)))
     data = open_calibration(tmp_path / "a.npy", FIXED)
-    assert [batch["mel"].shape for batch in data.batches] == [(4, 80, 30), (4, 80, 30)]
-    assert len(data) == 8
+    assert [batch.arrays["mel"].shape for batch in data.batches()] == [(4, 80, 30), (4, 80, 30)]
     np.save(tmp_path / "b.npy", np.zeros((3, 80, 30)))
-    with pytest.raises(LoadError, match="takes 4 images at a time"):
-        open_calibration(tmp_path / "b.npy", FIXED)
+    with pytest.raises(LoadError, match="takes 4 samples at a time"):
+        list(open_calibration(tmp_path / "b.npy", FIXED).batches())
 
 
 def test_folder_of_arrays_is_one_sample_per_file(tmp_path: Path) -> None:
     for index in range(5):
         np.save(tmp_path / f"{index}.npy", np.full((80, 30), index, np.float32))
     mel = NetworkInputs((InputSpec("mel", "float32", (None, 80, None), (None, 80, None), (None,) * 3),))
-    assert open_samples(tmp_path, mel).inputs[:, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert open_calibration(tmp_path, mel).sets["mel"].inputs[:, 0, 0].tolist() == [0, 1, 2, 3, 4]
     np.save(tmp_path / "5.npy", np.zeros((80, 31), np.float32))
     with pytest.raises(LoadError, match=r"5\.npy holds float32 \(80, 31\)"):
-        open_samples(tmp_path, mel)
+        open_calibration(tmp_path, mel)
 
 
 def test_a_name_with_a_colon_is_a_function_unless_a_file_has_it(
@@ -150,16 +151,16 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", ["samples_for_test:good", "samples_for_test.py:good"])
 def test_function_yields_batches_as_the_network_takes_them(program: Path, name: str) -> None:
     path = list(sys.path)
-    samples = open_samples(name, IMAGE)
+    samples = open_calibration(name, IMAGE).sets["x"]
     assert sys.path == path
     assert samples.inputs.shape == (12, 3, 4, 4)
     assert samples.inputs.dtype == np.float32
     assert samples.inputs[:, 0, 0, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
-    assert len(open_samples(name, IMAGE, count=5)) == 5
+    assert len(open_calibration(name, IMAGE, count=5)) == 5
 
 
 def test_count_ends_a_function_that_does_not(program: Path) -> None:
-    assert len(open_samples("samples_for_test.py:endless", IMAGE, count=20)) == 20
+    assert len(open_calibration("samples_for_test.py:endless", IMAGE, count=20)) == 20
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,7 @@ def test_count_ends_a_function_that_does_not(program: Path) -> None:
 )
 def test_function_that_fails_is_named_with_the_reason(program: Path, name: str, message: str) -> None:
     with pytest.raises(LoadError, match=message):
-        open_samples(f"{program.name}:{name}", IMAGE)
+        open_calibration(f"{program.name}:{name}", IMAGE)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_function_that_fails_is_named_with_the_reason(program: Path, name: str, 
 )
 def test_function_that_is_not_there_is_refused(program: Path, name: str, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        open_samples(name, IMAGE)
+        open_calibration(name, IMAGE)
 
 
 SHAPES = st.lists(st.integers(0, 3), max_size=4).map(tuple)

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from models import run, save
-from networks import make_images
+from networks import in_batches, make_images
 
 from trp_export.errors import UnsupportedError
 from trp_export.graph.prepare import prepare
@@ -39,7 +39,7 @@ def make_proto(body: str, outputs: str) -> onnx.ModelProto:
 
 def make_int8(proto: onnx.ModelProto) -> module.Int8:
     images = make_images(64).inputs
-    return to_int8(prepare(ir.serde.deserialize_model(proto)), [images[:32], images[32:]])
+    return to_int8(prepare(ir.serde.deserialize_model(proto)), in_batches(images[:32], images[32:]))
 
 
 def test_scores_keep_their_steps_beside_large_boxes() -> None:

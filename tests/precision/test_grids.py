@@ -8,6 +8,7 @@ import onnx_ir as ir
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trp_export.inputs.samples import Batch
 from trp_export.precision.grids import LEVELS, WEIGHT_LIMIT, grid_between, round_bias, round_weight, weight_scales
 from trp_export.precision.ranges import METHODS, Spread, gather_spreads
 
@@ -83,5 +84,5 @@ def test_ranges_of_random_values_are_counted_whole() -> None:
         { n = RandomNormalLike (x)  y = Add (x, n) }"""
     )
     batch = np.zeros((1, 8), np.float32)
-    spread = gather_spreads(ir.serde.deserialize_model(proto), ["y"], [batch] * 50)["y"]
+    spread = gather_spreads(ir.serde.deserialize_model(proto), ["y"], [Batch({"x": batch})] * 50)["y"]
     assert spread.counts.sum() == 400

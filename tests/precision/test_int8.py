@@ -10,11 +10,12 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from models import build, relative_l2, run
-from networks import make_images, make_network
+from networks import in_batches, make_images, make_network
 
 from trp_export.errors import UnsupportedError
 from trp_export.graph.prepare import prepare
 from trp_export.graph.weights import set_value
+from trp_export.inputs.samples import Batch
 from trp_export.precision import int8 as module
 from trp_export.precision.equalise import equalise
 from trp_export.precision.fp16 import to_fp16
@@ -37,9 +38,9 @@ net (float[N, 3, 12, 12] image) => (float[N, 8, 12, 12] y)
 """
 
 
-def batches(count: int = 64, size: int = 8) -> list[np.ndarray]:
-    inputs = make_images(count).inputs[:, :, :12, :12]
-    return [inputs[start : start + size] for start in range(0, count, size)]
+def batches(name: str = "image") -> list[Batch]:
+    inputs = make_images(64).inputs
+    return in_batches(*(inputs[start : start + 8] for start in range(0, 64, 8)), name=name)
 
 
 def proto(model: ir.Model) -> onnx.ModelProto:
@@ -72,7 +73,7 @@ def test_numbers_that_8_bits_hold_come_out_exactly() -> None:
 
 def test_every_layer_runs_in_8_bits(tmp_path: Path) -> None:
     model, _ = make_network()
-    made = to_int8(model, batches())
+    made = to_int8(model, batches("x"))
     onnx.checker.check_model(proto(made.model), full_check=True)
     assert made.in_float == ()
     found = kernels(made.model, tmp_path)
@@ -86,7 +87,7 @@ def test_every_layer_runs_in_8_bits(tmp_path: Path) -> None:
 def test_8_bits_answer_as_floats_do_and_leave_the_model_alone() -> None:
     model, _ = make_network()
     given = proto(model).SerializeToString()
-    made = to_int8(model, batches())
+    made = to_int8(model, batches("x"))
     assert proto(model).SerializeToString() == given
     inputs = {"x": make_images(32, seed=5).inputs[:, :, :12, :12]}
     assert relative_l2(run(proto(model), inputs)[0], run(proto(made.model), inputs)[0]) < 0.03
@@ -98,7 +99,7 @@ def test_what_stays_float_computes_as_before(tmp_path: Path) -> None:
     inputs = {"x": make_images(4).inputs[:, :, :12, :12]}
     before = run(proto(model), inputs)[0]
     names = [unit.name for unit in find_units(model)]
-    spreads = gather_spreads(model, sorted(set(rounded_values(model).values())), batches())
+    spreads = gather_spreads(model, sorted(set(rounded_values(model).values())), batches("x"))
     grids = {name: full_range(spread) for name, spread in spreads.items()}
     whole, part = model.clone(), model.clone()
     round_model(whole, grids, names)
@@ -111,9 +112,9 @@ def test_what_stays_float_computes_as_before(tmp_path: Path) -> None:
 
 def test_damage_beyond_the_limit_puts_layers_back_into_float(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = make_network()
-    whole = to_int8(model, batches())
+    whole = to_int8(model, batches("x"))
     monkeypatch.setattr(module, "_ENOUGH", whole.divergence / 2)
-    part = to_int8(model, batches())
+    part = to_int8(model, batches("x"))
     assert part.in_float
     assert part.divergence < whole.divergence
 
@@ -156,7 +157,7 @@ def int8_error(model: ir.Model, inputs: dict[str, np.ndarray]) -> float:
 def test_channels_before_a_relu_or_with_other_readers_stay() -> None:
     model, _ = make_network()
     given = proto(model).SerializeToString()
-    assert equalise(model, batches()) == 0
+    assert equalise(model, batches("x")) == 0
     assert proto(model).SerializeToString() == given
 
 
@@ -202,28 +203,28 @@ def test_outputs_keep_their_names() -> None:
 def test_images_that_tell_nothing_are_refused() -> None:
     model, _ = make_network()
     with pytest.raises(UselessImagesError, match="too few"):
-        to_int8(model, [np.zeros((8, 3, 12, 12), dtype=np.float32)])
+        to_int8(model, in_batches(np.zeros((8, 3, 12, 12), dtype=np.float32)))
     flat = np.ones((32, 3, 12, 12), dtype=np.float32) * np.arange(32, dtype=np.float32).reshape(-1, 1, 1, 1)
     with pytest.raises(UselessImagesError, match="one colour"):
-        to_int8(model, [flat])
+        to_int8(model, in_batches(flat))
 
 
 def test_a_model_without_layers_is_refused() -> None:
     text = '<ir_version: 8, opset_import: ["" : 17]> net (float[N, 3] x) => (float[N, 3] y) { y = Relu (x) }'
     with pytest.raises(UnsupportedError, match="no layer"):
-        to_int8(ir.serde.deserialize_model(build(text)), [np.random.default_rng(0).random((32, 3), dtype=np.float32)])
+        to_int8(ir.serde.deserialize_model(build(text)), in_batches(np.ones((32, 1), np.float32) * np.arange(3)))
 
 
 def test_no_more_images_are_used_than_help() -> None:
-    parts = shown_and_held_out([np.zeros((64, 1, 1, 1), dtype=np.float32)] * 100)
+    parts = shown_and_held_out(in_batches(np.zeros((64, 1, 1, 1), dtype=np.float32)) * 100)
     assert [sum(len(batch) for batch in part) for part in parts] == [module.MOST_IMAGES] * 2
 
 
 @pytest.mark.parametrize(("count", "size"), [(64, 8), (16, 16), (40, 20), (17, 17)])
 def test_every_image_shows_ranges_or_is_held_out(count: int, size: int) -> None:
     given = np.arange(count, dtype=np.float32).reshape(-1, 1, 1, 1)
-    parts = shown_and_held_out([given[start : start + size] for start in range(0, count, size)])
-    seen = [set(np.concatenate(part).reshape(-1).tolist()) for part in parts]
+    parts = shown_and_held_out(in_batches(*(given[start : start + size] for start in range(0, count, size))))
+    seen = [set(np.concatenate([batch.arrays["x"] for batch in part]).reshape(-1).tolist()) for part in parts]
     assert not seen[0] & seen[1]
     assert seen[0] | seen[1] == set(range(count))
     assert len(seen[1]) <= count / 3

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from models import build, save
+from networks import in_batches
 
 from trp_export.precision.int8 import to_int8
 from trp_export.precision.random_ranges import convert_for_speed
@@ -27,7 +28,10 @@ def operators(model: ir.Model) -> Counter[str]:
 
 def test_the_same_nodes_are_rounded_as_would_ship(model: ir.Model) -> None:
     images = np.random.default_rng(1).standard_normal((64, 3, 12, 12)).astype(np.float32)
-    shipped = to_int8(model, [images[start : start + 16] for start in range(0, 64, 16)])
+    shipped = to_int8(
+        model,
+        in_batches(*(images[start : start + 16] for start in range(0, 64, 16)), name=model.graph.inputs[0].name or ""),
+    )
     assert not shipped.in_float
     made = convert_for_speed(model, "int8", SHAPES)
     assert operators(made) == operators(shipped.model)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from networks import as_samples
 
 from trp_export.calibration.moments import calibration_remarks, gather_moments
 from trp_export.calibration.output_curves import calibrated_factors, calibrated_layers
@@ -42,8 +43,9 @@ def test_resnet20_at_half_its_macs(shared: Path) -> None:
     shapes = infer_shapes(model, input_shapes(model))
     located = find_sites(model, shapes)
     seen = load_images(shared / "data/cifar10/train_1.npz", IMAGENET, count=256)
+    samples = as_samples(seen, model.graph.inputs[0].name or "")
     unseen = load_images(shared / "data/cifar10/train_5.npz", IMAGENET, count=500)
-    moments = gather_moments(model, located, seen)
+    moments = gather_moments(model, located, samples)
     assert calibration_remarks(moments, told) == ()
     plain = [
         Layer(place.site, tuple(make_curve(place.site, s, place.kernel()) for s in schemes_for(place.site, "spatial")))
@@ -57,7 +59,7 @@ def test_resnet20_at_half_its_macs(shared: Path) -> None:
         c.site.name: factorise_branches(places[c.site.name].kernel(), c.branches, c.site.group) for c in plan.changed
     }
     alone = calibrated_factors(plan, located, moments)
-    refitted = refit(model, plan, list(seen.batches(64)), alone)
+    refitted = refit(model, plan, list(samples.batches(64)), alone)
     scores = [
         _accuracy(model, plan, unseen.inputs, unseen.labels, factors, shifts)
         for factors, shifts in ((by_weight, {}), (alone.factors, alone.shifts), (refitted.factors, refitted.shifts))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-from networks import RESIDUAL, make_images, make_network
+from networks import RESIDUAL, as_samples, in_batches, make_images, make_network
 
 from trp_export.calibration.divergence import divergence
 from trp_export.calibration.moments import gather_moments
@@ -49,7 +49,7 @@ def test_full_rank_stays_the_dense_network() -> None:
     model, located = make_network()
     images = make_images(40).inputs
     plan = _plan(located, {"one": (SPATIAL_WISE, 24), "two": (CHANNEL_WISE, 8), "grouped": (POINTWISE_FIRST, 4)})
-    fitted = refit(model, plan, [images[:20], images[20:]], LayerFactors({}, {}))
+    fitted = refit(model, plan, in_batches(images[:20], images[20:]), LayerFactors({}, {}))
     dense = Tap(model, ["x"], ["c2", "y"])({"x": images})
     after = _outputs(model, plan, fitted, images)
     for name, wanted in dense.items():
@@ -60,8 +60,8 @@ def test_refit_comes_nearer_than_factors_alone_on_images_not_seen() -> None:
     model, located = make_network()
     seen, unseen = make_images(96), make_images(64, seed=5).inputs
     plan = _plan(located, RANKS)
-    alone = calibrated_factors(plan, located, gather_moments(model, located, seen))
-    refitted = refit(model, plan, [seen.inputs[:48], seen.inputs[48:]], alone)
+    alone = calibrated_factors(plan, located, gather_moments(model, located, as_samples(seen)))
+    refitted = refit(model, plan, in_batches(seen.inputs[:48], seen.inputs[48:]), alone)
     dense = {"y": Tap(model, ["x"], ["y"])({"x": unseen})["y"]}
     before = divergence(dense, _outputs(model, plan, alone, unseen))
     after = divergence(dense, _outputs(model, plan, refitted, unseen))
@@ -73,7 +73,7 @@ def test_the_same_seed_gives_the_same_factors_and_the_model_stays() -> None:
     images = make_images(24).inputs
     before = Tap(model, ["x"], ["y"])({"x": images})["y"]
     plan = _plan(located, RANKS)
-    first, second = (refit(model, plan, [images], LayerFactors({}, {}), seed=3) for _ in range(2))
+    first, second = (refit(model, plan, in_batches(images), LayerFactors({}, {}), seed=3) for _ in range(2))
     for name, (factors,) in first.factors.items():
         np.testing.assert_array_equal(factors.reduce, second.factors[name][0].reduce)
         np.testing.assert_array_equal(first.shifts[name], second.shifts[name])
@@ -83,7 +83,7 @@ def test_the_same_seed_gives_the_same_factors_and_the_model_stays() -> None:
 def test_constant_images_keep_every_factor_finite() -> None:
     model, located = make_network()
     images = np.ones((8, 3, 12, 12), dtype=np.float32)
-    fitted = refit(model, _plan(located, RANKS), [images], LayerFactors({}, {}))
+    fitted = refit(model, _plan(located, RANKS), in_batches(images), LayerFactors({}, {}))
     for (factors,) in fitted.factors.values():
         assert np.isfinite(factors.reduce).all()
         assert np.isfinite(factors.expand).all()
@@ -93,9 +93,9 @@ def test_layers_that_cannot_be_refitted_keep_what_they_are_given(monkeypatch: py
     model, located = make_network()
     plan = _plan(located, {"one": (CHANNEL_WISE, 3)})
     given = factorise_branches(located[1].kernel(), (Branch(CHANNEL_WISE, 3),), 1)
-    assert "one" in refit(model, plan, [make_images(8).inputs], LayerFactors({"one": given}, {})).shifts
+    assert "one" in refit(model, plan, in_batches(make_images(8).inputs), LayerFactors({"one": given}, {})).shifts
     monkeypatch.setattr("trp_export.recover.refit.can_refit", lambda *_: False)
-    fitted = refit(model, plan, [make_images(8).inputs], LayerFactors({"one": given}, {}))
+    fitted = refit(model, plan, in_batches(make_images(8).inputs), LayerFactors({"one": given}, {}))
     assert fitted.factors["one"] is given
     assert fitted.shifts == {}
 
@@ -111,7 +111,7 @@ def test_a_second_pair_is_fitted_to_what_the_first_leaves() -> None:
     for count in (1, 2):
         decisions = (Decision(p.site, sums.get(p.site.name, ())[:count], "by hand") for p in located)
         plan = Plan(tuple(decisions), "by hand")
-        fitted = refit(model, plan, [images], LayerFactors({}, {}))
+        fitted = refit(model, plan, in_batches(images), LayerFactors({}, {}))
         assert all(len(pairs) == count for pairs in fitted.factors.values())
         dense = {"y": Tap(model, ["x"], ["y"])({"x": images})["y"]}
         losses.append(divergence(dense, _outputs(model, plan, fitted, images)))
@@ -124,7 +124,7 @@ def test_a_shortcut_takes_back_what_it_lost(rank: int) -> None:
     model, located = make_network()
     images = make_images(96).inputs
     plan = _plan(located, {"stem": (CHANNEL_WISE, rank), "two": (CHANNEL_WISE, 6)})
-    fitted = refit(model, plan, [images], LayerFactors({}, {}))
+    fitted = refit(model, plan, in_batches(images), LayerFactors({}, {}))
     stem_alone = LayerFactors({"stem": fitted.factors["stem"]}, {"stem": fitted.shifts["stem"]})
     copies = []
     for chosen, own in ((plan, fitted), (_plan(located, {"stem": (CHANNEL_WISE, rank)}), stem_alone)):
@@ -149,11 +149,11 @@ def test_closest_prefers_the_last_of_equals() -> None:
         },
         {},
     )
-    refitted = refit(model, plan, [images.inputs], plain)
-    index, scores = closest(model, plan, [plain, refitted], [images.inputs[:24], images.inputs[24:]])
+    refitted = refit(model, plan, in_batches(images.inputs), plain)
+    index, scores = closest(model, plan, [plain, refitted], in_batches(images.inputs[:24], images.inputs[24:]))
     assert index == 1
     assert scores[1].divergence < scores[0].divergence
-    assert closest(model, plan, [refitted, refitted, plain], [images.inputs])[0] == 1
+    assert closest(model, plan, [refitted, refitted, plain], in_batches(images.inputs))[0] == 1
     dense = {"y": Tap(model, ["x"], ["y"])({"x": images.inputs})["y"]}
     assert scores[0].divergence == pytest.approx(
         divergence(dense, _outputs(model, plan, plain, images.inputs)), rel=1e-4
@@ -180,7 +180,7 @@ def test_a_batch_norm_that_is_left_gives_what_it_gave_in_the_mean() -> None:
     model, located = _normed()
     images = make_images(64).inputs
     plan = _plan(located, {"one": (SPATIAL_WISE, 3), "two": (CHANNEL_WISE, 1)})
-    fitted = refit(model, plan, [images[:20], images[20:]], LayerFactors({}, {}))
+    fitted = refit(model, plan, in_batches(images[:20], images[20:]), LayerFactors({}, {}))
     assert fitted.values.keys() == {"norm.mean", "norm.var"}
     before, after = (_normed_outputs(model, plan, own, images) for own in (None, fitted))
     untouched = _normed_outputs(model, plan, LayerFactors(fitted.factors, fitted.shifts), images)
@@ -192,7 +192,10 @@ def test_a_batch_norm_that_is_left_gives_what_it_gave_in_the_mean() -> None:
 def test_a_batch_norm_stays_where_nothing_before_it_changes() -> None:
     model, located = _normed()
     fitted = refit(
-        model, _plan(located, {"grouped": (POINTWISE_FIRST, 2)}), [make_images(8).inputs], LayerFactors({}, {})
+        model,
+        _plan(located, {"grouped": (POINTWISE_FIRST, 2)}),
+        in_batches(make_images(8).inputs),
+        LayerFactors({}, {}),
     )
     np.testing.assert_array_equal(fitted.values["norm.mean"], NORM["norm.mean"])
     np.testing.assert_array_equal(fitted.values["norm.var"], NORM["norm.var"])
@@ -202,7 +205,7 @@ def test_a_channel_that_the_images_no_longer_move_keeps_a_bounded_gain() -> None
     model, _ = _normed()
     (norm,) = norms_left(model)
     images = make_images(16).inputs
-    original, compressed = Walk(model, [images]), Walk(model, [images])
+    original, compressed = Walk(model, [{"x": images}]), Walk(model, [{"x": images}])
     compressed.to(["s"])
     compressed.values["s"] = [np.zeros_like(compressed.values["s"][0])]
     found = renormalise(original, compressed, norm)
@@ -227,16 +230,16 @@ def test_little_room_takes_fewer_images_and_later_layers_take_more(monkeypatch: 
     opened: list[int] = []
 
     class Counted(Walk):
-        def __init__(self, model: ir.Model, batches: Sequence[np.ndarray], threads: int = 0) -> None:
-            opened.append(sum(len(batch) for batch in batches))
+        def __init__(self, model: ir.Model, batches: Sequence[Mapping[str, np.ndarray]], threads: int = 0) -> None:
+            opened.append(sum(len(batch["x"]) for batch in batches))
             super().__init__(model, batches, threads)
 
     monkeypatch.setattr("trp_export.recover.refit.Walk", Counted)
     nodes = list(model.graph)
     late = next(index for index, node in enumerate(nodes) if node is located[3].nodes[0])
     room = [8] * late + [100] * (len(nodes) - late)
-    fitted = refit(model, _plan(located, RANKS), [images[:24], images[24:36]], LayerFactors({}, {}),
-                   held_out=[images[36:]], room=room)  # fmt: skip
+    fitted = refit(model, _plan(located, RANKS), in_batches(images[:24], images[24:36]), LayerFactors({}, {}),
+                   held_out=in_batches(images[36:]), room=room)  # fmt: skip
     assert fitted.factors.keys() == RANKS.keys()
     assert sorted(set(opened)) == [8, 48]
     assert opened[-1] == 48
@@ -255,6 +258,6 @@ def test_a_layer_is_refitted_only_where_that_gains_on_held_out_images() -> None:
         {},
     )
     dense = {"y": Tap(model, ["x"], ["y"])({"x": others})["y"]}
-    fitted = refit(model, plan, [few], start, held_out=[others])
+    fitted = refit(model, plan, in_batches(few), start, held_out=in_batches(others))
     before, after = (divergence(dense, {"y": _outputs(model, plan, own, others)["y"]}) for own in (start, fitted))
     assert after <= before

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from networks import RESIDUAL, make_images, make_network
+from networks import RESIDUAL, in_batches, make_images, make_network
 
 from trp_export.calibration.output_curves import LayerFactors
 from trp_export.errors import OptionError, UnsupportedError
@@ -143,7 +143,12 @@ def _compressed(batch: int | None = None) -> tuple[ir.Model, ir.Model, np.ndarra
         ),
         "by hand",
     )
-    fitted = refit(model, plan, np.split(images, len(images) // (batch or 12)), LayerFactors({}, {}))
+    fitted = refit(
+        model,
+        plan,
+        in_batches(*np.split(images, len(images) // (batch or 12)), fixed=batch is not None),
+        LayerFactors({}, {}),
+    )
     small = model.clone()
     places = find_sites(small, {})
     add_to_bias(small, places, fitted.shifts)
@@ -154,7 +159,7 @@ def _compressed(batch: int | None = None) -> tuple[ir.Model, ir.Model, np.ndarra
 
 def test_distillation_comes_nearer_and_replays() -> None:
     original, small, images = _compressed()
-    first, second = (tune(original, small, images, steps=30, seed=1, threads=1) for _ in range(2))
+    first, second = (tune(original, small, in_batches(images), steps=30, seed=1, threads=1) for _ in range(2))
     assert first.divergence_after < first.divergence_before
     assert first.agreement_after >= first.agreement_before
     assert {"one.reduce.weight", "one.expand.weight", "two.reduce.weight"} <= set(first.values)
@@ -170,7 +175,7 @@ def test_distillation_comes_nearer_and_replays() -> None:
 def test_a_run_that_only_makes_things_worse_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trp_export.recover.distil.LEARNING_RATE", 100.0)
     original, small, images = _compressed()
-    result = tune(original, small, images, steps=8)
+    result = tune(original, small, in_batches(images), steps=8)
     assert result.values == {}
     assert result.divergence_after == result.divergence_before
 
@@ -178,7 +183,7 @@ def test_a_run_that_only_makes_things_worse_changes_nothing(monkeypatch: pytest.
 def test_minutes_become_steps() -> None:
     original, small, images = _compressed()
     seen: list[float] = []
-    result = tune(original, small, images, minutes=0.01, progress=seen.append)
+    result = tune(original, small, in_batches(images), minutes=0.01, progress=seen.append)
     assert result.steps >= 1
     assert seen[-1] <= 1
 
@@ -186,7 +191,7 @@ def test_minutes_become_steps() -> None:
 def test_too_few_images_are_refused() -> None:
     original, small, images = _compressed()
     with pytest.raises(OptionError, match="at least 16 images, not 8"):
-        tune(original, small, images[:8], steps=1)
+        tune(original, small, in_batches(images[:8]), steps=1)
 
 
 def test_augmented_images_keep_shape_type_and_range() -> None:
@@ -213,7 +218,7 @@ def test_shifted_images_are_windows_of_the_padded_ones() -> None:
 @pytest.mark.parametrize("batch", [1, 5])
 def test_a_fixed_batch_is_tuned_too(batch: int) -> None:
     original, small, images = _compressed(batch)
-    few, many = (tune(original, small, images, steps=steps, threads=1) for steps in (12, 60))
+    few, many = (tune(original, small, in_batches(images), steps=steps, threads=1) for steps in (12, 60))
     assert few.divergence_after <= few.divergence_before
     assert many.divergence_after < many.divergence_before
 
@@ -221,8 +226,8 @@ def test_a_fixed_batch_is_tuned_too(batch: int) -> None:
 def test_threads_are_those_of_before_afterwards() -> None:
     torch.set_num_threads(2)
     original, small, images = _compressed()
-    tune(original, small, images, steps=1, threads=1)
+    tune(original, small, in_batches(images), steps=1, threads=1)
     assert torch.get_num_threads() == 2
     with pytest.raises(UnsupportedError):
-        tune(unknown(), small, images, steps=1, threads=1)
+        tune(unknown(), small, in_batches(images), steps=1, threads=1)
     assert torch.get_num_threads() == 2

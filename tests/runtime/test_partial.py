@@ -46,7 +46,7 @@ def test_a_walk_keeps_a_value_until_its_last_stop() -> None:
     model, _ = make_network()
     images = make_images(4).inputs
     with pytest.raises(ValueError, match="c1 lies behind"):
-        _stop_at(Walk(model, [images]), ["r2"], ["c1"])
+        _stop_at(Walk(model, [{"x": images}]), ["r2"], ["c1"])
     walk = Walk(model, [{"x": images}], stops=[["r2"], ["c1", "r2"]])
     assert walk.to(["r2"]) is None
     assert {"c1", "r2"} <= walk.values.keys()

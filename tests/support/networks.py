@@ -13,6 +13,7 @@ from trp_export.graph.shapes import infer_shapes, input_shapes
 from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.inputs.images import ImageSet
 from trp_export.inputs.preprocessing import Preprocessing
+from trp_export.inputs.samples import Batch, Samples
 
 RESIDUAL = """
 <ir_version: 8, opset_import: ["": 17]>
@@ -69,3 +70,13 @@ def make_images(count: int = 48, seed: int = 0) -> ImageSet:
     rough = rng.standard_normal((count, 3, 14, 14))
     smooth = rough[:, :, :-2, :-2] + rough[:, :, 1:-1, 1:-1] + rough[:, :, 2:, 2:] + 0.5
     return ImageSet("made", smooth.astype(np.float32), None, Preprocessing(), 3, None, ())
+
+
+def as_samples(images: ImageSet, name: str = "x", at_a_time: int | None = None) -> Samples:
+    """Images as the samples of a network of one input."""
+    return Samples(images.name, {name: images}, at_a_time)
+
+
+def in_batches(*arrays: np.ndarray, name: str = "x", fixed: bool = False) -> list[Batch]:
+    """Arrays as batches for a network of one input."""
+    return [Batch({name: array}, fixed=fixed) for array in arrays]

@@ -10,9 +10,9 @@ import onnx
 import pytest
 from command import Command
 from models import CONV_NET, build, run, save
-from networks import make_images
+from networks import as_samples, in_batches, make_images
 
-from trp_export.calibration.held_out import split_images
+from trp_export.calibration.held_out import split_samples
 from trp_export.calibration.moments import load_moments
 from trp_export.inputs.image_set import ImageSet
 from trp_export.inputs.preprocessing import Preprocessing
@@ -33,12 +33,12 @@ def answers(model: Path, images: np.ndarray = IMAGES) -> np.ndarray:
 
 def test_the_result_is_judged_on_held_out_images(trp: Command, model: Path, tmp_path: Path) -> None:
     images = ImageSet("made", IMAGES, None, Preprocessing(), 3, None, ())
-    _, held_out = split_images(images)
+    _, held_out = split_samples(as_samples(images))
     assert held_out is not None
     outcome = trp("model.onnx", "--rank", "1", "--calib", "images.npy", "--no-bench", "-o", "small.onnx")
     assert outcome.code == 0, outcome.err
     seen = json.loads((tmp_path / "small.json").read_text())["deviation"]["seen"]
-    judged = held_out.batch(0, len(held_out))
+    judged = held_out.batch(0, len(held_out)).arrays["x"]
     before, after = answers(model, judged), answers(tmp_path / "small.onnx", judged)
     same = float(np.mean(before.argmax(1) == after.argmax(1)))
     assert (seen["images"], seen["kind"], seen["top1"]) == (10, "held-out", pytest.approx(same))
@@ -72,13 +72,16 @@ def test_evaluation_images_replace_calibration_images_in_the_report(trp: Command
 def test_of_many_images_some_from_all_over_are_taken(model: Path) -> None:
     images = make_images(1200).inputs
     seen = compare_on_calibration_images(
-        model, model, [images[start : start + 50] for start in range(0, 1200, 50)], "synthetic"
+        model,
+        model,
+        in_batches(*(images[start : start + 50] for start in range(0, 1200, 50)), name="image"),
+        "synthetic",
     )
     assert seen is not None
     assert (seen.images, seen.top1, seen.distance.relative_l2) == (250, 1.0, 0.0)
     assert seen.name == "250 synthetic images"
     assert seen.fitted == "the 250 synthetic images it was fitted to"
-    one = compare_on_calibration_images(model, model, [images[:1]], "calibration")
+    one = compare_on_calibration_images(model, model, in_batches(images[:1], name="image"), "calibration")
     assert one is not None
     assert one.fitted == "the 1 image it was fitted to"
 
@@ -88,8 +91,8 @@ def test_a_network_that_takes_no_such_batch_is_not_judged(tmp_path: Path) -> Non
         "<float[16, 3", "<int64[2] one = {1, 16}, float[16, 3"
     )
     model = save(build(text), tmp_path / "model.onnx")
-    assert compare_on_calibration_images(model, model, [IMAGES[:1]], "calibration") is not None
-    assert compare_on_calibration_images(model, model, [IMAGES], "calibration") is None
+    assert compare_on_calibration_images(model, model, in_batches(IMAGES[:1], name="image"), "calibration") is not None
+    assert compare_on_calibration_images(model, model, in_batches(IMAGES, name="image"), "calibration") is None
 
 
 def test_moments_are_kept_of_a_dry_run_too(trp: Command, model: Path, tmp_path: Path) -> None:

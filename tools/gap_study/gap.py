@@ -29,6 +29,7 @@ from trp_export.calibration.moments import Moments
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
 from trp_export.errors import LoadError, OptionError
+from trp_export.inputs.calibration import image_samples
 from trp_export.inputs.images import ImageSet, load_images
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.lowrank.factor import Float64
@@ -37,7 +38,6 @@ from trp_export.options import Selection
 from trp_export.planning.budgets import Damage, lost_energy, measured_damage
 from trp_export.planning.curves import Layer
 from trp_export.rules import Macs
-from trp_export.runtime.partial import feed
 from trp_export.system.extras import require
 from trp_export.system.files import atomic_write
 from trp_export.system.progress import Progress
@@ -124,7 +124,7 @@ def measure_gap(model: Path, options: SearchOptions, saved: SavedSearch, count: 
         # What its logits started from is over.
         search = open_search(replace(options, start="uniform"), seen, spaces, budget, progress)
         search.load_state_dict(saved.searches[0])
-        batches = tuple(feed(network.model, seen.images))
+        batches = tuple(image_samples(seen.images, network.described).batches())
         few = batches[: -(-_MEASURED_ON // len(batches[0]))]
         lost = predict(network, spaces, seen.moments, few, options.scheme, progress)
         plans = draw_plans(

@@ -17,12 +17,13 @@ from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_products
 from trp_export.graph.sites import find_sites
 from trp_export.graph.weights import apply_values
+from trp_export.inputs.calibration import image_samples
 from trp_export.inputs.images import ImageSet
 from trp_export.network import Network
 from trp_export.options import Calibration
 from trp_export.planning.budgets import lost_energy
 from trp_export.planning.plan import Plan
-from trp_export.runtime.partial import Tap, feed
+from trp_export.runtime.partial import Tap
 from trp_export.steps.calibrate import CalibrationData
 from trp_export.steps.factors import make_factors
 
@@ -72,8 +73,9 @@ class Recovery:
         self._network, self._images = network, images
         self.measure = "accuracy" if labelled else "agreement"
         self.counts = {"recovered on": len(images.draws[0]), "judged on": len(images.judge)}
-        self._batches = [tuple(feed(network.model, draw)) for draw in images.draws]
-        self._moments = [gather_moments(network.model, network.located, draw) for draw in images.draws]
+        draws = [image_samples(draw, network.described) for draw in images.draws]
+        self._batches = [tuple(draw.batches()) for draw in draws]
+        self._moments = [gather_moments(network.model, network.located, draw) for draw in draws]
         labels = images.judge.labels if labelled else None
         self._wanted = labels if labels is not None else self._classes(network.model)
 
@@ -92,5 +94,7 @@ class Recovery:
     def _classes(self, model: ir.Model) -> NDArray[np.intp]:
         output = model.graph.outputs[0].name or ""
         tap = Tap(model, [model.graph.inputs[0].name or ""], [output])
-        parts = [tap({tap.inputs[0]: batch})[output] for batch in feed(model, self._images.judge)]
+        parts = [
+            tap(batch.arrays)[output] for batch in image_samples(self._images.judge, self._network.described).batches()
+        ]
         return np.concatenate([part.reshape(len(part), -1).argmax(axis=1) for part in parts])

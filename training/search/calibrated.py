@@ -17,6 +17,7 @@ from training.search.loop import Examples
 from training.search.options import SearchOptions
 from trp_export.calibration.moments import Moments
 from trp_export.errors import LoadError, OptionError
+from trp_export.inputs.calibration import image_samples
 from trp_export.inputs.images import ImageSet, load_images
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.load import load
@@ -55,7 +56,7 @@ def calibrate_for_search(model: Path, options: SearchOptions, folder: Path, prog
     network = analyse(source, folder, fold=True)
     images = _full_batches(_open_images(options, network, progress), fixed_batch(network.model) or 1)
     export = Options(rule=Energy(1.0), calibration=Calibration(Path(images.name), seed=options.seed))
-    data, _ = calibrate(network, (), images, export, progress)
+    data, _ = calibrate(network, (), image_samples(images, network.described), export, progress)
     inputs = torch.from_numpy(np.array(images.inputs)).contiguous(memory_format=torch.channels_last)
     graph = TorchGraph(network.model)
     with torch.no_grad():

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from trp_export.calibration.divergence import divergence
 from trp_export.graph.weights import find_constant
+from trp_export.inputs.samples import Batch
 from trp_export.runtime.incremental import Walk
 
 Array = NDArray[Any]
@@ -113,12 +114,12 @@ def read_answers(walk: Walk, answers: Sequence[Answer]) -> dict[str, Array]:
 
 
 def run_answers(
-    model: ir.Model, answers: Sequence[Answer], batches: Sequence[Array], suffix: str = ""
+    model: ir.Model, answers: Sequence[Answer], batches: Sequence[Batch], suffix: str = ""
 ) -> dict[str, Array]:
     """The same of a model that is run on these inputs; a value that also exists with `suffix` is read there."""
     made = {value.name or "" for node in model.graph for value in node.outputs}
     names = {a.name: f"{a.name}{suffix}" if f"{a.name}{suffix}" in made else a.name for a in answers}
-    values = Walk(model, batches).run(list(names.values()))
+    values = Walk(model, [batch.arrays for batch in batches]).run(list(names.values()))
     return {a.name: _channels_first(np.concatenate(values[names[a.name]]), a.axis) for a in answers}
 
 

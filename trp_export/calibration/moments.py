@@ -19,11 +19,12 @@ import onnx_ir as ir
 from trp_export.calibration.patches import Array, Float32, count_positions, gather_patches, sample_positions, window
 from trp_export.errors import LoadError, OptionError
 from trp_export.graph.sites import LocatedSite
+from trp_export.graph.weights import find_constant
 from trp_export.inputs.arrays import read_arrays, require_plain_file
-from trp_export.inputs.images import ImageSet
+from trp_export.inputs.samples import Samples
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.site import Site
-from trp_export.runtime.partial import Tap, feed
+from trp_export.runtime.partial import Tap
 from trp_export.system.files import atomic_write
 from trp_export.system.progress import Share
 
@@ -170,7 +171,7 @@ class MomentSums:
 def gather_moments(
     model: ir.Model,
     located: Sequence[LocatedSite],
-    images: ImageSet,
+    samples: Samples,
     *,
     seed: int = 0,
     threads: int = 0,
@@ -179,7 +180,7 @@ def gather_moments(
 ) -> dict[str, Moments]:
     """Site name -> moments, for every site that is not refused and lies in the main graph.
 
-    `at_a_time` bounds the images that are run together, for memory's sake.
+    `at_a_time` bounds the samples that are run together, for memory's sake.
     Raises LoadError for inputs that do not fit and for activations that are not finite, naming the layer.
     """
     places = [place for place in located if is_tapped(model, place)]
@@ -189,24 +190,25 @@ def gather_moments(
     rng = np.random.default_rng(seed)
     sums: dict[str, MomentSums] = {}
     done = 0
-    for batch in feed(model, images, at_a_time):
-        values = tap({tap.inputs[0]: batch})
+    for batch in samples.batches(at_a_time):
+        values = tap(batch.arrays)
         for place in places:
             for node in place.nodes:
-                patches = _patches(values[_input(node)], place.site, node, len(images), rng)
+                patches = _patches(values[_input(node)], place.site, node, len(samples), rng)
                 if place.site.name not in sums:
                     sums[place.site.name] = MomentSums(patches.mean(axis=(1, 2), dtype=np.float64))
                 sums[place.site.name].add(patches)
         done += len(batch)
-        progress(done / len(images))
+        progress(done / len(samples))
     return {name: own.moments() for name, own in sums.items()}
 
 
 def is_tapped(model: ir.Model, place: LocatedSite) -> bool:
-    """False for refused sites, transposed convs, and layers in the body of an If or a Loop."""
+    """False for refused sites, transposed convs, layers in the body of an If or a Loop, and constant inputs."""
     if place.site.op == "ConvTranspose":
         return False
-    return place.site.refusal is None and all(node.graph is model.graph for node in place.nodes)
+    outside = all(node.graph is model.graph and find_constant(node.inputs[0]) is None for node in place.nodes)
+    return place.site.refusal is None and outside
 
 
 def merge_moments(parts: Sequence[Mapping[str, Moments]]) -> dict[str, Moments]:

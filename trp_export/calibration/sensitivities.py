@@ -7,25 +7,22 @@ damage is close to a power law of the layer's relative output error, for every s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from trp_export.calibration.answers import Answer, answer_divergence, find_answers, read_answers
+from trp_export.calibration.answers import Answer, Array, answer_divergence, find_answers, read_answers
 from trp_export.calibration.moments import Moments, is_tapped
 from trp_export.graph.bias import add_to_bias, takes_bias
 from trp_export.graph.rewrite import set_kernel
 from trp_export.graph.sites import LocatedSite, find_sites
+from trp_export.inputs.samples import Batch
 from trp_export.lowrank.calibrated import bias_shift, calibrated_pair, output_variance
 from trp_export.lowrank.factor import Float64, product
 from trp_export.planning.curves import Curve, Layer
 from trp_export.planning.sensitivity import Sensitivity
 from trp_export.runtime.incremental import Walk
 from trp_export.system.progress import Share
-
-Batches = Sequence[NDArray[Any]]
 
 # Shares of a layer's output variance at which it is measured: plans of small ratios use the
 # lowest, and a layer that hardly matters may lose most of its output.
@@ -37,7 +34,7 @@ def measure_sensitivities(
     model: ir.Model,
     layers: Sequence[Layer],
     moments: Mapping[str, Moments],
-    batches: Batches,
+    batches: Sequence[Batch],
     *,
     held_out: Mapping[str, Moments] | None = None,
     threads: int = 0,
@@ -45,13 +42,13 @@ def measure_sensitivities(
 ) -> dict[str, Sensitivity]:
     """Site name -> sensitivity, for the layers with calibrated curves and moments. The model stays as it is.
 
-    `batches` are inputs (n, C, H, W) that took no part in `moments`; `held_out` are the moments of such inputs, under
+    `batches` took no part in `moments`; `held_out` are the moments of such inputs, under
     which the error of a layer is measured. The batches stay in memory with the values that are alive at one layer.
     """
     copy = model.clone()
     places = {place.site.name: place for place in find_sites(copy, {})}
     answers = find_answers(copy)
-    walk = Walk(copy, batches, threads, stops=[[answer.name for answer in answers]])
+    walk = Walk(copy, [batch.arrays for batch in batches], threads, stops=[[answer.name for answer in answers]])
     reference = read_answers(walk, answers)
     measured: dict[str, Sensitivity] = {}
     for index, layer in enumerate(layers):
@@ -99,7 +96,7 @@ def _relative_error(place: LocatedSite, new: Float64, judge: Float64) -> float:
 
 def _replaced(
     model: ir.Model, place: LocatedSite, fitted: tuple[Float64, Float64], walk: Walk, answers: Sequence[Answer]
-) -> Mapping[str, NDArray[Any]]:
+) -> Mapping[str, Array]:
     """The network's answers with the kernel and the bias of one layer replaced; it is as before afterwards."""
     kernel, name = place.kernel().copy(), place.site.name
     new, shift = fitted

@@ -46,8 +46,9 @@ class NetworkInputs:
         if len(self.specs) != 1:
             names = ", ".join(spec.name for spec in self.specs) or "none"
             raise OptionError(
-                f"--calib and --eval feed networks of one input; the inputs of this one are {names}. Leave them out, "
-                "and give --input FILE.npz, with one array for each, to verify the result on."
+                f"images feed networks of one input; the inputs of this one are {names}. For --calib give an .npz with "
+                "one array for each, or FILE.py:FUNCTION; --eval takes such networks only in Python, as "
+                "Options(evaluate=...)."
             )
         return self.specs[0]
 
@@ -56,11 +57,12 @@ class NetworkInputs:
         """The input that images feed. Raises OptionError where it is not an image, or its layout is not known."""
         return self.only.require_image()
 
-    def without_fixed_batch(self) -> NetworkInputs:
-        """The same for data of any number of samples along the first axis."""
-        specs = (replace(spec, declared=(None, *spec.declared[1:])) if spec.declared and spec.batched else spec
-                 for spec in self.specs)  # fmt: skip
-        return replace(self, specs=tuple(specs))
+    @property
+    def at_a_time(self) -> int | None:
+        """The number of samples that the network takes at a time, None for any number."""
+        sizes = [spec.declared[0] for spec in self.specs if spec.batched and spec.declared]
+        fixed = next((size for size in sizes if size is not None), None)
+        return fixed if all(spec.batched for spec in self.specs) else fixed or 1
 
     def __getitem__(self, name: str) -> InputSpec:
         """Raises KeyError."""
@@ -109,6 +111,7 @@ def describe_inputs(model: ir.Model, options: InputOptions = InputOptions()) -> 
         for value in model.graph.inputs
         if value.const_value is None and (value.name or "") not in model.graph.initializers
     )
+    specs = _with_shared(specs)
     for name, sizes in _named(options.shapes, specs):
         sized = _with_sizes(next(spec for spec in specs if spec.name == name), sizes, f"--shape {_text(name, sizes)}")
         specs = tuple(_agreeing(spec, sized) for spec in specs)
@@ -158,6 +161,20 @@ def _with_layout(spec: InputSpec, reading: Reading, chosen: str | None) -> Input
         channels = reading.channels
     shape = tuple(channels if index == axis else size for index, size in enumerate(declared))
     return replace(spec, layout=layout, channels=channels, shape=shape)
+
+
+def _with_shared(specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
+    """Inputs whose first axis has another fixed size than that of the images, or of the input of most axes, hold no
+    axis of samples."""
+    if len(specs) < 2:
+        return tuple(specs)
+    main = max(specs, key=lambda spec: (spec.is_image, len(spec.declared or ())))
+    samples = {None, 1} if not main.declared or main.declared[0] is None else {None, main.declared[0]}
+    return tuple(
+        spec if spec is main or spec.declared is None or (spec.declared and spec.declared[0] in samples)
+        else replace(spec, shared=True)
+        for spec in specs
+    )  # fmt: skip
 
 
 def _by_sizes(declared: Extents) -> Layout:

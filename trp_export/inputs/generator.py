@@ -67,15 +67,10 @@ def read_batches(function: Generator, inputs: NetworkInputs, where: str, count: 
 
 def fit_batch(item: object, inputs: NetworkInputs, where: str) -> dict[str, Array]:
     """One batch in the types of the inputs. Raises LoadError where it is not one array per input, or does not fit."""
-    names = [spec.name for spec in inputs.specs]
     if not isinstance(item, Mapping):
-        kind = type(item).__name__
-        raise LoadError(f"{where} is a {kind}; a dict with an array for each of {', '.join(names)} is needed.")
-    stray = [str(name) for name in item if name not in names]
-    missing = [name for name in names if name not in item]
-    if stray or missing:
-        problem = f"has no array for {missing[0]}" if missing else f"has an array for {stray[0][:80]}"
-        raise LoadError(f"{where} {problem}; the inputs are {', '.join(names)}.")
+        names = ", ".join(spec.name for spec in inputs.specs)
+        raise LoadError(f"{where} is a {type(item).__name__}; a dict with an array for each of {names} is needed.")
+    require_names(item, inputs, where)
     batch = {}
     for spec in inputs.specs:
         try:
@@ -90,11 +85,20 @@ def fit_batch(item: object, inputs: NetworkInputs, where: str) -> dict[str, Arra
     return batch
 
 
+def require_names(arrays: Mapping[Any, object], inputs: NetworkInputs, where: str) -> None:
+    """Raises LoadError where there is not one array for each input."""
+    names = [spec.name for spec in inputs.specs]
+    stray = [str(name) for name in arrays if name not in names]
+    missing = [name for name in names if name not in arrays]
+    if stray or missing:
+        problem = f"has no array for {missing[0]}" if missing else f"has an array for {stray[0][:80]}"
+        raise LoadError(f"{where} {problem}; the inputs are {', '.join(names)}.")
+
+
 def batch_size(batch: Mapping[str, Array], inputs: NetworkInputs) -> int:
-    """The number of samples in a batch: the length of the first axis, 1 where inputs have no batch axis."""
-    spec = inputs.specs[0]
-    array = batch[spec.name]
-    return len(array) if array.ndim and spec.batched else 1
+    """The number of samples in a batch: the length of the first axis, 1 where inputs have no axis of samples."""
+    batched = [batch[spec.name] for spec in inputs.specs if spec.batched and batch[spec.name].ndim]
+    return len(max(batched, key=np.ndim)) if batched else 1
 
 
 def _iterate(function: Generator, where: str) -> Iterator[object]:

@@ -54,6 +54,13 @@ class ImageSet:
         spec = self.spec or InputSpec.of_images((None, self.channels, None, None))
         return spec.arrange(_in_type(_normalise(np.stack(images), steps), spec))
 
+    def take(self, places: NDArray[np.intp]) -> ImageSet:
+        """The images at these places, with their labels."""
+        pixels = (
+            tuple(self.pixels[place] for place in places) if isinstance(self.pixels, tuple) else self.pixels[places]
+        )
+        return replace(self, pixels=pixels, labels=self.labels[places] if self.labels is not None else None)
+
     def batches(self, batch_size: int) -> Iterator[Array]:
         for start in range(0, len(self), batch_size):
             yield self.batch(start, min(start + batch_size, len(self)))
@@ -136,7 +143,14 @@ class ImageSet:
             return np.ascontiguousarray(inputs)
         free = replace(spec, declared=None)  # The shape was checked when the set was opened.
         fitted = np.ascontiguousarray(fit_array(free, inputs, self.name))
-        return fitted if spec.batched else fitted[0]
+        if spec.batched:
+            return fitted
+        if (fitted != fitted[0]).any():
+            raise LoadError(
+                f"{self.name}: {spec.name} differs among samples {start} to {start + len(fitted) - 1}, which the "
+                "network takes together."
+            )
+        return np.asarray(fitted[0])
 
     def _call(self, index: int) -> str:
         return str(self.pixels[index]) if isinstance(self.pixels, tuple) else f"{self.name}: image {index}"

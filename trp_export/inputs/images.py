@@ -58,14 +58,17 @@ def load_images(
     else:
         images = _open_arrays(path, preprocessing, spec)
     _ = images.steps  # Choices that do not fit the input are refused before an image is decoded.
-    pixels, labels, notes = images.pixels, images.labels, images.notes
-    if count is not None and count > len(pixels):
-        notes += (f"{path} holds {len(pixels)} images: all are used.",)
-    elif count is not None and count < len(pixels):
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(pixels))[:count])
-        pixels = tuple(pixels[i] for i in chosen) if isinstance(pixels, tuple) else pixels[chosen]
-        labels = labels[chosen] if labels is not None else None
-    return replace(images, pixels=pixels, labels=labels, notes=notes)
+    notes = images.notes
+    if count is not None and count > len(images):
+        notes += (f"{path} holds {len(images)} images: all are used.",)
+    elif count is not None and count < len(images):
+        images = images.take(choose(len(images), count, seed))
+    return replace(images, notes=notes)
+
+
+def choose(available: int, count: int, seed: int) -> NDArray[np.intp]:
+    """The places of `count` samples at most, chosen at random and in order."""
+    return np.sort(np.random.default_rng(seed).permutation(available)[:count])
 
 
 def _open_folder(path: Path, preprocessing: Preprocessing, spec: InputSpec | None) -> ImageSet:
@@ -135,12 +138,19 @@ def _open_arrays(path: Path, preprocessing: Preprocessing, spec: InputSpec | Non
     images = next((arrays[key] for key in ("", "images", name) if key in arrays), None)
     if images is None:
         raise LoadError(f'{path} holds no array "images"{_or_name(name)}.')
+    return array_set(path, images, preprocessing, spec, labels=arrays.get("labels"))
+
+
+def array_set(
+    path: Path, images: Array, preprocessing: Preprocessing, spec: InputSpec | None, *, labels: Array | None = None
+) -> ImageSet:
+    """One array of a file as a set of images: pixels, or an array that is fed as it is. Raises LoadError."""
     as_is = _require_fit(path, images, preprocessing, spec)
-    labels = _require_labels(path, images, arrays.get("labels"))
+    numbers = _require_labels(path, images, labels)
     channels = (spec.channels if spec is not None else None) or _channels(images, spec, as_is)
     notes = _range_notes(path, images, preprocessing, spec) if as_is else _scale_notes(path, preprocessing, spec)
     size = spec.size if spec is not None else None
-    return ImageSet(str(path), images, labels, preprocessing, channels, size, notes, (), spec, as_is)
+    return ImageSet(str(path), images, numbers, preprocessing, channels, size, notes, (), spec, as_is)
 
 
 def _read_array_folder(path: Path, spec: InputSpec | None) -> Array:

@@ -29,7 +29,8 @@ class InputSpec:
     `dtype` is ONNX's name of the type in lower case (float32, uint8, int64, string, ...). `declared` are the sizes in
     the file, None where it leaves one open; `shape` are those known by now; both are None where not even the number of
     axes is known. `symbols` are the names of open sizes: one name is one size. `layout` is "unknown" for an image
-    whose channels neither the graph nor the user points out. `takes_pixels`: the graph itself scales 0..255.
+    whose channels neither the graph nor the user points out. `takes_pixels`: the graph itself scales 0..255. `shared`:
+    the input has no axis of samples beside inputs that have one.
     """
 
     name: str
@@ -40,6 +41,7 @@ class InputSpec:
     layout: Layout = "other"
     channels: int | None = None
     takes_pixels: bool = False
+    shared: bool = False
 
     @classmethod
     def of_images(cls, shape: Sequence[int | None], name: str = "input") -> InputSpec:
@@ -57,8 +59,8 @@ class InputSpec:
 
     @property
     def batched(self) -> bool:
-        """False for an image input without a batch axis."""
-        return self.layout not in ("CHW", "HWC")
+        """False for an input without an axis of samples."""
+        return not self.shared and self.layout not in ("CHW", "HWC")
 
     @property
     def size(self) -> tuple[int, int] | None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from trp_export.calibration.answers import answer_divergence, find_answers, run_answers
 from trp_export.calibration.divergence import agreement, divergence
@@ -18,18 +17,19 @@ from trp_export.graph.fold import fold_weights
 from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.graph.prepare import remove_unused
 from trp_export.graph.shapes import input_shapes
+from trp_export.inputs.samples import Batch
 from trp_export.metrics.score import Score
 from trp_export.precision.fp16 import to_fp16
 from trp_export.precision.int8 import shown_and_held_out, to_int8
 from trp_export.precision.rounding import ROUNDED
-from trp_export.runtime.partial import Tap, fixed_batch
+from trp_export.runtime.partial import Tap
 from trp_export.runtime.sessions import CannotRunError, noise
 from trp_export.system.progress import Progress
 
 if TYPE_CHECKING:
     from trp_export.bench import Measurement
 
-Batches = Sequence[NDArray[Any]]
+Batches = Sequence[Batch]
 
 # The largest divergence from the float model that a variant may have (see calibration/divergence.py).
 LARGEST_DIVERGENCE = 0.1
@@ -99,7 +99,7 @@ def convert(
     progress: Progress,
     held_out: Batches = (),
 ) -> Variant:
-    """The model in `source` in another precision, written to `file`; `batches` of images are what int8 needs.
+    """The model in `source` in another precision, written to `file`; `batches` of samples are what int8 needs.
 
     It is compared with `source` on images `held_out`, or on those of `batches` that showed no ranges, or on noise. A
     failure makes a refused variant and no error: the float model can ship.
@@ -164,9 +164,7 @@ def _overflow(source: Path, model: ir.Model, made: ir.Model, images: Batches) ->
 
     onnxruntime computes in float32 on a CPU, where only a value that is asked for is rounded to fp16.
     """
-    inputs = noise(source, input_shapes(model))
-    if images:
-        inputs = {next(iter(inputs)): images[0][: fixed_batch(model) or _IMAGES]}
+    inputs = images[0].first(_IMAGES).arrays if images else noise(source, input_shapes(model))
     names = [value.name or "" for node in made.graph for value in node.outputs if value.name]
     halves = Tap(made, list(inputs), names)(inputs)
     beyond = [name for name, array in halves.items() if array.dtype == np.float16 and not np.isfinite(array).all()]

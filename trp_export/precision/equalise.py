@@ -10,17 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from trp_export.graph.weights import Constant, find_bias, find_constant, set_value
+from trp_export.inputs.samples import Batch
 from trp_export.lowrank.factor import Float64
 from trp_export.runtime.partial import Tap
-
-Batches = Sequence[NDArray[Any]]
 
 # How far ranges are equalised, in logarithms. Chosen by measurement: what values gain, the next weights lose.
 _STRENGTH = 0.75
@@ -39,7 +36,7 @@ class _Pair:
         return self.first.outputs[0].name or ""
 
 
-def equalise(model: ir.Model, batches: Batches, threads: int = 0) -> int:
+def equalise(model: ir.Model, batches: Sequence[Batch], threads: int = 0) -> int:
     """Rescale the channels between each two convs that follow one another, in place. Returns the number of pairs."""
     pairs = list(_pairs(model))
     if not pairs:
@@ -64,12 +61,14 @@ def _owns_weights(conv: ir.Node) -> bool:
     return all(c is not None and c.root in conv.inputs and len(c.root.uses()) == 1 for c in constants)
 
 
-def _channel_ranges(model: ir.Model, names: Sequence[str], batches: Batches, threads: int) -> dict[str, Float64]:
+def _channel_ranges(
+    model: ir.Model, names: Sequence[str], batches: Sequence[Batch], threads: int
+) -> dict[str, Float64]:
     """The largest absolute value of each channel: (n,)."""
-    tap = Tap(model, [model.graph.inputs[0].name or ""], names, threads)
+    tap = Tap(model, [value.name or "" for value in model.graph.inputs], names, threads)
     ranges: dict[str, Float64] = {}
     for batch in batches:
-        for name, array in tap({tap.inputs[0]: batch}).items():
+        for name, array in tap(batch.arrays).items():
             largest = np.abs(array).max(axis=(0, *range(2, array.ndim))).astype(np.float64)
             ranges[name] = np.maximum(ranges.get(name, largest), largest)
     return ranges

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from trp_export.calibration.answers import Answer, answer_divergence, decoding_nodes, find_answers, run_answers
 from trp_export.errors import TrpError, UnsupportedError, first_line
 from trp_export.graph.skeleton import fill_skeleton, make_skeleton
+from trp_export.inputs.samples import Batch
 from trp_export.precision.equalise import equalise
 from trp_export.precision.grids import Grid
 from trp_export.precision.quantisable import find_units
@@ -26,7 +27,7 @@ from trp_export.precision.ranges import METHODS, Spread, gather_spreads
 from trp_export.precision.rounding import LEAST_OPSET, ROUNDED, round_model, rounded_values
 from trp_export.system.progress import Share
 
-Batches = Sequence[NDArray[Any]]
+Batches = Sequence[Batch]
 Outputs = Mapping[str, NDArray[Any]]
 
 LEAST_IMAGES = 16
@@ -51,7 +52,7 @@ class Int8:
 
 
 def to_int8(model: ir.Model, batches: Batches, progress: Share = lambda share: None) -> Int8:
-    """A copy of the model in 8 bits. `batches` are inputs (n, C, H, W).
+    """A copy of the model in 8 bits.
 
     Raises UselessImagesError where the images do not show ranges, UnsupportedError where no layer can run in 8 bits.
     """
@@ -84,10 +85,12 @@ def _in_8_bits(model: ir.Model, kept: Collection[str]) -> bool:
 
 
 def shown_and_held_out(batches: Batches) -> tuple[Batches, Batches]:
-    """The batches that give ranges, and those that decide: one batch in four, or one image in four of few batches.
+    """The batches that give ranges, and those that decide: one batch in four, or one sample in four of few batches.
 
     Each part has about MOST_IMAGES at most: in measurements 64 gave ranges as good as 768.
     """
+    if len(batches) < _HELD_OUT and batches[0].fixed:
+        return batches[1:] or batches, batches[:1]
     if len(batches) < _HELD_OUT:
         return [batch[np.arange(len(batch)) % _HELD_OUT > 0] for batch in batches], [b[::_HELD_OUT] for b in batches]
     most = -(-MOST_IMAGES // len(batches[0]))
@@ -98,7 +101,7 @@ def _require_telling(batches: Batches) -> None:
     images = sum(len(batch) for batch in batches)
     if images < LEAST_IMAGES:
         raise UselessImagesError(f"too few calibration images for int8: {images} of at least {LEAST_IMAGES}.")
-    if all(float(np.ptp(image)) == 0 for batch in batches for image in batch):
+    if not any(batch.varies for batch in batches):
         raise UselessImagesError("each calibration image has one colour only: activation ranges cannot be measured.")
 
 

@@ -14,10 +14,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.errors import LoadError
+from trp_export.inputs.samples import Batch
 from trp_export.precision.grids import Grid, grid_between
 from trp_export.runtime.partial import Tap
-
-Batches = Sequence[NDArray[Any]]
 
 _BINS = 2048
 # The shares of the full range among which the one with the least error is chosen.
@@ -33,12 +32,14 @@ class Spread:
     counts: NDArray[np.int64]
 
 
-def gather_spreads(model: ir.Model, names: Sequence[str], batches: Batches, threads: int = 0) -> dict[str, Spread]:
+def gather_spreads(
+    model: ir.Model, names: Sequence[str], batches: Sequence[Batch], threads: int = 0
+) -> dict[str, Spread]:
     """The histogram of every named value. Raises LoadError where a value is not finite."""
-    tap = Tap(model, [model.graph.inputs[0].name or ""], names, threads)
+    tap = Tap(model, [value.name or "" for value in model.graph.inputs], names, threads)
     ends: dict[str, tuple[float, float]] = {}
     for batch in batches:
-        for name, array in tap({tap.inputs[0]: batch}).items():
+        for name, array in tap(batch.arrays).items():
             low, high = float(array.min()), float(array.max())
             if not np.isfinite(low + high):
                 raise LoadError(f"{name} is not finite on the calibration images.")
@@ -46,7 +47,7 @@ def gather_spreads(model: ir.Model, names: Sequence[str], batches: Batches, thre
             ends[name] = min(before[0], low), max(before[1], high)
     counts = {name: np.zeros(_BINS, dtype=np.int64) for name in ends}
     for batch in batches:
-        for name, array in tap({tap.inputs[0]: batch}).items():
+        for name, array in tap(batch.arrays).items():
             counts[name] += _count(array, *ends[name])
     return {name: Spread(*ends[name], counts[name]) for name in ends}
 

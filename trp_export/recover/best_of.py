@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from trp_export.calibration.answers import find_answers, read_answers
 from trp_export.calibration.divergence import Float64, HeldOut, divergence_of_images
@@ -16,23 +14,23 @@ from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_products
 from trp_export.graph.sites import find_sites
 from trp_export.graph.weights import apply_values
+from trp_export.inputs.samples import Batch
 from trp_export.planning.plan import Plan
 from trp_export.runtime.incremental import Walk
 
-Batches = Sequence[NDArray[Any]]
-
 
 def closest(
-    model: ir.Model, plan: Plan, candidates: Sequence[LayerFactors], batches: Batches, threads: int = 0
+    model: ir.Model, plan: Plan, candidates: Sequence[LayerFactors], batches: Sequence[Batch], threads: int = 0
 ) -> tuple[int, tuple[HeldOut, ...]]:
     """The index of the candidate whose answers diverge least from the model's, and the divergence of each.
 
     Candidates are in the order of preference, the best last: the last one is taken that is not further away than the
     closest by more than the standard error of their difference over images. Every candidate holds factors for all of
-    the plan's layers. `batches` should be inputs that no candidate was fitted to. The model stays as it is.
+    the plan's layers. `batches` should be samples that no candidate was fitted to. The model stays as it is.
     """
     answers = find_answers(model)
-    reference = read_answers(Walk(model, batches, threads), answers)
+    inputs = [batch.arrays for batch in batches]
+    reference = read_answers(Walk(model, inputs, threads), answers)
     scores = []
     for candidate in candidates:
         copy = model.clone()
@@ -40,7 +38,7 @@ def closest(
         set_products(copy, plan, places, candidate.factors)
         add_to_bias(copy, places, candidate.shifts)
         apply_values(copy, candidate.values)
-        outcome = read_answers(Walk(copy, batches, threads), answers)
+        outcome = read_answers(Walk(copy, inputs, threads), answers)
         scores.append(divergence_of_images(reference, outcome, [answer.name for answer in answers if answer.classes]))
     least = scores[int(np.argmin([score.mean() for score in scores]))]
     alike = [index for index, score in enumerate(scores) if _is_as_close(score, least)]

@@ -1,7 +1,7 @@
 """Train the compressed network in torch to give the answers of the original, on augmented images.
 
 The loss is the relative squared distance of the answers and of the last feature map that both networks have. Images are
-flipped, shifted and mixed; both networks see the same changed image.
+flipped, shifted and mixed; both networks see the same changed image. Samples of several inputs stay as they are.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from torch.nn import functional
 from trp_export.calibration.answers import find_answers
 from trp_export.calibration.divergence import agreement, divergence
 from trp_export.errors import UnsupportedError
+from trp_export.inputs.samples import Batch
 from trp_export.recover.muon import Muon
 from trp_export.recover.torch_graph import TorchGraph
 from trp_export.runtime.partial import Tap, fixed_batch
 
 Array = NDArray[Any]
+# For each input by name, in the order of the graph, its values for all samples.
+Samples = dict[str, Tensor]
 
 BATCH_SIZE = 64
 _PART = 16
@@ -46,7 +49,12 @@ class Distiller:
     """
 
     def __init__(
-        self, original: ir.Model, compressed: ir.Model, images: Array, held_out: Array | None, seed: int
+        self,
+        original: ir.Model,
+        compressed: ir.Model,
+        batches: Sequence[Batch],
+        held_out: Sequence[Batch],
+        seed: int,
     ) -> None:
         answers = find_answers(original)
         self._outputs = [answer.name for answer in answers]
@@ -56,11 +64,11 @@ class Distiller:
         self._teacher.requires_grad_(False)
         self._chunk = fixed_batch(compressed)
         self._random = torch.Generator().manual_seed(seed)
-        shuffled = torch.from_numpy(images)[torch.randperm(len(images), generator=self._random)]
-        share = max(1, round(len(images) * HELD_OUT)) if held_out is None else 0
-        self._held_out, self._images = shuffled[:share], shuffled[share:]
-        if held_out is not None:
-            self._held_out = torch.from_numpy(held_out)
+        samples = _join(batches, self._student.inputs)
+        order = torch.randperm(_count(samples), generator=self._random)
+        share = 0 if held_out else max(1, round(len(order) * HELD_OUT))
+        self._samples = _rows(samples, order[share:])
+        self._held_out = _join(held_out, self._student.inputs) if held_out else _rows(samples, order[:share])
         self._wanted = self._answers(self._teacher, self._held_out)
         self._require_sound(compressed)
         self._optimizers = self._new_optimizers()
@@ -89,9 +97,11 @@ class Distiller:
 
     def step(self, done: float) -> None:
         """One step of training; `done` is the share of all steps that are done."""
-        chosen = torch.randint(len(self._images), (BATCH_SIZE,), generator=self._random)
-        batch = augment(self._images[chosen], self._random)
-        parts = list(self._pool.map(self._gradients, torch.split(batch, _PART)))
+        chosen = torch.randint(_count(self._samples), (BATCH_SIZE,), generator=self._random)
+        batch = _rows(self._samples, chosen)
+        if len(batch) == 1:
+            batch = {name: augment(images, self._random) for name, images in batch.items()}
+        parts = list(self._pool.map(self._gradients, _split(batch, _PART)))
         for weight, gradients in zip(self._student.weights, zip(*parts, strict=True), strict=True):
             used = [gradient for gradient in gradients if gradient is not None]
             weight.grad = torch.stack(used).mean(dim=0) if used else None
@@ -99,7 +109,7 @@ class Distiller:
             optimizer.param_groups[0]["lr"] = rate * _schedule(done)
             optimizer.step()
 
-    def _gradients(self, batch: Tensor) -> Sequence[Tensor | None]:
+    def _gradients(self, batch: Samples) -> Sequence[Tensor | None]:
         """The gradients of the loss on a part of the batch, in the order of the weights; None for unused weights."""
         with half_precision():
             with torch.no_grad():
@@ -123,32 +133,54 @@ class Distiller:
             made.append((torch.optim.Adam(biases, rate), rate))
         return made
 
-    def _answers(self, network: TorchGraph, images: Tensor) -> dict[str, Array]:
+    def _answers(self, network: TorchGraph, samples: Samples) -> dict[str, Array]:
         with torch.no_grad():
-            parts = [self._run(network, part) for part in torch.split(images, BATCH_SIZE)]
+            parts = [self._run(network, part) for part in _split(samples, BATCH_SIZE)]
         values = [torch.cat(part).numpy() for part in zip(*parts, strict=True)]
         return dict(zip(self._outputs, values, strict=False))
 
-    def _run(self, network: TorchGraph, images: Tensor) -> list[Tensor]:
-        """The outputs for all images. For a model of a fixed batch size the last batch is filled up."""
+    def _run(self, network: TorchGraph, samples: Samples) -> list[Tensor]:
+        """The outputs for all samples. For a model of a fixed batch size the last batch is filled up."""
         if self._chunk is None:
-            return network(images)  # type: ignore[no-any-return]
-        count = len(images)
-        filled = images[torch.arange(-(-count // self._chunk) * self._chunk) % count]
-        parts = [network(part) for part in torch.split(filled, self._chunk)]
+            return network(*samples.values())  # type: ignore[no-any-return]
+        count = _count(samples)
+        filled = _rows(samples, torch.arange(-(-count // self._chunk) * self._chunk) % count)
+        parts = [network(*part.values()) for part in _split(filled, self._chunk)]
         return [torch.cat(part)[:count] for part in zip(*parts, strict=True)]
 
     def _require_sound(self, compressed: ir.Model) -> None:
         """Raises UnsupportedError where torch does not compute what onnxruntime computes."""
-        tap = Tap(compressed, [compressed.graph.inputs[0].name or ""], self._outputs)
-        probe = self._held_out[: self._chunk or BATCH_SIZE]
+        tap = Tap(compressed, self._student.inputs, self._outputs)
+        probe = _rows(self._held_out, slice(self._chunk or BATCH_SIZE))
         own = self._answers(self._student, probe)
-        for name, wanted in tap({tap.inputs[0]: probe.numpy()}).items():
+        for name, wanted in tap({name: values.numpy() for name, values in probe.items()}).items():
             gap = np.linalg.norm(own[name] - wanted) / max(float(np.linalg.norm(wanted)), 1e-30)
             if not gap < _SOUND:
                 raise UnsupportedError(
                     f"torch gives {name} {gap:.2g} apart from onnxruntime on this model; leave --tune out."
                 )
+
+
+def _join(batches: Sequence[Batch], names: Sequence[str]) -> Samples:
+    """All samples as torch computes with them. Raises UnsupportedError for inputs without an axis of samples."""
+    shared = sorted(batches[0].shared)
+    if shared:
+        raise UnsupportedError(f"input {shared[0]} has no axis of samples, which --tune needs: leave it out.")
+    arrays = {name: np.concatenate([batch.arrays[name] for batch in batches]) for name in names}
+    floats = {name for name, array in arrays.items() if array.dtype.kind == "f" or len(names) == 1}
+    return {n: torch.from_numpy(a.astype(np.float32) if n in floats else a) for n, a in arrays.items()}
+
+
+def _count(samples: Samples) -> int:
+    return len(next(iter(samples.values())))
+
+
+def _rows(samples: Samples, places: Tensor | slice) -> Samples:
+    return {name: values[places] for name, values in samples.items()}
+
+
+def _split(samples: Samples, size: int) -> list[Samples]:
+    return [_rows(samples, slice(start, start + size)) for start in range(0, _count(samples), size)]
 
 
 def augment(batch: Tensor, random: torch.Generator) -> Tensor:

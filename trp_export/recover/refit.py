@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trp_export.calibration.held_out import take_images
+from trp_export.calibration.held_out import take_samples
 from trp_export.calibration.moments import MomentSums, is_tapped, samples_per_image
 from trp_export.calibration.output_curves import LayerFactors
 from trp_export.calibration.patches import Positions, count_positions, gather_patches, sample_positions, window
@@ -27,13 +27,13 @@ from trp_export.graph.bias import add_to_bias, takes_bias
 from trp_export.graph.rewrite import set_kernel
 from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.graph.weights import apply_values, find_bias
+from trp_export.inputs.samples import Batch
 from trp_export.lowrank.branches import Pairs, calibrate_branches, sum_products
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.site import Site
 from trp_export.planning.plan import Change, Plan
 from trp_export.recover.batch_norm_statistics import norms_left, renormalise
 from trp_export.runtime.incremental import Walk
-from trp_export.runtime.partial import fixed_batch
 from trp_export.system.progress import Share
 
 Array = NDArray[Any]
@@ -70,17 +70,17 @@ def can_refit(model: ir.Model, place: LocatedSite, change: Change) -> bool:
 def refit(
     model: ir.Model,
     plan: Plan,
-    batches: Sequence[Array],
+    batches: Sequence[Batch],
     fitted: LayerFactors,
     *,
     others: Sequence[LayerFactors] = (),
-    held_out: Sequence[Array] = (),
+    held_out: Sequence[Batch] = (),
     room: Sequence[int] = (),
     seed: int = 0,
     threads: int = 0,
     progress: Share = lambda share: None,
 ) -> LayerFactors:
-    """Factors and shifts of all the plan's layers, fitted one after the other to `batches` of inputs.
+    """Factors and shifts of all the plan's layers, fitted one after the other to `batches` of samples.
 
     `fitted` says what becomes of the layers that cannot be refitted. With inputs `held_out`, a layer is refitted only
     where that comes nearer to its target on them than the factors in `fitted` and in `others`. `room` is the number of
@@ -135,8 +135,8 @@ class _Walks:
         self,
         model: ir.Model,
         copy: ir.Model,
-        batches: Sequence[Array],
-        held_out: Sequence[Array],
+        batches: Sequence[Batch],
+        held_out: Sequence[Batch],
         threads: int,
     ) -> None:
         self._models, self._threads = (model, copy), threads
@@ -151,12 +151,12 @@ class _Walks:
         if self._count <= count < 2 * self._count:
             return
         self._count = count
-        whole, share = fixed_batch(self._models[0]) is not None, count / self._total
+        share = count / self._total
         parts = [
-            take_images(part, max(1, round(share * sum(len(batch) for batch in part))), whole=whole) if part else []
+            take_samples(part, max(1, round(share * sum(len(batch) for batch in part)))) if part else []
             for part in (self._batches, self._held_out)
         ]
-        inputs = [*parts[0], *parts[1]]
+        inputs = [batch.arrays for part in parts for batch in part]
         self.shown, self.images = len(parts[0]), sum(len(batch) for batch in parts[0])
         self.original, self.compressed = (Walk(model, inputs, self._threads) for model in self._models)
 

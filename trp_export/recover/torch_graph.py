@@ -29,7 +29,7 @@ class TorchGraph(nn.Module):
 
     def __init__(self, model: ir.Model, outputs: Sequence[str] | None = None) -> None:
         super().__init__()
-        self._inputs = [value.name or "" for value in model.graph.inputs]
+        self.inputs = [value.name or "" for value in model.graph.inputs]
         self._outputs = list(outputs or [value.name or "" for value in model.graph.outputs])
         self._nodes = _needed(model, self._outputs)
         unknown = sorted({f"{node.domain}:{node.op_type}".lstrip(":") for node in self._nodes if not _known(node)})
@@ -57,7 +57,7 @@ class TorchGraph(nn.Module):
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         values: dict[str, Any] = {**self._constants, **dict(zip(self.names, self.weights, strict=True))}
-        values |= zip(self._inputs, map(_channels_last, inputs), strict=True)
+        values |= zip(self.inputs, map(_channels_last, inputs), strict=True)
         for node in self._nodes:
             given = [values[value.name or ""] if value is not None else None for value in node.inputs]
             made = _RULES[node.op_type](node, given)
@@ -253,7 +253,7 @@ def _transpose(node: ir.Node, given: Inputs) -> Tensor:
 def _gather(node: ir.Node, given: Inputs) -> Tensor:
     x, index, axis = given[0], given[1].long(), node.attributes.get_int("axis", 0)
     taken = x.index_select(axis, index.reshape(-1) % x.shape[axis])
-    return taken.reshape(*x.shape[:axis], *index.shape, *x.shape[axis:][1:])  # type: ignore[no-any-return]
+    return taken.reshape([*x.shape[:axis], *index.shape, *x.shape[axis:][1:]])  # type: ignore[no-any-return]
 
 
 def _split(node: ir.Node, given: Inputs) -> Sequence[Tensor]:

@@ -7,15 +7,15 @@ Source: Beyer et al., "Knowledge distillation: a good teacher is patient and con
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.errors import OptionError
+from trp_export.inputs.samples import Batch
 from trp_export.system.extras import require
 from trp_export.system.progress import Share
 from trp_export.system.signals import held_back
@@ -47,24 +47,25 @@ class Tuned:
 def tune(
     original: ir.Model,
     compressed: ir.Model,
-    images: Array,
+    batches: Sequence[Batch],
     *,
-    held_out: Array | None = None,
+    held_out: Sequence[Batch] = (),
     minutes: float | None = None,
     steps: int | None = None,
     seed: int = 0,
     threads: int = 0,
     progress: Share = lambda share: None,
 ) -> Tuned:
-    """Train `compressed` to answer as `original` does on `images` (N, C, H, W); neither model is changed.
+    """Train `compressed` to answer as `original` does on `batches`; neither model is changed.
 
-    The weights that do best on the images `held_out` are kept; without these, one image in eight is held out.
+    The weights that do best on the samples `held_out` are kept; without these, one sample in eight is held out.
 
     Give `steps`, or `minutes`: then the number of steps follows from timing a few. Raises UnsupportedError for models
     that cannot be run in torch, OptionError for too few images.
     """
-    if len(images) < _LEAST_IMAGES:
-        raise OptionError(f"tuning needs at least {_LEAST_IMAGES} images, not {len(images)}.")
+    count = sum(len(batch) for batch in batches)
+    if count < _LEAST_IMAGES:
+        raise OptionError(f"tuning needs at least {_LEAST_IMAGES} images, not {count}.")
     require("tuning", "torch")
     with held_back():
         import torch
@@ -75,7 +76,7 @@ def tune(
     torch.set_num_threads(threads or before)
     try:
         started = time.monotonic()
-        run = Distiller(original, compressed, images.astype(np.float32), held_out, seed)
+        run = Distiller(original, compressed, batches, held_out, seed)
         if steps is None:
             seconds = run.seconds_per_step()
             steps = max(1, int(((minutes or 0.0) * 60 - (time.monotonic() - started)) / seconds))

@@ -25,19 +25,18 @@ class Walk:
     def __init__(
         self,
         model: ir.Model,
-        batches: Sequence[Array] | Sequence[Mapping[str, Array]],
+        batches: Sequence[Mapping[str, Array]],
         threads: int = 0,
         stops: Sequence[Sequence[str]] = (),
     ) -> None:
-        """A batch is an array for the model's first input, or an array for each input by name.
+        """A batch is an array for each input by name.
 
         `stops` are value names that will be asked for together; each value is kept until its last stop.
         """
         self._model, self._threads = model, threads
         self._nodes = list(model.graph)
         names = [value.name or "" for value in model.graph.inputs]
-        fed = [batch if isinstance(batch, Mapping) else {names[0]: batch} for batch in batches]
-        names = [name for name in names if all(name in batch for batch in fed)]  # Others have a default.
+        names = [name for name in names if all(name in batch for batch in batches)]  # Others have a default.
         self._made_at = dict.fromkeys(names, -1)
         self._made_at |= {out.name or "": index for index, node in enumerate(self._nodes) for out in node.outputs}
         self._last_read = {value.name or "": len(self._nodes) for value in model.graph.outputs}
@@ -45,8 +44,8 @@ class Walk:
             self._keep([value.name for value in (*node.inputs, *outer_reads(node)) if value is not None], index)
         for stop in stops:
             self._keep(stop, max((self._made_at.get(name, -1) for name in stop), default=-1) + 1)
-        self.values: dict[str, list[Array]] = {name: [batch[name] for batch in fed] for name in names}
-        self._count = len(fed)
+        self.values: dict[str, list[Array]] = {name: [batch[name] for batch in batches] for name in names}
+        self._count = len(batches)
         self._position = 0
 
     def _keep(self, names: Sequence[str | None], until: int) -> None:

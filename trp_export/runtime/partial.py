@@ -10,15 +10,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.errors import LoadError, UnsupportedError
-from trp_export.inputs.image_set import ImageSet
+from trp_export.inputs.description import describe_inputs
 from trp_export.runtime.sessions import CannotRunError, numpy_type, open_session, run_session
 
 Array = NDArray[Any]
 Types = Mapping[str, np.dtype[Any]]
-
-_LARGEST_BATCH = 64
-# Eight images of 3x224x224: every layer's input is in memory at once.
-_BATCH_ELEMENTS = 8 * 3 * 224 * 224
 
 
 class Tap:
@@ -133,28 +129,6 @@ def serialise(model: ir.Model) -> bytes:
         raise CannotRunError(str(error).splitlines()[0]) from error
 
 
-def feed(model: ir.Model, images: ImageSet, at_a_time: int | None = None) -> Iterator[Array]:
-    """The images in batches that fit the model and the memory; images that do not fill a fixed batch are left out.
-
-    `at_a_time` is the largest batch for a model that takes any number.
-    Raises UnsupportedError where the model has several inputs, LoadError where there are too few images for a batch.
-    """
-    if len(model.graph.inputs) != 1:
-        names = ", ".join(value.name or "" for value in model.graph.inputs)
-        raise UnsupportedError(f"images can feed a model of one input; this one has {names}.")
-    fixed = fixed_batch(model)
-    if fixed is not None and fixed > len(images):
-        raise LoadError(f"the model takes {fixed} images at a time; {images.name} has {len(images)}.")
-    largest = min(at_a_time or _LARGEST_BATCH, _LARGEST_BATCH)
-    size = fixed or int(np.clip(_BATCH_ELEMENTS // images.batch(0, 1).size, 1, largest))
-    for start in range(0, len(images), size):
-        if fixed is None or start + size <= len(images):
-            yield images.batch(start, min(start + size, len(images)))
-
-
 def fixed_batch(model: ir.Model) -> int | None:
-    """The number of images that a model takes at a time, or None where it takes any number."""
-    shape = model.graph.inputs[0].shape
-    first = shape[0] if shape is not None and len(shape) else None
-    # Some exporters write -1 for any number.
-    return first if isinstance(first, int) and first > 0 else None
+    """The number of samples that a model takes at a time, or None where it takes any number."""
+    return describe_inputs(model).at_a_time

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -174,8 +173,8 @@ def _tune(
     tuned = tune(
         network.model,
         model,
-        np.concatenate(data.batches),
-        held_out=np.concatenate(data.held_out) if data.held_out else None,
+        data.batches,
+        held_out=data.held_out,
         minutes=calibration.tune.minutes,
         steps=calibration.tune.steps,
         seed=calibration.seed,

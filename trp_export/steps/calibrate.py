@@ -1,32 +1,29 @@
-"""Run calibration images through a network: moments of each layer's inputs, and how damage shows in the output."""
+"""Run calibration samples through a network: moments of each layer's inputs, and how damage shows in the output."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from trp_export.calibration.held_out import split_images, take_images
+from trp_export.calibration.held_out import split_samples, take_samples
 from trp_export.calibration.memory import images_to_read, images_to_walk
 from trp_export.calibration.moments import Moments, calibration_remarks, gather_moments, load_moments, merge_moments
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
 from trp_export.errors import LoadError, OptionError
 from trp_export.graph.shapes import infer_value_shapes
-from trp_export.inputs.calibration import open_samples
+from trp_export.inputs.calibration import image_samples, open_calibration
 from trp_export.inputs.description import NetworkInputs
-from trp_export.inputs.image_set import ImageSet
+from trp_export.inputs.samples import Batch, Samples, input_types
 from trp_export.load import Source
 from trp_export.network import Network
 from trp_export.options import Calibration, Options
 from trp_export.planning.budgets import Damage, lost_energy, measured_damage
 from trp_export.planning.curves import Layer
-from trp_export.runtime.partial import feed, fixed_batch
 from trp_export.system.extras import require
 from trp_export.system.progress import Progress
 from trp_export.system.signals import held_back
@@ -39,16 +36,16 @@ _SENSITIVITY_MACS = 1.2e12
 _RUNS_PER_LAYER = 2.0
 _MOST_CALIBRATION_IMAGES = 1024
 
-Batches = Sequence[NDArray[Any]]
+Batches = Sequence[Batch]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CalibrationData:
-    """What images say about a network: moments of each layer's inputs, and how damage shows in the output.
+    """What samples say about a network: moments of each layer's inputs, and how damage shows in the output.
 
-    `batches` are the images that factors are fitted to, inputs (n, C, H, W); `held_out` those that took no part in
-    moments and factors, on which both are judged. `notes` are what the user should know. `room` is the number of
-    images that fit into memory in a walk from each node of the network to its end.
+    `batches` are the samples that factors are fitted to; `held_out` those that took no part in moments and factors, on
+    which both are judged. `notes` are what the user should know. `room` is the number of samples that fit into memory
+    in a walk from each node of the network to its end.
     """
 
     batches: Batches
@@ -57,23 +54,22 @@ class CalibrationData:
     notes: tuple[str, ...]
     held_out: Batches = ()
     room: Sequence[int] = ()
-    fixed_batch: bool = False
     synthetic: bool = False
 
 
 def calibrate(
     network: Network,
     layers: Sequence[Layer],
-    images: ImageSet | None,
+    samples: Samples | None,
     options: Options,
     progress: Progress,
     *,
     cuts: bool = True,
 ) -> tuple[CalibrationData, tuple[Layer, ...]]:
-    """Run the images through the network; the layers' curves then measure kept output instead of kept weight.
+    """Run the samples through the network; the layers' curves then measure kept output instead of kept weight.
 
-    Without `images` they are synthesised. One image in four is held out: errors and damage are measured on these.
-    Where no layer is to be cut, only the images are returned: int8 and the evaluation use them. Raises OptionError
+    Without `samples`, images are synthesised. One sample in four is held out: errors and damage are measured on these.
+    Where no layer is to be cut, only the samples are returned: int8 and the evaluation use them. Raises OptionError
     without calibration options.
     """
     calibration, rule = options.calibration, options.effective_rule
@@ -81,24 +77,24 @@ def calibrate(
         raise OptionError("calibration needs images; give calibration=Calibration(PATH).")
     if calibration.tune is not None:
         require("--tune", "torch")
-    images = images or _synthetic_images(network, calibration, progress)
+    samples = samples or _synthetic_images(network, calibration, progress)
     ir.external_data.load_to_model(network.model)  # Parts of it are run from memory from here on.
-    model, multiple = network.model, fixed_batch(network.model)
-    fitting, reserve = split_images(images, multiple or 1)
-    batch_shape = (multiple or 1, *images.batch(0, 1).shape[1:])
-    shapes = infer_value_shapes(model, {model.graph.inputs[0].name or "": batch_shape})
+    model = network.model
+    fitting, reserve = split_samples(samples)
+    first = samples.batch(0, samples.at_a_time or 1)
+    shapes = infer_value_shapes(model, {name: array.shape for name, array in first.arrays.items()})
     names = [node.inputs[0].name or "" for place in network.located for node in place.nodes if node.inputs[0]]
     at_a_time, room = images_to_read(names, shapes), images_to_walk(model, shapes)
-    batches, held_out = (tuple(feed(model, part, at_a_time)) if part is not None else () for part in (fitting, reserve))
-    notes = images.notes
-    data = CalibrationData(batches, {}, lost_energy, notes, held_out, room, multiple is not None, calibration.synthetic)
-    if _of_one_colour(network, images.name, (*batches, *held_out)):
-        notes = (*notes, f"{images.name}: all images are of one colour; factors are made without them")
+    batches, held_out = (tuple(part.batches(at_a_time)) if part is not None else () for part in (fitting, reserve))
+    notes = samples.notes
+    data = CalibrationData(batches, {}, lost_energy, notes, held_out, room, calibration.synthetic)
+    if _of_one_colour(network, samples.name, (*batches, *held_out)):
+        notes = (*notes, f"{samples.name}: all images are of one colour; factors are made without them")
         return replace(data, notes=notes), tuple(layers)
     if not cuts and calibration.statistics is None:
         return data, tuple(layers)
 
-    def gather(part: ImageSet, step: str) -> Mapping[str, Moments]:
+    def gather(part: Samples, step: str) -> Mapping[str, Moments]:
         return gather_moments(
             model, network.located, part, seed=calibration.seed, at_a_time=at_a_time, progress=partial(progress, step)
         )
@@ -124,31 +120,25 @@ def calibrate(
     return data, layers
 
 
-def _of_one_colour(network: Network, name: str, batches: Sequence[NDArray[Any]]) -> bool:
+def _of_one_colour(network: Network, name: str, batches: Batches) -> bool:
     """True where no image varies. Raises LoadError where conversion to the type of the input removes all variation."""
-    if any(float(np.ptp(image)) > 0 for batch in batches for image in _as_fed(network.model, batch)):
+    types = input_types(network.model)
+    if any(batch.in_types(types).varies for batch in batches):
         return False
-    if any(float(np.ptp(image)) > 0 for batch in batches for image in batch):
-        dtype = network.model.graph.inputs[0].dtype
+    if any(batch.varies for batch in batches):
         raise LoadError(
-            f"{name}: as {dtype.name.lower() if dtype else 'numbers'}, the type that the network reads, all values of "
-            "an image are equal. Give the pixels as they are, without --mean and --std."
+            f"{name}: as {next(iter(types.values()))}, the type that the network reads, all values of an image are "
+            "equal. Give the pixels as they are, without --mean and --std."
         )
     return True
 
 
-def _as_fed(model: ir.Model, batch: NDArray[Any]) -> NDArray[Any]:
-    """A batch in the type of the input."""
-    dtype = model.graph.inputs[0].dtype
-    return batch.astype(dtype.numpy()) if dtype is not None else batch
-
-
-def _for_sensitivities(data: CalibrationData, network: Network) -> Sequence[NDArray[Any]]:
-    """Held-out images, as many as the network's size allows."""
+def _for_sensitivities(data: CalibrationData, network: Network) -> Batches:
+    """Held-out samples, as many as the network's size allows."""
     layers = sum(place.site.refusal is None for place in network.located)
     count = _SENSITIVITY_MACS / max((network.macs or 0) * layers * _RUNS_PER_LAYER, 1)
     count = min(int(np.clip(count, _LEAST_IMAGES, _MOST_IMAGES)), *data.room[:1])
-    return take_images(data.held_out or data.batches, count, whole=data.fixed_batch)
+    return take_samples(data.held_out or data.batches, count)
 
 
 def _saved_statistics(calibration: Calibration) -> tuple[dict[str, Moments], ...]:
@@ -157,12 +147,12 @@ def _saved_statistics(calibration: Calibration) -> tuple[dict[str, Moments], ...
     return (load_moments(file),) if file is not None and file.exists() else ()
 
 
-def open_images(inputs: NetworkInputs, source: Source, options: Options) -> ImageSet | None:
-    """The calibration images that the user gave; None without any. Raises LoadError for images that do not fit."""
+def open_samples(inputs: NetworkInputs, source: Source, options: Options) -> Samples | None:
+    """The calibration data that the user gave; None without any. Raises LoadError for data that do not fit."""
     calibration = options.calibration
     if calibration is None or calibration.synthetic:
         return None
-    return open_samples(
+    return open_calibration(
         calibration.path,
         inputs,
         options.preprocessing.or_else(source.mean, source.std),
@@ -171,18 +161,12 @@ def open_images(inputs: NetworkInputs, source: Source, options: Options) -> Imag
     )
 
 
-def shapes_of(images: ImageSet | None) -> dict[str, tuple[int, ...]]:
-    """The shape of one image by the name of its input, for sizes that the model leaves open."""
-    if images is None or images.spec is None:
-        return {}
-    return {images.spec.name: images.batch(0, 1).shape}
-
-
-def _synthetic_images(network: Network, calibration: Calibration, progress: Progress) -> ImageSet:
+def _synthetic_images(network: Network, calibration: Calibration, progress: Progress) -> Samples:
     require("--calib synthetic", "torch")
     with held_back():
         from trp_export.recover.synthetic import affordable, synthetic_images
 
     shape = next(iter(network.inputs.values()))
     count, share = calibration.count or affordable(network.macs or 1), partial(progress, "synthesise images")
-    return synthetic_images(network.model, network.statistics, shape, count, seed=calibration.seed, progress=share)
+    images = synthetic_images(network.model, network.statistics, shape, count, seed=calibration.seed, progress=share)
+    return image_samples(images, network.described)

@@ -17,7 +17,7 @@ from trp_export.planning.budgets import Damage, lost_energy
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Choice, parse_plan, read_plan
 from trp_export.rules import OwnPlan, Rule, SavedPlan
-from trp_export.steps.calibrate import Batches, CalibrationData, calibrate, open_images, shapes_of
+from trp_export.steps.calibrate import Batches, CalibrationData, calibrate, open_samples
 from trp_export.system.cpu import block_size
 from trp_export.system.progress import Progress
 from trp_export.workspace import Workspace
@@ -88,16 +88,16 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
     work.progress("load", 0)
     source = normal_form(load(model, options.load_with_shape))
     inputs = describe_inputs(source.model, options.inputs)
-    images = open_images(inputs, source, options)
+    samples = open_samples(inputs, source, options)
     fold = options.calibration is not None if fold is None else fold
-    network = analyse(source, work.scratch, inputs, data=shapes_of(images), fold=fold)
+    network = analyse(source, work.scratch, inputs, data=samples.shapes if samples is not None else None, fold=fold)
     saved = saved_choices(options.effective_rule, source, needed=not options.extra_precisions)
     layers = measure_layers(network, options.selection, saved, work.progress)
     evaluator, notes = _evaluator(network, options, work.progress)
     data = None
     if options.calibration is not None:
         cuts = options.effective_rule.chooses_ranks or bool(saved)
-        data, layers = calibrate(network, layers, images, options, work.progress, cuts=cuts)
+        data, layers = calibrate(network, layers, samples, options, work.progress, cuts=cuts)
         notes = (*notes, *_same_images(options), *data.notes)
     align = options.selection_with_int8_alignment.align
     return Knowledge(

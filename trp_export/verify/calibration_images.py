@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from trp_export.errors import VerifyError
 from trp_export.graph.prepare import prepare
+from trp_export.inputs.samples import Batch, input_types
 from trp_export.metrics.classes import top1
 from trp_export.runtime.distance import Distance, distance
 from trp_export.runtime.sessions import Array, CannotRunError, Inputs, join
@@ -50,19 +51,16 @@ class CalibrationAgreement:
 
 
 def compare_on_calibration_images(
-    original: Path, result: Path, batches: Sequence[Array], kind: Kind
+    original: Path, result: Path, batches: Sequence[Batch], kind: Kind
 ) -> CalibrationAgreement | None:
-    """Run both models on `batches`: inputs (n, C, H, W) of a model of one input.
+    """Run both models on `batches`.
 
     Outputs behind TopK or NonMaxSuppression are compared in front of these. None where the model does not take batches
     of this size, or where nothing in front of these operators is found in both files.
     """
     chosen = batches[:: -(-sum(map(len, batches)) // _ENOUGH)]
-    model = ir.load(original)
-    network_input = next(value for value in model.graph.inputs if value.name not in model.graph.initializers)
-    dtype = network_input.dtype.numpy() if network_input.dtype is not None else np.dtype(np.float32)
-    inputs = [{network_input.name or "": batch.astype(dtype)} for batch in chosen]
-    answers = run_both(original, result, inputs)
+    types = input_types(ir.load(original))
+    answers = run_both(original, result, [batch.in_types(types).arrays for batch in chosen])
     if answers is None:
         return None
     wanted, got = answers

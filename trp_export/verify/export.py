@@ -21,12 +21,12 @@ from trp_export.errors import LoadError, OptionError, UnsupportedError, VerifyEr
 from trp_export.graph.prepare import prepare
 from trp_export.graph.shapes import Shape
 from trp_export.inputs.description import NetworkInputs
+from trp_export.inputs.samples import Batch, input_types
 from trp_export.load import Source
 from trp_export.load.source import Probe
 from trp_export.metrics.evaluator import Evaluator
 from trp_export.planning.plan import Plan
 from trp_export.runtime.distance import distance, distance_of, largest
-from trp_export.runtime.partial import fixed_batch
 from trp_export.runtime.sessions import Array, CannotRunError, Inputs, open_session, run_session
 from trp_export.system.progress import Progress
 from trp_export.system.text import name_some
@@ -66,11 +66,10 @@ def verify_export(
     plan: Plan,
     *,
     evaluator: Evaluator | None = None,
-    images: Sequence[Array] = (),
+    images: Sequence[Batch] = (),
     progress: Progress = lambda step, share: None,
 ) -> Deviation:
-    """Compare on noise, on the user's own arrays where `inputs` holds any, and on `images`: calibration batches for a
-    network of one input.
+    """Compare on noise, on the user's own arrays where `inputs` holds any, and on `images`, batches of calibration.
 
     Raises VerifyError where the rewrite is wrong, LoadError where the original cannot be trusted, OptionError where it
     does not run on inputs of these shapes, UnsupportedError for outputs that cannot be compared.
@@ -101,17 +100,15 @@ def verify_export(
     return replace(deviation, score=evaluator(files.result, lambda share: progress("compare", share)))
 
 
-def _candidates(inputs: NetworkInputs, dense: ir.Model, images: Sequence[Array]) -> dict[str, Inputs]:
+def _candidates(inputs: NetworkInputs, dense: ir.Model, images: Sequence[Batch]) -> dict[str, Inputs]:
     """The inputs that the network may be run on, by label."""
     candidates: dict[str, Inputs] = {}
     if inputs.arrays:
         candidates[GIVEN] = inputs.feeds()
     with suppress(UnsupportedError):
         candidates[NOISE] = replace(inputs, arrays={}).feeds()
-    if images and dense.graph.inputs:
-        first = dense.graph.inputs[0]
-        dtype = first.dtype.numpy() if first.dtype is not None else np.dtype(np.float32)
-        candidates[CALIBRATION] = {first.name or "": images[0][: fixed_batch(dense) or _IMAGES].astype(dtype)}
+    if images:
+        candidates[CALIBRATION] = images[0].first(_IMAGES).in_types(input_types(dense)).arrays
     return candidates
 
 

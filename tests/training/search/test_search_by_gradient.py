@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import make_images, make_network
+from networks import as_samples, make_images, make_network
 
 from training.search.choose import choose, plan_of_logits, require_reachable
 from training.search.logits import Logits
@@ -31,7 +31,7 @@ def ground() -> tuple[Supernet, tuple[Space, ...], Examples, float]:
     model, located = make_network()
     images = make_images(48)
     spaces = by_macs([place.site for place in located], "all")
-    supernet = Supernet(model, spaces, gather_moments(model, located, images))
+    supernet = Supernet(model, spaces, gather_moments(model, located, as_samples(images)))
     inputs = torch.from_numpy(images.inputs)
     with torch.no_grad():
         wanted = supernet(inputs, {})

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from networks import make_images, make_network
+from networks import as_samples, make_images, make_network
 from torch import Tensor
 from torch.nn import functional
 
@@ -100,7 +100,7 @@ def test_with_a_covariance_less_of_the_output_is_lost(scheme: Scheme) -> None:
 def network() -> tuple[ir.Model, tuple[Space, ...], dict, np.ndarray]:
     model, located = make_network()
     images = make_images(24)
-    moments = gather_moments(model, located, images)
+    moments = gather_moments(model, located, as_samples(images))
     return model, by_macs([place.site for place in located], "all"), moments, images.inputs
 
 

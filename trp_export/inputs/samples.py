@@ -1,0 +1,111 @@
+"""Samples of all inputs of a network in a fixed order, and the batches that the network takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trp_export.errors import LoadError
+from trp_export.inputs.image_set import ImageSet
+from trp_export.inputs.spec import Array
+
+Indices = slice | NDArray[Any]
+
+_LARGEST_BATCH = 64
+# Eight images of 3x224x224: every layer's input is in memory at once.
+_BATCH_ELEMENTS = 8 * 3 * 224 * 224
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """What a network is fed at a time: an array for each input by name, with the samples along its first axis.
+
+    `shared` names the inputs without an axis of samples. `fixed`: the network takes no other number of samples.
+    `len` is the number of samples, and an index chooses among them.
+    """
+
+    arrays: Mapping[str, Array]
+    shared: frozenset[str] = frozenset()
+    fixed: bool = False
+
+    def __len__(self) -> int:
+        return next((len(array) for name, array in self.arrays.items() if name not in self.shared), 1)
+
+    def __getitem__(self, places: Indices) -> Batch:
+        arrays = {name: array if name in self.shared else array[places] for name, array in self.arrays.items()}
+        return replace(self, arrays=arrays)
+
+    def first(self, count: int) -> Batch:
+        """The first samples, all of them where the network takes no other number."""
+        return self if self.fixed else self[:count]
+
+    def in_types(self, types: Mapping[str, np.dtype[Any]]) -> Batch:
+        """The same in these types by input name."""
+        return replace(self, arrays={name: array.astype(types[name]) for name, array in self.arrays.items()})
+
+    @property
+    def varies(self) -> bool:
+        """True where one sample at least holds different values in one of its inputs."""
+        return any(
+            float(np.ptp(row)) > 0
+            for array in self.arrays.values()
+            for row in np.atleast_1d(array)
+            if array.dtype.kind in "biuf"
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """Samples for a network: for each input by name a set, all of the same length.
+
+    `at_a_time` is the number of samples that the network takes, None for any. `notes` are for the user.
+    """
+
+    name: str
+    sets: Mapping[str, ImageSet]
+    at_a_time: int | None = None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(next(iter(self.sets.values())))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each input in a batch of one sample."""
+        return {name: array.shape for name, array in self.batch(0, 1).arrays.items()}
+
+    def batch(self, start: int, stop: int) -> Batch:
+        """Samples `start` to `stop` as the network takes them. Raises LoadError, naming an unusable sample."""
+        arrays = {name: samples.batch(start, stop) for name, samples in self.sets.items()}
+        shared = (name for name, samples in self.sets.items() if samples.spec is not None and not samples.spec.batched)
+        return Batch(arrays, frozenset(shared), self.at_a_time is not None)
+
+    def batches(self, most: int | None = None) -> Iterator[Batch]:
+        """All samples in batches that the network takes and memory holds, of at most `most` samples where it takes any.
+
+        Samples that do not fill a fixed batch are left out. Raises LoadError where there are too few for one.
+        """
+        fixed = self.at_a_time
+        if fixed is not None and fixed > len(self):
+            raise LoadError(f"the network takes {fixed} samples at a time; {self.name} has {len(self)}.")
+        elements = sum(array.size for array in self.batch(0, 1).arrays.values())
+        largest = min(most or _LARGEST_BATCH, _LARGEST_BATCH)
+        size = fixed or int(np.clip(_BATCH_ELEMENTS // elements, 1, largest))
+        for start in range(0, len(self), size):
+            if fixed is None or start + size <= len(self):
+                yield self.batch(start, min(start + size, len(self)))
+
+    def take(self, places: NDArray[np.intp]) -> Samples:
+        """The samples at these places."""
+        return replace(self, sets={name: samples.take(places) for name, samples in self.sets.items()})
+
+
+def input_types(model: ir.Model) -> dict[str, np.dtype[Any]]:
+    """The types of a model's inputs by name, float32 where the file does not tell."""
+    inputs = {value.name or "": value.dtype for value in model.graph.inputs}
+    return {name: np.dtype(np.float32) if dtype is None else dtype.numpy() for name, dtype in inputs.items()}
