@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
@@ -60,31 +62,47 @@ def _half_precision(module: nn.Module) -> str | None:
 
 
 def _export(module: nn.Module, name: str, options: LoadOptions, what: str, notes: tuple[str, ...]) -> Source:
-    shape = options.input_shape or ()
-    probe = _noise((shape[0], *shape[1:]) if options.static else (_PROBE_BATCH, *shape[1:]), module)
-    expected = _run(module, probe, what, shape)
-    static = options.static
+    """With any batch size where the module and torch.export can leave it open, unless the user wants it fixed."""
+    _require_one_input(module, what)
+    if not options.static:
+        try:
+            return _trace(module, name, replace(options, static=False), what, notes)
+        except (OptionError, UnsupportedError) as error:
+            size = (options.input_shape or (1,))[0]
+            notes += (f"the batch size is fixed at {size}, as --static fixes it: {first_line(error, 160)}",)
+    return _trace(module, name, replace(options, static=True), what, notes)
+
+
+def _require_one_input(module: nn.Module, what: str) -> None:
+    needed = [
+        parameter.name
+        for parameter in inspect.signature(module.forward).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    if len(needed) > 1:
+        raise UnsupportedError(
+            f"{what} takes several inputs: {', '.join(needed)}. Export it with torch.onnx.export(module, "
+            f'({", ".join(needed)}), "model.onnx", dynamo=True) and give model.onnx.'
+        )
+
+
+def _trace(module: nn.Module, name: str, options: LoadOptions, what: str, notes: tuple[str, ...]) -> Source:
+    """Raises OptionError where the module does not take the shape, UnsupportedError where it cannot be traced."""
+    shape, static = options.input_shape or (), options.static
+    probe = _noise(shape if static else (_PROBE_BATCH, *shape[1:]), module)
+    expected = _run(module, probe, what, tuple(probe.shape))
     try:
         model = _to_onnx(module, shape, static, len(expected))
     except Exception as error:  # torch.export has no common base for its errors.
-        if static:
-            raise UnsupportedError(f"torch.export cannot trace {what}: {first_line(error)}") from error
-        static = True
-        notes += (f"the batch size is fixed: torch.export could not leave it open ({first_line(error, 100)})",)
-        probe = _noise(shape, module)
-        expected = _run(module, probe, what, shape)
-        try:
-            model = _to_onnx(module, shape, static, len(expected))
-        except Exception as again:
-            raise UnsupportedError(f"torch.export cannot trace {what}: {first_line(again)}") from again
+        raise UnsupportedError(f"torch.export cannot trace {what}: {first_line(error)}") from error
     _clean(model)
-    input_name = model.graph.inputs[0].name or ""
     return Source(
         name=name,
         model=model,
         arch=options.arch,
-        input_shape=(1, *shape[1:]) if not static else shape,
-        probe=Probe({input_name: probe.numpy()}, expected),
+        input_shape=shape if static else (1, *shape[1:]),
+        probe=Probe({model.graph.inputs[0].name or "": probe.numpy()}, expected),
         notes=notes,
     )
 
