@@ -20,8 +20,10 @@ from torch import nn
 
 from models_zoo import find_architecture
 from trp_export import Benchmark, Options, Rank, compress
-from trp_export.errors import OptionError
+from trp_export.errors import OptionError, UnsupportedError
 from trp_export.inputs.options import InputOptions
+from trp_export.load import load
+from trp_export.options import LoadOptions
 
 RULE = ("--rank", "4", "--no-bench", "--json")
 
@@ -290,3 +292,27 @@ def test_archive_that_unpacks_to_far_more_is_refused(refuses: Command, tmp_path:
     with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb/data.pkl", bytes(50_000_000))
     assert "unpacks to far more than its own size" in refuses(3, "bomb.pt", *ARCH, *RULE)
+
+
+def test_export_archive_of_one_batch_size_is_exported_with_that_size(trp: Command, tmp_path: Path) -> None:
+    program = torch.export.export(small_net().eval(), (torch.randn(1, 3, 16, 16),))
+    torch.export.save(program, tmp_path / "net.pt2")
+    outcome = trp("net.pt2", "--trust-pickle", "--shape", "1,3,16,16", "--rank", "2", "--no-bench", "-o", "out.onnx")
+    assert outcome.code == 0, outcome.err
+    assert "the batch size is fixed at 1, as --static fixes it" in outcome.out
+    (shape,) = (value.type.tensor_type.shape for value in onnx.load(tmp_path / "out.onnx").graph.input)
+    assert [dim.dim_value for dim in shape.dim] == [1, 3, 16, 16]
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, image: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return self.net(image) * scale
+
+
+def test_module_of_several_inputs_is_refused_with_the_way_to_export_it() -> None:
+    with pytest.raises(UnsupportedError, match=r"several inputs: image, scale\. Export it with torch\.onnx\.export"):
+        load(TwoInputs(), LoadOptions(input_shape=(1, 3, 16, 16)))

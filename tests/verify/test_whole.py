@@ -11,6 +11,7 @@ from captured import capture
 from command import Command
 from ends import branches, detector, non_maximum_suppression, recurrent, saturated_classifier, top_k
 from models import build, export, save
+from networks import in_batches
 
 from trp_export.errors import UnsupportedError, VerifyError
 from trp_export.graph.prepare import prepare
@@ -119,7 +120,9 @@ def test_maps_are_named_as_unsupported(tmp_path: Path, refuses: Command) -> None
 def test_a_number_of_rows_that_varies_is_no_obstacle_on_images(exported: Make) -> None:
     files = exported(non_maximum_suppression).files
     images = np.random.default_rng(3).standard_normal((3, 1, 3, 24, 24)).astype(np.float32)
-    found = compare_on_calibration_images(files.original, files.result, list(images), "calibration")
+    found = compare_on_calibration_images(
+        files.original, files.result, in_batches(*images, name="image"), "calibration"
+    )
     assert found is not None
     assert found.distance.relative_l2 < 1e-5
     assert found.top1 is None
@@ -148,5 +151,5 @@ def test_the_evidence_names_the_operators_in_front_of_which_it_was_taken(
 
 def test_calibration_images_reach_layers_as_noise_does(exported: Make) -> None:
     images = np.random.default_rng(3).standard_normal((6, 3, 24, 24)).astype(np.float32)
-    deviation = exported(detector).verify(images=[images[:1], images[1:2]])
+    deviation = exported(detector).verify(images=in_batches(images[:1], images[1:2], name="image"))
     assert all(layer.inputs == ("noise", "calibration images") for layer in deviation.layers)
