@@ -17,7 +17,7 @@ from trp_export.inputs.options import InputOptions, names_function
 from trp_export.inputs.preprocessing import SECTION as PREPROCESSING
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.lowrank.names import SCHEME_CHOICES
-from trp_export.metrics.names import AUTO, HEADS, METRICS, read_metric
+from trp_export.metrics.names import AUTO, HEADS, METRICS, read_metric, without_folder
 from trp_export.rules import FIRST, RULES, SIZE, OwnPlan, Rule, SavedPlan
 
 LAYERS, MODEL, CALIBRATION = "Layers and decompositions", "The model", "Calibration"
@@ -240,11 +240,11 @@ class Images:
     )
     metric: str = flag(
         "--metric",
-        f"What --eval measures: {', '.join((AUTO, *METRICS))}, map:HEAD (with {', '.join(HEADS)}) or "
-        "FILE.py:FUNCTION. auto goes by labels and outputs.",
+        f"What --eval measures: {', '.join((AUTO, *METRICS))}, map:HEAD (of {', '.join(HEADS)}), "
+        "sequences:ALPHABET.txt or FILE.py:FUNCTION. auto goes by labels and outputs.",
         section=EVALUATION,
         read=read_metric,
-        write=lambda metric: Path(metric).name,
+        write=without_folder,
         metavar="NAME",
         default=AUTO,
     )

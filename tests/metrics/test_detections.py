@@ -20,8 +20,10 @@ from trp_export.inputs.preprocessing import Preprocessing, parse_resize
 from trp_export.metrics.boxes import Boxes
 from trp_export.metrics.detections import open_detections, read_boxes
 from trp_export.metrics.heads import Head, yolox
+from trp_export.metrics.sample import Batch
 from trp_export.runtime.sessions import run
 
+START = Batch(0, (64, 64))
 BOX = "letterbox:64x64:114"
 ARGUMENTS = ("model.onnx", "--rank", "3", "--no-bench", "--eval", "images", "--resize", BOX, "-o", "small.onnx")
 
@@ -37,7 +39,7 @@ def detections(model: Path, folder: Path) -> dict[str, Boxes]:
     spec = describe_inputs(ir.load(model)).only
     images = load_images(folder, Preprocessing(resize=parse_resize(BOX)), spec=spec)
     metric = open_detections(images, Head("yolox", yolox), (64, 64), None)
-    found = metric.predict(run(model, [{"image": images.inputs}]), 0)
+    found = metric.predict(run(model, [{"image": images.inputs}]), START)
     return {path.name: boxes for path, boxes in zip(sorted(folder.iterdir()), found, strict=True)}
 
 

@@ -25,18 +25,18 @@ _MOST_BYTES = 2 * 2**30
 Generator = Callable[[], Iterable[Mapping[str, Any]]]
 
 
-def import_function(text: str) -> Generator:
-    """The function that `module:function` or `file.py:function` names. Raises OptionError."""
+def import_function(text: str, option: str = "--calib") -> Callable[..., Any]:
+    """The function that `module:function` or `file.py:function` names, for an option. Raises OptionError."""
     module_name, _, name = text.rpartition(":")
     with redirect_stdout(sys.stderr):  # stdout is for the report.
-        module = _import_file(Path(module_name), text) if module_name.endswith(".py") else _import(module_name, text)
+        module = _import_module(module_name, f"{option} {text}")
     function = getattr(module, name, None)
     if function is None:
-        raise OptionError(f"--calib {text}: {module_name} has no function {name}.")
+        raise OptionError(f"{option} {text}: {module_name} has no function {name}.")
     if not callable(function):
-        raise OptionError(f"--calib {text}: {name} is a {type(function).__name__}, not a function.")
-    made: Generator = function
-    return made
+        raise OptionError(f"{option} {text}: {name} is a {type(function).__name__}, not a function.")
+    imported: Callable[..., Any] = function
+    return imported
 
 
 def read_batches(function: Generator, inputs: NetworkInputs, where: str, count: int | None) -> list[dict[str, Array]]:
@@ -123,32 +123,34 @@ def _require_same_shapes(
             )
 
 
-def _import(name: str, text: str) -> ModuleType:
+def _import_module(name: str, where: str) -> ModuleType:
+    if name.endswith(".py"):
+        return _import_file(Path(name), where)
     sys.path.insert(0, "")  # The user names a module in the current folder.
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise OptionError(
-            f"--calib {text}: {first_line(error)}. Run from the folder that holds the module, or name its file."
+            f"{where}: {first_line(error)}. Run from the folder that holds the module, or name its file."
         ) from error
     except Exception as error:  # The module is the user's own code.
-        raise OptionError(f"--calib {text} cannot be imported: {first_line(error)}") from error
+        raise OptionError(f"{where} cannot be imported: {first_line(error)}") from error
     finally:
         sys.path.remove("")
 
 
-def _import_file(path: Path, text: str) -> ModuleType:
+def _import_file(path: Path, where: str) -> ModuleType:
     if not path.is_file():
-        raise OptionError(f"--calib {text}: {path} is not a file.")
+        raise OptionError(f"{where}: {path} is not a file.")
     spec = importlib.util.spec_from_file_location(f"_calibration_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise OptionError(f"--calib {text}: {path} is not a Python file.")
+        raise OptionError(f"{where}: {path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent.resolve()))  # So that it can import its neighbours.
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # The module is the user's own code.
-        raise OptionError(f"--calib {text} cannot be imported: {first_line(error)}") from error
+        raise OptionError(f"{where} cannot be imported: {first_line(error)}") from error
     finally:
         sys.path.remove(str(path.parent.resolve()))
     return module

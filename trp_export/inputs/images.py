@@ -28,6 +28,8 @@ InputShape = Sequence[int | None]
 _NORMALISED_LIMIT = 20.0
 _RANGE_SAMPLE = 64
 _NAMED_FILES = 3
+# Pictures of labels beside the images that they belong to.
+LABEL_PICTURE = ".label.png"
 
 
 def load_images(
@@ -93,6 +95,7 @@ def _open_folder(path: Path, preprocessing: Preprocessing, spec: InputSpec | Non
 def _list_folder(path: Path) -> tuple[tuple[Path, ...], tuple[tuple[int, int], ...], tuple[str, ...]]:
     """The images in a folder, their (height, width), and a note about other files."""
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    files = [file for file in files if not file.name.endswith(LABEL_PICTURE)]
     images: list[Path] = []
     sizes: list[tuple[int, int]] = []
     others: list[Path] = []

@@ -11,13 +11,20 @@ import onnx_ir as ir
 from trp_export.errors import LoadError, OptionError
 from trp_export.graph.shapes import Shape, infer_value_shapes
 from trp_export.inputs.image_set import ImageSet
+from trp_export.metrics import label_pictures
 from trp_export.metrics.classes import Classes, are_classes, are_numbers, labels_of, require_classes
 from trp_export.metrics.detections import open_detections
+from trp_export.metrics.function import open_function
 from trp_export.metrics.heads import Head, find_head
-from trp_export.metrics.label_files import by_image, read_rows
-from trp_export.metrics.names import AUTO, HEADS
-from trp_export.metrics.sample import Outputs, Sample, image_names
+from trp_export.metrics.label_files import by_image, read_rows, texts_of
+from trp_export.metrics.names import AUTO, HEADS, is_function
+from trp_export.metrics.pairs import Pairs, read_pairs
+from trp_export.metrics.pictures import open_pictures
+from trp_export.metrics.recognise import is_picture, kind_of
+from trp_export.metrics.sample import Batch, Outputs, Sample, image_names
 from trp_export.metrics.score import Score
+from trp_export.metrics.segmentation import open_segmentation
+from trp_export.metrics.sequences import open_sequences
 from trp_export.options import Images
 
 # What may follow the ArgMax of a network that gives numbers of classes.
@@ -27,8 +34,8 @@ _MOVE_NUMBERS = {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten
 class Metric(Protocol):
     """What is kept of each image, and the score of two models from what was kept of all images."""
 
-    def predict(self, outputs: Outputs, start: int) -> list[Any]:
-        """One prediction for each image of a batch, whose first image has the number `start`."""
+    def predict(self, outputs: Outputs, batch: Batch) -> list[Any]:
+        """One prediction for each image of a batch."""
 
     def score(self, before: list[Any], after: list[Any]) -> Score:
         """The original's predictions and a result's, image by image."""
@@ -50,27 +57,67 @@ def open_metric(options: Images, images: ImageSet, sample: Sample, model: Path) 
 
 def choose_metric(sample: Sample, images: ImageSet, labels: Path | None) -> str:
     """The name of the metric that labels and outputs point to. Raises OptionError where nothing fits."""
-    if labels is not None and labels.suffix.lower() == ".json":
-        return "map"
-    if len(sample.outputs) == 1 and are_classes(sample.first, sample.count):
+    kind = kind_of(sample)
+    if labels is not None:
+        return _by_labels(labels, kind, sample, images)
+    if label_pictures.beside(images) and kind in ("miou", "psnr"):
+        return "miou"
+    if images.labels is not None and are_classes(sample.first, sample.count):
         return "top1"
-    if find_head(sample) is not None:
+    if kind is None:
+        raise OptionError(
+            f"--eval cannot tell what the outputs are: {sample.describe()} for {sample.count} images. Name a measure "
+            "with --metric, such as FILE.py:FUNCTION; in Python, Options(evaluate=...) takes one of a model file."
+        )
+    return kind
+
+
+def _by_labels(labels: Path, kind: str | None, sample: Sample, images: ImageSet) -> str:
+    """A JSON holds boxes, a folder holds pictures; the columns of a table tell what it holds."""
+    if labels.is_dir():
+        return "psnr" if is_picture(sample) else "miou"
+    if labels.suffix.lower() == ".json":
         return "map"
-    if are_classes(sample.first, sample.count):
-        return "top1"
-    raise OptionError(
-        f"--eval cannot tell what the outputs are: {sample.describe()} for {sample.count} images. Name the measure "
-        "with --metric, such as FILE.py:FUNCTION; in Python, Options(evaluate=...) takes a function of a model file."
-    )
+    row = read_rows(labels)[-1]
+    names = {*image_names(images), *(Path(name).name for name in image_names(images))}
+    if len(row) > 2 and row[1] in names:
+        return "pairs"
+    return "top1" if are_classes(sample.first, sample.count) and row[1].isdigit() else "sequences"
 
 
 def _open(name: str, options: Images, images: ImageSet, sample: Sample, model: Path) -> tuple[Metric, tuple[str, ...]]:
+    labels, names = options.labels, image_names(images)
+    if is_function(name):
+        return open_function(name, names, sample.names), ()
     match name.partition(":"):
-        case "top1" | "top5" as metric, "", "":
+        case "top1" | "top5" as metric, _, _:
             return _open_classes(metric, options, images, sample, model)
         case "map", _, head:
-            return open_detections(images, _head(sample, head or None), sample.size, options.labels), ()
+            return open_detections(images, _head(sample, head or None), sample.size, labels), ()
+        case "miou", _, _:
+            return _open_segmentation(images, sample, model, labels), ()
+        case "psnr" | "ssim" as metric, _, _:
+            _require_axes(sample, 4, "pictures")
+            return open_pictures(metric, images, sample, labels), ()
+        case "pairs", _, _:
+            return Pairs(None if labels is None else read_pairs(labels, read_rows(labels), names)), ()
+        case "sequences", _, alphabet:
+            texts = None if labels is None else texts_of(labels, names)
+            return open_sequences(sample, texts, Path(alphabet) if alphabet else None), ()
     raise OptionError(f"--metric {name} is unknown.")
+
+
+def _open_segmentation(images: ImageSet, sample: Sample, model: Path, labels: Path | None) -> Metric:
+    _require_axes(sample, 3, "maps of classes")
+    whole = sample.first.dtype.kind in "iub"
+    counted = _counted_classes(model, sample.fed) if whole else None
+    return open_segmentation(images, sample, labels, counted, beside=labels is None and label_pictures.beside(images))
+
+
+def _require_axes(sample: Sample, least: int, what: str) -> None:
+    if sample.first.ndim < least or len(sample.first) != sample.count:
+        raise OptionError(f"--metric needs outputs that are {what} (batch, channels, height, width), and the network's "
+                          f"are {sample.describe()}.")  # fmt: skip
 
 
 def _open_classes(
@@ -87,8 +134,7 @@ def _open_classes(
 def _numbers(path: Path, images: tuple[str, ...]) -> list[int]:
     """The class of each image from a table of file names and numbers, with or without a line of heads."""
     rows = read_rows(path)
-    rows = rows[1:] if not rows[0][1].isdigit() else rows
-    labels = by_image(path, rows, images)
+    labels = by_image(path, rows[1:] if not rows[0][1].isdigit() else rows, images)
     stray = next((label for label in labels if not label.isascii() or not label.isdigit() or len(label) > 9), None)
     if stray is not None:
         raise LoadError(f"{path}: {stray[:80]!r} is not the number of a class.")

@@ -14,7 +14,7 @@ from trp_export.inputs.placement import Placement, Size
 from trp_export.metrics.average_precision import Truth, mean_average_precision
 from trp_export.metrics.boxes import MOST_BOXES, Boxes, suppress
 from trp_export.metrics.heads import Head
-from trp_export.metrics.sample import Outputs, image_names, placements
+from trp_export.metrics.sample import Batch, Outputs, image_names, placements
 from trp_export.metrics.score import Detail, Score, jackknife_error
 from trp_export.system.json_fields import Fields, read_json
 
@@ -28,20 +28,19 @@ _MOST_CLASSES = 1_000_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detections:
-    """mAP of the boxes that `head` decodes from an input of `size`; `truth` is None without labels."""
+    """mAP of the boxes that `head` decodes; `truth` is None without labels."""
 
     head: Head
-    size: Size
     placements: Sequence[Placement]
     truth: Sequence[Truth] | None
 
-    def predict(self, outputs: Outputs, start: int) -> list[Boxes]:
+    def predict(self, outputs: Outputs, batch: Batch) -> list[Boxes]:
         """The detections of each image of a batch, in pixels of the image."""
         found = []
-        for index, boxes in enumerate(self.head.decode(outputs, self.size)):
+        for index, boxes in enumerate(self.head.decode(outputs, batch.size)):
             kept = boxes.usable.take(np.arange(min(len(boxes.usable), MOST_BOXES))) if self.head.suppressed else None
             kept = suppress(boxes) if kept is None else kept
-            kept = Boxes(self.placements[start + index].to_image(kept.corners), kept.scores, kept.classes)
+            kept = Boxes(self.placements[batch.start + index].to_image(kept.corners), kept.scores, kept.classes)
             found.append(kept.take(np.all(kept.corners[:, 2:] > kept.corners[:, :2], axis=1)))
         return found
 
@@ -66,7 +65,7 @@ class Detections:
 def open_detections(images: ImageSet, head: Head, size: Size, labels: Path | None) -> Detections:
     """The metric, with true boxes from the file `labels`. Raises LoadError."""
     truth = None if labels is None else read_boxes(labels, image_names(images))
-    return Detections(head, size, placements(images, size), truth)
+    return Detections(head, placements(images, size), truth)
 
 
 def read_boxes(path: Path, images: Sequence[str]) -> list[Truth]:

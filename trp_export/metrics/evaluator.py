@@ -14,11 +14,12 @@ from trp_export.errors import LoadError, OptionError
 from trp_export.inputs.description import NetworkInputs
 from trp_export.inputs.image_set import ImageSet
 from trp_export.inputs.images import load_images
+from trp_export.inputs.placement import Size
 from trp_export.inputs.preprocessing import Preprocessing, Resize
 from trp_export.inputs.spec import InputSpec
 from trp_export.load import Source
 from trp_export.metrics.choice import Metric, open_metric
-from trp_export.metrics.sample import Array, Sample
+from trp_export.metrics.sample import Array, Batch, Sample
 from trp_export.metrics.score import Score
 from trp_export.options import Evaluate, Images
 from trp_export.runtime.partial import fixed_batch
@@ -42,8 +43,15 @@ class _Feed:
     def predict(self, model: Path, metric: Metric, progress: Share) -> list[Any]:
         """The predictions of a model for all images. Raises CannotRunError."""
         predictions: list[Any] = []
-        for outputs in stream(model, self.batches(model)):
-            predictions += metric.predict(outputs, len(predictions))
+        sizes: list[Size] = []
+
+        def fed() -> Iterator[Inputs]:
+            for inputs in self.batches(model):
+                sizes.append(_extents(self.spec, inputs[self.spec.name])[0])
+                yield inputs
+
+        for outputs in stream(model, fed()):
+            predictions += metric.predict(outputs, Batch(len(predictions), sizes[-1]))
             progress(min(1.0, len(predictions) / len(self.images)))
         return predictions
 
@@ -127,16 +135,16 @@ def _one_size(images: ImageSet) -> bool:
     return steps.crop is not None or (isinstance(steps.resize, Resize) and steps.resize.mode != "multiple")
 
 
-def _extents(spec: InputSpec, inputs: Array) -> tuple[tuple[int, int], int]:
-    """Height and width of an input, and its channels; of one that is no image, its last two axes and 1."""
+def _extents(spec: InputSpec, inputs: Array) -> tuple[Size, int, bool]:
+    """Height and width of an input, and its channels; whether they come last."""
     shape = inputs.shape
     match spec.layout:
         case "NHWC" | "HWC":
-            return (shape[-3], shape[-2]), shape[-1]
+            return (shape[-3], shape[-2]), shape[-1], True
         case "NCHW" | "CHW":
-            return (shape[-2], shape[-1]), shape[-3]
+            return (shape[-2], shape[-1]), shape[-3], False
         case _:
-            return (shape[-2] if len(shape) > 1 else 1, shape[-1] if shape else 1), 1
+            return (shape[-2] if len(shape) > 1 else 1, shape[-1] if shape else 1), 1, False
 
 
 def _share(evaluate: Evaluate, model: Path) -> float:

@@ -19,11 +19,20 @@ Array = NDArray[Any]
 Outputs = Sequence[Array]
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The number of the first image of a batch, and the (height, width) at which its images were fed."""
+
+    start: int
+    size: Size
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
     """The outputs of the original for one batch, with their names.
 
-    `count` images made the batch; `size` is the (height, width) of the input, `channels` its number of channels.
+    `count` images made the batch; `size` is the (height, width) of the input, `channels` its number of
+    channels, which the outputs have last where the input has (`channels_last`).
     `classes` are the names of the network's classes, where the checkpoint has them; `fed` the
     shape of the input by its name.
     """
@@ -33,6 +42,7 @@ class Sample:
     count: int
     size: Size
     channels: int
+    channels_last: bool = False
     classes: tuple[str, ...] = ()
     fed: Mapping[str, Shape] = field(default_factory=dict)
 

@@ -72,10 +72,13 @@ def points(drop: float, unit: Unit) -> str:
 
 def change(before: float, after: float, error: float | None, unit: Unit) -> str:
     """The change with its sign, and its standard error if that is known: -0.50 ± 0.12 pp."""
-    digits = ".2f" if unit else ".3g"
-    moved = format((after - before) * scale(unit), f"+{digits}")
-    beside = f" ± {format(error * scale(unit), digits)}" if error else ""
-    return f"{moved}{beside} {_NAMES[unit]}".rstrip()
+    moved = f"{(after - before) * scale(unit):{'+.2f' if unit else '+.3g'}}"
+    return f"{moved} {uncertainty(error, unit) or _NAMES[unit]}".rstrip()
+
+
+def uncertainty(error: float | None, unit: Unit) -> str:
+    """A standard error in words, or nothing: ± 0.12 pp."""
+    return f"± {error * scale(unit):{'.2f' if unit else '.3g'}} {_NAMES[unit]}".rstrip() if error else ""
 
 
 def holds(score: Score | None, largest_drop: float | None) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trp_export.errors import OptionError
-from trp_export.inputs.description import describe_inputs
+from trp_export.inputs.description import NetworkInputs, describe_inputs
 from trp_export.load import Source, load
 from trp_export.metrics.evaluator import Evaluator, open_evaluator
 from trp_export.network import Network, analyse, left_out, measure_layers, normal_form
@@ -93,7 +93,7 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
     network = analyse(source, work.scratch, inputs, data=samples.shapes if samples is not None else None, fold=fold)
     saved = saved_choices(options.effective_rule, source, needed=not options.extra_precisions)
     layers = measure_layers(network, options.selection, saved, work.progress)
-    evaluator, notes = _evaluator(network, options, work.progress)
+    evaluator, notes = _evaluator(network, inputs, options, work.progress)
     data = None
     if options.calibration is not None:
         cuts = options.effective_rule.chooses_ranks or bool(saved)
@@ -128,13 +128,18 @@ def saved_choices(rule: Rule, source: Source, *, needed: bool) -> tuple[Choice, 
     return ()
 
 
-def _evaluator(network: Network, options: Options, progress: Progress) -> tuple[Evaluator | None, tuple[str, ...]]:
-    """Opened before long work is done. The plan of a dry run is evaluated only where the rule searches for it."""
+def _evaluator(
+    network: Network, inputs: NetworkInputs, options: Options, progress: Progress
+) -> tuple[Evaluator | None, tuple[str, ...]]:
+    """Opened before long work is done. The plan of a dry run is evaluated only where the rule searches for it.
+
+    Sizes that the file leaves open follow the images.
+    """
     if options.dry_run and options.effective_rule.largest_drop is None:
         return None, ()
     return open_evaluator(
         network.source,
-        network.described,
+        inputs,
         network.original,
         options.images,
         options.preprocessing,

@@ -84,6 +84,11 @@ class _Search:
     def _try(self, ratio: float, plan: Plan) -> Point:
         cost, evaluation = self.trials.try_plan(plan, f"{ratio:.2f}x")
         self.evaluation = evaluation
+        if not evaluation.unit and 0 < evaluation.before <= self.rule.points:
+            raise OptionError(
+                f"--max-drop {self.rule.points:g} allows a loss of all of {evaluation.what}, {evaluation.before:g}: "
+                "it counts in the unit of your function."
+            )
         return Point(
             ratio=ratio,
             reached=self._reached(plan, cost),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from trp_export.metrics.score import Score, amount, change
+from trp_export.metrics.score import Score, amount, change, uncertainty
 from trp_export.report.document import Report
 from trp_export.report.page.latency import (
     RatioRow,
@@ -172,7 +172,9 @@ def _evaluation_rows(report: Report) -> list[tuple[str, str, str]]:
         return []
     after = amount(score.after, score.unit)
     moved = change(score.before, score.after, score.error, score.unit)
-    figure = f"{amount(score.before, score.unit)} → {after} ({moved})" if score.labelled else after
+    figure = f"{amount(score.before, score.unit)} → {after} ({moved})"
+    if not score.labelled:
+        figure = f"{after} {uncertainty(score.error, score.unit)}".rstrip()
     return [(score.what, figure, f"{_against(score, report)} {behind_score(score)}".strip())]
 
 

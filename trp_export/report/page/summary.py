@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trp_export.metrics.score import Detail, Score, amount, change
+from trp_export.metrics.score import Detail, Score, amount, change, uncertainty
 from trp_export.report.document import Report
 from trp_export.report.page.charts import bars
 from trp_export.report.page.latency import scale_of
@@ -103,9 +103,11 @@ def _evaluation_rows(report: Report) -> list[Row]:
 
 def _evaluation_row(figure: Detail, error: float | None, *, labelled: bool) -> Row:
     """Without labels the original counts as perfect, so only the result has a figure."""
+    after = amount(figure.after, figure.unit)
+    if not labelled:
+        return Row(figure.what, "", after, uncertainty(error, figure.unit))
     moved = change(figure.before, figure.after, error, figure.unit)
-    before = amount(figure.before, figure.unit) if labelled else ""
-    return Row(figure.what, before, amount(figure.after, figure.unit), moved if labelled or error else "")
+    return Row(figure.what, amount(figure.before, figure.unit), after, moved)
 
 
 def _file_tile(report: Report) -> Markup | None:

@@ -1,0 +1,44 @@
+"""Pictures that belong to images by name: labels of classes, or targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trp_export.errors import LoadError
+from trp_export.inputs.image_set import ImageSet
+from trp_export.inputs.images import LABEL_PICTURE
+from trp_export.metrics.sample import image_names
+
+
+def beside(images: ImageSet) -> bool:
+    """True where images have label pictures beside them: frame.label.png beside frame.jpg."""
+    return isinstance(images.pixels, tuple) and any(label_of(path).is_file() for path in images.pixels)
+
+
+def label_of(image: Path) -> Path:
+    """Where the label picture of an image would lie beside it."""
+    return image.with_name(f"{image.stem}{LABEL_PICTURE}")
+
+
+def matching(images: ImageSet, folder: Path | None) -> list[Path]:
+    """The picture in `folder` for each image, by its name without the ending.
+
+    Without a folder, those beside the images. Raises LoadError for an image without a picture.
+    """
+    if not isinstance(images.pixels, tuple):
+        raise LoadError(f"{images.name} is an array: a folder of images is needed where labels are pictures.")
+    if folder is None:
+        paths = [label_of(path) for path in images.pixels]
+    else:
+        pictures = {_key(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        paths = [pictures.get(_key(Path(name)), folder / name) for name in image_names(images)]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise LoadError(
+            f"{len(missing):,} of {len(paths):,} images have no picture of that name, such as {missing[0]}."
+        )
+    return paths
+
+
+def _key(path: Path) -> str:
+    return path.with_suffix("").as_posix().removesuffix(".label")

@@ -1,0 +1,62 @@
+"""What the outputs of a network look like, so that a metric can be chosen for them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trp_export.metrics.classes import are_classes, are_numbers
+from trp_export.metrics.heads import find_head
+from trp_export.metrics.sample import Array, Sample
+
+# Descriptors have a power of two of values from here on; few networks tell so many classes apart.
+_LEAST_EMBEDDING = 64
+_UNIT = 1e-3
+
+
+def kind_of(sample: Sample) -> str | None:
+    """The metric that fits the outputs; None where nothing is recognised."""
+    single = len(sample.outputs) == 1
+    if not (single and are_classes(sample.first, sample.count)) and find_head(sample) is not None:
+        return "map"
+    if are_classes(sample.first, sample.count):
+        known = bool(sample.classes) or are_numbers(sample.first)
+        return "pairs" if not known and is_embedding(sample.first) else "top1"
+    return _kind_of_map(sample) or ("sequences" if _are_steps(sample) else None)
+
+
+def is_embedding(rows: Array) -> bool:
+    """True for vectors (n, values) of length 1, and for those of 64, 128, 256, ... values that are no probabilities."""
+    rows = rows.reshape(len(rows), -1).astype(np.float64)
+    if not np.isfinite(rows).all():
+        return False
+    probabilities = bool((rows >= 0).all()) and bool(np.allclose(rows.sum(axis=1), 1, atol=_UNIT))
+    unit = bool(np.allclose(np.linalg.norm(rows, axis=1), 1, atol=_UNIT))
+    values = rows.shape[1]
+    return not probabilities and (unit or (values >= _LEAST_EMBEDDING and values & (values - 1) == 0))
+
+
+def is_picture(sample: Sample) -> bool:
+    """True for as many colours as the input has, in maps no smaller than half of it."""
+    output = sample.first
+    if output.ndim != 4 or output.dtype.kind != "f":
+        return False
+    sides = output.shape[1:3] if sample.channels_last else output.shape[2:]
+    channels = output.shape[3 if sample.channels_last else 1]
+    return channels == sample.channels and all(2 * own >= fed for own, fed in zip(sides, sample.size, strict=True))
+
+
+def _kind_of_map(sample: Sample) -> str | None:
+    output = sample.first
+    if is_picture(sample):
+        return "psnr"
+    whole = output.dtype.kind in "iub"
+    sides = [side for side in output.shape[1:] if side != 1]
+    if output.ndim == 4 and len(output) == sample.count and len(sides) >= 2 and (whole or output.dtype.kind == "f"):
+        return "miou"
+    return "miou" if whole and output.ndim == 3 and output.shape[1:] == sample.size else None
+
+
+def _are_steps(sample: Sample) -> bool:
+    output = sample.first
+    scores = output.ndim == 3 and output.dtype.kind == "f" and sample.count in output.shape[:2]
+    return scores or (output.ndim == 2 and output.dtype.kind in "iu" and len(output) == sample.count)

@@ -1,0 +1,144 @@
+"""Segmentation: mean intersection over union of classes, against label pictures or the original's own maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trp_export.errors import LoadError
+from trp_export.inputs.image_set import ImageSet
+from trp_export.inputs.pictures import open_picture
+from trp_export.inputs.placement import Placement
+from trp_export.metrics.label_pictures import matching
+from trp_export.metrics.sample import Array, Batch, Outputs, Sample, placements
+from trp_export.metrics.score import Detail, Score, jackknife_error
+
+Map = NDArray[np.uint8]
+Counts = NDArray[np.int64]
+# A pixel of no class: what a network gives where its outputs are not finite.
+_NO_CLASS = 255
+MOST_CLASSES = 255
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segmentation:
+    """mIoU over `classes` classes. `labels` are pictures of class numbers; numbers from `classes` on are void.
+
+    `threshold` tells the two classes of a map of one channel apart. Without labels, the original's maps are the truth.
+    """
+
+    classes: int
+    channels_last: bool
+    threshold: float
+    labels: Sequence[Path] | None
+    placements: Sequence[Placement]
+
+    def predict(self, outputs: Outputs, batch: Batch) -> list[Any]:
+        """With labels, the counts of each image (3, classes); without, its map of classes (H, W)."""
+        maps = self._maps(outputs[0])
+        if self.labels is None:
+            return list(maps)
+        return [
+            self._counts_of(
+                own, read_label_picture(self.labels[batch.start + index]), self.placements[batch.start + index], batch
+            )
+            for index, own in enumerate(maps)
+        ]
+
+    def score(self, before: Sequence[Any], after: Sequence[Any]) -> Score:
+        """mIoU and the share of right pixels; the error of the change is by a jackknife over images."""
+        if self.labels is None:
+            after = [_counts(own, truth, self.classes) for truth, own in zip(before, after, strict=True)]
+            before = [_counts(truth, truth, self.classes) for truth in before]
+        first, second = np.stack(before), np.stack(after)
+        alone = [_miou(second.sum(0) - second[i]) - _miou(first.sum(0) - first[i]) for i in range(len(first))]
+        return Score(
+            metric="miou",
+            what="mIoU" if self.labels is not None else "mIoU against the original's maps",
+            before=_miou(first.sum(0)),
+            after=_miou(second.sum(0)),
+            images=len(first),
+            error=jackknife_error(alone) if len(alone) > 1 else None,
+            labelled=self.labels is not None,
+            details=(Detail("right pixels", _right(first.sum(0)), _right(second.sum(0))),),
+            remark=f"{self.classes} classes",
+        )
+
+    def _maps(self, output: Array) -> Map:
+        """Numbers of classes (n, H, W) from scores, from one channel, or from numbers."""
+        if output.dtype.kind in "iub":
+            numbers = output.reshape(len(output), *[side for side in output.shape[1:] if side != 1][-2:])
+            return np.where((numbers >= 0) & (numbers < _NO_CLASS), numbers, _NO_CLASS).astype(np.uint8)
+        axis = 3 if self.channels_last else 1
+        if output.ndim == 3 or output.shape[axis] == 1:
+            values = output if output.ndim == 3 else output.take(0, axis=axis)
+            return np.where(np.isfinite(values), values > self.threshold, _NO_CLASS).astype(np.uint8)
+        finite = np.isfinite(output).all(axis=axis)
+        return np.where(finite, output.argmax(axis=axis), _NO_CLASS).astype(np.uint8)
+
+    def _counts_of(self, own: Map, label: Map, placement: Placement, batch: Batch) -> Counts:
+        """Counts where the network was fed what the label has; a map of another size is read at the label's pixels."""
+        if label.shape != placement.size:
+            raise LoadError(
+                f"a label picture has {label.shape[1]} x {label.shape[0]} pixels, and its image "
+                f"{placement.size[1]} x {placement.size[0]}."
+            )
+        rows = _places(label.shape[0], placement.scale_y, placement.top, batch.size[0], own.shape[0])
+        columns = _places(label.shape[1], placement.scale_x, placement.left, batch.size[1], own.shape[1])
+        fed = np.ix_(rows >= 0, columns >= 0)
+        return _counts(own[np.ix_(rows[rows >= 0], columns[columns >= 0])], label[fed], self.classes)
+
+
+def open_segmentation(
+    images: ImageSet, sample: Sample, folder: Path | None, classes: int | None, *, beside: bool
+) -> Segmentation:
+    """The metric, with label pictures from a `folder`, or `beside` the images. Raises LoadError."""
+    output = sample.first
+    axis = 3 if sample.channels_last else 1
+    whole = output.dtype.kind in "iub"
+    binary = not whole and (output.ndim == 3 or output.shape[axis] == 1)
+    if classes is None:
+        classes = 2 if binary else MOST_CLASSES if whole else int(output.shape[axis])
+    shares = bool(np.nanmin(output) >= 0) and bool(np.nanmax(output) <= 1)
+    labels = matching(images, folder) if folder is not None or beside else None
+    placed = placements(images, sample.size)
+    return Segmentation(classes, sample.channels_last, 0.5 if shares else 0.0, labels, placed)
+
+
+def read_label_picture(path: Path) -> Map:
+    """The numbers of classes in a grey picture or one with a palette: (H, W). Raises LoadError for colours."""
+    with open_picture(path) as picture:
+        if picture.mode not in ("L", "P", "1"):
+            raise LoadError(f"{path}: a label picture holds numbers of classes (grey or palette), not {picture.mode}.")
+        return np.asarray(picture if picture.mode != "1" else picture.convert("L")).astype(np.uint8)
+
+
+def _places(pixels: int, scale: float, offset: float, fed: int, own: int) -> NDArray[np.intp]:
+    """The row or column of the map at the centre of each pixel of the label; -1 where the network was not fed it."""
+    at = (np.arange(pixels) + 0.5) * scale + offset
+    return np.where((at >= 0) & (at < fed), (at * own / fed).astype(np.intp), -1)
+
+
+def _counts(own: Map, truth: Map, classes: int) -> Counts:
+    """Pixels of each class that are right, that are true, and that are predicted: (3, classes). Void is left out."""
+    counted = truth < classes
+    own, truth = own[counted], truth[counted]
+    right = np.bincount(truth[own == truth], minlength=classes)
+    predicted = np.bincount(own, minlength=_NO_CLASS + 1)[:classes]
+    return np.stack([right, np.bincount(truth, minlength=classes), predicted])
+
+
+def _miou(counts: Counts) -> float:
+    """The mean over classes that are true or predicted somewhere."""
+    right, true, predicted = counts
+    union = true + predicted - right
+    return float((right[union > 0] / union[union > 0]).mean()) if union.any() else 0.0
+
+
+def _right(counts: Counts) -> float:
+    return float(counts[0].sum() / max(counts[1].sum(), 1))
