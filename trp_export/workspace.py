@@ -58,7 +58,7 @@ def files_read(model: str | Path | nn.Module, options: Options) -> list[Path]:
     """
     calibration, images = options.calibration, options.images
     read = [Path(model)] if isinstance(model, (str, Path)) else []
-    read += [images.path] if images else []
+    read += [path for path in (images.path, images.labels) if path is not None] if images else []
     return read + ([calibration.path] if calibration and isinstance(calibration.path, Path) else [])
 
 

@@ -20,10 +20,10 @@ from trp_export.inputs.preprocessing import Preprocessing, parse_resize
 from trp_export.metrics.boxes import Boxes
 from trp_export.metrics.detections import open_detections, read_boxes
 from trp_export.metrics.heads import Head, yolox
-from trp_export.metrics.sample import Batch
+from trp_export.metrics.sample import Span
 from trp_export.runtime.sessions import run
 
-START = Batch(0, (64, 64))
+START = Span(0, (64, 64))
 BOX = "letterbox:64x64:114"
 ARGUMENTS = ("model.onnx", "--rank", "3", "--no-bench", "--eval", "images", "--resize", BOX, "-o", "small.onnx")
 

@@ -14,9 +14,9 @@ from models import build, save
 from PIL import Image
 
 from trp_export.metrics.pairs import Labels, Pairs, best_threshold
-from trp_export.metrics.sample import Batch
+from trp_export.metrics.sample import Span
 
-START = Batch(0, (12, 12))
+START = Span(0, (12, 12))
 DESCRIPTOR = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[N, 3, 12, 12] image) => (float[N, 64] vector)
 <float[16, 3, 3, 3] one__weight, float[64, 16, 3, 3] two__weight>

@@ -17,10 +17,10 @@ from PIL import Image
 from trp_export.inputs.images import load_images
 from trp_export.inputs.placement import Placement
 from trp_export.inputs.preprocessing import Preprocessing, parse_resize
-from trp_export.metrics.sample import Batch, placements
+from trp_export.metrics.sample import Span, placements
 from trp_export.metrics.segmentation import Segmentation, read_label_picture
 
-START = Batch(0, (2, 3))
+START = Span(0, (2, 3))
 SEGMENTER = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[N, 3, H, W] image) => (float[N, 4, H, W] maps)
 <float[16, 3, 3, 3] one__weight, float[4, 16, 3, 3] two__weight>
@@ -93,7 +93,7 @@ def test_labels_are_found_under_resized_and_cut_inputs(seed: int, resize: str) -
         assert len(images) == 1  # The label picture is no image.
         fed = images.inputs
         metric = Segmentation(2, False, 0.5, [folder / "a.label.png"], placements(images, fed.shape[2:]))
-        ((right, true, _),) = metric.predict([fed], Batch(0, fed.shape[2:]))
+        ((right, true, _),) = metric.predict([fed], Span(0, fed.shape[2:]))
     assert right.sum() >= 0.9 * true.sum()
 
 

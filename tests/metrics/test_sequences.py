@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from models import build, run, save
 from PIL import Image
 
-from trp_export.metrics.sample import Batch
+from trp_export.metrics.sample import Span
 from trp_export.metrics.sequences import Sequences, greedy
 
-START = Batch(0, (8, 24))
+START = Span(0, (8, 24))
 READER = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[N, 3, 8, 24] image) => (float[N, 24, 5] steps)
 <float[16, 3, 3, 3] one__weight, float[5, 16, 3, 3] two__weight>

@@ -21,7 +21,7 @@ from trp_export.metrics.names import AUTO, HEADS, is_function
 from trp_export.metrics.pairs import Pairs, read_pairs
 from trp_export.metrics.pictures import open_pictures
 from trp_export.metrics.recognise import is_picture, kind_of
-from trp_export.metrics.sample import Batch, Outputs, Sample, image_names
+from trp_export.metrics.sample import Outputs, Sample, Span, image_names
 from trp_export.metrics.score import Score
 from trp_export.metrics.segmentation import open_segmentation
 from trp_export.metrics.sequences import open_sequences
@@ -34,7 +34,7 @@ _MOVE_NUMBERS = {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten
 class Metric(Protocol):
     """What is kept of each image, and the score of two models from what was kept of all images."""
 
-    def predict(self, outputs: Outputs, batch: Batch) -> list[Any]:
+    def predict(self, outputs: Outputs, span: Span) -> list[Any]:
         """One prediction for each image of a batch."""
 
     def score(self, before: list[Any], after: list[Any]) -> Score:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trp_export.errors import LoadError, OptionError
 from trp_export.inputs.image_set import ImageSet
-from trp_export.metrics.sample import Array, Batch, Outputs
+from trp_export.metrics.sample import Array, Outputs, Span
 from trp_export.metrics.score import Detail, Score, paired_error
 
 Labels = NDArray[np.int64]
@@ -28,7 +28,7 @@ class Classes:
     metric: Literal["top1", "top5"]
     labels: Labels | None
 
-    def predict(self, outputs: Outputs, batch: Batch) -> list[Ranked]:
+    def predict(self, outputs: Outputs, span: Span) -> list[Ranked]:
         """The classes of each image with the largest outputs, at most five, the largest first."""
         return list(ranked(outputs[0]))
 

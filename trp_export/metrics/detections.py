@@ -14,7 +14,7 @@ from trp_export.inputs.placement import Placement, Size
 from trp_export.metrics.average_precision import Truth, mean_average_precision
 from trp_export.metrics.boxes import MOST_BOXES, Boxes, suppress
 from trp_export.metrics.heads import Head
-from trp_export.metrics.sample import Batch, Outputs, image_names, placements
+from trp_export.metrics.sample import Outputs, Span, image_names, placements
 from trp_export.metrics.score import Detail, Score, jackknife_error
 from trp_export.system.json_fields import Fields, read_json
 
@@ -34,13 +34,13 @@ class Detections:
     placements: Sequence[Placement]
     truth: Sequence[Truth] | None
 
-    def predict(self, outputs: Outputs, batch: Batch) -> list[Boxes]:
+    def predict(self, outputs: Outputs, span: Span) -> list[Boxes]:
         """The detections of each image of a batch, in pixels of the image."""
         found = []
-        for index, boxes in enumerate(self.head.decode(outputs, batch.size)):
+        for index, boxes in enumerate(self.head.decode(outputs, span.size)):
             kept = boxes.usable.take(np.arange(min(len(boxes.usable), MOST_BOXES))) if self.head.suppressed else None
             kept = suppress(boxes) if kept is None else kept
-            kept = Boxes(self.placements[batch.start + index].to_image(kept.corners), kept.scores, kept.classes)
+            kept = Boxes(self.placements[span.start + index].to_image(kept.corners), kept.scores, kept.classes)
             found.append(kept.take(np.all(kept.corners[:, 2:] > kept.corners[:, :2], axis=1)))
         return found
 

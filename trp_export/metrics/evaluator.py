@@ -19,7 +19,7 @@ from trp_export.inputs.preprocessing import Preprocessing, Resize
 from trp_export.inputs.spec import InputSpec
 from trp_export.load import Source
 from trp_export.metrics.choice import Metric, open_metric
-from trp_export.metrics.sample import Array, Batch, Sample
+from trp_export.metrics.sample import Array, Sample, Span
 from trp_export.metrics.score import Score
 from trp_export.options import Evaluate, Images
 from trp_export.runtime.partial import fixed_batch
@@ -51,7 +51,7 @@ class _Feed:
                 yield inputs
 
         for outputs in stream(model, fed()):
-            predictions += metric.predict(outputs, Batch(len(predictions), sizes[-1]))
+            predictions += metric.predict(outputs, Span(len(predictions), sizes[-1]))
             progress(min(1.0, len(predictions) / len(self.images)))
         return predictions
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from trp_export.errors import LoadError, first_line
 from trp_export.inputs.generator import import_function
-from trp_export.metrics.sample import Batch, Outputs
+from trp_export.metrics.names import without_folder
+from trp_export.metrics.sample import Outputs, Span
 from trp_export.metrics.score import Score, paired_error
 
 
@@ -27,7 +28,7 @@ class Function:
     images: Sequence[str]
     outputs: Sequence[str]
 
-    def predict(self, outputs: Outputs, batch: Batch) -> list[float]:
+    def predict(self, outputs: Outputs, span: Span) -> list[float]:
         """What the function gives for each image. Raises LoadError where it fails or gives no number."""
         count = len(outputs[0])
         if any(len(array) != count for array in outputs):
@@ -35,12 +36,12 @@ class Function:
         else:
             parts = [{name: array[index : index + 1] for name, array in zip(self.outputs, outputs, strict=True)}
                      for index in range(count)]  # fmt: skip
-        return [self._call(self.images[batch.start + index], part) for index, part in enumerate(parts)]
+        return [self._call(self.images[span.start + index], part) for index, part in enumerate(parts)]
 
     def score(self, before: Sequence[float], after: Sequence[float]) -> Score:
         """The means, and the error of the mean change."""
         return Score(
-            metric=self.text,
+            metric=without_folder(self.text),
             what=self.text.rpartition(":")[2],
             before=math.fsum(before) / len(before),
             after=math.fsum(after) / len(after),

@@ -19,7 +19,7 @@ from trp_export.metrics.sample import Array, Outputs, Sample
 
 Decode = Callable[[Outputs, Size], list[Boxes]]
 
-_STRIDES = ((8, 16, 32), (8, 16, 32, 64), (16, 32), (4, 8, 16, 32), (8,), (16,), (32,))
+_STRIDES = ((8, 16, 32), (8, 16, 32, 64), (16, 32), (4, 8, 16, 32))
 _ANCHORS = 3
 # Offsets within a cell are a few cells at most; coordinates in pixels reach across the image.
 _LARGEST_OFFSET = 16.0
@@ -148,7 +148,12 @@ def _strides_of(size: Size, count: int, anchors: int) -> tuple[int, ...] | None:
 
 def _find_yolox(sample: Sample, wanted: bool) -> Head | None:
     rows = sample.first
-    if rows.ndim != 3 or rows.shape[2] < 6 or _strides_of(sample.size, rows.shape[1], 1) is None:
+    if (
+        rows.ndim != 3
+        or len(rows) != sample.count
+        or rows.shape[2] < 6
+        or _strides_of(sample.size, rows.shape[1], 1) is None
+    ):
         return None
     offsets = wanted or float(np.nanquantile(np.abs(rows[..., :2]), 0.9)) < _LARGEST_OFFSET
     return Head("yolox", yolox) if offsets else None
@@ -156,7 +161,7 @@ def _find_yolox(sample: Sample, wanted: bool) -> Head | None:
 
 def _find_yolov5(sample: Sample, wanted: bool) -> Head | None:
     rows = sample.first
-    if rows.ndim != 3 or rows.shape[2] < 6:
+    if rows.ndim != 3 or len(rows) != sample.count or rows.shape[2] < 6:
         return None
     known = any(_strides_of(sample.size, rows.shape[1], anchors) for anchors in (1, _ANCHORS))
     return Head("yolov5", yolov5) if wanted or known else None
@@ -164,7 +169,12 @@ def _find_yolov5(sample: Sample, wanted: bool) -> Head | None:
 
 def _find_yolov8(sample: Sample, wanted: bool) -> Head | None:
     rows = sample.first
-    if rows.ndim != 3 or rows.shape[1] < 5 or not (wanted or _strides_of(sample.size, rows.shape[2], 1)):
+    if (
+        rows.ndim != 3
+        or len(rows) != sample.count
+        or rows.shape[1] < 5
+        or not (wanted or _strides_of(sample.size, rows.shape[2], 1))
+    ):
         return None
     scores = rows[:, 4:]
     are_shares = np.atleast_1d(((scores >= 0) & (scores <= 1)).all(axis=(0, 2)))

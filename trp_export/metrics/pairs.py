@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from trp_export.errors import LoadError
 from trp_export.metrics.label_files import Rows
-from trp_export.metrics.sample import Batch, Outputs
+from trp_export.metrics.sample import Outputs, Span
 from trp_export.metrics.score import Score, paired_error
 
 Floats = NDArray[np.float64]
@@ -37,7 +37,7 @@ class Pairs:
 
     labels: Labels | None
 
-    def predict(self, outputs: Outputs, batch: Batch) -> list[Floats]:
+    def predict(self, outputs: Outputs, span: Span) -> list[Floats]:
         """The embedding of each image, of length 1."""
         rows = outputs[0].reshape(len(outputs[0]), -1).astype(np.float64)
         rows = np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, 0.0)

@@ -18,7 +18,7 @@ from trp_export.errors import LoadError
 from trp_export.inputs.image_set import ImageSet
 from trp_export.inputs.pictures import read_picture
 from trp_export.metrics.label_pictures import matching
-from trp_export.metrics.sample import Array, Batch, Outputs, Sample
+from trp_export.metrics.sample import Array, Outputs, Sample, Span
 from trp_export.metrics.score import Detail, Score, Unit, paired_error
 
 Picture = NDArray[np.float32]
@@ -44,14 +44,14 @@ class Pictures:
     targets: Sequence[Path] | None
     bgr: bool
 
-    def predict(self, outputs: Outputs, batch: Batch) -> list[Any]:
+    def predict(self, outputs: Outputs, span: Span) -> list[Any]:
         """With targets, PSNR and SSIM of each image; without, its picture (H, W, C), white at 1."""
         output = outputs[0] if self.channels_last else np.moveaxis(outputs[0], 1, -1)
         pictures = list((output / self.peak).astype(np.float32))
         if self.targets is None:
             return pictures
         return [
-            np.array(likeness(np.clip(own, 0, 1), self._target(self.targets[batch.start + index], own)))
+            np.array(likeness(np.clip(own, 0, 1), self._target(self.targets[span.start + index], own)))
             for index, own in enumerate(pictures)
         ]
 

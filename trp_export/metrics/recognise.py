@@ -15,10 +15,12 @@ _UNIT = 1e-3
 
 def kind_of(sample: Sample) -> str | None:
     """The metric that fits the outputs; None where nothing is recognised."""
-    single = len(sample.outputs) == 1
-    if not (single and are_classes(sample.first, sample.count)) and find_head(sample) is not None:
+    if _are_chosen_steps(sample):
+        return "sequences"
+    classes = are_classes(sample.first, sample.count)
+    if not (classes and len(sample.outputs) == 1) and find_head(sample) is not None:
         return "map"
-    if are_classes(sample.first, sample.count):
+    if classes:
         known = bool(sample.classes) or are_numbers(sample.first)
         return "pairs" if not known and is_embedding(sample.first) else "top1"
     return _kind_of_map(sample) or ("sequences" if _are_steps(sample) else None)
@@ -58,5 +60,11 @@ def _kind_of_map(sample: Sample) -> str | None:
 
 def _are_steps(sample: Sample) -> bool:
     output = sample.first
-    scores = output.ndim == 3 and output.dtype.kind == "f" and sample.count in output.shape[:2]
-    return scores or (output.ndim == 2 and output.dtype.kind in "iu" and len(output) == sample.count)
+    return output.ndim == 3 and output.dtype.kind == "f" and sample.count in output.shape[:2]
+
+
+def _are_chosen_steps(sample: Sample) -> bool:
+    """True for one class at each step: rows of wide whole numbers, since scores are floats or bytes."""
+    output = sample.first
+    rows = output.ndim == 2 and len(output) == sample.count and output.shape[1] > 1
+    return rows and len(sample.outputs) == 1 and output.dtype in (np.int32, np.int64)

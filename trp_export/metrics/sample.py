@@ -20,7 +20,7 @@ Outputs = Sequence[Array]
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Span:
     """The number of the first image of a batch, and the (height, width) at which its images were fed."""
 
     start: int

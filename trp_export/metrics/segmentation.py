@@ -15,7 +15,7 @@ from trp_export.inputs.image_set import ImageSet
 from trp_export.inputs.pictures import open_picture
 from trp_export.inputs.placement import Placement
 from trp_export.metrics.label_pictures import matching
-from trp_export.metrics.sample import Array, Batch, Outputs, Sample, placements
+from trp_export.metrics.sample import Array, Outputs, Sample, Span, placements
 from trp_export.metrics.score import Detail, Score, jackknife_error
 
 Map = NDArray[np.uint8]
@@ -38,14 +38,14 @@ class Segmentation:
     labels: Sequence[Path] | None
     placements: Sequence[Placement]
 
-    def predict(self, outputs: Outputs, batch: Batch) -> list[Any]:
+    def predict(self, outputs: Outputs, span: Span) -> list[Any]:
         """With labels, the counts of each image (3, classes); without, its map of classes (H, W)."""
         maps = self._maps(outputs[0])
         if self.labels is None:
             return list(maps)
         return [
             self._counts_of(
-                own, read_label_picture(self.labels[batch.start + index]), self.placements[batch.start + index], batch
+                own, read_label_picture(self.labels[span.start + index]), self.placements[span.start + index], span
             )
             for index, own in enumerate(maps)
         ]
@@ -81,15 +81,15 @@ class Segmentation:
         finite = np.isfinite(output).all(axis=axis)
         return np.where(finite, output.argmax(axis=axis), _NO_CLASS).astype(np.uint8)
 
-    def _counts_of(self, own: Map, label: Map, placement: Placement, batch: Batch) -> Counts:
+    def _counts_of(self, own: Map, label: Map, placement: Placement, span: Span) -> Counts:
         """Counts where the network was fed what the label has; a map of another size is read at the label's pixels."""
         if label.shape != placement.size:
             raise LoadError(
                 f"a label picture has {label.shape[1]} x {label.shape[0]} pixels, and its image "
                 f"{placement.size[1]} x {placement.size[0]}."
             )
-        rows = _places(label.shape[0], placement.scale_y, placement.top, batch.size[0], own.shape[0])
-        columns = _places(label.shape[1], placement.scale_x, placement.left, batch.size[1], own.shape[1])
+        rows = _places(label.shape[0], placement.scale_y, placement.top, span.size[0], own.shape[0])
+        columns = _places(label.shape[1], placement.scale_x, placement.left, span.size[1], own.shape[1])
         fed = np.ix_(rows >= 0, columns >= 0)
         return _counts(own[np.ix_(rows[rows >= 0], columns[columns >= 0])], label[fed], self.classes)
 

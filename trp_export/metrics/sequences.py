@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from trp_export.errors import LoadError
-from trp_export.metrics.sample import Array, Batch, Outputs, Sample
+from trp_export.metrics.sample import Array, Outputs, Sample, Span
 from trp_export.metrics.score import Score, paired_error
 from trp_export.system.files import read_bounded
 
@@ -33,7 +33,7 @@ class Sequences:
     blank: int
     labels: Sequence[Text] | None
 
-    def predict(self, outputs: Outputs, batch: Batch) -> list[Text]:
+    def predict(self, outputs: Outputs, span: Span) -> list[Text]:
         """The classes that each image reads, without repetitions and blanks; classes that are chosen as they are."""
         scores = outputs[0]
         if scores.dtype.kind in "iu":

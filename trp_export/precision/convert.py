@@ -18,6 +18,8 @@ from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.graph.prepare import remove_unused
 from trp_export.graph.shapes import input_shapes
 from trp_export.inputs.samples import Batch
+from trp_export.metrics.classes import are_classes
+from trp_export.metrics.recognise import is_embedding
 from trp_export.metrics.score import Score
 from trp_export.precision.fp16 import to_fp16
 from trp_export.precision.int8 import shown_and_held_out, to_int8
@@ -134,7 +136,7 @@ def _compare(model: ir.Model, made: ir.Model, batches: Batches) -> Parity:
     answers = find_answers(model)
     before, after = run_answers(model, answers, batches), run_answers(made, answers, batches, ROUNDED)
     first = next(iter(before.values()), None)
-    classes = first is not None and first.ndim > 1 and first.size == len(first) * first.shape[1] > len(first)
+    classes = first is not None and are_classes(first, len(first)) and not is_embedding(first)
     images = sum(len(batch) for batch in batches)
     apart = answer_divergence(answers, before, after)
     return Parity(images, agreement(before, after) if classes else None, apart)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trp_export.graph.cost import Cost
 from trp_export.latency.forecast import Forecast
 from trp_export.load import Source
+from trp_export.metrics.names import without_folder
 from trp_export.options import Options
 from trp_export.planning.frontier import Frontier
 from trp_export.planning.plan import Decision, Plan
@@ -139,7 +140,7 @@ class Report:
         return {
             "schema": SCHEMA,
             "source": {"name": self.source.name, "arch": self.source.arch},
-            "options": _plain(self.options),
+            "options": _plain(_without_folders(self.options)),
             "versions": versions(),
             "environment": {"system": platform.platform(), "machine": platform.machine()},
             "before": asdict(self.before),
@@ -209,6 +210,12 @@ def _layer(decision: Decision, layer_ms: Mapping[str, tuple[float, float]]) -> d
         "ms_after": pair_ms,
         "reason": decision.reason,
     }
+
+
+def _without_folders(options: Options) -> Options:
+    """The options with files named in the metric by name only."""
+    images = options.images
+    return options if images is None else replace(options, images=replace(images, metric=without_folder(images.metric)))
 
 
 def _plain(value: object) -> Any:

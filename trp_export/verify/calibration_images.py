@@ -13,7 +13,8 @@ import onnx_ir as ir
 from trp_export.errors import VerifyError
 from trp_export.graph.prepare import prepare
 from trp_export.inputs.samples import Batch, input_types
-from trp_export.metrics.classes import top1
+from trp_export.metrics.classes import are_classes, top1
+from trp_export.metrics.recognise import is_embedding
 from trp_export.runtime.distance import Distance, distance
 from trp_export.runtime.sessions import Array, CannotRunError, Inputs, join
 from trp_export.verify.parts import find_differences
@@ -110,5 +111,5 @@ def _compared(model: ir.Model, result: Path) -> tuple[tuple[str, ...], tuple[str
 
 
 def _same_class(wanted: Array, got: Array, images: int) -> float | None:
-    classes = wanted.ndim > 1 and len(wanted) == images and wanted.size == images * wanted.shape[1] > images
+    classes = wanted.ndim > 1 and are_classes(wanted, images) and not is_embedding(wanted)
     return float(np.mean(top1(wanted) == top1(got))) if classes else None

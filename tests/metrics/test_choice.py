@@ -1,0 +1,92 @@
+"""Which metric is chosen where the user names none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trp_export.errors import OptionError
+from trp_export.inputs.image_set import ImageSet
+from trp_export.inputs.preprocessing import Preprocessing
+from trp_export.metrics.choice import choose_metric
+from trp_export.metrics.recognise import kind_of
+from trp_export.metrics.sample import Sample
+
+RNG = np.random.default_rng(0)
+
+
+def sample(*outputs: np.ndarray, classes: tuple[str, ...] = ()) -> Sample:
+    return Sample(tuple(map(str, range(len(outputs)))), outputs, 1, (32, 48), 3, classes=classes)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def softmax(rows: np.ndarray) -> np.ndarray:
+    return np.asarray(np.exp(rows) / np.exp(rows).sum(axis=1, keepdims=True))
+
+
+IMAGES = ImageSet("made", np.zeros((2, 3, 32, 48), np.float32), None, Preprocessing(), 3, None, ())
+
+
+@pytest.mark.parametrize(
+    ("shown", "metric"),
+    [
+        (sample(normal(1, 10)), "top1"),
+        (sample(normal(1, 1000)), "top1"),
+        (sample(normal(1, 1000, 1, 1)), "top1"),
+        (sample(normal(1, 10), normal(1, 10)), "top1"),
+        (sample(softmax(normal(1, 128))), "top1"),
+        (sample(normal(1, 128), classes=("a", "b")), "top1"),
+        (sample(np.array([7])), "top1"),
+        (sample(normal(1, 512)), "pairs"),
+        (sample(normal(1, 100) / np.float32(np.sqrt(100))), "top1"),
+        (sample(np.full((1, 100), 0.1, np.float32)), "pairs"),
+        (sample(normal(1, 3, 64, 96)), "psnr"),
+        (sample(normal(1, 3, 24, 40)), "psnr"),
+        (sample(normal(1, 1, 32, 48)), "miou"),
+        (sample(normal(1, 21, 8, 12)), "miou"),
+        (sample(RNG.integers(0, 9, (1, 32, 48))), "miou"),
+        (sample(RNG.integers(0, 9, (1, 1, 32, 48))), "miou"),
+        (sample(normal(25, 1, 37)), "sequences"),
+        (sample(normal(1, 40, 6625)), "sequences"),
+        (sample(RNG.integers(0, 9, (1, 25))), "sequences"),
+        (sample(np.abs(normal(1, 24 + 6 + 1, 85))), "map"),
+        (sample(softmax(normal(1, 84, 31))), "map"),
+        (sample(np.float32(3.0).reshape(())), None),
+        (sample(normal(1, 5, 4, 4, 4)), None),
+    ],
+)
+def test_outputs_point_to_a_metric(shown: Sample, metric: str | None) -> None:
+    assert kind_of(shown) == metric
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "shown", "metric"),
+    [
+        ("boxes.json", "{}", sample(normal(1, 31, 85)), "map"),
+        ("labels.csv", "file,label\n0,3\n1,4\n", sample(normal(1, 512)), "top1"),
+        ("labels.csv", "0,1,same\n", sample(normal(1, 512)), "pairs"),
+        ("labels.csv", "0,12\n1,34\n", sample(normal(1, 25, 11)), "sequences"),
+        ("labels.tsv", "0\thello world\n", sample(normal(1, 25, 11)), "sequences"),
+        ("folder", None, sample(normal(1, 3, 64, 96)), "psnr"),
+        ("folder", None, sample(normal(1, 4, 64, 96)), "miou"),
+    ],
+)
+def test_labels_decide_where_there_are_any(
+    tmp_path: Path, name: str, content: str | None, shown: Sample, metric: str
+) -> None:
+    labels = tmp_path / name
+    if content is None:
+        labels.mkdir()
+    else:
+        labels.write_text(content)
+    assert choose_metric(shown, IMAGES, labels) == metric
+
+
+def test_nothing_that_fits_is_an_error_with_a_remedy() -> None:
+    with pytest.raises(OptionError, match=r"cannot tell what the outputs are: 0 \[1, 5, 4, 4, 4\].*FILE.py:FUNCTION"):
+        choose_metric(sample(normal(1, 5, 4, 4, 4)), IMAGES, None)

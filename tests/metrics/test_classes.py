@@ -1,0 +1,88 @@
+"""Top-1 and top-5 by a table of labels, against onnxruntime asked directly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import Command
+from models import build, run, save
+from PIL import Image
+
+COUNT = 30
+ARGUMENTS = ("model.onnx", "--rank", "1", "--no-bench", "--eval", "images", "--json")
+
+
+@pytest.fixture
+def scores(tmp_path: Path) -> np.ndarray:
+    """What the network answers for pictures in a folder."""
+    model = save(build(), tmp_path / "model.onnx")
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (COUNT, 12, 12, 3), dtype=np.uint8)
+    for index, one in enumerate(pixels):
+        Image.fromarray(one).save(tmp_path / f"images/{index:02}.png")
+    fed = (pixels.transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32)
+    return np.asarray(run(model, {"image": fed})[0])
+
+
+def write(path: Path, labels: np.ndarray, head: str = "file,label,name\n") -> None:
+    path.write_text(head + "".join(f"{index:02}.png,{label},x\n" for index, label in enumerate(labels)))
+
+
+@pytest.mark.parametrize("metric", ["auto", "top1", "top5"])
+def test_labels_are_read_from_a_table(trp: Command, scores: np.ndarray, tmp_path: Path, metric: str) -> None:
+    labels = np.random.default_rng(1).integers(0, 10, COUNT)
+    write(tmp_path / "labels.csv", labels)
+    outcome = trp(*ARGUMENTS, "--labels", "labels.csv", "--metric", metric)
+    assert outcome.code == 0, outcome.err
+    score = json.loads(outcome.out)["deviation"]["score"]
+    order = np.argsort(-scores, axis=1)
+    shares = {width: float((order[:, :width] == labels[:, None]).any(axis=1).mean()) for width in (1, 5)}
+    assert score["before"] == pytest.approx(shares[5 if metric == "top5" else 1])
+    if metric != "top5":
+        assert score["details"][0]["what"] == "top-5"
+        assert score["details"][0]["before"] == pytest.approx(shares[5])
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.arange(COUNT), "labels run from 0 to 29; the network has classes 0 to 9"),
+        (np.zeros(COUNT - 1, dtype=int), "no label for 1 of 30 images, such as 29.png"),
+        (["cat"] * COUNT, "'cat' is not the number of a class"),
+    ],
+)
+def test_labels_that_do_not_fit(
+    refuses: Command, scores: np.ndarray, tmp_path: Path, labels: np.ndarray, message: str
+) -> None:
+    write(tmp_path / "labels.csv", labels)
+    assert message in refuses(3, *ARGUMENTS, "--labels", "labels.csv", "--metric", "top1")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe\x00", "is not a text in UTF-8"),
+        (b"only names\n" * 3, "no label for 30"),
+        (b"a\n", "line 1: a file name"),
+    ],
+)
+def test_files_that_are_no_table(
+    refuses: Command, scores: np.ndarray, tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "labels.csv").write_bytes(content)
+    assert message in refuses(3, *ARGUMENTS, "--labels", "labels.csv", "--metric", "top1")
+
+
+def test_labels_are_never_written_over(refuses: Command, scores: np.ndarray, tmp_path: Path) -> None:
+    write(tmp_path / "labels.json", np.zeros(COUNT, dtype=int))
+    arguments = (*ARGUMENTS[:-1], "--labels", "labels.json", "--metric", "top1", "-o", "labels.onnx")
+    assert "labels.json" in refuses(2, *arguments)
+
+
+@pytest.mark.parametrize("arguments", [("--metric", "map"), ("--labels", "x.json")])
+def test_metrics_and_labels_need_images(refuses: Command, scores: np.ndarray, arguments: tuple[str, ...]) -> None:
+    assert f"{arguments[0]} needs --eval PATH" in refuses(2, "model.onnx", "--rank", "1", *arguments)
