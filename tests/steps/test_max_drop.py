@@ -308,15 +308,15 @@ def test_bad_options(refuses: Command, model: Path, arguments: list[str], messag
     assert message in refuses(2, "model.onnx", *arguments)
 
 
-def test_a_network_that_answers_something_else(refuses: Command, inputs: np.ndarray, tmp_path: Path) -> None:
-    """Without its head the network answers maps, which have no class."""
+def test_max_drop_refuses_classes_of_a_network_that_answers_maps(
+    refuses: Command, inputs: np.ndarray, tmp_path: Path
+) -> None:
     head = CONV_NET[CONV_NET.index("    f = GlobalAveragePool") : CONV_NET.rindex("}")]
     maps = CONV_NET.replace(head, "").replace("float[N, 10] logits", "float[N, 16, 6, 6] e")
     save(build(maps.replace(", float[10, 16] fc__weight, float[10] fc__bias", "")), tmp_path / "maps.onnx")
     store(tmp_path / "eval.npz", inputs)
-    message = refuses(2, "maps.onnx", "--max-drop", "1", "--eval", "eval.npz")
-    assert "e [1, 16, 6, 6] for 1 images" in message
-    assert "Options(evaluate=...)" in message
+    message = refuses(2, "maps.onnx", "--max-drop", "1", "--eval", "eval.npz", "--metric", "top1")
+    assert "need one row of class scores for each image; the outputs for 1 images are e [1, 16, 6, 6]" in message
 
 
 @pytest.mark.parametrize(
