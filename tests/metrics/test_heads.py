@@ -59,6 +59,22 @@ def yolov8(points: int = 0) -> list[np.ndarray]:
     return [np.concatenate([made[..., :4], scores, more], axis=2).transpose(0, 2, 1)]
 
 
+def fastestdet() -> list[np.ndarray]:
+    """Cells of 8 x 8 pixels; two of them answer."""
+    height, width = SIZE[0] // 8, SIZE[1] // 8
+    made = np.zeros((1, 5 + CLASSES, height, width), dtype=np.float64)
+    made[:, 5] = 1
+    for (x, y, across, down), score, number in zip(centres(), SCORES, NUMBERS, strict=True):
+        column, row = int(x // 8), int(y // 8)
+        made[0, 0, row, column] = score ** (1 / 0.6)
+        made[0, 1, row, column] = np.arctanh(x / 8 - column)
+        made[0, 2, row, column] = np.arctanh(y / 8 - row)
+        share = across / SIZE[1], down / SIZE[0]
+        made[0, 3:5, row, column] = [np.log(one / (1 - one)) for one in share]
+        made[0, 5:, row, column] = np.eye(CLASSES)[number]
+    return [made.astype(np.float32)]
+
+
 def ssd(background: bool, shares: bool) -> list[np.ndarray]:
     corners = np.tile(np.array([1, 1, 9, 9], dtype=np.float32), (1, 40, 1))
     scores = np.zeros((1, 40, CLASSES + background), dtype=np.float32)
@@ -88,6 +104,7 @@ MAKERS: list[tuple[str, Callable[[], list[np.ndarray]]]] = [
     ("yolov5", lambda: [rows(anchors=3)]),
     ("yolov8", yolov8),
     ("yolov8", lambda: yolov8(points=10)),
+    ("fastestdet", fastestdet),
     ("ssd", lambda: ssd(background=True, shares=True)),
     ("ssd", lambda: ssd(background=False, shares=False)),
     ("nms", six),

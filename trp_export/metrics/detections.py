@@ -20,7 +20,7 @@ from trp_export.system.json_fields import Fields, read_json
 
 # Without labels, the original's own detections from this score on stand for them.
 LEAST_TRUE_SCORE = 0.3
-_LARGEST_FILE = 2**29
+_LARGEST_FILE = 2**27
 _MOST_ITEMS = 10_000_000
 _LARGEST_COORDINATE = 1e6
 _MOST_CLASSES = 1_000_000
@@ -38,8 +38,8 @@ class Detections:
         """The detections of each image of a batch, in pixels of the image."""
         found = []
         for index, boxes in enumerate(self.head.decode(outputs, span.size)):
-            kept = boxes.usable.take(np.arange(min(len(boxes.usable), MOST_BOXES))) if self.head.suppressed else None
-            kept = suppress(boxes) if kept is None else kept
+            kept = boxes.usable if self.head.suppressed else suppress(boxes)
+            kept = kept.take(np.arange(min(len(kept), MOST_BOXES)))
             kept = Boxes(self.placements[span.start + index].to_image(kept.corners), kept.scores, kept.classes)
             found.append(kept.take(np.all(kept.corners[:, 2:] > kept.corners[:, :2], axis=1)))
         return found
@@ -49,6 +49,7 @@ class Detections:
         truth = [_as_truth(boxes) for boxes in before] if self.truth is None else self.truth[: len(before)]
         first, second = mean_average_precision(before, truth), mean_average_precision(after, truth)
         labelled = self.truth is not None
+        boxes = sum(len(one.classes) for one in truth)
         return Score(
             metric="map",
             what="mAP" if labelled else "mAP against the original's detections",
@@ -58,7 +59,7 @@ class Detections:
             error=jackknife_error(second.left_out - first.left_out),
             labelled=labelled,
             details=(Detail("AP50", first.at_50, second.at_50),),
-            remark=f"{sum(len(one.classes) for one in truth):,} boxes, decoded as {self.head.name}",
+            remark=f"{boxes:,} {'true' if labelled else 'original'} boxes; outputs are decoded as {self.head.name}",
         )
 
 

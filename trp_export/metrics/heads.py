@@ -70,6 +70,24 @@ def yolov8(outputs: Outputs, size: Size, classes: int | None = None) -> list[Box
     return [_best_class(corners_of(row[:, :4]), row[:, 4:last]) for row in rows]
 
 
+def fastestdet(outputs: Outputs, size: Size) -> list[Boxes]:
+    """(n, 5 + classes, height, width): objectness, offset, size, classes.
+
+    X. Ma, "FastestDet" (2022), handle_preds: as shares of the input, centre = (tanh(xy) + cell) / cells and size =
+    sigmoid(wh); score = objectness^0.6 * class^0.4.
+    """
+    maps = outputs[0].astype(np.float64)
+    height, width = maps.shape[2:]
+    rows, columns = np.mgrid[:height, :width]
+    x, y = (np.tanh(maps[:, 1]) + columns) / width, (np.tanh(maps[:, 2]) + rows) / height
+    boxes = np.stack([x, y, *(1 / (1 + np.exp(-np.clip(maps[:, index], -60, 60))) for index in (3, 4))], axis=-1)
+    scores = np.maximum(maps[:, :1], 0) ** 0.6 * np.maximum(maps[:, 5:], 0) ** 0.4
+    return [
+        _best_class(_in_pixels(corners_of(own.reshape(-1, 4)), size, shares=True), score.reshape(len(score), -1).T)
+        for own, score in zip(boxes, scores, strict=True)
+    ]
+
+
 def ssd(outputs: Outputs, size: Size, boxes: int, scores: int, background: bool, shares: bool) -> list[Boxes]:
     """Corners (n, priors, 4) that the network has decoded, and scores (n, priors, classes); class 0 may be none."""
     corners = _in_pixels(outputs[boxes], size, shares)
@@ -182,6 +200,15 @@ def _find_yolov8(sample: Sample, wanted: bool) -> Head | None:
     return Head("yolov8", partial(yolov8, classes=classes)) if classes else None
 
 
+def _find_fastestdet(sample: Sample, wanted: bool) -> Head | None:
+    """Objectness within 0..1 and classes that add up to 1 mark the map; a map of classes has neither."""
+    maps = sample.first
+    if maps.ndim != 4 or len(sample.outputs) != 1 or maps.shape[1] < 6 or maps.dtype.kind != "f":
+        return None
+    shares = bool(((maps[:, 0] >= 0) & (maps[:, 0] <= 1)).all()) and np.allclose(maps[:, 5:].sum(axis=1), 1, atol=1e-2)
+    return Head("fastestdet", fastestdet) if shares or wanted else None
+
+
 def _find_ssd(sample: Sample, wanted: bool) -> Head | None:
     for boxes, corners in enumerate(sample.outputs):
         if corners.ndim != 3 or corners.shape[2] != 4 or not _are_corners(corners):
@@ -246,6 +273,7 @@ _FINDERS: dict[str, Callable[[Sample, bool], Head | None]] = {
     "nms": _find_nms,
     "ssd": _find_ssd,
     "yolox": _find_yolox,
+    "fastestdet": _find_fastestdet,
     "yolov5": _find_yolov5,
     "yolov8": _find_yolov8,
 }

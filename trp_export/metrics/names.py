@@ -7,7 +7,7 @@ from typing import Final
 
 AUTO: Final = "auto"
 METRICS: Final = ("top1", "top5", "map", "miou", "psnr", "ssim", "pairs", "sequences")
-HEADS: Final = ("yolov5", "yolov8", "yolox", "ssd", "nms")
+HEADS: Final = ("yolov5", "yolov8", "yolox", "fastestdet", "ssd", "nms")
 
 
 def read_metric(text: str) -> str:

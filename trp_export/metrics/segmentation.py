@@ -66,7 +66,6 @@ class Segmentation:
             error=jackknife_error(alone) if len(alone) > 1 else None,
             labelled=self.labels is not None,
             details=(Detail("right pixels", _right(first.sum(0)), _right(second.sum(0))),),
-            remark=f"{self.classes} classes",
         )
 
     def _maps(self, output: Array) -> Map:

@@ -14,16 +14,16 @@ from trp_export.report.wording import percent, size
 if TYPE_CHECKING:
     from trp_export.bench import Measurement
 
-HEADS = ("", "file", "latency, ms", "vs original", "vs int8 alone", "same class", "divergence", "evaluation")
+HEADS = ("", "file", "latency, ms", "vs original", "vs int8 alone", "same class", "divergence")
 _EXPLANATION = (
-    "Class and divergence (squared distance over the variance of the outputs) compare each form with the float model "
-    "that it was made from, on calibration images that did not set its ranges."
+    "Divergence (squared distance over the variance of the outputs) and, for classifiers, the same class compare each "
+    "form with the float model that it was made from, on calibration images that did not set its ranges."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One form: its cells under HEADS. `note` says how it was made, or why it may not ship."""
+    """One form: its cells under HEADS and the metric of --eval. `note` says how it was made, or why it may not ship."""
 
     cells: tuple[str, ...]
     shipped: bool
@@ -36,12 +36,13 @@ def lines(report: Report) -> tuple[tuple[str, ...], list[Line]]:
         return (), []
     ordered = sorted(report.forms.variants, key=lambda variant: variant.low_rank)
     rows = [_cells(report, variant) for variant in ordered]
-    columns = [index for index in range(len(HEADS)) if index == 0 or any(cells[index] for cells in rows)]
+    heads = (*HEADS, next((one.judged.what for one in ordered if one.judged), ""))
+    columns = [index for index in range(len(heads)) if index == 0 or any(cells[index] for cells in rows)]
     found = [
         Line(tuple(cells[index] for index in columns), variant is report.forms.chosen, variant.refused or variant.how)
         for variant, cells in zip(ordered, rows, strict=True)
     ]
-    return tuple(HEADS[index] for index in columns), found
+    return tuple(heads[index] for index in columns), found
 
 
 def _cells(report: Report, variant: Variant) -> tuple[str, ...]:
