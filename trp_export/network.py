@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -126,6 +127,7 @@ def analyse(
         remove_unused(prepared)
     save_model(prepared, file, apart=True)
     model = ir.load(file)
+    _read_from_disk(prepared, model)
     completed, shapes = _run_or_infer(model, file, inputs, data)
     return Network(
         source=replace(source, model=model),
@@ -145,6 +147,13 @@ def analyse(
     )
 
 
+def _read_from_disk(model: ir.Model, saved: ir.Model) -> None:
+    """Give a model the weights of its copy on disk, so that those in memory can go."""
+    for name, value in model.graph.initializers.items():
+        value.const_value = saved.graph.initializers[name].const_value
+    gc.collect()  # Graphs are full of cycles, which hold on to weights.
+
+
 def measure_layers(
     network: Network, selection: Selection, saved: Sequence[Choice], progress: Progress
 ) -> tuple[Layer, ...]:
@@ -157,7 +166,10 @@ def measure_layers(
 
     def measure(place: LocatedSite) -> Layer:
         site = replace(place.site, refusal=place.site.refusal or left_out(place.site.name, selection))
-        return Layer(site, () if site.refusal else _curves(place, selection, by_name.get(site.name)))
+        curves = () if site.refusal else _curves(place, selection, by_name.get(site.name))
+        if place.weight is not None:
+            place.release()
+        return Layer(site, curves)
 
     return tuple(map_layers(measure, network.located, partial(progress, "singular values")))
 

@@ -103,13 +103,13 @@ def test_external_data_is_hashed_and_kept_inside_its_folder(conv_net: Path, tmp_
     data.write_bytes(data.read_bytes()[:-1] + b"\x01")
     assert read_cases([path])[0].sha256 != before.sha256
     data.unlink()
-    with pytest.raises(LoadError, match="which is missing"):
+    with pytest.raises(LoadError, match=r"is missing|leads out of"):
         read_cases([path])
     loose = onnx.load(path, load_external_data=False)
     for tensor in loose.graph.initializer:
         tensor.external_data[0].value = "../../etc/passwd"
     onnx.save(loose, path)
-    with pytest.raises(LoadError, match="outside its own folder"):
+    with pytest.raises(LoadError, match="outside the model's folder"):
         read_cases([path])
 
 

@@ -182,7 +182,7 @@ def test_missing_and_unreadable_files(refuses: Command, tmp_path: Path) -> None:
     (tmp_path / "empty.onnx").touch()
     assert "empty.onnx is empty" in refuses(3, "empty.onnx", *RULE)
     (tmp_path / "noise.onnx").write_bytes(np.random.default_rng(0).bytes(1000))
-    assert "noise.onnx is not an ONNX file, or a damaged one" in refuses(3, "noise.onnx", *RULE)
+    assert "noise.onnx is not an ONNX model, or a damaged one" in refuses(3, "noise.onnx", *RULE)
     if os.getuid():
         save(build(), tmp_path / "secret.onnx").chmod(0)
         assert "cannot be read: Permission denied" in refuses(3, "secret.onnx", *RULE)

@@ -64,10 +64,10 @@ def test_model_files_are_the_model_and_its_data(tmp_path: Path) -> None:
     (tmp_path / "w.bin").write_bytes(bytes(8))
     assert model_files(path) == (path, tmp_path / "w.bin")
     (tmp_path / "w.bin").unlink()
-    with pytest.raises(LoadError, match=r"needs its data file 'w\.bin' beside it, which is missing"):
+    with pytest.raises(LoadError, match=r"external data w\.bin is missing; put it beside the model"):
         model_files(path)
     (tmp_path / "w.bin").symlink_to("/dev/zero")
-    with pytest.raises(LoadError, match="which is missing"):
+    with pytest.raises(LoadError, match=r"is missing|leads out of"):
         model_files(path)
 
 
@@ -84,14 +84,14 @@ def test_model_files_behind_links_into_one_folder_are_found(tmp_path: Path) -> N
     (snapshot / "w.bin").unlink()
     (tmp_path / "elsewhere").write_bytes(bytes(8))
     (snapshot / "w.bin").symlink_to("../elsewhere")
-    with pytest.raises(LoadError, match="which is missing"):
+    with pytest.raises(LoadError, match=r"is missing|leads out of"):
         model_files(snapshot / "m.onnx")
 
 
 @pytest.mark.parametrize("location", ["../w.bin", "/etc/passwd", "a/../../w.bin", "..\\w.bin", ""])
 def test_data_outside_the_folder_is_refused(tmp_path: Path, location: str) -> None:
     (tmp_path / "m.onnx").write_bytes(with_weight(location).SerializeToString())
-    with pytest.raises(LoadError, match="outside its own folder"):
+    with pytest.raises(LoadError, match="outside the model's folder"):
         model_files(tmp_path / "m.onnx")
 
 

@@ -72,6 +72,32 @@ def test_data_that_are_missing_or_a_pointer_are_named(tmp_path: Path) -> None:
         weight(tmp_path / "model" / "model.onnx")
 
 
+def test_a_loop_of_links_or_a_second_name_is_refused(tmp_path: Path) -> None:
+    save_apart(tmp_path / "model")
+    data = tmp_path / "model" / "model.onnx_data"
+    (tmp_path / "second").hardlink_to(data)
+    with pytest.raises(LoadError, match=r"has a second name \(a hard link\); give it a copy"):
+        weight(tmp_path / "model" / "model.onnx")
+    data.unlink()
+    data.symlink_to(data.name)
+    with pytest.raises(LoadError, match=r"model\.onnx_data (cannot be read|is missing)"):
+        weight(tmp_path / "model" / "model.onnx")
+
+
+def test_tensors_in_any_attribute_stay_in_the_folder(tmp_path: Path) -> None:
+    tensor = TensorProto(name="t", data_type=TensorProto.FLOAT, dims=(4,), data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../secret")
+    (tmp_path / "secret").write_bytes(bytes(16))
+    model = build(NET)
+    attribute = onnx.AttributeProto(name="values", type=onnx.AttributeProto.TENSORS, tensors=[tensor])
+    model.graph.node.add(op_type="Odd", domain="own", input=["x"], output=["odd"]).attribute.append(attribute)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(LoadError, match="points outside the model's folder"):
+        load_onnx(tmp_path / "model" / "m.onnx", LoadOptions())
+
+
 def test_location_of_any_length_is_a_load_error(tmp_path: Path) -> None:
     save_apart(tmp_path / "model")
     path = tmp_path / "model" / "model.onnx"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 
 from trp_export.errors import LoadError, OutputError, first_line
+from trp_export.graph.large_files import write_model
 from trp_export.system.files import read_bounded, require_fetched
 
 # The most that protobuf can hold in one message.
@@ -21,15 +23,16 @@ _INLINE_BYTES = 1_900_000_000
 def save_model(model: ir.Model, path: Path, apart: bool = False) -> None:
     """Write a model. Weights go to `<name>.data` beside it where the file cannot hold them, or with `apart`.
 
-    With `apart` they are written one by one and read back only when used, so that memory never holds a second copy.
+    They are written one by one, so that memory never holds a second copy.
     Raises OutputError.
     """
     tensors = (value.const_value for value in model.graph.initializers.values())
     apart = apart or sum(tensor.nbytes for tensor in tensors if tensor is not None) > _INLINE_BYTES
     try:
-        if not apart:
-            ir.external_data.load_to_model(model)
-        ir.save(model, path, external_data=f"{path.name}.data" if apart else None)
+        if apart:
+            ir.save(model, path, external_data=f"{path.name}.data")
+        else:
+            write_model(model, path)
     except OSError as error:
         raise OutputError(f"{path.name} cannot be written: {error.strerror or error}.") from error
 
@@ -63,7 +66,7 @@ def external_files(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
     They lie in the folder of `path`, or are links into the folder of the file that `path` is a link to, as model hubs
     keep them. Raises LoadError for those that are missing or lie elsewhere.
     """
-    return tuple(_external_file(location, path) for location in sorted(external_locations(proto)))
+    return tuple(external_file(location, path) for location in sorted(external_locations(proto)))
 
 
 def external_locations(proto: onnx.ModelProto) -> set[str]:
@@ -91,18 +94,26 @@ def nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         yield from _nodes(function.node)
 
 
-def _external_file(location: str, path: Path) -> Path:
+def external_file(location: str, path: Path) -> Path:
+    """The plain file that a location in a model leads to. Raises LoadError."""
     place = PurePosixPath(location.replace("\\", "/"))
     if place.is_absolute() or ".." in place.parts or not place.parts:
-        raise LoadError(f"{path} names a data file outside its own folder: {location!r}.")
+        raise LoadError(f"{path}: external data {location[:100]!r} points outside the model's folder.")
     file = path.parent / place
     try:
+        target, is_plain = file.resolve(), file.is_file()
         folders = (path.parent.resolve(), path.resolve().parent)
-        found = file.is_file() and any(file.resolve().is_relative_to(folder) for folder in folders)
-    except (OSError, ValueError):
-        found = False
-    if not found:
-        raise LoadError(f"{path} needs its data file {location!r} beside it, which is missing.")
+        names = target.stat().st_nlink if is_plain else 1
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links.
+        raise LoadError(f"{path}: external data {location[:100]} cannot be read: {first_line(error)}.") from error
+    if not is_plain:
+        raise LoadError(f"{path}: external data {location[:100]} is missing; put it beside the model.")
+    if not any(target.is_relative_to(folder) for folder in folders):
+        raise LoadError(
+            f"{path}: external data {location[:100]} is a link that leads out of the model's folder ({target})."
+        )
+    if names > 1:  # onnx and onnx_ir refuse it too.
+        raise LoadError(f"{path}: external data {location[:100]} has a second name (a hard link); give it a copy.")
     require_fetched(file)
     return file
 
@@ -116,16 +127,23 @@ def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
     for attribute in (attribute for node in nodes for attribute in node.attribute):
-        yield from (attribute.t, *attribute.tensors)
-        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+        yield from _present(attribute, "t", attribute.tensors)
+        for sparse in _present(attribute, "sparse_tensor", attribute.sparse_tensors):
             yield from (sparse.values, sparse.indices)
-        for graph in (attribute.g, *attribute.graphs):
+        for graph in _present(attribute, "g", attribute.graphs):
             yield from _graph_tensors(graph)
+
+
+def _present(attribute: onnx.AttributeProto, field: str, others: Iterable[Any]) -> Iterator[Any]:
+    """A field of an attribute if it is set, then `others`. A field that is not set must not be changed."""
+    if attribute.HasField(field):
+        yield getattr(attribute, field)
+    yield from others
 
 
 def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     for node in nodes:
         yield node
         for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
+            for graph in _present(attribute, "g", attribute.graphs):
                 yield from _nodes(graph.node)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from math import prod
 
@@ -22,8 +23,8 @@ import onnx_ir as ir
 
 from trp_export.graph.kernels import SPATIAL, as_kernel, as_weight, group_of, kernel_axes
 from trp_export.graph.sites import LocatedSite
-from trp_export.graph.weights import add_initializer, find_constant, set_value, spatial_attribute
-from trp_export.lowrank.branches import Pairs, sum_products
+from trp_export.graph.weights import add_initializer, find_constant, set_later, set_value, spatial_attribute
+from trp_export.lowrank.branches import Pairs, stored_kernel
 from trp_export.lowrank.factor import Factors
 from trp_export.lowrank.schemes import Array, Branch, Scheme, describe, pair_shape
 from trp_export.lowrank.site import Site
@@ -64,18 +65,32 @@ def rewrite(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], factors
 
 
 def set_products(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], factors: Mapping[str, Pairs]) -> None:
-    """Set each chosen layer's kernel to the product of its factors, in place: the reference for the pairs."""
+    """Set each chosen layer's kernel to the product of its factors, in place: the reference for the pairs.
+
+    Products are computed when they are used.
+    """
     places = {place.site.name: place for place in located}
     for change in plan.changed:
         site = change.site
-        set_kernel(places[site.name], sum_products(factors[site.name], change.branches, site.kernel_shape, site.group))
+        set_later(
+            places[site.name].constant.root,
+            partial(_product, places[site.name], factors[site.name], change),
+        )
+
+
+def _product(place: LocatedSite, pairs: Pairs, change: Change) -> Array:
+    return _as_stored(place, stored_kernel(pairs, change.branches, place.site.kernel_shape, place.site.group))
 
 
 def set_kernel(place: LocatedSite, kernel: Array) -> None:
     """Give a layer another kernel (n, c/group, *k), stored as its weight is."""
-    constant = place.constant
+    set_value(place.constant.root, _as_stored(place, kernel))
+
+
+def _as_stored(place: LocatedSite, kernel: Array) -> Array:
+    axes = place.constant.axes
     weight = as_weight(place.nodes[0], kernel, place.site.group)
-    set_value(constant.root, weight.transpose([constant.axes.index(axis) for axis in range(weight.ndim)]))
+    return weight.transpose([axes.index(axis) for axis in range(weight.ndim)])
 
 
 def stored_order(place: LocatedSite) -> tuple[int, ...]:

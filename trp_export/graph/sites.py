@@ -12,7 +12,7 @@ import onnx_ir as ir
 from trp_export.graph.cost import is_counted, node_macs
 from trp_export.graph.kernels import SPATIAL, as_kernel, group_of, is_transposed_matrix, kernel_shape
 from trp_export.graph.shapes import Run, Runs, Shape, node_key
-from trp_export.graph.weights import Constant, find_constant, find_readers, spatial_attribute
+from trp_export.graph.weights import Constant, find_constant, find_readers, release, spatial_attribute
 from trp_export.lowrank.schemes import Array
 from trp_export.lowrank.site import Site, Use
 
@@ -47,6 +47,11 @@ class LocatedSite:
     def kernel(self) -> Array:
         """The weight as (n, c/group, *k)."""
         return as_kernel(self.nodes[0], self.constant.array(), self.site.group)
+
+    def release(self) -> None:
+        """Let go of the memory that a weight on disk takes since it was used; it can be used again."""
+        if self.constant.root.const_value is not None:
+            release([self.constant.root.const_value])
 
 
 def find_sites(model: ir.Model, runs: Runs) -> tuple[LocatedSite, ...]:

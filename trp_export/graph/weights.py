@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import mmap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -12,6 +13,7 @@ import onnx_ir as ir
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Array
 
+_LARGE_BYTES = 1 << 20
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
@@ -43,6 +45,23 @@ class Constant:
         if tensor is None:
             raise ValueError(f"{self.root.name} has no value")
         return tensor
+
+
+def large_weights(model: ir.Model) -> list[ir.TensorProtocol]:
+    """The weights of more than a megabyte, which are worth a call of `release`."""
+    weights = (value.const_value for value in model.graph.initializers.values())
+    return [weight for weight in weights if weight is not None and weight.nbytes > _LARGE_BYTES]
+
+
+def release(weights: Iterable[ir.TensorProtocol]) -> None:
+    """Let go of the memory that weights on disk take since they were used; they can be used again.
+
+    The system would do so itself when memory runs short; until then it counts as memory of this process.
+    """
+    for weight in weights:
+        mapped = getattr(weight, "raw", None)
+        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def find_constant(value: ir.Value | None) -> Constant | None:
@@ -87,7 +106,7 @@ def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType
     unique, count = name, 1
     while unique in graph.initializers:
         unique, count = f"{name}.{count}", count + 1
-    tensor = ir.tensor(np.asarray(array.astype(dtype.numpy()), order="C"), dtype=dtype, name=unique)
+    tensor = ir.tensor(np.ascontiguousarray(array, dtype.numpy()), dtype=dtype, name=unique)
     value = ir.Value(name=unique, type=ir.TensorType(dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
     return value
@@ -98,7 +117,19 @@ def set_value(value: ir.Value, array: Array) -> None:
     if value.const_value is None:
         raise ValueError(f"{value.name} has no value")
     dtype = value.const_value.dtype
-    value.const_value = ir.tensor(np.ascontiguousarray(array.astype(dtype.numpy())), dtype=dtype, name=value.name)
+    value.const_value = ir.tensor(np.ascontiguousarray(array, dtype.numpy()), dtype=dtype, name=value.name)
+
+
+def set_later(value: ir.Value, make: Callable[[], Array]) -> None:
+    """Replace the value of an initializer by what `make` returns whenever it is used; its name, type and shape stay."""
+    if value.const_value is None:
+        raise ValueError(f"{value.name} has no value")
+    dtype, shape = value.const_value.dtype, ir.Shape(value.const_value.shape.numpy())
+
+    def evaluate() -> ir.TensorProtocol:
+        return ir.tensor(np.ascontiguousarray(make(), dtype.numpy()), dtype=dtype, name=value.name)
+
+    value.const_value = ir.LazyTensor(evaluate, dtype, shape, name=value.name)
 
 
 def apply_values(model: ir.Model, values: Mapping[str, Array]) -> None:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
 from trp_export.bench import median, ratio
 from trp_export.bench.devices.base import cached
 from trp_export.errors import DeviceError
+from trp_export.graph.large_files import read_model
 from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.latency.candidates import offered_ranks
@@ -142,7 +142,7 @@ def measure_network(
     subjects = _subjects(network, layers, align, table.conditions.precision, alone=not device.profiled)
     try:
         save_standin(network, Plan((), "dense"), folder / _DENSE, table.conditions.precision)
-        digest = network_digest(ir.load(network.original), str(sorted(device.shapes.items())))
+        digest = network_digest(read_model(network.original), str(sorted(device.shapes.items())))
         _fill(network, subjects, device, table, digest, folder, progress)
         original, dense = _whole(network, device, table, digest, folder)
     except DeviceError as error:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
 from trp_export.errors import LoadError, UnsupportedError, first_line
-from trp_export.load.onnx_form import check_model, complete_outputs, make_dense, model_tensors, refuse_maps
+from trp_export.graph.model_files import external_file, read_proto, tensors
+from trp_export.load.onnx_form import check_model, complete_outputs, make_dense, refuse_maps
 from trp_export.load.source import Source
 from trp_export.options import LoadOptions
-from trp_export.system.files import require_fetched
 
 LEAST_OPSET = 7
 _MOST_AXES = 32
@@ -21,7 +21,7 @@ _MOST_AXES = 32
 
 def load_onnx(path: Path, options: LoadOptions) -> Source:
     """Raises LoadError for what is not a valid ONNX file, UnsupportedError for a valid one that is too old."""
-    proto = _parse(path)
+    proto = read_proto(path)
     files = _check_tensors(proto, path)
     _check_opset(proto, path)
     complete_outputs(proto, path)
@@ -40,20 +40,10 @@ def load_onnx(path: Path, options: LoadOptions) -> Source:
     return Source(name=path.stem, model=model, path=path, bytes=size, input_shape=options.input_shape)
 
 
-def _parse(path: Path) -> onnx.ModelProto:
-    try:
-        proto = onnx.load_model(path, format="protobuf", load_external_data=False)
-    except Exception as error:  # protobuf's own errors differ between its implementations.
-        raise LoadError(f"{path} is not an ONNX file, or a damaged one ({first_line(error)}).") from error
-    if not proto.HasField("graph") or not proto.graph.node:
-        raise LoadError(f"{path} holds no graph: not an ONNX file, or a damaged one.")
-    return proto
-
-
 def _check_tensors(proto: onnx.ModelProto, path: Path) -> dict[str, Path]:
     """Check that every tensor is as large as its shape says; return the files of external data by their location."""
     files: dict[str, Path] = {}
-    for tensor in model_tensors(proto):
+    for tensor in tensors(proto):
         if len(tensor.dims) > _MOST_AXES or any(dim < 0 for dim in tensor.dims):
             raise LoadError(f"{path}: tensor {tensor.name} has a negative dimension or more than {_MOST_AXES} axes.")
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -66,7 +56,7 @@ def _check_tensors(proto: onnx.ModelProto, path: Path) -> dict[str, Path]:
 
 def _strip_tensors(proto: onnx.ModelProto) -> None:
     """Remove what a tensor says besides its values: onnx_ir would keep it."""
-    for tensor in model_tensors(proto):
+    for tensor in tensors(proto):
         tensor.ClearField("doc_string")
         tensor.ClearField("metadata_props")
 
@@ -87,20 +77,9 @@ def _check_external(tensor: onnx.TensorProto, path: Path) -> tuple[str, Path]:
     the model is a link to.
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    name = entries.get("location", "")
-    location = PurePosixPath(name.replace("\\", "/"))
-    if location.is_absolute() or ".." in location.parts or not location.parts:
-        raise LoadError(f"{path}: tensor {tensor.name} points outside the model's folder ({str(location)[:100]}).")
-    try:
-        file = (path.parent / location).resolve()
-        size = file.stat().st_size if file.is_file() else None
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{path}: external data {str(location)[:100]} cannot be read: {first_line(error)}.") from error
-    if size is None:
-        raise LoadError(f"{path}: external data {location} is missing; put it beside the model.")
-    if not any(file.is_relative_to(folder) for folder in (path.parent.resolve(), path.resolve().parent)):
-        raise LoadError(f"{path}: external data {location} is a link that leads out of the model's folder ({file}).")
-    require_fetched(path.parent / location)
+    location = entries.get("location", "")
+    file = external_file(location, path).resolve()
+    size = file.stat().st_size
     try:
         offset = int(entries.get("offset", "0"))
         length = int(entries.get("length", size - offset))
@@ -109,7 +88,7 @@ def _check_external(tensor: onnx.TensorProto, path: Path) -> tuple[str, Path]:
     if offset < 0 or length < 0 or offset + length > size:
         raise LoadError(f"{path}: external data {location} is shorter than tensor {tensor.name} says.")
     _check_size(tensor, length, path)
-    return name, file
+    return location, file
 
 
 def _base_folder(proto: onnx.ModelProto, path: Path, files: Mapping[str, Path]) -> Path:
@@ -119,7 +98,7 @@ def _base_folder(proto: onnx.ModelProto, path: Path, files: Mapping[str, Path]) 
         return path.parent
     if not all(file.is_relative_to(there) for file in files.values()):
         raise LoadError(f"{path}: some external data lie beside the link, others beside its target; put them together.")
-    for tensor in model_tensors(proto):
+    for tensor in tensors(proto):
         for entry in tensor.external_data if tensor.data_location == onnx.TensorProto.EXTERNAL else ():
             if entry.key == "location":
                 entry.value = files[entry.value].relative_to(there).as_posix()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from trp_export.errors import LoadError, UnsupportedError, first_line
+from trp_export.graph.model_files import tensors
 
 _MOST_DENSE_BYTES = 2**30
 _SMALL_BYTES = 1024
@@ -87,7 +88,7 @@ def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
             light.graph.input.append(
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
             )
-    for tensor in model_tensors(light):
+    for tensor in tensors(light):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             tensor.data_location = onnx.TensorProto.DEFAULT
             tensor.ClearField("external_data")
@@ -137,30 +138,8 @@ def _dense(sparse: onnx.SparseTensorProto, dtype: np.dtype[Any]) -> NDArray[Any]
     return dense
 
 
-def _attribute_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            for inner in inner_graphs(attribute):
-                yield from graph_tensors(inner)
-
-
-def graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """All tensors of a graph and of the graphs in it."""
-    yield from graph.initializer
-    yield from _attribute_tensors(graph.node)
-
-
 def inner_graphs(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
     """The graphs that an attribute holds: branches and bodies."""
     if attribute.HasField("g"):
         yield attribute.g
     yield from attribute.graphs
-
-
-def model_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """All tensors of a model, those of its functions included."""
-    yield from graph_tensors(proto.graph)
-    for function in proto.functions:
-        yield from _attribute_tensors(function.node)

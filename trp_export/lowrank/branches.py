@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from trp_export.lowrank.calibrated import calibrated_pair, output_errors, output_variance
-from trp_export.lowrank.factor import Factors, Float64, factorise, product
+from trp_export.lowrank.factor import Factors, Float64, factorise, product, stored_product
 from trp_export.lowrank.schemes import Array, Branch, Branches, Scheme
 
 # The factors of a layer's branches, in their order.
@@ -45,10 +45,19 @@ def calibrate_branches(kernel: Array, branches: Branches, group: int, covariance
 
 def sum_products(pairs: Sequence[Factors], branches: Branches, kernel_shape: Sequence[int], group: int) -> Float64:
     """The dense kernel (n, c/group, *k) that equals the sum of the branches."""
-    total = np.zeros(kernel_shape)
-    for factors, branch in zip(pairs, branches, strict=True):
-        total += product(factors, branch.scheme, kernel_shape, group)
+    total, *others = (
+        product(factors, branch.scheme, kernel_shape, group) for factors, branch in zip(pairs, branches, strict=True)
+    )
+    for other in others:
+        total += other
     return total
+
+
+def stored_kernel(pairs: Sequence[Factors], branches: Branches, kernel_shape: Sequence[int], group: int) -> Array:
+    """The same, in the precision of the factors where there is one pair."""
+    if len(pairs) == 1:
+        return stored_product(pairs[0], branches[0].scheme, kernel_shape, group)
+    return sum_products(pairs, branches, kernel_shape, group)
 
 
 def residual(kernel: Array, pairs: Sequence[Factors], branches: Branches, group: int) -> Array:

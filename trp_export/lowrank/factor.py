@@ -6,16 +6,19 @@ SVD of an n x (c kh kw) matrix, and accurate to about 1e-8 of the largest one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import blas, eigh
 
 from trp_export.lowrank.schemes import Array, Scheme, fold, fold_pair, unfold
 
 Float64 = NDArray[np.float64]
 _CHUNK_BYTES = 64 * 2**20
+# Above this side of a Gram matrix its decomposition takes its place in memory, and factors have the kernel's precision.
+_LARGE = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,11 @@ def factorise(kernel: Array, scheme: Scheme, group: int, rank: int) -> Factors:
 
 def product(factors: Factors, scheme: Scheme, kernel_shape: Sequence[int], group: int) -> Float64:
     """The dense kernel (n, c/group, *k) that equals a pair."""
+    return np.asarray(stored_product(factors, scheme, kernel_shape, group), dtype=np.float64)
+
+
+def stored_product(factors: Factors, scheme: Scheme, kernel_shape: Sequence[int], group: int) -> Array:
+    """The dense kernel (n, c/group, *k) that equals a pair, in the precision of the factors."""
     slices_in, slices_out = scheme.slices(kernel_shape, group)
     matrices = group * slices_in * slices_out
     rank = factors.reduce.shape[0] // matrices
@@ -63,42 +71,68 @@ def product(factors: Factors, scheme: Scheme, kernel_shape: Sequence[int], group
     out_channels = kernel_shape[0] // (group * slices_out)
     columns = factors.expand.reshape(group * slices_out, out_channels, slices_in * rank, -1)
     right = np.swapaxes(columns, 1, 2).reshape(matrices, rank, -1)
-    return np.asarray(fold(left @ right, scheme, kernel_shape, group), dtype=np.float64)
+    return fold(left @ right, scheme, kernel_shape, group)
 
 
-def _truncated_svd(matrices: Array, rank: int) -> tuple[Float64, Float64]:
+def _truncated_svd(matrices: Array, rank: int) -> tuple[Array, Array]:
     """(matrices, rows, columns) -> (matrices, rows, r), (matrices, r, columns)."""
     count, rows, columns = matrices.shape
-    left, right = np.empty((count, rows, rank)), np.empty((count, rank, columns))
+    dtype = matrices.dtype if min(rows, columns) > _LARGE else np.dtype(np.float64)
+    left, right = np.empty((count, rows, rank), dtype), np.empty((count, rank, columns), dtype)
     for index, matrix in enumerate(matrices):
         wide = rows <= columns
-        small = matrix if wide else matrix.T
-        values, vectors = np.linalg.eigh(_gram(small))
-        basis = vectors[:, ::-1][:, :rank]
-        root = np.maximum(values[::-1][:rank], 0.0) ** 0.25
-        other = basis.T @ small
+        small, near, far = (matrix, left[index], right[index]) if wide else (matrix.T, right[index].T, left[index].T)
+        values, basis = _largest_eigenvectors(_gram(small), rank)
+        root = np.maximum(values, 0.0) ** 0.25
         scale = np.divide(1.0, root, out=np.zeros_like(root), where=root > 0)
-        near, far = basis * root, other * scale[:, None]
-        left[index], right[index] = (near, far) if wide else (far.T, near.T)
+        for part in _slices(small):
+            far[:, part] = (basis.T @ small[:, part]) * scale[:, None]
+        np.multiply(basis, root, out=near, casting="same_kind")
     return left, right
+
+
+def _largest_eigenvectors(gram: Float64, rank: int) -> tuple[Float64, Float64]:
+    """The `rank` largest eigenvalues, descending, and their vectors as columns. A large matrix is overwritten."""
+    if len(gram) > _LARGE:
+        first = len(gram) - rank
+        values, vectors = eigh(gram, lower=True, overwrite_a=True, subset_by_index=(first, len(gram) - 1))
+    else:
+        values, vectors = np.linalg.eigh(gram)
+    return values[::-1][:rank], vectors[:, ::-1][:, :rank]
 
 
 def _gram_eigenvalues(matrices: Array) -> Float64:
     """Squared singular values, descending; values below the noise of the method are zero."""
     rows, columns = matrices.shape[1:]
     small = matrices if rows <= columns else np.swapaxes(matrices, 1, 2)
-    grams = np.stack([_gram(matrix) for matrix in small])
-    values = np.linalg.eigvalsh(grams)[:, ::-1]
+    if min(rows, columns) > _LARGE:
+        values = np.stack([eigh(_gram(matrix), lower=True, eigvals_only=True, overwrite_a=True) for matrix in small])
+    else:
+        values = np.linalg.eigvalsh(np.stack([_gram(matrix) for matrix in small]))
+    values = values[:, ::-1]
     floor = values[:, :1] * np.finfo(np.float64).eps * values.shape[1]
     return np.where(values > floor, values, 0.0)
 
 
 def _gram(matrix: Array) -> Float64:
-    """matrix @ matrix.T in float64, by slices of columns, so that no float64 copy of the whole matrix is made."""
+    """matrix @ matrix.T in float64, by slices of columns, so that no float64 copy of the whole matrix is made.
+
+    Of a large one only the lower triangle is filled.
+    """
+    rows = len(matrix)
+    total = np.zeros((rows, rows), order="F")
+    for columns in _slices(matrix):
+        part = matrix[:, columns].astype(np.float64)
+        if rows > _LARGE:
+            total = blas.dsyrk(1.0, part, beta=1.0, c=total, lower=True, overwrite_c=True)
+        else:
+            total += part @ part.T
+    return total
+
+
+def _slices(matrix: Array) -> Iterator[slice]:
+    """The columns of a matrix in pieces of some bytes."""
     rows, columns = matrix.shape
     width = max(1, _CHUNK_BYTES // (8 * rows))
-    total = np.zeros((rows, rows))
     for start in range(0, columns, width):
-        part = matrix[:, start : start + width].astype(np.float64)
-        total += part @ part.T
-    return total
+        yield slice(start, start + width)

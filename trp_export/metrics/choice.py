@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import onnx_ir as ir
 
 from trp_export.errors import LoadError, OptionError
+from trp_export.graph.large_files import read_model
 from trp_export.graph.shapes import Shape, infer_value_shapes
 from trp_export.inputs.image_set import ImageSet
 from trp_export.metrics import label_pictures
@@ -155,7 +156,7 @@ def _head(sample: Sample, wanted: str | None) -> Head:
 
 def _counted_classes(original: Path, shapes: Mapping[str, Shape]) -> int | None:
     """The length of the axis of the ArgMax that gives the first output, looked for behind operators that move it."""
-    model = ir.load(original)
+    model = read_model(original)
     value: ir.Value | None = model.graph.outputs[0]
     while value is not None and (node := value.producer()) is not None:
         value = node.inputs[0] if node.inputs else None

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from trp_export.errors import LoadError, OptionError
+from trp_export.graph.large_files import read_model
 from trp_export.inputs.description import NetworkInputs
 from trp_export.inputs.image_set import ImageSet
 from trp_export.inputs.images import load_images
@@ -57,7 +57,7 @@ class _Feed:
 
     def batches(self, model: Path) -> Iterator[Inputs]:
         """Batches that fit the model; an incomplete last one is left out where the batch size is fixed."""
-        wanted = ir.load(model)
+        wanted = read_model(model)
         fixed, dtype = fixed_batch(wanted), wanted.graph.inputs[0].dtype
         for inputs in self.images.batches(fixed or self.together):
             if fixed is None or len(inputs) == fixed or not self.spec.batched:
@@ -106,7 +106,7 @@ def _look(feed: _Feed, original: Path, source: Source) -> tuple[_Feed, Sample]:
     inputs = first[feed.spec.name]
     count = len(inputs) if feed.spec.batched else 1
     outputs = run(original, [first])
-    names = tuple(value.name or "" for value in ir.load(original).graph.outputs)
+    names = tuple(value.name or "" for value in read_model(original).graph.outputs)
     names = names if len(names) == len(outputs) else tuple(map(str, range(len(outputs))))
     sample = Sample(
         names,

@@ -14,6 +14,7 @@ from trp_export.calibration.answers import answer_divergence, find_answers, run_
 from trp_export.calibration.divergence import agreement, divergence
 from trp_export.errors import TrpError, first_line
 from trp_export.graph.fold import fold_weights
+from trp_export.graph.large_files import read_model
 from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.graph.prepare import remove_unused
 from trp_export.graph.shapes import input_shapes
@@ -106,7 +107,7 @@ def convert(
     It is compared with `source` on images `held_out`, or on those of `batches` that showed no ranges, or on noise. A
     failure makes a refused variant and no error: the float model can ship.
     """
-    model = ir.load(source)
+    model = read_model(source)
     ir.external_data.load_to_model(model)
     fold_weights(model)  # Weights that are stored behind a Cast or a DequantizeLinear.
     remove_unused(model)

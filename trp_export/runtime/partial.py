@@ -10,11 +10,16 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.errors import LoadError, UnsupportedError
+from trp_export.graph.model_files import save_model
+from trp_export.graph.weights import release
 from trp_export.inputs.description import describe_inputs
 from trp_export.runtime.sessions import CannotRunError, numpy_type, open_session, run_session
+from trp_export.system.scratch import Scratch
 
 Array = NDArray[Any]
 Types = Mapping[str, np.dtype[Any]]
+
+_LARGE_BYTES = 1 << 25
 
 
 class Tap:
@@ -35,7 +40,7 @@ class Tap:
         self.outputs = tuple(dict.fromkeys(outputs))
         try:
             part = extract(model, inputs, self.outputs, types or {})
-            self._session = open_session(serialise(part), threads=threads)
+            self._session = open_part(part, threads=threads)
         except CannotRunError as error:
             raise UnsupportedError(f"onnxruntime cannot run this model: {error}") from error
         self._dtypes = {value.name: numpy_type(value) for value in self._session.get_inputs()}
@@ -118,6 +123,21 @@ def subgraphs(attribute: ir.Attr) -> Sequence[ir.Graph]:
     if attribute.type == ir.AttributeType.GRAPH:
         return [attribute.as_graph()]
     return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else []
+
+
+def open_part(model: ir.Model, *, threads: int = 1) -> Any:
+    """A session of a model that was cut out. Raises CannotRunError.
+
+    Large weights are read from a file, which onnxruntime maps into memory, so that no copies of them are made.
+    """
+    weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    if sum(tensor.nbytes for tensor in weights) <= _LARGE_BYTES:
+        return open_session(serialise(model), threads=threads)
+    with Scratch() as scratch:
+        file = scratch.folder / "part.onnx"
+        save_model(model, file, apart=True)
+        release(weights)
+        return open_session(file, threads=threads)
 
 
 def serialise(model: ir.Model) -> bytes:

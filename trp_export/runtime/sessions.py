@@ -31,6 +31,8 @@ ORT_TYPES: Mapping[str, type[np.generic]] = {
 }
 
 _NO_LOGGING = 4
+# Of larger models onnxruntime makes no copies of weights in an order of its own; convs then take a little longer.
+_LARGE_BYTES = 1 << 26
 
 
 class CannotRunError(Exception):
@@ -59,12 +61,24 @@ def open_session(model: Path | bytes, *, threads: int = 1, optimise: bool = True
     options.log_severity_level = _NO_LOGGING
     # numpy works between two runs: threads that spin would take its cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    levels, is_large = onnxruntime.GraphOptimizationLevel, _size_bytes(model) > _LARGE_BYTES
     if not optimise:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.graph_optimization_level = levels.ORT_DISABLE_ALL
+    elif is_large:
+        options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED
+    if is_large:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base class.
         raise CannotRunError(first_line(error), model if isinstance(model, Path) else None) from error
+
+
+def _size_bytes(model: Path | bytes) -> int:
+    """With the weights in a file beside it, as `save_model` names it."""
+    if isinstance(model, bytes):
+        return len(model)
+    return sum(path.stat().st_size for path in (model, model.with_name(f"{model.name}.data")) if path.is_file())
 
 
 def run(model: Path, batches: Iterable[Inputs]) -> list[Array]:

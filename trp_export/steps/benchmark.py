@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
 from trp_export.errors import LoadError, NotFasterError, OptionError, TrpError, UnsupportedError
+from trp_export.graph.large_files import read_model
 from trp_export.graph.model_files import save_model
 from trp_export.network import Network
 from trp_export.options import Options
@@ -76,7 +75,7 @@ def without_low_rank(dense: Path, folder: Path) -> Path:
     """The original cleaned up, in `folder`; written once. What cleaning up gains is not low rank's gain."""
     cleaned = folder / "cleaned.onnx"
     if not cleaned.exists():
-        save_model(finish(ir.load(dense))[0], cleaned)
+        save_model(finish(read_model(dense))[0], cleaned)
     return cleaned
 
 

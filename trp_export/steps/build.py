@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +17,7 @@ from trp_export.graph.batch_norm import fold_batch_norm
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.cost import Cost, count_params
 from trp_export.graph.interface import require_same_interface
+from trp_export.graph.large_files import read_model
 from trp_export.graph.metadata import sign, strip_traces
 from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.graph.packed import pack_weights
@@ -96,7 +98,7 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
     save_model(model, files.result)
     params = count_params(model)
     if size_bytes(files.result) > network.original_bytes:
-        pack_weights(model, ir.load(network.original))
+        pack_weights(model, read_model(network.original))
         save_model(model, files.result)
     notes = (*(notes or _on_held_out_images(fitted)), *not_simplified)
     return Built(files, Cost(params, macs, size_bytes(files.result)), notes)
@@ -122,6 +124,7 @@ def _percent(share: float) -> str:
 def _verified(built: Built, plan: Plan, knowledge: Knowledge, work: Workspace) -> Built:
     network = knowledge.network
     work.progress("verify", 0)
+    gc.collect()  # Graphs are full of cycles, which hold on to weights.
     deviation = verify_export(
         network.source,
         network.described,

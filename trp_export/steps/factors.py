@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
+
+import numpy as np
 
 from trp_export.calibration.output_curves import LayerFactors, calibrated_factors
 from trp_export.graph.bias import takes_bias
@@ -35,7 +38,7 @@ def make_factors(
     """
     plain = _plain(network, plan, progress)
     if known is None or not known.moments or calibration is None or not plan.changed:
-        return _rounded(network, plain)
+        return plain
     calibrated = calibrated_factors(plan, network.located, known.moments, partial(progress, "factor"))
     candidates = [plain, _completed(calibrated, plain)]
     if calibration.recover:
@@ -69,10 +72,12 @@ def _plain(network: Network, plan: Plan, progress: Progress) -> LayerFactors:
         site, place = change.site, places[change.site.name]
         kernel = place.kernel()
         factors = factorise_branches(kernel, change.branches, site.group)
-        if site.name not in network.means or not takes_bias(place):
-            return factors, None
-        new = sum_products(factors, change.branches, site.kernel_shape, site.group)
-        return factors, bias_shift(kernel, new, network.means[site.name])
+        shift = None
+        if site.name in network.means and takes_bias(place):
+            new = sum_products(factors, change.branches, site.kernel_shape, site.group)
+            shift = bias_shift(kernel, new, network.means[site.name])
+        place.release()
+        return _in_type(factors, place.constant.dtype.numpy()), shift
 
     results = map_layers(make, plan.changed, partial(progress, "factor"))
     named = {change.site.name: result for change, result in zip(plan.changed, results, strict=True)}
@@ -85,8 +90,10 @@ def _rounded(network: Network, fitted: LayerFactors) -> LayerFactors:
     types = {
         place.site.name: place.constant.dtype.numpy() for place in network.located if place.site.name in fitted.factors
     }
-    factors = {
-        name: tuple(Factors(pair.reduce.astype(types[name]), pair.expand.astype(types[name])) for pair in pairs)
-        for name, pairs in fitted.factors.items()
-    }
-    return replace(fitted, factors=factors)
+    return replace(fitted, factors={name: _in_type(pairs, types[name]) for name, pairs in fitted.factors.items()})
+
+
+def _in_type(pairs: Pairs, dtype: np.dtype[Any]) -> Pairs:
+    return tuple(
+        Factors(pair.reduce.astype(dtype, copy=False), pair.expand.astype(dtype, copy=False)) for pair in pairs
+    )

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import onnx_ir as ir
-
+from trp_export.graph.large_files import read_model
 from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.metrics.evaluator import Evaluator
 from trp_export.metrics.score import Score, holds, points
@@ -139,7 +138,7 @@ def put_in_place(precisions: Precisions | None, result: Path) -> None:
     chosen = precisions.chosen.file if precisions is not None else None
     if chosen is not None and chosen != result:
         result.with_name(f"{result.name}.data").unlink(missing_ok=True)
-        save_model(ir.load(chosen), result)
+        save_model(read_model(chosen), result)
 
 
 def as_shipped(

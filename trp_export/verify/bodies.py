@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_export.graph.weights import find_constant
-from trp_export.runtime.partial import cut_out, outer_reads, serialise
-from trp_export.runtime.sessions import Array, CannotRunError, open_session, run_session
+from trp_export.runtime.partial import cut_out, open_part, outer_reads
+from trp_export.runtime.sessions import Array, CannotRunError, run_session
 from trp_export.verify.parts import Body, Part
 
 
@@ -39,7 +39,7 @@ def body_values(part: Part, model: ir.Model, values: Mapping[str, Array]) -> dic
     stop = {*part.body.graph.inputs, *(value for value in outer_reads(part.body.node) if value.name in known)}
     try:
         model = cut_out(model, stop, inside, {name: array.dtype for name, array in known.items()})
-        session = open_session(serialise(model))
+        session = open_part(model)
         feeds = {value.name: known[value.name] for value in session.get_inputs()}
         return {**known, **dict(zip((value.name or "" for value in inside), run_session(session, feeds), strict=True))}
     except (CannotRunError, ValueError, KeyError):

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_export.errors import VerifyError
+from trp_export.graph.large_files import read_model
 from trp_export.graph.prepare import prepare
 from trp_export.inputs.samples import Batch, input_types
 from trp_export.metrics.classes import are_classes, top1
@@ -60,7 +61,7 @@ def compare_on_calibration_images(
     of this size, or where nothing in front of these operators is found in both files.
     """
     chosen = batches[:: -(-sum(map(len, batches)) // _ENOUGH)]
-    types = input_types(ir.load(original))
+    types = input_types(read_model(original))
     answers = run_both(original, result, [batch.in_types(types).arrays for batch in chosen])
     if answers is None:
         return None
@@ -74,7 +75,7 @@ def run_both(original: Path, result: Path, inputs: Sequence[Inputs]) -> tuple[li
 
     None where the models do not take these inputs, or where nothing in front of such operators is found in both.
     """
-    model = ir.load(original)
+    model = read_model(original)
     seeded = bool(random_operators(model))
     try:
         mine, its = _compared(model, result)
@@ -104,7 +105,7 @@ def _compared(model: ir.Model, result: Path) -> tuple[tuple[str, ...], tuple[str
         return outputs, outputs
     main_values = {value.name for node in model.graph for value in node.outputs}
     normal = prepare(model)
-    shared = find_differences(normal, ir.load(result)).shared
+    shared = find_differences(normal, read_model(result)).shared
     names = {value.name or "": other.name or "" for value, other in shared.items()}
     ends = find_points(normal, names.keys() & main_values).ends
     return ends, tuple(names[name] for name in ends)

@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_export.errors import LoadError, OptionError, UnsupportedError, VerifyError
+from trp_export.graph.large_files import read_model
 from trp_export.graph.prepare import prepare
 from trp_export.graph.shapes import Shape
 from trp_export.inputs.description import NetworkInputs
@@ -74,14 +75,14 @@ def verify_export(
     Raises VerifyError where the rewrite is wrong, LoadError where the original cannot be trusted, OptionError where it
     does not run on inputs of these shapes, UnsupportedError for outputs that cannot be compared.
     """
-    dense, products, result = (ir.load(file) for file in (files.dense, files.products, files.result))
+    dense, products = read_model(files.dense), read_model(files.products)
     shapes = inputs.shapes
     ran = _run_original(files.original, _candidates(inputs, dense, images), inputs)
     if source.probe is not None and ran.failure is None:
         _require_as_pytorch(source.probe, files.dense, dense)
     must = frozenset(change.site.name for change in plan.changed)
     folding = _prove_folding(files.original, dense, ran.batches, shapes)
-    proof = prove_layers(products, result, dense, ran.batches, shapes, must)
+    proof = prove_layers(products, read_model(files.result), dense, ran.batches, shapes, must)
     deviation = Deviation(
         inputs=_IN_WORDS[next(iter(ran.batches), NOISE)],
         how=f"each layer alone, since onnxruntime cannot run the whole model: {ran.failure}",
@@ -185,7 +186,7 @@ def _require_as_pytorch(probe: Probe, file: Path, dense: ir.Model) -> None:
 
 def _prove_folding(original: Path, dense: ir.Model, batches: Batches, shapes: Mapping[str, Shape]) -> Proof:
     """Where batch norm was folded into the normal form: each of these layers against the original's."""
-    model = ir.load(original)
+    model = read_model(original)
     if _norms(model) <= _norms(dense):
         return Proof((), ())
     normal = prepare(model)
@@ -209,7 +210,7 @@ def _compare_whole(
     half = _weight_type(dense) == ir.DataType.FLOAT16
     factor = float(LAMBDA * np.sqrt(_HALF_ROUNDINGS if half else terms))
     points = find_points(dense, shared)
-    outer = find_points(dense, shared.keys() & _names(ir.load(files.original)))
+    outer = find_points(dense, shared.keys() & _names(read_model(files.original)))
     notes = [f"{name}: all of it lies behind {', '.join(points.before)}" for name in points.unreachable]
 
     outputs = tuple(value.name or "" for value in dense.graph.outputs)

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from trp_export.errors import LoadError, UnsupportedError, VerifyError
 from trp_export.graph.shapes import Shape, infer_value_shapes
 from trp_export.graph.sites import find_sites
-from trp_export.graph.weights import find_constant, spatial_attribute
+from trp_export.graph.weights import find_constant, large_weights, release, spatial_attribute
 from trp_export.runtime.distance import Distance, distance_of
 from trp_export.runtime.incremental import Walk
 from trp_export.runtime.partial import cut_out, nodes_between, subgraphs
@@ -91,11 +91,13 @@ def prove_layers(
     )
     labels = [label for label, one in batches.items() for _ in one]
     stopped: str | None = None if labels else "there are no inputs"
+    weights = [weight for model in (wanted, got, running) for weight in large_weights(model)]
     layers = []
     for part in sorted(differences.parts, key=lambda part: _last_position(part, walk)):
         if stopped is None:
             stopped = _walk_to(walk, values_before(part))
         layers += prover.prove(part, walk if stopped is None else None, labels)
+        release(weights)
     unread = must - {name for layer in layers for name in layer.name.split(", ")}
     unread -= {note.split(":")[0] for note in prover.not_compared}
     notes = [f"{name}: no output depends on it" for name in sorted(unread)]

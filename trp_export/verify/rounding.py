@@ -13,15 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from trp_export.graph.weights import find_constant
+from trp_export.graph.weights import find_constant, release, set_later
 from trp_export.lowrank.factor import Float64
-from trp_export.runtime.partial import serialise
+from trp_export.runtime.partial import open_part
 from trp_export.runtime.sessions import Array, open_session, run_session
 
 # Standard deviations of the random signs that are allowed for: any of 10^9 outputs exceeds them with less than 1e-4.
@@ -43,6 +45,7 @@ _NUDGED = (ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE)
 # For a product of two values whose sizes are not in the file.
 _UNKNOWN_TERMS = 1024
 _IR_VERSION = 8
+_PIECE_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ def _sizes(model: ir.Model, feeds: Mapping[str, Array], values: Mapping[str, Arr
     """The size of the terms that were summed up to each entry of an output."""
     output = values[name].astype(np.float64)
     if is_linear(model):
-        squares = _squares(model, feeds, values)[name]
+        squares = _squares(model, feeds, values, name)
         return np.where(np.isfinite(squares), np.sqrt(np.maximum(squares, output**2)), np.abs(output))
     moved = model.clone()
     nudge_weights(moved)
@@ -95,19 +98,26 @@ def _sizes(model: ir.Model, feeds: Mapping[str, Array], values: Mapping[str, Arr
     return np.asarray(np.hypot(output, spread / _UNITS[values[name].dtype]))
 
 
-def _squares(model: ir.Model, feeds: Mapping[str, Array], values: Mapping[str, Array]) -> dict[str, Float64]:
-    """For each value the sum of the squares of its terms: each node run on squares, and what it made added to that."""
+def _squares(model: ir.Model, feeds: Mapping[str, Array], values: Mapping[str, Array], name: str) -> Float64:
+    """The sum of the squares of a value's terms: each node is run on squares, and what it made is added to that."""
     squares: dict[str, Array] = {name: _square(array) for name, array in feeds.items()}
-    for name, value in model.graph.initializers.items():
-        if value.const_value is not None:
-            squares[name] = _square(value.const_value.numpy())
+
+    def squared(value: ir.Value) -> Array:
+        """Those of a weight are made when they are read and not kept."""
+        weight = value.const_value if value.is_initializer() else None
+        if weight is None:
+            return squares[value.name or ""]
+        square = _square(weight.numpy())
+        release([weight])
+        return square
+
     for node in model.graph:
-        operands = [squares[value.name or ""] if value is not None else None for value in node.inputs]
+        operands = [squared(value) if value is not None else None for value in node.inputs]
         outputs = _run_alone(*_on_squares(node, operands), model.graph.opset_imports)
         for value, array in zip(node.outputs, outputs, strict=False):
             own = _square(values[value.name or ""]) if node.op_type in _ARITHMETIC else 0
             squares[value.name or ""] = array + own
-    return {name: array.astype(np.float64) for name, array in squares.items()}
+    return squares[name].astype(np.float64)
 
 
 def _on_squares(node: ir.Node, operands: list[Array | None]) -> tuple[ir.Node, list[Array | None]]:
@@ -150,7 +160,7 @@ def _run_all(model: ir.Model, feeds: Mapping[str, Array]) -> dict[str, Array]:
     outputs = list(dict.fromkeys((*copy.graph.outputs, *made)))
     copy.graph.outputs[:] = outputs
     names = [value.name or "" for value in outputs]
-    session = open_session(serialise(copy))
+    session = open_part(copy)
     fed = {value.name: feeds[value.name] for value in session.get_inputs()}
     return dict(zip(names, run_session(session, fed), strict=True))
 
@@ -197,8 +207,11 @@ def nudge_weights(model: ir.Model) -> None:
     reads = [value for node in model.graph.all_nodes() if node.op_type in _WEIGHTED for value in node.inputs[1:]]
     for value in {constant.root for constant in map(find_constant, reads) if constant is not None}:
         if value.const_value is not None and value.const_value.dtype in _NUDGED:
-            moved = nudge({"": value.const_value.numpy()})[""]
-            value.const_value = ir.tensor(moved, name=value.name)
+            set_later(value, partial(_nudged, value.const_value))
+
+
+def _nudged(tensor: ir.TensorProtocol) -> Array:
+    return nudge({"": tensor.numpy()})[""]
 
 
 def nudge(arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -207,12 +220,22 @@ def nudge(arrays: Mapping[str, Array]) -> dict[str, Array]:
     moved = {}
     for name, array in arrays.items():
         if array.dtype in _UNITS:
-            up = generator.integers(0, 2, array.shape, dtype=np.int8).astype(bool)
-            towards = np.where(up, np.inf, -np.inf).astype(array.dtype)
-            moved[name] = np.where(array == 0, array, np.nextafter(array, towards))
+            moved[name] = np.empty(array.shape, array.dtype)
+            for rows in _pieces(array):
+                up = generator.integers(0, 2, array[rows].shape, dtype=np.int8).astype(bool)
+                towards = np.where(up, array.dtype.type(np.inf), array.dtype.type(-np.inf))
+                moved[name][rows] = np.where(array[rows] == 0, array[rows], np.nextafter(array[rows], towards))
         else:
             moved[name] = array
     return moved
+
+
+def _pieces(array: Array) -> list[Any]:
+    """Indices of an array's rows, some megabytes at a time."""
+    if array.nbytes <= _PIECE_BYTES:
+        return [...]
+    rows = max(1, _PIECE_BYTES * len(array) // array.nbytes)
+    return [slice(start, start + rows) for start in range(0, len(array), rows)]
 
 
 def _square(array: Array) -> Array:
@@ -220,4 +243,4 @@ def _square(array: Array) -> Array:
     if array.dtype.kind != "f":
         return array
     with np.errstate(over="ignore", under="ignore"):
-        return np.asarray(array.astype(np.float64) ** 2).astype(array.dtype)
+        return np.asarray(np.square(array))

@@ -9,7 +9,6 @@ left out.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,13 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_export.errors import VerifyError
+from trp_export.graph.large_files import read_model
 from trp_export.graph.model_files import save_model
+from trp_export.graph.weights import large_weights, release
 from trp_export.runtime.distance import Distance, distance_of, largest
 from trp_export.runtime.partial import outer_reads, subgraphs
 from trp_export.runtime.sessions import Array, Inputs, open_session, run_session
+from trp_export.system.scratch import Scratch
 from trp_export.verify.rounding import nudge, nudge_weights
 
 _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"}
@@ -176,7 +178,7 @@ class Execution:
     def run(self, file: Path, batches: Sequence[Inputs]) -> list[list[Array]]:
         """The values, or the outputs where none are named, for each batch. Raises CannotRunError, KeyError."""
         fed = [nudge(batch) for batch in batches] if self.moved else batches
-        model = ir.load(file)
+        model = read_model(file)
         outputs = _names(model.graph.outputs)
         if self in (Execution(), Execution(outputs)):
             session = open_session(file, threads=0)
@@ -186,11 +188,14 @@ class Execution:
             model.graph.outputs[:] = [values[name] for name in self.values]
         if self.seeded:
             set_seeds(model)
+        weights = large_weights(model)
         if self.moved:
             nudge_weights(model)
-        with tempfile.TemporaryDirectory() as folder:
-            save_model(model, Path(folder, file.name))
-            session = open_session(Path(folder, file.name), threads=0, optimise=not self.moved)
+        with Scratch() as scratch:
+            copy = scratch.folder / file.name
+            save_model(model, copy, apart=True)
+            release(weights)
+            session = open_session(copy, threads=0, optimise=not self.moved)
         return [run_session(session, batch) for batch in fed]
 
 

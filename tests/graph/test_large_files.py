@@ -1,0 +1,104 @@
+"""Files with their weights inside are written and read without holding the weights in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import save
+from onnx import TensorProto, helper, numpy_helper
+
+from trp_export.graph.large_files import _LARGE_BYTES, read_model, write_model
+from trp_export.graph.weights import large_weights, release
+
+LARGE = _LARGE_BYTES // 4
+TYPES = (np.float32, np.float16, np.float64, np.int64, np.int8, np.bool_)
+
+
+def model_of(arrays: dict[str, np.ndarray]) -> onnx.ModelProto:
+    nodes = [helper.make_node("Identity", [name], [f"{name}.out"]) for name in arrays]
+    kinds = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in arrays.items()}
+    outputs = [helper.make_tensor_value_info(f"{name}.out", kinds[name], array.shape) for name, array in arrays.items()]
+    weights = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = helper.make_graph(nodes, "net", [], outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="test")
+    model.metadata_props.add(key="a", value="b")
+    return model
+
+
+def values(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def require_same(one: onnx.ModelProto, other: onnx.ModelProto) -> None:
+    onnx.checker.check_model(other)
+    before, after = values(one), values(other)
+    assert list(before) == list(after)
+    for name, array in before.items():
+        assert (array.dtype, array.shape) == (after[name].dtype, after[name].shape)
+        np.testing.assert_array_equal(array, after[name])
+    for model in (one, other):
+        model.graph.ClearField("initializer")
+        model.graph.ClearField("value_info")
+    assert one.graph == other.graph
+    assert one.metadata_props == other.metadata_props
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.sampled_from(TYPES), st.integers(0, 2 * LARGE)), min_size=1, max_size=5))
+def test_models_are_the_same_after_reading_and_writing(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[tuple[type, int]]
+) -> None:
+    folder = tmp_path_factory.mktemp("large")
+    rng = np.random.default_rng(0)
+    arrays = {f"w{index}": rng.integers(0, 2, size).astype(kind) for index, (kind, size) in enumerate(sizes)}
+    path = save(model_of(arrays), folder / "m.onnx")
+    model = read_model(path)
+    write_model(model, folder / "copy.onnx")
+    require_same(onnx.load(path), onnx.load(folder / "copy.onnx"))
+    assert [file.name for file in folder.iterdir() if file.suffix == ".part"] == []
+
+
+def test_large_weights_stay_on_disk_and_can_be_read_again(tmp_path: Path) -> None:
+    array = np.arange(1 << 19, dtype=np.float32)
+    model = read_model(save(model_of({"w": array}), tmp_path / "m.onnx"))
+    (weight,) = large_weights(model)
+    assert isinstance(weight, ir.ExternalTensor)
+    view = weight.numpy()
+    np.testing.assert_array_equal(view, array)
+    release([weight])
+    np.testing.assert_array_equal(view, array)
+
+
+def test_weights_in_typed_fields_are_read(tmp_path: Path) -> None:
+    array = np.arange(LARGE, dtype=np.float32)
+    tensor = helper.make_tensor("w", TensorProto.FLOAT, array.shape, array)
+    assert tensor.float_data
+    model = model_of({"w": array})
+    model.graph.initializer[0].CopyFrom(tensor)
+    np.testing.assert_array_equal(
+        read_model(save(model, tmp_path / "m.onnx")).graph.initializers["w"].const_value.numpy(), array
+    )
+
+
+def test_weights_of_other_files_are_written_inside(tmp_path: Path) -> None:
+    arrays = {"small": np.ones(3, np.float32), "large": np.arange(LARGE, dtype=np.float32)}
+    model = model_of(arrays)
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="w.data", size_threshold=0)
+    write_model(read_model(tmp_path / "m.onnx"), tmp_path / "one.onnx")
+    (tmp_path / "w.data").unlink()
+    require_same(model_of(arrays), onnx.load(tmp_path / "one.onnx"))
+
+
+def test_a_model_may_be_written_over_the_file_that_it_is_read_from(tmp_path: Path) -> None:
+    array = np.arange(LARGE, dtype=np.float32)
+    path = save(model_of({"w": array}), tmp_path / "m.onnx")
+    model = read_model(path)
+    write_model(model, path)
+    np.testing.assert_array_equal(model.graph.initializers["w"].const_value.numpy(), array)
+    require_same(model_of({"w": array}), onnx.load(path))
