@@ -3,10 +3,15 @@
 Names are imported on first use, so that the help of the commands does not wait for torch.
 """
 
+from __future__ import annotations
+
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # As in typing, whose import would delay the moment from which Ctrl-C is handled.
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from training.cut import decompose, low_rank_copy
     from training.settings import ByName, TRPSettings
     from training.trp import TRP

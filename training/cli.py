@@ -78,6 +78,7 @@ _LARGEST_CONFIG = 1 << 16
     is_flag=True,
     help="Print what would be trained, and the plan of a cut at the start; write nothing.",
 )
+@click.version_option(package_name="trp-export")
 def command(*, config: Path | None, resume: bool, allow_changed_data: bool, dry_run: bool, **given: Any) -> None:
     """Train a convolutional network so that it loses almost nothing when it is cut to low rank.
 

@@ -9,9 +9,10 @@ What is named here is imported when it is first used, so that `--help` need not 
 import os
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from trp_export.errors import TrpError
+
+TYPE_CHECKING = False  # As in typing, whose import would delay the moment from which Ctrl-C is handled.
 
 # onnxruntime would queue the names of models, nodes and the interpreter's path for its maker, from its import on.
 # The programs that we start inherit this.

@@ -329,7 +329,8 @@ class Bundle:
 
     folder: Path = flag(
         "--bundle",
-        "Write a folder to ship instead: the model, a report page, a card and loaders.",
+        "Write a folder to ship instead: the model, a report page, a card and loaders. An intact bundle in its place "
+        "is replaced.",
         section=OUTPUT,
         read=Path,
         write=lambda path: "DIR",

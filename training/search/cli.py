@@ -56,6 +56,7 @@ Examples:
     is_flag=True,
     help="With --resume: continue even if the images or the model have changed.",
 )
+@click.version_option(package_name="trp-export")
 def command(model: Path | None, *, resume: bool, allow_changed_data: bool, **given: Any) -> None:
     """Search ranks and decompositions of MODEL by gradient, and write them as a plan for trp-export --plan.
 

@@ -313,6 +313,8 @@ def _unpack(file: Mapping[str, np.ndarray], index: int) -> Moments:
     count, images = int(file[f"{index}.count"]), int(file[f"{index}.images"])
     total, half = file[f"{index}.total"], file[f"{index}.outer"]
     scatter = file.get(f"{index}.scatter")
+    if any(array is not None and array.dtype != np.float64 for array in (total, half, scatter)):
+        raise TypeError("the moments are not float64")
     if half.shape == total.shape:
         return Moments(count, total, half, images, scatter)
     groups, d = total.shape

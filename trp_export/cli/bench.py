@@ -165,6 +165,7 @@ def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
 @click.option(
     "--arm-root", type=click.Path(path_type=Path), metavar="DIR", help="arm: folder that tools/setup_arm.py made."
 )
+@click.version_option(package_name="trp-export")
 @click.option("--list-devices", is_flag=True, help="List the devices and what each one needs, then exit.")
 def command(models: tuple[Path, ...], list_devices: bool, **values: Any) -> int:
     """Compare the latency of ONNX models: which is faster, by how much, and how certain that is.

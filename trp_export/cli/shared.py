@@ -29,7 +29,7 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, *, inter
     """
     try:
         with terminable(), _without_warnings(), private_torch_cache():
-            result = command.main(args=arguments, prog_name=command.name, standalone_mode=False)
+            result = _invoke(command, arguments)
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)
     except TrpError as error:
@@ -54,6 +54,18 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, *, inter
             TrpError.exit_code,
         )
     return result if isinstance(result, int) else 0
+
+
+def _invoke(command: click.Command, arguments: Sequence[str] | None) -> object:
+    """What the command returns. click's own `main` prints an empty line for Ctrl-C; here it only completes words."""
+    name = command.name or ""
+    if f"_{name.replace('-', '_').upper()}_COMPLETE" in os.environ:
+        return command.main(args=arguments, prog_name=name, standalone_mode=False)
+    try:
+        with command.make_context(name, list(sys.argv[1:] if arguments is None else arguments)) as context:
+            return command.invoke(context)
+    except click.exceptions.Exit as end:
+        return end.exit_code
 
 
 def print_message(message: str) -> None:

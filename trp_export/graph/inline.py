@@ -12,7 +12,7 @@ from trp_export.errors import UnsupportedError
 
 _MOST_NODES = 50_000
 # onnx_ir tries names one after the other, so that n copies of a node cost n^2 / 2 trials.
-_MOST_TRIALS = 8_000_000
+_MOST_TRIALS = 2_000_000
 
 
 def inline_functions(model: ir.Model) -> None:

@@ -106,7 +106,7 @@ def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType
     unique, count = name, 1
     while unique in graph.initializers:
         unique, count = f"{name}.{count}", count + 1
-    tensor = ir.tensor(np.ascontiguousarray(array, dtype.numpy()), dtype=dtype, name=unique)
+    tensor = ir.tensor(np.asarray(array, dtype.numpy(), order="C"), dtype=dtype, name=unique)
     value = ir.Value(name=unique, type=ir.TensorType(dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
     return value
@@ -127,7 +127,7 @@ def set_later(value: ir.Value, make: Callable[[], Array]) -> None:
     dtype, shape = value.const_value.dtype, ir.Shape(value.const_value.shape.numpy())
 
     def evaluate() -> ir.TensorProtocol:
-        return ir.tensor(np.ascontiguousarray(make(), dtype.numpy()), dtype=dtype, name=value.name)
+        return ir.tensor(np.asarray(make(), dtype.numpy(), order="C"), dtype=dtype, name=value.name)
 
     value.const_value = ir.LazyTensor(evaluate, dtype, shape, name=value.name)
 

@@ -6,7 +6,7 @@ the products at their own rank, which gives the same pairs again, and the export
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, prod
 from pathlib import Path
@@ -65,9 +65,9 @@ def parse_checkpoint(content: Mapping[str, Any], path: Path, arch: str | None) -
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     require_plain_tensors(tensors, path)
     try:
-        mean, std = (tuple(map(float, content.get(key) or ())) or None for key in ("mean", "std"))
-        classes = tuple(str(name).encode().decode() for name in content.get("classes") or ())
-        shape = tuple(map(int, content.get("input_shape") or ())) or None
+        mean, std = (tuple(map(float, _listed(content, key))) or None for key in ("mean", "std"))
+        classes = tuple(str(name).encode().decode() for name in _listed(content, "classes"))
+        shape = tuple(map(int, _listed(content, "input_shape"))) or None
     except (TypeError, ValueError, OverflowError) as error:
         raise LoadError(f"{path} is damaged: mean, std, classes or input_shape is not a list ({error}).") from error
     if kind not in ("dense", "factors") or not isinstance(plan, Mapping | None):
@@ -89,6 +89,14 @@ def parse_checkpoint(content: Mapping[str, Any], path: Path, arch: str | None) -
         classes,
         licence if isinstance(licence, str) else None,
     )
+
+
+def _listed(content: Mapping[str, Any], key: str) -> Sequence[Any]:
+    """The list in a field, empty where there is none. Raises TypeError for anything else."""
+    values = content.get(key)
+    if not isinstance(values, list | tuple | None):
+        raise TypeError(f"{key} is a {type(values).__name__}")
+    return values or ()
 
 
 def load_checkpoint(path: Path, content: Mapping[str, Any], options: LoadOptions) -> Source:

@@ -18,6 +18,8 @@ from trp_export.errors import VerifyError
 from trp_export.graph.weights import find_constant
 from trp_export.runtime.partial import nodes_between, subgraphs
 
+# The nodes of a constant expression; those that are longer are not looked through.
+_MOST_FIXED = 64
 _AFFINE = ("Mul", "Div", "Add", "Sub", "BatchNormalization")
 
 
@@ -193,11 +195,19 @@ def _is_affine(node: ir.Node) -> bool:
 
 
 def _is_fixed(value: ir.Value) -> bool:
-    """True for a constant, and for what nodes make of nothing but constants."""
-    node = value.producer()
-    if node is None:
-        return value.is_initializer()
-    return all(_is_fixed(read) for read in node.inputs if read is not None)
+    """True for a constant, and for what some nodes make of nothing but constants."""
+    pending, nodes = [value], 0
+    while pending:
+        read = pending.pop()
+        node = read.producer()
+        if node is None and not read.is_initializer():
+            return False
+        if node is not None:
+            nodes += 1
+            pending += [source for source in node.inputs if source is not None]
+        if nodes > _MOST_FIXED:
+            return False
+    return True
 
 
 def _inputs(node: ir.Node) -> list[ir.Value | None]:
