@@ -146,15 +146,16 @@ def test_true_boxes_as_detections_are_perfect(seed: int) -> None:
 
 
 @given(st.integers(0, 10_000))
-def test_leaving_images_out_is_the_precision_of_the_others(seed: int) -> None:
-    found, true = random_scene(np.random.default_rng(seed))
-    left_out = mean_average_precision(found, true).left_out
-    assert len(left_out) == len(true)
-    for index in range(len(true)):
-        rest = [number for number in range(len(true)) if number != index]
-        if rest:
-            alone = mean_average_precision([found[number] for number in rest], [true[number] for number in rest])
-            assert left_out[index] == pytest.approx(alone.mean, abs=1e-12)
+def test_counting_images_several_times_is_the_precision_of_their_copies(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    found, true = random_scene(rng)
+    found = [Boxes(one.corners, rng.random(len(one)) + 0.01, one.classes) for one in found]  # No two scores are equal.
+    counts = rng.integers(0, 3, len(true))
+    drawn = np.repeat(np.arange(len(true)), counts)
+    weighted = mean_average_precision(found, true, counts[None].astype(np.float64)).resampled
+    if len(drawn):
+        repeated = mean_average_precision([found[index] for index in drawn], [true[index] for index in drawn])
+        assert weighted == pytest.approx([repeated.mean], abs=1e-12)
 
 
 def test_overlaps_are_intersection_over_union() -> None:

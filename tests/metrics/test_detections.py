@@ -17,9 +17,11 @@ from trp_export.errors import LoadError
 from trp_export.inputs.description import describe_inputs
 from trp_export.inputs.images import load_images
 from trp_export.inputs.preprocessing import Preprocessing, parse_resize
+from trp_export.metrics.average_precision import Truth
+from trp_export.metrics.box_labels import TrueBoxes, read_boxes
 from trp_export.metrics.boxes import Boxes
-from trp_export.metrics.detections import open_detections, read_boxes
-from trp_export.metrics.heads import Head, yolox
+from trp_export.metrics.detections import Detections, open_detections
+from trp_export.metrics.heads import Head, rows_of_six, yolox
 from trp_export.metrics.sample import Span
 from trp_export.runtime.sessions import run
 
@@ -38,7 +40,7 @@ def detections(model: Path, folder: Path) -> dict[str, Boxes]:
     """What the network finds in each image, in pixels of the image."""
     spec = describe_inputs(ir.load(model)).only
     images = load_images(folder, Preprocessing(resize=parse_resize(BOX)), spec=spec)
-    metric = open_detections(images, Head("yolox", yolox), (64, 64), None)
+    metric, _ = open_detections(images, Head("yolox", yolox), (64, 64), None)
     found = metric.predict(run(model, [{"image": images.inputs}]), START)
     return {path.name: boxes for path, boxes in zip(sorted(folder.iterdir()), found, strict=True)}
 
@@ -144,10 +146,36 @@ def test_labels_that_cannot_be_read(refuses: Command, model: Path, tmp_path: Pat
 
 def test_images_without_a_label_hold_nothing(tmp_path: Path) -> None:
     (tmp_path / "boxes.json").write_text('{"a.png": [[2, 1, 2, 3, 4]]}')
-    first, second = read_boxes(tmp_path / "boxes.json", ["folder/a.png", "b.png"])
+    found = read_boxes(tmp_path / "boxes.json", ["folder/a.png", "b.png"])
+    (first, second), unnamed = found.truth, found.unnamed
     assert (first.boxes.tolist(), first.classes.tolist(), len(second.classes)) == ([[1, 2, 3, 4]], [2], 0)
+    assert unnamed == 1
     with pytest.raises(LoadError, match="no box"):
         read_boxes(tmp_path / "boxes.json", ["b.png"])
+
+
+def test_images_that_labels_do_not_name_are_noted(trp: Command, model: Path, tmp_path: Path) -> None:
+    labels = sure(model, tmp_path / "images")
+    (tmp_path / "boxes.json").write_text(json.dumps(dict(list(labels.items())[:9])))
+    outcome = trp(*ARGUMENTS, "--labels", "boxes.json")
+    assert outcome.code == 0, outcome.err
+    assert "boxes.json does not name 3 of 12 images" in outcome.out
+
+
+def test_an_original_that_finds_nothing_is_refused(refuses: Command, model: Path, tmp_path: Path) -> None:
+    message = refuses(2, *ARGUMENTS, "--std", "1e9")
+    assert "the original finds no box of a score of 0.3 or more, decoded as yolox" in message
+
+
+@pytest.mark.parametrize("numbers", [[0, 1, 2], [1, 2, 3], [4, 7, 90]], ids=["from 0", "from 1", "as COCO"])
+def test_classes_that_the_network_numbers_are_matched_to_labels(numbers: list[int]) -> None:
+    corners = np.array([[0.0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]])
+    truth = Truth(corners, np.array([0, 1, 2]), np.zeros(3, dtype=bool))
+    head = Head("nms", rows_of_six, suppressed=True)  # type: ignore[arg-type]
+    metric = Detections(head, (), TrueBoxes([truth], ids=(4, 7, 90)))
+    found = [Boxes(corners, np.array([0.9, 0.8, 0.7]), np.array(numbers))]
+    score = metric.score(found, [found[0].take(np.array([0, 1]))])
+    assert (score.before, score.after) == (1, pytest.approx(2 / 3))
 
 
 @pytest.mark.parametrize(

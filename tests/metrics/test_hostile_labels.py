@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trp_export.errors import LoadError
-from trp_export.metrics.detections import read_boxes
+from trp_export.metrics.box_labels import read_boxes
 from trp_export.metrics.label_files import by_image, read_rows, texts_of
 from trp_export.metrics.pairs import read_pairs
 from trp_export.metrics.sequences import read_alphabet

@@ -18,8 +18,6 @@ from trp_export.metrics.boxes import Boxes, Floats, overlaps
 IOUS: Floats = np.linspace(0.5, 0.95, 10)
 MOST_PER_CLASS = 100
 _RECALLS: Floats = np.linspace(0, 1, 101)
-# The images are left out in at most so many groups.
-_GROUPS = 100
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,37 +42,28 @@ class _Matches:
     ignored: NDArray[np.bool_]
     truths: NDArray[np.int64]
 
-    def without(self, group: int, groups: int) -> _Matches:
-        """The same without every image whose number is `group` modulo `groups`."""
-        stay = self.image % groups != group
-        truths = np.where(np.arange(len(self.truths)) % groups == group, 0, self.truths)
-        return _Matches(self.image[stay], self.hit[:, stay], self.ignored[:, stay], truths)
-
-    def groups_in(self, groups: int) -> set[int]:
-        """The groups of images that hold a true box or a detection."""
-        return {*(np.flatnonzero(self.truths) % groups).tolist(), *(self.image % groups).tolist()}
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Precision:
-    """mAP and AP50 as shares of 1, and the mAP with each group of images left out: (groups,)."""
+    """mAP and AP50 as shares of 1, and the mAP where images count several times or not at all: (resamples,)."""
 
     mean: float
     at_50: float
-    left_out: Floats
+    resampled: Floats
 
 
-def mean_average_precision(found: Sequence[Boxes], truth: Sequence[Truth]) -> Precision:
-    """Of the detections and the true boxes of the same images. Classes without a true box do not count."""
-    matches = [_match_class(found, truth, number) for number in _classes(truth)]
-    groups = min(_GROUPS, len(truth))
-    whole = np.array([_average_precision(one) for one in matches]).reshape(-1, len(IOUS))
-    # A class changes only with the groups of images where it occurs.
-    parts = np.repeat(whole[None], groups, axis=0)
-    for index, one in enumerate(matches):
-        for group in one.groups_in(groups):
-            parts[group, index] = _average_precision(one.without(group, groups))
-    return Precision(_mean(whole), _mean(whole[:, :1]), np.array([_mean(part) for part in parts]))
+def mean_average_precision(found: Sequence[Boxes], truth: Sequence[Truth], weights: Floats | None = None) -> Precision:
+    """Of the detections and the true boxes of the same images. Classes without a true box do not count.
+
+    Each row of `weights` (resamples, images) says how often every image counts.
+    """
+    rows = np.ones((1, len(truth))) if weights is None else np.concatenate([np.ones((1, len(truth))), weights])
+    table = np.full((len(rows), len(_classes(truth)), len(IOUS)), np.nan)
+    for index, number in enumerate(_classes(truth)):
+        matches = _match_class(found, truth, number)
+        for row, counts in enumerate(rows):
+            table[row, index] = _average_precision(matches, counts)
+    return Precision(_mean(table[0]), _mean(table[0, :, :1]), np.array([_mean(part) for part in table[1:]]))
 
 
 def _classes(truth: Sequence[Truth]) -> list[int]:
@@ -128,13 +117,17 @@ def _match_image(found: Floats, true: Floats, crowd: NDArray[np.bool_]) -> tuple
     return hit, ignored
 
 
-def _average_precision(matches: _Matches) -> NDArray[Any]:
-    """The mean precision over recalls at each IoU: (10,); NaN where there is no true box."""
-    truths = int(matches.truths.sum())
+def _average_precision(matches: _Matches, counts: Floats) -> NDArray[Any]:
+    """The mean precision over recalls at each IoU: (10,); NaN where there is no true box.
+
+    `counts` (images,) says how often each image counts.
+    """
+    truths = float((matches.truths * counts).sum())
     if not truths:
         return np.full(len(IOUS), np.nan)
-    right = np.cumsum(matches.hit & ~matches.ignored, axis=1)
-    wrong = np.cumsum(~matches.hit & ~matches.ignored, axis=1)
+    each = counts[matches.image]
+    right = np.cumsum(each * (matches.hit & ~matches.ignored), axis=1)
+    wrong = np.cumsum(each * (~matches.hit & ~matches.ignored), axis=1)
     recall = right / truths
     precision = right / np.maximum(right + wrong, np.spacing(1))
     highest = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]

@@ -94,7 +94,7 @@ def _open(name: str, options: Images, images: ImageSet, sample: Sample, model: P
         case "top1" | "top5" as metric, _, _:
             return _open_classes(metric, options, images, sample, model)
         case "map", _, head:
-            return open_detections(images, _head(sample, head or None), sample.size, labels), ()
+            return open_detections(images, _head(sample, head or None), sample.size, labels)
         case "miou", _, _:
             return _open_segmentation(images, sample, model, labels), ()
         case "psnr" | "ssim" as metric, _, _:

@@ -15,13 +15,13 @@ from trp_export.inputs.description import NetworkInputs
 from trp_export.inputs.image_set import ImageSet
 from trp_export.inputs.images import load_images
 from trp_export.inputs.placement import Size
-from trp_export.inputs.preprocessing import Preprocessing, Resize
+from trp_export.inputs.preprocessing import Resize
 from trp_export.inputs.spec import InputSpec
 from trp_export.load import Source
 from trp_export.metrics.choice import Metric, open_metric
 from trp_export.metrics.sample import Array, Sample, Span
 from trp_export.metrics.score import Score
-from trp_export.options import Evaluate, Images
+from trp_export.options import Evaluate, Options
 from trp_export.runtime.partial import fixed_batch
 from trp_export.runtime.sessions import CannotRunError, Inputs, run, stream
 from trp_export.system.progress import Share
@@ -65,26 +65,21 @@ class _Feed:
 
 
 def open_evaluator(
-    source: Source,
-    inputs: NetworkInputs,
-    original: Path,
-    images: Images | None,
-    preprocessing: Preprocessing,
-    evaluate: Evaluate | None,
-    progress: Share,
+    source: Source, inputs: NetworkInputs, original: Path, options: Options, progress: Share
 ) -> tuple[Evaluator | None, tuple[str, ...]]:
     """The evaluator that the options ask for, if any, and notes on its images and its metric.
 
     Raises LoadError for images or labels that cannot be used, OptionError for a metric that does not fit the network's
     outputs, or a measure outside 0 to 1.
     """
+    images, evaluate = options.images, options.evaluate
     if evaluate is not None:
         before = _share(evaluate, original)
         return lambda model, progress: Score("function", "score", before, _share(evaluate, model)), ()
     if images is None:
         return None, ()
-    spec = inputs.only
-    image_set = load_images(images.path, preprocessing.or_else(source.mean, source.std), spec=spec, count=images.count)
+    spec, steps = inputs.only, options.preprocessing.or_else(source.mean, source.std)
+    image_set = load_images(images.path, steps, spec=spec, count=images.count)
     try:
         feed, sample = _look(_Feed(image_set, spec), original, source)
         metric, notes = open_metric(images, image_set, sample, original)

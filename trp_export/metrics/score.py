@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 # A share of 1 that is shown in percent and whose difference is in points, decibels, or a number of the user's own.
 Unit = Literal["%", "dB", ""]
@@ -16,6 +16,7 @@ Unit = Literal["%", "dB", ""]
 _NAMES: Mapping[Unit, str] = {"%": "pp", "dB": "dB", "": ""}
 # A difference that equals the limit but for rounding is within it.
 _ROUNDING = 1e-7
+_RESAMPLES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +93,16 @@ def paired_error(before: ArrayLike, after: ArrayLike) -> float:
     return float(np.std(change) / math.sqrt(len(change)))
 
 
-def jackknife_error(changes: ArrayLike) -> float:
-    """The standard error of a change, from the changes with one group of images left out at a time.
+def resamples(images: int) -> NDArray[np.float64]:
+    """How often each image counts in each of 100 samples of them, drawn with replacement: (100, images).
 
-    B. Efron, R. Tibshirani, "An Introduction to the Bootstrap" (1993), equation 11.5.
+    For scores that are no mean over images: the spread of a change over resamples is its standard error (B. Efron,
+    R. Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 6). For mAP the jackknife was measured to give
+    errors 1.4 to 1.6 times too large, since a class may occur in one image alone.
     """
-    left_out = np.asarray(changes, dtype=np.float64)
-    return float(np.sqrt((len(left_out) - 1) * np.var(left_out)))
+    return np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=_RESAMPLES).astype(np.float64)
+
+
+def bootstrap_error(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
+    """The standard error of a change, from both scores on the same resamples."""
+    return float(np.std(after - before, ddof=1))

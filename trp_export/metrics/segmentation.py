@@ -16,7 +16,7 @@ from trp_export.inputs.pictures import open_picture
 from trp_export.inputs.placement import Placement
 from trp_export.metrics.label_pictures import matching
 from trp_export.metrics.sample import Array, Outputs, Sample, Span, placements
-from trp_export.metrics.score import Detail, Score, jackknife_error
+from trp_export.metrics.score import Detail, Score, bootstrap_error, resamples
 
 Map = NDArray[np.uint8]
 Counts = NDArray[np.int64]
@@ -51,19 +51,20 @@ class Segmentation:
         ]
 
     def score(self, before: Sequence[Any], after: Sequence[Any]) -> Score:
-        """mIoU and the share of right pixels; the error of the change is by a jackknife over images."""
+        """mIoU and the share of right pixels; the error of the change is by a bootstrap over images."""
         if self.labels is None:
             after = [_counts(own, truth, self.classes) for truth, own in zip(before, after, strict=True)]
             before = [_counts(truth, truth, self.classes) for truth in before]
         first, second = np.stack(before), np.stack(after)
-        alone = [_miou(second.sum(0) - second[i]) - _miou(first.sum(0) - first[i]) for i in range(len(first))]
+        weights = resamples(len(first))
+        spread = [np.array([_miou(counts) for counts in np.tensordot(weights, one, 1)]) for one in (first, second)]
         return Score(
             metric="miou",
             what="mIoU" if self.labels is not None else "mIoU against the original's maps",
             before=_miou(first.sum(0)),
             after=_miou(second.sum(0)),
             images=len(first),
-            error=jackknife_error(alone) if len(alone) > 1 else None,
+            error=bootstrap_error(*spread),
             labelled=self.labels is not None,
             details=(Detail("right pixels", _right(first.sum(0)), _right(second.sum(0))),),
         )
@@ -132,7 +133,7 @@ def _counts(own: Map, truth: Map, classes: int) -> Counts:
     return np.stack([right, np.bincount(truth, minlength=classes), predicted])
 
 
-def _miou(counts: Counts) -> float:
+def _miou(counts: NDArray[Any]) -> float:
     """The mean over classes that are true or predicted somewhere."""
     right, true, predicted = counts
     union = true + predicted - right

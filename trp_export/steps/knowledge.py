@@ -141,9 +141,7 @@ def _evaluator(
         network.source,
         inputs,
         network.original,
-        options.images,
-        options.preprocessing,
-        options.evaluate,
+        options,
         lambda share: progress("evaluate the original", share),
     )
 
