@@ -58,9 +58,9 @@ def open_metric(options: Images, images: ImageSet, sample: Sample, model: Path) 
 
 def choose_metric(sample: Sample, images: ImageSet, labels: Path | None) -> str:
     """The name of the metric that labels and outputs point to. Raises OptionError where nothing fits."""
-    kind = kind_of(sample)
     if labels is not None:
-        return _by_labels(labels, kind, sample, images)
+        return _by_labels(labels, sample, images)
+    kind = kind_of(sample)
     if label_pictures.beside(images) and kind in ("miou", "psnr"):
         return "miou"
     if images.labels is not None and are_classes(sample.first, sample.count):
@@ -73,7 +73,7 @@ def choose_metric(sample: Sample, images: ImageSet, labels: Path | None) -> str:
     return kind
 
 
-def _by_labels(labels: Path, kind: str | None, sample: Sample, images: ImageSet) -> str:
+def _by_labels(labels: Path, sample: Sample, images: ImageSet) -> str:
     """A JSON holds boxes, a folder holds pictures; the columns of a table tell what it holds."""
     if labels.is_dir():
         return "psnr" if is_picture(sample) else "miou"
