@@ -60,6 +60,12 @@ class PrecisionError(TrpError):
     exit_code = 10
 
 
+class ShortfallError(TrpError):
+    """The result has been written, but it is larger than its source, or nothing could check its budget."""
+
+    exit_code = 11
+
+
 class EnvironmentMismatchError(TrpError):
     """Measurements from unlike environments or of unlike models would have been compared."""
 

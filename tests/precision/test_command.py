@@ -12,6 +12,7 @@ from command import Command
 from models import build, operators, run, save
 from onnx import numpy_helper
 
+from trp_export.errors import ShortfallError
 from trp_export.precision import convert
 
 UPSAMPLING = """<ir_version: 8, opset_import: ["" : 17]>
@@ -171,7 +172,8 @@ def test_a_kept_int8_weight_does_not_grow(trp: Command, tmp_path: Path) -> None:
 
 def test_a_result_that_gains_nothing_says_so(trp: Command, tmp_path: Path) -> None:
     outcome = trp(save_unpacked(tmp_path), "--no-bench", "-o", "small.onnx", "--precision", "fp16")
-    assert outcome.code == 0, outcome.err
+    assert outcome.code == ShortfallError.exit_code
+    assert "the file is larger than the original" in outcome.err
     assert "LARGER than the original" in outcome.out
     assert "Nothing was gained: keep the original." in " ".join(outcome.out.split())
 

@@ -16,7 +16,7 @@ import click
 
 from trp_export.cli.from_options import SectionedCommand, SectionOption, errors_name_flags, options_from
 from trp_export.cli.shared import run
-from trp_export.errors import PrecisionError
+from trp_export.errors import PrecisionError, ShortfallError
 from trp_export.flags import build_value
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.options import OTHER, OUTPUT, SECTIONS, Options
@@ -84,6 +84,8 @@ def command(model: Path, *, as_json: bool, verbose: bool, quiet: bool, **given: 
         _print(report, messages, verbose=verbose)
     if report.forms is not None and report.forms.rejected_because is not None:
         raise PrecisionError(f"{report.forms.rejected_because}.\nThe float model was written to {report.files[0]}.")
+    if report.shortfall is not None:
+        raise ShortfallError(f"{report.shortfall}.\nThe model was written to {report.files[0]}.")
 
 
 def main() -> NoReturn:

@@ -18,7 +18,7 @@ from trp_export.metrics.names import without_folder
 from trp_export.options import Options
 from trp_export.planning.frontier import Frontier
 from trp_export.planning.plan import Decision, Plan
-from trp_export.rules import Rule
+from trp_export.rules import Macs, Rule
 from trp_export.system.privacy import without_paths
 from trp_export.verify import Deviation
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from trp_export.ship.manifest import Ort
 
 SCHEMA = 1
-_METADATA_BYTES = 2**14
+# What the plan in the metadata, and the names and notes of layers, may take.
+_METADATA_BYTES, _LAYER_BYTES = 2**10, 2**8
 _PACKAGES = ("trp-export", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxsim", "torch", "torchvision")
 
 
@@ -68,7 +69,20 @@ class Report:
     def is_larger(self) -> bool:
         """Whether the result takes more bytes than the original, beyond what the plan in its metadata takes."""
         before, after = self.before.bytes, self.after.bytes if self.after is not None else None
-        return before is not None and after is not None and after > before + _METADATA_BYTES
+        allowed = _METADATA_BYTES + _LAYER_BYTES * len(self.plan.decisions)
+        return before is not None and after is not None and after > before + allowed
+
+    @property
+    def shortfall(self) -> str | None:
+        """What a user would not expect of a result that was written: a larger file, or a budget left unchecked."""
+        rule, after = self.options.effective_rule, self.after
+        if after is None:
+            return None
+        if isinstance(rule, Macs) and (self.before.macs is None or after.macs is None):
+            return f"--macs {rule.ratio:g} was planned on each layer alone and could not be checked: MACs are unknown"
+        if self.is_larger:
+            return f"the file is larger than the original: {after.bytes:,} instead of {self.before.bytes:,} bytes"
+        return None
 
     @property
     def gains_nothing(self) -> bool:
