@@ -204,10 +204,10 @@ def gather_moments(
 
 
 def is_tapped(model: ir.Model, place: LocatedSite) -> bool:
-    """False for refused sites, transposed convs, layers in the body of an If or a Loop, and constant inputs."""
-    if place.site.op == "ConvTranspose":
-        return False
+    """False for refused sites, layers in the body of an If or a Loop, and constant inputs."""
     outside = all(node.graph is model.graph and find_constant(node.inputs[0]) is None for node in place.nodes)
+    if place.site.op == "ConvTranspose" and any("auto_pad" in node.attributes for node in place.nodes):
+        return False  # What is left of it after `make_pads_explicit` crops.
     return place.site.refusal is None and outside
 
 

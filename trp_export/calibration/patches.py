@@ -1,4 +1,7 @@
-"""Gather the input patches of a layer: one row of c k entries for each output position, at sampled positions."""
+"""Gather the input patches of a layer: one row of c k entries for each output position, at sampled positions.
+
+A transposed conv reads like a conv of stride 1 whose input has zeros between its values and whose taps run backwards.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ Positions = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """How a layer reads its input. A matrix has no spatial axes and reads the last axis, or the first if transposed."""
+    """How a layer reads its input. A matrix has no spatial axes and reads the last axis, or the first if transposed.
+
+    `added` is the output padding of a transposed conv, None for other layers.
+    """
 
     extents: tuple[int, ...]
     strides: tuple[int, ...]
@@ -29,9 +35,17 @@ class Window:
     auto_pad: str
     group: int
     transposed: bool
+    added: tuple[int, ...] | None = None
 
     def out_extents(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
         begins, ends = self.padding(in_shape[2:])
+        if self.added is not None:
+            return tuple(
+                (size - 1) * stride + (extent - 1) * dilation + 1 + added - begin - end
+                for size, stride, extent, dilation, added, begin, end in zip(
+                    in_shape[2:], self.strides, self.extents, self.dilations, self.added, begins, ends, strict=True
+                )
+            )
         return tuple(
             (size + begin + end - (extent - 1) * dilation - 1) // stride + 1
             for size, begin, end, extent, dilation, stride in zip(
@@ -66,6 +80,7 @@ def window(node: ir.Node, site: Site) -> Window:
         auto_pad=node.attributes.get_string("auto_pad", "NOTSET"),
         group=site.group,
         transposed=node.op_type == "Gemm" and bool(node.attributes.get_int("transA", 0)),
+        added=spatial_attribute(node, "output_padding", [0] * axes) if node.op_type == "ConvTranspose" else None,
     )
 
 
@@ -93,17 +108,35 @@ def gather_patches(data: Array, seen_by: Window, positions: Positions) -> Float3
         taken = rows[np.arange(len(rows))[:, None], positions]
         return np.ascontiguousarray(taken.reshape(1, -1, rows.shape[-1]), dtype=np.float32)
     begins, ends = seen_by.padding(data.shape[2:])
-    padded = np.pad(data, [(0, 0), (0, 0), *zip(begins, ends, strict=True)]) if any(begins + ends) else data
-    axes = len(seen_by.extents)
+    axes, spreads = len(seen_by.extents), seen_by.added is not None
+    if spreads:
+        padded = _spread(data, seen_by)
+    else:
+        padded = np.pad(data, [(0, 0), (0, 0), *zip(begins, ends, strict=True)]) if any(begins + ends) else data
     index: list[Array] = [np.arange(len(data))[:, None].reshape(-1, 1, *[1] * axes)]
     for axis, at in enumerate(np.unravel_index(positions, seen_by.out_extents(data.shape))):
         taps = np.arange(seen_by.extents[axis]) * seen_by.dilations[axis]
         shape = [1] * axes
         shape[axis] = -1
-        index.append((at * seen_by.strides[axis])[..., None] + taps)
+        starts = at + begins[axis] if spreads else at * seen_by.strides[axis]
+        index.append(starts[..., None] + (taps[::-1] if spreads else taps))
         index[-1] = index[-1].reshape(*positions.shape, *shape)
     channels_last = np.moveaxis(padded, 1, -1)
     patches = channels_last[tuple(index)]  # (images, count, *k, c)
     count, channels = positions.size, data.shape[1]
     split = patches.reshape(count, prod(seen_by.extents), seen_by.group, channels // seen_by.group)
     return np.ascontiguousarray(split.transpose(2, 0, 3, 1), dtype=np.float32).reshape(seen_by.group, count, -1)
+
+
+def _spread(data: Array, seen_by: Window) -> Array:
+    """The input of a transposed conv with zeros between its values and around them, as far as any tap reads."""
+    reach = [(extent - 1) * dilation for extent, dilation in zip(seen_by.extents, seen_by.dilations, strict=True)]
+    begins, _ = seen_by.padding(data.shape[2:])
+    ends = [out + begin for out, begin in zip(seen_by.out_extents(data.shape), begins, strict=True)]
+    sizes = [(size - 1) * stride + 1 for size, stride in zip(data.shape[2:], seen_by.strides, strict=True)]
+    spread = np.zeros(
+        (*data.shape[:2], *(r + max(s, e) for r, s, e in zip(reach, sizes, ends, strict=True))), data.dtype
+    )
+    places = tuple(slice(r, r + size, stride) for r, size, stride in zip(reach, sizes, seen_by.strides, strict=True))
+    spread[:, :, *places] = data
+    return spread

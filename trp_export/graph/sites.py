@@ -116,7 +116,7 @@ def _refusal(nodes: list[ir.Node], weight: Constant | None) -> str | None:
     if node.op_type in SPATIAL and group_of(node) > 1 and _is_depthwise(node, weight.shape):
         return "depthwise: nothing to gain"
     if any(each.op_type == "ConvTranspose" and "output_shape" in each.attributes for each in nodes):
-        return "its attribute output_shape sets the padding"
+        return "its attribute output_shape makes the padding depend on the size of its input, which is open"
     return None
 
 
