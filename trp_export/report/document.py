@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from trp_export.ship.manifest import Ort
 
 SCHEMA = 1
-# What the plan in the metadata, and the names and notes of layers, may take.
-_METADATA_BYTES, _LAYER_BYTES = 2**10, 2**8
+# What the plan in the metadata, the names and notes of layers, and the nodes and scales of 8 bits may take.
+_METADATA_BYTES, _LAYER_BYTES, _INT8_LAYER_BYTES = 2**10, 2**8, 2**11
 _PACKAGES = ("trp-export", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxsim", "torch", "torchvision")
 
 
@@ -69,7 +69,8 @@ class Report:
     def is_larger(self) -> bool:
         """Whether the result takes more bytes than the original, beyond what the plan in its metadata takes."""
         before, after = self.before.bytes, self.after.bytes if self.after is not None else None
-        allowed = _METADATA_BYTES + _LAYER_BYTES * len(self.plan.decisions)
+        each = _INT8_LAYER_BYTES if self.precision == "int8" else _LAYER_BYTES
+        allowed = _METADATA_BYTES + each * len(self.plan.decisions)
         return before is not None and after is not None and after > before + allowed
 
     @property
