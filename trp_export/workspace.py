@@ -12,9 +12,10 @@ from trp_export.errors import OptionError
 from trp_export.flags import InvalidOptionError
 from trp_export.graph.model_files import model_files
 from trp_export.options import Options
+from trp_export.rules import SavedPlan
 from trp_export.system.progress import Progress
 from trp_export.system.scratch import Scratch
-from trp_export.system.staging import Output, OutputStage, check_outputs
+from trp_export.system.staging import Output, OutputStage, check_outputs, is_same_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +60,18 @@ def files_read(model: str | Path | nn.Module, options: Options) -> list[Path]:
     calibration, images = options.calibration, options.images
     read = [Path(model)] if isinstance(model, (str, Path)) else []
     read += [path for path in (images.path, images.labels) if path is not None] if images else []
-    return read + ([calibration.path] if calibration and isinstance(calibration.path, Path) else [])
+    read += [calibration.path] if calibration and isinstance(calibration.path, Path) else []
+    read += [options.inputs.file] if options.inputs.file is not None else []
+    return read + (
+        [options.rule.path] if isinstance(options.rule, SavedPlan) and not _is_renewed(model, options) else []
+    )
+
+
+def _is_renewed(model: str | Path | nn.Module, options: Options) -> bool:
+    """Whether the plan is read from the report that lies beside the result."""
+    if options.bundle is not None or not isinstance(options.rule, SavedPlan):
+        return False
+    return is_same_file(_output(model, options).with_suffix(".json"), options.rule.path)
 
 
 def files_saved(options: Options) -> list[Output]:
@@ -91,6 +103,6 @@ def _output(model: str | Path | nn.Module, options: Options) -> Path:
     output = options.output or Path(f"{name}.trp.onnx")
     if output.suffix.lower() != ".onnx":
         raise InvalidOptionError(f"{{output}} {output} must end in .onnx; the report goes beside it as .json.")
-    if isinstance(model, (str, Path)) and output.resolve() == Path(model).resolve():
+    if isinstance(model, (str, Path)) and is_same_file(output, Path(model)):
         raise OptionError(f"{output} is the model itself; give the result another name.")
     return output

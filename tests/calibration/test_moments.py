@@ -138,6 +138,16 @@ def test_moments_on_a_full_disk(small_disk: Path) -> None:
     assert not list(small_disk.iterdir())
 
 
+def test_moments_of_another_type_are_refused(tmp_path: Path) -> None:
+    arrays = {"0.count": np.array(3), "0.images": np.array(1), "0.outer": np.ones((1, 3))}
+    for total in (np.zeros((1, 3), "M8[D]"), np.zeros((1, 3), np.complex128), np.zeros((1, 3), "U3")):
+        np.savez(
+            tmp_path / "m.npz", format=np.array("trp-moments-2"), names=np.array(["a"]), **arrays, **{"0.total": total}
+        )
+        with pytest.raises(LoadError, match="holds no calibration statistics"):
+            load_moments(tmp_path / "m.npz")
+
+
 def test_moments_of_other_networks_and_other_files_are_refused(tmp_path: Path) -> None:
     model, located = make_network()
     moments = gather_moments(model, located, as_samples(make_images(4)))

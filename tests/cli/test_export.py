@@ -58,6 +58,25 @@ def test_quiet_says_nothing(trp: Command, model: Path) -> None:
     assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
 
 
+@pytest.mark.parametrize("target", ["plan.json", "in.npz"])
+@pytest.mark.parametrize("option", ["--report", "--calib-stats"])
+def test_a_plan_and_inputs_are_never_written_over(
+    option: str, target: str, trp: Command, model: Path, tmp_path: Path
+) -> None:
+    plan = {"format": "trp-plan", "version": 1, "layers": [{"name": "conv2", "scheme": None, "rank": None}]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    np.savez(tmp_path / "in.npz", image=np.zeros((1, 3, 12, 12), np.float32))
+    before = (tmp_path / target).read_bytes()
+    outcome = trp("model.onnx", "--plan", "plan.json", "--input", "in.npz", "--no-bench", option, target)
+    assert outcome.code == 2
+    assert (tmp_path / target).read_bytes() == before
+
+
+def test_a_report_beside_the_result_may_be_renewed(trp: Command, model: Path, tmp_path: Path) -> None:
+    assert trp("model.onnx", "--rank", "2", "--no-bench", "-o", "o.onnx").code == 0
+    assert trp("model.onnx", "--plan", "o.json", "--no-bench", "-o", "o.onnx").code == 0
+
+
 def test_a_dry_run_writes_nothing_and_its_plan_can_be_replayed(trp: Command, model: Path, tmp_path: Path) -> None:
     outcome = trp("model.onnx", "--macs", "1.5", "--dry-run", "--json")
     assert files(tmp_path) == {"model.onnx"}

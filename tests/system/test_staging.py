@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trp_export.errors import OptionError, OutputError
-from trp_export.system.staging import Output, OutputStage, check_outputs
+from trp_export.system.staging import Output, OutputStage, check_outputs, is_same_file
 
 
 @pytest.fixture
@@ -30,6 +30,13 @@ def test_an_output_never_takes_the_place_of_an_input(folder: Path, output: str) 
     for path in (Path(output), folder / output):
         with pytest.raises(OptionError, match="is read and would be written over; choose another place with --save"):
             check_outputs([Output(path, "--save")], [Path("model.onnx"), Path("images")])
+
+
+def test_links_in_a_circle_are_refused(folder: Path) -> None:
+    (folder / "loop.onnx").symlink_to("loop.onnx")
+    assert not is_same_file(folder / "loop.onnx", folder / "model.onnx")
+    with pytest.raises(OutputError, match="it is a link"):
+        check_outputs([Output(Path("loop.onnx"), "-o")], [Path("model.onnx")])
 
 
 def test_a_second_name_of_an_input_is_that_input(folder: Path) -> None:

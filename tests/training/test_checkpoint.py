@@ -16,6 +16,7 @@ from models_zoo.cifar_resnet import CifarResNet
 from training import TRP, Macs, TRPSettings, decompose
 from training.checkpoint import FACTORS, TrainedNetwork, load_network, new_network, save_network
 from trp_export.errors import LoadError, OptionError, OutputError
+from trp_export.load.checkpoint import parse_checkpoint
 
 CLASSES = tuple("abcdefghij")
 SHAPE = (1, 3, 32, 32)
@@ -118,6 +119,15 @@ def test_damaged_files_never_end_in_a_traceback(
     path.write_bytes(content[:position] if cut else content)
     with contextlib.suppress(LoadError, OptionError):
         load_network(path, None, ())
+
+
+@pytest.mark.parametrize("key", ["version", "kind", "mean", "std", "classes", "input_shape"])
+def test_a_tensor_in_place_of_a_value_is_refused(key: str, dense: TrainedNetwork, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    save_network(dense, path, [])
+    content = torch.load(path, weights_only=True) | {key: torch.zeros(3)}
+    with pytest.raises(LoadError):
+        parse_checkpoint(content, path, None)
 
 
 def test_saving_into_a_missing_folder_is_refused(dense: TrainedNetwork, tmp_path: Path) -> None:

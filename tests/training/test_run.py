@@ -179,6 +179,8 @@ def damaged_states(sound: dict[str, Any]) -> Iterator[dict[str, Any]]:
         {"kind": "factors", "plan": None},
         {"kind": "factors", "plan": sound["plan"]},
         {"plan": 5},
+        {"plan": {}},
+        {"options": sound["options"] | {"arch": "torchvision:vit_h_14"}},
         *({"epoch": epoch} for epoch in ("x", -1, 2, 10**9, None, True, 1.0)),
         *({"step": step} for step in ("x", -1, 16, 10**9, 10**400)),
         *({"loss_sum": value} for value in (math.nan, math.inf, "x", 10**400, -1.0)),

@@ -53,8 +53,9 @@ def parse_checkpoint(content: Mapping[str, Any], path: Path, arch: str | None) -
     Raises LoadError for a damaged checkpoint, OptionError where `arch` contradicts it, or where it asks to import code
     that the user has not named.
     """
-    if content.get("version") != VERSION:
-        raise LoadError(f"{path}: checkpoint version {content.get('version')!r}; this program reads {VERSION}.")
+    version = content.get("version")
+    if not isinstance(version, int) or version != VERSION:
+        raise LoadError(f"{path}: checkpoint version {str(version)[:80]}; this program reads {VERSION}.")
     stored, state = content.get("arch"), content.get("state_dict")
     if not isinstance(stored, str) or len(stored) > _LONGEST_TEXT or not isinstance(state, Mapping):
         raise LoadError(f"{path} lacks its architecture or its weights; it is damaged.")

@@ -53,13 +53,13 @@ def fit_module(architecture: Architecture, content: Mapping[str, Any], path: Pat
     A head with another number of classes is built to fit. Shapes are compared before memory is allocated. Raises
     LoadError where the weights do not fit, OptionError where the architecture cannot be built.
     """
-    module = _outline(architecture, None)
+    module = outline(architecture, None)
     weights = choose_weights(content, module, path)
     require_plain_tensors(weights.tensors, path)
     problems = _differences(module, weights.tensors)
     classes = _class_count(module, weights.tensors) if problems else None
     if classes is not None:
-        problems = _differences(_outline(architecture, classes), weights.tensors)
+        problems = _differences(outline(architecture, classes), weights.tensors)
     if problems:
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
         raise LoadError(f"{path} does not fit {architecture.name}: {shown}.")
@@ -78,7 +78,7 @@ def fill_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     return module.eval()
 
 
-def _outline(architecture: Architecture, classes: int | None) -> nn.Module:
+def outline(architecture: Architecture, classes: int | None) -> nn.Module:
     """The module, without memory for its weights where that is known to work."""
     if not architecture.name.startswith(_BUILT_WITHOUT_MEMORY):
         return build_module(architecture, classes)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trp_export.errors import LoadError, OptionError, OutputError
 from trp_export.ship.verify import verify_bundle
-from trp_export.system.staging import Output, OutputStage, check_outputs, require_writable
+from trp_export.system.staging import Output, OutputStage, check_outputs, real_path, require_writable
 
 MODEL, PAGE = "model.onnx", "report.html"
 
@@ -40,12 +40,12 @@ class BundleStage(OutputStage):
 
     def require_apart(self, inputs: Sequence[Path], others: Sequence[Output] = ()) -> None:
         check_outputs(others, inputs)
-        place = self.bundle.resolve()
+        place = real_path(self.bundle)
         for path in inputs:
-            if path.resolve().is_relative_to(place):
+            if real_path(path).is_relative_to(place):
                 raise OptionError(f"{path} is read, and lies in the bundle to be written; choose another --bundle.")
         for output in others:
-            if output.path.resolve().is_relative_to(place):
+            if real_path(output.path).is_relative_to(place):
                 raise OptionError(f"{output.option} {output.path} lies in the bundle; choose another place for it.")
 
     def publish(self) -> None:
@@ -65,7 +65,7 @@ def _require_replaceable(bundle: Path) -> None:
     """Raises OutputError unless the place is free, an empty folder or an intact bundle: nothing else is removed."""
     if bundle.is_symlink() or (bundle.exists() and not bundle.is_dir()):
         raise OutputError(f"--bundle {bundle} is a file or a link; choose a new folder.")
-    if not bundle.name or bundle.resolve() == Path.cwd():
+    if not bundle.name or real_path(bundle) == Path.cwd():
         raise OutputError(f"--bundle {bundle}: choose another folder than the current one.")
     if not bundle.exists() or not os.listdir(bundle):  # noqa: PTH208 - one name is enough to know
         return

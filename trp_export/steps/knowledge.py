@@ -20,6 +20,7 @@ from trp_export.rules import OwnPlan, Rule, SavedPlan
 from trp_export.steps.calibrate import Batches, CalibrationData, calibrate, open_samples
 from trp_export.system.cpu import block_size
 from trp_export.system.progress import Progress
+from trp_export.system.staging import is_same_file
 from trp_export.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def _same_images(options: Options) -> tuple[str, ...]:
     images, calibration = options.images, options.calibration
     if images is None or calibration is None or calibration.synthetic:
         return ()
-    if images.path.resolve() != calibration.path.resolve():  # type: ignore[union-attr]
+    if not isinstance(calibration.path, Path) or not is_same_file(images.path, calibration.path):
         return ()
     return ("--eval and --calib are the same images: on others expect somewhat more to be lost",)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
+import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -66,13 +67,18 @@ def require_writable(folder: Path) -> None:
         raise OutputError(f"{folder} cannot be written to: {getattr(error, 'strerror', None) or error}.") from error
 
 
+def real_path(path: Path) -> Path:
+    """The path behind links. Those that lead in a circle stay, where `Path.resolve` raises a RuntimeError."""
+    return Path(os.path.realpath(path))
+
+
 def is_same_file(one: Path, other: Path) -> bool:
     """Whether two paths name one file, through links and on disks that ignore case."""
     try:
-        if one.resolve() == other.resolve():
+        if real_path(one) == real_path(other):
             return True
         return one.exists() and other.exists() and one.samefile(other)
-    except (OSError, ValueError, RuntimeError):  # A path that cannot be followed: opening it will say why.
+    except (OSError, ValueError):  # A path that cannot be followed: opening it will say why.
         return one.absolute() == other.absolute()
 
 

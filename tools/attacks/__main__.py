@@ -1,0 +1,131 @@
+"""Try what hostile files, devices and bad days do to the commands, and count what held.
+
+    python tools/attacks [--only FAMILY] [--write]
+
+Each attempt runs in a process of its own, with limits on memory, time and the size of files, in a temporary folder
+with an empty home. Nothing outside that folder is changed. The outcome of each family is recorded in build/, and
+--write puts all of them into docs/results/attacks.md. Linux only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+# This process starts no threads: it is copied for each attempt.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+
+import click  # noqa: E402
+from attempt import Attempt, judge  # noqa: E402
+from families import FAMILIES  # noqa: E402
+from kit import make_kit  # noqa: E402
+
+import training.loop  # noqa: E402
+import training.search.run  # noqa: E402, F401
+import trp_export.bench.session  # noqa: E402
+import trp_export.load.torch_file  # noqa: E402
+import trp_export.pipeline  # noqa: E402
+import trp_export.report.page.page  # noqa: E402
+import trp_export.ship.bundle  # noqa: E402
+import trp_export.ship.bundle_stage  # noqa: E402, F401
+
+ROOT = Path(__file__).parents[2]
+PAGE, RECORD = ROOT / "docs" / "results" / "attacks.md", ROOT / "build" / "attacks.json"
+
+
+@click.command()
+@click.option("--only", multiple=True, metavar="FAMILY", help="Only this family; may be repeated.")
+@click.option("--name", default="", help="Only attempts whose name contains this; nothing is recorded.")
+@click.option("--write", is_flag=True, help="Write the table of all recorded families to docs/results/attacks.md.")
+def main(only: tuple[str, ...], name: str, write: bool) -> None:
+    """Count which attempts held."""
+    unknown = set(only) - set(FAMILIES)
+    if unknown:
+        raise click.UsageError(f"no family {unknown.pop()}; there are {', '.join(FAMILIES)}")
+    with tempfile.TemporaryDirectory(prefix="attacks.") as folder:
+        kit = make_kit(Path(folder, "kit"))
+        for family in only or FAMILIES:
+            attempts = [attempt for attempt in FAMILIES[family](kit) if name in attempt.name]
+            outcome = run_family(attempts, Path(folder, "place"))
+            print(f"{family}: {outcome['tried']} tried, {len(outcome['failed'])} failed", flush=True)
+            if not name:
+                record(family, outcome)
+    outcomes = recorded()
+    print(*table(outcomes), sep="\n")
+    if write:
+        PAGE.write_text(page(outcomes), encoding="utf-8")
+    sys.exit(any(outcome["failed"] for outcome in outcomes.values()))
+
+
+def run_family(attempts: list[Attempt], place: Path) -> dict[str, Any]:
+    """The number of attempts, those that failed with the reason, and the time that all took."""
+    started, failed = time.monotonic(), {}
+    for attempt in attempts:
+        complaint = judge(attempt, place)
+        if complaint is not None:
+            failed[attempt.name] = complaint
+            print(f"FAILED {attempt.family}: {attempt.name}: {complaint}", flush=True)
+    return {"tried": len(attempts), "failed": failed, "seconds": time.monotonic() - started}
+
+
+def recorded() -> dict[str, dict[str, Any]]:
+    outcomes = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    return {family: outcomes[family] for family in FAMILIES if family in outcomes}
+
+
+def record(family: str, outcome: dict[str, Any]) -> None:
+    RECORD.parent.mkdir(exist_ok=True)
+    RECORD.write_text(json.dumps({**recorded(), family: outcome}, indent=1))
+
+
+def table(outcomes: dict[str, dict[str, Any]]) -> list[str]:
+    counts = {family: (outcome["tried"], len(outcome["failed"])) for family, outcome in outcomes.items()}
+    counts["**together**"] = tuple(map(sum, zip(*counts.values(), strict=True))) if counts else (0, 0)
+    rows = [f"| {family} | {tried} | {tried - failed} | {failed} |" for family, (tried, failed) in counts.items()]
+    return ["| what is attacked | tried | held | failed |", "|---|---|---|---|", *rows]
+
+
+def page(outcomes: dict[str, dict[str, Any]]) -> str:
+    tried = sum(outcome["tried"] for outcome in outcomes.values())
+    notes = [
+        f"- {family}: {name}: {complaint[:200]}"
+        for family, outcome in outcomes.items()
+        for name, complaint in outcome["failed"].items()
+    ]
+    minutes = sum(outcome["seconds"] for outcome in outcomes.values()) / 60
+    return "\n".join([
+        "# Hostile files, devices and bad days",
+        "",
+        f"**{tried - len(notes)} of {tried} attempts held.**",
+        "",
+        "Held is a documented exit code with a line or two and without a traceback, in less than a minute and 3 GB.",
+        "Inputs are unchanged, and nothing is left in the folder, in the temporary folder or at home. No text from a",
+        "file or a device reaches the terminal as control characters, or a page or a card as elements.",
+        "",
+        *table(outcomes),
+        "",
+        *(["What failed:", "", *notes, ""] if notes else []),
+        f"{platform.platform()}, Python {platform.python_version()}, {minutes:.0f} minutes beside other work.",
+        "",
+        "## Repeat it",
+        "",
+        "    python tools/attacks --write",
+        "",
+        "## Caveats",
+        "",
+        "The attempts are those of `tools/attacks`; another attacker has other ideas. Boards and phones are scripts in",
+        "the place of `ssh` and `adb`. What a signal meets depends on the machine. `make test-slow` damages files at",
+        "random.",
+        "",
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

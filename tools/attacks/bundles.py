@@ -1,0 +1,140 @@
+"""Changes to a bundle, each of which the check must find."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from attempt import Attempt, Call
+from kit import Kit
+
+Change = Callable[[Path], object]
+# Fields that a sound manifest may hold in another way; only --digest finds that they were changed.
+MAY_HOLD = ("inputs", "outputs", "preprocessing", "classes", "opset", "provenance")
+
+
+def attempts(kit: Kit) -> Iterator[Attempt]:
+    """Each file changed in each way, and the folder and manifest changed."""
+    names = [path.name for path in kit["bundle"].iterdir() if path.name != "manifest.json"]
+    for name in names:
+        for what, change in _files().items():
+            yield Attempt("bundles", f"{name} {what}", partial(_changed, kit, lambda b, n=name, c=change: c(b / n)))
+    for what, change in _folders().items():
+        yield Attempt("bundles", what, partial(_changed, kit, change))
+    for what, edit in _manifests().items():
+        codes = (0, 2, 3) if what.startswith(MAY_HOLD) else (2, 3)
+        yield Attempt("bundles", f"manifest with {what}", partial(_changed, kit, partial(_edit, edit), codes=codes))
+    for digest in ("0" * 64, "", "x", "\x1b[2J", "sha256:" + "0" * 64, "0" * 10**5):
+        yield Attempt("bundles", f"digest {digest[:20]!r}", partial(_changed, kit, lambda b: None, digest))
+
+
+def _changed(kit: Kit, change: Change, *rest: Any, codes: tuple[int, ...] = (2, 3)) -> Call:
+    *digest, folder = rest
+    kit.copy(folder, "bundle")
+    change(folder / "bundle")
+    return Call("trp-bundle", ["verify", "bundle", *(["--digest", digest[0]] if digest else [])], codes=codes)
+
+
+def _files() -> dict[str, Change]:
+    def rewrite(edit: Callable[[bytes], bytes]) -> Change:
+        return lambda path: path.write_bytes(edit(path.read_bytes()))
+
+    def replaced(make: Change) -> Change:
+        return lambda path: (path.rename(path.parent.parent / "kept"), make(path))
+
+    return {
+        "with a byte changed": rewrite(lambda data: bytes([data[0] ^ 1]) + data[1:]),
+        "one byte shorter": rewrite(lambda data: data[:-1]),
+        "one byte longer": rewrite(lambda data: data + b"\n"),
+        "empty": rewrite(lambda data: b""),
+        "removed": Path.unlink,
+        "renamed": lambda path: path.rename(path.with_name(path.name + "x")),
+        "in capitals": lambda path: path.rename(path.with_name(path.name.upper() + ".X")),
+        "a link to itself elsewhere": replaced(lambda path: path.symlink_to("../kept")),
+        "a hard link": replaced(lambda path: os.link(path.parent.parent / "kept", path)),
+        "a folder": replaced(Path.mkdir),
+        "a pipe": replaced(os.mkfifo),
+        "a link to /dev/zero": replaced(lambda path: path.symlink_to("/dev/zero")),
+        "3 TB of nothing": lambda path: os.truncate(path, 3 * 10**12),
+        "twice": lambda path: path.with_name(f"copy-{path.name}").write_bytes(path.read_bytes()),
+    }
+
+
+def _folders() -> dict[str, Change]:
+    def add(name: str) -> Change:
+        def make(bundle: Path) -> None:
+            path = bundle / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("x")
+
+        return make
+
+    return {
+        **{
+            f"with {name!r} added": add(name)
+            for name in ("x", ".x", "Sub/x", "\x1b[2J", "e\u0301", "a\nb", "con", "x" * 255)
+        },
+        "with an empty folder": lambda bundle: (bundle / "empty").mkdir(),
+        "with 20,000 files": lambda bundle: [(bundle / f"f{index}").touch() for index in range(20_000)],
+        "without a manifest": lambda bundle: (bundle / "manifest.json").unlink(),
+        "with a manifest that is a link": lambda bundle: (
+            (bundle / "manifest.json").rename(bundle.parent / "m.json"),
+            (bundle / "manifest.json").symlink_to("../m.json"),
+        ),
+        "with a manifest that is a pipe": lambda bundle: (
+            (bundle / "manifest.json").unlink(),
+            os.mkfifo(bundle / "manifest.json"),
+        ),
+        "with a deep folder": lambda bundle: (bundle / "/".join(["d"] * 500)).mkdir(parents=True),
+        "with a loop of links": lambda bundle: (bundle / "loop").symlink_to("."),
+        "that is a file": lambda bundle: (bundle.rename(bundle.with_name("b")), bundle.write_text("x")),
+        "that is a link to nothing": lambda bundle: (bundle.rename(bundle.with_name("b")), bundle.symlink_to("absent")),
+    }
+
+
+def _edit(edit: Callable[[dict[str, Any]], object], bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    edit(manifest)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _manifests() -> dict[str, Callable[[dict[str, Any]], object]]:
+    entry = {"sha256": "0" * 64, "bytes": 1}
+
+    def listed(name: str) -> Callable[[dict[str, Any]], object]:
+        return lambda manifest: manifest["files"].update({name: entry})
+
+    names = (
+        "../x",
+        "/etc/passwd",
+        "a/../../x",
+        "C:\\x",
+        "a\\b",
+        "",
+        ".",
+        "x\0y",
+        "\x1b]0;X\x07",
+        "MODEL.ONNX",
+        "a//b",
+        "con",
+    )
+    edits: dict[str, Callable[[dict[str, Any]], object]] = {f"file {name!r}": listed(name) for name in names}
+    edits["names that differ by form"] = lambda m: (listed("e\u0301")(m), listed("\u00e9")(m))
+    edits["a file that is a folder"] = lambda m: (listed("sub")(m), listed("sub/x")(m))
+    edits["100,000 files"] = lambda m: m["files"].update({f"f{index}": entry for index in range(100_000)})
+    for field in ("model", "files", "inputs", "outputs", "preprocessing", "classes", "provenance", "opset"):
+        for value in (None, [], {}, "x" * 10**5, -1, 10**30, [[[]]], {"a": {"b": None}}):
+            edits[f"{field} {str(value)[:20]}"] = lambda m, field=field, value=value: m.update({field: value})
+    for size in (-1, 10**18, 1.5, "1", None, True):
+        edits[f"a size of {size!r}"] = lambda m, size=size: m["files"]["model.onnx"].update({"bytes": size})
+    for digest in ("", "0", "g" * 64, "0" * 63, "A" * 64, None, 5):
+        edits[f"a digest of {digest!r}"[:60]] = lambda m, digest=digest: m["files"]["model.onnx"].update(
+            {"sha256": digest}
+        )
+    edits["a model that is no file of it"] = lambda m: m.update({"model": "other.onnx"})
+    edits["an unknown field"] = lambda m: m.update({"run": "load.py"})
+    return edits

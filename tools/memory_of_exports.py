@@ -1,0 +1,200 @@
+"""The peak memory of exports of large ONNX files, against the bound 2.5 N + 400 MB for a file of N bytes.
+
+    python tools/memory_of_exports.py [--sizes 100,300,1000] [--write]
+
+Files of convs and files of one large Gemm are made in a temporary folder and exported, with and without calibration.
+Memory is the resident set of the export and all programs that it starts, added up every 20 ms. The bound is for
+exports without calibration. --write puts the table into docs/results/memory.md. Linux and macOS only.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import onnx
+import psutil
+from common import Listed
+from onnx import TensorProto, helper, numpy_helper
+
+PAGE = Path(__file__).parents[1] / "docs" / "results" / "memory.md"
+MB = 1_000_000
+GROWTH, FIXED_MB = 2.5, 400
+CHANNELS = 512
+# Outputs of the Gemm, as in VGG-16. A square one is as wide as it is high.
+GEMM_OUTPUTS = 4096
+IMAGES, EXTENT = 32, 16
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Memory in MB."""
+
+    kind: str
+    calibrated: bool
+    file_mb: float
+    peak_mb: float
+    seconds: float
+    code: int
+
+    @property
+    def bound_mb(self) -> float:
+        return GROWTH * self.file_mb + FIXED_MB
+
+    def __str__(self) -> str:
+        how = "--calib" if self.calibrated else "plain"
+        within = "" if self.calibrated else f"{self.bound_mb:,.0f}"
+        is_within = "yes" if self.peak_mb <= self.bound_mb else "no"
+        verdict = f"exit {self.code}" if self.code else "" if self.calibrated else is_within
+        per_byte = (self.peak_mb - FIXED_MB) / self.file_mb
+        file = f"{self.kind} | {self.file_mb:,.0f} | {how}"
+        return f"| {file} | {self.peak_mb:,.0f} | {per_byte:.2f} | {within} | {verdict} |"
+
+
+@click.command()
+@click.option("--sizes", type=Listed(int), default="100,300,1000", show_default=True, help="Sizes of files in MB.")
+@click.option("--kinds", type=Listed(str, ("convs", "gemm", "square-gemm")), default="convs,gemm", show_default=True)
+@click.option("--calibrated", type=Listed(str, ("plain", "calib")), default="plain,calib", show_default=True)
+@click.option("--write", is_flag=True, help="Write the table to docs/results/memory.md.")
+def main(sizes: tuple[int, ...], kinds: tuple[str, ...], calibrated: tuple[str, ...], write: bool) -> None:
+    """Peak memory of exports of large ONNX files."""
+    rows = []
+    for row in measure(sizes, kinds, calibrated):
+        print(row, f"{row.seconds:.0f} s", flush=True)
+        rows.append(row)
+    if write:
+        PAGE.write_text(page(rows), encoding="utf-8")
+
+
+def measure(sizes: tuple[int, ...], kinds: tuple[str, ...], calibrated: tuple[str, ...]) -> Iterator[Row]:
+    for size in sizes:
+        for kind in kinds:
+            with tempfile.TemporaryDirectory() as folder:
+                model, images = Path(folder, "model.onnx"), Path(folder, "images.npy")
+                shape = make_convs(model, size) if kind == "convs" else make_gemm(model, size, square=kind != "gemm")
+                rng = np.random.default_rng(0)
+                np.save(images, rng.integers(0, 256, (IMAGES, *shape[2:], shape[1]), dtype=np.uint8))
+                for how in calibrated:
+                    yield export(kind, model, images if how == "calib" else None)
+
+
+def make_convs(path: Path, size_mb: int) -> tuple[int, ...]:
+    """A chain of 3x3 convs with 512 channels, and its input's shape."""
+    count = max(1, round(size_mb * MB / (4 * 9 * CHANNELS**2)))
+    rng, names = np.random.default_rng(0), ["image"]
+    first = rng.standard_normal((CHANNELS, 3, 3, 3), dtype=np.float32) / np.float32(5)
+    weights = [numpy_helper.from_array(first, "conv0.weight")]
+    for index in range(1, count + 1):
+        kernel = rng.standard_normal((CHANNELS, CHANNELS, 3, 3), dtype=np.float32) / np.float32(68)
+        weights.append(numpy_helper.from_array(kernel, f"conv{index}.weight"))
+    nodes = []
+    for weight in weights:
+        name = weight.name.removesuffix(".weight")
+        nodes.append(helper.make_node("Conv", [names[-1], weight.name], [f"{name}.out"], name=name, pads=[1] * 4))
+        nodes.append(helper.make_node("Relu", [f"{name}.out"], [f"{name}.relu"], name=f"{name}.relu"))
+        names.append(f"{name}.relu")
+    nodes.append(helper.make_node("GlobalAveragePool", [names[-1]], ["y"], name="pool"))
+    return save(path, nodes, weights, (1, 3, EXTENT, EXTENT), ("N", CHANNELS, 1, 1))
+
+
+def make_gemm(path: Path, size_mb: int, *, square: bool) -> tuple[int, ...]:
+    """A small conv and one Gemm, and the input's shape."""
+    elements = size_mb * MB / 4
+    outputs = round(elements**0.5) if square else GEMM_OUTPUTS
+    extent = max(1, round((elements / outputs / 16) ** 0.5))
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.standard_normal((16, 3, 3, 3), dtype=np.float32) / np.float32(5), "conv.weight"),
+        numpy_helper.from_array(rng.standard_normal((outputs, 16 * extent**2), dtype=np.float32), "fc.weight"),
+    ]
+    nodes = [
+        helper.make_node("Conv", ["image", "conv.weight"], ["a"], name="conv", pads=[1] * 4),
+        helper.make_node("Flatten", ["a"], ["b"], name="flatten"),
+        helper.make_node("Gemm", ["b", "fc.weight"], ["y"], name="fc", transB=1),
+    ]
+    return save(path, nodes, weights, (1, 3, extent, extent), ("N", outputs))
+
+
+def save(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    weights: list[onnx.TensorProto],
+    shape: tuple[int, ...],
+    output: tuple[int | str, ...],
+) -> tuple[int, ...]:
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", *shape[1:]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, list(output))],
+        weights,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return shape
+
+
+def export(kind: str, model: Path, images: Path | None) -> Row:
+    arguments = [str(model), "--energy", "0.9", "--no-bench", "-o", str(model.with_name("small.onnx"))]
+    arguments += ["--calib", str(images)] if images else []
+    started = time.monotonic()
+    process = psutil.Popen([sys.executable, "-m", "trp_export.cli.export", *arguments], stdout=subprocess.DEVNULL)
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, resident_bytes(process))
+        time.sleep(_POLL_S)
+    seconds = time.monotonic() - started
+    return Row(kind, images is not None, model.stat().st_size / MB, peak / MB, seconds, process.returncode)
+
+
+def resident_bytes(process: psutil.Process) -> int:
+    """Of a process and all below it. A child that has not become another program yet shares its parent's memory."""
+    total = 0
+    try:
+        total, program = process.memory_info().rss, process.cmdline()
+        for child in process.children(recursive=True):
+            if child.cmdline() != program:
+                total += child.memory_info().rss
+    except psutil.Error:  # One of them has ended.
+        pass
+    return total
+
+
+def page(rows: list[Row]) -> str:
+    plain = [row for row in rows if not row.calibrated]
+    held = sum(row.peak_mb <= row.bound_mb for row in plain)
+    lines = [
+        "# Memory of large exports",
+        "",
+        f"**{held} of {len(plain)} exports without calibration stay within {GROWTH:g} N + {FIXED_MB} MB "
+        "for an ONNX file of N bytes.**",
+        "",
+        "Files of 3x3 convs with 512 channels, and files of one large Gemm, random weights, `--energy 0.9 --no-bench`. "
+        f"Calibration reads {IMAGES} images of the network's size.",
+        "Peak memory is the resident set of the export and of the programs that it starts, files mapped into memory "
+        "included, added up every 20 ms; one run each.",
+        "",
+        "| file | MB | images | peak MB | (peak - 400) / file | bound MB | within |",
+        "|---|---|---|---|---|---|---|",
+        *map(str, rows),
+        "",
+        f"{platform.platform()}, Python {platform.python_version()}.",
+        "",
+        "## Repeat it",
+        "",
+        "    python tools/memory_of_exports.py --write",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
