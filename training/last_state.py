@@ -16,6 +16,8 @@ from training.history import Record
 from training.options import TrainOptions
 from training.run_folder import LAST, read_state, restored_options
 from trp_export.errors import LoadError
+from trp_export.load.state_dict import get_architecture, outline
+from trp_export.planning.plan import parse_plan
 from trp_export.system.json_fields import Fields
 
 _FORMAT, _VERSION = "trp-run", 2
@@ -24,6 +26,8 @@ _KEYS = (
     *("model", "optimizer", "trp", "history"),
 )
 _MOST_EPOCHS, _MOST_LAYERS = 1_000_000, 100_000
+# How many times as many weights as the file an architecture may have before it is cut, and how many more.
+_MOST_TIMES, _MOST_MORE = 64, 2**24
 _FIGURES = ("loss", "lr", "images_per_s", "accuracy", "cut_accuracy", "macs_ratio")
 
 
@@ -68,7 +72,20 @@ def read_last_state(folder: Path) -> LastState:
     is_dense = state.kind == DENSE and options.rank_rule is not None
     if (state.trp is not None and not is_dense) or (state.trp is None and is_dense and state.epoch < epochs):
         raise LoadError(f"{where} is damaged: the field trp does not fit its options.")
+    if state.plan is not None:
+        parse_plan(state.plan, f"the plan inside {where}")
+    _require_fitting_size(options.start.arch, state.model, where)
     return state
+
+
+def _require_fitting_size(arch: str | None, model: Mapping[str, Tensor], where: str) -> None:
+    """Raise LoadError for an architecture that is far larger than the saved weights: building it could fill memory."""
+    if arch is None or not arch.startswith("torchvision:"):
+        return
+    own = sum(tensor.numel() for tensor in outline(get_architecture(arch), None).state_dict().values())
+    saved = sum(tensor.numel() for tensor in model.values())
+    if own > _MOST_TIMES * saved + _MOST_MORE:
+        raise LoadError(f"{where} is damaged: {arch} has {own:,} weights, and the file {saved:,}.")
 
 
 def _parse(fields: Fields) -> LastState:
