@@ -251,7 +251,8 @@ def test_ctrl_c_during_start_up_ends_in_one_line(command: str, delay_s: float, t
     _, errors = process.communicate(timeout=60)
     assert b"Traceback" not in errors
     if process.returncode == 130:
-        assert errors.decode() in ("interrupted.\n", "stopped.\n", "interrupted; nothing was written.\n")
+        assert len(errors.splitlines()) == 1
+        assert errors.startswith((b"interrupted", b"stopped"))
     else:  # The command was ready first, and refused its options; after that the signal ends the interpreter.
         assert process.returncode in (2, 3, -signal.SIGINT), errors
         assert b"error: " in errors
