@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 # What the plan in the metadata, the names and notes of layers, and the nodes and scales of 8 bits may take.
-_METADATA_BYTES, _LAYER_BYTES, _INT8_LAYER_BYTES = 2**10, 2**8, 2**11
+_METADATA_BYTES, _LAYER_BYTES, _INT8_LAYER_BYTES = 2**12, 2**8, 2**11
 _PACKAGES = ("trp-export", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxsim", "torch", "torchvision")
 
 
