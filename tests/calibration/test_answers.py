@@ -9,7 +9,7 @@ import pytest
 from networks import as_samples, in_batches, make_images
 
 from trp_export.calibration.answers import answer_divergence, decoding_nodes, find_answers, run_answers
-from trp_export.calibration.divergence import divergence
+from trp_export.calibration.divergence import Kind, divergence, yardsticks
 from trp_export.calibration.moments import gather_moments
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
@@ -66,13 +66,56 @@ def test_find_answers_stops_before_values_are_hidden(body: str, outputs: str, na
 
 def test_find_answers_knows_classes_and_channels() -> None:
     (vector,) = find_answers(make_model(POOLED + "y = Softmax (l)\n", "float[N, 5] y"))
-    assert vector.classes
+    assert vector.kind is Kind.CLASSES
     assert vector.axis == -1
     (pixels,) = find_answers(
         make_model(TRUNK + "c = Conv (r, u)\n y = ArgMax <axis = 1> (c)\n", "int64[N, 1, 12, 12] y")
     )
-    assert pixels.classes
+    assert pixels.kind is Kind.CLASSES
     assert pixels.axis == 1
+
+
+def test_find_answers_knows_scores_behind_a_sigmoid() -> None:
+    kinds = {answer.name: answer.kind for answer in find_answers(make_model(DETECTOR, "float[N, 9, 12, 12] y"))}
+    assert kinds == {"p": Kind.VALUES, "c": Kind.PROBABILITIES}
+    (swish,) = find_answers(make_model(TRUNK + "s = Sigmoid (r)\n y = Mul (r, s)\n", "float[N, 6, 12, 12] y"))
+    assert swish.kind is Kind.VALUES
+
+
+def test_divergence_of_a_detector_counts_what_it_sees() -> None:
+    """Boxes and scores may move where the detector sees nothing, and not where it sees something."""
+    rng = np.random.default_rng(0)
+    scores = np.full((4, 3, 8, 8), -9.0) + rng.standard_normal((4, 3, 8, 8))
+    scores[:, 1, 2, 3] = 1.0
+    answers = {"box": rng.standard_normal((4, 4, 8, 8)), "score": scores}
+    kinds = {"box": Kind.VALUES, "score": Kind.PROBABILITIES}
+
+    def moved(name: str, row: int) -> float:
+        other = {key: value.copy() for key, value in answers.items()}
+        other[name][:, :, row, 3] += 1.0
+        return divergence(answers, other, kinds)
+
+    for name in answers:
+        assert moved(name, 2) > 50 * moved(name, 5), name
+    assert divergence(answers, answers, kinds) == 0
+
+
+def test_divergence_of_scores_is_the_mean_answer_at_one() -> None:
+    """A network that gives the mean logit of each channel everywhere has a divergence of one."""
+    scores = np.random.default_rng(0).standard_normal((16, 3, 8, 8)) * 2
+    mean = np.broadcast_to(scores.mean(axis=(0, 2, 3), keepdims=True), scores.shape)
+    assert divergence({"y": scores}, {"y": mean}, {"y": Kind.PROBABILITIES}) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_curvature_is_that_of_the_divergence(kind: Kind) -> None:
+    rng = np.random.default_rng(1)
+    answers = {"y": rng.standard_normal((8, 5, 3, 3)), "z": rng.standard_normal((8, 2, 3, 3))}
+    step = 1e-3 * rng.standard_normal(answers["y"].shape)
+    stick = yardsticks(answers, {"y": kind})["y"]
+    seen = step - step.mean(axis=1, keepdims=True) if stick.centred else step
+    expected = float((stick.curvature(answers["y"]) * seen**2).sum()) / 8
+    assert stick.shares(answers["y"], answers["y"] + step).mean() == pytest.approx(expected, rel=2e-3)
 
 
 def test_decoding_nodes_lie_behind_the_answers() -> None:

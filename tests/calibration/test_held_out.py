@@ -21,6 +21,7 @@ from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.lowrank.branches import sum_products
 from trp_export.lowrank.calibrated import calibrated_pair, output_errors, output_variance
 from trp_export.lowrank.factor import product
+from trp_export.lowrank.metric import ErrorMetric
 from trp_export.lowrank.schemes import CHANNEL_WISE, DECOUPLING, POINTWISE_FIRST, SPATIAL_WISE, Scheme
 from trp_export.planning.budgets import plan_by_macs
 from trp_export.planning.curves import Layer, make_curve, schemes_for
@@ -108,12 +109,15 @@ def test_held_out_errors_are_those_of_the_factors(scheme: Scheme, group: int) ->
         x = rng.standard_normal((group, count, size)) * np.linspace(0.2, 2, size)
         return x.transpose(0, 2, 1) @ x / count
 
-    fitted, judge = moments(size + 10), moments(3 * size)
-    errors = output_errors(kernel, scheme, group, fitted, judge)
+    fitted, judge = ErrorMetric(moments(size + 10)), ErrorMetric(moments(3 * size))
+    errors = output_errors(kernel, scheme, group, fitted, judge.inputs)
     direct = []
     for rank in range(1, len(errors) + 1):
         new = product(
-            calibrated_pair(kernel, scheme, group, rank, fitted, turns=0).factors, scheme, kernel.shape, group
+            calibrated_pair(kernel, scheme, group, rank, fitted, turns=0).factors,
+            scheme,
+            kernel.shape,
+            group,
         )
         direct.append(output_variance(kernel - new, group, judge) / output_variance(kernel, group, judge))
     wanted = np.maximum.accumulate(np.array(direct)[::-1])[::-1]

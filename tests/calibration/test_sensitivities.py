@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import as_samples, in_batches, make_images, make_network
 
-from trp_export.calibration.divergence import agreement, divergence
+from trp_export.calibration.divergence import Kind, agreement, divergence
 from trp_export.calibration.moments import gather_moments
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
@@ -45,7 +45,7 @@ def test_points_out_of_order_are_refused() -> None:
 
 def test_divergence_is_blind_to_a_shift_of_all_classes() -> None:
     logits = np.random.default_rng(0).standard_normal((6, 4))
-    assert divergence({"y": logits}, {"y": logits + 3}, ["y"]) == pytest.approx(0, abs=1e-20)
+    assert divergence({"y": logits}, {"y": logits + 3}, {"y": Kind.CLASSES}) == pytest.approx(0, abs=1e-20)
     assert divergence({"y": logits}, {"y": 0 * logits}) == pytest.approx(1)
     assert agreement({"y": logits}, {"y": logits}) == 1
 

@@ -18,6 +18,7 @@ from trp_export.lowrank.branches import (
     sum_products,
 )
 from trp_export.lowrank.calibrated import output_variance
+from trp_export.lowrank.metric import ErrorMetric
 from trp_export.lowrank.schemes import CHANNEL_WISE, DECOUPLING, SPATIAL_WISE, Branch, describe, input_sliced
 from trp_export.lowrank.site import Site, Use
 from trp_export.lowrank.space import SHARES, all_schemes, lr_space, second_branches
@@ -56,22 +57,29 @@ def test_a_sum_loses_no_more_than_its_first_pair(first: Branch, second: Branch, 
 @given(branch, branch)
 @settings(max_examples=15)
 def test_a_calibrated_sum_loses_no_more_output_than_its_first_pair(first: Branch, second: Branch) -> None:
-    kernel, covariance = _kernel(), _covariance()
+    kernel, metric = _kernel(), ErrorMetric(_covariance())
     lost = [
-        output_variance(residual(kernel, calibrate_branches(kernel, some, 1, covariance), some, 1), 1, covariance)
+        output_variance(
+            residual(kernel, calibrate_branches(kernel, some, 1, metric), some, 1),
+            1,
+            metric,
+        )
         for some in ((first,), (first, second))
     ]
     assert lost[1] <= lost[0] * (1 + 1e-9)
 
 
 def test_a_calibrated_sum_loses_less_output_than_plain_and_no_more_than_its_curve_says() -> None:
-    kernel, covariance = _kernel(), _covariance()
+    kernel, metric = _kernel(), ErrorMetric(_covariance())
     plain, calibrated = (
-        output_variance(residual(kernel, pairs, BRANCHES, 1), 1, covariance) / output_variance(kernel, 1, covariance)
-        for pairs in (factorise_branches(kernel, BRANCHES, 1), calibrate_branches(kernel, BRANCHES, 1, covariance))
+        output_variance(residual(kernel, pairs, BRANCHES, 1), 1, metric) / output_variance(kernel, 1, metric)
+        for pairs in (
+            factorise_branches(kernel, BRANCHES, 1),
+            calibrate_branches(kernel, BRANCHES, 1, metric),
+        )
     )
     assert calibrated < 0.9 * plain
-    assert calibrated <= calibrated_errors(kernel, DECOUPLING, 1, covariance, BRANCHES[:1])[0] * (1 + 1e-9)
+    assert calibrated <= calibrated_errors(kernel, DECOUPLING, 1, metric, BRANCHES[:1])[0] * (1 + 1e-9)
 
 
 def test_fitting_in_turns_lowers_the_error() -> None:

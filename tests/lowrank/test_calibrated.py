@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from trp_export.lowrank.calibrated import balance, bias_shift, calibrated_pair, output_errors
 from trp_export.lowrank.factor import factorise, kept_energy, product, spectrum
+from trp_export.lowrank.metric import ErrorMetric
 from trp_export.lowrank.schemes import (
     CHANNEL_WISE,
     DECOUPLING,
@@ -49,7 +50,7 @@ def _covariance(patches: np.ndarray) -> np.ndarray:
 def test_full_rank_is_the_dense_kernel(scheme: Scheme, shape: tuple[int, ...]) -> None:
     kernel = _kernel(shape)
     covariance = _covariance(_patches(1, int(np.prod(shape[1:]))))
-    fit = calibrated_pair(kernel, scheme, 1, full_rank(scheme, shape, 1), covariance)
+    fit = calibrated_pair(kernel, scheme, 1, full_rank(scheme, shape, 1), ErrorMetric(covariance))
     np.testing.assert_allclose(product(fit.factors, scheme, shape, 1), kernel, atol=1e-6)
     assert fit.relative_error < 1e-9
 
@@ -58,10 +59,10 @@ def test_full_rank_is_the_dense_kernel(scheme: Scheme, shape: tuple[int, ...]) -
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_identity_moments_are_plain_svd(scheme: Scheme, rank: int) -> None:
     kernel = _kernel((6, 4, 3, 3))
-    fit = calibrated_pair(kernel, scheme, 1, rank, np.eye(36)[None])
+    fit = calibrated_pair(kernel, scheme, 1, rank, ErrorMetric(np.eye(36)[None]))
     plain = product(factorise(kernel, scheme, 1, rank), scheme, kernel.shape, 1)
     np.testing.assert_allclose(product(fit.factors, scheme, kernel.shape, 1), plain, atol=1e-8)
-    errors = output_errors(kernel, scheme, 1, np.eye(36)[None])
+    errors = output_errors(kernel, scheme, 1, ErrorMetric(np.eye(36)[None]))
     np.testing.assert_allclose(errors, 1 - kept_energy(spectrum(kernel, scheme, 1)), atol=1e-9)
 
 
@@ -70,7 +71,7 @@ def test_identity_moments_are_plain_svd(scheme: Scheme, rank: int) -> None:
 def test_the_predicted_error_is_the_measured_one(scheme: Scheme, group: int) -> None:
     kernel = _kernel((8, 4, 3, 3))
     patches = _patches(group, 36)
-    fit = calibrated_pair(kernel, scheme, group, 2, _covariance(patches))
+    fit = calibrated_pair(kernel, scheme, group, 2, ErrorMetric(_covariance(patches)))
     new = product(fit.factors, scheme, kernel.shape, group)
     shift = bias_shift(kernel, new, patches.mean(axis=1))
     by_group = (group, 8 // group, 36)
@@ -83,13 +84,13 @@ def test_the_predicted_error_is_the_measured_one(scheme: Scheme, group: int) -> 
 @pytest.mark.parametrize("scheme", ALL, ids=lambda scheme: scheme.name)
 def test_errors_of_all_ranks_are_those_of_the_start_and_bound_the_result(scheme: Scheme) -> None:
     kernel, covariance = _kernel((6, 4, 3, 3)), _covariance(_patches(1, 36))
-    errors = output_errors(kernel, scheme, 1, covariance)
+    errors = output_errors(kernel, scheme, 1, ErrorMetric(covariance))
     assert (np.diff(errors) <= 1e-12).all()
     assert errors[-1] < 1e-6
     for rank in range(1, len(errors)):
-        start = calibrated_pair(kernel, scheme, 1, rank, covariance, turns=0).relative_error
+        start = calibrated_pair(kernel, scheme, 1, rank, ErrorMetric(covariance), turns=0).relative_error
         assert start == pytest.approx(errors[rank - 1], rel=1e-4, abs=1e-7)
-        assert calibrated_pair(kernel, scheme, 1, rank, covariance).relative_error <= start * (1 + 1e-12)
+        assert calibrated_pair(kernel, scheme, 1, rank, ErrorMetric(covariance)).relative_error <= start * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("scheme", ALL, ids=lambda scheme: scheme.name)
@@ -101,28 +102,28 @@ def test_calibrated_never_loses_more_output_than_plain(scheme: Scheme, seed: int
     lost = (kernel - new).reshape(6, -1)
     dense = kernel.reshape(6, -1)
     plain = np.sum((lost @ covariance[0]) * lost) / np.sum((dense @ covariance[0]) * dense)
-    assert calibrated_pair(kernel, scheme, 1, rank, covariance).relative_error <= plain * 1.001
+    assert calibrated_pair(kernel, scheme, 1, rank, ErrorMetric(covariance)).relative_error <= plain * 1.001
 
 
 def test_alternating_lowers_the_error_where_taps_share_inputs() -> None:
     kernel, covariance = _kernel((8, 6, 3, 3)), _covariance(_patches(1, 54))
     for scheme in (SPATIAL_WISE, SPATIAL_WISE_TRANSPOSED, POINTWISE_FIRST):
-        start = calibrated_pair(kernel, scheme, 1, 4, covariance, turns=0).relative_error
-        assert calibrated_pair(kernel, scheme, 1, 4, covariance).relative_error < 0.99 * start
+        start = calibrated_pair(kernel, scheme, 1, 4, ErrorMetric(covariance), turns=0).relative_error
+        assert calibrated_pair(kernel, scheme, 1, 4, ErrorMetric(covariance)).relative_error < 0.99 * start
 
 
 @pytest.mark.parametrize("scheme", ALL, ids=lambda scheme: scheme.name)
 def test_rank_deficient_moments_give_finite_factors(scheme: Scheme) -> None:
     kernel = _kernel((6, 4, 3, 3))
     few = _covariance(_patches(1, 36, count=5))
-    fit = calibrated_pair(kernel, scheme, 1, 3, few)
+    fit = calibrated_pair(kernel, scheme, 1, 3, ErrorMetric(few))
     assert np.isfinite(fit.factors.reduce).all()
     assert np.isfinite(fit.factors.expand).all()
     assert 0 <= fit.relative_error < 1
-    constant = calibrated_pair(kernel, scheme, 1, 2, np.zeros((1, 36, 36)))
+    constant = calibrated_pair(kernel, scheme, 1, 2, ErrorMetric(np.zeros((1, 36, 36))))
     assert constant.relative_error == 0
     assert np.isfinite(constant.factors.expand).all()
-    assert (output_errors(kernel, scheme, 1, np.zeros((1, 36, 36))) == 0).all()
+    assert (output_errors(kernel, scheme, 1, ErrorMetric(np.zeros((1, 36, 36)))) == 0).all()
 
 
 def test_far_fewer_samples_than_entries_still_give_errors_of_all_ranks() -> None:
@@ -130,14 +131,14 @@ def test_far_fewer_samples_than_entries_still_give_errors_of_all_ranks() -> None
     rng = np.random.default_rng(0)
     patches = np.maximum(rng.standard_normal((12, 216)), 0) * np.geomspace(1e-3, 1e3, 216)
     for scheme in ALL:
-        errors = output_errors(_kernel((24, 24, 3, 3)), scheme, 1, np.cov(patches.T, bias=True)[None])
+        errors = output_errors(_kernel((24, 24, 3, 3)), scheme, 1, ErrorMetric(np.cov(patches.T, bias=True)[None]))
         assert np.isfinite(errors).all()
         assert (np.diff(errors) <= 1e-9).all()
 
 
 def test_a_matrix_is_the_whitened_svd() -> None:
     matrix, covariance = _kernel((7, 5)), _covariance(_patches(1, 5))
-    errors = output_errors(matrix, MATRIX, 1, covariance)
+    errors = output_errors(matrix, MATRIX, 1, ErrorMetric(covariance))
     root = np.linalg.cholesky(covariance[0])
     values = np.linalg.svd(matrix @ root, compute_uv=False)
     np.testing.assert_allclose(errors, 1 - np.cumsum(values**2) / np.sum(values**2), atol=1e-3)
@@ -157,6 +158,6 @@ def test_slices_of_the_input_are_fitted_together() -> None:
     for scheme in (input_sliced(2), input_sliced(6), Scheme("unnamed", (0,), input_slices=3)):
         lost = dense - product(factorise(kernel, scheme, 1, 2), scheme, kernel.shape, 1).reshape(8, -1)
         plain = np.sum((lost @ covariance[0]) * lost) / variance
-        start = calibrated_pair(kernel, scheme, 1, 2, covariance, turns=0).relative_error
+        start = calibrated_pair(kernel, scheme, 1, 2, ErrorMetric(covariance), turns=0).relative_error
         assert start < 0.95 * plain
-        assert calibrated_pair(kernel, scheme, 1, 2, covariance).relative_error < 0.98 * start
+        assert calibrated_pair(kernel, scheme, 1, 2, ErrorMetric(covariance)).relative_error < 0.98 * start

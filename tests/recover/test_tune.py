@@ -82,6 +82,39 @@ GRAPHS = {
         y = Reshape (i, sizes)
         }""",
     ),
+    "transposed conv": (
+        17,
+        """<int64 zero = {0}, int64[4] shape = {4, 2, 3, 7}> {
+        a = Gather <axis = 0> (x, zero)
+        w = Reshape (a, shape)
+        y = ConvTranspose <strides = [2, 1], pads = [1, 2, 0, 3], output_padding = [1, 0]> (x, w)
+        }""",
+    ),
+    "enlarging": (
+        17,
+        """<float[0] none = {}, float[4] scales = {1, 1, 2, 1.5}, int64[4] sizes = {3, 4, 9, 14}> {
+        a = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (x, none, scales)
+        b = Resize <mode = "nearest", coordinate_transformation_mode = "asymmetric",
+            nearest_mode = "floor"> (a, none, scales)
+        c = Resize <mode = "linear", coordinate_transformation_mode = "align_corners"> (b, none, none, sizes)
+        y = Resize <mode = "nearest", coordinate_transformation_mode = "half_pixel"> (c, none, scales)
+        }""",
+    ),
+    "blocks": (
+        17,
+        """<int64[2] axes = {2, 3}> {
+        a = DepthToSpace <blocksize = 2, mode = "CRD"> (x)
+        b = SpaceToDepth <blocksize = 2> (a)
+        c = DepthToSpace <blocksize = 2> (b)
+        d = ReduceMax <axes = [1], keepdims = 1> (c)
+        e = ReduceSum (c, axes)
+        f = Max (d, e, c)
+        g = Softplus (f)
+        h = Neg (g)
+        i = Exp (h)
+        y = Min (i, c)
+        }""",
+    ),
     "older": (
         9,
         """{

@@ -26,6 +26,7 @@ from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.lowrank.branches import calibrate_branches, factorise_branches, sum_products
 from trp_export.lowrank.calibrated import output_variance
 from trp_export.lowrank.factor import Float64
+from trp_export.lowrank.metric import ErrorMetric
 from trp_export.lowrank.schemes import Array, Branches, Scheme
 from trp_export.recover.torch_graph import TorchGraph
 from trp_export.runtime.partial import Tap
@@ -193,7 +194,7 @@ def _pairs(space: Space, kernel: Array, covariance: Float64 | None) -> dict[tupl
 def _left(kernel: Array, base: Float64, group: int, covariance: Float64 | None) -> float:
     """The share of a kernel's squares, or of its output's variance, that a first pair loses."""
     lost, whole = (
-        float(np.sum(own**2)) if covariance is None else output_variance(own, group, covariance)
+        float(np.sum(own**2)) if covariance is None else output_variance(own, group, ErrorMetric(covariance))
         for own in (kernel - base, kernel)
     )
     return lost / whole if whole else 0.0
@@ -206,5 +207,5 @@ def _kernel_of(kernel: Array, branches: Branches, group: int, covariance: Float6
     if covariance is None:
         pairs = factorise_branches(kernel, branches, group)
     else:
-        pairs = calibrate_branches(kernel, branches, group, covariance)
+        pairs = calibrate_branches(kernel, branches, group, ErrorMetric(covariance))
     return sum_products(pairs, branches, kernel.shape, group)

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trp_export.calibration.divergence import divergence
+from trp_export.calibration.divergence import Kind, divergence
 from trp_export.graph.weights import find_constant
 from trp_export.inputs.samples import Batch
 from trp_export.runtime.incremental import Walk
@@ -76,33 +76,36 @@ _CARRYING = frozenset({"Add", "Sub", "Mul", "Div", "BatchNormalization", "Relu",
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A value that is compared, the axis of its channels, and whether these are the classes of a distribution."""
+    """A value that is compared, the axis of its channels, and what the network does with it."""
 
     name: str
     axis: int = 1
-    classes: bool = False
+    kind: Kind = Kind.VALUES
 
 
 @dataclass(slots=True)
 class _Found:
-    """Values by name, and whether an operator that hides or moves values lies behind them."""
+    """Values by name, what is done with them, and whether an operator that hides or moves values lies behind them."""
 
     answers: dict[str, ir.Value]
-    classes: set[str]
+    kinds: dict[str, Kind]
     decoded: bool = False
 
 
 def find_answers(model: ir.Model) -> tuple[Answer, ...]:
     """The answers of all outputs of a model, each once, in the order of the outputs."""
-    found = _Found({}, set())
+    found = _Found({}, {})
     for output in model.graph.outputs:
         own = _behind(output, {})
         if not own.decoded:
-            own = _Found({output.name or "": output}, own.classes & {output.name or ""})
+            name = output.name or ""
+            own = _Found({name: output}, {name: own.kinds.get(name, Kind.VALUES)})
         found.answers |= own.answers
-        found.classes |= own.classes
+        found.kinds |= own.kinds
     floats = {name: value for name, value in found.answers.items() if _is_float(value) and _is_learned(value)}
-    return tuple(Answer(name, _channel_axis(value), name in found.classes) for name, value in floats.items())
+    return tuple(
+        Answer(name, _channel_axis(value), found.kinds.get(name, Kind.VALUES)) for name, value in floats.items()
+    )
 
 
 def read_answers(walk: Walk, answers: Sequence[Answer]) -> dict[str, Array]:
@@ -125,7 +128,12 @@ def run_answers(
 
 def answer_divergence(answers: Sequence[Answer], original: Mapping[str, Array], other: Mapping[str, Array]) -> float:
     """How far answers are from those of the original: the one measure of damage. Both as `read_answers` gives them."""
-    return divergence(original, other, [answer.name for answer in answers if answer.classes])
+    return divergence(original, other, kinds_of(answers))
+
+
+def kinds_of(answers: Sequence[Answer]) -> dict[str, Kind]:
+    """What is done with each answer, by name."""
+    return {answer.name: answer.kind for answer in answers}
 
 
 def decoding_nodes(model: ir.Model, answers: Sequence[Answer]) -> frozenset[ir.Node]:
@@ -158,27 +166,36 @@ def _behind(value: ir.Value, known: dict[ir.Value, _Found]) -> _Found:
     return known[value]
 
 
+def _leaf(value: ir.Value) -> _Found:
+    name = value.name or ""
+    return _Found({name: value}, {name: Kind.VALUES})
+
+
 def _follow(value: ir.Value, known: dict[ir.Value, _Found]) -> _Found:
     node = value.producer()
     if node is None or find_constant(value) is not None:
-        return _Found({}, set(), decoded=False)
+        return _Found({}, {}, decoded=False)
     if node.op_type in _NOISE:
-        return _Found({}, set(), decoded=True)
+        return _Found({}, {}, decoded=True)
     if node.domain not in ("", "ai.onnx") or node.op_type not in _HIDING | _MOVING | _ARITHMETIC:
-        return _Found({value.name or "": value}, set())
+        return _leaf(value)
     behind = [_behind(source, known) for source in _data(node)]
-    merged = _Found({}, set(), any(found.decoded for found in behind))
+    merged = _Found({}, {}, any(found.decoded for found in behind))
     for found in behind:
         merged.answers |= found.answers
-        merged.classes |= found.classes
+        merged.kinds |= {
+            name: kind if merged.kinds.get(name, kind) is kind else Kind.VALUES for name, kind in found.kinds.items()
+        }
     if not merged.answers:
-        return _Found({value.name or "": value} if any(_computed(source) for source in _data(node)) else {}, set())
+        return _leaf(value) if any(_computed(source) for source in _data(node)) else _Found({}, {})
     if node.op_type in _CLASS_OPS and len(merged.answers) == 1:
-        merged.classes |= merged.answers.keys()
+        merged.kinds |= dict.fromkeys(merged.answers, Kind.CLASSES)
+    if node.op_type == "Sigmoid":
+        merged.kinds = {n: Kind.PROBABILITIES if k is Kind.VALUES else k for n, k in merged.kinds.items()}
     if node.op_type in _HIDING | _MOVING:
         merged.decoded = True
     if not merged.decoded:
-        return _Found({value.name or "": value}, set())
+        return _leaf(value)
     return merged
 
 

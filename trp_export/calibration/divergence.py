@@ -1,15 +1,24 @@
 """How far the answers of a network are from those of the original, without labels.
 
-One measure serves sensitivities, the choice among factors, tuning, int8 and the report. Every answer counts alike,
-and in each answer every channel: its mean squared error in units of its own variance. Logits of classes share one unit,
-their variance over the classes, and what all classes have in common is taken out first: networks are all but certain
-on images that they were trained on, where a divergence of probabilities sees only the few doubtful images.
+One measure serves sensitivities, the choice among factors, tuning, int8 and the report. Every answer counts alike. What
+it is made of follows from what the network does with the answer:
+
+- values: of every channel the mean squared error in units of the channel's own variance;
+- classes, where a softmax follows: squared error in units of the variance over the classes, less what all classes have
+  in common. Networks are all but certain on images that they were trained on, where a divergence of probabilities sees
+  only the few doubtful images;
+- probabilities, where a sigmoid follows: (sigmoid(a) - sigmoid(b)) (a - b), the symmetric Kullback-Leibler divergence,
+  in units of that between a and its mean. A score that stays close to zero may move freely there.
+
+Where answers over the same positions hold probabilities, as in a detector, a position counts as much as its largest
+probability: what a detector says of a place where it sees nothing is never read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -23,6 +32,19 @@ Outputs = Mapping[str, Array]
 _STILL = 1e-7
 # The channels of one vector per image are taken for classes where their variances are within this ratio.
 _ALIKE = 100.0
+# What a position counts at the least.
+_LEAST_RELEVANCE = 1e-3
+
+
+class Kind(Enum):
+    """What a network does with an answer."""
+
+    VALUES = "values"
+    CLASSES = "classes"
+    PROBABILITIES = "probabilities"
+
+
+Kinds = Mapping[str, Kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +56,63 @@ class HeldOut:
     error: float
 
 
-def divergence(original: Outputs, other: Outputs, classes: Collection[str] = ()) -> float:
-    """The mean over answers and channels of squared error over variance; infinite where values are not finite.
+@dataclass(frozen=True, slots=True, eq=False)
+class Yardstick:
+    """The measure of one answer: the divergence is the sum of `weights` times what `kind` says, over the image.
 
-    Arrays are (n, C, *). `classes` names those whose channels are known to be logits of classes.
+    `weights` have the shape of the answer, (n, C, *), or one that broadcasts to it.
     """
-    shares = [float(np.mean(share)) for share in _shares(original, other, classes)]
+
+    kind: Kind
+    weights: Array
+
+    @property
+    def centred(self) -> bool:
+        """True where an error that all channels share costs nothing."""
+        return self.kind is Kind.CLASSES
+
+    def shares(self, original: Array, other: Array) -> Float64:
+        """What each image adds: (n,). Infinite where values are not finite."""
+        a, b = _as_channels(original), _as_channels(other)
+        if a.shape != b.shape or not np.isfinite(b).all():
+            return np.full(len(a), np.inf)
+        return np.asarray((self.weights * _apart(a, b, self.kind)).reshape(len(a), -1).sum(axis=1))
+
+    def curvature(self, original: Array) -> Float64:
+        """Of each entry the factor of its squared error, for small errors."""
+        if self.kind is not Kind.PROBABILITIES:
+            return np.broadcast_to(np.asarray(self.weights, dtype=np.float64), _as_channels(original).shape)
+        p = _sigmoid(original.astype(np.float64))
+        return np.asarray(self.weights * p * (1 - p))
+
+
+def yardsticks(original: Outputs, kinds: Kinds | None = None) -> dict[str, Yardstick]:
+    """The yardstick of each answer (n, C, *) of the original. An answer without a kind holds values."""
+    kinds = kinds or {}
+    relevance = _relevances(original, kinds)
+    result = {}
+    for name, array in original.items():
+        a, kind = _as_channels(array), kinds.get(name, Kind.VALUES)
+        if kind is Kind.VALUES and _like_classes(array):
+            kind = Kind.CLASSES
+        weights = {Kind.VALUES: _weights, Kind.CLASSES: _weights_of_classes, Kind.PROBABILITIES: _weights_of_scores}[
+            kind
+        ](a, relevance[name])
+        result[name] = Yardstick(kind, weights)
+    return result
+
+
+def divergence(original: Outputs, other: Outputs, kinds: Kinds | None = None) -> float:
+    """The mean divergence of the answers; infinite where values are not finite. Arrays are (n, C, *)."""
+    shares = [float(np.mean(share)) for share in _shares(original, other, kinds)]
     return float(np.mean(shares)) if shares else 0.0
 
 
-def divergence_of_images(original: Outputs, other: Outputs, classes: Collection[str] = ()) -> Float64:
+def divergence_of_images(original: Outputs, other: Outputs, kinds: Kinds | None = None) -> Float64:
     """What each image adds to the divergence, which is the mean of them: (n,)."""
-    shares = _shares(original, other, classes)
+    shares = _shares(original, other, kinds)
     if not shares or len({len(share) for share in shares}) > 1:
-        return np.array([divergence(original, other, classes)])  # The rows of an answer are not images.
+        return np.array([divergence(original, other, kinds)])  # The rows of an answer are not images.
     return np.asarray(np.mean(shares, axis=0))
 
 
@@ -58,30 +123,81 @@ def agreement(original: Outputs, other: Outputs) -> float:
     return float(np.mean(a.argmax(axis=1) == b.argmax(axis=1)))
 
 
-def _shares(original: Outputs, other: Outputs, classes: Collection[str]) -> list[Float64]:
+def _shares(original: Outputs, other: Outputs, kinds: Kinds | None) -> list[Float64]:
     """Of each answer, the share of every row: (n,)."""
-    return [_share(array, other[name], classes=name in classes) for name, array in original.items()]
+    return [stick.shares(original[name], other[name]) for name, stick in yardsticks(original, kinds).items()]
 
 
-def _share(original: Array, other: Array, *, classes: bool) -> Float64:
-    a, b = original.astype(np.float64), other.astype(np.float64)
-    if a.shape != b.shape or not np.isfinite(b).all():
-        return np.full(len(a), np.inf)
-    if a.ndim < 2:
-        a, b = a.reshape(-1, 1), b.reshape(-1, 1)
-    variance = a.var(axis=(0, *range(2, a.ndim)))
+def _as_channels(array: Array) -> Float64:
+    array = array.astype(np.float64)
+    return array if array.ndim >= 2 else array.reshape(-1, 1)
+
+
+def _like_classes(array: Array) -> bool:
+    """True for one vector of like entries per image."""
+    if array.ndim < 2 or array.shape[1] < 3 or array.size != len(array) * array.shape[1]:
+        return False
+    variance = array.astype(np.float64).reshape(len(array), -1).var(axis=0)
+    return bool(variance.max() <= _ALIKE * variance.min())
+
+
+def _apart(a: Float64, b: Float64, kind: Kind) -> Float64:
+    if kind is Kind.PROBABILITIES:
+        return np.asarray((_sigmoid(a) - _sigmoid(b)) * (a - b))
+    if kind is Kind.CLASSES:
+        lost = a - b
+        return np.asarray(np.square(lost - lost.mean(axis=1, keepdims=True)))
+    return np.asarray(np.square(a - b))
+
+
+def _sigmoid(x: Float64) -> Float64:
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * x)))
+
+
+def _weights(a: Float64, relevance: Float64) -> Array:
+    """Relevance over the channel's variance, such that an error as large as the channel's spread counts 1."""
+    axes = (0, *range(2, a.ndim))
+    total = relevance.sum()
+    mean = (relevance * a).sum(axis=axes, keepdims=True) / total
+    variance = (relevance * np.square(a - mean)).sum(axis=axes, keepdims=True) / total
     largest = float(variance.max(initial=0.0))
-    if classes or (a.size == len(a) * a.shape[1] and a.shape[1] > 2 and largest <= _ALIKE * float(variance.min())):
-        return _share_of_classes(a, b)
     if not largest > 0:
-        return np.full(len(a), 0.0 if np.array_equal(a, b) else 1.0)
-    error = np.square(a - b).reshape(*a.shape[:2], -1).mean(axis=2)
+        # Nothing varies: any change is one in full.
+        scale = float(np.square(a).mean()) or 1.0
+        return np.full(a.shape, len(a) / a.size / scale)
     units = np.where(variance > _STILL * largest, variance, largest)
-    return np.asarray((error / units).mean(axis=1))
+    return np.asarray(relevance / total * len(a) / (units * a.shape[1]))
 
 
-def _share_of_classes(a: Array, b: Array) -> Float64:
-    """Squared distance over the variance over classes."""
-    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
-    spread = float(np.square(a).sum()) / max(len(a), 1)
-    return np.asarray(np.square(a - b).reshape(len(a), -1).sum(axis=1) / (spread if spread > 0 else 1.0))
+def _weights_of_classes(a: Float64, relevance: Float64) -> Array:
+    """One over the squared distance of the logits from their mean."""
+    spread = float(np.square(a - a.mean(axis=1, keepdims=True)).sum()) / max(len(a), 1)
+    return np.full((1,) * a.ndim, 1.0 / spread if spread > 0 else 1.0)
+
+
+def _weights_of_scores(a: Float64, relevance: Float64) -> Array:
+    """Relevance over the divergence of the scores from the mean score of each channel."""
+    axes = (0, *range(2, a.ndim))
+    middle = np.broadcast_to((relevance * a).sum(axis=axes, keepdims=True) / relevance.sum(), a.shape)
+    spread = float((relevance * _apart(a, middle, Kind.PROBABILITIES)).sum()) / max(len(a), 1)
+    return np.asarray(relevance / spread if spread > 0 else relevance)
+
+
+def _relevances(original: Outputs, kinds: Kinds) -> dict[str, Float64]:
+    """Of each answer how much its positions count, (n, 1, *): the product of the other answers' largest scores there.
+
+    1 for an answer that has its positions for itself.
+    """
+    scores: dict[str, Float64] = {}
+    for name, array in original.items():
+        if kinds.get(name) is Kind.PROBABILITIES and array.ndim > 2:
+            scores[name] = _sigmoid(array.astype(np.float64).max(axis=1, keepdims=True))
+    relevance = {}
+    for name, array in original.items():
+        shape = (len(array), 1, *array.shape[2:])
+        result = np.ones(shape)
+        for other, score in scores.items():
+            if other != name and score.shape == shape:
+                result *= score
+        relevance[name] = np.maximum(result, _LEAST_RELEVANCE)
+    return relevance

@@ -9,7 +9,7 @@ well-conditioned estimator for large-dimensional covariance matrices", 2004, in 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from trp_export.graph.weights import find_constant
 from trp_export.inputs.arrays import read_arrays, require_plain_file
 from trp_export.inputs.samples import Samples
 from trp_export.lowrank.factor import Float64
+from trp_export.lowrank.metric import ErrorMetric
 from trp_export.lowrank.site import Site
 from trp_export.runtime.partial import Tap
 from trp_export.system.files import atomic_write
@@ -48,7 +49,8 @@ class Moments:
 
     `outer` is (group, d, d), or (group, d) with the squares alone where d is too large. `images` counts the images
     behind the patches; `scatter` (group,) is the sum over images of the squared Frobenius distance between the second
-    moments of the image and those of all images. Without images, nothing is shrunk.
+    moments of the image and those of all images. Without images, nothing is shrunk. `owed` (group, m, m) is what the
+    answers owe to the output channels (`gradients`), None where that is unknown.
     """
 
     count: int
@@ -56,6 +58,7 @@ class Moments:
     outer: Float64
     images: int = 0
     scatter: Float64 | None = None
+    owed: Float64 | None = None
 
     @property
     def mean(self) -> Float64:
@@ -104,16 +107,22 @@ class Moments:
             result += self.mean[:, :, None] * self.mean[:, None, :]
         return np.asarray(result)
 
+    def metric(self, *, centred: bool) -> ErrorMetric:
+        """The metric in which factors are found."""
+        return ErrorMetric(self.shrunk(centred=centred), self.owed)
+
     def __add__(self, other: Moments) -> Moments:
         scatter = None
         if self.scatter is not None and other.scatter is not None:
             scatter = self.scatter + other.scatter
+        owed = [moments.owed for moments in (self, other) if moments.owed is not None]
         return Moments(
             self.count + other.count,
             self.total + other.total,
             self.outer + other.outer,
             self.images + other.images,
             scatter,
+            sum(owed[1:], owed[0]) if owed else None,
         )
 
 
@@ -221,6 +230,11 @@ def merge_moments(parts: Sequence[Mapping[str, Moments]]) -> dict[str, Moments]:
     return merged
 
 
+def with_owed(moments: Mapping[str, Moments], owed: Mapping[str, Float64]) -> dict[str, Moments]:
+    """The same with what the answers owe to output channels, by site name."""
+    return {name: replace(own, owed=owed.get(name)) for name, own in moments.items()}
+
+
 def save_moments(path: Path, moments: Mapping[str, Moments]) -> None:
     """As an .npz of float64 arrays, whole or not at all; the symmetric half is stored once. Raises OutputError."""
     arrays: dict[str, np.ndarray] = {"format": np.array(_FORMAT), "names": np.array(list(moments))}
@@ -232,6 +246,8 @@ def save_moments(path: Path, moments: Mapping[str, Moments]) -> None:
         arrays[f"{index}.images"] = np.array(own.images)
         if own.scatter is not None:
             arrays[f"{index}.scatter"] = own.scatter
+        if own.owed is not None:
+            arrays[f"{index}.owed"] = own.owed
     with atomic_write(path, remedy="Choose another place with --calib-stats.") as part, part.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
@@ -312,11 +328,11 @@ def _varies(own: Moments) -> bool:
 def _unpack(file: Mapping[str, np.ndarray], index: int) -> Moments:
     count, images = int(file[f"{index}.count"]), int(file[f"{index}.images"])
     total, half = file[f"{index}.total"], file[f"{index}.outer"]
-    scatter = file.get(f"{index}.scatter")
-    if any(array is not None and array.dtype != np.float64 for array in (total, half, scatter)):
+    scatter, owed = file.get(f"{index}.scatter"), file.get(f"{index}.owed")
+    if any(array is not None and array.dtype != np.float64 for array in (total, half, scatter, owed)):
         raise TypeError("the moments are not float64")
     if half.shape == total.shape:
-        return Moments(count, total, half, images, scatter)
+        return Moments(count, total, half, images, scatter, owed)
     groups, d = total.shape
     if half.shape != (groups, d * (d + 1) // 2):  # Before anything of d x d is allocated.
         raise ValueError(half.shape)
@@ -324,7 +340,7 @@ def _unpack(file: Mapping[str, np.ndarray], index: int) -> Moments:
     rows, columns = np.tril_indices(d)
     outer[:, rows, columns] = half
     outer[:, columns, rows] = half
-    return Moments(count, total, outer, images, scatter)
+    return Moments(count, total, outer, images, scatter, owed)
 
 
 def _diagonal(variances: Float64) -> Float64:

@@ -74,8 +74,8 @@ def calibrated_factors(
             continue
         place = places[site.name]
         kernel = place.kernel()
-        second = own.shrunk(centred=takes_bias(place))
-        factors[site.name] = calibrate_branches(kernel, change.branches, site.group, second)
+        metric = own.metric(centred=takes_bias(place))
+        factors[site.name] = calibrate_branches(kernel, change.branches, site.group, metric)
         if takes_bias(place):
             new = sum_products(factors[site.name], change.branches, site.kernel_shape, site.group)
             shifts[site.name] = bias_shift(kernel, new, own.mean)
@@ -85,10 +85,10 @@ def calibrated_factors(
 def _calibrated(layer: Layer, place: LocatedSite, moments: Moments, held_out: Moments) -> Layer:
     """A layer whose bias cannot move must also keep its mean output: its moments are then about zero."""
     centred = takes_bias(place)
-    second = moments.shrunk(centred=centred)
+    metric = moments.metric(centred=centred)
     judge = held_out.about(moments.mean if centred else np.zeros_like(moments.mean))
     curves = []
     for curve in layer.curves:
-        errors = calibrated_errors(place.kernel(), curve.scheme, layer.site.group, second, curve.after, judge)
+        errors = calibrated_errors(place.kernel(), curve.scheme, layer.site.group, metric, curve.after, judge)
         curves.append(replace(curve, energy=1.0 - np.minimum(errors, 1.0)))
     return replace(layer, curves=tuple(curves))

@@ -7,6 +7,7 @@ damage is close to a power law of the layer's relative output error, for every s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +20,7 @@ from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.inputs.samples import Batch
 from trp_export.lowrank.calibrated import bias_shift, calibrated_pair, output_variance
 from trp_export.lowrank.factor import Float64, product
+from trp_export.lowrank.metric import ErrorMetric
 from trp_export.planning.curves import Curve, Layer
 from trp_export.planning.sensitivity import Sensitivity
 from trp_export.runtime.incremental import Walk
@@ -60,10 +62,11 @@ def measure_sensitivities(
         walk.to([place.nodes[0].inputs[0].name or ""])  # type: ignore[union-attr]
         # The scheme with the most ranks comes closest to the levels.
         curve = max(layer.curves, key=lambda curve: curve.full_rank)
-        judge = (held_out or moments)[name].about(moments[name].mean)
+        metric = moments[name].metric(centred=True)
+        judge = replace(metric, inputs=(held_out or moments)[name].about(moments[name].mean))
         points = {}
         for rank in _ranks(curve):
-            fitted = _fit(place, curve, rank, moments[name])
+            fitted = _fit(place, curve, rank, metric, moments[name].mean)
             error = _relative_error(place, fitted[0], judge)
             if error > 0:
                 outcome = _replaced(copy, place, fitted, walk, answers)
@@ -79,16 +82,16 @@ def _ranks(curve: Curve) -> list[int]:
     return sorted({int(np.argmax(lost <= level)) + 1 for level in LEVELS} - {curve.full_rank})
 
 
-def _fit(place: LocatedSite, curve: Curve, rank: int, moments: Moments) -> tuple[Float64, Float64]:
+def _fit(place: LocatedSite, curve: Curve, rank: int, metric: ErrorMetric, mean: Float64) -> tuple[Float64, Float64]:
     """The kernel of a rank, and the shift of the bias that keeps the mean output."""
     kernel, site = place.kernel(), place.site
-    fit = calibrated_pair(kernel, curve.scheme, site.group, rank, moments.shrunk(centred=True), turns=_TURNS)
+    fit = calibrated_pair(kernel, curve.scheme, site.group, rank, metric, turns=_TURNS)
     new = product(fit.factors, curve.scheme, site.kernel_shape, site.group)
-    return new, bias_shift(kernel, new, moments.mean)
+    return new, bias_shift(kernel, new, mean)
 
 
-def _relative_error(place: LocatedSite, new: Float64, judge: Float64) -> float:
-    """Squared error of the output over its variance, under the second moments `judge`."""
+def _relative_error(place: LocatedSite, new: Float64, judge: ErrorMetric) -> float:
+    """Squared error of the output over its variance, in a metric."""
     kernel, group = place.kernel(), place.site.group
     whole = output_variance(kernel, group, judge)
     return output_variance(kernel - new, group, judge) / whole if whole > 0 else 0.0

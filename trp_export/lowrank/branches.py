@@ -7,11 +7,13 @@ fitted in turns, since each fit can only lower the error.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from trp_export.lowrank.calibrated import calibrated_pair, output_errors, output_variance
 from trp_export.lowrank.factor import Factors, Float64, factorise, product, stored_product
+from trp_export.lowrank.metric import ErrorMetric
 from trp_export.lowrank.schemes import Array, Branch, Branches, Scheme
 
 # The factors of a layer's branches, in their order.
@@ -32,14 +34,14 @@ def factorise_branches(kernel: Array, branches: Branches, group: int) -> Pairs:
     )
 
 
-def calibrate_branches(kernel: Array, branches: Branches, group: int, covariance: Float64) -> Pairs:
-    """Pairs whose sum loses little of the layer's output variance; `covariance` is that of `calibrate`."""
+def calibrate_branches(kernel: Array, branches: Branches, group: int, metric: ErrorMetric) -> Pairs:
+    """Pairs whose sum loses little of the layer's output variance in a metric."""
     return _in_turns(
         kernel,
         branches,
         group,
-        lambda left, branch: calibrated_pair(left, branch.scheme, group, branch.rank, covariance).factors,
-        lambda left: output_variance(left, group, covariance),
+        lambda left, branch: calibrated_pair(left, branch.scheme, group, branch.rank, metric).factors,
+        lambda left: output_variance(left, group, metric),
     )
 
 
@@ -69,7 +71,7 @@ def calibrated_errors(
     kernel: Array,
     scheme: Scheme,
     group: int,
-    covariance: Float64,
+    metric: ErrorMetric,
     after: Branches = (),
     held_out: Float64 | None = None,
 ) -> Float64:
@@ -78,12 +80,12 @@ def calibrated_errors(
     Pairs that are fitted in turns lose a little less. `held_out` as for `output_errors`.
     """
     if not after:
-        return output_errors(kernel, scheme, group, covariance, held_out)
-    judge = covariance if held_out is None else held_out
-    left = residual(kernel, calibrate_branches(kernel, after, group, covariance), after, group)
+        return output_errors(kernel, scheme, group, metric, held_out)
+    judge = metric if held_out is None else replace(metric, inputs=held_out)
+    left = residual(kernel, calibrate_branches(kernel, after, group, metric), after, group)
     whole = output_variance(kernel, group, judge)
     share = output_variance(left, group, judge) / whole if whole else 0.0
-    return share * output_errors(left, scheme, group, covariance, held_out)
+    return share * output_errors(left, scheme, group, metric, held_out)
 
 
 def _in_turns(

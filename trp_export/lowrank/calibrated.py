@@ -1,7 +1,8 @@
 """Factors that minimise the error of a layer's output instead of its kernel's, from the moments of its inputs.
 
 With W (n, d) the kernel over input patches of d entries and M (d, d) their covariance, the expected squared error
-of the output is tr((W - W') M (W - W')^T); the mean of the error goes into the bias.
+of the output is tr((W - W') M (W - W')^T); the mean of the error goes into the bias. Where output channels count
+unlike, W is weighed by them first (`metric`).
 
 A scheme splits a patch entry into a row a (what `reduce` covers) and a tap b (what `expand` covers):
 
@@ -25,6 +26,7 @@ import numpy as np
 from scipy.linalg import solve_triangular
 
 from trp_export.lowrank.factor import Factors, Float64
+from trp_export.lowrank.metric import ErrorMetric, unweigh, weigh
 from trp_export.lowrank.schemes import Array, Scheme, fold_pair, full_rank
 
 # Added to a covariance as a share of its mean diagonal: what the images did not show must still cost something.
@@ -49,14 +51,15 @@ class Calibrated:
 
 
 def output_errors(
-    kernel: Array, scheme: Scheme, group: int, covariance: Float64, held_out: Float64 | None = None
+    kernel: Array, scheme: Scheme, group: int, metric: ErrorMetric, held_out: Float64 | None = None
 ) -> Float64:
-    """Share of the output's variance that each rank loses: (full rank,), descending.
+    """Share of the output's variance in a metric that each rank loses: (full rank,), descending.
 
-    `covariance` is (group, d, d) over patches (c/group, *k). With several taps it is what the start reaches; the
-    factors of `calibrate` lose a little less. `held_out` are second moments of inputs that took no part in
-    `covariance`: the same factors are then judged on them.
+    With several taps it is what the start reaches; the factors of `calibrated_pair` lose a little less. `held_out` are
+    second moments of inputs that took no part in the metric: the same factors are then judged on them.
     """
+    covariance = metric.inputs
+    kernel = weigh(kernel, metric.roots(scheme.slices(kernel.shape, group)[1]))
     total, lost = 0.0, np.zeros(full_rank(scheme, kernel.shape, group))
     judges = _stacks(kernel, scheme, group, covariance if held_out is None else held_out)
     for stack, judge in zip(_stacks(kernel, scheme, group, covariance), judges, strict=True):
@@ -70,9 +73,11 @@ def output_errors(
 
 
 def calibrated_pair(
-    kernel: Array, scheme: Scheme, group: int, rank: int, covariance: Float64, turns: int = _TURNS
+    kernel: Array, scheme: Scheme, group: int, rank: int, metric: ErrorMetric, turns: int = _TURNS
 ) -> Calibrated:
     """The pair of a rank (counted per matrix) with the least output error found, balanced."""
+    roots = metric.roots(scheme.slices(kernel.shape, group)[1])
+    kernel, covariance = weigh(kernel, roots), metric.inputs
     total, lost, pairs = 0.0, 0.0, []
     for stack in _stacks(kernel, scheme, group, covariance):
         left, right = _alternate(stack, rank, turns)
@@ -81,12 +86,13 @@ def calibrated_pair(
         pairs.append(balance(*_pairs(stack, left, right)))
     left, right = (np.concatenate(side) for side in zip(*pairs, strict=True))
     reduce, expand = fold_pair(left, right, scheme, kernel.shape, group)
-    factors = Factors(np.ascontiguousarray(reduce), np.ascontiguousarray(expand))
+    factors = Factors(np.ascontiguousarray(reduce), np.ascontiguousarray(unweigh(expand, roots)))
     return Calibrated(factors, max(0.0, lost / total) if total else 0.0)
 
 
-def output_variance(kernel: Array, group: int, covariance: Float64) -> float:
-    """Variance of the output, summed over its channels, with the ridge under which factors are computed."""
+def output_variance(kernel: Array, group: int, metric: ErrorMetric) -> float:
+    """Variance of the output in a metric, with the ridge under which factors are computed."""
+    kernel, covariance = weigh(kernel, metric.roots()), metric.inputs
     d = covariance.shape[1]
     w = np.asarray(kernel, dtype=np.float64).reshape(group, -1, d)
     ridge = RIDGE * np.trace(covariance, axis1=1, axis2=2) / d

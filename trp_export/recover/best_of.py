@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from trp_export.calibration.answers import find_answers, read_answers
+from trp_export.calibration.answers import find_answers, kinds_of, read_answers
 from trp_export.calibration.divergence import Float64, HeldOut, divergence_of_images
 from trp_export.calibration.output_curves import LayerFactors
 from trp_export.graph.bias import add_to_bias
@@ -39,7 +39,7 @@ def closest(
         add_to_bias(copy, places, candidate.shifts)
         apply_values(copy, candidate.values)
         outcome = read_answers(Walk(copy, inputs, threads), answers)
-        scores.append(divergence_of_images(reference, outcome, [answer.name for answer in answers if answer.classes]))
+        scores.append(divergence_of_images(reference, outcome, kinds_of(answers)))
     least = scores[int(np.argmin([score.mean() for score in scores]))]
     alike = [index for index, score in enumerate(scores) if _is_as_close(score, least)]
     return alike[-1], tuple(HeldOut(len(score), float(score.mean()), _standard_error(score)) for score in scores)

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from trp_export.calibration.answers import find_answers
-from trp_export.calibration.divergence import agreement, divergence
+from trp_export.calibration.answers import find_answers, kinds_of
+from trp_export.calibration.divergence import Kind, Yardstick, agreement, divergence, yardsticks
 from trp_export.errors import UnsupportedError
 from trp_export.inputs.samples import Batch
 from trp_export.recover.muon import Muon
@@ -31,8 +31,11 @@ Array = NDArray[Any]
 # For each input by name, in the order of the graph, its values for all samples.
 Samples = dict[str, Tensor]
 
-BATCH_SIZE = 64
-_PART = 16
+# Images of a step: of large images fewer, so that a step is short.
+_MOST_IMAGES, _LEAST_IMAGES = 64, 8
+_ENTRIES = 64 * 3 * 64 * 64
+# Parts of a step, which are shared out to the cores.
+_PARTS = 4
 LEARNING_RATE = 3e-3
 HELD_OUT = 1 / 8
 # The learning rate of Adam for biases, as a share of that of Muon for kernels.
@@ -58,13 +61,15 @@ class Distiller:
     ) -> None:
         answers = find_answers(original)
         self._outputs = [answer.name for answer in answers]
-        self._classes = [answer.name for answer in answers if answer.classes]
+        self._kinds, self._axes = kinds_of(answers), [answer.axis for answer in answers]
         names = [*self._outputs, *_guides(original, compressed)]
         self._teacher, self._student = TorchGraph(original, names), TorchGraph(compressed, names)
         self._teacher.requires_grad_(False)
         self._chunk = fixed_batch(compressed)
         self._random = torch.Generator().manual_seed(seed)
         samples = _join(batches, self._student.inputs)
+        entries = sum(values[:1].numel() for values in samples.values())
+        self._batch_size = min(_MOST_IMAGES, max(_LEAST_IMAGES, _ENTRIES // entries))
         order = torch.randperm(_count(samples), generator=self._random)
         share = 0 if held_out else max(1, round(len(order) * HELD_OUT))
         self._samples = _rows(samples, order[share:])
@@ -97,11 +102,11 @@ class Distiller:
 
     def step(self, done: float) -> None:
         """One step of training; `done` is the share of all steps that are done."""
-        chosen = torch.randint(_count(self._samples), (BATCH_SIZE,), generator=self._random)
+        chosen = torch.randint(_count(self._samples), (self._batch_size,), generator=self._random)
         batch = _rows(self._samples, chosen)
         if len(batch) == 1:
             batch = {name: augment(images, self._random) for name, images in batch.items()}
-        parts = list(self._pool.map(self._gradients, _split(batch, _PART)))
+        parts = list(self._pool.map(self._gradients, _split(batch, -(-self._batch_size // _PARTS))))
         for weight, gradients in zip(self._student.weights, zip(*parts, strict=True), strict=True):
             used = [gradient for gradient in gradients if gradient is not None]
             weight.grad = torch.stack(used).mean(dim=0) if used else None
@@ -115,13 +120,26 @@ class Distiller:
             with torch.no_grad():
                 wanted = self._run(self._teacher, batch)
             got = self._run(self._student, batch)
-        loss: Any = sum(_distance(own, reference) for own, reference in zip(got, wanted, strict=True))
+        answers = len(self._outputs)
+        loss: Any = self._divergence(got[:answers], wanted[:answers])
+        loss += sum(_distance(own, guide) for own, guide in zip(got[answers:], wanted[answers:], strict=True))
         return torch.autograd.grad(loss, list(self._student.weights), allow_unused=True)
+
+    def _divergence(self, got: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+        """`divergence` of the answers, with gradients."""
+        own, reference = (
+            [_channels_first(value.float(), axis) for value, axis in zip(values, self._axes, strict=True)]
+            for values in (got, wanted)
+        )
+        originals = {name: value.numpy() for name, value in zip(self._outputs, reference, strict=True)}
+        sticks = yardsticks(originals, self._kinds).values()
+        shares = [_share(a, b, stick) for a, b, stick in zip(own, reference, sticks, strict=True)]
+        return torch.stack(shares).mean()
 
     def score(self) -> tuple[float, float]:
         """Divergence and agreement on the held-out images."""
         got = self._answers(self._student, self._held_out)
-        return divergence(self._wanted, got, self._classes), agreement(self._wanted, got)
+        return divergence(self._wanted, got, self._kinds), agreement(self._wanted, got)
 
     def _new_optimizers(self) -> list[tuple[torch.optim.Optimizer, float]]:
         """Muon for kernels and matrices and Adam for biases, each with its learning rate."""
@@ -135,9 +153,10 @@ class Distiller:
 
     def _answers(self, network: TorchGraph, samples: Samples) -> dict[str, Array]:
         with torch.no_grad():
-            parts = [self._run(network, part) for part in _split(samples, BATCH_SIZE)]
-        values = [torch.cat(part).numpy() for part in zip(*parts, strict=True)]
-        return dict(zip(self._outputs, values, strict=False))
+            parts = [self._run(network, part) for part in _split(samples, self._batch_size)]
+        values = [torch.cat(part) for part in zip(*parts, strict=True)][: len(self._axes)]
+        values = [_channels_first(value, axis) for value, axis in zip(values, self._axes, strict=True)]
+        return {name: value.numpy() for name, value in zip(self._outputs, values, strict=True)}
 
     def _run(self, network: TorchGraph, samples: Samples) -> list[Tensor]:
         """The outputs for all samples. For a model of a fixed batch size the last batch is filled up."""
@@ -151,9 +170,11 @@ class Distiller:
     def _require_sound(self, compressed: ir.Model) -> None:
         """Raises UnsupportedError where torch does not compute what onnxruntime computes."""
         tap = Tap(compressed, self._student.inputs, self._outputs)
-        probe = _rows(self._held_out, slice(self._chunk or BATCH_SIZE))
+        probe = _rows(self._held_out, slice(self._chunk or self._batch_size))
         own = self._answers(self._student, probe)
-        for name, wanted in tap({name: values.numpy() for name, values in probe.items()}).items():
+        outcome = tap({name: values.numpy() for name, values in probe.items()})
+        for name, axis in zip(self._outputs, self._axes, strict=True):
+            wanted = np.moveaxis(outcome[name], axis, 1) if outcome[name].ndim > 2 else outcome[name]
             gap = np.linalg.norm(own[name] - wanted) / max(float(np.linalg.norm(wanted)), 1e-30)
             if not gap < _SOUND:
                 raise UnsupportedError(
@@ -217,6 +238,22 @@ def _guides(original: ir.Model, compressed: ir.Model) -> list[str]:
         if node.op_type in ("Conv", "Add") and node.outputs[0].name in present
     ]
     return shared[-1:]
+
+
+def _channels_first(value: Tensor, axis: int) -> Tensor:
+    if value.ndim < 2:
+        return value.reshape(-1, 1)
+    return value.movedim(axis, 1) if value.ndim > 2 else value
+
+
+def _share(own: Tensor, wanted: Tensor, stick: Yardstick) -> Tensor:
+    """The divergence of one answer, the mean over images."""
+    gap = own - wanted
+    if stick.kind is Kind.PROBABILITIES:
+        apart = (own.sigmoid() - wanted.sigmoid()) * gap
+    else:
+        apart = (gap - gap.mean(dim=1, keepdim=True) if stick.centred else gap).square()
+    return (torch.from_numpy(np.asarray(stick.weights, dtype=np.float32)) * apart).sum() / len(own)
 
 
 def _distance(own: Tensor, wanted: Tensor) -> Tensor:

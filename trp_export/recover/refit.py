@@ -10,7 +10,7 @@ Sources: Izenman, "Reduced-rank regression", 1975; He, Zhang and Sun, "Channel P
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from trp_export.graph.weights import apply_values, find_bias
 from trp_export.inputs.samples import Batch
 from trp_export.lowrank.branches import Pairs, calibrate_branches, sum_products
 from trp_export.lowrank.factor import Float64
+from trp_export.lowrank.metric import ErrorMetric, channel_roots, weigh
 from trp_export.lowrank.site import Site
 from trp_export.planning.plan import Change, Plan
 from trp_export.recover.batch_norm_statistics import norms_left, renormalise
@@ -75,6 +76,7 @@ def refit(
     *,
     others: Sequence[LayerFactors] = (),
     held_out: Sequence[Batch] = (),
+    owed: Mapping[str, Float64] | None = None,
     room: Sequence[int] = (),
     seed: int = 0,
     threads: int = 0,
@@ -83,10 +85,11 @@ def refit(
     """Factors and shifts of all the plan's layers, fitted one after the other to `batches` of samples.
 
     `fitted` says what becomes of the layers that cannot be refitted. With inputs `held_out`, a layer is refitted only
-    where that comes nearer to its target on them than the factors in `fitted` and in `others`. `room` is the number of
-    images that fit into memory from each node of the main graph on; fewer are used where it is smaller. Batch norms
-    that are left in the graph are re-estimated on the way. The model stays as it is. Raises LoadError, naming the
-    layer, where the compressed network's values are not finite.
+    where that comes nearer to its target on them than the factors in `fitted` and in `others`. `owed` is what the
+    answers owe to output channels, by site name. `room` is the number of images that fit into memory from each node of
+    the main graph on; fewer are used where it is smaller. Batch norms that are left in the graph are re-estimated on
+    the way. The model stays as it is. Raises LoadError, naming the layer, where the compressed network's values are
+    not finite.
     """
     copy = model.clone()
     places = {place.site.name: place for place in find_sites(model, {})}
@@ -114,11 +117,13 @@ def refit(
         if can_refit(model, places[name], change):
             samples = _gather(walks, place.nodes[0], change.site, rng)
             shown = _Samples(samples.x[: walks.shown], samples.y[: walks.shown])
-            choices = [_regress(shown, place, change)]
+            channels = (owed or {}).get(name)
+            choices = [_regress(shown, place, change, channels)]
             if held_out:
                 judged = _Samples(samples.x[walks.shown :], samples.y[walks.shown :])
                 choices += [own for known in (fitted, *others) for own in _choices(known, shown, place, change)]
-                choices.sort(key=lambda choice: _error(choice, judged, place))
+                scores = [_error(choice, judged, place, channels) for choice in choices]
+                choices = [choices[int(np.argmin(scores))]]
             factors[name], shifts[name] = choices[0].pairs, choices[0].shift
         if name in factors:
             site = change.site
@@ -203,7 +208,7 @@ def _outputs_at(values: Array, positions: Positions) -> Array:
     return np.ascontiguousarray(taken.reshape(-1, rows.shape[-1]), dtype=np.float32)
 
 
-def _regress(samples: _Samples, place: LocatedSite, change: Change) -> _Choice:
+def _regress(samples: _Samples, place: LocatedSite, change: Change, owed: Float64 | None) -> _Choice:
     """Reduced-rank regression: the factors, and the shift of the bias that goes with them.
 
     What the images do not show stays as it was: the ridge pulls towards the kernel, as strongly as the covariance is
@@ -229,7 +234,7 @@ def _regress(samples: _Samples, place: LocatedSite, change: Change) -> _Choice:
     shrunk = (1 - share) * covariance + ridge * np.eye(size)
     pulled = (1 - share) * cross + ridge * kernel.reshape(cross.shape)
     regression = np.linalg.solve(shrunk, pulled.transpose(0, 2, 1)).transpose(0, 2, 1)
-    pairs = calibrate_branches(regression.reshape(kernel.shape), change.branches, group, shrunk)
+    pairs = calibrate_branches(regression.reshape(kernel.shape), change.branches, group, ErrorMetric(shrunk, owed))
     return _choose(pairs, moments.mean, y_mean, place, change)
 
 
@@ -255,8 +260,9 @@ def _choose(pairs: Pairs, x_mean: Float64, y_mean: Float64, place: LocatedSite, 
     return _Choice(pairs, kernel, bias - find_bias(place.nodes[0]))
 
 
-def _error(choice: _Choice, samples: _Samples, place: LocatedSite) -> float:
-    """Sum of squared errors over all samples and channels."""
+def _error(choice: _Choice, samples: _Samples, place: LocatedSite, owed: Float64 | None) -> float:
+    """Sum of squared errors over all samples and channels, each as much as the answers owe to it."""
+    roots = channel_roots(owed)
     own = find_bias(place.nodes[0])
     assert own is not None  # Only layers with a bias that can move are refitted.
     bias = own + choice.shift
@@ -265,5 +271,5 @@ def _error(choice: _Choice, samples: _Samples, place: LocatedSite) -> float:
         flat = x.reshape(len(x), len(y), -1)
         kernel = choice.kernel.reshape(len(x), -1, flat.shape[2]).astype(np.float32)
         made = (flat @ kernel.transpose(0, 2, 1)).transpose(1, 0, 2).reshape(y.shape)
-        total += float(np.square(made + bias - y).sum())
+        total += float(np.square(weigh((made + bias - y).T, roots)).sum())
     return total

@@ -6,23 +6,22 @@ onnxruntime computes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from trp_export.errors import UnsupportedError
+from trp_export.recover.torch_ops import RULES, channels_last
 
-Inputs = list[Any]
-_TRAINED = ("Conv", "Gemm", "MatMul")
+_TRAINED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 class TorchGraph(nn.Module):
-    """A module whose parameters are the weights and biases of Conv, Gemm and MatMul, in the order of `names`.
+    """A module whose parameters are the weights and biases of convs and matrix products, in the order of `names`.
 
     It contains only the part of the graph that the outputs need. Raises UnsupportedError for unknown operators in it.
     """
@@ -50,17 +49,17 @@ class TorchGraph(nn.Module):
             if value in trained and tensor.is_floating_point():
                 self.names.append(name)
                 # Channels last: convs of few channels take half the time.
-                parameters.append(nn.Parameter(_channels_last(tensor)))
+                parameters.append(nn.Parameter(channels_last(tensor)))
             else:
                 self._constants[name] = tensor
         self.weights = nn.ParameterList(parameters)
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         values: dict[str, Any] = {**self._constants, **dict(zip(self.names, self.weights, strict=True))}
-        values |= zip(self.inputs, map(_channels_last, inputs), strict=True)
+        values |= zip(self.inputs, map(channels_last, inputs), strict=True)
         for node in self._nodes:
             given = [values[value.name or ""] if value is not None else None for value in node.inputs]
-            made = _RULES[node.op_type](node, given)
+            made = RULES[node.op_type](node, given)
             made = made if isinstance(made, (list, tuple)) else [made]
             values |= {out.name or "": result for out, result in zip(node.outputs, made, strict=False)}
         return [values[name] for name in self._outputs]
@@ -76,261 +75,4 @@ def _needed(model: ir.Model, outputs: Sequence[str]) -> list[ir.Node]:
 
 
 def _known(node: ir.Node) -> bool:
-    return node.domain in ("", "ai.onnx") and node.op_type in _RULES
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-
-
-def _ints(value: Any) -> list[int]:
-    return [int(number) for number in value.reshape(-1).tolist()]
-
-
-def _axes(node: ir.Node, given: Inputs, index: int) -> list[int] | None:
-    """The axes of a node: an attribute in older opsets, an input in newer ones."""
-    if len(given) > index and given[index] is not None:
-        return _ints(given[index])
-    axes = node.attributes.get_ints("axes", [])
-    return list(axes) or None
-
-
-def _padded(node: ir.Node, x: Tensor, kernel: Sequence[int], fill: float = 0.0) -> Tensor:
-    """The input of a conv or pooling with its padding made explicit."""
-    axes = len(kernel)
-    auto_pad = node.attributes.get_string("auto_pad", "NOTSET")
-    if auto_pad == "VALID":
-        return x
-    pads = list(node.attributes.get_ints("pads", [])) or [0] * (2 * axes)
-    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        strides, dilations = _strides(node, axes), _dilations(node, axes)
-        for axis, size in enumerate(x.shape[2:]):
-            wanted = (-(-size // strides[axis]) - 1) * strides[axis] + (kernel[axis] - 1) * dilations[axis] + 1 - size
-            small, large = max(wanted, 0) // 2, max(wanted, 0) - max(wanted, 0) // 2
-            pads[axis], pads[axes + axis] = (small, large) if auto_pad == "SAME_UPPER" else (large, small)
-    if not any(pads):
-        return x
-    return functional.pad(
-        x, [pad for axis in reversed(range(axes)) for pad in (pads[axis], pads[axes + axis])], value=fill
-    )
-
-
-def _strides(node: ir.Node, axes: int) -> list[int]:
-    return list(node.attributes.get_ints("strides", [])) or [1] * axes
-
-
-def _dilations(node: ir.Node, axes: int) -> list[int]:
-    return list(node.attributes.get_ints("dilations", [])) or [1] * axes
-
-
-def _conv(node: ir.Node, given: Inputs) -> Tensor:
-    x, weight, bias = (*given, None)[:3]
-    axes = weight.ndim - 2
-    run: Any = (functional.conv1d, functional.conv2d, functional.conv3d)[axes - 1]
-    group = node.attributes.get_int("group", 1)
-    strides, dilations = _strides(node, axes), _dilations(node, axes)
-    pads = list(node.attributes.get_ints("pads", [])) or [0] * (2 * axes)
-    plain = node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "") and pads[:axes] == pads[axes:]
-    if plain:
-        return run(x, weight, bias, strides, pads[:axes], dilations, group)  # type: ignore[no-any-return]
-    return run(_padded(node, x, weight.shape[2:]), weight, bias, strides, 0, dilations, group)  # type: ignore[no-any-return]
-
-
-def _gemm(node: ir.Node, given: Inputs) -> Tensor:
-    a, b, c = (*given, None)[:3]
-    a = a.T if node.attributes.get_int("transA", 0) else a
-    b = b.T if node.attributes.get_int("transB", 0) else b
-    out = node.attributes.get_float("alpha", 1.0) * (a @ b)
-    return out if c is None else out + node.attributes.get_float("beta", 1.0) * c  # type: ignore[no-any-return]
-
-
-def _batch_norm(node: ir.Node, given: Inputs) -> Tensor:
-    x, gamma, beta, mean, variance = given[:5]
-    epsilon = node.attributes.get_float("epsilon", 1e-5)
-    return functional.batch_norm(x, mean, variance, gamma, beta, training=False, eps=epsilon)
-
-
-def _max_pool(node: ir.Node, given: Inputs) -> Tensor:
-    kernel = list(node.attributes.get_ints("kernel_shape", []))
-    run: Any = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[len(kernel) - 1]
-    x = _padded(node, given[0], kernel, float("-inf"))
-    strides, dilations = _strides(node, len(kernel)), _dilations(node, len(kernel))
-    return run(x, kernel, strides, 0, dilations, bool(node.attributes.get_int("ceil_mode", 0)))  # type: ignore[no-any-return]
-
-
-def _average_pool(node: ir.Node, given: Inputs) -> Tensor:
-    kernel = list(node.attributes.get_ints("kernel_shape", []))
-    run: Any = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[len(kernel) - 1]
-    ceil = bool(node.attributes.get_int("ceil_mode", 0))
-    pads = list(node.attributes.get_ints("pads", [])) or [0] * (2 * len(kernel))
-    counted = bool(node.attributes.get_int("count_include_pad", 0))
-    if pads[: len(kernel)] == pads[len(kernel) :] and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET":
-        strides = _strides(node, len(kernel))
-        return run(given[0], kernel, strides, pads[: len(kernel)], ceil, counted)  # type: ignore[no-any-return]
-    raise UnsupportedError(f"AveragePool with uneven padding ({node.name}) cannot be run in torch; leave --tune out.")
-
-
-def _clip(node: ir.Node, given: Inputs) -> Tensor:
-    low, high = (*given[1:3], None, None)[:2]
-    low = float(low) if low is not None else node.attributes.get_float("min", -torch.inf)
-    high = float(high) if high is not None else node.attributes.get_float("max", torch.inf)
-    return given[0].clamp(low, high)  # type: ignore[no-any-return]
-
-
-def _reduce_mean(node: ir.Node, given: Inputs) -> Tensor:
-    axes = _axes(node, given, 1)
-    if axes is None:
-        axes = list(range(given[0].ndim))
-    return given[0].mean(dim=axes, keepdim=bool(node.attributes.get_int("keepdims", 1)))  # type: ignore[no-any-return]
-
-
-def _reshape(node: ir.Node, given: Inputs) -> Tensor:
-    x, shape = given[0], _ints(given[1])
-    if not node.attributes.get_int("allowzero", 0):
-        shape = [x.shape[axis] if size == 0 else size for axis, size in enumerate(shape)]
-    return x.reshape(shape)  # type: ignore[no-any-return]
-
-
-def _shape(node: ir.Node, given: Inputs) -> Tensor:
-    start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", given[0].ndim)
-    return torch.tensor(given[0].shape[start:end])
-
-
-def _slice(node: ir.Node, given: Inputs) -> Tensor:
-    if len(given) > 1:
-        starts, ends = _ints(given[1]), _ints(given[2])
-    else:
-        starts, ends = list(node.attributes.get_ints("starts", [])), list(node.attributes.get_ints("ends", []))
-    axes = _axes(node, given, 3) or list(range(len(starts)))
-    steps = _ints(given[4]) if len(given) > 4 and given[4] is not None else [1] * len(starts)
-    x = given[0]
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        if step < 0:
-            raise UnsupportedError(f"a backward Slice ({node.name}) cannot be run in torch; leave --tune out.")
-        x = x[(slice(None),) * (axis % x.ndim) + (slice(start, end, step),)]
-    return x  # type: ignore[no-any-return]
-
-
-def _pad(node: ir.Node, given: Inputs) -> Tensor:
-    x = given[0]
-    pads = _ints(given[1]) if len(given) > 1 else list(node.attributes.get_ints("pads", []))
-    axes = _axes(node, given, 3) or list(range(x.ndim))
-    full = {axis % x.ndim: (pads[i], pads[len(axes) + i]) for i, axis in enumerate(axes)}
-    mode = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}[
-        node.attributes.get_string("mode", "constant")
-    ]
-    amounts = [pad for axis in reversed(range(x.ndim)) for pad in full.get(axis, (0, 0))]
-    while amounts[-2:] == [0, 0]:
-        amounts = amounts[:-2]
-    value = float(given[2]) if len(given) > 2 and given[2] is not None else node.attributes.get_float("value", 0.0)
-    return functional.pad(x, amounts, mode, value if mode == "constant" else None) if amounts else x
-
-
-def _squeeze(node: ir.Node, given: Inputs) -> Tensor:
-    axes = _axes(node, given, 1)
-    return given[0].squeeze() if axes is None else given[0].squeeze(tuple(axes))  # type: ignore[no-any-return]
-
-
-def _unsqueeze(node: ir.Node, given: Inputs) -> Tensor:
-    axes = _axes(node, given, 1) or []
-    rank = given[0].ndim + len(axes)
-    x = given[0]
-    for axis in sorted(axis % rank for axis in axes):
-        x = x.unsqueeze(axis)
-    return x  # type: ignore[no-any-return]
-
-
-def _flatten(node: ir.Node, given: Inputs) -> Tensor:
-    x, axis = given[0], node.attributes.get_int("axis", 1)
-    return x.reshape(int(np.prod(x.shape[:axis])) if axis else 1, -1)  # type: ignore[no-any-return]
-
-
-def _transpose(node: ir.Node, given: Inputs) -> Tensor:
-    order = list(node.attributes.get_ints("perm", [])) or list(range(given[0].ndim))[::-1]
-    return given[0].permute(order)  # type: ignore[no-any-return]
-
-
-def _gather(node: ir.Node, given: Inputs) -> Tensor:
-    x, index, axis = given[0], given[1].long(), node.attributes.get_int("axis", 0)
-    taken = x.index_select(axis, index.reshape(-1) % x.shape[axis])
-    return taken.reshape([*x.shape[:axis], *index.shape, *x.shape[axis:][1:]])  # type: ignore[no-any-return]
-
-
-def _split(node: ir.Node, given: Inputs) -> Sequence[Tensor]:
-    axis = node.attributes.get_int("axis", 0)
-    told = len(given) > 1 and given[1] is not None
-    sizes = _ints(given[1]) if told else list(node.attributes.get_ints("split", []))
-    count = len(node.outputs)
-    return given[0].split(sizes or -(-given[0].shape[axis] // count), dim=axis)  # type: ignore[no-any-return]
-
-
-def _cast(node: ir.Node, given: Inputs) -> Tensor:
-    kind = ir.DataType(node.attributes.get_int("to", 1))
-    if kind.is_floating_point():
-        return given[0].float()  # type: ignore[no-any-return]
-    return given[0].bool() if kind == ir.DataType.BOOL else given[0].long()  # type: ignore[no-any-return]
-
-
-def _elementwise(function: Callable[..., Tensor]) -> Callable[[ir.Node, Inputs], Tensor]:
-    return lambda _, given: function(*given)
-
-
-def _hard_sigmoid(node: ir.Node, given: Inputs) -> Tensor:
-    alpha, beta = node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
-    return (given[0] * alpha + beta).clamp(0, 1)  # type: ignore[no-any-return]
-
-
-def _gelu(node: ir.Node, given: Inputs) -> Tensor:
-    return functional.gelu(given[0], approximate=node.attributes.get_string("approximate", "none"))
-
-
-def _layer_norm(node: ir.Node, given: Inputs) -> Tensor:
-    x, scale, bias = (*given, None)[:3]
-    axis = node.attributes.get_int("axis", -1) % x.ndim
-    return functional.layer_norm(x, x.shape[axis:], scale, bias, node.attributes.get_float("epsilon", 1e-5))
-
-
-_RULES: dict[str, Callable[[ir.Node, Inputs], Any]] = {
-    "Conv": _conv,
-    "Gemm": _gemm,
-    "MatMul": _elementwise(torch.matmul),
-    "BatchNormalization": _batch_norm,
-    "LayerNormalization": _layer_norm,
-    "Relu": _elementwise(functional.relu),
-    "LeakyRelu": lambda node, given: functional.leaky_relu(given[0], node.attributes.get_float("alpha", 0.01)),
-    "PRelu": lambda _, given: torch.where(given[0] > 0, given[0], given[0] * given[1]),
-    "Elu": lambda node, given: functional.elu(given[0], node.attributes.get_float("alpha", 1.0)),
-    "Clip": _clip,
-    "Sigmoid": _elementwise(torch.sigmoid),
-    "HardSigmoid": _hard_sigmoid,
-    "HardSwish": _elementwise(functional.hardswish),
-    "Tanh": _elementwise(torch.tanh),
-    "Erf": _elementwise(torch.erf),
-    "Gelu": _gelu,
-    "Softmax": lambda node, given: given[0].softmax(node.attributes.get_int("axis", -1)),
-    "Add": _elementwise(torch.add),
-    "Sub": _elementwise(torch.sub),
-    "Mul": _elementwise(torch.mul),
-    "Div": _elementwise(torch.div),
-    "Pow": _elementwise(torch.pow),
-    "Sqrt": _elementwise(torch.sqrt),
-    "MaxPool": _max_pool,
-    "AveragePool": _average_pool,
-    "GlobalAveragePool": lambda _, given: given[0].mean(dim=list(range(2, given[0].ndim)), keepdim=True),
-    "ReduceMean": _reduce_mean,
-    "Flatten": _flatten,
-    "Reshape": _reshape,
-    "Transpose": _transpose,
-    "Squeeze": _squeeze,
-    "Unsqueeze": _unsqueeze,
-    "Concat": lambda node, given: torch.cat(given, dim=node.attributes.get_int("axis", 0)),
-    "Split": _split,
-    "Slice": _slice,
-    "Pad": _pad,
-    "Gather": _gather,
-    "Shape": _shape,
-    "Cast": _cast,
-    "Expand": lambda _, given: given[0] * torch.ones(_ints(given[1]), dtype=given[0].dtype),
-    "Identity": lambda _, given: given[0],
-    "Dropout": lambda _, given: given[0],
-}
+    return node.domain in ("", "ai.onnx") and node.op_type in RULES

@@ -8,13 +8,21 @@ from functools import partial
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from trp_export.calibration.held_out import split_samples, take_samples
 from trp_export.calibration.memory import images_to_read, images_to_walk
-from trp_export.calibration.moments import Moments, calibration_remarks, gather_moments, load_moments, merge_moments
+from trp_export.calibration.moments import (
+    Moments,
+    calibration_remarks,
+    gather_moments,
+    load_moments,
+    merge_moments,
+    with_owed,
+)
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
-from trp_export.errors import LoadError, OptionError
+from trp_export.errors import LoadError, OptionError, UnsupportedError
 from trp_export.graph.shapes import infer_value_shapes
 from trp_export.inputs.calibration import image_samples, open_calibration
 from trp_export.inputs.description import NetworkInputs
@@ -24,7 +32,7 @@ from trp_export.network import Network
 from trp_export.options import Calibration, Options
 from trp_export.planning.budgets import Damage, lost_energy, measured_damage
 from trp_export.planning.curves import Layer
-from trp_export.system.extras import require
+from trp_export.system.extras import is_installed, require
 from trp_export.system.progress import Progress
 from trp_export.system.signals import held_back
 
@@ -34,6 +42,9 @@ _MOST_IMAGES, _LEAST_IMAGES = 256, 16
 # Multiply-adds of all runs together, of which there are this many for each layer.
 _SENSITIVITY_MACS = 1.2e12
 _RUNS_PER_LAYER = 2.0
+# Multiply-adds for gradients, whose forward and backward pass take as long as three runs.
+_GRADIENT_MACS = 1e12
+_RUNS_OF_A_GRADIENT = 3
 _MOST_CALIBRATION_IMAGES = 1024
 
 Batches = Sequence[Batch]
@@ -100,10 +111,11 @@ def calibrate(
         )
 
     earlier = _saved_statistics(calibration)
-    moments = merge_moments([gather(fitting, "calibrate"), *earlier])
+    owed, unweighted = _owed(network, batches, calibration, progress)
+    moments = merge_moments([with_owed(gather(fitting, "calibrate"), owed), *earlier])
     held_out_moments = gather(reserve, "held-out images") if reserve is not None else None
     layers = calibrated_layers(layers, network.located, moments, partial(progress, "output errors"), held_out_moments)
-    notes = (*notes, *calibration_remarks(moments, network.means))
+    notes = (*notes, *unweighted, *calibration_remarks(moments, network.means))
     data = replace(data, moments=moments, notes=notes)
     if rule.needs_sensitivities:
         damage = measured_damage(
@@ -118,6 +130,26 @@ def calibrate(
         )
         data = replace(data, damage=damage)
     return data, layers
+
+
+def _owed(
+    network: Network, batches: Batches, calibration: Calibration, progress: Progress
+) -> tuple[Mapping[str, NDArray[np.float64]], tuple[str, ...]]:
+    """What the answers owe to output channels, and a note where that stays unknown."""
+    if not is_installed("torch"):
+        return {}, ("without torch all channels of a layer count alike; with it factors lose less of the answers",)
+    with held_back():
+        from trp_export.calibration.gradients import measure_owed
+
+    images = sum(len(batch) for batch in batches)
+    affordable = int(_GRADIENT_MACS / (_RUNS_OF_A_GRADIENT * max(network.macs or 0, 1)))
+    fewer = take_samples(batches, max(_LEAST_IMAGES, min(affordable, images)))
+    share = partial(progress, "gradients")
+    try:
+        return measure_owed(network.model, network.located, fewer, seed=calibration.seed, progress=share), ()
+    except (UnsupportedError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
+        # A graph may do what our operators in torch do not: factors are then found without gradients.
+        return {}, ("torch does not run every operator of this network, so all channels of a layer count alike",)
 
 
 def _of_one_colour(network: Network, name: str, batches: Batches) -> bool:

@@ -49,6 +49,7 @@ def make_factors(
             candidates[-1],
             others=[plain],
             held_out=known.held_out,
+            owed={name: own.owed for name, own in known.moments.items() if own.owed is not None},
             room=known.room,
             seed=calibration.seed,
             progress=partial(progress, "refit"),

@@ -21,6 +21,7 @@ from trp_export.graph.rewrite import rewrite
 from trp_export.graph.sites import find_sites
 from trp_export.lowrank.calibrated import calibrated_pair, output_errors
 from trp_export.lowrank.factor import Factors, factorise, product
+from trp_export.lowrank.metric import ErrorMetric
 from trp_export.lowrank.schemes import (
     CHANNEL_WISE,
     DECOUPLING,
@@ -79,9 +80,9 @@ def test_with_a_covariance_less_of_the_output_is_lost(scheme: Scheme) -> None:
     covariance = np.kron(channels, np.kron(*axes))[None] if scheme.name != "none" else None
     top = full_rank(scheme, kernel.shape, 1)
     nested = nested_factors(kernel, scheme, 1, top, metric_of(covariance, kernel.shape, scheme.reduce_axes))
-    wanted = output_errors(kernel, scheme, 1, covariance)
+    wanted = output_errors(kernel, scheme, 1, ErrorMetric(covariance))
     rank = max(1, top // 2)
-    fitted = calibrated_pair(kernel, scheme, 1, rank, covariance).relative_error
+    fitted = calibrated_pair(kernel, scheme, 1, rank, ErrorMetric(covariance)).relative_error
     flat = (kernel - nested.kernel(rank).numpy()).reshape(12, -1)
     own = np.sum((flat @ covariance[0]) * flat) / np.sum(
         (kernel.reshape(12, -1) @ covariance[0]) * kernel.reshape(12, -1)

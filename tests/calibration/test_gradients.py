@@ -1,0 +1,86 @@
+"""What the answers owe to output channels, against what the weights behind a layer say."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from networks import in_batches
+
+from trp_export.calibration.gradients import measure_owed
+from trp_export.errors import UnsupportedError
+from trp_export.graph.prepare import prepare
+from trp_export.graph.shapes import infer_shapes, input_shapes
+from trp_export.graph.sites import find_sites
+from trp_export.lowrank.factor import Float64
+
+HEAD = '<ir_version: 8, opset_import: ["": 17]>\nnet (float[N, 3, 8, 8] x) => ({outputs})\n'
+WEIGHTS = {"w": (6, 3, 3, 3), "v": (4, 6, 1, 1), "u": (5, 6, 1, 1), "m": (6, 5)}
+
+
+def owed_of(body: str, outputs: str, images: int = 64) -> tuple[dict[str, Float64], dict[str, Float64]]:
+    """What is measured for each layer by the name of its weight, and the weights."""
+    proto = onnx.parser.parse_model(HEAD.replace("{outputs}", outputs) + "{\n" + body + "}")
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal(shape) for name, shape in WEIGHTS.items()}
+    for name, array in weights.items():
+        if any(name in node.input for node in proto.graph.node):
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+    model = prepare(ir.serde.deserialize_model(proto))
+    located = find_sites(model, infer_shapes(model, input_shapes(model)))
+    samples = rng.standard_normal((images, 3, 8, 8)).astype(np.float32)
+    owed = measure_owed(model, located, in_batches(samples))
+    names = {place.site.name: place.nodes[0].inputs[1].name for place in located}
+    return {names[site] or "": value for site, value in owed.items()}, weights
+
+
+def test_owed_is_what_the_next_layer_reads() -> None:
+    """With answers z = V y, in units of each z's variance, the mean outer product is V^T diag(1 / variance) V."""
+    owed, weights = owed_of("y = Conv <pads = [1, 1, 1, 1]> (x, w)\nz = Conv (y, v)\n", "float[N, 4, 8, 8] z")
+    behind = weights["v"].reshape(4, 6)
+    flat = weights["w"].reshape(6, -1)
+    variance = np.einsum("ad,ad->a", behind @ flat, behind @ flat)  # Of inputs without correlation, away from the edge.
+    expected = behind.T @ np.diag(1 / variance) @ behind
+    measured = owed["w"][0]
+    cosine = float((measured * expected).sum() / np.linalg.norm(measured) / np.linalg.norm(expected))
+    assert cosine > 0.99
+    assert np.linalg.matrix_rank(measured, tol=1e-3 * np.trace(measured)) == 4
+
+
+def test_channels_that_nothing_reads_are_owed_nothing() -> None:
+    body = (
+        "y = Conv <pads = [1, 1, 1, 1]> (x, w)\na, b = Split <axis = 1> (y)\nr = Relu (a)\n"
+        "g = GlobalAveragePool (r)\nz = Flatten (g)\n"
+    )
+    owed, _ = owed_of(body, "float[N, 3] z")
+    assert (np.diag(owed["w"][0])[:3] > 0).all()
+    assert not owed["w"][0][3:].any()
+
+
+def test_what_all_classes_share_is_owed_nothing() -> None:
+    body = "y = Conv (x, w)\ng = GlobalAveragePool (y)\nf = Flatten (g)\nl = MatMul (f, m)\nz = Softmax (l)\n"
+    owed, _ = owed_of(body, "float[N, 5] z")
+    assert np.abs(owed["m"][0].sum(axis=0)).max() < 1e-5 * np.trace(owed["m"][0])
+
+
+def test_background_scores_are_owed_little() -> None:
+    """Scores whose bias holds them near zero count less than others, by their slope."""
+    body = "y = Conv <pads = [1, 1, 1, 1]> (x, w)\nc = Conv (y, u, b)\nz = Sigmoid (c)\n"
+    head = HEAD.replace("{outputs}", "float[N, 5, 8, 8] z") + "<float[5] b = {0, 0, -20, 0, 0}> {\n" + body + "}"
+    proto = onnx.parser.parse_model(head)
+    rng = np.random.default_rng(0)
+    for name in ("w", "u"):
+        array = (0.2 * rng.standard_normal(WEIGHTS[name])).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    model = prepare(ir.serde.deserialize_model(proto))
+    located = find_sites(model, infer_shapes(model, input_shapes(model)))
+    samples = rng.standard_normal((32, 3, 8, 8)).astype(np.float32)
+    owed = measure_owed(model, located, in_batches(samples))
+    diagonal = np.diag(owed[located[1].site.name][0])
+    assert diagonal[2] < 1e-6 * diagonal[0]
+
+
+def test_operators_that_torch_lacks_are_named() -> None:
+    with pytest.raises(UnsupportedError, match="Det"):
+        owed_of("y = Conv <pads = [1, 1, 1, 1]> (x, w)\nz = Det (y)\n", "float[N, 6] z")
