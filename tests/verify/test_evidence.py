@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from command import Command, files
@@ -17,6 +18,7 @@ from trp_export import Benchmark, Options, Rank, compress
 from trp_export.errors import VerifyError
 from trp_export.graph import rewrite as rewriter
 from trp_export.graph.weights import set_value
+from trp_export.verify.parts import find_differences
 
 Fault = Callable[[ir.Model], None]
 
@@ -139,3 +141,17 @@ def test_scales_that_simplification_moves_into_either_neighbour_are_no_fault(tmp
     report = compress(model, Options(Rank(2), benchmark=Benchmark(run=False), output=tmp_path / "small.onnx"))
     assert report.deviation is not None
     assert report.deviation.rewrite.relative_l2 < 1e-5
+
+
+def test_sums_are_not_taken_for_fused_into_nodes_that_hold_no_weights() -> None:
+    """Index arithmetic that simplification rewrites stays one part: the sum does not become the value before it."""
+    head = '<ir_version: 8, opset_import: ["" : 17]> net (int64[1] k, int64[1, 4] x) => (int64[1, 4] y)\n'
+    constants = "<int64[1] axis = {0}, int64[4] steps = {0, 1, 2, 3}, int64[1, 4] row = {0, 1, 2, 3}> {\n"
+    before = "i = Unsqueeze (k, axis)  m = Add (i, steps)  y = Add (m, x) }"
+    after = "i = Unsqueeze (k, axis)  a = Sub (x, i)  n = Neg (a)  y = Where (n, x, row) }"
+    wanted, got = (
+        ir.serde.deserialize_model(onnx.parser.parse_model(head + constants + body)) for body in (before, after)
+    )
+    names = {value.name: other.name for value, other in find_differences(wanted, got).shared.items()}
+    assert names["i"] == "i"
+    assert "m" not in names

@@ -21,6 +21,8 @@ from trp_export.runtime.partial import nodes_between, subgraphs
 # The nodes of a constant expression; those that are longer are not looked through.
 _MOST_FIXED = 64
 _AFFINE = ("Mul", "Div", "Add", "Sub", "BatchNormalization")
+# What an affine node can be fused into.
+_WEIGHTED = (*_AFFINE, "Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +182,12 @@ def _fused(part: Part, shared: Mapping[ir.Value, ir.Value]) -> list[tuple[ir.Val
         if len(readers) != 1 or value.producer() is None or readers[0] not in part.wanted_nodes:
             continue
         maker = start.producer()
-        if maker is None or not any(read is not None and _is_fixed(read) for read in maker.inputs):
-            continue  # It holds no constants, so the affine node went into the layer after it.
+        if (
+            maker is None
+            or maker.op_type not in _WEIGHTED
+            or not any(r is not None and _is_fixed(r) for r in maker.inputs)
+        ):
+            continue  # It holds no weights, so the affine node went into the layer after it.
         made = readers[0].outputs[0]
         if _is_affine(readers[0]) and made not in shared:
             pairs.append((made, start))

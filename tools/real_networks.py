@@ -1,0 +1,135 @@
+"""Export trained networks of several kinds with images, and measure each result on images that nothing was fitted to.
+
+    TRP_DATA=SHARED python tools/real_networks.py --ratio 1.25 --ratio 1.5      # the commands, one after the other
+    TRP_DATA=SHARED python tools/real_networks.py --tune 5min --only yolox      # with tuning
+    python tools/real_networks.py --write                                       # and put the table into the page
+
+SHARED holds `models/real` and `data/real`, listed in `tools/data.py`. Every row is one `trp-export` command. Rows are
+kept in a file, so that a second call does just what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "real-networks.md"
+ROWS = Path(__file__).resolve().parents[1] / "build" / "real_networks.jsonl"
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network, how its images are prepared, and the images to fit to and to measure on, below the data folder."""
+
+    name: str
+    model: str
+    prepare: str
+    calib: str
+    count: int
+    evaluate: str
+    metric: str
+
+
+NETWORKS = (
+    Network(
+        "EfficientNet-Lite0",
+        "efficientnet_lite0.onnx",
+        "--scale 1 --mean 127,127,127 --std 128,128,128 --resize 227 --crop 224",
+        "imagenet/calib",
+        256,
+        "imagenet/val_650 --labels {data}/imagenet/val_650.csv",
+        "top1",
+    ),
+    Network(
+        "YOLOX-Nano",
+        "yolox_nano.onnx",
+        "--colour bgr --scale 1 --resize letterbox:416x416:114:corner",
+        "coco/calib",
+        128,
+        "coco/val_64 --labels {data}/coco/val_64.json",
+        "map:yolox",
+    ),
+    Network("waifu2x photo", "waifu2x_photo_x2.onnx", "", "photos/calib", 32, "photos/eval", "psnr"),
+    Network("realesr animevideo", "realesr_animevideov3_x4.onnx", "", "photos/calib", 32, "photos/eval", "psnr"),
+)
+
+
+@click.command(help=(__doc__ or "").split("\n", maxsplit=1)[0])
+@click.option("--ratio", "ratios", type=float, multiple=True, help="Times fewer multiply-adds; repeatable.")
+@click.option("--tune", help="As for trp-export, such as 5min.")
+@click.option("--only", default="", help="Networks whose name contains this.")
+@click.option("--write", is_flag=True, help="Put all rows into the page.")
+def main(ratios: tuple[float, ...], tune: str | None, only: str, *, write: bool) -> None:
+    ROWS.parent.mkdir(exist_ok=True)
+    rows = list(_rows())
+    for network in NETWORKS:
+        if only.lower() not in network.name.lower():
+            continue
+        for ratio in ratios:
+            if not any((row["network"], row["ratio"], row["tune"]) == (network.name, ratio, tune) for row in rows):
+                row = _export(network, ratio, tune)
+                click.echo(json.dumps(row))
+                with ROWS.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+    if write:
+        head, rest = PAGE.read_text().split(BEGIN)
+        PAGE.write_text(f"{head}{BEGIN}\n{_table(list(_rows()))}\n{END}{rest.split(END)[1]}")
+
+
+def _rows() -> Iterator[dict[str, Any]]:
+    if ROWS.exists():
+        yield from (json.loads(line) for line in ROWS.read_text().splitlines())
+
+
+def _arguments(network: Network, ratio: float, tune: str | None) -> list[str]:
+    """The command without data folder and output."""
+    words = f"trp-export {{models}}/{network.model} --macs {ratio:g} --calib {{data}}/{network.calib}"
+    words += f" --calib-count {network.count} {network.prepare}"
+    words += f" --eval {{data}}/{network.evaluate} --metric {network.metric} --no-bench"
+    return [*words.split(), *(("--tune", tune) if tune else ())]
+
+
+def _export(network: Network, ratio: float, tune: str | None) -> dict[str, Any]:
+    shared = Path(os.environ["TRP_DATA"])
+    command = _arguments(network, ratio, tune)
+    folders = {"models": shared / "models" / "real", "data": shared / "data" / "real"}
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "small.onnx"
+        run = [sys.executable, "-m", "trp_export.cli.export", *(word.format(**folders) for word in command[1:])]
+        done = subprocess.run([*run, "-o", output], capture_output=True, text=True, check=False)
+        row: dict[str, Any] = {"network": network.name, "ratio": ratio, "tune": tune, "command": " ".join(command)}
+        if not output.exists():
+            return row | {"error": done.stderr.strip().splitlines()[-1:]}
+        report = json.loads(output.with_suffix(".json").read_text())
+    score = report["deviation"]["score"]
+    return row | {"score": score, "notes": [n for n in report["notes"] if "held-out" in n], "code": done.returncode}
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| network | MACs | tuned | metric | before | after | held-out divergence |", "|" + "---|" * 7]
+    for row in sorted(rows, key=lambda row: (row["network"], row["ratio"], row["tune"] or "")):
+        start = f"| {row['network']} | {row['ratio']:g}x fewer | {row['tune'] or 'no'} "
+        if "error" in row:
+            lines.append(f"{start}| {' '.join(row['error'])} | | | |")
+            continue
+        score, note = row["score"], next(iter(row["notes"]), "")
+        points = 100 if score["unit"] == "%" else 1
+        error = f" ± {points * score['error']:.2f}" if score.get("error") is not None else ""
+        what = f"{score['what']}, {score['images']} images"
+        before, after = points * score["before"], points * score["after"]
+        lines.append(f"{start}| {what} | {before:.2f} | {after:.2f}{error} | {note} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
