@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "torch": (
         *("trp_export/load/torch_", "trp_export/load/checkpoint.py", "trp_export/load/state_dict.py"),
-        *("trp_export/recover/", "training/", "models_zoo/", "tools/", "tests/"),
+        *("trp_export/calibration/gradients.py", "trp_export/recover/", "training/", "models_zoo/", "tools/", "tests/"),
     ),
     "onnxruntime": (
         *("trp_export/calibration/", "trp_export/recover/", "trp_export/verify/", "trp_export/ship/"),

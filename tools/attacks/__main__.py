@@ -20,21 +20,20 @@ from typing import Any
 
 # This process starts no threads: it is copied for each attempt.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-import click  # noqa: E402
-from attempt import Attempt, judge  # noqa: E402
-from families import FAMILIES  # noqa: E402
-from kit import make_kit  # noqa: E402
+import click
+from attempt import Attempt, judge
+from families import FAMILIES
+from kit import make_kit
 
-import training.loop  # noqa: E402
-import training.search.run  # noqa: E402, F401
-import trp_export.bench.session  # noqa: E402
-import trp_export.load.torch_file  # noqa: E402
-import trp_export.pipeline  # noqa: E402
-import trp_export.report.page.page  # noqa: E402
-import trp_export.ship.bundle  # noqa: E402
-import trp_export.ship.bundle_stage  # noqa: E402, F401
+import training.loop
+import training.search.run  # noqa: F401
+import trp_export.bench.session
+import trp_export.load.torch_file
+import trp_export.pipeline
+import trp_export.report.page.page
+import trp_export.ship.bundle
+import trp_export.ship.bundle_stage  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 PAGE, RECORD = ROOT / "docs" / "results" / "attacks.md", ROOT / "build" / "attacks.json"
