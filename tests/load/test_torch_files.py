@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
+import types
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,10 @@ from torch import nn
 
 from models_zoo import find_architecture
 from trp_export import Benchmark, Options, Rank, compress
-from trp_export.errors import OptionError, UnsupportedError
+from trp_export.errors import LoadError, OptionError, UnsupportedError
 from trp_export.inputs.options import InputOptions
 from trp_export.load import load
+from trp_export.load.torch_file import read_torch_file
 from trp_export.options import LoadOptions
 
 RULE = ("--rank", "4", "--no-bench", "--json")
@@ -316,3 +319,18 @@ class TwoInputs(nn.Module):
 def test_module_of_several_inputs_is_refused_with_the_way_to_export_it() -> None:
     with pytest.raises(UnsupportedError, match=r"several inputs: image, scale\. Export it with torch\.onnx\.export"):
         load(TwoInputs(), LoadOptions(input_shape=(1, 3, 16, 16)))
+
+
+@pytest.mark.parametrize("options", [argparse.Namespace, types.SimpleNamespace])
+def test_read_torch_file_takes_options_of_training_scripts(options: type, tmp_path: Path) -> None:
+    weights = {"conv.weight": torch.zeros(2, 2, 1, 1)}
+    torch.save({"state_dict": weights, "args": options(lr=0.1, data="photos")}, tmp_path / "last.pt")
+    content = read_torch_file(tmp_path / "last.pt")
+    assert isinstance(content, dict)
+    assert content["args"].lr == 0.1
+
+
+def test_read_torch_file_refuses_objects_inside_such_options(tmp_path: Path) -> None:
+    torch.save({"args": argparse.Namespace(model=torch.nn.Linear(2, 2))}, tmp_path / "last.pt")
+    with pytest.raises(LoadError, match="can run code"):
+        read_torch_file(tmp_path / "last.pt")

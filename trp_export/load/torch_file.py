@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
+import types
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +22,9 @@ from trp_export.load.source import Source
 from trp_export.load.state_dict import load_state
 from trp_export.load.torch_weights import find_modules, require_tensors
 from trp_export.options import LoadOptions
+
+# Training scripts store their options in these. They hold values, and opening one runs no code of its own.
+_PLAIN: list[Any] = [argparse.Namespace, types.SimpleNamespace]
 
 
 def load_torch(path: Path, options: LoadOptions) -> Source:
@@ -93,7 +99,8 @@ def _read_pickle(path: Path, trust_pickle: bool) -> object:
     try:
         with warnings.catch_warnings(), _current_folder_importable(trust_pickle):
             warnings.simplefilter("ignore")  # What is odd about a file is said once, in the error.
-            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+            with torch.serialization.safe_globals(_PLAIN):
+                return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except Exception as error:  # torch.load raises whatever the pickle machinery does.
         text = str(error).lower()
         if "weights only load failed" in text and "unsupported" in text and _may_be_pickle(path):
