@@ -194,6 +194,8 @@ def test_distillation_comes_nearer_and_replays() -> None:
     original, small, images = _compressed()
     first, second = (tune(original, small, in_batches(images), steps=30, seed=1, threads=1) for _ in range(2))
     assert first.divergence_after < first.divergence_before
+    assert first.agreement_after is not None
+    assert first.agreement_before is not None
     assert first.agreement_after >= first.agreement_before
     assert {"one.reduce.weight", "one.expand.weight", "two.reduce.weight"} <= set(first.values)
     for name, array in first.values.items():

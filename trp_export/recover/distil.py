@@ -136,10 +136,12 @@ class Distiller:
         shares = [_share(a, b, stick) for a, b, stick in zip(own, reference, sticks, strict=True)]
         return torch.stack(shares).mean()
 
-    def score(self) -> tuple[float, float]:
-        """Divergence and agreement on the held-out images."""
+    def score(self) -> tuple[float, float | None]:
+        """Divergence on the held-out images, and agreement where the first answer holds classes."""
         got = self._answers(self._student, self._held_out)
-        return divergence(self._wanted, got, self._kinds), agreement(self._wanted, got)
+        first = next(iter(yardsticks(self._wanted, self._kinds).values()))
+        agreed = agreement(self._wanted, got) if first.kind is Kind.CLASSES else None
+        return divergence(self._wanted, got, self._kinds), agreed
 
     def _new_optimizers(self) -> list[tuple[torch.optim.Optimizer, float]]:
         """Muon for kernels and matrices and Adam for biases, each with its learning rate."""

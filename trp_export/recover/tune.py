@@ -33,6 +33,8 @@ _CHECKS = 12
 class Tuned:
     """New values of initializers by name, and divergence and agreement on held-out images before and after.
 
+    Agreement is that of classes, None for other networks.
+
     The same number of `steps`, images, seed and threads gives the same weights on the same machine.
     """
 
@@ -40,8 +42,8 @@ class Tuned:
     steps: int
     divergence_before: float
     divergence_after: float
-    agreement_before: float
-    agreement_after: float
+    agreement_before: float | None
+    agreement_after: float | None
 
 
 def tune(
@@ -95,7 +97,7 @@ def _train(run: Distiller, steps: int, progress: Share) -> Tuned:
         if (step + 1) % every == 0 or step + 1 == steps:
             score = run.score()
             # Users see agreement, but it is coarse: it must not fall, and divergence decides.
-            if score[0] < best[0] and score[1] >= before[1]:
+            if score[0] < best[0] and (score[1] or 0) >= (before[1] or 0):
                 best, kept = score, run.weights
     values = {name: weight.numpy() for name, weight in kept.items()}
     return Tuned(values, steps, before[0], best[0], before[1], best[1])

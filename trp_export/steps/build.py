@@ -183,11 +183,15 @@ def _tune(
         seed=calibration.seed,
         progress=partial(progress, "tune"),
     )
-    agreement = f"{tuned.agreement_before:.2%} to {tuned.agreement_after:.2%}"
+    agreement = (
+        f"agreement with the original {tuned.agreement_before:.2%} to {tuned.agreement_after:.2%}, "
+        if tuned.agreement_before is not None and tuned.agreement_after is not None
+        else ""
+    )
     divergence = f"{tuned.divergence_before:.3g} to {tuned.divergence_after:.3g}"
     return tuned.values, (
         f"tuned for {tuned.steps} steps (--tune {tuned.steps}steps repeats it): on held-out calibration images "
-        f"agreement with the original {agreement}, divergence {divergence}",
+        f"{agreement}divergence {divergence}",
     )
 
 
