@@ -34,6 +34,7 @@ def test_every_example_is_in_the_list() -> None:
         assert f"test_{path.stem}" in Path(__file__).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_onnx_file_exports_and_runs_the_result(tmp_path: Path) -> None:
     printed = run_example("onnx_file.py", tmp_path)
     assert "multiply-adds: 40,551,040 -> 2" in printed
@@ -50,6 +51,7 @@ def test_train_low_rank_exports_a_smaller_network(tmp_path: Path) -> None:
     assert after < before == 40_551_040
 
 
+@pytest.mark.slow
 def test_own_measure_keeps_the_detector_within_its_limit(tmp_path: Path) -> None:
     printed = run_example("own_measure.py", tmp_path)
     before, after = (float(part) for part in printed.rpartition("spots found: ")[2].replace("%", "").split(" -> "))

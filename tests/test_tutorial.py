@@ -19,6 +19,7 @@ def require_shown(step: Step, printed: str) -> None:
             )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # a dozen commands, one of them a benchmark
 def test_tutorial_prints_what_it_shows(tmp_path: Path) -> None:
     text = PAGE.read_text(encoding="utf-8")
