@@ -18,13 +18,12 @@ import time
 import traceback
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from fuzz import damage_bytes, damage_onnx, damage_text
+from fuzz import damage_bytes, damage_onnx, damage_text, walk
 
 from trp_export.errors import TrpError
 
@@ -127,20 +126,13 @@ def damage_torch(sound: bytes, rng: np.random.Generator) -> bytes:
     if rng.random() < 0.5:
         return damage_archive(sound, rng)
     content = torch.load(io.BytesIO(sound), weights_only=True)
-    places = list(_places(content))
+    places = list(walk(content))
     holder, key = places[rng.integers(len(places))]
     odd = (None, -1, 10**30, float("nan"), "x", [], {}, b"x", torch.zeros(3), torch.zeros(0), 1 + 2j, True, [None])
     holder[key] = odd[rng.integers(len(odd))]
     written = io.BytesIO()
     torch.save(content, written)
     return written.getvalue()
-
-
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in list(items):
-        yield value, key
-        yield from _places(inner)
 
 
 def damage_toml(sound: bytes, rng: np.random.Generator) -> bytes:

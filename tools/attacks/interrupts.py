@@ -60,9 +60,7 @@ def _one_line(ended: Ended) -> str | None:
 
 
 def _kill(kit: Kit, delay: float, more: tuple[str, ...], folder: Path) -> Call:
-    kit.copy(folder, "base.onnx", "good.npz")
-    for name in ("o.onnx", "o.json", "r.html"):
-        (folder / name).write_text(f"old {name}")
+    kit.copy_beside_old_outputs(folder)
     return Call(
         "trp-export",
         ["base.onnx", *EXPORT, *more, "-o", "o.onnx"],

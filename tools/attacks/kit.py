@@ -65,6 +65,12 @@ class Kit:
             else:
                 shutil.copyfile(source, folder / name)
 
+    def copy_beside_old_outputs(self, folder: Path) -> None:
+        """A model and its images, and the outputs of an earlier export, each of which holds its own name."""
+        self.copy(folder, "base.onnx", "good.npz")
+        for name in ("o.onnx", "o.json", "r.html"):
+            (folder / name).write_text(f"old {name}")
+
 
 def make_kit(folder: Path) -> Kit:
     folder.mkdir()

@@ -132,9 +132,7 @@ def _named(kit: Kit, name: str, folder: Path) -> Call:
 
 
 def _full(kit: Kit, limit: int, options: tuple[str, ...], folder: Path) -> Call:
-    kit.copy(folder, "base.onnx", "good.npz")
-    for name in ("o.onnx", "o.json", "r.html"):
-        (folder / name).write_text(f"old {name}")
+    kit.copy_beside_old_outputs(folder)
     return Call(
         "trp-export",
         ["base.onnx", *EXPORT, *options],
