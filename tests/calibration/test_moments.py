@@ -280,3 +280,26 @@ def test_few_images_and_constant_channels_give_finite_factors_of_gated_networks(
     fitted = calibrated_factors(plan, located, moments)
     for pairs in fitted.factors.values():
         assert all(np.isfinite(pair.reduce).all() and np.isfinite(pair.expand).all() for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    "owed", [-np.eye(2)[None], np.full((1, 2, 2), np.nan), np.ones((1, 2, 3)), np.ones(4)], ids=str
+)
+def test_moments_of_gradients_that_cannot_be_are_refused(owed: np.ndarray, tmp_path: Path) -> None:
+    sound = Moments(8, np.ones((1, 3)), np.eye(3)[None], 8, np.zeros(1), np.eye(2)[None])
+    save_moments(tmp_path / "sound.npz", {"a": sound})
+    kept = load_moments(tmp_path / "sound.npz")["a"].owed
+    assert kept is not None
+    np.testing.assert_array_equal(kept, np.eye(2)[None])
+    save_moments(tmp_path / "damaged.npz", {"a": replace(sound, owed=owed)})
+    with pytest.raises(LoadError, match="no calibration statistics"):
+        load_moments(tmp_path / "damaged.npz")
+
+
+def test_moments_of_layers_with_other_outputs_are_not_added() -> None:
+    own, other = (
+        {"a": Moments(8, np.ones((1, 3)), np.eye(3)[None], 8, np.zeros(1), np.eye(channels)[None])}
+        for channels in (2, 4)
+    )
+    with pytest.raises(OptionError, match="different networks"):
+        merge_moments([own, other])

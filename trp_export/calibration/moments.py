@@ -224,10 +224,15 @@ def merge_moments(parts: Sequence[Mapping[str, Moments]]) -> dict[str, Moments]:
     """The sum of what several runs gathered. Raises OptionError where they are of different networks."""
     merged = dict(parts[0])
     for part in parts[1:]:
-        if {name: m.outer.shape for name, m in part.items()} != {name: m.outer.shape for name, m in merged.items()}:
+        if part.keys() != merged.keys() or not all(_of_one_layer(own, merged[name]) for name, own in part.items()):
             raise OptionError("the moments are of different networks: their layers differ.")
         merged = {name: merged[name] + moments for name, moments in part.items()}
     return merged
+
+
+def _of_one_layer(own: Moments, other: Moments) -> bool:
+    unlike = own.owed is not None and other.owed is not None and own.owed.shape != other.owed.shape
+    return own.outer.shape == other.outer.shape and not unlike
 
 
 def with_owed(moments: Mapping[str, Moments], owed: Mapping[str, Float64]) -> dict[str, Moments]:
@@ -331,6 +336,8 @@ def _unpack(file: Mapping[str, np.ndarray], index: int) -> Moments:
     scatter, owed = file.get(f"{index}.scatter"), file.get(f"{index}.owed")
     if any(array is not None and array.dtype != np.float64 for array in (total, half, scatter, owed)):
         raise TypeError("the moments are not float64")
+    if owed is not None and not _is_semidefinite(owed):
+        raise ValueError("no moments of gradients")
     if half.shape == total.shape:
         return Moments(count, total, half, images, scatter, owed)
     groups, d = total.shape
@@ -341,6 +348,15 @@ def _unpack(file: Mapping[str, np.ndarray], index: int) -> Moments:
     outer[:, rows, columns] = half
     outer[:, columns, rows] = half
     return Moments(count, total, outer, images, scatter, owed)
+
+
+def _is_semidefinite(matrices: Float64) -> bool:
+    """True for finite symmetric matrices (groups, m, m) without eigenvalues below zero, up to rounding."""
+    if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or not np.isfinite(matrices).all():
+        return False
+    scale = float(np.abs(matrices).max(initial=0.0))
+    symmetric = np.allclose(matrices, matrices.transpose(0, 2, 1), rtol=0, atol=1e-6 * scale)
+    return symmetric and bool(np.linalg.eigvalsh(matrices).min(initial=0.0) >= -1e-6 * scale)
 
 
 def _diagonal(variances: Float64) -> Float64:
