@@ -24,36 +24,13 @@ from trp_export.runtime.incremental import Walk
 Array = NDArray[Any]
 
 _CLASS_OPS = frozenset({"Softmax", "LogSoftmax", "ArgMax", "Hardmax"})
-_HIDING = _CLASS_OPS | {
-    *(
-        "Sigmoid",
-        "HardSigmoid",
-        "Tanh",
-        "Exp",
-        "ArgMin",
-        "TopK",
-        "NonMaxSuppression",
-        "Multinomial",
-        "Bernoulli",
-        "Round",
-    ),
-    *(
-        "Floor",
-        "Ceil",
-        "Sign",
-        "Greater",
-        "GreaterOrEqual",
-        "Less",
-        "LessOrEqual",
-        "Equal",
-        "Not",
-        "And",
-        "Or",
-        "OneHot",
-        "NonZero",
-    ),
-    *("ReduceMax", "ReduceMin", "ReduceSum", "Softplus", "Clip", "Cast"),
-}
+_RANDOM = frozenset({"Multinomial", "Bernoulli"})
+_COMPARING = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not", "And", "Or"})
+_CHOOSING = frozenset({"ArgMin", "TopK", "NonMaxSuppression", "OneHot", "NonZero"})
+_STEPS = frozenset({"Round", "Floor", "Ceil", "Sign", "Cast"})
+_SATURATING = frozenset({"Sigmoid", "HardSigmoid", "Tanh", "Exp", "Softplus", "Clip"})
+_REDUCING = frozenset({"ReduceMax", "ReduceMin", "ReduceSum"})
+_HIDING = _CLASS_OPS | _RANDOM | _COMPARING | _CHOOSING | _STEPS | _SATURATING | _REDUCING
 _MOVING = frozenset(
     {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Concat", "Slice", "Split", "Gather"}
     | {"DepthToSpace", "SpaceToDepth", "GatherND", "GatherElements", "Expand", "Tile", "Pad", "Dropout"}
@@ -85,7 +62,7 @@ class Answer:
 
 @dataclass(slots=True)
 class _Found:
-    """Values by name, what is done with them, and whether an operator that hides or moves values lies behind them."""
+    """Values by name, what is done with each, and whether an operator that hides or moves values lies behind them."""
 
     answers: dict[str, ir.Value]
     kinds: dict[str, Kind]
@@ -103,9 +80,7 @@ def find_answers(model: ir.Model) -> tuple[Answer, ...]:
         found.answers |= own.answers
         found.kinds |= own.kinds
     floats = {name: value for name, value in found.answers.items() if _is_float(value) and _is_learned(value)}
-    return tuple(
-        Answer(name, _channel_axis(value), found.kinds.get(name, Kind.VALUES)) for name, value in floats.items()
-    )
+    return tuple(Answer(name, _channel_axis(value), found.kinds[name]) for name, value in floats.items())
 
 
 def read_answers(walk: Walk, answers: Sequence[Answer]) -> dict[str, Array]:

@@ -95,10 +95,7 @@ def yardsticks(original: Outputs, kinds: Kinds | None = None) -> dict[str, Yards
         a, kind = _as_channels(array), kinds.get(name, Kind.VALUES)
         if kind is Kind.VALUES and _like_classes(array):
             kind = Kind.CLASSES
-        weights = {Kind.VALUES: _weights, Kind.CLASSES: _weights_of_classes, Kind.PROBABILITIES: _weights_of_scores}[
-            kind
-        ](a, relevance[name])
-        result[name] = Yardstick(kind, weights)
+        result[name] = Yardstick(kind, _WEIGHTS[kind](a, relevance[name]))
     return result
 
 
@@ -181,6 +178,9 @@ def _weights_of_scores(a: Float64, relevance: Float64) -> Array:
     middle = np.broadcast_to((relevance * a).sum(axis=axes, keepdims=True) / relevance.sum(), a.shape)
     spread = float((relevance * _apart(a, middle, Kind.PROBABILITIES)).sum()) / max(len(a), 1)
     return np.asarray(relevance / spread if spread > 0 else relevance)
+
+
+_WEIGHTS = {Kind.VALUES: _weights, Kind.CLASSES: _weights_of_classes, Kind.PROBABILITIES: _weights_of_scores}
 
 
 def _relevances(original: Outputs, kinds: Kinds) -> dict[str, Float64]:

@@ -1,7 +1,8 @@
 """Train the compressed network in torch to give the answers of the original, on augmented images.
 
-The loss is the relative squared distance of the answers and of the last feature map that both networks have. Images are
-flipped, shifted and mixed; both networks see the same changed image. Samples of several inputs stay as they are.
+The loss is the divergence of the answers, plus the relative squared distance of the last feature map that both networks
+have. Images are flipped, shifted and mixed; both networks see the same changed image. Samples of several inputs stay as
+they are.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trp_export.calibration.answers import find_answers, kinds_of
-from trp_export.calibration.divergence import Kind, Yardstick, agreement, divergence, yardsticks
+from trp_export.calibration.divergence import Kind, Yardstick, agreement, yardsticks
 from trp_export.errors import UnsupportedError
 from trp_export.inputs.samples import Batch
 from trp_export.recover.muon import Muon
@@ -75,6 +76,7 @@ class Distiller:
         self._samples = _rows(samples, order[share:])
         self._held_out = _join(held_out, self._student.inputs) if held_out else _rows(samples, order[:share])
         self._wanted = self._answers(self._teacher, self._held_out)
+        self._sticks = yardsticks(self._wanted, self._kinds)
         self._require_sound(compressed)
         self._optimizers = self._new_optimizers()
         # The operators are too small to run on several cores: each core takes a part of the batch instead.
@@ -139,9 +141,9 @@ class Distiller:
     def score(self) -> tuple[float, float | None]:
         """Divergence on the held-out images, and agreement where the first answer holds classes."""
         got = self._answers(self._student, self._held_out)
-        first = next(iter(yardsticks(self._wanted, self._kinds).values()))
-        agreed = agreement(self._wanted, got) if first.kind is Kind.CLASSES else None
-        return divergence(self._wanted, got, self._kinds), agreed
+        apart = [stick.shares(self._wanted[name], got[name]).mean() for name, stick in self._sticks.items()]
+        agreed = agreement(self._wanted, got) if next(iter(self._sticks.values())).kind is Kind.CLASSES else None
+        return float(np.mean(apart)), agreed
 
     def _new_optimizers(self) -> list[tuple[torch.optim.Optimizer, float]]:
         """Muon for kernels and matrices and Adam for biases, each with its learning rate."""
