@@ -17,8 +17,7 @@ import numpy as np
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Array
 
-# The share of the identity in what the answers owe to channels: what a few images do not show still counts. On a
-# detector 0.01 keeps more than 0.03, and that more than 0.1; on a super-resolution network they are alike.
+# The share of the identity in what the answers owe to channels: what a few images do not show still counts.
 _SHARE_ALIKE = 0.01
 
 
