@@ -299,6 +299,13 @@ class Benchmark:
         metavar="SPEC",
         default="local",
     )
+    keep_slow_pairs: bool = flag(
+        "--keep-slow-pairs",
+        "Keep pairs that are not faster than their layers.",
+        section=BENCHMARK,
+        kind="on",
+        default=False,
+    )
     table: Path | None = flag(
         "--latency-table",
         "With --speedup: use the layer latencies in FILE, if it exists, and save all of them there.",

@@ -35,6 +35,7 @@ class FakeDevice:
     shapes: dict[str, tuple[int, ...]]
     scale: float = 1.0
     pace: float = 1.0
+    per_node: float = PER_NODE
     dies_after: int = 1000
     specification: str = "fake"
     precision: str = "fp32"
@@ -79,7 +80,7 @@ class FakeDevice:
         costs: dict[str, float] = {}
         for place in find_sites(model, shapes):
             name = place.site.name.removesuffix(".reduce").removesuffix(".expand")
-            costs[name] = costs.get(name, 0.0) + self.pace * (PER_NODE + PER_MAC * place.site.macs)
+            costs[name] = costs.get(name, 0.0) + self.pace * (self.per_node + PER_MAC * place.site.macs)
         return costs
 
     def _costs_int8(self, model: ir.Model) -> dict[str, float]:

@@ -100,7 +100,7 @@ def test_headline_names_what_was_fed_and_what_did_not_run() -> None:
 
 def test_headline_of_a_model_without_changes() -> None:
     report = replace(make_report(LAYERS), plan=replace(make_report(LAYERS).plan, decisions=()))
-    assert headline(report) == "No layer of net becomes smaller under this rule, so the model is unchanged."
+    assert headline(report) == "No layer of net gains under this rule, so the model is unchanged."
 
 
 @pytest.mark.parametrize(

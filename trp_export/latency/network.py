@@ -117,13 +117,30 @@ def open_latency(
     Raises DeviceError, and LoadError or EnvironmentMismatchError for a table that is damaged or of another device.
     """
     progress("latency table", 0)
+    device = device_under_test(network, benchmark, precision)
+    align = block_size() if selection.align == "auto" else selection.align
+    return measure_network(network, layers, device, open_table(device, benchmark), folder, align, progress)
+
+
+def device_under_test(network: Network, benchmark: Benchmark, precision: Precision) -> DeviceUnderTest:
+    """The device of the benchmark, to be fed what the network takes."""
     shapes = {name: tuple(size or 1 for size in shape) for name, shape in network.inputs.items()}
-    device = DeviceUnderTest(benchmark.device, benchmark.threads, shapes, precision)
+    return DeviceUnderTest(benchmark.device, benchmark.threads, shapes, precision)
+
+
+def digest_on(network: Network, device: DeviceUnderTest) -> str:
+    """What stands for a network and the shapes that a device feeds it."""
+    return network_digest(read_model(network.original), str(sorted(device.shapes.items())))
+
+
+def open_table(device: DeviceUnderTest, benchmark: Benchmark) -> Table:
+    """What is known of the device: from the file that the user named, and from the cache.
+
+    Raises DeviceError, and LoadError or EnvironmentMismatchError for a file that is damaged or of another device.
+    """
     conditions = device.conditions()
     given = [benchmark.table] if benchmark.table is not None and benchmark.table.exists() else []
-    table = Table(conditions, cache_file(cached("latency"), conditions), merged(given, conditions))
-    align = block_size() if selection.align == "auto" else selection.align
-    return measure_network(network, layers, device, table, folder, align, progress)
+    return Table(conditions, cache_file(cached("latency"), conditions), merged(given, conditions))
 
 
 def measure_network(
@@ -142,7 +159,7 @@ def measure_network(
     subjects = _subjects(network, layers, align, table.conditions.precision, alone=not device.profiled)
     try:
         save_standin(network, Plan((), "dense"), folder / _DENSE, table.conditions.precision)
-        digest = network_digest(read_model(network.original), str(sorted(device.shapes.items())))
+        digest = digest_on(network, device)
         _fill(network, subjects, device, table, digest, folder, progress)
         original, dense = _whole(network, device, table, digest, folder)
     except DeviceError as error:
@@ -155,27 +172,36 @@ def measure_network(
 def _subjects(
     network: Network, layers: Sequence[Layer], align: int, precision: str, alone: bool
 ) -> tuple[Subject, ...]:
-    """The layers that may become pairs, with their signatures in the network that will run, as it is in fp32."""
-    model, _ = make_standin(network.model, Plan((), "dense"))
-    places = {place.site.name: place for place in find_sites(model, infer_shapes(model, network.inputs))}
-    block = block_size()
+    """The layers that may become pairs."""
+    signatures, block = signatures_of(network, alone=alone), block_size()
     return tuple(
         Subject(
             layer.site,
-            signature(places[layer.site.name], alone),
+            signatures[layer.site.name],
             tuple(
                 (curve.scheme, offered_ranks(layer.site, curve.scheme, block, align, precision))
                 for curve in layer.curves
             ),
         )
         for layer in layers
-        if layer.curves and layer.site.name in places and _can_be_timed(places[layer.site.name], alone)
+        if layer.curves and layer.site.name in signatures
     )
 
 
+def signatures_of(network: Network, *, alone: bool = False) -> dict[str, str]:
+    """The signature of each layer that can be timed, by site name, in the network that will run, as it is in fp32."""
+    model, _ = make_standin(network.model, Plan((), "dense"))
+    places = find_sites(model, infer_shapes(model, network.inputs))
+    return {place.site.name: signature(place, alone) for place in places if _can_be_timed(place, alone)}
+
+
 def _can_be_timed(place: LocatedSite, alone: bool) -> bool:
-    """False for layers that run at several sizes, and for transposed convs where layers are timed alone."""
-    return len(place.site.uses) == len(place.nodes) and not (alone and place.site.op == "ConvTranspose")
+    """False for layers that cannot be cut or run at several sizes, and for transposed convs timed alone."""
+    return (
+        place.site.refusal is None
+        and len(place.site.uses) == len(place.nodes)
+        and not (alone and place.site.op == "ConvTranspose")
+    )
 
 
 def _fill(

@@ -19,7 +19,7 @@ from trp_export.graph.rewrite import WeightNames, path_count
 from trp_export.latency.candidates import sampled_ranks
 from trp_export.latency.placeholder import save_standin
 from trp_export.latency.table import Table
-from trp_export.lowrank.schemes import Branch, Scheme
+from trp_export.lowrank.schemes import Branch, Branches, Scheme
 from trp_export.lowrank.site import Site
 from trp_export.network import Network
 from trp_export.planning.plan import Change, Decision, Plan
@@ -46,7 +46,12 @@ def dense_key(subject: Subject) -> str:
 
 
 def pair_key(subject: Subject, scheme: Scheme, rank: int) -> str:
-    return f"{subject.signature} | {scheme.name} {rank}"
+    return branches_key(subject, (Branch(scheme, rank),))
+
+
+def branches_key(subject: Subject, branches: Branches) -> str:
+    """Of a layer that becomes one pair, or a sum of pairs."""
+    return f"{subject.signature} | {' + '.join(f'{branch.scheme.name} {branch.rank}' for branch in branches)}"
 
 
 def extra_kernels(change: Change) -> int:
@@ -147,7 +152,7 @@ def costs_of(sample: Sample, plan: Plan, subjects: Sequence[Subject]) -> dict[st
         cost = sample.costs.get(subject.site.name)
         if cost:
             change = changes.get(subject.site.name)
-            found[pair_key(subject, change.scheme, change.rank) if change else dense_key(subject)].append(cost)
+            found[branches_key(subject, change.branches) if change else dense_key(subject)].append(cost)
     return {key: median(costs) for key, costs in found.items()}
 
 

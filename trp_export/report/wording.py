@@ -33,7 +33,7 @@ def headline(report: Report) -> str:
     changed, layers = len(report.plan.changed), len(report.plan.decisions)
     if not changed and report.precision == "fp32":
         larger = f" Its file is {_larger(report)}: keep the original." if report.is_larger else ""
-        return f"No layer of {name} becomes smaller under this rule, so the model is unchanged.{larger}"
+        return f"No layer of {name} gains under this rule, so the model is unchanged.{larger}"
     if report.after is None:
         return f"{changed} of {layers} layers of {name} would become factor pairs{_planned(report)}."
     outcome = f"{name} is {_size(report)}{_speed(report.ratio)}; {_outputs(report.deviation)}."

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trp_export.errors import OptionError
+from trp_export.errors import DeviceError, OptionError, UnsupportedError
 from trp_export.inputs.description import NetworkInputs, describe_inputs
 from trp_export.load import Source, load
 from trp_export.metrics.evaluator import Evaluator, open_evaluator
@@ -27,13 +27,15 @@ if TYPE_CHECKING:
     from torch import nn
 
     from trp_export.latency.network import NetworkLatency
+    from trp_export.latency.pair_costs import PairCosts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Knowledge:
     """The network, and the data that plans, factors and evaluations use. A field is None if it was not asked for.
 
-    `layers` hold the curves of each layer, `saved` the choices of a saved plan.
+    `layers` hold the curves of each layer, `saved` the choices of a saved plan. `pair_costs` say which pairs are slow
+    and None where slow pairs are kept.
     """
 
     network: Network
@@ -43,6 +45,7 @@ class Knowledge:
     calibration: CalibrationData | None = None
     evaluator: Evaluator | None = None
     latency: NetworkLatency | None = None
+    pair_costs: PairCosts | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -100,6 +103,7 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
         cuts = options.effective_rule.chooses_ranks or bool(saved)
         data, layers = calibrate(network, layers, samples, options, work.progress, cuts=cuts)
         notes = (*notes, *_same_images(options), *data.notes)
+    pair_costs, untimed = _pair_costs(network, options, work)
     align = options.selection_with_int8_alignment.align
     return Knowledge(
         network,
@@ -109,7 +113,8 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
         calibration=data,
         evaluator=evaluator,
         latency=_latency(network, layers, options, work),
-        notes=(*network.notes, *notes),
+        pair_costs=pair_costs,
+        notes=(*network.notes, *notes, *untimed),
     )
 
 
@@ -161,6 +166,20 @@ def _latency(network: Network, layers: Sequence[Layer], options: Options, work: 
         folder=work.scratch,
         progress=work.progress,
     )
+
+
+def _pair_costs(network: Network, options: Options, work: Workspace) -> tuple[PairCosts | None, tuple[str, ...]]:
+    """What tells slow pairs, and a note where they can only be estimated though they should be timed."""
+    if options.benchmark.keep_slow_pairs or options.effective_rule.needs_latency:
+        return None, ()
+    from trp_export.latency.pair_costs import EstimatedCosts, open_pair_costs
+
+    try:
+        return open_pair_costs(network, options.benchmark, options.planned_precision, work.scratch), ()
+    except (DeviceError, UnsupportedError) as error:
+        if options.benchmark.require:
+            raise
+        return EstimatedCosts(), (f"the cost of pairs is estimated, since they cannot be timed: {error}",)
 
 
 def _same_images(options: Options) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from trp_export.rules import MaxDrop
 from trp_export.steps.build import build
 from trp_export.steps.knowledge import Knowledge
 from trp_export.steps.precisions import judge_as_shipped
-from trp_export.steps.rules import plan_by
+from trp_export.steps.slow_pairs import FastPlan, plan_fast
 from trp_export.workspace import Workspace
 
 
@@ -46,7 +46,7 @@ class _Trials:
 
 def smallest_within_drop(
     rule: MaxDrop, knowledge: Knowledge, options: Options, work: Workspace
-) -> tuple[Plan, Frontier]:
+) -> tuple[FastPlan, Frontier]:
     """The plan of the smallest network tried within the limit, and all that were tried.
 
     Raises OptionError, naming the nearest, where none is within it.
@@ -63,22 +63,22 @@ class _Search:
     rule: MaxDrop
     knowledge: Knowledge
     trials: _Trials
-    tried: list[tuple[Plan, Point]] = field(default_factory=list)
+    tried: list[tuple[FastPlan, Point]] = field(default_factory=list)
     evaluation: Score | None = None
 
     def try_ratio(self, ratio: float) -> bool | None:
         """True where the plan for this ratio is within the limit; None where there is no such plan."""
         try:
-            plan = plan_by(self.rule.budget(ratio), self.knowledge)
+            fast = plan_fast(self.rule.budget(ratio), self.knowledge, self.trials.work.progress)
         except OptionError:
             return None
-        plan = replace(plan, align=self.knowledge.align)
+        plan = replace(fast.plan, align=self.knowledge.align)
         if not plan.changed:
             return None
-        point = next((point for earlier, point in self.tried if earlier.changed == plan.changed), None)
+        point = next((point for earlier, point in self.tried if earlier.plan.changed == plan.changed), None)
         if point is None:
             point = self._try(ratio, plan)
-            self.tried.append((plan, point))
+            self.tried.append((replace(fast, plan=plan), point))
         return point.holds
 
     def _try(self, ratio: float, plan: Plan) -> Point:
@@ -110,7 +110,7 @@ class _Search:
             case "latency":
                 return self.knowledge.measured_latency.measured(plan)
 
-    def outcome(self) -> tuple[Plan, Frontier]:
+    def outcome(self) -> tuple[FastPlan, Frontier]:
         """Raises OptionError where nothing that was tried is within the limit."""
         if self.evaluation is None:
             raise OptionError("--max-drop: no plan makes this network smaller; --dry-run --energy 0.9 says why.")
@@ -128,9 +128,10 @@ class _Search:
         )
         if not within:
             raise OptionError(_out_of_reach(frontier, calibrated=self.knowledge.calibration is not None))
-        plan = tried[within[-1]][0]
+        fast = tried[within[-1]][0]
         lost = points(self.rule.points, frontier.unit)
-        return replace(plan, rule=f"at most {lost} lost: {plan.rule}"), frontier
+        plan = replace(fast.plan, rule=f"at most {lost} lost: {fast.plan.rule}")
+        return replace(fast, plan=plan), frontier
 
 
 def _out_of_reach(frontier: Frontier, *, calibrated: bool) -> str:

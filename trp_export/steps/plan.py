@@ -15,7 +15,7 @@ from trp_export.planning.trained_low_rank import recognise, sharp_drop
 from trp_export.rules import MaxDrop
 from trp_export.steps.knowledge import Knowledge
 from trp_export.steps.max_drop import smallest_within_drop
-from trp_export.steps.rules import plan_by
+from trp_export.steps.slow_pairs import plan_fast
 from trp_export.workspace import Workspace
 
 # Lost energy that is rounding and no more.
@@ -40,13 +40,14 @@ def make_plan(knowledge: Knowledge, options: Options, work: Workspace) -> Planne
     rule = options.effective_rule
     frontier = None
     if isinstance(rule, MaxDrop):
-        plan, frontier = smallest_within_drop(rule, knowledge, options, work)
+        fast, frontier = smallest_within_drop(rule, knowledge, options, work)
     else:
-        plan = plan_by(rule, knowledge)
+        fast = plan_fast(rule, knowledge, work.progress)
+    plan = fast.plan
     if rule.chooses_ranks:
         plan = replace(plan, align=knowledge.align)
     forecast = knowledge.latency.forecast(plan) if knowledge.latency is not None else None
-    notes = (*_low_rank_already(knowledge.layers), *(forecast.remarks if forecast is not None else ()))
+    notes = (*fast.notes, *_low_rank_already(knowledge.layers), *(forecast.remarks if forecast is not None else ()))
     return Planned(plan, frontier, forecast, notes)
 
 

@@ -1,0 +1,146 @@
+"""Pairs that are not faster than their layers, on a device whose costs are known and by the estimate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.latency.fake import CONDITIONS, PER_NODE, FakeDevice
+from tests.latency.test_network import chain
+from trp_export.graph.shapes import infer_value_shapes
+from trp_export.latency.network import signatures_of
+from trp_export.latency.pair_costs import EstimatedCosts, MeasuredCosts, PairCosts
+from trp_export.latency.placeholder import make_standin
+from trp_export.latency.table import Table
+from trp_export.load import load
+from trp_export.lowrank.schemes import Branch
+from trp_export.network import Network, analyse, measure_layers
+from trp_export.options import LoadOptions, Selection
+from trp_export.planning.curves import FIXED
+from trp_export.planning.plan import Choice, Decision, Plan
+from trp_export.rules import Energy, Macs, Params, Rank, Rule, SavedPlan
+from trp_export.steps.knowledge import Knowledge
+from trp_export.steps.slow_pairs import FastPlan, plan_fast
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Network:
+    folder = tmp_path_factory.mktemp("slow")
+    return analyse(load(chain(folder), LoadOptions()), folder)
+
+
+def make_knowledge(network: Network, costs: PairCosts | None, saved: tuple[Choice, ...] = ()) -> Knowledge:
+    layers = measure_layers(network, Selection(), saved, lambda step, share: None)
+    return Knowledge(network, layers, saved, align=1, pair_costs=costs)
+
+
+def clock(network: Network, folder: Path, device: FakeDevice | None = None) -> MeasuredCosts:
+    device = device or FakeDevice({"x": (1, 24, 8, 8)})
+    return MeasuredCosts(network, device, Table(CONDITIONS, None), folder, signatures_of(network), "digest")  # type: ignore[arg-type]
+
+
+def plan(network: Network, rule: Rule, costs: PairCosts | None, saved: tuple[Choice, ...] = ()) -> FastPlan:
+    return plan_fast(rule, make_knowledge(network, costs, saved), lambda step, share: None)
+
+
+def test_pairs_that_save_less_than_they_cost_are_left_out(network: Network, tmp_path: Path) -> None:
+    kept = plan(network, Rank(35), None)
+    fast = plan(network, Rank(35), clock(network, tmp_path))
+    assert len(kept.plan.changed) > len(fast.plan.changed) == 0
+    assert fast.plan.decisions[0].reason.startswith("a pair is not faster: 0.342 to 0.3")
+    (note,) = fast.notes
+    assert note == "3 layers stay dense, since a pair is not faster (timed); --speedup 1.2 looks for pairs that are"
+
+
+def test_reasons_tell_the_times_of_pairs_that_are_faster(network: Network, tmp_path: Path) -> None:
+    fast = plan(network, Energy(0.5), clock(network, tmp_path))
+    assert len(fast.plan.changed) == 3
+    for decision in fast.plan.decisions:
+        if decision.branches:
+            dense, pair = PER_NODE + 1e-6 * decision.site.macs, 2 * PER_NODE + 1e-6 * decision.macs
+            assert decision.reason == f"{dense:.3g} to {pair:.3g} ms"
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0.3, 1.0), rank=st.integers(1, 40))
+def test_every_pair_that_stays_is_faster(network: Network, tmp_path: Path, share: float, rank: int) -> None:
+    for rule in (Energy(share), Rank(rank)):
+        costs = clock(network, tmp_path)
+        fast = plan(network, rule, costs)
+        known = costs.costs(fast.plan)
+        assert set(known) == {change.site.name for change in fast.plan.changed}
+        assert all(cost.is_lower for cost in known.values())
+
+
+@pytest.mark.parametrize("rule", [Macs(1.3), Params(1.3)])
+def test_a_budget_is_met_without_slow_pairs(network: Network, tmp_path: Path, rule: Macs | Params) -> None:
+    costs = clock(network, tmp_path)
+    fast = plan(network, rule, costs)
+    assert all(cost.is_lower for cost in costs.costs(fast.plan).values())
+    count = "macs" if isinstance(rule, Macs) else "params"
+    before = sum(getattr(decision.site, count) for decision in fast.plan.decisions)
+    assert before / sum(getattr(decision, count) for decision in fast.plan.decisions) >= rule.ratio
+    assert fast.notes == ()
+
+
+def test_a_budget_out_of_reach_without_slow_pairs_keeps_them(network: Network, tmp_path: Path) -> None:
+    slow = FakeDevice({"x": (1, 24, 8, 8)}, per_node=1.0)
+    fast = plan(network, Macs(1.3), clock(network, tmp_path, slow))
+    assert fast.plan.changed
+    (note,) = fast.notes
+    assert note.endswith("not faster than the layer; --speedup chooses by time")
+
+
+def test_a_saved_plan_is_carried_out_with_a_note(network: Network, tmp_path: Path) -> None:
+    saved = (Choice("conv0", (Branch(FIXED["spatial"], 36),), ""), Choice("conv1", (), ""), Choice("conv2", (), ""))
+    fast = plan(network, SavedPlan(Path("plan.json")), clock(network, tmp_path), saved)
+    assert [change.rank for change in fast.plan.changed] == [36]
+    assert fast.notes == ("the pair of conv0 is not faster than the layer; --speedup chooses by time",)
+
+
+def test_pairs_go_where_the_whole_network_is_slower(network: Network, tmp_path: Path) -> None:
+    slow_as_a_whole = FakeDevice({"x": (1, 24, 8, 8)}, scale=3.0)
+    fast = plan(network, Energy(0.5), clock(network, tmp_path, slow_as_a_whole))
+    assert not fast.plan.changed
+    assert fast.notes[0].startswith("4 layers stay dense")
+
+
+def test_the_table_is_not_measured_again(network: Network, tmp_path: Path) -> None:
+    device = FakeDevice({"x": (1, 24, 8, 8)})
+    costs = clock(network, tmp_path, device)
+    first = plan(network, Energy(0.5), costs)
+    profiles, comparisons = device.profiles, device.comparisons
+    assert plan(network, Energy(0.5), costs) == first
+    assert (device.profiles, device.comparisons) == (profiles, comparisons) == (2, 1)
+
+
+@pytest.mark.parametrize("scheme", ["channel", "spatial", "spatial-t"])
+def test_the_estimate_counts_each_element_between_two_convs(network: Network, scheme: str) -> None:
+    decisions = tuple(
+        Decision(place.site, (Branch(FIXED[scheme], 5),) if place.site.op == "Conv" else (), "")
+        for place in network.located
+    )
+    made, _ = make_standin(network.model, Plan(decisions, ""))
+    shapes = infer_value_shapes(made, network.inputs)
+    between = [prod(shapes[str(node.outputs[0].name)]) for node in made.graph if node.op_type == "Conv"][::2]  # type: ignore[arg-type]
+    costs = EstimatedCosts().costs(Plan(decisions, ""))
+    extra = [costs[decision.site.name].pair - decision.macs for decision in decisions if decision.branches]
+    assert extra == [16 * elements for elements in between]
+
+
+def test_layers_of_unknown_size_are_not_estimated(network: Network) -> None:
+    site = network.located[0].site
+    unknown = replace(site, uses=tuple(replace(use, known=False) for use in site.uses))
+    assert EstimatedCosts().costs(Plan((Decision(unknown, (Branch(FIXED["channel"], 3),), ""),), "")) == {}
+
+
+def test_the_model_that_is_timed_is_not_changed(network: Network, tmp_path: Path) -> None:
+    before = ir.to_proto(network.model).SerializeToString()
+    plan(network, Energy(0.5), clock(network, tmp_path))
+    assert ir.to_proto(network.model).SerializeToString() == before

@@ -1,0 +1,168 @@
+"""What each pair of a plan costs beside the layer that it replaces: measured on the device, or estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from trp_export.bench import ratio
+from trp_export.graph.rewrite import path_count
+from trp_export.latency.device import DeviceUnderTest
+from trp_export.latency.layer_key import plan_digest
+from trp_export.latency.network import device_under_test, digest_on, open_table, signatures_of
+from trp_export.latency.placeholder import save_standin
+from trp_export.latency.sampling import Subject, branches_key, costs_of, dense_key, take_sample
+from trp_export.latency.table import Table
+from trp_export.lowrank.schemes import Branch, pair_shape
+from trp_export.lowrank.site import Site, Use
+from trp_export.network import Network
+from trp_export.options import Benchmark, Precision
+from trp_export.planning.plan import Change, Plan
+
+_DENSE = Plan((), "dense")
+# A pair must save this share of its layer's time: below it, two profiles of one network differ as much.
+_LEAST_GAIN = 0.03
+# Multiply-adds that take as long as writing and reading one element of the tensor between two convs.
+_MACS_PER_ELEMENT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PairCost:
+    """The cost of a layer and of the pairs that replace it, both in `unit`; None where they are estimated."""
+
+    dense: float
+    pair: float
+    unit: str | None
+
+    @property
+    def highest(self) -> float:
+        """The cost up to which pairs are cheaper than the layer by more than costs vary."""
+        return self.dense * (1 - _LEAST_GAIN)
+
+    @property
+    def is_lower(self) -> bool:
+        """Whether the pairs are cheaper than the layer by more than costs vary."""
+        return self.pair <= self.highest
+
+    def __str__(self) -> str:
+        return f"{self.dense:.3g} to {self.pair:.3g} {self.unit or 'estimated'}"
+
+
+class PairCosts(Protocol):
+    """What tells the costs of pairs; `source` says how."""
+
+    @property
+    def source(self) -> str: ...
+
+    def costs(self, plan: Plan) -> Mapping[str, PairCost]:
+        """The costs of a plan's pairs by site name, as far as they are known."""
+
+    def speedup(self, plan: Plan) -> float | None:
+        """How many times as fast the plan's network is as the network without low rank; None where it is unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class EstimatedCosts:
+    """Costs in multiply-adds, to which each element of a tensor that only the pairs make adds some.
+
+    Layers of unknown size are left out.
+    """
+
+    source: ClassVar[str] = "estimated"
+
+    def costs(self, plan: Plan) -> dict[str, PairCost]:
+        return {
+            change.site.name: PairCost(change.site.macs, _estimate(change), None)
+            for change in plan.changed
+            if change.site.is_known
+        }
+
+    def speedup(self, plan: Plan) -> None:
+        return None
+
+
+def _estimate(change: Change) -> float:
+    return change.site.macs_of(change.branches) + _MACS_PER_ELEMENT * _elements(change)
+
+
+def _elements(change: Change) -> int:
+    """Elements of the tensors that the pairs make and the layer does not: between two convs, and of partial sums."""
+    site, total = change.site, 0
+    sums = sum(path_count(site, branch) for branch in change.branches) - 1
+    for use in site.uses:
+        outputs = site.kernel_shape[0] * prod(use.out_extents)
+        between = sum(_middle(site, branch, use) for branch in change.branches)
+        total += (between + sums * outputs) * use.repeats
+    return total
+
+
+def _middle(site: Site, branch: Branch, use: Use) -> int:
+    """Elements between the two convs of a branch; the first has done its work on the axes that it covers."""
+    channels = pair_shape(branch.scheme, site.kernel_shape, site.group, branch.rank).reduce[0]
+    done = branch.scheme.reduce_axes
+    extents = zip(use.in_extents, use.out_extents, strict=True)
+    return channels * prod(after if axis in done else before for axis, (before, after) in enumerate(extents))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MeasuredCosts:
+    """Times the pairs of a network on a device that has a profiler; what the table holds is not timed again.
+
+    `signatures` are those of the layers that can be timed, `digest` is that of the network on its inputs.
+    """
+
+    network: Network
+    device: DeviceUnderTest
+    table: Table
+    folder: Path
+    signatures: Mapping[str, str]
+    digest: str
+    source: ClassVar[str] = "timed"
+
+    def costs(self, plan: Plan) -> dict[str, PairCost]:
+        """The costs of a plan's pairs, by site name. At most two networks are profiled. Raises DeviceError."""
+        branches_of = {
+            Subject(change.site, self.signatures[change.site.name], ()): change.branches
+            for change in plan.changed
+            if change.site.name in self.signatures
+        }
+        subjects = tuple(branches_of)
+        if any(dense_key(subject) not in self.table for subject in subjects):
+            self._profile(_DENSE, subjects)
+        if any(branches_key(subject, branches) not in self.table for subject, branches in branches_of.items()):
+            self._profile(plan, subjects)
+        costs = {
+            subject.site.name: (self.table.get(dense_key(subject)), self.table.get(branches_key(subject, branches)))
+            for subject, branches in branches_of.items()
+        }
+        unit = self.table.conditions.unit
+        return {name: PairCost(dense, pair, unit) for name, (dense, pair) in costs.items() if dense and pair}
+
+    def speedup(self, plan: Plan) -> float:
+        """How many times as fast the plan's network is as the network without low rank. Raises DeviceError."""
+        key = f"pairs {plan_digest(self.digest, plan)}"
+        if key not in self.table:
+            files = [self.folder / "dense-standin.onnx", self.folder / "plan.onnx"]
+            for file, carried_out in zip(files, (_DENSE, plan), strict=True):
+                save_standin(self.network, carried_out, file, self.table.conditions.precision)
+            self.table.add({key: ratio(*self.device.compare(files).measurements).value})
+        return self.table.get(key) or 1.0
+
+    def _profile(self, plan: Plan, subjects: Sequence[Subject]) -> None:
+        sample = take_sample(self.network, plan, self.device, self.folder, self.table.conditions.precision)
+        self.table.add(costs_of(sample, plan, subjects))
+
+
+def open_pair_costs(network: Network, benchmark: Benchmark, precision: Precision, folder: Path) -> PairCosts:
+    """Measured on the benchmark's device where it runs and has a profiler, else estimated.
+
+    Raises DeviceError, and LoadError or EnvironmentMismatchError for a latency table that cannot be used.
+    """
+    device = device_under_test(network, benchmark, precision)
+    if not benchmark.run or not device.profiled:
+        return EstimatedCosts()
+    table, digest = open_table(device, benchmark), digest_on(network, device)
+    return MeasuredCosts(network, device, table, folder, signatures_of(network), digest)
