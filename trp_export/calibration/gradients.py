@@ -16,6 +16,7 @@ import torch
 
 from trp_export.calibration.answers import Answer, find_answers, kinds_of
 from trp_export.calibration.divergence import yardsticks
+from trp_export.calibration.memory import has_room_for_gradients
 from trp_export.calibration.moments import is_tapped
 from trp_export.graph.sites import LocatedSite
 from trp_export.inputs.samples import Batch
@@ -34,11 +35,11 @@ def measure_owed(
 ) -> dict[str, Float64]:
     """Site name -> sum over images of outer products of gradients (group, m, m), m output channels in each group.
 
-    For the layers that are not refused.
+    For the layers that are not refused and whose matrices are within the bound on memory.
 
     Raises UnsupportedError for models that cannot be run in torch.
     """
-    places = [place for place in located if is_tapped(model, place)]
+    places = [place for place in located if is_tapped(model, place) and has_room_for_gradients(place.site)]
     outputs = {node.outputs[0].name or "": place for place in places for node in place.nodes}
     answers = find_answers(model)
     network = TorchGraph(model, [*(answer.name for answer in answers), *outputs])

@@ -1,4 +1,4 @@
-"""How many images fit into memory while a network is walked or all its layers are read at once."""
+"""What fits into memory: images while a network is walked or all its layers are read, and the moments of layers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
+from trp_export.graph.sites import LocatedSite
+from trp_export.lowrank.site import Site
 from trp_export.runtime.partial import outer_reads
 
 Shapes = Mapping[str, Sequence[int | None]]
@@ -17,6 +19,10 @@ _WALKED_BYTES = 320 * 2**20
 _READ_BYTES = 128 * 2**20
 _FLOAT_BYTES = 4
 _LEAST_WALKED = 8
+# One matrix of moments in double precision, of which a layer's factors take a dozen, and those of all layers together.
+_MATRIX_BYTES = 256 * 2**20
+_MOMENTS_BYTES = 4 * 2**30
+_DOUBLE_BYTES = 8
 
 
 def images_to_walk(model: ir.Model, shapes: Shapes) -> tuple[int, ...]:
@@ -32,6 +38,37 @@ def images_to_walk(model: ir.Model, shapes: Shapes) -> tuple[int, ...]:
 def images_to_read(names: Iterable[str], shapes: Shapes) -> int:
     """How many images to run at a time where all these values are read."""
     return max(1, _READ_BYTES // max(sum(_bytes(name, shapes) for name in names), 1))
+
+
+def places_with_room(located: Sequence[LocatedSite]) -> tuple[LocatedSite, ...]:
+    """The layers that are not refused and whose moments fit into the bounds, in order. Small ones come first."""
+    accepted = [place for place in located if place.site.refusal is None and has_room_for_moments(place.site)]
+    left, room = _MOMENTS_BYTES, set()
+    for place in sorted(accepted, key=lambda place: _moments_bytes(place.site)):
+        left -= _moments_bytes(place.site)
+        if left >= 0:
+            room.add(place.site.name)
+    return tuple(place for place in accepted if place.site.name in room)
+
+
+def has_room_for_moments(site: Site) -> bool:
+    """Whether a matrix of the moments of the layer's inputs is within the bound for one layer."""
+    return _square_bytes(prod(site.kernel_shape[1:]), site.group) <= _MATRIX_BYTES
+
+
+def has_room_for_gradients(site: Site) -> bool:
+    """The same of what the answers owe to the layer's output channels."""
+    return _square_bytes(site.kernel_shape[0] // site.group, site.group) <= _MATRIX_BYTES
+
+
+def _moments_bytes(site: Site) -> int:
+    """Of the inputs, of held-out inputs, and of the answers."""
+    outputs = _square_bytes(site.kernel_shape[0] // site.group, site.group) if has_room_for_gradients(site) else 0
+    return 2 * _square_bytes(prod(site.kernel_shape[1:]), site.group) + outputs
+
+
+def _square_bytes(size: int, count: int) -> int:
+    return _DOUBLE_BYTES * count * size**2
 
 
 def _bytes_alive(model: ir.Model, shapes: Shapes) -> list[int]:

@@ -32,8 +32,6 @@ from trp_export.system.progress import Share
 # Positions per entry of a patch: in measurements, more of them changed the factors no further.
 SAMPLES_PER_ENTRY = 64
 LEAST_SAMPLES = 2**15
-# Beyond this many entries the full matrix is too large: only the variance of each entry is kept.
-LARGEST_PATCH = 8192
 # ResNet-20: 0.16 with its own preprocessing, 0.56 without mean and std, 43 on pixels of 0 to 255.
 _FAR_FROM_TRAINING = 0.5
 # The share of the identity in a covariance from which on the images say less than the weights.
@@ -47,10 +45,10 @@ _HUGE = 1e18
 class Moments:
     """The moments of one layer's inputs: the number of patches, their sum (group, d), the sum of their outer products.
 
-    `outer` is (group, d, d), or (group, d) with the squares alone where d is too large. `images` counts the images
-    behind the patches; `scatter` (group,) is the sum over images of the squared Frobenius distance between the second
-    moments of the image and those of all images. Without images, nothing is shrunk. `owed` (group, m, m) is what the
-    answers owe to the output channels (`gradients`), None where that is unknown.
+    `outer` is (group, d, d). `images` counts the images behind the patches; `scatter` (group,) is the sum over images
+    of the squared Frobenius distance between the second moments of the image and those of all images. Without images,
+    nothing is shrunk. `owed` (group, m, m) is what the answers owe to the output channels (`gradients`), None where
+    that is unknown.
     """
 
     count: int
@@ -66,19 +64,16 @@ class Moments:
 
     @property
     def second(self) -> Float64:
-        """(group, d, d), about zero; diagonal where only squares were kept."""
-        second = self.outer / self.count
-        return second if second.ndim == 3 else _diagonal(second)
+        """(group, d, d), about zero."""
+        return self.outer / self.count
 
     @property
     def covariance(self) -> Float64:
-        """(group, d, d), about the mean; diagonal where only squares were kept."""
+        """(group, d, d), about the mean."""
         return self.about(self.mean)
 
     def about(self, point: Float64) -> Float64:
         """Second moments (group, d, d) about a point (group, d)."""
-        if self.outer.ndim == 2:
-            return _diagonal(np.maximum(self.outer / self.count - self.mean**2, 0.0) + (self.mean - point) ** 2)
         apart = self.mean - point
         covariance = self.outer / self.count - self.mean[:, :, None] * self.mean[:, None, :]
         return np.asarray(covariance + apart[:, :, None] * apart[:, None, :])
@@ -86,7 +81,7 @@ class Moments:
     @property
     def shrinkage(self) -> Float64:
         """The share of the identity in the covariance to use, per group: 1 where one image says nothing of others."""
-        if self.scatter is None or self.outer.ndim == 2:
+        if self.scatter is None:
             return np.zeros(len(self.total))
         if self.images < 2:
             return np.ones(len(self.total))
@@ -134,7 +129,7 @@ class MomentSums:
         self.reference = reference.astype(np.float32).astype(np.float64)
         self._count = self._images = 0
         self._total = np.zeros((group, d))
-        self._outer = np.zeros((group, d, d) if d <= LARGEST_PATCH else (group, d))
+        self._outer = np.zeros((group, d, d))
         self._norms = np.zeros(group)
 
     def add(self, patches: Float32) -> None:
@@ -144,9 +139,7 @@ class MomentSums:
         self._count += images * positions
         self._images += images
         self._total += patches.sum(axis=(1, 2), dtype=np.float64)
-        if d > LARGEST_PATCH:
-            self._outer += np.einsum("gipd,gipd->gd", patches, patches, dtype=np.float64)
-        elif positions < d:
+        if positions < d:
             exact = patches.astype(np.float64)
             flat = exact.reshape(group, -1, d)
             self._outer += flat.transpose(0, 2, 1) @ flat
@@ -166,9 +159,6 @@ class MomentSums:
     def moments(self) -> Moments:
         """The moments about zero."""
         outer, reference = self._outer, self.reference
-        if outer.ndim == 2:
-            outer = outer + reference * (2 * self._total + self._count * reference)
-            return Moments(self._count, self._total + self._count * reference, outer, self._images)
         mean_norm = np.einsum("gde,gde->g", outer, outer) / self._count**2
         scatter = np.maximum(self._norms - self._images * mean_norm, 0.0)
         cross = reference[:, :, None] * self._total[:, None, :]
@@ -246,8 +236,7 @@ def save_moments(path: Path, moments: Mapping[str, Moments]) -> None:
     for index, own in enumerate(moments.values()):
         arrays[f"{index}.count"] = np.array(own.count)
         arrays[f"{index}.total"] = own.total
-        half = own.outer[:, *np.tril_indices(own.outer.shape[1])] if own.outer.ndim == 3 else own.outer
-        arrays[f"{index}.outer"] = half
+        arrays[f"{index}.outer"] = own.outer[:, *np.tril_indices(own.outer.shape[1])]
         arrays[f"{index}.images"] = np.array(own.images)
         if own.scatter is not None:
             arrays[f"{index}.scatter"] = own.scatter
@@ -301,9 +290,6 @@ def calibration_remarks(
                 f"the layers' mean inputs are {100 * np.median(gaps):.0f} % away from those that batch norm saw in "
                 "training: check --mean, --std and the range of the images."
             )
-    wide = [name for name, layer in moments.items() if layer.outer.ndim == 2]
-    if wide:
-        notes.append(f"{', '.join(wide[:3])}: over {LARGEST_PATCH} inputs, so only their variances are used.")
     return tuple(notes)
 
 
@@ -326,7 +312,7 @@ def _patches(data: np.ndarray, site: Site, node: ir.Node, images: int, rng: np.r
 
 
 def _varies(own: Moments) -> bool:
-    squares = np.einsum("gdd->gd", own.outer) if own.outer.ndim == 3 else own.outer
+    squares = np.einsum("gdd->gd", own.outer)
     return bool((squares / own.count - own.mean**2 > 1e-10 * squares / own.count).any())
 
 
@@ -338,8 +324,6 @@ def _unpack(file: Mapping[str, np.ndarray], index: int) -> Moments:
         raise TypeError("the moments are not float64")
     if owed is not None and not _is_semidefinite(owed):
         raise ValueError("no moments of gradients")
-    if half.shape == total.shape:
-        return Moments(count, total, half, images, scatter, owed)
     groups, d = total.shape
     if half.shape != (groups, d * (d + 1) // 2):  # Before anything of d x d is allocated.
         raise ValueError(half.shape)
@@ -357,10 +341,6 @@ def _is_semidefinite(matrices: Float64) -> bool:
     scale = float(np.abs(matrices).max(initial=0.0))
     symmetric = np.allclose(matrices, matrices.transpose(0, 2, 1), rtol=0, atol=1e-6 * scale)
     return symmetric and bool(np.linalg.eigvalsh(matrices).min(initial=0.0) >= -1e-6 * scale)
-
-
-def _diagonal(variances: Float64) -> Float64:
-    return np.stack([np.diag(group) for group in variances])
 
 
 def _input(node: ir.Node) -> str:

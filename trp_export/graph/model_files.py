@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -52,7 +53,31 @@ def read_proto(path: Path) -> onnx.ModelProto:
         raise LoadError(f"{path} is not an ONNX model, or a damaged one ({first_line(error)}).") from error
     if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
         raise LoadError(f"{path} is not an ONNX model: it holds no graph.")
+    if not _are_texts_sound(proto):
+        raise LoadError(f"{path} is a damaged ONNX model: a name or text in it is not UTF-8.")
     return proto
+
+
+def _are_texts_sound(message: Any) -> bool:
+    """False where a text of the message is not UTF-8: protobuf hands it out as bytes."""
+    texts, parts = _text_fields(message.DESCRIPTOR)
+    for name in texts:
+        value = getattr(message, name)
+        if any(isinstance(text, bytes) for text in ((value,) if isinstance(value, (str, bytes)) else value)):
+            return False
+    for name in parts:
+        part = getattr(message, name)
+        is_single = hasattr(part, "HasField")
+        if not all(map(_are_texts_sound, part if not is_single else [part] if message.HasField(name) else [])):
+            return False
+    return True
+
+
+@cache
+def _text_fields(kind: Any) -> tuple[list[str], list[str]]:
+    """The names of the fields of a message that hold texts, and of those that hold messages."""
+    texts = [field.name for field in kind.fields if field.type == field.TYPE_STRING]
+    return texts, [field.name for field in kind.fields if field.type == field.TYPE_MESSAGE]
 
 
 def model_files(path: Path) -> tuple[Path, ...]:

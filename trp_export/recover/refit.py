@@ -19,6 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.calibration.held_out import take_samples
+from trp_export.calibration.memory import has_room_for_moments
 from trp_export.calibration.moments import MomentSums, is_tapped, samples_per_image
 from trp_export.calibration.output_curves import LayerFactors
 from trp_export.calibration.patches import Positions, count_positions, gather_patches, sample_positions, window
@@ -64,8 +65,9 @@ class _Choice:
 
 
 def can_refit(model: ir.Model, place: LocatedSite, change: Change) -> bool:
-    """True for a layer applied once, in the main graph, with a bias that can move."""
-    return is_tapped(model, place) and len(place.nodes) == 1 and takes_bias(place)
+    """True for a layer applied once, in the main graph, with a bias that can move and moments that fit into memory."""
+    fits = len(place.nodes) == 1 and takes_bias(place) and has_room_for_moments(change.site)
+    return fits and is_tapped(model, place)
 
 
 def refit(

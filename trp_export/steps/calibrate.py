@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.calibration.held_out import split_samples, take_samples
-from trp_export.calibration.memory import images_to_read, images_to_walk
+from trp_export.calibration.memory import images_to_read, images_to_walk, places_with_room
 from trp_export.calibration.moments import (
     Moments,
     calibration_remarks,
@@ -24,6 +24,7 @@ from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
 from trp_export.errors import LoadError, OptionError, UnsupportedError
 from trp_export.graph.shapes import infer_value_shapes
+from trp_export.graph.sites import LocatedSite
 from trp_export.inputs.calibration import image_samples, open_calibration
 from trp_export.inputs.description import NetworkInputs
 from trp_export.inputs.samples import Batch, Samples, input_types
@@ -105,17 +106,19 @@ def calibrate(
     if not cuts and calibration.statistics is None:
         return data, tuple(layers)
 
+    located = places_with_room(network.located)
+
     def gather(part: Samples, step: str) -> Mapping[str, Moments]:
         return gather_moments(
-            model, network.located, part, seed=calibration.seed, at_a_time=at_a_time, progress=partial(progress, step)
+            model, located, part, seed=calibration.seed, at_a_time=at_a_time, progress=partial(progress, step)
         )
 
     earlier = _saved_statistics(calibration)
-    owed, unweighted = _owed(network, batches, calibration, progress)
+    owed, unweighted = _owed(network, located, batches, calibration, progress)
     moments = merge_moments([with_owed(gather(fitting, "calibrate"), owed), *earlier])
     held_out_moments = gather(reserve, "held-out images") if reserve is not None else None
     layers = calibrated_layers(layers, network.located, moments, partial(progress, "output errors"), held_out_moments)
-    notes = (*notes, *unweighted, *calibration_remarks(moments, network.means))
+    notes = (*notes, *_left_out(network.located, located), *unweighted, *calibration_remarks(moments, network.means))
     data = replace(data, moments=moments, notes=notes)
     if rule.needs_sensitivities:
         damage = measured_damage(
@@ -133,7 +136,11 @@ def calibrate(
 
 
 def _owed(
-    network: Network, batches: Batches, calibration: Calibration, progress: Progress
+    network: Network,
+    located: Sequence[LocatedSite],
+    batches: Batches,
+    calibration: Calibration,
+    progress: Progress,
 ) -> tuple[Mapping[str, NDArray[np.float64]], tuple[str, ...]]:
     """What the answers owe to output channels, and a note where that stays unknown."""
     if not is_installed("torch"):
@@ -146,10 +153,20 @@ def _owed(
     fewer = take_samples(batches, max(_LEAST_IMAGES, min(affordable, images)))
     share = partial(progress, "gradients")
     try:
-        return measure_owed(network.model, network.located, fewer, seed=calibration.seed, progress=share), ()
+        return measure_owed(network.model, located, fewer, seed=calibration.seed, progress=share), ()
     except (UnsupportedError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
         # A graph may do what our operators in torch do not: factors are then found without gradients.
         return {}, ("torch does not run every operator of this network, so all channels of a layer count alike",)
+
+
+def _left_out(located: Sequence[LocatedSite], with_room: Sequence[LocatedSite]) -> tuple[str, ...]:
+    """A note on the layers whose moments do not fit into memory."""
+    kept = {place.site.name for place in with_room}
+    names = [place.site.name for place in located if place.site.refusal is None and place.site.name not in kept]
+    if not names:
+        return ()
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return (f"{shown}: too large to calibrate within the bound on memory, so the weights alone give the factors",)
 
 
 def _of_one_colour(network: Network, name: str, batches: Batches) -> bool:

@@ -1,0 +1,39 @@
+"""Which layers are calibrated within the bounds on memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from trp_export.calibration import memory
+from trp_export.calibration.memory import has_room_for_gradients, has_room_for_moments, places_with_room
+from trp_export.graph.sites import LocatedSite
+from trp_export.lowrank.site import Site
+
+
+def place(name: str, *shape: int, group: int = 1, refusal: str | None = None) -> LocatedSite:
+    return LocatedSite(Site(name, "Conv", shape, group, (), refusal), (), None)
+
+
+def test_convs_of_usual_networks_have_room() -> None:
+    assert has_room_for_moments(place("resnet", 512, 512, 3, 3).site)
+    assert has_room_for_moments(place("depthwise", 2048, 1, 7, 7, group=2048).site)
+    assert not has_room_for_moments(place("vgg", 4096, 25088).site)
+
+
+def test_a_layer_of_many_classes_keeps_its_moments_without_gradients() -> None:
+    classes = place("classes", 100_000, 512)
+    assert not has_room_for_gradients(classes.site)
+    assert places_with_room([classes]) == (classes,)
+
+
+def test_small_layers_come_first_and_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [place(name, 4, width) for name, width in (("a", 40), ("b", 30), ("c", 20), ("d", 200), ("e", 10))]
+    own = [2 * 8 * width**2 + 8 * 16 for width in (40, 30, 20, 200, 10)]
+    monkeypatch.setattr(memory, "_MOMENTS_BYTES", own[1] + own[2] + own[4])
+    assert [p.site.name for p in places_with_room(places)] == ["b", "c", "e"]
+    monkeypatch.setattr(memory, "_MATRIX_BYTES", 8 * 20**2)
+    assert [p.site.name for p in places_with_room(places)] == ["c", "e"]
+
+
+def test_refused_layers_take_no_room() -> None:
+    assert places_with_room([place("lstm", refusal="an LSTM"), place("fc", 4, 4)])[0].site.name == "fc"
