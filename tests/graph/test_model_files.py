@@ -126,3 +126,13 @@ def test_half_precision_of_weights_counts() -> None:
 def test_half_precision_of_inputs_counts() -> None:
     text = '<ir_version: 8, opset_import: ["" : 17]> net (float16[2] x) => (float16[2] y) { y = Relu(x) }'
     assert precision_of(parser.parse_model(text)) == "fp16"
+
+
+@pytest.mark.parametrize("place", [b"y", b"Relu", b"net"])
+def test_names_that_are_not_utf8_are_refused(tmp_path: Path, place: bytes) -> None:
+    content = net().SerializeToString()
+    assert place in content
+    path = tmp_path / "net.onnx"
+    path.write_bytes(content.replace(place, b"\xff" * len(place)))
+    with pytest.raises(LoadError, match="a name or text in it is not UTF-8"):
+        read_proto(path)

@@ -134,6 +134,11 @@ def test_nested_functions_are_refused_before_they_are_inlined(depth: int) -> Non
         prepared(nested_functions(depth))
 
 
+def test_few_nodes_are_refused_where_naming_their_copies_takes_millions_of_trials() -> None:
+    with pytest.raises(UnsupportedError, match=r"stand for 6,\d\d\d nodes"):
+        prepared(nested_functions(11))
+
+
 def test_functions_within_the_bounds_are_inlined() -> None:
     assert len(list(prepared(nested_functions(5)).graph)) == 32
 

@@ -15,7 +15,7 @@ ROOTS = [
     *("/content/drive/MyDrive/alice", "/projects/alice", "/proj/alice", "/net/alice", "/export/home/alice"),
     *("/storage/alice", "/dbfs/alice", "/databricks/alice", "/cluster/alice", "/gscratch/alice", "/u/alice"),
     *("/users/alice", "/run/media/alice", "/app/alice", "/home/alice", "/opt/alice", "C:/Users/alice"),
-    *("C:\\Users\\alice", "~/alice", "~alice/x", "file:///any/alice", "\\\\server\\alice"),
+    *("C:\\Users\\alice", "~/alice", "~alice/x", "file:///any/alice", "\\\\server\\alice", "//server/alice"),
 ]
 
 

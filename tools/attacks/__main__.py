@@ -104,7 +104,7 @@ def page(outcomes: dict[str, dict[str, Any]]) -> str:
         "",
         f"**{tried - len(notes)} of {tried} attempts held.**",
         "",
-        "Held is a documented exit code with a line or two and without a traceback, within a minute of computing and 3 GB.",
+        "Held is a documented exit code with a line or two and without a traceback, a minute of computing, and 3 GB.",
         "Inputs are unchanged, and nothing is left in the folder, in the temporary folder or at home. No text from a",
         "file or a device reaches the terminal as control characters, or a page or a card as elements.",
         "",

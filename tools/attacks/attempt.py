@@ -61,8 +61,8 @@ class Call:
 
     `codes` are the exit codes that are right, any documented one if None. `writes` are patterns of files that the
     command may leave even where it fails. `check` may object to the outcome. `file_bytes` bounds each file, as a full
-    disk would. A `signal` is sent `delay` seconds after Python has read the first line of the command's script, which
-    starts from nothing.
+    disk would. A `signal` is sent to a process that starts from nothing, `delay` seconds after the file `after` exists,
+    beside the folder of the attempt. `running` is made by the first line of the command's script.
     """
 
     program: str
@@ -73,6 +73,7 @@ class Call:
     environment: dict[str, str] = field(default_factory=dict)
     file_bytes: int = _LONGEST_FILE
     signal: int | None = None
+    after: str = "running"
     delay: float = 0.0
 
 
@@ -147,6 +148,7 @@ def _run_and_signal(call: Call, place: Path) -> Ended:
     variables = {**os.environ, **environment(place), "PYTHONPATH": str(ROOT)}
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ORT_DISABLE_TELEMETRY"):
         variables.pop(name, None)
+    variables |= call.environment
     process = subprocess.Popen(
         [sys.executable, str(place / call.program), *map(str, call.arguments)],
         stdin=subprocess.DEVNULL,
@@ -156,7 +158,7 @@ def _run_and_signal(call: Call, place: Path) -> Ended:
         env=variables,
         start_new_session=True,
     )
-    while not running.exists() and process.poll() is None:
+    while not (place / call.after).exists() and process.poll() is None:
         time.sleep(0.001)
     time.sleep(call.delay)
     process.send_signal(call.signal or 0)

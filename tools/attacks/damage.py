@@ -276,7 +276,7 @@ def _states(kit: Kit) -> Iterator[Attempt]:
     train = Call("trp-train", ["--resume", "-o", "run"], codes=(2, 3), writes=("run/*",), check=_not_run)
     export = Call("trp-export", ["checkpoint.pt", *RULE], codes=(0, 2, 3, 4), check=_not_run)
     keys = {
-        "run/last.pt": ("options", "kind", "plan", "epoch", "step", "loss_sum", "model", "optimizer", "trp", "history"),
+        "run/last.pt": tuple(torch.load(kit["run/last.pt"], weights_only=True)),
         "checkpoint.pt": ("version", "arch", "state_dict", "kind", "input_shape", "mean", "std", "classes"),
     }
     for target, names in keys.items():

@@ -12,6 +12,7 @@ import interrupts
 import models
 import outputs
 import privacy
+import trainings
 from attempt import Attempt
 from kit import Kit
 
@@ -33,5 +34,6 @@ FAMILIES: Mapping[str, Maker] = {
         family: _of(family, interrupts.attempts)
         for family in ("Ctrl-C while starting", "stopped exports", "killed exports")
     },
+    "stopped trainings": trainings.attempts,
     "hostile boards": devices.attempts,
 }

@@ -26,7 +26,7 @@ def attempts(kit: Kit) -> Iterator[Attempt]:
     """The moments are always the same; what they meet depends on the machine."""
     rng = np.random.default_rng(0)
     for program in PROGRAMS:
-        for delay in rng.uniform(0, 0.3, INTERRUPTS_EACH):
+        for delay in (*rng.uniform(0, 0.02, INTERRUPTS_EACH // 2), *rng.uniform(0, 0.3, INTERRUPTS_EACH // 2)):
             yield Attempt(
                 "Ctrl-C while starting", f"{program} after {delay:.3f} s", partial(_start, kit, program, delay)
             )

@@ -91,7 +91,7 @@ def make_kit(folder: Path) -> Kit:
     _torch_files(kit)
     _data(kit)
     for call in _made_by_commands():
-        _run(call, kit)
+        make(call, kit)
     return kit
 
 
@@ -167,7 +167,8 @@ def _made_by_commands() -> Iterator[Call]:
     yield Call("trp-train", [*TRAIN, "-o", "run"])
 
 
-def _run(call: Call, kit: Kit) -> None:
+def make(call: Call, kit: Kit) -> None:
+    """Run a command in the kit's own folder, to add what it writes."""
     place = kit.folder / "making"
     for name in ("home", "tmp"):
         (place / name).mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ _REST = r"[^\s\"'<>|:;,()\[\]{}]*"
 _PATH = re.compile(
     rf"file://{_REST}"
     rf"|(?<![\w.\-/\\:])/{_PART}(?:/{_PART})+/?"
-    rf"|(?<![:/\\])//{_PART}(?:/{_PART})+/?"
+    rf"|(?<![:/\\])/{{2,}}{_PART}(?:/{_PART})+/?"
     rf"|(?<=[\w.\-])/(?:home|[Uu]sers)/{_PART}/{_REST}"
     rf"|(?<![\w.\-])~[\w.\-]*/{_REST}"
     rf"|(?<![A-Za-z0-9])[A-Za-z]:[\\/]{_REST}"
