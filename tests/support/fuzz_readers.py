@@ -350,6 +350,54 @@ def _read_boxes(path: Path) -> object:
     return read_boxes(path, ["a.png", "b.png"])
 
 
+def _make_coco(path: Path) -> None:
+    images = [{"id": number, "file_name": name} for number, name in enumerate(("a.png", "b.png"))]
+    box = {"image_id": 0, "category_id": 3, "bbox": [1, 2, 3, 4], "iscrowd": 0}
+    path.write_text(json.dumps({"images": images, "annotations": [box], "categories": [{"id": 3}, {"id": 7}]}))
+
+
+def _make_labels(path: Path) -> None:
+    path.write_text('image,label\na.png,cat\n"b.png","a dog"\n')
+
+
+def _read_labels(path: Path) -> object:
+    from trp_export.metrics.label_files import by_image, read_rows, texts_of
+
+    return by_image(path, read_rows(path), ["a.png", "b.png"]), texts_of(path, ["a.png"])
+
+
+def _make_alphabet(path: Path) -> None:
+    path.write_text("a\nb\n\u00e9\n")
+
+
+def _read_alphabet(path: Path) -> object:
+    from trp_export.metrics.sequences import read_alphabet
+
+    return read_alphabet(path)
+
+
+def _make_last(path: Path) -> None:
+    """The state of a run that has not begun."""
+    import torch
+
+    from models_zoo import find_architecture
+    from training.last_state import LastState
+    from training.options import StartOptions, TrainOptions
+    from training.run_folder import stored_options
+
+    options = TrainOptions(data="npz:data", output=Path("run"), start=StartOptions(arch="resnet20"))
+    weights = find_architecture("resnet20").build(None).state_dict()
+    fields = {"kind": "dense", "plan": None, "epoch": 0, "step": 0, "loss_sum": 0.0, "trp": None, "history": []}
+    state = LastState(stored_options(options), {"--data": "0" * 64}, model=weights, optimizer={}, **fields)
+    torch.save(state.to_content(), path)
+
+
+def _read_last(path: Path) -> object:
+    from training.last_state import read_last_state
+
+    return read_last_state(path.parent)
+
+
 KINDS = {
     "onnx": Kind("sound.onnx", _make_onnx, _read_onnx, damage_onnx),
     "pt": Kind("sound.pt", _make_weights, _read_weights, damage_torch),
@@ -370,6 +418,10 @@ KINDS = {
     "config": Kind("sound.toml", _make_config, _read_config, damage_toml),
     "reply": Kind("sound.json", _make_reply, _read_reply, damage_text),
     "boxes": Kind("sound.json", _make_boxes, _read_boxes, damage_text),
+    "COCO boxes": Kind("sound.json", _make_coco, _read_boxes, damage_text),
+    "labels": Kind("sound.csv", _make_labels, _read_labels),
+    "alphabet": Kind("sound.txt", _make_alphabet, _read_alphabet),
+    "last.pt": Kind("last.pt", _make_last, _read_last, damage_torch),
 }
 
 if __name__ == "__main__":

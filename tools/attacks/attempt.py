@@ -62,7 +62,8 @@ class Call:
     `codes` are the exit codes that are right, any documented one if None. `writes` are patterns of files that the
     command may leave even where it fails. `check` may object to the outcome. `file_bytes` bounds each file, as a full
     disk would. A `signal` is sent to a process that starts from nothing, `delay` seconds after the file `after` exists,
-    beside the folder of the attempt. `running` is made by the first line of the command's script.
+    beside the folder of the attempt. `running` is made by the first line of the command's script. Signal 0 is none.
+    `setup` runs in that process before it becomes the command. A variable that is None is removed.
     """
 
     program: str
@@ -70,11 +71,12 @@ class Call:
     codes: Sequence[int] | None = None
     writes: Sequence[str] = ()
     check: Check | None = None
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str | None] = field(default_factory=dict)
     file_bytes: int = _LONGEST_FILE
     signal: int | None = None
     after: str = "running"
     delay: float = 0.0
+    setup: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,17 +147,16 @@ def _run_and_signal(call: Call, place: Path) -> Ended:
     running.unlink(missing_ok=True)
     script = f"open({str(running)!r}, 'w')\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n"
     (place / call.program).write_text(script)
-    variables = {**os.environ, **environment(place), "PYTHONPATH": str(ROOT)}
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ORT_DISABLE_TELEMETRY"):
-        variables.pop(name, None)
-    variables |= call.environment
+    without = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ORT_DISABLE_TELEMETRY"))
+    variables = {**os.environ, **environment(place), "PYTHONPATH": str(ROOT), **without, **call.environment}
     process = subprocess.Popen(
         [sys.executable, str(place / call.program), *map(str, call.arguments)],
         stdin=subprocess.DEVNULL,
         stdout=(place / "out").open("wb"),
         stderr=(place / "err").open("wb"),
         cwd=place / "work",
-        env=variables,
+        env={name: value for name, value in variables.items() if value is not None},
+        preexec_fn=call.setup,
         start_new_session=True,
     )
     while not (place / call.after).exists() and process.poll() is None:
@@ -197,7 +198,7 @@ def _become(call: Call, place: Path, out: Path, err: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (call.file_bytes, call.file_bytes))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.chdir(place / "work")
-        os.environ.update(environment(place) | call.environment)
+        _set_variables(environment(place) | call.environment)
         _forget(place)
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
@@ -221,7 +222,15 @@ def _address_space() -> int:
     return pages * resource.getpagesize() + _MORE_ADDRESS_SPACE
 
 
-def environment(place: Path) -> dict[str, str]:
+def _set_variables(variables: dict[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def environment(place: Path) -> dict[str, str | None]:
     """An empty home and an empty temporary folder."""
     return {"HOME": str(place / "home"), "TMPDIR": str(place / "tmp"), "XDG_CACHE_HOME": str(place / "home" / ".cache")}
 

@@ -12,7 +12,9 @@ import interrupts
 import models
 import outputs
 import privacy
+import surroundings
 import trainings
+import tricks
 from attempt import Attempt
 from kit import Kit
 
@@ -35,5 +37,7 @@ FAMILIES: Mapping[str, Maker] = {
         for family in ("Ctrl-C while starting", "stopped exports", "killed exports")
     },
     "stopped trainings": trainings.attempts,
+    "surroundings": surroundings.attempts,
+    "tricks": tricks.attempts,
     "hostile boards": devices.attempts,
 }

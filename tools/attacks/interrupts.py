@@ -28,7 +28,7 @@ def attempts(kit: Kit) -> Iterator[Attempt]:
     for program in PROGRAMS:
         for delay in (*rng.uniform(0, 0.02, INTERRUPTS_EACH // 2), *rng.uniform(0, 0.3, INTERRUPTS_EACH // 2)):
             yield Attempt(
-                "Ctrl-C while starting", f"{program} after {delay:.3f} s", partial(_start, kit, program, delay)
+                "Ctrl-C while starting", f"{program} after {delay:.4f} s", partial(_start, kit, program, delay)
             )
     for delay in rng.uniform(0.3, 6, STOPS):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)[: 1 + int(delay * 100) % 3]:

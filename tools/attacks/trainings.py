@@ -53,7 +53,9 @@ def _resume(kit: Kit, number: signal.Signals, delay: float, folder: Path) -> Cal
 
 
 def _same_weights(kit: Kit, stopped: Ended, by_signal: int, ended: Ended) -> str | None:
-    if stopped.code not in (0, by_signal if by_signal == -signal.SIGKILL else 130) or "Traceback" in stopped.err:
+    # Once the last epoch is saved, the signal may end the interpreter while that ends by itself.
+    may_die = by_signal == -signal.SIGKILL or "epoch 3" in stopped.err
+    if stopped.code not in (0, by_signal if may_die else 130) or "Traceback" in stopped.err:
         return f"was stopped with exit {stopped.code}: {stopped.err[-300:]!r}"
     hidden = [path.name for path in (ended.folder / "run").glob(".*")]
     if hidden and by_signal != -signal.SIGKILL:

@@ -18,6 +18,7 @@ from trp_export.lowrank.site import Site, Use
 
 OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 DECIDED_KEY = "trp_export.layers"
+_LONGEST_NOTE = 1000
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 # Counted operators that are never factored.
 _FIXED = {
@@ -81,12 +82,17 @@ def layer_name(node: ir.Node, weight: Constant | None) -> str:
 
 
 def decided_layers(model: ir.Model) -> dict[str, str]:
-    """What an earlier export noted in the model: layer name -> what it decided."""
+    """What an earlier export noted in the model: layer name -> what it decided. Anything else there is ignored."""
     try:
         noted = json.loads(model.metadata_props.get(DECIDED_KEY, "{}"))
     except (ValueError, RecursionError):
         return {}
-    return {str(name): str(decision) for name, decision in noted.items()} if isinstance(noted, dict) else {}
+    decisions = noted.items() if isinstance(noted, dict) else ()
+    return {name: text for name, text in decisions if isinstance(text, str) and _is_note(name) and _is_note(text)}
+
+
+def _is_note(text: str) -> bool:
+    return text.isprintable() and len(text) <= _LONGEST_NOTE
 
 
 def note_decided(model: ir.Model, decisions: Mapping[str, str]) -> None:
