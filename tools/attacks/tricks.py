@@ -117,7 +117,6 @@ def _safetensors() -> dict[str, bytes]:
 
 def _configurations(kit: Kit) -> Iterator[tuple[str, Callable[[Path], Call]]]:
     texts: dict[str, bytes] = {
-        "an output elsewhere": b'output = "/etc/evil"\n',
         "an architecture to import": b'arch = "os:system"\n',
         "a teacher to import": b'teacher = "data/train.npz"\nteacher-arch = "evil_net:make"\n',
         "an option twice": b"epochs = 1\nepochs = 2\n",
@@ -151,10 +150,11 @@ def _configured(kit: Kit, text: bytes, folder: Path) -> Call:
     kit.copy(folder, "data")
     (folder / "c.toml").write_bytes(text)
     _write_evil(folder)
-    given = [part for index, part in enumerate(TRAIN) if index not in (8, 9)]
-    # Without what the configuration says itself.
-    arguments = ["--config", "c.toml", *given, "-o", "run"] if b"epochs" not in text else ["--config", "c.toml"]
-    return Call("trp-train", arguments, codes=(2, 3), check=_not_run)
+    lines = text.decode(errors="replace")
+    given = [part for pair in zip(TRAIN[::2], TRAIN[1::2], strict=True) if pair[0][2:] not in lines for part in pair]
+    return Call(
+        "trp-train", ["--config", "c.toml", *given, "-o", "run"], codes=(0, 2, 3), check=_not_run, writes=("run/*",)
+    )
 
 
 def _write_evil(folder: Path) -> None:
