@@ -13,11 +13,11 @@ from pathlib import Path
 import onnx_ir as ir
 
 from trp_export.errors import OptionError, UnsupportedError
-from trp_export.graph.batch_norm import fold_batch_norm
 from trp_export.graph.bounds import require_bounded
 from trp_export.graph.cost import count_macs, count_params, name_uncounted
+from trp_export.graph.exact import fold_all, in_words, write_operators
 from trp_export.graph.model_files import save_model, size_bytes
-from trp_export.graph.prepare import LEAST_IR_VERSION, listed_weights, prepare, remove_unused
+from trp_export.graph.prepare import LEAST_IR_VERSION, listed_weights, prepare
 from trp_export.graph.shapes import Runs, Shape, infer_shapes, infer_value_shapes, node_key
 from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.graph.statistics import Statistics, mean_inputs, norm_outputs
@@ -106,25 +106,24 @@ def analyse(
     """Find the layers of a model and what they cost.
 
     `inputs` describe what the network is fed; sizes that they leave open are those of the `data`, shapes by input
-    name, or else usual ones. `fold` folds batch norm first: what images say is about outputs as the next layer sees
-    them. The model goes to `folder` and is read back lazily, so that weights are in memory only while used.
+    name, or else usual ones. `fold` folds batch norm and constants into layers first: what images say is about outputs
+    as the next layer sees them. The model goes to `folder` and is read back lazily, so that weights are in memory only
+    while used.
     """
     source = normal_form(source)
     prepared = source.model
     inputs = inputs or describe_inputs(prepared, _options_of(source))
-    original = source.path or folder / "dense.onnx"
-    file = folder / ("folded.onnx" if fold else "dense.onnx")
+    original, file = source.path or folder / "original.onnx", folder / "dense.onnx"
     usual = inputs.completed(data)
     require_bounded(prepared, infer_value_shapes(prepared, usual.shapes))
     means = mean_inputs(find_sites(prepared, infer_shapes(prepared, usual.shapes)))
     original_params = count_params(prepared)
     statistics: Mapping[str, Statistics] = {}
+    if source.path is None:
+        save_model(prepared, original, apart=True)
     if fold:
-        if source.path is None:
-            save_model(prepared, original, apart=True)
         statistics = norm_outputs(prepared)
-        fold_batch_norm(prepared)
-        remove_unused(prepared)
+    rewritten = fold_all(prepared) if fold else write_operators(prepared)
     save_model(prepared, file, apart=True)
     model = ir.load(file)
     _read_from_disk(prepared, model)
@@ -132,7 +131,7 @@ def analyse(
     return Network(
         source=replace(source, model=model),
         model=model,
-        notes=(*source.notes, *completed.notes, *_uncounted(model, shapes)),
+        notes=(*source.notes, *completed.notes, *in_words(rewritten), *_uncounted(model, shapes)),
         file=file,
         original=original,
         original_bytes=source.bytes or size_bytes(original),

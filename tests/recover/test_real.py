@@ -12,9 +12,9 @@ from networks import as_samples
 
 from trp_export.calibration.moments import calibration_remarks, gather_moments
 from trp_export.calibration.output_curves import calibrated_factors, calibrated_layers
-from trp_export.graph.batch_norm import fold_batch_norm
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.cost import count_macs
+from trp_export.graph.exact.affine import fold_affine
 from trp_export.graph.prepare import prepare
 from trp_export.graph.rewrite import set_products
 from trp_export.graph.shapes import infer_shapes, input_shapes
@@ -39,7 +39,7 @@ IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 def test_resnet20_at_half_its_macs(shared: Path) -> None:
     model = prepare(load(shared / "models/resnet20-12fca82f.th", LoadOptions(arch="resnet20")).model)
     told = mean_inputs(find_sites(model, infer_shapes(model, input_shapes(model))))
-    fold_batch_norm(model)
+    fold_affine(model)
     shapes = infer_shapes(model, input_shapes(model))
     located = find_sites(model, shapes)
     seen = load_images(shared / "data/cifar10/train_1.npz", IMAGENET, count=256)

@@ -15,7 +15,7 @@ from models import CONV_NET, build, save
 from networks import make_images
 
 from trp_export.errors import OptionError, UnsupportedError
-from trp_export.graph.batch_norm import fold_batch_norm
+from trp_export.graph.exact.affine import fold_affine
 from trp_export.graph.prepare import prepare, remove_unused
 from trp_export.graph.statistics import Statistics, norm_outputs
 from trp_export.inputs.preprocessing import Preprocessing
@@ -86,7 +86,7 @@ def away(model: ir.Model, told: dict[str, Statistics], images: np.ndarray) -> fl
 def folded(proto: onnx.ModelProto) -> tuple[ir.Model, dict[str, Statistics]]:
     model = prepare(ir.serde.deserialize_model(proto))
     told = norm_outputs(model)
-    fold_batch_norm(model)
+    fold_affine(model)
     remove_unused(model)
     return model, told
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from trp_export.graph.batch_norm import fold_batch_norm
+from trp_export.graph.exact import fold_all
 from trp_export.graph.model_files import save_model
-from trp_export.graph.prepare import remove_unused
 from trp_export.graph.rewrite import WeightNames, rewrite
 from trp_export.graph.sites import find_sites
 from trp_export.lowrank.branches import Pairs
@@ -37,13 +36,11 @@ def save_model_as(model: ir.Model, inputs: Shapes, plan: Plan, path: Path, preci
 
 
 def make_standin(model: ir.Model, plan: Plan) -> tuple[ir.Model, WeightNames]:
-    """The model as the plan would have it, in fp32, batch norm folded."""
+    """The model as the plan would have it, in fp32, all rewrites done."""
     copy = model.clone()
     factors = {change.site.name: _factors(change) for change in plan.changed}
     names = rewrite(copy, plan, find_sites(copy, {}), factors)
-    remove_unused(copy)
-    fold_batch_norm(copy)
-    remove_unused(copy)
+    fold_all(copy)
     return copy, names
 
 

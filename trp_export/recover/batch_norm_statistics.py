@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trp_export.graph.batch_norm import affine_terms
+from trp_export.graph.exact.affine import affine_terms
 from trp_export.graph.weights import find_constant, find_readers
 from trp_export.lowrank.factor import Float64
 from trp_export.runtime.incremental import Walk

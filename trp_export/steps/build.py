@@ -13,9 +13,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.calibration.output_curves import LayerFactors
-from trp_export.graph.batch_norm import fold_batch_norm
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.cost import Cost, count_params
+from trp_export.graph.exact import fold_all, in_words
 from trp_export.graph.interface import require_same_interface
 from trp_export.graph.large_files import read_model
 from trp_export.graph.metadata import sign, strip_traces
@@ -196,12 +196,11 @@ def _tune(
 
 
 def finish(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
-    """Fold batch norm, simplify, and strip private metadata. A note gives the reason if onnxsim did not simplify."""
-    fold_batch_norm(model)
-    remove_unused(model)
+    """Rewrite without loss, simplify, and strip private metadata. Notes say what was done and what was not."""
+    rewritten = fold_all(model)
     model, passed_by = simplify(model)
     strip_traces(model)
-    return model, (f"not simplified: {passed_by}",) if passed_by else ()
+    return model, (*in_words(rewritten), *([f"not simplified: {passed_by}"] if passed_by else []))
 
 
 def _summary(plan: Plan, macs_before: int | None, macs_after: int | None) -> str:

@@ -1,4 +1,4 @@
-"""Batch norm folded into what comes before it, held against onnxruntime; and left alone where that would be wrong."""
+"""What scales and shifts is folded into the layer before it, held against onnxruntime; or stays where it must."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from models import build, noise, relative_l2, run
 
-from trp_export.graph.batch_norm import fold_batch_norm
+from trp_export.graph.exact.affine import fold_affine
 from trp_export.graph.prepare import prepare, remove_unused
 
 NORM = "float[8] g, float[8] s, float[8] m, float[8] v"
@@ -19,7 +19,7 @@ def text(body: str, weights: str, out: str = "float[N, M, H, W] y", data: str = 
 
 def fold(proto: onnx.ModelProto) -> tuple[int, onnx.ModelProto]:
     model = prepare(ir.serde.deserialize_model(proto))
-    folded = fold_batch_norm(model)
+    folded = fold_affine(model)
     remove_unused(model)
     return folded, ir.serde.serialize_model(model)
 
@@ -61,6 +61,41 @@ FOLDS = {
     "bias shared with another layer": text(
         f"a = {CONV} (x, w, b)  c = BatchNormalization (a, g, s, m, v)  d = {CONV} (x, u, b)  y = Add (c, d)",
         "float[8, 4, 3, 3] w, float[8, 4, 3, 3] u, float[8] b",
+    ),
+}  # fmt: skip
+
+K = "float[8, 4, 3, 3] w, float[8] b"
+CONSTANTS = {
+    "one number is added": (f"a = {CONV} (x, w)  y = Add (a, c)", f"{K}, float c"),
+    "one number of a batch is added": (f"a = {CONV} (x, w, b)  y = Add (c, a)", f"{K}, float[1, 1, 1, 1] c"),
+    "a number for each channel is added": (f"a = {CONV} (x, w, b)  y = Add (a, c)", f"{K}, float[8, 1, 1] c"),
+    "channels are subtracted": (f"a = {CONV} (x, w, b)  y = Sub (a, c)", f"{K}, float[1, 8, 1, 1] c"),
+    "it is subtracted from channels": (f"a = {CONV} (x, w, b)  y = Sub (c, a)", f"{K}, float[8, 1, 1] c"),
+    "channels are scaled": (f"a = {CONV} (x, w, b)  y = Mul (c, a)", f"{K}, float[8, 1, 1] c"),
+    "it is divided by channels": (f"a = {CONV} (x, w, b)  y = Div (a, c)", f"{K}, float[8, 1, 1] c"),
+    "one after the other": (
+        f"a = {CONV} (x, w, b)  e = Mul (a, c)  f = Add (e, d)  y = BatchNormalization (f, g, s, m, v)",
+        f"{K}, float[1] c, float[1] d",
+    ),
+    "a sum of convs is scaled": (
+        f"a = {CONV} (x, w, b)  e = {CONV} (x, u)  f = Add (a, e)  h = Mul (f, c)  y = Add (h, d)",
+        f"{K}, float[8, 4, 3, 3] u, float[8, 1, 1] c, float[1] d",
+    ),
+    "a transposed conv": (
+        "a = ConvTranspose <group = 2> (x, w, b)  e = Mul (a, c)  y = Add (e, d)",
+        "float[4, 4, 3, 3] w, float[8] b, float[8, 1, 1] c, float[1] d",
+    ),
+}  # fmt: skip
+LEFT = {
+    "it is divided by the layer": (f"a = {CONV} (x, w, b)  y = Div (c, a)", f"{K}, float[8, 1, 1] c"),
+    "each column has a number": (f"a = {CONV} (x, w, b)  y = Add (a, c)", f"{K}, float[12] c"),
+    "the channels become more": ("a = Conv (x, w)  y = Mul (a, c)", "float[1, 4, 1, 1] w, float[8, 1, 1] c"),
+    "the axes become more": (f"a = {CONV} (x, w, b)  e = Mul (a, c)  y = Squeeze (e)", f"{K}, float[1, 1, 1, 1, 1] c"),
+    "both are computed": (f"a = {CONV} (x, w, b)  e = Relu (a)  y = Mul (a, e)", K),
+    "matrices and maps are added": (
+        "a = Conv (x, w)  p = GlobalAveragePool (x)  f = Flatten (p)  e = Gemm <transB = 1> (f, u)"
+        "  h = Add (e, a)  y = Mul (h, c)",
+        "float[8, 4, 1, 1] w, float[12, 4] u, float[12] c",
     ),
 }  # fmt: skip
 
@@ -109,6 +144,27 @@ def test_folding_keeps_the_outputs(model: str) -> None:
     assert "BatchNormalization" not in {node.op_type for node in made.graph.node}
     onnx.checker.check_model(made, full_check=True)
     assert relative_l2(*(run(each, noise(proto))[0] for each in (proto, made))) < 1e-5
+
+
+@pytest.mark.parametrize(("body", "weights"), CONSTANTS.values(), ids=CONSTANTS)
+def test_constants_are_folded(body: str, weights: str) -> None:
+    proto = build(text(body, weights))
+    folded, made = fold(proto)
+    operators = [node.op_type for node in made.graph.node]
+    assert folded > 0
+    assert not {"Mul", "Div", "Sub", "BatchNormalization"} & {*operators}
+    assert operators.count("Add") == operators.count("Conv") - 1 if "Conv" in operators else "Add" not in operators
+    assert relative_l2(*(run(each, noise(proto))[0] for each in (proto, made))) < 1e-5
+
+
+@pytest.mark.parametrize(("body", "weights"), LEFT.values(), ids=LEFT)
+def test_constants_that_do_not_fit_a_layer_stay(body: str, weights: str) -> None:
+    out = "float[M, K, H, W] y"
+    data = "float[12, 4, 12, 12] x" if "Gemm" in body else "float[N, 4, 12, 12] x"
+    proto = build(text(body, weights, out, data))
+    folded, made = fold(proto)
+    assert folded == 0
+    assert relative_l2(*(run(each, noise(proto))[0] for each in (proto, made))) < 1e-6
 
 
 @pytest.mark.parametrize("model", STAYS.values(), ids=STAYS)

@@ -1,0 +1,45 @@
+"""Rewrites that change no answer beyond rounding and leave less to compute, on any network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from trp_export.graph.exact.affine import fold_affine
+from trp_export.graph.exact.hard_swish import write_hard_sigmoids
+from trp_export.graph.exact.input_scales import fold_input_scales
+from trp_export.graph.prepare import remove_unused
+
+# What each rewrite did, in the words of a report.
+HARD_SIGMOIDS = "hard sigmoids in one operator"
+SCALES = "scales and shifts folded into layers"
+
+
+def fold_all(model: ir.Model) -> Mapping[str, int]:
+    """All rewrites, in place: those of `write_operators`, and what scales and shifts channels goes into layers.
+
+    It rescales the rows of kernels. Returns how often each was done; batch norm is not counted.
+    """
+    counts = dict(write_operators(model))
+    before = _arithmetic(model)
+    while fold_affine(model) + fold_input_scales(model):
+        remove_unused(model)
+    return counts | {SCALES: before - _arithmetic(model)}
+
+
+def write_operators(model: ir.Model) -> Mapping[str, int]:
+    """The rewrites that leave all weights as they are, in place. Returns how often each was done."""
+    count = write_hard_sigmoids(model)
+    remove_unused(model)
+    return {HARD_SIGMOIDS: count}
+
+
+def in_words(counts: Mapping[str, int]) -> tuple[str, ...]:
+    """A note on what was rewritten, if anything was."""
+    done = [f"{count} {what}" for what, count in counts.items() if count]
+    return (f"rewritten without loss: {', '.join(done)}",) if done else ()
+
+
+def _arithmetic(model: ir.Model) -> int:
+    return sum(node.op_type in ("Add", "Sub", "Mul", "Div") for node in model.graph.all_nodes())

@@ -1,0 +1,215 @@
+"""Fold what scales and shifts channels into the layer before it: batch norm, and Add, Sub, Mul and Div by constants.
+
+    Conv -> BatchNormalization -> Mul c -> Add d   becomes   Conv
+
+    y = scale (W x + b) + shift     for batch norm scale = gamma / sqrt(variance + epsilon), shift = beta - scale mean
+
+The layer may also be a sum of layers, such as a decoupled conv: then each is scaled and the first takes the shift.
+Folding comes after factoring where it rescales the rows of a kernel and thereby changes its ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_export.graph.weights import (
+    DEFAULT_DOMAINS,
+    Constant,
+    add_initializer,
+    find_bias,
+    find_constant,
+    find_readers,
+    set_value,
+)
+from trp_export.lowrank.factor import Float64
+
+_FOLDS_INTO = ("Conv", "ConvTranspose", "Gemm")
+_AFFINE = ("BatchNormalization", "Add", "Sub", "Mul", "Div")
+
+
+def fold_affine(model: ir.Model) -> int:
+    """Fold every such operator that can be folded, in place. Returns their number."""
+    nodes = [node for node in model.graph.all_nodes() if node.op_type in _AFFINE and node.domain in DEFAULT_DOMAINS]
+    return sum(_fold(node) for node in nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Affine:
+    """What an operator does to a value: scale and shift, each (channels,), or (1,) where all channels are alike."""
+
+    value: ir.Value
+    scale: Float64
+    shift: Float64
+
+    @property
+    def channels(self) -> int:
+        """1 where any number fits."""
+        return max(self.scale.size, self.shift.size)
+
+
+@dataclass(frozen=True, slots=True)
+class _Term:
+    """A layer whose output the batch norm reads, alone or in a sum, with its weight and bias."""
+
+    node: ir.Node
+    weight: Constant
+    bias: Float64
+
+    @property
+    def channels(self) -> int:
+        """Output channels of the layer."""
+        if self.node.op_type == "ConvTranspose":
+            return self.weight.shape[1] * self.node.attributes.get_int("group", 1)
+        return self.weight.shape[_output_axis(self.node)]
+
+
+def _fold(node: ir.Node) -> bool:
+    affine = _affine(node)
+    if affine is None or node.graph is None:
+        return False
+    terms = [_term(layer) for layer in _layers_before(affine.value, node.graph)]
+    sound = [term for term in terms if term is not None and _fits(term, affine.channels)]
+    if not terms or len(sound) < len(terms) or len({id(term.weight.root) for term in sound}) < len(sound):
+        return False
+    if len({len(term.weight.shape) for term in sound}) > 1:  # Their channels lie on different axes of the sum.
+        return False
+    for index, term in enumerate(sound):
+        _scale_outputs(term, np.broadcast_to(affine.scale, term.channels))
+        bias = term.bias * affine.scale + (affine.shift if index == 0 else 0.0)
+        _set_bias(term, np.broadcast_to(bias, term.channels) if bias.any() else bias)
+    _bypass(node, affine.value)
+    return True
+
+
+def _affine(node: ir.Node) -> _Affine | None:
+    """None for an operator that does not scale and shift each channel by constants."""
+    if node.op_type == "BatchNormalization":
+        terms, value = affine_terms(node), node.inputs[0]
+        return None if terms is None or value is None else _Affine(value, *terms)
+    constants = [find_constant(value) for value in node.inputs]
+    at = [index for index, constant in enumerate(constants) if constant is None]
+    if len(at) != 1 or len(constants) != 2:
+        return None
+    value, constant = node.inputs[at[0]], constants[1 - at[0]]
+    layers = _layers_before(value, node.graph)
+    if value is None or constant is None or not layers or not constant.dtype.is_floating_point():
+        return None
+    weight = find_constant(layers[0].inputs[1])
+    channels = None if weight is None else per_channel(constant, len(weight.shape))
+    return None if channels is None else _by_constant(node.op_type, value, channels, constant_first=at[0] == 1)
+
+
+def per_channel(constant: Constant, rank: int) -> Float64 | None:
+    """The constant by channel, the second axis of a value of that rank; None where it differs along other axes."""
+    if len(constant.shape) > rank:
+        return None
+    shape = (*[1] * (rank - len(constant.shape)), *constant.shape)
+    if any(size != 1 for axis, size in enumerate(shape) if axis != 1):
+        return None
+    return constant.array().astype(np.float64).reshape(-1)
+
+
+def _by_constant(operator: str, value: ir.Value, constant: Float64, *, constant_first: bool) -> _Affine | None:
+    """What `value + constant` and so on do, or with the constant first."""
+    one, zero = np.ones(1), np.zeros(1)
+    match operator:
+        case "Add":
+            return _Affine(value, one, constant)
+        case "Sub":
+            return _Affine(value, -one, constant) if constant_first else _Affine(value, one, -constant)
+        case "Mul":
+            return _Affine(value, constant, zero)
+        case "Div" if not constant_first and constant.all():
+            return _Affine(value, 1 / constant, zero)
+    return None
+
+
+def _layers_before(value: ir.Value | None, graph: object) -> list[ir.Node]:
+    """The layers whose output or sum is this value; none where other nodes take part or read a value between."""
+    node = value.producer() if value is not None else None
+    if value is None or node is None or node.domain or node.graph is not graph:
+        return []
+    if len(value.uses()) != 1 or value.is_graph_output():
+        return []
+    if node.op_type in _FOLDS_INTO:
+        return [node]
+    if node.op_type != "Add":
+        return []
+    parts = [_layers_before(part, graph) for part in node.inputs]
+    return [*parts[0], *parts[1]] if all(parts) else []
+
+
+def _term(layer: ir.Node) -> _Term | None:
+    """None where the weight or bias is not a constant that only this layer reads."""
+    weight = find_constant(layer.inputs[1])
+    if weight is None or len(find_readers(weight.root)) != 1 or weight.root.is_graph_output():
+        return None
+    bias = find_bias(layer)
+    return None if bias is None else _Term(layer, weight, bias)
+
+
+def _fits(term: _Term, channels: int) -> bool:
+    return term.bias.size in (1, term.channels) and channels in (1, term.channels)
+
+
+def _output_axis(node: ir.Node) -> int:
+    return 1 if node.op_type == "Gemm" and not node.attributes.get_int("transB", 0) else 0
+
+
+def _set_bias(term: _Term, bias: Float64) -> None:
+    graph = term.weight.root.graph
+    if not isinstance(graph, ir.Graph):
+        raise ValueError(f"{term.weight.root.name} is not in a graph")
+    name = f"{(term.weight.root.name or term.node.name or '').removesuffix('.weight')}.bias"
+    old = term.node.inputs[2] if len(term.node.inputs) > 2 else None
+    if old is None and not bias.any():
+        return
+    if old is not None and len(old.uses()) == 1 and old.is_initializer():
+        name = old.name or name
+        del graph.initializers[name]
+    term.node.resize_inputs(3)
+    term.node.replace_input_with(2, add_initializer(graph, name, bias, term.weight.dtype))
+    if term.node.op_type == "Gemm":
+        term.node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
+
+
+def _bypass(node: ir.Node, before: ir.Value) -> None:
+    """Remove the node; the value before it gets the name of its output."""
+    after = node.outputs[0]
+    if node.graph is None:
+        raise ValueError(f"{node.name} is not in a graph")
+    before.name, after.name = after.name, f"{after.name}.folded"
+    before.shape, before.type = before.shape or after.shape, before.type or after.type
+    after.replace_all_uses_with(before, replace_graph_outputs=True)
+    node.graph.remove(node, safe=True)
+
+
+def affine_terms(norm: ir.Node) -> tuple[Float64, Float64] | None:
+    """(scale, shift) per channel, or None in training mode or where a parameter is not constant."""
+    trains = norm.attributes.get_int("training_mode", 0) or any(output.uses() for output in norm.outputs[1:])
+    constants = [find_constant(value) for value in norm.inputs[1:5]]
+    if trains or not norm.attributes.get_int("spatial", 1) or len(constants) < 4:
+        return None
+    arrays = [constant.array().astype(np.float64) for constant in constants if constant is not None]
+    if len(arrays) < 4:
+        return None
+    gamma, beta, mean, variance = arrays
+    scale = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
+    return scale, beta - mean * scale
+
+
+def _scale_outputs(term: _Term, scale: Float64) -> None:
+    """Multiply each output channel of the layer's weight."""
+    stored = term.weight.array().astype(np.float64)
+    if term.node.op_type == "ConvTranspose":
+        group = term.node.attributes.get_int("group", 1)
+        grouped = stored.reshape(group, stored.shape[0] // group, *stored.shape[1:])
+        per_group = scale.reshape(group, 1, -1, *[1] * (stored.ndim - 2))
+        scaled = (grouped * per_group).reshape(stored.shape)
+    else:
+        axis = _output_axis(term.node)
+        scaled = stored * np.expand_dims(scale, [other for other in range(stored.ndim) if other != axis])
+    set_value(term.weight.root, scaled.transpose([term.weight.axes.index(axis) for axis in range(scaled.ndim)]))

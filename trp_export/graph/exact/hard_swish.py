@@ -1,0 +1,118 @@
+"""Write a hard sigmoid, alone or in a hard swish, in one operator where an exporter wrote it in three.
+
+    x -> Add b -> Clip 0..h -> Div h             becomes   x -> HardSigmoid(1/h, b/h)
+    x -> Add b -> Clip 0..h -> Mul x -> Div h    becomes   x -> HardSigmoid(1/h, b/h) -> Mul x
+
+Both are clip((x + b) / h, 0, 1), times x in a hard swish. In place of Div h there may be Mul 1/h.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_export.graph.weights import DEFAULT_DOMAINS, find_constant
+
+# By how much two constants that an exporter rounded may differ, as a share.
+_ROUNDED = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A hard sigmoid times `height`: what it reads, what is added first, and the nodes after it as far as Div."""
+
+    x: ir.Value
+    shift: float
+    height: float
+    clip: ir.Node
+    multiply: ir.Node | None
+    divide: ir.Node
+
+
+def write_hard_sigmoids(model: ir.Model) -> int:
+    """Rewrite each of them, in place. Returns their number."""
+    clips = [node for node in model.graph.all_nodes() if node.op_type == "Clip" and node.domain in DEFAULT_DOMAINS]
+    written = [found for clip in clips if (found := _find(clip)) is not None]
+    for one in written:
+        _rewrite(one)
+    return len(written)
+
+
+def _find(clip: ir.Node) -> _Written | None:
+    bounds = _bounds(clip)
+    added = clip.inputs[0].producer() if clip.inputs[0] is not None else None
+    if bounds is None or added is None or bounds[0] != 0 or bounds[1] <= 0:
+        return None
+    x, shift = _with_scalar(added, "Add")
+    after = _only_reader(clip)
+    if x is None or shift is None or after is None:
+        return None
+    multiply = after if after.op_type == "Mul" and any(value is x for value in after.inputs) else None
+    divide = after if multiply is None else _only_reader(multiply)
+    if divide is None or not _divides_by(divide, bounds[1]):
+        return None
+    return _Written(x, shift, bounds[1], clip, multiply, divide)
+
+
+def _bounds(clip: ir.Node) -> tuple[float, float] | None:
+    """Both bounds of a Clip: attributes in old models, inputs in new ones."""
+    if len(clip.inputs) == 1:
+        low, high = clip.attributes.get("min"), clip.attributes.get("max")
+        return None if low is None or high is None else (low.as_float(), high.as_float())
+    values = [_scalar(value) for value in clip.inputs[1:]]
+    return (values[0], values[1]) if len(values) == 2 and values[0] is not None and values[1] is not None else None
+
+
+def _scalar(value: ir.Value | None) -> float | None:
+    """A constant number in float32, the type for which runtimes have the operator."""
+    constant = find_constant(value)
+    if constant is None or int(np.prod(constant.shape)) != 1 or constant.dtype is not ir.DataType.FLOAT:
+        return None
+    return float(constant.array().reshape(()))
+
+
+def _with_scalar(node: ir.Node, operator: str) -> tuple[ir.Value | None, float | None]:
+    """The value and the constant number that a node of that operator takes; None where it takes something else."""
+    if node.op_type != operator or node.domain not in DEFAULT_DOMAINS or len(node.inputs) != 2:
+        return None, None
+    for value, number in (node.inputs, node.inputs[::-1]):
+        # A constant of more axes than the value would give the result its axes.
+        if (known := _scalar(number)) is not None and len(find_constant(number).shape) <= 1:  # type: ignore[union-attr]
+            return value, known
+    return None, None
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    (value,) = node.outputs
+    readers = {reader for reader, _ in value.uses()}
+    return next(iter(readers)) if len(readers) == 1 and not value.is_graph_output() else None
+
+
+def _divides_by(node: ir.Node, height: float) -> bool:
+    if node.op_type == "Div":
+        _, number = _with_scalar(node, "Div")
+        return number is not None and _scalar(node.inputs[1]) is not None and abs(number / height - 1) < _ROUNDED
+    _, number = _with_scalar(node, "Mul")
+    return number is not None and abs(number * height - 1) < _ROUNDED
+
+
+def _rewrite(one: _Written) -> None:
+    graph = one.clip.graph
+    if graph is None:
+        raise ValueError(f"{one.clip.name} is not in a graph")
+    last = one.divide.outputs[0]
+    name, shape, kind = last.name, last.shape, last.type
+    attributes = {"alpha": 1 / one.height, "beta": one.shift / one.height}
+    sigmoid = ir.node("HardSigmoid", [one.x], attributes, name=f"{one.clip.name}.hard_sigmoid")
+    nodes = [sigmoid]
+    if one.multiply is not None:
+        sigmoid.outputs[0].name = f"{name}.hard_sigmoid"
+        sigmoid.outputs[0].shape, sigmoid.outputs[0].type = one.x.shape, one.x.type
+        nodes.append(ir.node("Mul", [one.x, sigmoid.outputs[0]], name=f"{one.clip.name}.hard_swish"))
+    made = nodes[-1].outputs[0]
+    last.name = f"{name}.written_out"
+    made.name, made.shape, made.type = name, shape, kind
+    graph.insert_after(one.divide, nodes)
+    last.replace_all_uses_with(made, replace_graph_outputs=True)
