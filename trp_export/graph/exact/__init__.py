@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from trp_export.graph.exact.affine import fold_affine
 from trp_export.graph.exact.hard_swish import write_hard_sigmoids
-from trp_export.graph.exact.input_scales import fold_input_scales
+from trp_export.graph.exact.input_affine import fold_input_affine
 from trp_export.graph.prepare import remove_unused
 
 # What each rewrite did, in the words of a report.
@@ -23,7 +23,7 @@ def fold_all(model: ir.Model) -> Mapping[str, int]:
     """
     counts = dict(write_operators(model))
     before = _arithmetic(model)
-    while fold_affine(model) + fold_input_scales(model):
+    while fold_affine(model) + fold_input_affine(model):
         remove_unused(model)
     return counts | {SCALES: before - _arithmetic(model)}
 

@@ -37,7 +37,7 @@ def fold_affine(model: ir.Model) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Affine:
+class Affine:
     """What an operator does to a value: scale and shift, each (channels,), or (1,) where all channels are alike."""
 
     value: ir.Value
@@ -51,7 +51,7 @@ class _Affine:
 
 
 @dataclass(frozen=True, slots=True)
-class _Term:
+class Term:
     """A layer whose output the batch norm reads, alone or in a sum, with its weight and bias."""
 
     node: ir.Node
@@ -70,7 +70,7 @@ def _fold(node: ir.Node) -> bool:
     affine = _affine(node)
     if affine is None or node.graph is None:
         return False
-    terms = [_term(layer) for layer in _layers_before(affine.value, node.graph)]
+    terms = [find_term(layer) for layer in _layers_before(affine.value, node.graph)]
     sound = [term for term in terms if term is not None and _fits(term, affine.channels)]
     if not terms or len(sound) < len(terms) or len({id(term.weight.root) for term in sound}) < len(sound):
         return False
@@ -79,51 +79,55 @@ def _fold(node: ir.Node) -> bool:
     for index, term in enumerate(sound):
         _scale_outputs(term, np.broadcast_to(affine.scale, term.channels))
         bias = term.bias * affine.scale + (affine.shift if index == 0 else 0.0)
-        _set_bias(term, np.broadcast_to(bias, term.channels) if bias.any() else bias)
+        set_bias(term, np.broadcast_to(bias, term.channels) if bias.any() else bias)
     _bypass(node, affine.value)
     return True
 
 
-def _affine(node: ir.Node) -> _Affine | None:
+def _affine(node: ir.Node) -> Affine | None:
     """None for an operator that does not scale and shift each channel by constants."""
     if node.op_type == "BatchNormalization":
         terms, value = affine_terms(node), node.inputs[0]
-        return None if terms is None or value is None else _Affine(value, *terms)
+        return None if terms is None or value is None else Affine(value, *terms)
+    for value in node.inputs:
+        layers = _layers_before(value, node.graph)
+        weight = find_constant(layers[0].inputs[1]) if layers else None
+        if weight is not None and (affine := by_constants(node, len(weight.shape))) is not None:
+            return affine
+    return None
+
+
+def by_constants(node: ir.Node, rank: int) -> Affine | None:
+    """What an Add, Sub, Mul or Div by a constant does to a value of that rank, whose channels are the second axis.
+
+    None where the constant differs along other axes.
+    """
     constants = [find_constant(value) for value in node.inputs]
     at = [index for index, constant in enumerate(constants) if constant is None]
     if len(at) != 1 or len(constants) != 2:
         return None
     value, constant = node.inputs[at[0]], constants[1 - at[0]]
-    layers = _layers_before(value, node.graph)
-    if value is None or constant is None or not layers or not constant.dtype.is_floating_point():
-        return None
-    weight = find_constant(layers[0].inputs[1])
-    channels = None if weight is None else per_channel(constant, len(weight.shape))
-    return None if channels is None else _by_constant(node.op_type, value, channels, constant_first=at[0] == 1)
-
-
-def per_channel(constant: Constant, rank: int) -> Float64 | None:
-    """The constant by channel, the second axis of a value of that rank; None where it differs along other axes."""
-    if len(constant.shape) > rank:
+    if value is None or constant is None or not constant.dtype.is_floating_point() or len(constant.shape) > rank:
         return None
     shape = (*[1] * (rank - len(constant.shape)), *constant.shape)
     if any(size != 1 for axis, size in enumerate(shape) if axis != 1):
         return None
-    return constant.array().astype(np.float64).reshape(-1)
+    channels = constant.array().astype(np.float64).reshape(-1)
+    return _by_constant(node.op_type, value, channels, constant_first=at[0] == 1)
 
 
-def _by_constant(operator: str, value: ir.Value, constant: Float64, *, constant_first: bool) -> _Affine | None:
+def _by_constant(operator: str, value: ir.Value, constant: Float64, *, constant_first: bool) -> Affine | None:
     """What `value + constant` and so on do, or with the constant first."""
     one, zero = np.ones(1), np.zeros(1)
     match operator:
         case "Add":
-            return _Affine(value, one, constant)
+            return Affine(value, one, constant)
         case "Sub":
-            return _Affine(value, -one, constant) if constant_first else _Affine(value, one, -constant)
+            return Affine(value, -one, constant) if constant_first else Affine(value, one, -constant)
         case "Mul":
-            return _Affine(value, constant, zero)
+            return Affine(value, constant, zero)
         case "Div" if not constant_first and constant.all():
-            return _Affine(value, 1 / constant, zero)
+            return Affine(value, 1 / constant, zero)
     return None
 
 
@@ -142,16 +146,16 @@ def _layers_before(value: ir.Value | None, graph: object) -> list[ir.Node]:
     return [*parts[0], *parts[1]] if all(parts) else []
 
 
-def _term(layer: ir.Node) -> _Term | None:
+def find_term(layer: ir.Node) -> Term | None:
     """None where the weight or bias is not a constant that only this layer reads."""
     weight = find_constant(layer.inputs[1])
     if weight is None or len(find_readers(weight.root)) != 1 or weight.root.is_graph_output():
         return None
     bias = find_bias(layer)
-    return None if bias is None else _Term(layer, weight, bias)
+    return None if bias is None else Term(layer, weight, bias)
 
 
-def _fits(term: _Term, channels: int) -> bool:
+def _fits(term: Term, channels: int) -> bool:
     return term.bias.size in (1, term.channels) and channels in (1, term.channels)
 
 
@@ -159,7 +163,7 @@ def _output_axis(node: ir.Node) -> int:
     return 1 if node.op_type == "Gemm" and not node.attributes.get_int("transB", 0) else 0
 
 
-def _set_bias(term: _Term, bias: Float64) -> None:
+def set_bias(term: Term, bias: Float64) -> None:
     graph = term.weight.root.graph
     if not isinstance(graph, ir.Graph):
         raise ValueError(f"{term.weight.root.name} is not in a graph")
@@ -201,7 +205,7 @@ def affine_terms(norm: ir.Node) -> tuple[Float64, Float64] | None:
     return scale, beta - mean * scale
 
 
-def _scale_outputs(term: _Term, scale: Float64) -> None:
+def _scale_outputs(term: Term, scale: Float64) -> None:
     """Multiply each output channel of the layer's weight."""
     stored = term.weight.array().astype(np.float64)
     if term.node.op_type == "ConvTranspose":

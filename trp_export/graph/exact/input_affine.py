@@ -1,0 +1,80 @@
+"""Fold what scales and shifts channels into the convs that read it.
+
+    x -> Mul c -> Conv, Conv   becomes   x -> Conv, Conv    with c in the kernels, input channel by input channel
+    x -> Add d -> Conv         becomes   x -> Conv          with what the kernel makes of d in the bias
+
+A scale commutes with padding by zeros. A shift does not, so it stays where a conv pads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_export.graph.exact.affine import Affine, Term, by_constants, find_term, set_bias
+from trp_export.graph.weights import DEFAULT_DOMAINS, Constant, set_value
+from trp_export.lowrank.factor import Float64
+
+_OPERATORS = ("Add", "Sub", "Mul", "Div")
+
+
+def fold_input_affine(model: ir.Model) -> int:
+    """Fold every such operator that only convs read, in place. Returns their number."""
+    nodes = [node for node in model.graph.all_nodes() if node.op_type in _OPERATORS]
+    return sum(_fold(node) for node in nodes if node.domain in DEFAULT_DOMAINS)
+
+
+def _fold(node: ir.Node) -> bool:
+    made = node.outputs[0]
+    terms = _readers(made)
+    affine = by_constants(node, len(terms[0].weight.shape)) if terms else None
+    if affine is None or not np.isfinite([*affine.scale, *affine.shift]).all():
+        return False
+    if any(affine.channels not in (1, term.weight.shape[1] * _group(term.node)) for term in terms):
+        return False
+    if affine.shift.any() and any(_pads(term.node) for term in terms):
+        return False
+    for term in terms:
+        _fold_into(term, affine)
+    made.replace_all_uses_with(affine.value)
+    return True
+
+
+def _readers(value: ir.Value) -> list[Term]:
+    """The convs that read a value, each with a kernel of its own; none where anything else reads it."""
+    uses = list(value.uses())
+    if value.is_graph_output() or not all(index == 0 and node.op_type == "Conv" for node, index in uses):
+        return []
+    terms = [find_term(node) for node, _ in uses]
+    sound = [term for term in terms if term is not None]
+    return sound if len(sound) == len(uses) else []
+
+
+def _fold_into(term: Term, affine: Affine) -> None:
+    """W (scale x + shift) + b, with the kernel W (n, c/group, *k) and scale and shift (c,) or (1,)."""
+    kernel = term.weight.array().astype(np.float64)
+    if affine.shift.any():
+        shifted = kernel * _by_kernel(affine.shift, kernel, _group(term.node))
+        set_bias(term, term.bias + shifted.reshape(len(kernel), -1).sum(axis=1))
+    if (affine.scale != 1).any():
+        _set_kernel(term.weight, kernel * _by_kernel(affine.scale, kernel, _group(term.node)))
+
+
+def _by_kernel(channels: Float64, kernel: Float64, group: int) -> Float64:
+    """Numbers of input channels (c,) or (1,), laid out as a kernel (n, c/group, *k) meets them."""
+    n, inside = kernel.shape[:2]
+    by_group = np.broadcast_to(channels, inside * group).reshape(group, inside)
+    return np.repeat(by_group, n // group, axis=0).reshape(n, inside, *[1] * (kernel.ndim - 2))
+
+
+def _set_kernel(weight: Constant, kernel: Float64) -> None:
+    set_value(weight.root, kernel.transpose([weight.axes.index(axis) for axis in range(kernel.ndim)]))
+
+
+def _group(conv: ir.Node) -> int:
+    return conv.attributes.get_int("group", 1)
+
+
+def _pads(conv: ir.Node) -> bool:
+    explicit = conv.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    return not explicit or any(conv.attributes.get_ints("pads", []))
