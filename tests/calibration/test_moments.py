@@ -131,6 +131,33 @@ def test_moments_add_up_and_survive_a_file(tmp_path: Path) -> None:
         np.testing.assert_allclose(merged[name].covariance, own.covariance, atol=1e-5)
 
 
+ODD_MOMENTS = {
+    "an infinite count": ("count", np.array(np.inf)),
+    "no count": ("count", np.array(0)),
+    "a negative count": ("count", np.array(-9)),
+    "true as a count": ("count", np.array(True)),
+    "half an image": ("images", np.array(1.5)),
+    "sums that are no numbers": ("total", np.full((1, 2), np.nan)),
+    "huge sums": ("total", np.full((1, 2), 1e300)),
+    "negative squares": ("outer", np.array([[-1.0, 0.0, -1.0]])),
+    "a correlation above 1": ("outer", np.array([[10.0, 20.0, 10.0]])),
+    "squares that are not finite": ("outer", np.array([[np.inf, 0.0, 1.0]])),
+    "negative scatter": ("scatter", np.array([-1.0])),
+}
+
+
+@pytest.mark.parametrize(("field", "odd"), ODD_MOMENTS.values(), ids=ODD_MOMENTS)
+def test_moments_that_no_images_give_are_refused(tmp_path: Path, field: str, odd: np.ndarray) -> None:
+    path = tmp_path / "m.npz"
+    save_moments(path, {"a": Moments(10, np.zeros((1, 2)), 10 * np.eye(2)[None], 4, np.zeros(1))})
+    assert load_moments(path)["a"].count == 10
+    with np.load(path) as file:
+        arrays = dict(file) | {f"0.{field}": odd}
+    np.savez(path, **arrays)
+    with pytest.raises(LoadError, match="holds no calibration statistics"):
+        load_moments(path)
+
+
 def test_moments_on_a_full_disk(small_disk: Path) -> None:
     wide = Moments(8, np.ones((1, 90)), np.ones((1, 90, 90)))
     with pytest.raises(OutputError, match=r"wide.npz cannot be written: No space left.* --calib-stats"):

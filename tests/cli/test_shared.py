@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
 import signal
@@ -21,7 +23,7 @@ from hypothesis import strategies as st
 
 from trp_export.cli.from_options import options_from
 from trp_export.cli.shared import run
-from trp_export.errors import INTERRUPTED, LoadError, StoppedEarly, UnsupportedError
+from trp_export.errors import INTERRUPTED, LoadError, OutputError, StoppedEarly, UnsupportedError
 from trp_export.inputs.options import InputOptions
 from trp_export.system.signals import held_back, terminable
 from trp_export.system.text import plain, screenful
@@ -205,6 +207,36 @@ def test_warnings_of_libraries_do_not_show(capsys: pytest.CaptureFixture[str]) -
     finally:
         logging.root.handlers = handlers
     assert capsys.readouterr().err == ""
+
+
+def test_output_on_a_full_disk_is_an_output_error(capsys: pytest.CaptureFixture[str]) -> None:
+    @click.command()
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert run_briefly(full) == OutputError.exit_code
+    assert "what the command prints cannot be written: No space left" in capsys.readouterr().err
+
+
+def test_characters_outside_the_encoding_are_printed_as_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def show() -> None:
+        print("7 \u00b1 1")
+
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert run_briefly(show) == 0
+    stream.flush()
+    assert stream.buffer.getvalue() == b"7 \\xb1 1\n"  # type: ignore[attr-defined]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="streams are closed as POSIX does it")
+@pytest.mark.parametrize("streams", [(0,), (1,), (2,), (0, 1, 2)])
+def test_a_command_runs_where_streams_are_closed(streams: tuple[int, ...]) -> None:
+    start = "from trp_export.cli.start import bundle; bundle()"
+    lines = [f"import os, sys; [os.close(n) for n in {streams}]"]
+    lines.append(f"os.execv(sys.executable, [sys.executable, '-c', {start!r}, '--help'])")
+    assert subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True).returncode == 0
 
 
 def test_an_internal_error_shows_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:

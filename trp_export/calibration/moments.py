@@ -317,13 +317,14 @@ def _varies(own: Moments) -> bool:
 
 
 def _unpack(file: Mapping[str, np.ndarray], index: int) -> Moments:
-    count, images = int(file[f"{index}.count"]), int(file[f"{index}.images"])
+    """One layer of a file. Raises ValueError or TypeError for what no images could have given."""
+    count, images = _whole(file[f"{index}.count"], least=1), _whole(file[f"{index}.images"], least=0)
     total, half = file[f"{index}.total"], file[f"{index}.outer"]
     scatter, owed = file.get(f"{index}.scatter"), file.get(f"{index}.owed")
     if any(array is not None and array.dtype != np.float64 for array in (total, half, scatter, owed)):
         raise TypeError("the moments are not float64")
-    if owed is not None and not _is_semidefinite(owed):
-        raise ValueError("no moments of gradients")
+    if scatter is not None and (scatter.shape != total.shape[:1] or not (scatter >= 0).all()):
+        raise ValueError("no scatter of images")
     groups, d = total.shape
     if half.shape != (groups, d * (d + 1) // 2):  # Before anything of d x d is allocated.
         raise ValueError(half.shape)
@@ -331,16 +332,32 @@ def _unpack(file: Mapping[str, np.ndarray], index: int) -> Moments:
     rows, columns = np.tril_indices(d)
     outer[:, rows, columns] = half
     outer[:, columns, rows] = half
-    return Moments(count, total, outer, images, scatter, owed)
+    moments = Moments(count, total, outer, images, scatter, owed)
+    with np.errstate(all="ignore"):
+        is_possible = _is_semidefinite(moments.covariance) and np.isfinite(moments.shrinkage).all()
+    if not is_possible or (owed is not None and not _is_semidefinite(owed)):
+        raise ValueError("no moments")
+    return moments
+
+
+def _whole(number: np.ndarray, least: int) -> int:
+    if number.dtype.kind not in "iu" or number.ndim or number < least:
+        raise ValueError("no count")
+    return int(number)
 
 
 def _is_semidefinite(matrices: Float64) -> bool:
     """True for finite symmetric matrices (groups, m, m) without eigenvalues below zero, up to rounding."""
     if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or not np.isfinite(matrices).all():
         return False
-    scale = float(np.abs(matrices).max(initial=0.0))
-    symmetric = np.allclose(matrices, matrices.transpose(0, 2, 1), rtol=0, atol=1e-6 * scale)
-    return symmetric and bool(np.linalg.eigvalsh(matrices).min(initial=0.0) >= -1e-6 * scale)
+    rounding = 1e-6 * (float(np.abs(matrices).max(initial=0.0)) or 1.0)
+    if not np.allclose(matrices, matrices.transpose(0, 2, 1), rtol=0, atol=rounding):
+        return False
+    try:
+        np.linalg.cholesky(matrices + rounding * np.eye(matrices.shape[1]))
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def _input(node: ir.Node) -> str:

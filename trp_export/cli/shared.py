@@ -6,6 +6,8 @@ as Ctrl-C does.
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
 import sys
@@ -15,10 +17,13 @@ from contextlib import contextmanager, suppress
 
 import click
 
-from trp_export.errors import INTERRUPTED, StoppedEarly, TrpError, first_line
+from trp_export.errors import INTERRUPTED, OutputError, StoppedEarly, TrpError, first_line
 from trp_export.system.signals import terminable
 from trp_export.system.text import plain, screenful
 from trp_export.system.torch_cache import private_torch_cache
+
+# What writing to a stream raises: a full disk, or a device that failed.
+_CANNOT_PRINT = (errno.ENOSPC, errno.EIO)
 
 
 def run(command: click.Command, arguments: Sequence[str] | None = None, *, interrupted: str, memory: str) -> int:
@@ -27,6 +32,7 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, *, inter
     `interrupted` is printed when the user stops it, `memory` is the remedy when memory runs out. With TRP_TRACEBACK
     set, an internal error shows where it happened.
     """
+    _escape_what_cannot_be_shown()
     try:
         with terminable(), _without_warnings(), private_torch_cache():
             result = _invoke(command, arguments)
@@ -44,6 +50,9 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, *, inter
         _drop_output()
         return 1
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in _CANNOT_PRINT:
+            _drop_output()
+            return _fail(f"what the command prints cannot be written: {error.strerror}.", OutputError.exit_code)
         if _is_out_of_memory(error):
             return _fail(f"out of memory. {memory}", TrpError.exit_code)
         if os.environ.get("TRP_TRACEBACK"):
@@ -68,9 +77,17 @@ def _invoke(command: click.Command, arguments: Sequence[str] | None) -> object:
         return end.exit_code
 
 
+def _escape_what_cannot_be_shown() -> None:
+    """Print characters outside the terminal's encoding as escapes, where Python would raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def print_message(message: str) -> None:
     """Print to stderr what a user should know: no control characters, no more than a screen."""
-    click.echo(plain(screenful(message)), err=True)
+    with suppress(OSError):  # Where nothing can be printed, the exit code still tells.
+        click.echo(plain(screenful(message)), err=True)
 
 
 def _fail(message: str, code: int) -> int:

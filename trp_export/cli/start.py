@@ -6,6 +6,7 @@ Only entry points import this module.
 
 import os
 import signal
+import sys
 from types import FrameType
 
 
@@ -16,6 +17,20 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # Not where interrupts are ignored.
     signal.signal(signal.SIGINT, _stop)
+
+
+def _open_closed_streams() -> None:
+    """Give closed standard streams to the null device: the next file would take their numbers, and what is printed."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # The lowest free number.
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+_open_closed_streams()
 
 
 def export() -> None:
