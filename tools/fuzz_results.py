@@ -71,7 +71,7 @@ def page(outcomes: dict[str, dict[str, Any]], seconds: float) -> str:
     lines = [
         "# Files damaged at random",
         "",
-        f"**Of {runs:,} damaged files of {len(outcomes)} kinds, the readers read or refused all but {crashes:,}.**",
+        f"**{runs:,} damaged files of {len(outcomes)} kinds were read or refused; {crashes:,} ended otherwise.**",
         "",
         "Bytes are changed, removed, repeated and added; values of documents, fields of messages and arrays of an",
         f"archive become odd ones. Each kind had {seconds:g} s, 8 GB of memory, and 20 s for one file. Refusals are",

@@ -63,7 +63,8 @@ class Call:
     command may leave even where it fails. `check` may object to the outcome. `file_bytes` bounds each file, as a full
     disk would. A `signal` is sent to a process that starts from nothing, `delay` seconds after the file `after` exists,
     beside the folder of the attempt. `running` is made by the first line of the command's script. Signal 0 is none.
-    `setup` runs in that process before it becomes the command. A variable that is None is removed.
+    `setup` runs in that process before it becomes the command; where it `is_silent`, no error can be printed.
+    A variable that is None is removed.
     """
 
     program: str
@@ -77,6 +78,7 @@ class Call:
     after: str = "running"
     delay: float = 0.0
     setup: Callable[[], object] | None = None
+    is_silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +306,7 @@ def _complaint(call: Call, ended: Ended) -> str | None:
     failed = ended.code > 0 and ended.code not in (*_SUCCESS, 6, 130)
     lines = message.strip().splitlines()
     errors = [line for line in lines if line.startswith(("error: ", "Error: "))]
-    if failed and (len(lines) > _MOST_LINES or not errors):
+    if failed and not call.is_silent and (len(lines) > _MOST_LINES or not errors):
         return f"exit {ended.code} with {len(lines)} lines: {message[:300]!r}"
     if failed and len(message) > _MOST_CHARACTERS:
         return f"exit {ended.code} with {len(message):,} characters"

@@ -111,7 +111,16 @@ def _with_variables(kit: Kit, variables: dict[str, str | None], folder: Path) ->
 def _with_setup(kit: Kit, program: str, setup: Setup, folder: Path) -> Call:
     kit.copy(folder, "base.onnx", "bundle")
     arguments = [part.format(folder) for part in COMMANDS[program]]
-    return Call(program, arguments, codes=(0, 1, 2, 3, 7, 8), setup=setup, signal=0, check=_explained)
+    return Call(
+        program,
+        arguments,
+        codes=(0, 1, 2, 3, 7, 8),
+        writes=("o.*",),
+        setup=setup,
+        signal=0,
+        check=_explained,
+        is_silent=isinstance(setup, partial) and setup.func in (_to_device, _to_nobody, os.close, os.closerange),
+    )
 
 
 def _explained(ended: Ended) -> str | None:
