@@ -1,0 +1,350 @@
+"""Which channels of a torch network belong together, found by following the channels of every value through it.
+
+Each filter starts a channel. What works on channels one by one (activations, pooling, batch norm, depthwise convs)
+hands its channel on. What combines two values channel by channel (sums, products) ties their channels together.
+Padding, slices and concatenation move channels. Anything else fixes the channels that it reads, with the reason.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from trp_export.errors import OptionError, first_line
+
+# The channel of a value that is zero whatever the input, as padded channels are.
+ZERO = -1
+
+Channels = tuple[int, ...]
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_OF_ZERO_IS_ZERO = {
+    *("ReLU", "ReLU6", "LeakyReLU", "ELU", "CELU", "SELU", "GELU", "SiLU", "Mish", "Hardswish", "Hardtanh", "Tanh"),
+    *("Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "Upsample", "ZeroPad1d", "ZeroPad2d", "ZeroPad3d"),
+    *(f"{kind}Pool{axes}d" for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg") for axes in (1, 2, 3)),
+    *("relu", "relu_", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish", "hardswish", "hardtanh", "tanh", "clamp"),
+    *("dropout", "dropout2d", "contiguous", "clone", "detach", "neg", "interpolate", "abs", "float"),
+    *(f"{kind}_pool{axes}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for axes in (1, 2, 3)),
+}
+_ONE_BY_ONE = _OF_ZERO_IS_ZERO | {"Sigmoid", "Hardsigmoid", "Softplus", "sigmoid", "hardsigmoid", "softplus", "exp"}
+_PAIRWISE = {"add", "add_", "iadd", "sub", "mul", "mul_", "imul", "truediv", "div"}
+_RESHAPES = {"flatten", "view", "reshape", "squeeze", "Flatten"}
+_REDUCTIONS = {"mean", "sum", "amax"}
+_SHAPES = {"getattr", "size", "dim"}
+_PARTS = {"chunk", "split"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The channel of each row of a module's parameters: the filters of a layer, or the entries of a batch norm."""
+
+    name: str
+    module: nn.Module
+    channels: Channels
+
+
+@dataclass(frozen=True, slots=True)
+class Ties:
+    """The channels of a network.
+
+    `rows` are in the order of execution. `reads` holds the input channels of each conv and Linear layer where they are
+    known, `positions` the place in the order of execution of the value that it reads. `places` counts, for each
+    channel, in which values it occurs. `fixed` says why a channel must stay as it is.
+    """
+
+    rows: tuple[Rows, ...]
+    reads: Mapping[str, Channels]
+    positions: Mapping[str, int]
+    places: Mapping[int, Mapping[int, int]]
+    fixed: Mapping[int, str]
+
+
+def find_ties(model: nn.Module, input_shape: Sequence[int]) -> Ties:
+    """The channels of `model`, which runs once on zeros of (2, c, *extents); its state does not change.
+
+    Raises OptionError where torch.fx cannot trace the model.
+    """
+    was_training = {module: module.training for module in model.modules()}
+    first = next(model.parameters())
+    zeros = torch.zeros((2, *input_shape[1:]), device=first.device, dtype=first.dtype)
+    try:
+        model.eval()
+        with torch.no_grad():
+            graph = fx.Tracer().trace(model)
+            ShapeProp(fx.GraphModule(model, graph)).propagate(zeros)  # type: ignore[no-untyped-call]
+    except Exception as error:  # Tracing runs the user's own code.
+        raise OptionError(f"torch.fx cannot trace this network, so its channels are unknown: {first_line(error)}") from error
+    finally:
+        for module, training in was_training.items():
+            module.training = training
+    return _Walk(model, graph).ties()
+
+
+class _Walk:
+    """Follows channels through the nodes of a graph, in order. A channel is a number; `_parent` ties it to another."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+        self._modules = dict(model.named_modules())
+        self._parent: list[int] = []
+        self._reasons: dict[int, str] = {}
+        self._values: dict[fx.Node, Any] = {}
+        self._rows: dict[str, Channels] = {}
+        self._reads: dict[str, Channels] = {}
+        self._positions: dict[str, int] = {}
+        self._order = {node: index for index, node in enumerate(graph.nodes)}
+        owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
+        self._shared = {key for key, count in owners.items() if count > 1}
+        for node in graph.nodes:
+            self._values[node] = self._value(node)
+
+    def ties(self) -> Ties:
+        places: dict[int, Counter[int]] = {}
+        for node, value in self._values.items():
+            for part in value if isinstance(value, list) else [value]:
+                for channel in filter(lambda channel: channel != ZERO, self._roots(part or ())):
+                    places.setdefault(channel, Counter())[self._order[node]] += 1
+        fixed: dict[int, str] = {}
+        for channel, reason in self._reasons.items():
+            fixed.setdefault(self._root(channel), reason)
+        rows = (Rows(name, self._modules[name], self._roots(channels)) for name, channels in self._rows.items())
+        reads = {name: self._roots(channels) for name, channels in self._reads.items()}
+        return Ties(tuple(rows), reads, self._positions, places, fixed)
+
+    # Nodes
+
+    def _value(self, node: fx.Node) -> Any:
+        """The channels of a node's value: a tuple, a list of tuples for several tensors, None where unknown."""
+        if node.op == "placeholder":
+            return self._new(_shape(node)[1], "it is an input of the network")
+        if node.op == "output":
+            self._fix(node, "it is tied to an output of the network")
+            return None
+        if node.op == "get_attr":
+            return None
+        if node.op == "call_module":
+            value = self._module(node, str(node.target))
+        else:
+            value = self._function(node, _name(node))
+        if node.op != "call_module" and _works_in_place(node):
+            self._values[node.args[0]] = value  # type: ignore[index]
+        return value
+
+    def _module(self, node: fx.Node, name: str) -> Any:
+        module = self._modules[name]
+        kind, x = type(module), self._input(node)
+        is_hooked = bool(module._forward_hooks or module._forward_pre_hooks)
+        is_plain = all(isinstance(p, nn.Parameter) for p in (getattr(module, "weight", None),) if p is not None)
+        if is_hooked or not is_plain or any(id(p) in self._shared for p in module.parameters(recurse=False)):
+            return self._unknown(node, f"{name} has hooks, or shares its weight")
+        if kind in _CONVS or (kind is nn.Linear and len(_shape(node)) == 2):
+            return self._layer(node, name, module, x)
+        if kind in _NORMS or (kind is nn.PReLU and module.weight.numel() > 1):
+            return None if x is None else self._record(name, self._without_zeros(x))
+        if kind is nn.PReLU or (kind.__name__ in _ONE_BY_ONE and kind.__module__.startswith("torch.nn")):
+            return self._one_by_one(node, kind.__name__, x)
+        if kind is nn.Flatten:
+            return self._reshape(node, x)
+        return self._unknown(node, f"{name} ({kind.__name__}) reads it")
+
+    def _layer(self, node: fx.Node, name: str, module: Any, x: Channels | None) -> Channels | None:
+        """A conv or Linear layer: its filters make new channels; depthwise ones hand on those that they read."""
+        groups, rows = getattr(module, "groups", 1), module.weight.shape[0]
+        self._positions.setdefault(name, self._order[node.args[0]])  # type: ignore[index]
+        if groups > 1 and not groups == rows == module.in_channels:
+            return self._unknown(node, f"{name} is a grouped conv")
+        if groups > 1:
+            return None if x is None else self._record(name, self._without_zeros(x))
+        if x is not None:
+            self._reads[name] = self._tied(self._reads.get(name, x), x)
+        elif name in self._reads:
+            self._fix_channels(self._reads[name], f"{name} reads other values too")
+        return self._record(name, self._rows.get(name) or self._new(rows))
+
+    def _function(self, node: fx.Node, name: str | None) -> Any:
+        if name in _SHAPES:
+            return None
+        x = self._input(node)
+        if name in _PAIRWISE:
+            return self._pairwise(node, name)
+        if name in _ONE_BY_ONE and len(node.all_input_nodes) == 1:
+            return self._one_by_one(node, name, x)
+        if name in _RESHAPES:
+            return self._reshape(node, x)
+        if name in _REDUCTIONS and _reduces_extents_only(node):
+            return x
+        if name == "getitem":
+            return self._getitem(node)
+        special = {"cat": self._cat, "concat": self._cat, "pad": self._pad} | dict.fromkeys(_PARTS, self._split)
+        return special[name](node) if name in special else self._unknown(node, f"{name or node.target} reads it")
+
+    def _one_by_one(self, node: fx.Node, name: str, x: Channels | None) -> Channels | None:
+        if x is None:
+            return None
+        if _shape(node)[1:2] != (len(x),):
+            return self._unknown(node, f"{name} changes the number of channels")
+        return x if name in _OF_ZERO_IS_ZERO else self._without_zeros(x)
+
+    def _pairwise(self, node: fx.Node, name: str) -> Channels | None:
+        """A sum or product of two values, or of one and a number or a value with one channel."""
+        shape, known = _shape(node), []
+        for source in node.all_input_nodes:
+            there, value = _shape(source), self._values[source]
+            if isinstance(value, tuple) and len(there) == len(shape) and len(value) == shape[1]:
+                known.append(value)
+            elif prod(there) > 1 and not (len(there) == len(shape) and there[1] == 1):
+                return self._unknown(node, f"{name} combines it with a value whose channels are unknown")
+        if not known:
+            return self._unknown(node, f"{name} reads it")
+        if len(known) == 1:
+            return known[0] if "mul" in name else self._without_zeros(known[0])
+        return self._tied(*known)
+
+    def _reshape(self, node: fx.Node, x: Channels | None) -> Channels | None:
+        before, after = _shape(node.all_input_nodes[0]), _shape(node)
+        if x is not None and before[0] == after[0]:
+            if len(after) == 2 and after[1] == prod(before[1:]):
+                return tuple(channel for channel in x for _ in range(prod(before[2:])))
+            if before[1] == after[1] and prod(before[2:]) == prod(after[2:]):
+                return x
+        return self._unknown(node, f"{_name(node) or 'Flatten'} takes its channels apart")
+
+    def _getitem(self, node: fx.Node) -> Any:
+        source, index = node.args
+        value = self._values.get(source)  # type: ignore[arg-type]
+        if isinstance(value, list) and isinstance(index, int):
+            return value[index]
+        if value is None:
+            return None
+        if isinstance(index, tuple) and len(index) > 1 and all(_is_plain_slice(part) for part in index):
+            if index[0] == slice(None):
+                return value[index[1]]
+        return self._unknown(node, "an index takes it apart")
+
+    def _cat(self, node: fx.Node) -> Channels | None:
+        sources = node.all_input_nodes
+        if _dim(node, 1, 0) % len(_shape(node)) != 1 or list(node.args[0]) != sources:  # type: ignore[arg-type]
+            return self._unknown(node, "it is joined to other values along another axis, or twice")
+        parts = [self._values[source] or self._new(_shape(source)[1], "unknown") for source in sources]
+        return tuple(channel for part in parts for channel in part)
+
+    def _split(self, node: fx.Node) -> Any:
+        x = self._input(node)
+        metas = node.meta["tensor_meta"]
+        if x is None or _dim(node, 2, 0) % len(metas[0].shape) != 1:
+            return self._unknown(node, "it is split along another axis")
+        ends, parts = 0, []
+        for meta in metas:
+            parts.append(x[ends : ends + meta.shape[1]])
+            ends += meta.shape[1]
+        return parts
+
+    def _pad(self, node: fx.Node) -> Channels | None:
+        x, shape = self._input(node), _shape(node.all_input_nodes[0])
+        names = ("input", "pad", "mode", "value")
+        options = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        pads, value = options["pad"], options.get("value")
+        at = 2 * (len(shape) - 2)
+        before, after, *rest = (*pads[at:], 0, 0)[: len(pads) - at + 2] if len(pads) > at else (0, 0)
+        if x is None or any(rest) or min(before, after) < 0 or ((before or after) and value not in (None, 0)):
+            return self._unknown(node, "padding changes it")
+        return (ZERO,) * before + (x if not value else self._without_zeros(x)) + (ZERO,) * after
+
+    # Channels
+
+    def _new(self, count: int, reason: str | None = None) -> Channels:
+        channels = tuple(range(len(self._parent), len(self._parent) + count))
+        self._parent.extend(channels)
+        if reason is not None:
+            self._fix_channels(channels, reason)
+        return channels
+
+    def _record(self, name: str, channels: Channels) -> Channels:
+        self._rows[name] = self._tied(self._rows.get(name, channels), channels)
+        return channels
+
+    def _tied(self, left: Channels, right: Channels) -> Channels:
+        for a, b in zip(left, right, strict=True):
+            if ZERO not in (a, b):
+                self._parent[self._root(b)] = self._root(a)
+        return tuple(b if a == ZERO else a for a, b in zip(left, right, strict=True))
+
+    def _without_zeros(self, x: Channels) -> Channels:
+        """The channels after a change that makes different constants of zeros."""
+        return tuple(self._new(1, "it is constant")[0] if channel == ZERO else channel for channel in x)
+
+    def _unknown(self, node: fx.Node, reason: str) -> Any:
+        """Fix all that the node reads. What it returns is unknown."""
+        self._fix(node, reason)
+        return None
+
+    def _fix(self, node: fx.Node, reason: str) -> None:
+        for source in node.all_input_nodes:
+            value = self._values[source]
+            for part in value if isinstance(value, list) else [value]:
+                self._fix_channels(part or (), reason)
+
+    def _fix_channels(self, channels: Channels, reason: str) -> None:
+        for channel in channels:
+            if channel != ZERO:
+                self._reasons.setdefault(channel, reason)
+
+    def _input(self, node: fx.Node) -> Channels | None:
+        sources = node.all_input_nodes
+        value = self._values[sources[0]] if sources else None
+        return value if isinstance(value, tuple) else None
+
+    def _root(self, channel: int) -> int:
+        while self._parent[channel] != channel:
+            self._parent[channel] = self._parent[self._parent[channel]]
+            channel = self._parent[channel]
+        return channel
+
+    def _roots(self, channels: Channels) -> Channels:
+        return tuple(channel if channel == ZERO else self._root(channel) for channel in channels)
+
+
+def _name(node: fx.Node) -> str | None:
+    """The name of a function of torch or a method of tensors; None for functions of other modules."""
+    if isinstance(node.target, str):
+        return node.target
+    home = getattr(node.target, "__module__", None) or "torch"
+    return getattr(node.target, "__name__", None) if home.split(".")[0] in ("torch", "_operator", "builtins") else None
+
+
+def _works_in_place(node: fx.Node) -> bool:
+    name = _name(node) or ""
+    is_named_so = name.endswith("_") or node.target in (operator.iadd, operator.imul, operator.setitem)
+    return (is_named_so or bool(node.kwargs.get("inplace"))) and isinstance(node.args[0], fx.Node)
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    """The shape of a tensor; () of anything else."""
+    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
+
+
+def _dim(node: fx.Node, position: int, default: int) -> int:
+    dim = node.kwargs.get("dim", node.args[position] if len(node.args) > position else default)
+    return dim if isinstance(dim, int) else 0
+
+
+def _reduces_extents_only(node: fx.Node) -> bool:
+    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    axes = len(_shape(node.all_input_nodes[0]))
+    listed = [dims] if isinstance(dims, int) else list(dims or ())  # type: ignore[arg-type]
+    return bool(listed) and all(isinstance(dim, int) and dim % axes > 1 for dim in listed)
+
+
+def _is_plain_slice(part: object) -> bool:
+    return isinstance(part, slice) and all(
+        isinstance(end, int | None) for end in (part.start, part.stop, part.step)
+    )
+
+
