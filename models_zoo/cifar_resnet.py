@@ -40,19 +40,21 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """(n, 3, 32, 32) -> (n, classes) logits; `depth` is 6 * blocks + 2."""
+    """(n, 3, 32, 32) -> (n, classes) logits; `depth` is 6 * blocks + 2, `width` scales its channels (16, 32, 64)."""
 
-    def __init__(self, depth: int, classes: int = 10) -> None:
+    def __init__(self, depth: int, classes: int = 10, width: float = 1.0) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth {depth} is not 6n+2 for a whole n of at least 1")
         blocks = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = self._stage(16, 16, blocks, stride=1)
-        self.layer2 = self._stage(16, 32, blocks, stride=2)
-        self.layer3 = self._stage(32, 64, blocks, stride=2)
-        self.linear = nn.Linear(64, classes)
+        narrow = max(1, round(16 * width))
+        middle, wide = 2 * narrow, 4 * narrow
+        self.conv1 = nn.Conv2d(3, narrow, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(narrow)
+        self.layer1 = self._stage(narrow, narrow, blocks, stride=1)
+        self.layer2 = self._stage(narrow, middle, blocks, stride=2)
+        self.layer3 = self._stage(middle, wide, blocks, stride=2)
+        self.linear = nn.Linear(wide, classes)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight)

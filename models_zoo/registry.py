@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ IMAGENET_SHAPE = (1, 3, 224, 224)
 INCEPTION_SHAPE = (1, 3, 299, 299)
 
 CIFAR_DEPTHS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
+# A name may end in how many times as wide the network is, as in resnet20x1.6. Wider ones would fill memory.
+_WIDTH = re.compile(r"(resnet\d+)x(\d{1,2}(?:\.\d{1,4})?)")
+_WIDEST = 8.0
 TORCHVISION = "torchvision:"
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -53,12 +57,13 @@ def require_repeated(name: str, where: str, repeated: str | None, option: str = 
 
 
 def find_architecture(name: str) -> Architecture:
-    """`resnet20`, `torchvision:resnet50` or `package.module:factory`.
+    """`resnet20`, `resnet20x1.6` for 1.6 times its channels, `torchvision:resnet50` or `package.module:factory`.
 
     Raises LookupError with similar names for an unknown name, ImportError where a module is missing.
     """
-    if name in CIFAR_DEPTHS:
-        return Architecture(name, CIFAR_SHAPE, partial(_build_cifar, CIFAR_DEPTHS[name]))
+    plain, width = _width(name)
+    if plain in CIFAR_DEPTHS:
+        return Architecture(name, CIFAR_SHAPE, partial(_build_cifar, CIFAR_DEPTHS[plain], width))
     if name.startswith(TORCHVISION):
         return _torchvision(name)
     if ":" in name:
@@ -66,8 +71,19 @@ def find_architecture(name: str) -> Architecture:
     raise LookupError(f"unknown architecture {name!r}{_suggest(name)}")
 
 
-def _build_cifar(depth: int, classes: int | None) -> nn.Module:
-    return CifarResNet(depth, classes or 10)
+def _width(name: str) -> tuple[str, float]:
+    """`resnet20x1.6` -> `resnet20` and 1.6; other names have width 1. Raises LookupError for one out of range."""
+    match = _WIDTH.fullmatch(name)
+    if match is None:
+        return name, 1.0
+    width = float(match[2])
+    if not 0 < width <= _WIDEST:
+        raise LookupError(f"the width of {name!r} must be above 0 and at most {_WIDEST:g}")
+    return match[1], width
+
+
+def _build_cifar(depth: int, width: float, classes: int | None) -> nn.Module:
+    return CifarResNet(depth, classes or 10, width)
 
 
 def _torchvision(name: str) -> Architecture:
@@ -113,5 +129,6 @@ def _suggest(name: str) -> str:
         known += [f"torchvision:{model}" for model in torchvision.models.list_models(torchvision.models)]
     near = [f"torchvision:{name}"] if f"torchvision:{name}" in known else difflib.get_close_matches(name, known, 3, 0.5)
     if not near:
-        return "; known are resnet20, 32, 44, 56, 110, torchvision:NAME and package.module:factory"
+        names = "resnet20, 32, 44, 56, 110, with a width as in resnet20x1.6"
+        return f"; known are {names}, torchvision:NAME and package.module:factory"
     return f"; did you mean {' or '.join(near)}?"

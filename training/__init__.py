@@ -1,4 +1,4 @@
-"""Training for low rank: a class for any training loop, networks cut into factors, and the commands that use them.
+"""Training for low rank or fewer channels: classes for any training loop, and the commands that use them.
 
 Names are imported on first use, so that the help of the commands does not wait for torch.
 """
@@ -12,14 +12,31 @@ TYPE_CHECKING = False  # As in typing, whose import would delay the moment from 
 if TYPE_CHECKING:
     from typing import Any
 
+    from training.channels.csgd import CSGD
+    from training.channels.settings import CSGDSettings, Widths
     from training.cut import decompose, low_rank_copy
     from training.settings import ByName, TRPSettings
     from training.trp import TRP
     from trp_export.rules import Energy, Macs, Rank, Threshold
 
-__all__ = ["TRP", "ByName", "Energy", "Macs", "Rank", "TRPSettings", "Threshold", "decompose", "low_rank_copy"]
+__all__ = [
+    "CSGD",
+    "TRP",
+    "ByName",
+    "CSGDSettings",
+    "Energy",
+    "Macs",
+    "Rank",
+    "TRPSettings",
+    "Threshold",
+    "Widths",
+    "decompose",
+    "low_rank_copy",
+]
 
 _HOMES = {
+    "CSGD": "training.channels.csgd",
+    "CSGDSettings": "training.channels.settings",
     "TRP": "training.trp",
     "ByName": "training.settings",
     "Energy": "trp_export.rules",
@@ -27,6 +44,7 @@ _HOMES = {
     "Rank": "trp_export.rules",
     "TRPSettings": "training.settings",
     "Threshold": "trp_export.rules",
+    "Widths": "training.channels.settings",
     "decompose": "training.cut",
     "low_rank_copy": "training.cut",
 }

@@ -204,18 +204,25 @@ def _describe(record: dict[str, Any]) -> str:
 
 
 def _print_plan(run: TrainingRun) -> None:
-    if run.trp is None:
-        what = "factors train at their ranks" if run.network.kind == "factors" else "no rank is lowered"
+    from training.channels.groups import ChannelPlan
+
+    if run.method is None:
+        what = "factors train at their ranks" if run.network.kind == "factors" else "nothing is made smaller"
         click.echo(f"{len(run.batches)} steps per epoch; {run.network.arch}, {run.network.kind}: {what}.")
         return
-    plan = run.trp.measure()
+    plan, steps = run.method.measure(), f"{len(run.batches)} steps per epoch"
+    if isinstance(plan, ChannelPlan):
+        for line in plan.lines():
+            click.echo(line)
+        click.echo(f"{steps}; {run.options.channel_rule}: {plan.ratio:.2f}x fewer MACs once merged.")
+        return
     for decision in plan.decisions:
         what, why = "kept", decision.reason
         for branch in decision.branches:
             what, why = branch.scheme.name, f"rank {branch.rank} of {decision.site.full_rank(branch.scheme)}"
         click.echo(f"{decision.site.name:24} {what:24} {why}")
     ratio = sum(d.site.macs for d in plan.decisions) / sum(d.macs for d in plan.decisions)
-    click.echo(f"{len(run.batches)} steps per epoch; {plan.rule}: {ratio:.2f}x fewer MACs if cut at the start.")
+    click.echo(f"{steps}; {plan.rule}: {ratio:.2f}x fewer MACs if cut at the start.")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models_zoo.registry import imports_code
 from training.checkpoint import DENSE, FACTORS
 from training.history import Record
 from training.options import TrainOptions
@@ -20,10 +21,10 @@ from trp_export.load.state_dict import get_architecture, outline
 from trp_export.planning.plan import parse_plan
 from trp_export.system.json_fields import Fields
 
-_FORMAT, _VERSION = "trp-run", 2
+_FORMAT, _VERSION = "trp-run", 3
 _KEYS = (
     *("options", "digests", "kind", "plan", "epoch", "step", "loss_sum"),
-    *("model", "optimizer", "trp", "history"),
+    *("model", "optimizer", "method", "history"),
 )
 _MOST_EPOCHS, _MOST_LAYERS = 1_000_000, 100_000
 # How many times as many weights as the file an architecture may have before it is cut, and how many more.
@@ -36,7 +37,7 @@ class LastState:
     """Where a run stands: `epoch` epochs and `step` steps are done, with `loss_sum` over these steps.
 
     `digests` are the sha256 of the files that the run reads, by flag. `optimizer` holds the state of each parameter,
-    `trp` that of a run whose network is not cut yet.
+    `method` that of TRP or C-SGD in a run whose network is not cut yet.
     """
 
     options: dict[str, Any]
@@ -48,7 +49,7 @@ class LastState:
     loss_sum: float
     model: dict[str, Tensor]
     optimizer: dict[int, dict[str, Tensor]]
-    trp: dict[str, Any] | None
+    method: dict[str, Any] | None
     history: list[Record]
 
     def to_content(self) -> dict[str, Any]:
@@ -69,9 +70,9 @@ def read_last_state(folder: Path) -> LastState:
         raise LoadError(f"{where} is damaged: epoch {state.epoch} does not fit its options or its history.")
     if not 0 <= state.loss_sum < math.inf or (state.loss_sum and not state.step):
         raise LoadError(f"{where} is damaged: loss_sum is {state.loss_sum:g} after {state.step} steps.")
-    is_dense = state.kind == DENSE and options.rank_rule is not None
-    if (state.trp is not None and not is_dense) or (state.trp is None and is_dense and state.epoch < epochs):
-        raise LoadError(f"{where} is damaged: the field trp does not fit its options.")
+    has_method = state.kind == DENSE and options.has_method
+    if (state.method is not None and not has_method) or (state.method is None and has_method and state.epoch < epochs):
+        raise LoadError(f"{where} is damaged: the field method does not fit its options.")
     if state.plan is not None:
         parse_plan(state.plan, f"the plan inside {where}")
     _require_fitting_size(options.start.arch, state.model, where)
@@ -80,7 +81,7 @@ def read_last_state(folder: Path) -> LastState:
 
 def _require_fitting_size(arch: str | None, model: Mapping[str, Tensor], where: str) -> None:
     """Raise LoadError for an architecture that is far larger than the saved weights: building it could fill memory."""
-    if arch is None or not arch.startswith("torchvision:"):
+    if arch is None or imports_code(arch):
         return
     own = sum(tensor.numel() for tensor in outline(get_architecture(arch), None).state_dict().values())
     saved = sum(tensor.numel() for tensor in model.values())
@@ -100,7 +101,7 @@ def _parse(fields: Fields) -> LastState:
         loss_sum=fields.number("loss_sum"),
         model=_tensors(fields.inner("model").values, f"{where}: model"),
         optimizer=_optimizer(fields.inner("optimizer").values, f"{where}: optimizer"),
-        trp=fields.inner("trp").values if fields.has("trp") else None,
+        method=fields.inner("method").values if fields.has("method") else None,
         history=[_record(record, number + 1) for number, record in enumerate(fields.listed("history", _MOST_EPOCHS))],
     )
 

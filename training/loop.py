@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from training.batches import Normalisation, TrainingBatches, evaluation_batches
 from training.checkpoint import DENSE, FACTORS, TrainedNetwork, as_pairs, new_network, save_network, write
-from training.cut import as_trained, decompose, low_rank_copy, reestimate_batch_norm
+from training.cut import decompose
 from training.data import LabelledImages, load_labelled_images, require_every_class, require_fit, split
 from training.history import Record, require_tensorboard, write_history
 from training.last_state import LastState, read_last_state
 from training.layers import find_layers, total_macs
+from training.methods import STATISTICS_BATCHES, Method, cut_now, finish, make_method
 from training.options import TrainOptions
 from training.prepare import class_count, find_device, load_teacher, make_optimizer, on_device, start_network, wrapped
 from training.replicas import wait_for_all, world
@@ -27,11 +28,8 @@ from training.step import diverged, learning_rate, require_finite, require_finit
 from training.stop import StopRequest
 from training.trp import TRP
 from trp_export.errors import LoadError, OptionError, StoppedEarly
-from trp_export.planning.plan import Plan
 from trp_export.rules import SavedPlan
 from trp_export.system.files import sha256
-
-_STATISTICS_BATCHES = 16
 
 Progress = Callable[[Record], None]
 
@@ -66,7 +64,7 @@ class TrainingRun:
         self.history: list[Record] = []
         self.epoch = self.step = 0
         self._loss_sum = 0.0
-        self.trp: TRP | None = None
+        self.method: Method | None = None
         self._enter_phase(self.network)
         if state is not None:
             with _damage_named(self.last, self.network.arch):
@@ -79,13 +77,13 @@ class TrainingRun:
         optimisation = self.options.optimisation
         with StopRequest() as stop:
             while self.epoch < optimisation.epochs:
-                if self.trp is not None and self.epoch == optimisation.dense_epochs:
+                if self.method is not None and self.epoch == optimisation.dense_epochs:
                     self._cut_to_factors()
                 started, first_step = time.perf_counter(), self.step
                 self._train_epoch(stop)
                 images = (len(self.batches) - first_step) * optimisation.batch
                 self._end_epoch(images / (time.perf_counter() - started))
-            if self.trp is not None:
+            if self.method is not None:
                 self._finish_dense()
 
     def _train_epoch(self, stop: StopRequest) -> None:
@@ -123,7 +121,7 @@ class TrainingRun:
 
     def _end_epoch(self, images_per_second: float) -> None:
         require_finite_weights(self.network.module, self._steps_done, self.last)
-        cut, macs = self._cut_now()
+        cut, macs = cut_now(self.method, self.network, self.batches)
         accuracy = self.accuracy(self.network.module)
         record: Record = {
             "epoch": self.epoch + 1,
@@ -132,7 +130,7 @@ class TrainingRun:
             "lr": self._optimizer.param_groups[0]["lr"],
             "images_per_s": round(images_per_second, 1),
             "accuracy": accuracy,
-            "cut_accuracy": accuracy if self.trp is None else self.accuracy(cut.module),
+            "cut_accuracy": accuracy if self.method is None else self.accuracy(cut.module),
             "macs_ratio": self._dense_macs / macs,
             "ranks": {
                 layer["name"]: layer["rank"] for layer in (cut.plan or {}).get("layers", ()) if layer.get("rank")
@@ -161,34 +159,20 @@ class TrainingRun:
 
     # Cuts
 
-    def _cut_now(self) -> tuple[TrainedNetwork, int]:
-        """The network as a cut at this moment would leave it, and its multiply-adds. It changes no weights."""
-        if self.trp is None:
-            return self.network, total_macs(find_layers(self.network.module, self.network.input_shape))
-        plan = self.trp.measure()
-        module = low_rank_copy(self.network.module, plan)
-        reestimate_batch_norm(module, self.batches.inputs(_STATISTICS_BATCHES))
-        cut = replace(self.network, module=module, plan=as_trained(plan).to_json())
-        return cut, sum(decision.macs for decision in plan.decisions)
-
     def _cut_to_factors(self) -> None:
         """Replace dense weights of low rank by factor pairs, which then train on their own."""
-        plan = self._finish_trp()
+        assert isinstance(self.method, TRP), "only a dense network with a rank rule is cut to factors"
+        plan = self.method.finish(self.batches.inputs(STATISTICS_BATCHES))
         module = decompose(self.network.module, plan)
         self._enter_phase(replace(self.network, module=module, kind=FACTORS, plan=plan.to_json()))
 
     def _finish_dense(self) -> None:
-        """End a run that has no epochs on factors: the dense weights have exactly the plan's ranks afterwards."""
-        self.network = replace(self.network, plan=self._finish_trp().to_json())
+        """End a run that has no epochs on factors: the dense weights can be cut without loss afterwards."""
+        assert self.method is not None, "only a network with a rule is finished"
+        self.network, self.method = finish(self.method, self.network, self.batches), None
         if self.options.keep == "last":
             self._keep(self.network)
         self.save()
-
-    def _finish_trp(self) -> Plan:
-        assert self.trp is not None, "only a dense network with a rule is cut"
-        plan = self.trp.finish(self.batches.inputs(_STATISTICS_BATCHES))
-        self.trp = None
-        return plan
 
     # What is kept
 
@@ -229,7 +213,7 @@ class TrainingRun:
             loss_sum=self._loss_sum,
             model=self.network.module.state_dict(),
             optimizer=self._optimizer.state_dict()["state"],
-            trp=self.trp.state_dict() if self.trp else None,
+            method=self.method.state_dict() if self.method else None,
             history=self.history,
         )
 
@@ -244,12 +228,12 @@ class TrainingRun:
             raise ValueError("the network holds factors, and the state does not")
         self.network.module.load_state_dict(state.model)
         self._restore_optimizer(state)
-        if self.trp is not None and state.trp is not None:
-            if state.trp["step"] != state.epoch * len(self.batches) + state.step:
-                raise ValueError("trp has counted other steps")
-            self.trp.load_state_dict(state.trp)
-        elif self.trp is not None:  # It was cut after the last epoch. A second cut would lower the ranks again.
-            self.trp = None
+        if self.method is not None and state.method is not None:
+            if state.method["step"] != state.epoch * len(self.batches) + state.step:
+                raise ValueError("the method has counted other steps")
+            self.method.load_state_dict(state.method)
+        elif self.method is not None:  # It was cut after the last epoch. A second cut would lower the ranks again.
+            self.method = None
         self.epoch, self.step, self._loss_sum, self.history = state.epoch, state.step, state.loss_sum, state.history
 
     def _restore_optimizer(self, state: LastState) -> None:
@@ -279,16 +263,13 @@ class TrainingRun:
         return batches
 
     def _enter_phase(self, network: TrainedNetwork) -> None:
-        """Make model and optimizer, and TRP for dense weights that follow a rule."""
+        """Make model and optimizer, and the method for dense weights that follow a rule."""
         options = self.options
         module = on_device(network.module, self.device).train()
         self.network = replace(network, module=module)
         self._model = wrapped(module, self.device, compile=options.speed.compile)
         self._optimizer = make_optimizer(module, options.optimisation)
-        self.trp = None
-        if network.kind == DENSE and options.rank_rule is not None:
-            settings = options.trp_settings(options.rank_rule, len(self.batches))
-            self.trp = TRP(module, self._optimizer, settings, network.input_shape)
+        self.method = make_method(options, self.network, self._optimizer, len(self.batches))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.options.speed.amp else nullcontext()

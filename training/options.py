@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from training.channels.settings import CHANNELS, CSGDSettings, Widths
 from training.settings import (
     LOW_RANK,
     ByName,
@@ -23,15 +24,16 @@ from trp_export.rules import FIRST, SIZE, Energy, Macs, SavedPlan, Threshold
 
 NETWORK, TRAINING, TEACHER, SPEED, RUN = "Network", "Training", "Teacher", "Speed", "The run"
 # The headings of the help, in order.
-SECTIONS = (FIRST, SIZE, NETWORK, LOW_RANK, TRAINING, TEACHER, SPEED, RUN)
+SECTIONS = (FIRST, SIZE, NETWORK, LOW_RANK, CHANNELS, TRAINING, TEACHER, SPEED, RUN)
 
 ALL = -1  # --factors all
 LARGEST_SEED = 2**63 - 1
 Schedule = Literal["step", "cosine"]
 Keep = Literal["best", "last"]
+MethodName = Literal["trp", "csgd"]
 ARCHITECTURE = (
-    "resnet20, torchvision:resnet18 or package.module:factory. The last imports the module, also from the current "
-    "folder, and runs its code."
+    "resnet20, resnet20x1.6 (1.6 times as wide), torchvision:resnet18 or package.module:factory. The last imports the "
+    "module, also from the current folder, and runs its code."
 )
 
 
@@ -236,9 +238,20 @@ class TrainOptions:
     )
     output: Path = flag("-o/--output", "Folder of the run.", section=FIRST, read=Path, metavar="DIR")
     start: StartOptions = group(StartOptions)
-    rule: Energy | Threshold | Macs | SavedPlan | None = one_of(Macs, Energy, Threshold, SavedPlan, default=None)
+    method: MethodName = flag(
+        "--method",
+        "How the network is made smaller: trp lowers ranks (Trained Rank Pruning), csgd makes filters equal, which "
+        "trp-export merges (Centripetal SGD).",
+        section=FIRST,
+        choices=get_args(MethodName),
+        default="trp",
+    )
+    rule: Energy | Threshold | Macs | Widths | SavedPlan | None = one_of(
+        Macs, Energy, Threshold, Widths, SavedPlan, default=None
+    )
     layers: Layers = group(Layers)
     trp: TRPSettings = group(TRPSettings)
+    csgd: CSGDSettings = group(CSGDSettings)
     optimisation: Optimisation = group(Optimisation)
     distillation: Distillation | None = optional(Distillation)
     speed: Speed = group(Speed)
@@ -269,6 +282,8 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         require_choice("keep", self.keep, get_args(Keep))
+        require_choice("method", self.method, get_args(MethodName))
+        self._require_fitting_rule()
         if not 0 <= self.seed <= LARGEST_SEED:
             raise InvalidOptionError(f"{{seed}} must lie between 0 and 2^63 - 1, not {self.seed}.")
         if self.start.arch is None and self.start.init is None:
@@ -281,7 +296,17 @@ class TrainOptions:
     @property
     def rank_rule(self) -> RankRule | None:
         """The rule that ranks follow while dense weights are trained; None where none are lowered."""
-        return None if isinstance(self.rule, SavedPlan) else self.rule
+        return self.rule if self.method == "trp" and isinstance(self.rule, Energy | Threshold | Macs) else None
+
+    @property
+    def channel_rule(self) -> Macs | Widths | None:
+        """The rule that says how many filters remain; None where none are merged."""
+        return self.rule if self.method == "csgd" and isinstance(self.rule, Macs | Widths) else None
+
+    @property
+    def has_method(self) -> bool:
+        """Whether dense weights are trained for a cut."""
+        return self.rank_rule is not None or self.channel_rule is not None
 
     def trp_settings(self, rule: RankRule, steps_per_epoch: int) -> TRPSettings:
         """The settings of TRP for this run. The ramp takes three quarters of the dense epochs."""
@@ -292,3 +317,19 @@ class TrainOptions:
             layers=self.layers.filter,
             ramp_steps=int(0.75 * self.optimisation.dense_epochs * steps_per_epoch),
         )
+
+    def csgd_settings(self, rule: Macs | Widths) -> CSGDSettings:
+        """The settings of C-SGD for this run. Its decay is the weight decay of the optimizer."""
+        layers = ByName(self.layers.only, self.layers.skip)
+        return replace(self.csgd, rule=rule, seed=self.seed, layers=layers.matches)
+
+    def _require_fitting_rule(self) -> None:
+        """Raise InvalidOptionError where the method cannot follow the rule."""
+        if self.method == "trp" and isinstance(self.rule, Widths):
+            raise InvalidOptionError("{rule.fraction} needs {method} csgd.")
+        if self.method == "csgd" and self.channel_rule is None:
+            raise InvalidOptionError(
+                "{method} csgd needs a number of filters: {rule.ratio} RATIO or {rule.fraction} FRACTION."
+            )
+        if self.method == "csgd" and self.optimisation.factor_epochs:
+            raise InvalidOptionError("{method} csgd makes no factors; leave {optimisation.factors} out.")

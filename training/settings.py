@@ -43,8 +43,12 @@ class ByName:
     skip: tuple[str, ...] = ()
 
     def __call__(self, site: Site, index: int) -> bool:
-        wanted = any(fnmatchcase(site.name, pattern) for pattern in self.only) if self.only else True
-        return wanted and not any(fnmatchcase(site.name, pattern) for pattern in self.skip)
+        return self.matches(site.name)
+
+    def matches(self, name: str) -> bool:
+        """Whether the layer of this name takes part."""
+        wanted = any(fnmatchcase(name, pattern) for pattern in self.only) if self.only else True
+        return wanted and not any(fnmatchcase(name, pattern) for pattern in self.skip)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from training.checkpoint import TrainedNetwork, load_network
@@ -15,14 +16,27 @@ from training.replicas import share_out
 HERE = Path(__file__).parent
 
 
-def train(data: Path, output: Path, processes: int) -> TrainedNetwork:
+def train(data: Path, output: Path, processes: int, method: list[str]) -> TrainedNetwork:
     # By address, since the name of this machine need not resolve.
     launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     launcher += [f"--nproc-per-node={processes}"]
     start = [sys.executable, *(launcher if processes > 1 else []), "-m", "training.cli"]
     options = ["--arch", "tiny_networks:tiny_without_norm", "--shape", "1,3,8,8", "--data", f"npz:{data}"]
-    options += ["--energy", "0.8", "--period", "3", "--nuclear", "0.01", "--epochs", "2", "--batch", "16"]
-    options += ["--validation", "64", "--device", "cpu", "--keep", "last", "-o", str(output)]
+    options += [
+        *method,
+        "--epochs",
+        "2",
+        "--batch",
+        "16",
+        "--validation",
+        "64",
+        "--device",
+        "cpu",
+        "--keep",
+        "last",
+        "-o",
+        str(output),
+    ]
     environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}", "OMP_NUM_THREADS": "1"}
     environment["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
     done = subprocess.run([*start, *options], env=environment, capture_output=True, text=True, check=False, timeout=120)
@@ -30,10 +44,16 @@ def train(data: Path, output: Path, processes: int) -> TrainedNetwork:
     return load_network(output / "model.pt", "tiny_networks:tiny_without_norm", ())
 
 
-def test_two_processes_equal_one(stripes: Path, tmp_path: Path) -> None:
-    one, two = train(stripes, tmp_path / "one", 1), train(stripes, tmp_path / "two", 2)
-    assert one.plan is not None
-    assert any(layer["rank"] for layer in one.plan["layers"])
+LOW_RANK = ["--energy", "0.8", "--period", "3", "--nuclear", "0.01"]
+FEWER_CHANNELS = ["--method", "csgd", "--widths", "0.5", "--strength", "0.1"]
+
+
+@pytest.mark.parametrize("method", [LOW_RANK, FEWER_CHANNELS])
+def test_two_processes_equal_one(method: list[str], stripes: Path, tmp_path: Path) -> None:
+    one, two = train(stripes, tmp_path / "one", 1, method), train(stripes, tmp_path / "two", 2, method)
+    if method is LOW_RANK:
+        assert one.plan is not None
+        assert any(layer["rank"] for layer in one.plan["layers"])
     assert two.plan == one.plan
     for name, value in one.module.state_dict().items():
         torch.testing.assert_close(two.module.state_dict()[name], value, rtol=0, atol=1e-5)

@@ -162,7 +162,7 @@ def damaged_states(sound: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """States of a run that no run has written: each field missing, then each field wrong in several ways."""
     for key in sound:
         yield {name: sound[name] for name in sound if name != key}
-    record, trp, optimizer = sound["history"][0], sound["trp"], sound["optimizer"]
+    record, trp, optimizer = sound["history"][0], sound["method"], sound["optimizer"]
     name = next(iter(trp["ranks"]))
     buffer = optimizer[0]["momentum_buffer"]
     head = sound["model"]["head.weight"]
@@ -194,14 +194,14 @@ def damaged_states(sound: dict[str, Any]) -> Iterator[dict[str, Any]]:
         *({"optimizer": optimizer | {0: value}} for value in (3, {"momentum_buffer": 3})),
         *({"optimizer": optimizer | {0: {"momentum_buffer": v}}} for v in (buffer * math.inf, buffer[:1], None)),
         {"optimizer": optimizer | {999: {"momentum_buffer": buffer}}},
-        {"trp": None},
-        {"trp": {"step": 1}},
-        {"trp": trp | {"step": 10**9}},
-        *({"trp": trp | {"ranks": trp["ranks"] | {name: rank}}} for rank in (0, -3, 10**6, "x")),
-        *({"trp": trp | {"schemes": trp["schemes"] | {name: scheme}}} for scheme in ("x", 3, "channel-wise")),
-        *({"trp": trp | {"orders": trp["orders"] | {name: order}}} for order in ((), (0, 0), "x")),
-        *({"trp": trp | {"pulls": {name: pull}}} for pull in (torch.zeros(1), 5)),
-        {"trp": trp | {"spaces": {name: torch.zeros(3)}}},
+        {"method": None},
+        {"method": {"step": 1}},
+        {"method": trp | {"step": 10**9}},
+        *({"method": trp | {"ranks": trp["ranks"] | {name: rank}}} for rank in (0, -3, 10**6, "x")),
+        *({"method": trp | {"schemes": trp["schemes"] | {name: scheme}}} for scheme in ("x", 3, "channel-wise")),
+        *({"method": trp | {"orders": trp["orders"] | {name: order}}} for order in ((), (0, 0), "x")),
+        *({"method": trp | {"pulls": {name: pull}}} for pull in (torch.zeros(1), 5)),
+        {"method": trp | {"spaces": {name: torch.zeros(3)}}},
         {"history": []},
         {"history": [{"x": 1}]},
         {"history": [record, record]},

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-
 import numpy as np
 import torch
-from scipy.cluster.vq import kmeans2
+from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from training.channels.settings import Clustering
 
-
 Labels = tuple[int, ...]
+
+_MOST_ROUNDS = 50
 
 
 def cluster(kernels: np.ndarray, count: int, how: Clustering, seed: int) -> Labels:
@@ -25,9 +25,7 @@ def cluster(kernels: np.ndarray, count: int, how: Clustering, seed: int) -> Labe
     filters = len(kernels)
     if how == "even" or count == filters:
         return tuple(index * count // filters for index in range(filters))
-    data = np.asarray(kernels, np.float64)
-    centres, labels = kmeans2(data, count, minit="++", rng=np.random.default_rng(seed), missing="warn", iter=50)
-    return _numbered(_without_empty_clusters(data, centres, labels, count))
+    return _numbered(_kmeans(np.asarray(kernels, np.float64), count, np.random.default_rng(seed)))
 
 
 class ClusterMean:
@@ -49,17 +47,39 @@ class ClusterMean:
         return means[self._labels].reshape(rows.shape)
 
 
-def _without_empty_clusters(data: np.ndarray, centres: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """Give each empty cluster the filter that is farthest from its centre among those that do not stand alone."""
-    labels = labels.copy()
-    distances = np.square(data - centres[labels]).sum(1)
-    for empty in range(count):
-        if (labels == empty).any():
-            continue
-        sizes = np.bincount(labels, minlength=count)
-        farthest = int(np.where(sizes[labels] > 1, distances, -1.0).argmax())
-        labels[farthest], distances[farthest] = empty, 0.0
+def _kmeans(data: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """Lloyd's algorithm from a k-means++ start. scipy's may leave clusters empty."""
+    centres = _first_centres(data, count, random)
+    labels = np.full(len(data), -1)
+    for _ in range(_MOST_ROUNDS):
+        before, labels = labels, _nearest(data, centres)
+        if np.array_equal(labels, before):
+            break
+        centres = np.stack([data[labels == number].mean(0) for number in range(count)])
     return labels
+
+
+def _first_centres(data: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """Filters drawn with a probability that grows with the square of the distance to those drawn before."""
+    chosen = [int(random.integers(len(data)))]
+    while len(chosen) < count:
+        nearest = cdist(data, data[chosen], "sqeuclidean").min(1)
+        total = nearest.sum()
+        chosen.append(int(random.choice(len(data), p=nearest / total)) if total > 0 else chosen[0])
+    return np.asarray(data[chosen])
+
+
+def _nearest(data: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The nearest centre of each filter. A centre without filters takes the one that is farthest from its own."""
+    squares = cdist(data, centres, "sqeuclidean")
+    labels = squares.argmin(1)
+    distances = squares.min(1)
+    for number in range(len(centres)):
+        if not (labels == number).any():
+            sizes = np.bincount(labels, minlength=len(centres))
+            farthest = int(np.where(sizes[labels] > 1, distances, -1.0).argmax())
+            labels[farthest], distances[farthest] = number, 0.0
+    return np.asarray(labels)
 
 
 def _numbered(labels: np.ndarray) -> Labels:

@@ -96,8 +96,8 @@ class CSGD:
     def finish(self, batches: Iterable[Tensor] | None = None) -> ChannelPlan:
         """Make the filters of each cluster equal, re-estimate batch norm on `batches` of inputs, remove the hooks.
 
-        Afterwards filters, bias, gamma, beta and statistics of a cluster are equal bit for bit, so that each cluster can
-        be merged to one channel without loss.
+        Afterwards filters, bias, gamma, beta and statistics of a cluster are equal bit for bit, so that each cluster
+        can be merged to one channel without loss.
         """
         for hook in self._hooks:
             hook.remove()

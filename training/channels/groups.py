@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from training.channels.clusters import ClusterMean, Labels
 from training.channels.settings import Widths
-from training.channels.ties import Rows, Ties, find_ties
+from training.channels.ties import Ties, find_ties
 from training.cut import reestimate_batch_norm
 from training.layers import TorchLayer
 from training.spectra import full_precision
@@ -77,6 +77,14 @@ class ChannelPlan:
     def ratio(self) -> float:
         return self.dense_macs / self.macs
 
+    def lines(self) -> Iterator[str]:
+        """For people: a line for each group and for each layer that keeps its filters."""
+        for merge in self.merges:
+            names = ", ".join(merge.group.layers)
+            yield f"{merge.kept:4} of {len(merge.group):4} filters  {names}"
+        for name, reason in self.kept.items():
+            yield f"all filters of {name} stay: {reason}"
+
 
 class ChannelCosts:
     """The multiply-adds of a network in which groups keep fewer channels."""
@@ -96,7 +104,8 @@ class ChannelCosts:
         """The multiply-adds with this many channels in each group."""
         shares = [count / size for count, size in zip(counts, self._sizes, strict=True)]
         total = 0
-        for macs, sides in self._layers:
+        for dense, sides in self._layers:
+            macs = float(dense)
             for side in sides:
                 macs *= sum(1.0 if group is None else shares[group] for group in side) / len(side)
             total += round(macs)
@@ -137,9 +146,9 @@ def counts_of(rule: Macs | Widths, groups: Sequence[ChannelGroup], costs: Channe
     Under a budget it is the largest share that meets it. Raises OptionError where one channel in each group exceeds it.
     """
     if isinstance(rule, Widths):
-        return _counts(groups, rule.share)
+        return _counts(groups, rule.fraction)
     dense = costs.macs([len(group) for group in groups])
-    shares = sorted({(count + 0.5) / len(group) for group in groups for count in range(len(group))})
+    shares = sorted({(count + 1) / len(group) for group in groups for count in range(len(group))})
     fitting = [share for share in shares if costs.macs(_counts(groups, share)) * rule.ratio <= dense]
     if not fitting:
         most = dense / costs.macs([1] * len(groups))
@@ -170,7 +179,7 @@ def equal_copy(model: nn.Module, plan: ChannelPlan, batches: Iterable[Tensor]) -
 
 
 def _counts(groups: Sequence[ChannelGroup], share: float) -> tuple[int, ...]:
-    return tuple(min(len(group), max(1, floor(share * len(group) + 0.5 + 1e-9))) for group in groups)
+    return tuple(min(len(group), max(1, floor(share * len(group) + 1e-9))) for group in groups)
 
 
 def _refusal(

@@ -16,22 +16,22 @@ Clustering = Literal["kmeans", "even"]
 
 @dataclass(frozen=True, slots=True)
 class Widths:
-    """Every layer keeps this share of its filters, rounded to a whole number of at least 1."""
+    """Every layer keeps this fraction of its filters, rounded down, and at least one."""
 
-    share: float = flag(
+    fraction: float = flag(
         "--widths",
-        "Keep SHARE of the filters of every layer, for example 0.625. Needs --method csgd.",
+        "Keep FRACTION of the filters of every layer, for example 0.625; needs --method csgd.",
         section=SIZE,
         read=float,
-        metavar="SHARE",
+        metavar="FRACTION",
     )
 
     def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise InvalidOptionError(f"{{share}} must be above 0 and below 1, not {self.share:g}.")
+        if not 0 < self.fraction < 1:
+            raise InvalidOptionError(f"{{fraction}} must be above 0 and below 1, not {self.fraction:g}.")
 
     def __str__(self) -> str:
-        return f"widths {self.share:g}"
+        return f"widths {self.fraction:g}"
 
 
 def _every_layer(name: str) -> bool:

@@ -31,7 +31,18 @@ _OF_ZERO_IS_ZERO = {
     *("Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "Upsample", "ZeroPad1d", "ZeroPad2d", "ZeroPad3d"),
     *(f"{kind}Pool{axes}d" for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg") for axes in (1, 2, 3)),
     *("relu", "relu_", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish", "hardswish", "hardtanh", "tanh", "clamp"),
-    *("dropout", "dropout2d", "contiguous", "clone", "detach", "neg", "interpolate", "abs", "float"),
+    *(
+        "dropout",
+        "dropout2d",
+        "stochastic_depth",
+        "contiguous",
+        "clone",
+        "detach",
+        "neg",
+        "interpolate",
+        "abs",
+        "float",
+    ),
     *(f"{kind}_pool{axes}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for axes in (1, 2, 3)),
 }
 _ONE_BY_ONE = _OF_ZERO_IS_ZERO | {"Sigmoid", "Hardsigmoid", "Softplus", "sigmoid", "hardsigmoid", "softplus", "exp"}
@@ -40,6 +51,7 @@ _RESHAPES = {"flatten", "view", "reshape", "squeeze", "Flatten"}
 _REDUCTIONS = {"mean", "sum", "amax"}
 _SHAPES = {"getattr", "size", "dim"}
 _PARTS = {"chunk", "split"}
+_HOMES = ("torch", "torchvision", "_operator", "builtins")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +91,11 @@ def find_ties(model: nn.Module, input_shape: Sequence[int]) -> Ties:
         model.eval()
         with torch.no_grad():
             graph = fx.Tracer().trace(model)
-            ShapeProp(fx.GraphModule(model, graph)).propagate(zeros)  # type: ignore[no-untyped-call]
+            ShapeProp(fx.GraphModule(model, graph)).propagate(zeros)
     except Exception as error:  # Tracing runs the user's own code.
-        raise OptionError(f"torch.fx cannot trace this network, so its channels are unknown: {first_line(error)}") from error
+        raise OptionError(
+            f"torch.fx cannot trace this network, so its channels are unknown: {first_line(error)}"
+        ) from error
     finally:
         for module, training in was_training.items():
             module.training = training
@@ -130,10 +144,9 @@ class _Walk:
         if node.op == "get_attr":
             return None
         if node.op == "call_module":
-            value = self._module(node, str(node.target))
-        else:
-            value = self._function(node, _name(node))
-        if node.op != "call_module" and _works_in_place(node):
+            return self._module(node, str(node.target))
+        value = self._function(node, _name(node))
+        if _works_in_place(node):
             self._values[node.args[0]] = value  # type: ignore[index]
         return value
 
@@ -157,7 +170,7 @@ class _Walk:
     def _layer(self, node: fx.Node, name: str, module: Any, x: Channels | None) -> Channels | None:
         """A conv or Linear layer: its filters make new channels; depthwise ones hand on those that they read."""
         groups, rows = getattr(module, "groups", 1), module.weight.shape[0]
-        self._positions.setdefault(name, self._order[node.args[0]])  # type: ignore[index]
+        self._positions.setdefault(name, self._order[node.args[0]])
         if groups > 1 and not groups == rows == module.in_channels:
             return self._unknown(node, f"{name} is a grouped conv")
         if groups > 1:
@@ -223,9 +236,9 @@ class _Walk:
             return value[index]
         if value is None:
             return None
-        if isinstance(index, tuple) and len(index) > 1 and all(_is_plain_slice(part) for part in index):
-            if index[0] == slice(None):
-                return value[index[1]]
+        is_sliced = isinstance(index, tuple) and len(index) > 1 and all(_is_plain_slice(part) for part in index)
+        if is_sliced and index[0] == slice(None):  # type: ignore[index]
+            return value[index[1]]  # type: ignore[index]
         return self._unknown(node, "an index takes it apart")
 
     def _cat(self, node: fx.Node) -> Channels | None:
@@ -249,13 +262,15 @@ class _Walk:
     def _pad(self, node: fx.Node) -> Channels | None:
         x, shape = self._input(node), _shape(node.all_input_nodes[0])
         names = ("input", "pad", "mode", "value")
-        options = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-        pads, value = options["pad"], options.get("value")
+        options: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        pads, value = tuple(options["pad"]), options.get("value")
         at = 2 * (len(shape) - 2)
-        before, after, *rest = (*pads[at:], 0, 0)[: len(pads) - at + 2] if len(pads) > at else (0, 0)
-        if x is None or any(rest) or min(before, after) < 0 or ((before or after) and value not in (None, 0)):
+        before, after = (pads[at], pads[at + 1]) if len(pads) > at else (0, 0)
+        is_plain = not any(pads[at + 2 :]) and min(before, after) >= 0
+        if x is None or not is_plain or ((before or after) and value not in (None, 0)):
             return self._unknown(node, "padding changes it")
-        return (ZERO,) * before + (x if not value else self._without_zeros(x)) + (ZERO,) * after
+        inner: Channels = x if not value else self._without_zeros(x)
+        return (ZERO,) * before + inner + (ZERO,) * after
 
     # Channels
 
@@ -280,8 +295,8 @@ class _Walk:
         """The channels after a change that makes different constants of zeros."""
         return tuple(self._new(1, "it is constant")[0] if channel == ZERO else channel for channel in x)
 
-    def _unknown(self, node: fx.Node, reason: str) -> Any:
-        """Fix all that the node reads. What it returns is unknown."""
+    def _unknown(self, node: fx.Node, reason: str) -> Channels | None:
+        """Fix all that the node reads. Its own channels are unknown."""
         self._fix(node, reason)
         return None
 
@@ -316,7 +331,7 @@ def _name(node: fx.Node) -> str | None:
     if isinstance(node.target, str):
         return node.target
     home = getattr(node.target, "__module__", None) or "torch"
-    return getattr(node.target, "__name__", None) if home.split(".")[0] in ("torch", "_operator", "builtins") else None
+    return getattr(node.target, "__name__", None) if home.split(".")[0] in _HOMES else None
 
 
 def _works_in_place(node: fx.Node) -> bool:
@@ -343,8 +358,4 @@ def _reduces_extents_only(node: fx.Node) -> bool:
 
 
 def _is_plain_slice(part: object) -> bool:
-    return isinstance(part, slice) and all(
-        isinstance(end, int | None) for end in (part.start, part.stop, part.step)
-    )
-
-
+    return isinstance(part, slice) and all(isinstance(end, int | None) for end in (part.start, part.stop, part.step))

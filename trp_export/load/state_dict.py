@@ -11,13 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from models_zoo import Architecture, find_architecture
+from models_zoo.registry import imports_code
 from trp_export.errors import LoadError, OptionError, first_line
 from trp_export.load.source import Source
 from trp_export.load.torch_weights import choose_weights
 from trp_export.options import LoadOptions
-
-# Of these nothing but shapes is needed to see whether weights fit, so that a wrong name costs no memory.
-_BUILT_WITHOUT_MEMORY = "torchvision:"
 
 
 def load_state(path: Path, arch: str, content: Mapping[str, Any], options: LoadOptions) -> Source:
@@ -79,8 +77,8 @@ def fill_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
 
 
 def outline(architecture: Architecture, classes: int | None) -> nn.Module:
-    """The module, without memory for its weights where that is known to work."""
-    if not architecture.name.startswith(_BUILT_WITHOUT_MEMORY):
+    """The module, without memory for its weights unless users' own code builds it: a wrong name costs no memory."""
+    if imports_code(architecture.name):
         return build_module(architecture, classes)
     with torch.device("meta"):
         return build_module(architecture, classes)
