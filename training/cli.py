@@ -31,6 +31,7 @@ Examples:
   trp-train --arch resnet20 --data npz:DATA --init dense.pt --teacher dense.pt --macs 2.84 --ramp cosine \\
             --epochs 24 --factors 14 --lr 0.05 --schedule cosine --amp -o run/
   trp-train --init dense.pt --data npz:DATA --plan plan.json --epochs 10 --lr 0.01 --schedule cosine -o run/
+  trp-train --init dense.pt --data npz:DATA --method csgd --widths 0.625 --strength 0.015 --epochs 24 --lr 0.05 -o run/
   trp-train --resume -o run/
   torchrun --nproc-per-node 2 -m training.cli --arch resnet20 --data npz:DATA --energy 0.98 -o run/
   trp-export run/model.pt
@@ -80,10 +81,11 @@ _LARGEST_CONFIG = 1 << 16
 )
 @click.version_option(package_name="trp-export")
 def command(*, config: Path | None, resume: bool, allow_changed_data: bool, dry_run: bool, **given: Any) -> None:
-    """Train a convolutional network so that it loses almost nothing when it is cut to low rank.
+    """Train a convolutional network so that it loses almost nothing when it is made smaller.
 
-    The method is Trained Rank Pruning (Xu et al., arXiv 2004.14566). The folder of the run holds model.pt, ready for
-    trp-export, last.pt to resume from, history.jsonl and history.png.
+    Trained Rank Pruning (Xu et al., arXiv 2004.14566) prepares it for a cut to low rank, Centripetal SGD (Ding et al.,
+    arXiv 1904.03837) for a merge of filters. The folder of the run holds model.pt, ready for trp-export, last.pt to
+    resume from, history.jsonl and history.png.
     """
     if config is not None:
         given = _read_config(config) | {key: value for key, value in given.items() if value not in (None, ())}
