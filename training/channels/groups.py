@@ -136,7 +136,9 @@ def find_groups(
     groups = tuple(_group(channels, rows_of, ties) for channels in alike.values() if len(channels) > 1)
     if not groups:
         name, reason = next(iter(kept.items()), ("the network", "it has no conv or Linear layer"))
-        raise OptionError(f"no channel of this network can be merged; of {name} none, because {reason}.")
+        raise OptionError(
+            f"no filters of this network can be merged: {name} keeps all of its filters, because {reason}."
+        )
     return ties, groups, kept
 
 

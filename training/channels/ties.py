@@ -7,7 +7,6 @@ Padding, slices and concatenation move channels. Anything else fixes the channel
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,23 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from training.channels.nodes import (
+    OF_ZERO_IS_ZERO,
+    ONE_BY_ONE,
+    PAIRWISE,
+    PARTS,
+    REDUCTIONS,
+    RESHAPES,
+    SHAPES,
+    dim_of,
+    has_tensor_keywords,
+    is_plain_slice,
+    name_of,
+    reduces_extents_only,
+    shape_of,
+    tensors_of,
+    works_in_place,
+)
 from trp_export.errors import OptionError, first_line
 
 # The channel of a value that is zero whatever the input, as padded channels are.
@@ -26,32 +42,6 @@ ZERO = -1
 Channels = tuple[int, ...]
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_OF_ZERO_IS_ZERO = {
-    *("ReLU", "ReLU6", "LeakyReLU", "ELU", "CELU", "SELU", "GELU", "SiLU", "Mish", "Hardswish", "Hardtanh", "Tanh"),
-    *("Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "Upsample", "ZeroPad1d", "ZeroPad2d", "ZeroPad3d"),
-    *(f"{kind}Pool{axes}d" for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg") for axes in (1, 2, 3)),
-    *("relu", "relu_", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish", "hardswish", "hardtanh", "tanh", "clamp"),
-    *(
-        "dropout",
-        "dropout2d",
-        "stochastic_depth",
-        "contiguous",
-        "clone",
-        "detach",
-        "neg",
-        "interpolate",
-        "abs",
-        "float",
-    ),
-    *(f"{kind}_pool{axes}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for axes in (1, 2, 3)),
-}
-_ONE_BY_ONE = _OF_ZERO_IS_ZERO | {"Sigmoid", "Hardsigmoid", "Softplus", "sigmoid", "hardsigmoid", "softplus", "exp"}
-_PAIRWISE = {"add", "add_", "iadd", "sub", "mul", "mul_", "imul", "truediv", "div"}
-_RESHAPES = {"flatten", "view", "reshape", "squeeze", "Flatten"}
-_REDUCTIONS = {"mean", "sum", "amax"}
-_SHAPES = {"getattr", "size", "dim"}
-_PARTS = {"chunk", "split"}
-_HOMES = ("torch", "torchvision", "_operator", "builtins")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +103,7 @@ class _Walk:
         self._rows: dict[str, Channels] = {}
         self._reads: dict[str, Channels] = {}
         self._positions: dict[str, int] = {}
+        self._blind: set[str] = set()
         self._order = {node: index for index, node in enumerate(graph.nodes)}
         owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
         self._shared = {key for key, count in owners.items() if count > 1}
@@ -137,7 +128,8 @@ class _Walk:
     def _value(self, node: fx.Node) -> Any:
         """The channels of a node's value: a tuple, a list of tuples for several tensors, None where unknown."""
         if node.op == "placeholder":
-            return self._new(_shape(node)[1], "it is an input of the network")
+            shape = shape_of(node)
+            return self._new(shape[1], "it is an input of the network") if len(shape) > 1 else None
         if node.op == "output":
             self._fix(node, "it is tied to an output of the network")
             return None
@@ -145,8 +137,8 @@ class _Walk:
             return None
         if node.op == "call_module":
             return self._module(node, str(node.target))
-        value = self._function(node, _name(node))
-        if _works_in_place(node):
+        value = self._function(node, name_of(node))
+        if works_in_place(node):
             self._values[node.args[0]] = value  # type: ignore[index]
         return value
 
@@ -157,11 +149,11 @@ class _Walk:
         is_plain = all(isinstance(p, nn.Parameter) for p in (getattr(module, "weight", None),) if p is not None)
         if is_hooked or not is_plain or any(id(p) in self._shared for p in module.parameters(recurse=False)):
             return self._unknown(node, f"{name} has hooks, or shares its weight")
-        if kind in _CONVS or (kind is nn.Linear and len(_shape(node)) == 2):
+        if kind in _CONVS or (kind is nn.Linear and len(shape_of(node)) == 2):
             return self._layer(node, name, module, x)
         if kind in _NORMS or (kind is nn.PReLU and module.weight.numel() > 1):
-            return None if x is None else self._record(name, self._without_zeros(x))
-        if kind is nn.PReLU or (kind.__name__ in _ONE_BY_ONE and kind.__module__.startswith("torch.nn")):
+            return self._scaled(name, x)
+        if kind is nn.PReLU or (kind.__name__ in ONE_BY_ONE and kind.__module__.startswith("torch.nn")):
             return self._one_by_one(node, kind.__name__, x)
         if kind is nn.Flatten:
             return self._reshape(node, x)
@@ -174,42 +166,51 @@ class _Walk:
         if groups > 1 and not groups == rows == module.in_channels:
             return self._unknown(node, f"{name} is a grouped conv")
         if groups > 1:
-            return None if x is None else self._record(name, self._without_zeros(x))
-        if x is not None:
+            return self._scaled(name, x)
+        if self._knows_all_inputs(name, x, self._reads) and x is not None:
             self._reads[name] = self._tied(self._reads.get(name, x), x)
-        elif name in self._reads:
-            self._fix_channels(self._reads[name], f"{name} reads other values too")
-        return self._record(name, self._rows.get(name) or self._new(rows))
+        self._rows[name] = self._rows.get(name) or self._new(rows)
+        return self._rows[name]
+
+    def _scaled(self, name: str, x: Channels | None) -> Channels | None:
+        """The channels after a module with one row of parameters for each."""
+        if not self._knows_all_inputs(name, x, self._rows) or x is None:
+            return x
+        x = self._without_zeros(x)
+        self._rows[name] = self._tied(self._rows.get(name, x), x)
+        return x
 
     def _function(self, node: fx.Node, name: str | None) -> Any:
-        if name in _SHAPES:
+        if name in SHAPES:
             return None
+        if has_tensor_keywords(node):
+            return self._unknown(node, f"{name or node.target} takes it by keyword")
         x = self._input(node)
-        if name in _PAIRWISE:
+        if name in PAIRWISE:
             return self._pairwise(node, name)
-        if name in _ONE_BY_ONE and len(node.all_input_nodes) == 1:
+        if name in ONE_BY_ONE and len(tensors_of(node)) == 1:
             return self._one_by_one(node, name, x)
-        if name in _RESHAPES:
+        if name in RESHAPES:
             return self._reshape(node, x)
-        if name in _REDUCTIONS and _reduces_extents_only(node):
+        if name in REDUCTIONS and reduces_extents_only(node):
             return x
         if name == "getitem":
             return self._getitem(node)
-        special = {"cat": self._cat, "concat": self._cat, "pad": self._pad} | dict.fromkeys(_PARTS, self._split)
+        special = {"cat": self._cat, "concat": self._cat, "pad": self._pad} | dict.fromkeys(PARTS, self._split)
         return special[name](node) if name in special else self._unknown(node, f"{name or node.target} reads it")
 
     def _one_by_one(self, node: fx.Node, name: str, x: Channels | None) -> Channels | None:
         if x is None:
             return None
-        if _shape(node)[1:2] != (len(x),):
+        if shape_of(node)[1:2] != (len(x),):
             return self._unknown(node, f"{name} changes the number of channels")
-        return x if name in _OF_ZERO_IS_ZERO else self._without_zeros(x)
+        return x if name in OF_ZERO_IS_ZERO else self._without_zeros(x)
 
     def _pairwise(self, node: fx.Node, name: str) -> Channels | None:
         """A sum or product of two values, or of one and a number or a value with one channel."""
-        shape, known = _shape(node), []
-        for source in node.all_input_nodes:
-            there, value = _shape(source), self._values[source]
+        shape, known = shape_of(node), []
+        for source in tensors_of(node):
+            there, value = shape_of(source), self._values[source]
             if isinstance(value, tuple) and len(there) == len(shape) and len(value) == shape[1]:
                 known.append(value)
             elif prod(there) > 1 and not (len(there) == len(shape) and there[1] == 1):
@@ -221,37 +222,37 @@ class _Walk:
         return self._tied(*known)
 
     def _reshape(self, node: fx.Node, x: Channels | None) -> Channels | None:
-        before, after = _shape(node.all_input_nodes[0]), _shape(node)
+        before, after = shape_of(tensors_of(node)[0]), shape_of(node)
         if x is not None and before[0] == after[0]:
             if len(after) == 2 and after[1] == prod(before[1:]):
                 return tuple(channel for channel in x for _ in range(prod(before[2:])))
             if before[1] == after[1] and prod(before[2:]) == prod(after[2:]):
                 return x
-        return self._unknown(node, f"{_name(node) or 'Flatten'} takes its channels apart")
+        return self._unknown(node, f"{name_of(node) or 'Flatten'} takes its channels apart")
 
     def _getitem(self, node: fx.Node) -> Any:
         source, index = node.args
-        value = self._values.get(source)  # type: ignore[arg-type]
+        value = self._values.get(source) if isinstance(source, fx.Node) else None
         if isinstance(value, list) and isinstance(index, int):
             return value[index]
         if value is None:
             return None
-        is_sliced = isinstance(index, tuple) and len(index) > 1 and all(_is_plain_slice(part) for part in index)
+        is_sliced = isinstance(index, tuple) and len(index) > 1 and all(is_plain_slice(part) for part in index)
         if is_sliced and index[0] == slice(None):  # type: ignore[index]
             return value[index[1]]  # type: ignore[index]
         return self._unknown(node, "an index takes it apart")
 
     def _cat(self, node: fx.Node) -> Channels | None:
-        sources = node.all_input_nodes
-        if _dim(node, 1, 0) % len(_shape(node)) != 1 or list(node.args[0]) != sources:  # type: ignore[arg-type]
+        sources = tensors_of(node)
+        if dim_of(node, 1, 0) % len(shape_of(node)) != 1 or list(node.args[0]) != sources:  # type: ignore[arg-type]
             return self._unknown(node, "it is joined to other values along another axis, or twice")
-        parts = [self._values[source] or self._new(_shape(source)[1], "unknown") for source in sources]
+        parts = [self._values[source] or self._new(shape_of(source)[1], "unknown") for source in sources]
         return tuple(channel for part in parts for channel in part)
 
     def _split(self, node: fx.Node) -> Any:
         x = self._input(node)
         metas = node.meta["tensor_meta"]
-        if x is None or _dim(node, 2, 0) % len(metas[0].shape) != 1:
+        if x is None or dim_of(node, 2, 0) % len(metas[0].shape) != 1:
             return self._unknown(node, "it is split along another axis")
         ends, parts = 0, []
         for meta in metas:
@@ -260,14 +261,16 @@ class _Walk:
         return parts
 
     def _pad(self, node: fx.Node) -> Channels | None:
-        x, shape = self._input(node), _shape(node.all_input_nodes[0])
+        x, shape = self._input(node), shape_of(tensors_of(node)[0])
         names = ("input", "pad", "mode", "value")
         options: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-        pads, value = tuple(options["pad"]), options.get("value")
+        pads, value = options["pad"], options.get("value")
+        if x is None or not all(isinstance(pad, int) for pad in pads):
+            return self._unknown(node, "padding changes it")
         at = 2 * (len(shape) - 2)
         before, after = (pads[at], pads[at + 1]) if len(pads) > at else (0, 0)
         is_plain = not any(pads[at + 2 :]) and min(before, after) >= 0
-        if x is None or not is_plain or ((before or after) and value not in (None, 0)):
+        if not is_plain or ((before or after) and value not in (None, 0)):
             return self._unknown(node, "padding changes it")
         inner: Channels = x if not value else self._without_zeros(x)
         return (ZERO,) * before + inner + (ZERO,) * after
@@ -281,9 +284,16 @@ class _Walk:
             self._fix_channels(channels, reason)
         return channels
 
-    def _record(self, name: str, channels: Channels) -> Channels:
-        self._rows[name] = self._tied(self._rows.get(name, channels), channels)
-        return channels
+    def _knows_all_inputs(self, name: str, x: Channels | None, known: dict[str, Channels]) -> bool:
+        """Whether every value that a module reads has known channels; a module may run several times.
+
+        What it reads beside a value of unknown channels is fixed, and leaves `known`.
+        """
+        if x is not None and name not in self._blind:
+            return True
+        self._blind.add(name)
+        self._fix_channels((*known.pop(name, ()), *(x or ())), f"{name} also reads a value whose channels are unknown")
+        return False
 
     def _tied(self, left: Channels, right: Channels) -> Channels:
         for a, b in zip(left, right, strict=True):
@@ -301,7 +311,7 @@ class _Walk:
         return None
 
     def _fix(self, node: fx.Node, reason: str) -> None:
-        for source in node.all_input_nodes:
+        for source in tensors_of(node):
             value = self._values[source]
             for part in value if isinstance(value, list) else [value]:
                 self._fix_channels(part or (), reason)
@@ -312,7 +322,7 @@ class _Walk:
                 self._reasons.setdefault(channel, reason)
 
     def _input(self, node: fx.Node) -> Channels | None:
-        sources = node.all_input_nodes
+        sources = tensors_of(node)
         value = self._values[sources[0]] if sources else None
         return value if isinstance(value, tuple) else None
 
@@ -324,38 +334,3 @@ class _Walk:
 
     def _roots(self, channels: Channels) -> Channels:
         return tuple(channel if channel == ZERO else self._root(channel) for channel in channels)
-
-
-def _name(node: fx.Node) -> str | None:
-    """The name of a function of torch or a method of tensors; None for functions of other modules."""
-    if isinstance(node.target, str):
-        return node.target
-    home = getattr(node.target, "__module__", None) or "torch"
-    return getattr(node.target, "__name__", None) if home.split(".")[0] in _HOMES else None
-
-
-def _works_in_place(node: fx.Node) -> bool:
-    name = _name(node) or ""
-    is_named_so = name.endswith("_") or node.target in (operator.iadd, operator.imul, operator.setitem)
-    return (is_named_so or bool(node.kwargs.get("inplace"))) and isinstance(node.args[0], fx.Node)
-
-
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    """The shape of a tensor; () of anything else."""
-    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
-
-
-def _dim(node: fx.Node, position: int, default: int) -> int:
-    dim = node.kwargs.get("dim", node.args[position] if len(node.args) > position else default)
-    return dim if isinstance(dim, int) else 0
-
-
-def _reduces_extents_only(node: fx.Node) -> bool:
-    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    axes = len(_shape(node.all_input_nodes[0]))
-    listed = [dims] if isinstance(dims, int) else list(dims or ())  # type: ignore[arg-type]
-    return bool(listed) and all(isinstance(dim, int) and dim % axes > 1 for dim in listed)
-
-
-def _is_plain_slice(part: object) -> bool:
-    return isinstance(part, slice) and all(isinstance(end, int | None) for end in (part.start, part.stop, part.step))

@@ -106,7 +106,9 @@ def test_what_cannot_be_done_is_refused_in_one_line() -> None:
     with pytest.raises(OptionError, match=r"--macs 5000 is out of reach: .* the network has [\d.]+x fewer"):
         CSGD(model, sgd(model), CSGDSettings(rule=Macs(5000)), CIFAR)
     tied = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
-    with pytest.raises(OptionError, match=r"no channel .* of 0 none, because it is tied to an output of the network"):
+    with pytest.raises(
+        OptionError, match=r"no filters .*: 0 keeps all of its filters, because it is tied to an output of the network"
+    ):
         CSGD(tied, sgd(tied), CSGDSettings(), SHAPE)
 
     class Branching(nn.Module):
@@ -129,7 +131,7 @@ def test_a_shared_weight_and_a_frozen_layer_keep_their_filters() -> None:
     assert "inner" not in {name for group in groups for name in group.layers}
     convs = [nn.Conv2d(inputs, 8, 1) for inputs in (3, 8, 8)]
     convs[2].weight = convs[1].weight
-    with pytest.raises(OptionError, match="of 0 none, because 1 has hooks, or shares its weight"):
+    with pytest.raises(OptionError, match="0 keeps all of its filters, because 1 has hooks, or shares its weight"):
         find_groups(nn.Sequential(*convs), SHAPE, every)
 
 
@@ -137,3 +139,35 @@ def test_layers_that_are_left_out_keep_their_filters_with_those_tied_to_them() -
     _, groups, kept = find_groups(Projected(), SHAPE, lambda name: name != "second")
     assert {group.pacesetter for group in groups} == {"stem", "inner"}
     assert kept["projection"] == "second, to which it is tied, was left out"
+
+
+def test_a_layer_that_also_reads_an_unknown_value_fixes_what_it_reads() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 6, 1)
+            self.head = nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            turned = self.third(self.second(self.first(x)).permute(0, 1, 3, 2))
+            return self.head(turned + self.third(self.first(x)))
+
+    _, groups, kept = find_groups(Twice(), SHAPE, every)
+    assert [group.layers for group in groups] == [("third",)]
+    assert kept["first"] == "third also reads a value whose channels are unknown"
+
+
+def test_values_given_by_keyword_and_sizes_are_no_mistake() -> None:
+    class Keywords(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(16, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            low = nn.functional.max_pool2d(self.second(self.first(x)), 2)
+            high = nn.functional.interpolate(low, size=x.shape[-2:])
+            return self.head(torch.cat(tensors=[high, high], dim=1))
+
+    _, groups, kept = find_groups(Keywords(), SHAPE, every)
+    assert [group.layers for group in groups] == [("first",)]
+    assert kept["second"] == "cat takes it by keyword"
