@@ -27,7 +27,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import torch
 
-from trp_export.recover.distil import _flip_and_shift, augment
+from trp_export.recover.distil import Distiller, _flip_and_shift, augment
 from trp_export.recover.torch_graph import TorchGraph
 
 HEAD = '<ir_version: 8, opset_import: ["": {opset}]>\nnet (float[N, 4, 6, 7] x) => (float[a, b, c, d] y)\n'
@@ -208,11 +208,27 @@ def test_distillation_comes_nearer_and_replays() -> None:
 
 
 def test_a_run_that_only_makes_things_worse_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trp_export.recover.distil.LEARNING_RATE", 100.0)
+    monkeypatch.setattr("trp_export.recover.distil.LEARNING_RATES", (100.0, 100.0))
     original, small, images = _compressed()
     result = tune(original, small, in_batches(images), steps=8)
     assert result.values == {}
     assert result.divergence_after == result.divergence_before
+
+
+def test_a_lower_learning_rate_is_taken_where_the_highest_does_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trp_export.recover.distil.LEARNING_RATES", (100.0, 3e-3, 1e-3))
+    original, small, images = _compressed()
+    result = tune(original, small, in_batches(images), steps=120)
+    assert result.divergence_after < result.divergence_before
+
+
+def test_answers_in_half_precision_do_where_they_differ_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, small, images = _compressed()
+    far = Distiller(original, small, in_batches(images), (), 0)
+    assert far._half
+    near = Distiller(original, original, in_batches(images), (), 0)
+    monkeypatch.setattr("trp_export.recover.distil.half_precision", lambda: torch.autocast("cpu", torch.bfloat16))
+    assert not near._half_precision_will_do()
 
 
 def test_minutes_become_steps() -> None:

@@ -1,8 +1,8 @@
 """Train the compressed network in torch to give the answers of the original, on augmented images.
 
-The loss is the divergence of the answers, plus the relative squared distance of the last feature map that both networks
-have. Images are flipped, shifted and mixed; both networks see the same changed image. Samples of several inputs stay as
-they are.
+The loss is the divergence of the answers. Where these are classes, the relative squared distance of the last feature
+map that both networks have is added: one map stands for all that follows, which is not so for detectors. Images are
+flipped, shifted and mixed; both networks see the same changed image. Samples of several inputs stay as they are.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -37,13 +37,16 @@ _MOST_IMAGES, _LEAST_IMAGES = 64, 8
 _ENTRIES = 64 * 3 * 64 * 64
 # Parts of a step, which are shared out to the cores.
 _PARTS = 4
-LEARNING_RATE = 3e-3
+# The learning rates of Muon to choose from, highest first.
+LEARNING_RATES = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 HELD_OUT = 1 / 8
 # The learning rate of Adam for biases, as a share of that of Muon for kernels.
 _BIAS_SHARE = 0.2
 _WARM_UP = 0.05
 _TIMED_STEPS = 10
 _SOUND = 1e-3
+# Up to this share of the divergence that is to be made up for, rounding to bfloat16 does not matter.
+_ROUNDING = 0.1
 
 
 class Distiller:
@@ -63,7 +66,8 @@ class Distiller:
         answers = find_answers(original)
         self._outputs = [answer.name for answer in answers]
         self._kinds, self._axes = kinds_of(answers), [answer.axis for answer in answers]
-        names = [*self._outputs, *_guides(original, compressed)]
+        guides = _guides(original, compressed) if set(self._kinds.values()) == {Kind.CLASSES} else []
+        names = [*self._outputs, *guides]
         self._teacher, self._student = TorchGraph(original, names), TorchGraph(compressed, names)
         self._teacher.requires_grad_(False)
         self._chunk = fixed_batch(compressed)
@@ -78,7 +82,9 @@ class Distiller:
         self._wanted = self._answers(self._teacher, self._held_out)
         self._sticks = yardsticks(self._wanted, self._kinds)
         self._require_sound(compressed)
-        self._optimizers = self._new_optimizers()
+        self._start = self.weights
+        self._half = self._half_precision_will_do()
+        self.restart(LEARNING_RATES[0])
         # The operators are too small to run on several cores: each core takes a part of the batch instead.
         self._pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
 
@@ -87,19 +93,23 @@ class Distiller:
         """A copy of the trained weights, by the names of initializers."""
         return {n: w.detach().clone() for n, w in zip(self._student.names, self._student.weights, strict=True)}
 
+    def restart(self, rate: float) -> None:
+        """Begin again from the start's weights, with `rate` as the learning rate of Muon."""
+        with torch.no_grad():
+            for own, start in zip(self._student.weights, self._start.values(), strict=True):
+                own.copy_(start)
+        self._optimizers = self._new_optimizers(rate)
+
     def seconds_per_step(self) -> float:
         """Measured on a few steps; weights, optimisers and random state are restored."""
-        weights, state = self.weights, self._random.get_state()
+        state = self._random.get_state()
         self.step(0.0)
         begun = time.monotonic()
         for _ in range(_TIMED_STEPS):
             self.step(0.0)
         seconds = (time.monotonic() - begun) / _TIMED_STEPS
-        with torch.no_grad():
-            for own, saved in zip(self._student.weights, weights.values(), strict=True):
-                own.copy_(saved)
         self._random.set_state(state)
-        self._optimizers = self._new_optimizers()
+        self.restart(LEARNING_RATES[0])
         return seconds
 
     def step(self, done: float) -> None:
@@ -118,7 +128,7 @@ class Distiller:
 
     def _gradients(self, batch: Samples) -> Sequence[Tensor | None]:
         """The gradients of the loss on a part of the batch, in the order of the weights; None for unused weights."""
-        with half_precision():
+        with half_precision() if self._half else nullcontext():
             with torch.no_grad():
                 wanted = self._run(self._teacher, batch)
             got = self._run(self._student, batch)
@@ -145,14 +155,22 @@ class Distiller:
         agreed = agreement(self._wanted, got) if next(iter(self._sticks.values())).kind is Kind.CLASSES else None
         return float(np.mean(apart)), agreed
 
-    def _new_optimizers(self) -> list[tuple[torch.optim.Optimizer, float]]:
+    def _half_precision_will_do(self) -> bool:
+        """Whether answers in bfloat16 differ little, beside how far the two networks are apart."""
+        probe = _rows(self._held_out, slice(self._chunk or self._batch_size))
+        exact = self._answers(self._student, probe)
+        with half_precision():
+            rounded = self._answers(self._student, probe)
+        apart = [stick.shares(exact[name], rounded[name]).mean() for name, stick in self._sticks.items()]
+        return float(np.mean(apart)) <= _ROUNDING * self.score()[0]
+
+    def _new_optimizers(self, rate: float) -> list[tuple[torch.optim.Optimizer, float]]:
         """Muon for kernels and matrices and Adam for biases, each with its learning rate."""
         kernels = [weight for weight in self._student.weights if weight.ndim > 1]
         biases = [weight for weight in self._student.weights if weight.ndim <= 1]
-        made: list[tuple[torch.optim.Optimizer, float]] = [(Muon(kernels, LEARNING_RATE), LEARNING_RATE)]
+        made: list[tuple[torch.optim.Optimizer, float]] = [(Muon(kernels, rate), rate)]
         if biases:
-            rate = LEARNING_RATE * _BIAS_SHARE
-            made.append((torch.optim.Adam(biases, rate), rate))
+            made.append((torch.optim.Adam(biases, rate * _BIAS_SHARE), rate * _BIAS_SHARE))
         return made
 
     def _answers(self, network: TorchGraph, samples: Samples) -> dict[str, Array]:
@@ -160,7 +178,7 @@ class Distiller:
             parts = [self._run(network, part) for part in _split(samples, self._batch_size)]
         values = [torch.cat(part) for part in zip(*parts, strict=True)][: len(self._axes)]
         values = [_channels_first(value, axis) for value, axis in zip(values, self._axes, strict=True)]
-        return {name: value.numpy() for name, value in zip(self._outputs, values, strict=True)}
+        return {name: value.float().numpy() for name, value in zip(self._outputs, values, strict=True)}
 
     def _run(self, network: TorchGraph, samples: Samples) -> list[Tensor]:
         """The outputs for all samples. For a model of a fixed batch size the last batch is filled up."""

@@ -27,6 +27,9 @@ Array = NDArray[Any]
 
 _LEAST_IMAGES = 16
 _CHECKS = 12
+# The share of all steps that a learning rate is tried for.
+_TRIAL = 0.05
+_LEAST_TRIAL = 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,14 +93,39 @@ def tune(
 def _train(run: Distiller, steps: int, progress: Share) -> Tuned:
     before = best = run.score()
     kept: Mapping[str, Any] = {}
-    every = max(1, steps // _CHECKS)
-    for step in range(steps):
-        run.step((step + 0.5) / steps)
-        progress((step + 1) / steps)
-        if (step + 1) % every == 0 or step + 1 == steps:
+    spent = _choose_rate(run, steps, before[0], progress)
+    left = steps - spent
+    every = max(1, left // _CHECKS)
+    for step in range(left):
+        run.step((step + 0.5) / left)
+        progress((spent + step + 1) / steps)
+        if (step + 1) % every == 0 or step + 1 == left:
             score = run.score()
             # Users see agreement, but it is coarse: it must not fall, and divergence decides.
             if score[0] < best[0] and (score[1] or 0) >= (before[1] or 0):
                 best, kept = score, run.weights
     values = {name: weight.numpy() for name, weight in kept.items()}
     return Tuned(values, steps, before[0], best[0], before[1], best[1])
+
+
+def _choose_rate(run: Distiller, steps: int, start: float, progress: Share) -> int:
+    """Begin with the highest learning rate that lowers the divergence in a short trial. Returns the steps that it took.
+
+    Where there are too few steps for trials, it is the highest rate of all.
+    """
+    from trp_export.recover.distil import LEARNING_RATES
+
+    trial, spent = round(_TRIAL * steps), 0
+    if trial < _LEAST_TRIAL:
+        return 0
+    for rate in LEARNING_RATES[:-1]:
+        run.restart(rate)
+        for step in range(trial):
+            run.step((step + 0.5) / trial)
+            progress((spent + step + 1) / steps)
+        spent += trial
+        if run.score()[0] < start:
+            run.restart(rate)
+            return spent
+    run.restart(LEARNING_RATES[-1])
+    return spent
