@@ -161,8 +161,10 @@ def open_pair_costs(network: Network, benchmark: Benchmark, precision: Precision
 
     Raises DeviceError, and LoadError or EnvironmentMismatchError for a latency table that cannot be used.
     """
+    if not benchmark.run:
+        return EstimatedCosts()
     device = device_under_test(network, benchmark, precision)
-    if not benchmark.run or not device.profiled:
+    if not device.profiled:
         return EstimatedCosts()
     table, digest = open_table(device, benchmark), digest_on(network, device)
     return MeasuredCosts(network, device, table, folder, signatures_of(network), digest)
