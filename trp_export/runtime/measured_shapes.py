@@ -44,6 +44,27 @@ def measure_shapes(
         return _measure(file, inputs, feeds or {}, bodies=False)
 
 
+def measure_value_shapes(
+    file: Path, inputs: Mapping[str, Shape], feeds: Mapping[str, NDArray[Any]] | None = None
+) -> dict[str, Shape]:
+    """The shapes of all values of the main graph, by name, from one run as in `measure_shapes`."""
+    proto = onnx.load(file, load_external_data=False)
+    names = {name: f"{_PREFIX}{index}" for index, name in enumerate(_made_values(proto.graph))}
+    proto.graph.node.extend(helper.make_node("Shape", [name], [shape]) for name, shape in names.items())
+    outputs = list(names.values())
+    answers = _answers(proto, file, outputs, inputs, feeds or {})
+    shapes: dict[str, Shape] = {name: tuple(map(int, answers[shape])) for name, shape in names.items()}
+    shapes |= {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
+    return {**inputs, **shapes}
+
+
+def _made_values(graph: onnx.GraphProto) -> list[str]:
+    """What the nodes of a graph make, but for sequences and maps, which have no shape."""
+    others = ("Sequence", "Optional", "ZipMap")
+    nodes = [node for node in graph.node if not any(word in node.op_type for word in others)]
+    return [name for node in nodes for name in node.output if name]
+
+
 @dataclass(frozen=True, slots=True)
 class _Probe:
     """An output (executions, 8) with the shapes of one value, filled up with -1; None for an initializer's shape."""
@@ -84,15 +105,26 @@ def _measure(
     outputs = _add_probes(proto.graph, probes)
     for name, array in _constants().items():
         proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    answers = _answers(proto, file, outputs, inputs, feeds)
+    answers |= {name: answers[outer] for name, outer in probes.outside.items()}
+    return {key: _runs(of_inputs, of_output, answers) for key, (of_inputs, of_output) in probes.of_nodes.items()}
+
+
+def _answers(
+    proto: onnx.ModelProto,
+    file: Path,
+    outputs: list[str],
+    inputs: Mapping[str, Shape],
+    feeds: Mapping[str, NDArray[Any]],
+) -> dict[str, NDArray[np.int64]]:
+    """Run a model with more outputs, in a copy beside its file."""
     proto.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None) for name in outputs)
     copy = file.with_name(f"{file.stem}.shapes.onnx")
     try:
         onnx.save(proto, copy)
-        answers = dict(zip(outputs, _run(copy, outputs, inputs, feeds), strict=True))
+        return dict(zip(outputs, _run(copy, outputs, inputs, feeds), strict=True))
     finally:
         copy.unlink(missing_ok=True)
-    answers |= {name: answers[outer] for name, outer in probes.outside.items()}
-    return {key: _runs(of_inputs, of_output, answers) for key, (of_inputs, of_output) in probes.of_nodes.items()}
 
 
 def _constants() -> dict[str, NDArray[np.int64]]:

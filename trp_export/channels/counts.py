@@ -1,0 +1,87 @@
+"""Numbers of channels that the graph itself computes, from the shape of a tensor.
+
+Such a number follows the channels by itself. That is right where it serves to reshape or resize a tensor of the same
+channels; anywhere else the channels stay.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from trp_export.channels.analysis import Analysis
+from trp_export.channels.labels import Ids
+from trp_export.graph.weights import find_constant
+
+# Operators that a shape goes through on its way to its reader.
+_PASSED = ("Add", "Cast", "Concat", "Div", "Floor", "Gather", "Identity", "Mul", "Slice", "Squeeze", "Sub", "Unsqueeze")
+
+
+def counts(analysis: Analysis, node: ir.Node) -> None:
+    """The rule of Shape: what reads the number of channels is judged when all nodes are known."""
+    value = node.inputs[0]
+    labels = analysis.tracked(value)
+    if labels is None:
+        return
+    span = _span(node, labels.rank)
+    if labels.axis in span:
+        analysis.counted.append((node, labels, span.index(labels.axis), len(span)))
+
+
+def judge_counts(analysis: Analysis) -> None:
+    """Make channels stay whose number is read by anything but what the rules have seen to follow it."""
+    for node, labels, place, length in analysis.counted:
+        stray = _stray_reader(analysis, node.outputs[0], place, length)
+        if stray is not None:
+            analysis.ties.block(labels.ids, f"{stray.op_type} {stray.name} depends on how many there are")
+
+
+def _stray_reader(analysis: Analysis, value: ir.Value, place: int | None, length: int) -> ir.Node | None:
+    """The first reader of the entry at `place` of a shape, or of all of it, that is not known to follow the channels."""
+    for reader, index in value.uses():
+        if (reader, index) in analysis.follows:
+            continue
+        if reader.op_type not in _PASSED:
+            return reader
+        if place is not None and reader.op_type in ("Gather", "Slice") and _leaves_out(reader, place, length):
+            continue
+        stray = _stray_reader(analysis, reader.outputs[0], None, length)
+        if stray is not None:
+            return stray
+    return value.producer() if value.is_graph_output() else None
+
+
+def _leaves_out(reader: ir.Node, place: int, length: int) -> bool:
+    numbers = [_numbers(value) for value in reader.inputs[1:]]
+    if reader.op_type == "Gather":
+        return numbers[0] is not None and place not in [number % length for number in numbers[0]]
+    if len(numbers) < 2 or numbers[0] is None or numbers[1] is None or len(numbers) > 3:
+        return False
+    return place not in list(range(length))[numbers[0][0] : numbers[1][0]]
+
+
+def counts_channels(analysis: Analysis, value: ir.Value | None, ids: Ids) -> bool:
+    """Whether a value is the number of these very channels, read from the shape of a tensor that has them."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in ("Unsqueeze", "Squeeze", "Cast", "Identity"):
+        value = node.inputs[0]
+        node = value.producer() if value is not None else None
+    if node is None or node.op_type != "Gather" or node.inputs[0] is None:
+        return False
+    shape, taken = node.inputs[0].producer(), _numbers(node.inputs[1])
+    labels = analysis.tracked(shape.inputs[0]) if shape is not None and shape.op_type == "Shape" else None
+    if shape is None or labels is None or taken is None or len(taken) != 1:
+        return False
+    span = _span(shape, labels.rank)
+    is_count = 0 <= taken[0] % len(span) < len(span) and span[taken[0] % len(span)] == labels.axis
+    return is_count and analysis.ties.roots(labels.ids).tolist() == analysis.ties.roots(ids).tolist()
+
+
+def _span(shape: ir.Node, rank: int) -> list[int]:
+    """The axes whose sizes a Shape gives."""
+    start, end = shape.attributes.get_int("start", 0), shape.attributes.get_int("end", rank)
+    return list(range(rank))[start:end]
+
+
+def _numbers(value: ir.Value | None) -> list[int] | None:
+    constant = find_constant(value)
+    return None if constant is None else [int(number) for number in constant.array().reshape(-1)]

@@ -1,0 +1,159 @@
+"""Remove channels from a model, exactly: their filters go, and what reads them is given less to read.
+
+Of a cluster of equal channels one stays, and each layer that reads it adds its weights for the others to those for
+this one. What is always zero, or multiplied by zero, is left out. No choices are made here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_export.channels.analysis import Analysis
+from trp_export.channels.groups import Group
+from trp_export.channels.labels import Ids
+from trp_export.channels.steps import Columns, Kept, Mix, Rows
+from trp_export.errors import OptionError
+from trp_export.graph.weights import add_initializer, find_constant
+from trp_export.lowrank.schemes import Array
+from trp_export.planning.channels import ChannelDecision
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowed:
+    """A value with fewer channels than before: those at `positions` of `axis` are left."""
+
+    axis: int
+    positions: tuple[int, ...]
+
+
+def removed_channels(groups: Sequence[Group], decisions: Sequence[ChannelDecision]) -> dict[int, int | None]:
+    """The channels that go, with the channel that each is merged into, None for those that are dropped.
+
+    Raises OptionError where a decision names a group that the network lacks, or one of another size.
+    """
+    by_name = {group.name: group for group in groups}
+    gone: dict[int, int | None] = {}
+    for decision in decisions:
+        group = by_name.get(decision.name)
+        if group is None or len(group.channels) != decision.channels:
+            has = "no channel group" if group is None else f"{len(group.channels)} channels in the group"
+            raise OptionError(
+                f"the plan names {decision.channels} channels of {decision.name}, but the network has {has} of that "
+                "name. Use the plan with the network that it was made for."
+            )
+        channels = group.channels.tolist()
+        for cluster in decision.clusters:
+            gone.update(dict.fromkeys((channels[other] for other in cluster.merged), channels[cluster.kept]))
+        gone.update(dict.fromkeys(channels[channel] for channel in decision.dropped))
+    return gone
+
+
+def remove_channels(analysis: Analysis, gone: Mapping[int, int | None]) -> dict[str, Narrowed]:
+    """Remove channels from the model of the analysis, in place. Returns the values that have fewer of them, by name."""
+    removal = _Removal(analysis, gone)
+    for step in {step.weight.root: step for step in analysis.steps if isinstance(step, Mix)}.values():
+        removal.cut_kernel(step)
+    for columns in {columns.constant.root: columns for columns in analysis.columns}.values():
+        removal.cut_columns(columns)
+    for rows in analysis.rows:
+        removal.cut_rows(rows)
+    for setting in analysis.settings:
+        kept = removal.kept(setting.ids)
+        if not kept.all():
+            setting.apply(kept)
+    return removal.forget_shapes()
+
+
+class _Removal:
+    def __init__(self, analysis: Analysis, gone: Mapping[int, int | None]) -> None:
+        self._analysis = analysis
+        self._gone = gone
+
+    def kept(self, ids: Ids) -> Kept:
+        return np.array([self._analysis.ties.find(channel) not in self._gone for channel in ids.tolist()], dtype=bool)
+
+    def cut_kernel(self, step: Mix) -> None:
+        """Leave out filters, and add up the columns of equal inputs."""
+        rows = self.kept(step.outputs)
+        columns = self.kept(step.inputs) if step.inputs is not None else np.ones(0, dtype=bool)
+        if rows.all() and columns.all():
+            return
+        kernel = step.kernel()
+        group = step.group
+        parts = np.split(rows, group)
+        blocks: list[Array] = list(kernel)
+        if step.inputs is not None and not columns.all():
+            inputs = np.split(self._analysis.ties.roots(step.inputs), group)
+            blocks = [self._added(block, read, axis=1) for block, read in zip(kernel, inputs, strict=True)]
+        thin = np.stack([block[part] for block, part in zip(blocks, parts, strict=True)])
+        _set_weight(step.weight.root, step.as_stored(thin))
+
+    def _added(self, array: Array, channels: Ids, axis: int) -> Array:
+        """The array with the entries of merged channels added to those of the channel that stays, others left out."""
+        wide = np.moveaxis(array, axis, 0)
+        exact = wide.astype(np.float64)
+        places = _places(channels)
+        for channel, positions in places.items():
+            other = self._gone.get(channel)
+            if other is not None:
+                exact[places[other]] += wide[positions]
+        kept = np.array([channel not in self._gone for channel in channels.tolist()], dtype=bool)
+        return np.moveaxis(exact[kept], 0, axis).astype(array.dtype)
+
+    def cut_columns(self, columns: Columns) -> None:
+        channels = self._analysis.ties.roots(columns.ids)
+        if not self.kept(columns.ids).all():
+            array = self._added(columns.constant.array(), channels, columns.axis)
+            axes = columns.constant.axes
+            _set_weight(columns.constant.root, array.transpose([axes.index(axis) for axis in range(array.ndim)]))
+
+    def cut_rows(self, rows: Rows) -> None:
+        """Shorten a constant; where others read it, too, the node gets its own: they may keep other channels."""
+        kept = self.kept(rows.ids)
+        if kept.all():
+            return
+        root = rows.constant.root
+        array = np.compress(kept, rows.constant.array(), axis=rows.axis)
+        if root in rows.node.inputs and len(root.uses()) == 1 and not root.is_graph_output():
+            _set_weight(root, array)
+            return
+        for index, value in enumerate(rows.node.inputs):
+            constant = find_constant(value)
+            if constant is not None and constant.root is root and constant.shape == rows.constant.shape:
+                own = add_initializer(
+                    self._analysis.model.graph, root.name or rows.node.name or "", array, rows.constant.dtype
+                )
+                rows.node.replace_input_with(index, own)
+
+    def forget_shapes(self) -> dict[str, Narrowed]:
+        """Remove the declared shapes of values that have fewer channels now, and name these values."""
+        narrowed = {}
+        for value, labels in self._analysis.labels.items():
+            kept = self.kept(labels.ids)
+            if not kept.all():
+                value.shape = None
+                narrowed[value.name or ""] = Narrowed(labels.axis, tuple(np.flatnonzero(kept).tolist()))
+        for node in self._analysis.model.graph:
+            if find_constant(node.outputs[0]) is not None:
+                node.outputs[0].shape = None
+        return narrowed
+
+
+def _places(channels: Ids) -> dict[int, list[int]]:
+    places: dict[int, list[int]] = defaultdict(list)
+    for place, channel in enumerate(channels.tolist()):
+        places[channel].append(place)
+    return places
+
+
+def _set_weight(root: ir.Value, array: Array) -> None:
+    if root.const_value is None:
+        raise ValueError(f"{root.name} has no value")
+    root.shape = ir.Shape(array.shape)
+    dtype = root.const_value.dtype
+    root.const_value = ir.tensor(np.ascontiguousarray(array, dtype.numpy()), dtype=dtype, name=root.name)
