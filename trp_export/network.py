@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from trp_export.channels.thin import ChannelChoice, Thinned, thin
 from trp_export.errors import OptionError, UnsupportedError
 from trp_export.graph.bounds import require_bounded
 from trp_export.graph.cost import count_macs, count_params, name_uncounted
@@ -26,10 +27,11 @@ from trp_export.inputs.options import InputOptions
 from trp_export.load import Source
 from trp_export.lowrank.factor import Float64
 from trp_export.options import Selection
+from trp_export.planning.channels import ChannelDecision
 from trp_export.planning.curves import Curve, Layer, make_curve, schemes_for
 from trp_export.planning.plan import Choice
 from trp_export.planning.rules import require_fits
-from trp_export.runtime.measured_shapes import measure_shapes
+from trp_export.runtime.measured_shapes import measure_shapes, measure_value_shapes
 from trp_export.runtime.sessions import CannotRunError
 from trp_export.system.progress import Progress
 from trp_export.system.threads import map_layers
@@ -46,7 +48,8 @@ class Network:
     `params` are those of the normal form, `original_params` those before batch norm was folded. `shapes` are those
     that nodes work on when the model runs; `macs` is None where these are unknown.
     `means` are the mean inputs of layers, by site name, as far as batch norm tells them; `statistics` those of the
-    values that batch norm made, by value name, where it was folded.
+    values that batch norm made, by value name, where it was folded. `channels` are the decisions on channel groups;
+    where channels were removed, all else describes the network without them, and `thinned` the removal.
     `described` are its inputs with all sizes known. The model in memory is changed in place by the rewriter; the file
     stays as it is.
     """
@@ -65,6 +68,23 @@ class Network:
     params: int
     means: Mapping[str, Float64]
     statistics: Mapping[str, Statistics]
+    channels: tuple[ChannelDecision, ...] = ()
+    thinned: Thinned | None = None
+
+    @property
+    def original_macs(self) -> int | None:
+        """Multiply-adds before channels were removed."""
+        return self.macs if self.thinned is None else self.thinned.macs
+
+    @property
+    def fewer_macs(self) -> float:
+        """How many times fewer multiply-adds the removal of channels alone left."""
+        return self.original_macs / self.macs if self.original_macs and self.macs else 1.0
+
+    @property
+    def fewer_params(self) -> float:
+        """How many times fewer parameters the removal of channels alone left."""
+        return self.thinned.params / self.thinned.params_left if self.thinned is not None else 1.0
 
     @property
     def inputs(self) -> dict[str, Shape]:
@@ -102,13 +122,14 @@ def analyse(
     *,
     data: Mapping[str, Sequence[int]] | None = None,
     fold: bool = False,
+    channels: ChannelChoice | None = None,
 ) -> Network:
     """Find the layers of a model and what they cost.
 
     `inputs` describe what the network is fed; sizes that they leave open are those of the `data`, shapes by input
-    name, or else usual ones. `fold` folds batch norm and constants into layers first: what images say is about outputs
-    as the next layer sees them. The model goes to `folder` and is read back lazily, so that weights are in memory only
-    while used.
+    name, or else usual ones. `channels` says which channels are removed before anything else. `fold` folds batch norm
+    and constants into layers first: what images say is about outputs as the next layer sees them. The model goes to
+    `folder` and is read back lazily, so that weights are in memory only while used.
     """
     source = normal_form(source)
     prepared = source.model
@@ -116,10 +137,13 @@ def analyse(
     original, file = source.path or folder / "original.onnx", folder / "dense.onnx"
     usual = inputs.completed(data)
     require_bounded(prepared, infer_value_shapes(prepared, usual.shapes))
-    means = mean_inputs(find_sites(prepared, infer_shapes(prepared, usual.shapes)))
     original_params = count_params(prepared)
+    decisions, thinned = _thin(prepared, folder, usual, channels) if channels is not None else ((), None)
+    if thinned is not None:
+        original = source.path or thinned.wide
+    means = mean_inputs(find_sites(prepared, infer_shapes(prepared, usual.shapes)))
     statistics: Mapping[str, Statistics] = {}
-    if source.path is None:
+    if source.path is None and thinned is None:
         save_model(prepared, original, apart=True)
     if fold:
         statistics = norm_outputs(prepared)
@@ -143,7 +167,36 @@ def analyse(
         params=count_params(model),
         means=means,
         statistics=statistics,
+        channels=decisions,
+        thinned=thinned,
     )
+
+
+def _thin(
+    model: ir.Model, folder: Path, inputs: NetworkInputs, choice: ChannelChoice
+) -> tuple[tuple[ChannelDecision, ...], Thinned | None]:
+    """Remove channels that may go, with the decision on every group."""
+    if choice.saved == ():
+        return (), None
+    decisions, thinned = thin(model, _value_shapes(model, folder, inputs), choice, folder)
+    if thinned is None:
+        return decisions, None
+    wide = ir.load(thinned.wide)
+    return decisions, replace(thinned, macs=count_macs(wide, _run_or_infer(wide, thinned.wide, inputs, None)[1]))
+
+
+def _value_shapes(model: ir.Model, folder: Path, inputs: NetworkInputs) -> Mapping[str, Shape]:
+    """The shapes of values by name: inferred, or where that leaves some open, from a run if the model runs."""
+    inferred = infer_value_shapes(model, inputs.shapes)
+    shapes = [inferred.get(value.name or "") for node in model.graph for value in node.outputs if value.name]
+    if all(shape is not None and None not in shape for shape in shapes):
+        return inferred
+    file = folder / "shapes.onnx"
+    save_model(model, file, apart=True)
+    try:
+        return {**inferred, **measure_value_shapes(file, inputs.shapes, inputs.feeds())}
+    except (CannotRunError, UnsupportedError):
+        return inferred
 
 
 def _read_from_disk(model: ir.Model, saved: ir.Model) -> None:

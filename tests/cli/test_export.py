@@ -165,7 +165,6 @@ def test_an_older_result_is_replaced_and_survives_a_failure(trp: Command, model:
             "--threshold is a share of the largest singular value, at most 1, not 2; or add --absolute",
         ),
         (["--threshold", "-1"], "--threshold must be a number above 0, not -1"),
-        ([], "no rule says how small the network should become; start with --energy 0.98"),
         (["--energy", "0.9", "--rank", "3"], "--energy and --rank contradict each other"),
         (["--macs", "2", "--plan", "x.json"], "--macs and --plan contradict each other"),
         (["--energy", "0.9", "--absolute"], "--absolute needs --threshold VALUE"),

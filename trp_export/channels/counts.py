@@ -36,7 +36,7 @@ def judge_counts(analysis: Analysis) -> None:
 
 
 def _stray_reader(analysis: Analysis, value: ir.Value, place: int | None, length: int) -> ir.Node | None:
-    """The first reader of the entry at `place` of a shape, or of all of it, that is not known to follow the channels."""
+    """The first reader of the entry at `place` of a shape, or of any entry, that does not follow the channels."""
     for reader, index in value.uses():
         if (reader, index) in analysis.follows:
             continue

@@ -85,7 +85,7 @@ def _number_mix(step: Mix, numbers: Numbers, tolerance: float | None) -> Ids:
         # In the precision of the layer, so that equal sums are equal.
         shift = (offset + bias[index * outputs : (index + 1) * outputs]).astype(kernel.dtype).astype(np.float64)
         rows = columns.reshape(outputs, -1)
-        alive = rows.any(axis=1)
+        alive = np.asarray(rows.any(axis=1))
         for row, first in enumerate(equal_rows(rows, scale, spread).tolist()):
             key = (step.node.name, index, first, shift[row])
             made.append(numbers.intern(key) if alive[row] else numbers.constant(float(shift[row])))
@@ -187,7 +187,7 @@ def _constants(step: Each, read: Ids, numbers: Numbers) -> list[Any]:
     others = len(step.node.inputs) > len(step.sources)
     if function is None or (op_type in _ALL_OPERANDS and others) or (op_type == "Div" and not _divides(step)):
         return [None] * len(values)
-    return [None if None in row else function(step.node, row) for row in values]
+    return [None if None in row else function(step.node, [value or 0.0 for value in row]) for row in values]
 
 
 def _normalised(node: ir.Node, values: list[list[float | None]]) -> list[float | None]:
@@ -220,16 +220,16 @@ def _divides(step: Each) -> bool:
     return divisor is not None and bool(divisor.array().all())
 
 
-def _same(node: ir.Node, row: list[Any]) -> float | None:
+def _same(node: ir.Node, row: list[float]) -> float | None:
     return row[0] if len(set(row)) == 1 else None
 
 
-def _if_zero(node: ir.Node, row: list[Any]) -> float | None:
+def _if_zero(node: ir.Node, row: list[float]) -> float | None:
     """Of operators that make zeros of zeros, whatever they make of other constants."""
     return 0.0 if not any(row) else None
 
 
-def _clip(node: ir.Node, row: list[Any]) -> float | None:
+def _clip(node: ir.Node, row: list[float]) -> float | None:
     bounds = []
     for index, name in enumerate(("min", "max"), start=1):
         value = node.inputs[index] if len(node.inputs) > index else None
@@ -244,7 +244,7 @@ def _clip(node: ir.Node, row: list[Any]) -> float | None:
     return float(min(max(row[0], bounds[0]), bounds[1]))
 
 
-def _pad_value(node: ir.Node, row: list[Any]) -> float | None:
+def _pad_value(node: ir.Node, row: list[float]) -> float | None:
     if node.attributes.get_string("mode", "constant") != "constant":
         return row[0]
     value = find_constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
@@ -254,11 +254,11 @@ def _pad_value(node: ir.Node, row: list[Any]) -> float | None:
     return row[0] if filled == row[0] else None
 
 
-def _leaky(node: ir.Node, row: list[Any]) -> float | None:
+def _leaky(node: ir.Node, row: list[float]) -> float | None:
     return row[0] if row[0] >= 0 else row[0] * node.attributes.get_float("alpha", 0.01)
 
 
-def _extrapolates(node: ir.Node, row: list[Any]) -> float | None:
+def _extrapolates(node: ir.Node, row: list[float]) -> float | None:
     mode = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
     return 0.0 if row[0] == 0 and mode != "tf_crop_and_resize" else None
 
@@ -267,7 +267,7 @@ def _extrapolates(node: ir.Node, row: list[Any]) -> float | None:
 _ALL_OPERANDS = ("Add", "Sub", "Sum")
 
 # What an operator makes of channels that are constant. Of one that is not listed it is not known.
-_FUNCTIONS: Mapping[str, Callable[[ir.Node, list[Any]], float | None]] = {
+_FUNCTIONS: Mapping[str, Callable[[ir.Node, list[float]], float | None]] = {
     **dict.fromkeys(("Relu",), lambda node, row: max(row[0], 0.0)),
     **dict.fromkeys(("MaxPool", "GlobalMaxPool", "GlobalAveragePool", "Flatten", "Reshape", "Transpose"), _same),
     **dict.fromkeys(("Squeeze", "Unsqueeze", "ReduceMean", "ReduceMax", "ReduceMin", "Slice", "Gather"), _same),

@@ -28,7 +28,7 @@ def _transpose(analysis: Analysis, node: ir.Node) -> None:
 
 
 def _reshape(analysis: Analysis, node: ir.Node) -> None:
-    """Reshape and Flatten. The channels stay an axis, become blocks of one (c, h, w -> c h w), or are made of blocks."""
+    """Reshape and Flatten: channels stay an axis, become blocks of one (c, h, w -> chw), or are made of blocks."""
     if analysis.tracked(node.inputs[0]) is None or shuffle(analysis, node):
         return
     value, labels = analysis.require(node.inputs[0])
@@ -41,7 +41,8 @@ def _reshape(analysis: Analysis, node: ir.Node) -> None:
     if size >= count:
         block = size // count
         positions, tags = np.repeat(np.arange(count), block), np.tile(np.arange(block), count)
-        ids, sources = labels.ids[positions], (Source(value, positions),)
+        ids = labels.ids[positions]
+        sources: tuple[Source, ...] = (Source(value, positions),)
     else:
         block, tags = count // size, None
         rows = labels.ids.reshape(size, block)

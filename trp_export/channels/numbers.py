@@ -52,7 +52,7 @@ def set_numbers(
 
 
 def require_entry_can_change(analysis: Analysis, node: ir.Node, place: int, copied: int | None, ids: Ids) -> bool:
-    """Whether the entry of a Reshape's shape that counts the channels `ids` must be set; else it follows them by itself.
+    """Whether the entry of a Reshape's shape that counts the channels `ids` must be set; else it follows by itself.
 
     An entry 0 stands for the size of the input on the same axis: it may be that of the channels, `copied`, alone.
     Raises NotUnderstoodError where the entry is computed otherwise.

@@ -103,7 +103,7 @@ class _Removal:
             if other is not None:
                 exact[places[other]] += wide[positions]
         kept = np.array([channel not in self._gone for channel in channels.tolist()], dtype=bool)
-        return np.moveaxis(exact[kept], 0, axis).astype(array.dtype)
+        return np.asarray(np.moveaxis(exact[kept], 0, axis), array.dtype)
 
     def cut_columns(self, columns: Columns) -> None:
         channels = self._analysis.ties.roots(columns.ids)

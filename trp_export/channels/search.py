@@ -63,18 +63,15 @@ def _reads(analysis: Analysis, numbers: Numbers) -> Iterator[_Read]:
         if isinstance(step, Mix) and step.data is not None and step.inputs is not None:
             used = np.abs(step.kernel()).max(axis=3, initial=0) > 0
             group, outputs, inputs = used.shape
-            uses = np.zeros((group * outputs, group * inputs), dtype=bool)
+            uses = np.zeros((group * outputs, group * inputs), dtype=np.bool_)
             for index in range(group):
-                rows, columns = (
-                    slice(index * outputs, (index + 1) * outputs),
-                    slice(index * inputs, (index + 1) * inputs),
-                )
-                uses[rows, columns] = used[index]
+                row, column = index * outputs, index * inputs
+                uses[row : row + outputs, column : column + inputs] = used[index]
             blocks = np.repeat(np.arange(group), inputs)
             yield _read(analysis, numbers, step.data, step.inputs, blocks, analysis.ties.roots(step.outputs), uses)
     for columns in analysis.columns:
         blocks = np.zeros(len(columns.ids), np.int64)
-        all_used = np.ones((1, len(columns.ids)), dtype=bool)
+        all_used = np.ones((1, len(columns.ids)), dtype=np.bool_)
         yield _read(analysis, numbers, columns.data, columns.ids, blocks, np.array([-1]), all_used)
 
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from trp_export.channels.analysis import Analysis
 from trp_export.channels.labels import Ids, Labels
 from trp_export.channels.steps import Kept, Setting, Source
-from trp_export.graph.weights import add_initializer
+from trp_export.graph.weights import add_integers
 
 _MOST_ENTRIES = 2**26
 
@@ -32,9 +32,9 @@ def shuffle(analysis: Analysis, first: ir.Node) -> bool:
     output = last.outputs[0]
 
     def apply(kept: Kept) -> None:
-        left = (np.cumsum(kept) - 1)[order[kept[order]]]
+        left = np.asarray((np.cumsum(kept) - 1)[order[kept[order]]], np.int64)
         graph = analysis.model.graph
-        indices = add_initializer(graph, f"{first.name}.order", left, ir.DataType.INT64)
+        indices = add_integers(graph, f"{first.name}.order", left)
         gather = ir.node("Gather", [value, indices], {"axis": labels.axis}, name=f"{first.name}.gather")
         gather.outputs[0].type, gather.outputs[0].name = output.type, output.name
         ir.convenience.replace_nodes_and_values(
@@ -53,7 +53,7 @@ def _chain(first: ir.Node) -> tuple[ir.Node, ir.Node, ir.Node] | None:
     nodes = [first]
     for op_type in ("Transpose", "Reshape"):
         value = nodes[-1].outputs[0]
-        readers = value.uses()
+        readers = list(value.uses())
         if len(readers) != 1 or value.is_graph_output() or readers[0][0].op_type != op_type or readers[0][1]:
             return None
         nodes.append(readers[0][0])

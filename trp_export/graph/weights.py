@@ -9,6 +9,7 @@ from math import prod
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Array
@@ -110,6 +111,11 @@ def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType
     value = ir.Value(name=unique, type=ir.TensorType(dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def add_integers(graph: ir.Graph, name: str, numbers: NDArray[np.int64]) -> ir.Value:
+    """Register a new initializer of whole numbers, as indices or a shape."""
+    return add_initializer(graph, name, numbers, ir.DataType.INT64)  # type: ignore[arg-type]
 
 
 def set_value(value: ir.Value, array: Array) -> None:

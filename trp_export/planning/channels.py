@@ -67,7 +67,7 @@ def parse_channels(document: object, where: str) -> ChannelDecision:
         raise LoadError(f'{where}: "name" must be a string.')
     where = f"{where} ({document['name']!r:.80})"
     channels = document.get("channels")
-    if not _is_count(channels):
+    if not isinstance(channels, int) or not _is_count(channels):
         raise LoadError(f'{where}: "channels" must be a whole number.')
     merged, dropped = document.get("merged", []), document.get("dropped", [])
     if not isinstance(merged, list) or not all(_are_counts(cluster) and len(cluster) > 1 for cluster in merged):

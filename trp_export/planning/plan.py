@@ -11,11 +11,13 @@ from typing import Any
 from trp_export.errors import LoadError
 from trp_export.lowrank.schemes import SCHEMES, Branch, Branches, Scheme, scheme_named
 from trp_export.lowrank.site import Site
+from trp_export.planning.channels import ChannelDecision, parse_channels
 from trp_export.system.json_fields import read_json
 
 FORMAT = "trp-plan"
-VERSION = 2
-_VERSION_WITHOUT_SUMS = 1
+VERSION = 3
+_VERSION_WITH_SUMS = 2
+_OLDEST_VERSION = 1
 _MOST_BRANCHES = 2
 _MOST_BYTES = 2**26
 _LONGEST_SHOWN = 80
@@ -65,25 +67,40 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All decisions in the order of the graph, the rule that made them, and the multiple that ranks are rounded to."""
+    """All decisions in the order of the graph, the rule that made them, and the multiple that ranks are rounded to.
+
+    `channels` are the decisions on channel groups; `decisions` are on layers that have lost those channels already.
+    """
 
     decisions: tuple[Decision, ...]
     rule: str
     align: int = 1
+    channels: tuple[ChannelDecision, ...] = ()
 
     @property
     def changed(self) -> tuple[Change, ...]:
         return tuple(Change(decision.site, decision.branches) for decision in self.decisions if decision.branches)
 
+    @property
+    def thinner(self) -> tuple[ChannelDecision, ...]:
+        """The channel groups that lose channels."""
+        return tuple(decision for decision in self.channels if decision.removed)
+
     def to_json(self) -> dict[str, Any]:
-        """The plan in the oldest version of the format that can express it: sums of pairs need version 2."""
+        """The plan in the oldest version of the format that can express it.
+
+        Sums of pairs need version 2, channel groups that lose channels version 3.
+        """
         sums = any(len(decision.branches) > 1 for decision in self.decisions)
         layers = [
             {"name": decision.site.name, **_branches_to_json(decision.branches), "reason": decision.reason}
             for decision in self.decisions
         ]
-        version = VERSION if sums else _VERSION_WITHOUT_SUMS
-        return {"format": FORMAT, "version": version, "rule": self.rule, "align": self.align, "layers": layers}
+        version = _VERSION_WITH_SUMS if sums else _OLDEST_VERSION
+        plan = {"format": FORMAT, "version": version, "rule": self.rule, "align": self.align, "layers": layers}
+        if self.thinner:
+            plan |= {"version": VERSION, "channels": [decision.to_json() for decision in self.thinner]}
+        return plan
 
 
 def _branches_to_json(branches: Branches) -> dict[str, Any]:
@@ -114,15 +131,7 @@ def parse_plan(document: object, where: str) -> tuple[Choice, ...]:
 
     Raises LoadError, which names the document by `where` and the layer at fault.
     """
-    for name in ("provenance", "plan"):
-        if isinstance(document, Mapping) and isinstance(document.get(name), Mapping):
-            document = document[name]
-    if not isinstance(document, Mapping) or document.get("format") != FORMAT:
-        raise LoadError(f'{where} holds no plan: "format": "{FORMAT}" is missing. Make one with --dry-run --json.')
-    if document.get("version") not in (_VERSION_WITHOUT_SUMS, VERSION):
-        raise LoadError(
-            f"{where}: plan version {_shown(document.get('version'))} is unknown; this program reads up to {VERSION}."
-        )
+    document = _plan_in(document, where)
     layers = document.get("layers")
     if not isinstance(layers, list):
         raise LoadError(f'{where}: "layers" must be a list.')
@@ -131,6 +140,36 @@ def parse_plan(document: object, where: str) -> tuple[Choice, ...]:
     if count > 1:
         raise LoadError(f"{where} names layer {_shown(name)} more than once.")
     return choices
+
+
+def read_channels(path: Path) -> tuple[ChannelDecision, ...]:
+    """The channel groups of a plan that lose channels. Raises LoadError as `read_plan` does."""
+    return parse_channel_groups(read_json(path, _MOST_BYTES), str(path))
+
+
+def parse_channel_groups(document: object, where: str) -> tuple[ChannelDecision, ...]:
+    """The channel groups of a plan that lose channels. Raises LoadError as `parse_plan` does."""
+    groups = _plan_in(document, where).get("channels", [])
+    if not isinstance(groups, list):
+        raise LoadError(f'{where}: "channels" must be a list.')
+    decisions = tuple(parse_channels(group, f"{where}, channels {index + 1}") for index, group in enumerate(groups))
+    ((name, count),) = Counter(decision.name for decision in decisions).most_common(1) or [("", 0)]
+    if count > 1:
+        raise LoadError(f"{where} names the channels of {_shown(name)} more than once.")
+    return decisions
+
+
+def _plan_in(document: object, where: str) -> Mapping[str, Any]:
+    """The plan in a document. Raises LoadError where there is none, or one of an unknown version."""
+    for name in ("provenance", "plan"):
+        if isinstance(document, Mapping) and isinstance(document.get(name), Mapping):
+            document = document[name]
+    if not isinstance(document, Mapping) or document.get("format") != FORMAT:
+        raise LoadError(f'{where} holds no plan: "format": "{FORMAT}" is missing. Make one with --dry-run --json.')
+    version = document.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or not _OLDEST_VERSION <= version <= VERSION:
+        raise LoadError(f"{where}: plan version {_shown(version)} is unknown; this program reads up to {VERSION}.")
+    return document
 
 
 def _shown(value: object) -> str:

@@ -46,13 +46,15 @@ class Timings:
 class Report:
     """The outcome of an export: size before and after, plan, deviation, latency. None means: not done.
 
-    `layer_ms` are the times of layers in the cleaned-up original and in the float result, by name.
+    `layer_ms` are the times of layers in the cleaned-up original and in the float result, by name. `fewer_macs` says
+    how many times fewer multiply-adds the removal of channels alone leaves.
     """
 
     source: Source
     options: Options
     plan: Plan
     before: Cost
+    fewer_macs: float = 1.0
     after: Cost | None = None
     deviation: Deviation | None = None
     latency: Comparison | None = None
@@ -161,6 +163,7 @@ class Report:
             "before": asdict(self.before),
             "after": asdict(self.after) if self.after else None,
             "layers": [_layer(decision, self.layer_ms or {}) for decision in self.plan.decisions],
+            "channels": [decision.to_json() for decision in self.plan.channels],
             "deviation": _plain(self.deviation),
             "latency": _latency(self.latency),
             "frontier": asdict(self.frontier) if self.frontier else None,

@@ -30,7 +30,7 @@ _TONES = {None: "bold", "faster": "bold green", "slower": "bold red", "no differ
 def print_report(report: Report, out: Console, messages: Console, verbose: bool = False) -> None:
     """Print tables and the outcome on `out`, and the names of the written files on `messages`."""
     out.print(Text(_one_line(f"{report.source.name}: {report.plan.rule}"), style="bold"))
-    out.print(_layer_table(report, out.width))
+    _print_plan(report, out)
     if report.after is not None:
         out.print()
         out.print(_summary_table(report))
@@ -55,6 +55,14 @@ def print_report(report: Report, out: Console, messages: Console, verbose: bool 
         messages.print(Text(plain(f"wrote {path}")), soft_wrap=True)
 
 
+def _print_plan(report: Report, out: Console) -> None:
+    """What happens to each layer, and to channel groups where channels are removed."""
+    out.print(_layer_table(report, out.width))
+    if report.plan.thinner:
+        out.print()
+        out.print(_channel_table(report, out.width))
+
+
 def _layer_table(report: Report, width: int) -> Table:
     """Three columns. A layer that is kept gives its reason in place of scheme, rank and MACs."""
     decisions = report.plan.decisions
@@ -77,6 +85,21 @@ def _layer_table(report: Report, width: int) -> Table:
     table.add_row(Text("layer", style="dim"), Text("kernel", style="dim"), head)
     for layer, shape, line in zip(decisions, kernels, outcomes, strict=True):
         table.add_row(Text(_one_line(shorten(layer.site.name, name_width))), Text(shape, style="dim"), line)
+    return table
+
+
+def _channel_table(report: Report, width: int) -> Table:
+    """The channel groups that lose channels."""
+    groups = report.plan.thinner
+    counts = [f"{group.channels} to {group.kept}" for group in groups]
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("channel group", no_wrap=True)
+    table.add_column("channels", justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    name_width = max(_SHORTEST_NAME, width - max(map(len, ["channels", *counts])) - _WIDEST_OUTCOME - 4)
+    for group, channels in zip(groups, counts, strict=True):
+        name = Text(_one_line(shorten(group.name, name_width)))
+        table.add_row(name, Text(channels, style="green"), Text(_one_line(group.reason), style="dim"))
     return table
 
 

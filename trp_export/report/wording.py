@@ -9,6 +9,7 @@ from trp_export.lowrank.names import SHORT_NAMES
 from trp_export.lowrank.schemes import Branches
 from trp_export.metrics.score import Score, amount
 from trp_export.report.document import Report
+from trp_export.rules import OwnPlan
 from trp_export.system.text import name_some, plain
 
 if TYPE_CHECKING:
@@ -31,11 +32,18 @@ def headline(report: Report) -> str:
     """
     name = plain(shorten(report.source.name, 60))
     changed, layers = len(report.plan.changed), len(report.plan.decisions)
-    if not changed and report.precision == "fp32":
+    if not changed and not report.plan.thinner and report.precision == "fp32":
+        if isinstance(report.options.effective_rule, OwnPlan) and not report.options.extra_precisions:
+            return _nothing_to_remove(report, name)
         larger = f" Its file is {_larger(report)}: keep the original." if report.is_larger else ""
         return f"No layer of {name} gains under this rule, so the model is unchanged.{larger}"
     if report.after is None:
-        return f"{changed} of {layers} layers of {name} would become factor pairs{_planned(report)}."
+        parts = [f"{changed} of {layers} layers of {name} would become factor pairs"] if changed else []
+        if report.plan.thinner:
+            whose = "" if parts else f" of {name}"
+            groups = f"{len(report.plan.thinner)} of {len(report.plan.channels)} channel groups{whose}"
+            parts.append(f"{groups} would lose channels at no loss")
+        return f"{' and '.join(parts)}{_planned(report)}."
     outcome = f"{name} is {_size(report)}{_speed(report.ratio)}; {_outputs(report.deviation)}."
     advice = _advice(report)
     return f"{outcome} {advice}" if advice else outcome
@@ -45,7 +53,17 @@ def _planned(report: Report) -> str:
     """The cost that the plan predicts."""
     saved = sum(decision.site.macs - decision.macs for decision in report.plan.decisions)
     before = report.before.macs or 0
+    saved += round(before - before / report.fewer_macs)
     return f": {before / (before - saved):.2f} times fewer MACs" if before > saved else ""
+
+
+def _nothing_to_remove(report: Report, name: str) -> str:
+    """The outcome where no rule was given and no channel can go."""
+    found = f"No two channels of {name} are equal and none is always zero"
+    if report.after is None:
+        return f"{found}. --energy 0.98 is a rule to start with for low rank."
+    larger = f", and the file is {_larger(report)}: keep the original" if report.is_larger else ""
+    return f"{found}: its graph was cleaned up{_speed(report.ratio)}{larger}."
 
 
 def _size(report: Report) -> str:
@@ -94,6 +112,8 @@ def _advice(report: Report) -> str:
         return "Nothing was gained: keep the original."
     if ratio is not None and ratio.verdict == "slower":
         return "Do not ship it for speed."
+    if not report.plan.changed and report.precision == "fp32":
+        return ""
     if ratio is None or ratio.verdict != "faster" or low_rank is None or low_rank.verdict == "unknown":
         return ""
     other = "cleaning up the graph" if report.precision == "fp32" else report.precision

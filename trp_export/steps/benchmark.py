@@ -16,6 +16,7 @@ from trp_export.options import Options
 from trp_export.planning.plan import Plan
 from trp_export.precision.convert import Variant
 from trp_export.precision.forms import Precisions
+from trp_export.rules import OwnPlan
 from trp_export.steps.build import Built, finish
 from trp_export.workspace import Workspace
 
@@ -55,7 +56,9 @@ def benchmark(
     why_not = why_not_benchmarked(plan, options)
     if why_not is not None:
         return Timing(not_measured=why_not)
-    cleaned = without_low_rank(built.files.dense, work.scratch)
+    # Where only channels were removed, the clean-up alone leaves them.
+    wide = network.thinned.wide if network.thinned is not None and not plan.changed else built.files.dense
+    cleaned = without_low_rank(wide, work.scratch)
     files = [built.files.original, built.files.result, cleaned]
     files = list(dict.fromkeys([*files, *(one.file for one in variants if one.file is not None)]))
     try:
@@ -81,7 +84,8 @@ def without_low_rank(dense: Path, folder: Path) -> Path:
 
 def why_not_benchmarked(plan: Plan, options: Options) -> str | None:
     """Why there is nothing to measure, where that is so. Raises NotFasterError where a speed-up is required."""
-    if not plan.changed and not options.extra_precisions:
+    unchanged = not plan.changed and not plan.thinner and not isinstance(options.effective_rule, OwnPlan)
+    if unchanged and not options.extra_precisions:
         if options.benchmark.require:
             raise NotFasterError("no layer gains, so the result is not faster; nothing was written.")
         return "not measured: no layer changed"

@@ -94,7 +94,7 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
     require_same_interface(network.model, model)
     note_decided(model, _decided_words(plan, names))
     macs = measured_macs(model, network.described, work.scratch / "counted.onnx")
-    sign(model, {"rule": plan.rule, "plan": _summary(plan, network.macs, macs)})
+    sign(model, {"rule": plan.rule, "plan": _summary(plan, network.original_macs, macs)})
     save_model(model, files.result)
     params = count_params(model)
     if size_bytes(files.result) > network.original_bytes:
@@ -132,6 +132,7 @@ def _verified(built: Built, plan: Plan, knowledge: Knowledge, work: Workspace) -
         plan,
         evaluator=knowledge.evaluator,
         images=knowledge.batches,
+        thinned=network.thinned,
         progress=work.progress,
     )
     not_run = tuple(change.site.name for change in plan.changed if change.site.name in network.not_run)
@@ -206,6 +207,9 @@ def finish(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
 def _summary(plan: Plan, macs_before: int | None, macs_after: int | None) -> str:
     """The plan in one line, for readers of the file's metadata."""
     summary = f"{len(plan.changed)} of {len(plan.decisions)} layers are factor pairs"
+    if plan.thinner:
+        removed = sum(decision.removed for decision in plan.thinner)
+        summary += f", {removed} channels of {len(plan.thinner)} groups are removed"
     return f"{summary}, {macs_before / macs_after:.2f} times fewer MACs" if macs_before and macs_after else summary
 
 

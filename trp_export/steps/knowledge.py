@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trp_export.channels.thin import ChannelChoice
 from trp_export.errors import DeviceError, OptionError, UnsupportedError
 from trp_export.inputs.description import NetworkInputs, describe_inputs
 from trp_export.load import Source, load
@@ -14,8 +15,9 @@ from trp_export.metrics.evaluator import Evaluator, open_evaluator
 from trp_export.network import Network, analyse, left_out, measure_layers, normal_form
 from trp_export.options import Options
 from trp_export.planning.budgets import Damage, lost_energy
+from trp_export.planning.channels import ChannelDecision
 from trp_export.planning.curves import Layer
-from trp_export.planning.plan import Choice, parse_plan, read_plan
+from trp_export.planning.plan import Choice, parse_channel_groups, parse_plan, read_channels, read_plan
 from trp_export.rules import OwnPlan, Rule, SavedPlan
 from trp_export.steps.calibrate import Batches, CalibrationData, calibrate, open_samples
 from trp_export.system.cpu import block_size
@@ -59,6 +61,16 @@ class Knowledge:
         return self.network.params
 
     @property
+    def fewer_macs(self) -> float:
+        """How many times fewer multiply-adds the removal of channels left, before low rank."""
+        return self.network.fewer_macs
+
+    @property
+    def fewer_params(self) -> float:
+        """How many times fewer parameters the removal of channels left, before low rank."""
+        return self.network.fewer_params
+
+    @property
     def damage(self) -> Damage:
         """What each rank of a layer does to the network's output."""
         return self.calibration.damage if self.calibration is not None else lost_energy
@@ -94,8 +106,12 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
     inputs = describe_inputs(source.model, options.inputs)
     samples = open_samples(inputs, source, options)
     fold = options.calibration is not None if fold is None else fold
-    network = analyse(source, work.scratch, inputs, data=samples.shapes if samples is not None else None, fold=fold)
-    saved = saved_choices(options.effective_rule, source, needed=not options.extra_precisions)
+    saved = saved_choices(options.effective_rule, source)
+    channels = ChannelChoice(
+        saved_channels(options.effective_rule, source), lambda name: left_out(name, options.selection)
+    )
+    sizes = samples.shapes if samples is not None else None
+    network = analyse(source, work.scratch, inputs, data=sizes, fold=fold, channels=channels)
     layers = measure_layers(network, options.selection, saved, work.progress)
     evaluator, notes = _evaluator(network, inputs, options, work.progress)
     data = None
@@ -118,10 +134,10 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
     )
 
 
-def saved_choices(rule: Rule, source: Source, *, needed: bool) -> tuple[Choice, ...]:
+def saved_choices(rule: Rule, source: Source) -> tuple[Choice, ...]:
     """The choices of a saved plan; without any rule those inside the checkpoint; none under other rules.
 
-    Raises LoadError for a plan that cannot be read, OptionError where there is neither rule nor plan and one is needed.
+    Raises LoadError for a plan that cannot be read.
     """
     if isinstance(rule, SavedPlan):
         return read_plan(rule.path)
@@ -129,9 +145,19 @@ def saved_choices(rule: Rule, source: Source, *, needed: bool) -> tuple[Choice, 
         return ()
     if source.plan is not None:
         return parse_plan(source.plan, f"the plan inside {source.name}")
-    if needed:
-        raise OptionError("no rule says how small the network should become; start with --energy 0.98.")
     return ()
+
+
+def saved_channels(rule: Rule, source: Source) -> tuple[ChannelDecision, ...] | None:
+    """The channel groups that a saved plan makes thinner; None where there is no plan, and equal channels are sought.
+
+    Raises LoadError for a plan that cannot be read.
+    """
+    if isinstance(rule, SavedPlan):
+        return read_channels(rule.path)
+    if isinstance(rule, OwnPlan) and source.plan is not None:
+        return parse_channel_groups(source.plan, f"the plan inside {source.name}")
+    return None
 
 
 def _evaluator(

@@ -6,7 +6,7 @@ from functools import singledispatch
 
 from trp_export.latency.search import plan_for_speedup
 from trp_export.planning.budgets import plan_by_macs, plan_by_params
-from trp_export.planning.plan import Plan
+from trp_export.planning.plan import Choice, Plan
 from trp_export.planning.rules import plan_by_choices, plan_by_rule
 from trp_export.rules import Macs, OwnPlan, Params, RankRule, Rule, SavedPlan, Speedup
 from trp_export.steps.knowledge import Knowledge
@@ -28,12 +28,18 @@ def _(rule: RankRule, knowledge: Knowledge) -> Plan:
 
 @plan_by.register
 def _(rule: Macs, knowledge: Knowledge) -> Plan:
-    return plan_by_macs(knowledge.layers, knowledge.macs, rule.ratio, knowledge.align, knowledge.damage)
+    left = rule.ratio / knowledge.fewer_macs
+    if left <= 1:
+        return _by_channels_alone(f"macs {rule.ratio:g}x fewer", knowledge)
+    return plan_by_macs(knowledge.layers, knowledge.macs, left, knowledge.align, knowledge.damage)
 
 
 @plan_by.register
 def _(rule: Params, knowledge: Knowledge) -> Plan:
-    return plan_by_params(knowledge.layers, knowledge.params, rule.ratio, knowledge.align, knowledge.damage)
+    left = rule.ratio / knowledge.fewer_params
+    if left <= 1:
+        return _by_channels_alone(f"params {rule.ratio:g}x fewer", knowledge)
+    return plan_by_params(knowledge.layers, knowledge.params, left, knowledge.align, knowledge.damage)
 
 
 @plan_by.register
@@ -48,5 +54,16 @@ def _(rule: SavedPlan, knowledge: Knowledge) -> Plan:
 
 @plan_by.register
 def _(rule: OwnPlan, knowledge: Knowledge) -> Plan:
-    where = "the plan inside the checkpoint" if knowledge.saved else "no rule, so every layer stays"
-    return plan_by_choices(knowledge.layers, knowledge.saved, where)
+    if knowledge.saved:
+        return plan_by_choices(knowledge.layers, knowledge.saved, "the plan inside the checkpoint")
+    return _all_kept(knowledge, "no rule, so nothing is lost", "no rule")
+
+
+def _by_channels_alone(rule: str, knowledge: Knowledge) -> Plan:
+    """A budget that is met without low rank, since channels that were removed at no loss left little enough."""
+    return _all_kept(knowledge, rule, "the removal of channels meets the budget")
+
+
+def _all_kept(knowledge: Knowledge, rule: str, reason: str) -> Plan:
+    choices = tuple(Choice(layer.site.name, (), reason) for layer in knowledge.layers)
+    return plan_by_choices(knowledge.layers, choices, rule)

@@ -32,7 +32,8 @@ def report_plan(knowledge: Knowledge, planned: Planned, options: Options) -> Rep
         network.source,
         options,
         planned.plan,
-        before=Cost(network.original_params, network.macs, network.original_bytes),
+        before=Cost(network.original_params, network.original_macs, network.original_bytes),
+        fewer_macs=network.fewer_macs,
         frontier=planned.frontier,
         forecast=planned.forecast,
         notes=tuple(dict.fromkeys((*knowledge.notes, *planned.notes))),
@@ -44,7 +45,9 @@ def report_result(
 ) -> Report:
     """The same with the result, its evidence and its measurements."""
     latency = compared(timing, built, precisions, work.scratch)
-    remarks = tuple(precision_remarks(precisions)) if precisions is not None else low_rank_share_of_speedup(latency)
+    remarks = tuple(precision_remarks(precisions)) if precisions is not None else ()
+    if precisions is None and report.plan.changed:
+        remarks = low_rank_share_of_speedup(latency)
     not_measured = (timing.not_measured,) if timing.not_measured else ()
     deviation = as_shipped(built.deviation, precisions, knowledge.network, built.files)
     size = size_bytes(work.result)

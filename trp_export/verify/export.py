@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from trp_export.channels.thin import Thinned
 from trp_export.errors import LoadError, OptionError, UnsupportedError, VerifyError
 from trp_export.graph.large_files import read_model
 from trp_export.graph.prepare import prepare
@@ -34,6 +35,7 @@ from trp_export.system.progress import Progress
 from trp_export.system.text import name_some
 from trp_export.verify.evidence import CALIBRATION, GIVEN, NOISE, Deviation, Files
 from trp_export.verify.layers import ALONE, LayerProof, Proof, prove_layers
+from trp_export.verify.removal import prove_removal
 from trp_export.verify.rounding import LAMBDA
 from trp_export.verify.whole import (
     Execution,
@@ -73,10 +75,12 @@ def verify_export(
     *,
     evaluator: Evaluator | None = None,
     images: Sequence[Batch] = (),
+    thinned: Thinned | None = None,
     progress: Progress = lambda step, share: None,
 ) -> Deviation:
     """Compare on noise, on the user's own arrays where `inputs` holds any, and on `images`, batches of calibration.
 
+    Where channels were removed first (`thinned`), the network with fewer channels is compared with the original, too.
     Raises VerifyError where the rewrite is wrong, LoadError where the original cannot be trusted, OptionError where it
     does not run on inputs of these shapes, UnsupportedError for outputs that cannot be compared.
     """
@@ -86,7 +90,9 @@ def verify_export(
     if source.probe is not None and ran.failure is None:
         _require_as_pytorch(source.probe, files.dense, dense)
     must = frozenset(change.site.name for change in plan.changed)
-    folding = _prove_folding(files.original, dense, ran.batches, shapes)
+    if thinned is not None and ran.failure is None:
+        prove_removal(thinned, ran.batches)
+    folding = _prove_folding(files.original, dense, ran.batches, shapes, thinned)
     proof = prove_layers(products, read_model(files.result), dense, ran.batches, shapes, must)
     deviation = Deviation(
         inputs=_IN_WORDS[next(iter(ran.batches), NOISE)],
@@ -100,7 +106,8 @@ def verify_export(
         return deviation
     progress("verify", 0.6)
     terms = max(folding.terms, proof.terms)
-    deviation = _compare_whole(deviation, files, dense, ran, proof.shared, terms)
+    narrowed = frozenset(thinned.narrowed) if thinned is not None else frozenset()
+    deviation = _compare_whole(deviation, files, dense, ran, proof.shared, terms, narrowed)
     if evaluator is None:
         return deviation
     return replace(deviation, score=evaluator(files.result, lambda share: progress("compare", share)))
@@ -189,9 +196,11 @@ def _require_as_pytorch(probe: Probe, file: Path, dense: ir.Model) -> None:
             )
 
 
-def _prove_folding(original: Path, dense: ir.Model, batches: Batches, shapes: Mapping[str, Shape]) -> Proof:
+def _prove_folding(
+    original: Path, dense: ir.Model, batches: Batches, shapes: Mapping[str, Shape], thinned: Thinned | None
+) -> Proof:
     """Where operators were folded or rewritten in the normal form: each of these parts against the original's."""
-    model = read_model(original)
+    model = read_model(original if thinned is None else thinned.thin)
     if _foldable(model) == _foldable(dense):
         return Proof((), ())
     normal = prepare(model)
@@ -207,15 +216,24 @@ def _foldable(model: ir.Model) -> Counter[str]:
 
 
 def _compare_whole(
-    deviation: Deviation, files: Files, dense: ir.Model, ran: _Ran, shared: Mapping[str, str], terms: int
+    deviation: Deviation,
+    files: Files,
+    dense: ir.Model,
+    ran: _Ran,
+    shared: Mapping[str, str],
+    terms: int,
+    narrowed: frozenset[str],
 ) -> Deviation:
-    """The original with its normal form, and the products with the result. Raises VerifyError where two differ."""
+    """The original with its normal form, and the products with the result. Raises VerifyError where two differ.
+
+    Values that are `narrowed` have fewer channels than in the original and are not compared with it.
+    """
     labels = tuple(ran.batches)
     batches = [batch for one in ran.batches.values() for batch in one]
     half = _weight_type(dense) == ir.DataType.FLOAT16
     factor = float(LAMBDA * np.sqrt(_HALF_ROUNDINGS if half else terms))
     points = find_points(dense, shared)
-    outer = find_points(dense, shared.keys() & _names(read_model(files.original)))
+    outer = find_points(dense, shared.keys() & _names(read_model(files.original)) - narrowed)
     notes = [f"{name}: all of it lies behind {', '.join(points.before)}" for name in points.unreachable]
 
     outputs = tuple(value.name or "" for value in dense.graph.outputs)

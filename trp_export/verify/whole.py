@@ -91,6 +91,12 @@ def find_points(model: ir.Model, shared: Collection[str]) -> Points:
     return Points(_names(exact), _names(ends), tuple(dict.fromkeys(search.before)), tuple(unreachable))
 
 
+def before_steps(model: ir.Model) -> tuple[str, ...]:
+    """The values of the main graph that no operator with steps takes part in, in order."""
+    stepped = _PointSearch(model, ()).stepped
+    return tuple(value.name or "" for node in model.graph for value in node.outputs if value not in stepped)
+
+
 class _PointSearch:
     def __init__(self, model: ir.Model, shared: Collection[str]) -> None:
         """`rounded` values depend on a layer, `stepped` ones on an operator with steps that reads a rounded value."""

@@ -12,7 +12,7 @@ from string import Template
 
 from trp_export.planning.curves import Layer
 from trp_export.report.document import Report
-from trp_export.report.page import evidence, frontier, precisions, reproduce, summary
+from trp_export.report.page import channels, evidence, frontier, precisions, reproduce, summary
 from trp_export.report.page import layers as layer_parts
 from trp_export.report.page.markup import Markup, element, escape, join
 from trp_export.report.wording import headline, shorten, tone
@@ -47,6 +47,7 @@ def _sections(report: Report, layers: Sequence[Layer]) -> tuple[tuple[str, Marku
         ("Precision", precisions.section(report)) if report.forms else None,
         ("Frontier", frontier.section(report.frontier)) if report.frontier else None,
         ("Layers", layer_parts.table(report.plan, report.layer_ms)),
+        ("Channels", channels.section(report.plan.channels)) if report.plan.thinner else None,
         ("What each rank keeps", pictures) if pictures else None,
         ("Environment", reproduce.environment(report)),
         ("Notes", reproduce.notes(report)) if report.notes else None,

@@ -1,0 +1,239 @@
+"""Channels that are equal or always zero go, and the network answers as before: by construction, operator by operator.
+
+Random channels of a random network are copied or emptied, in all that makes them. The thinner network must answer as
+the wide one does in onnxruntime, and must have lost those channels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import build, noise, relative_l2, run
+from onnx import numpy_helper
+
+from trp_export.channels.removal import remove_channels
+from trp_export.channels.thin import ChannelChoice, choose_channels
+from trp_export.graph.prepare import prepare, remove_unused
+from trp_export.graph.shapes import infer_value_shapes, input_shapes
+from trp_export.planning.channels import ChannelDecision
+
+FIND = ChannelChoice(None, lambda name: None)
+HEAD = '<ir_version: 8, opset_import: ["" : 17]> net (float[N, 3, 12, 12] x) => (float[N, K, H, W] y) '
+
+# Each makes y of a, which has 8 channels, and names the weights that make them: all have their channels on axis 0.
+BODIES = {
+    "conv": "<float[5, 8, 3, 3] w> { y = Conv <pads = [1, 1, 1, 1]> (a, w) }",
+    "strided": "<float[5, 8, 3, 3] w> { y = Conv <strides = [2, 3], dilations = [2, 1], pads = [0, 2, 1, 0]> (a, w) }",
+    "transposed": "<float[8, 5, 3, 3] w> { y = ConvTranspose <strides = [2, 2], pads = [1, 0, 1, 0]> (a, w) }",
+    "prelu": "<float[8, 1, 1] slope, float[5, 8, 1, 1] w> { p = PRelu (a, slope)\n y = Conv (p, w) }",
+    "leaky": "<float[5, 8, 1, 1] w> { p = LeakyRelu (a)\n y = Conv (p, w) }",
+    "pool": "<float[5, 8, 1, 1] w> { p = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (a)\n "
+    "q = AveragePool <kernel_shape = [2, 2]> (p)\n y = Conv (q, w) }",
+    "depthwise": "<float[8, 1, 3, 3] d, float[8] e, float[5, 8, 1, 1] w> { p = Conv <group = 8, pads = [1, 1, 1, 1]> "
+    "(a, d, e)\n y = Conv (p, w) }",
+    "multiplied": "<float[16, 1, 3, 3] d, float[5, 16, 1, 1] w> { p = Conv <group = 8> (a, d)\n y = Conv (p, w) }",
+    "residual": "<float[8, 8, 3, 3] v, float[5, 8, 1, 1] w> { r = Relu (a)\n p = Conv <pads = [1, 1, 1, 1]> (r, v)\n "
+    "s = Add (p, a)\n y = Conv (s, w) }",
+    "gate": "<float[4, 8, 1, 1] v, float[8, 4, 1, 1] u, float[5, 8, 1, 1] w> { g = GlobalAveragePool (a)\n "
+    "h = Conv (g, v)\n i = Relu (h)\n j = Conv (i, u)\n k = Sigmoid (j)\n m = Mul (a, k)\n y = Conv (m, w) }",
+    "concat": "<float[6, 8, 3, 3] v, float[5, 17, 1, 1] w> { p = Conv <pads = [1, 1, 1, 1]> "
+    "(a, v)\n c = Concat <axis = 1> (x, p, a)\n y = Conv (c, w) }",
+    "split": "<float[5, 4, 1, 1] w> { p, q = Split <axis = 1> (a)\n "
+    "s = Mul (p, p)\n t = Add (s, q)\n y = Conv (t, w) }",
+    "shuffle": "<int64[5] s = {-1, 2, 4, 12, 12}, int64[4] t = {-1, 8, 12, 12}, float[5, 8, 1, 1] w> "
+    "{ p = Reshape (a, s)\n q = Transpose <perm = [0, 2, 1, 3, 4]> (p)\n r = Reshape (q, t)\n y = Conv (r, w) }",
+    "flatten": "<float[1152, 5] w, int64[4] t = {-1, 5, 1, 1}> { f = Flatten (a)\n m = MatMul (f, w)\n "
+    "y = Reshape (m, t) }",
+    "gemm": "<float[6, 8] v, float[6] u, float[5, 6] w, int64[2] s = {0, -1}, int64[4] t = {-1, 5, 1, 1}> "
+    "{ g = GlobalAveragePool (a)\n f = Reshape (g, s)\n h = Gemm <transB = 1, alpha = 0.5> (f, v, u)\n i = Relu (h)\n "
+    "m = Gemm <transB = 1> (i, w)\n y = Reshape (m, t) }",
+    "resize": "<float[4] z = {1, 1, 2, 2}, int64[8] p = {0, 0, 1, 1, 0, 0, 2, 0}, float[5, 8, 3, 3] w> "
+    '{ q = Pad (a, p)\n r = Resize <mode = "nearest"> (q, , z)\n y = Conv (r, w) }',
+    "depth": "<float[5, 2, 1, 1] w> { d = DepthToSpace <blocksize = 2> (a)\n y = Conv (d, w) }",
+    "space": "<float[5, 32, 1, 1] w> { d = SpaceToDepth <blocksize = 2> (a)\n y = Conv (d, w) }",
+    "grouped": "<float[6, 4, 3, 3] v, float[5, 6, 1, 1] w> { p = Conv <group = 2> (a, v)\n y = Conv (p, w) }",
+    "grouped transposed": "<float[8, 3, 3, 3] v, float[5, 6, 1, 1] w> { p = ConvTranspose <group = 2> (a, v)\n "
+    "y = Conv (p, w) }",
+    "shared": "<float[8, 8, 3, 3] v, float[5, 8, 1, 1] w> { p = Conv <pads = [1, 1, 1, 1]> (a, v)\n r = Relu (p)\n "
+    "q = Conv <pads = [1, 1, 1, 1]> (r, v)\n s = Add (q, a)\n t = Add (s, r)\n y = Conv (t, w) }",
+    "slice": "<int64[1] b = {2}, int64[1] e = {9223372036854775807}, int64[1] i = {1}, float[5, 6, 1, 1] w> "
+    "{ p = Slice (a, b, e, i)\n y = Conv (p, w) }",
+    "gather": "<int64[5] i = {7, 0, 0, 3, 2}, float[5, 5, 1, 1] w> { p = Gather <axis = 1> (a, i)\n y = Conv (p, w) }",
+    "lstm": "<float[1, 8, 8] w, float[1, 8, 2] r, int64[3] s = {1, -1, 8}, int64[4] t = {-1, 2, 1, 1}> "
+    "{ p = GlobalAveragePool (a)\n q = Reshape (p, s)\n o, y0, c = LSTM <hidden_size = 2> (q, w, r)\n "
+    "y = Reshape (o, t) }",
+}
+STEM = (
+    "float[8, 3, 3, 3] stem__weight, float[8] stem__b, float[8] bn__s, float[8] bn__b, float[8] bn__m, float[8] bn__v",
+    "c0 = Conv <pads = [1, 1, 1, 1]> (x, stem__weight, stem__b)\n "
+    "b0 = BatchNormalization (c0, bn__s, bn__b, bn__m, bn__v)\n "
+    "a = Relu (b0)\n",
+)
+# What has one entry for each of the 8 channels, beside the stem, and must agree for them to be equal.
+TIED = {
+    "prelu": ("slope",),
+    "depthwise": ("d", "e"),
+    "residual": ("v",),
+    "gate": ("u",),
+    "shared": ("v",),
+}
+LIVES = {"split", "gather", "depth"}  # Copies need not be equal where they are read.
+
+
+def network(kind: str, seed: int) -> onnx.ModelProto:
+    return build(_text(kind), seed)
+
+
+def _text(kind: str) -> str:
+    declared, nodes = STEM
+    own, _, rest = BODIES[kind].partition("> {")
+    return f"{HEAD}<{declared}, {own.removeprefix('<')}> {{ {nodes} {rest}"
+
+
+def edit(model: onnx.ModelProto, name: str, change: object) -> None:
+    (tensor,) = [one for one in model.graph.initializer if one.name == name]
+    array = numpy_helper.to_array(tensor).copy()
+    change(array)  # type: ignore[operator]
+    tensor.CopyFrom(numpy_helper.from_array(array, name))
+
+
+def randomise(model: onnx.ModelProto, seed: int) -> None:
+    """Weights of full rank: those of low rank may be equal by chance."""
+    rng = np.random.default_rng(seed)
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype == np.float32 and array.size > 4:
+            drawn = rng.uniform(0.5, 1.5, array.shape) * rng.choice([-1, 1], array.shape)
+            drawn = np.abs(drawn) if tensor.name == "bn.v" else drawn
+            tensor.CopyFrom(numpy_helper.from_array(drawn.astype(np.float32), tensor.name))
+
+
+def thin(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[ChannelDecision, ...]]:
+    graph = prepare(ir.from_proto(model))
+    shapes = infer_value_shapes(graph, input_shapes(graph))
+    analysis, gone, decisions = choose_channels(graph, shapes, FIND)
+    remove_channels(analysis, gone)
+    remove_unused(graph)
+    return ir.to_proto(graph), decisions
+
+
+def require_same(wide: onnx.ModelProto, thinner: onnx.ModelProto) -> None:
+    inputs = noise(wide)
+    for wanted, got in zip(run(wide, inputs), run(thinner, inputs), strict=True):
+        assert relative_l2(wanted, got) < 1e-5
+
+
+def copy_channel(model: onnx.ModelProto, kind: str, first: int, second: int) -> None:
+    for name in ("stem.weight", "stem.b", "bn.s", "bn.b", "bn.m", "bn.v", *TIED.get(kind, ())):
+        edit(model, name, lambda array: array.__setitem__(second, array[first]))
+    if kind == "multiplied":
+        edit(
+            model,
+            "d",
+            lambda array: array.__setitem__(slice(2 * second, 2 * second + 2), array[2 * first : 2 * first + 2]),
+        )
+
+
+def empty_channel(model: onnx.ModelProto, kind: str, channel: int) -> None:
+    for name in ("bn.s", "bn.b", *(name for name in TIED.get(kind, ()) if name in ("v", "e"))):
+        edit(model, name, lambda array: array.__setitem__(channel, 0))
+
+
+@settings(max_examples=40)
+@given(st.sampled_from(sorted(BODIES)), st.integers(0, 2**31), st.data())
+def test_thinner_network_answers_as_the_wide_one(kind: str, seed: int, data: st.DataObject) -> None:
+    model = network(kind, seed % 7)
+    randomise(model, seed)
+    channels = data.draw(st.permutations(range(8)))
+    for second in channels[1 : data.draw(st.integers(1, 4))]:
+        copy_channel(model, kind, channels[0], second)
+    for channel in channels[6 : 6 + data.draw(st.integers(0, 2))]:
+        empty_channel(model, kind, channel)
+    thinner, _ = thin(model)
+    require_same(model, thinner)
+
+
+@pytest.mark.parametrize("kind", sorted(set(BODIES) - LIVES - {"grouped", "grouped transposed"}))
+def test_equal_and_empty_channels_go(kind: str) -> None:
+    model = network(kind, 0)
+    randomise(model, 1)
+    copy_channel(model, kind, 3, 5)
+    empty_channel(model, kind, 6)
+    thinner, decisions = thin(model)
+    require_same(model, thinner)
+    (stem,) = [decision for decision in decisions if decision.name == "stem"]
+    assert stem.kept == 6, stem
+
+
+@pytest.mark.parametrize("kind", ["grouped", "grouped transposed"])
+def test_groups_of_a_conv_stay_of_equal_size(kind: str) -> None:
+    model = network(kind, 0)
+    randomise(model, 1)
+    for channel in (0, 1, 6):  # Two of the first group, one of the second: one of each can go.
+        empty_channel(model, kind, channel)
+    thinner, decisions = thin(model)
+    require_same(model, thinner)
+    assert next(decision for decision in decisions if decision.name == "stem").kept == 6
+
+
+def test_channels_of_an_output_stay() -> None:
+    model = network("conv", 0)
+    randomise(model, 0)
+    edit(model, "w", lambda array: array.__setitem__(slice(None), array[0]))
+    _, decisions = thin(model)
+    assert [decision.removed for decision in decisions] == [0, 0]
+    assert decisions[1].reason == "an output of the model"
+
+
+def test_channels_behind_an_unknown_operator_stay_with_the_reason() -> None:
+    text = _text("conv").replace("y = Conv <pads = [1, 1, 1, 1]> (a, w)", "l = LRN <size = 3> (a)\n y = Conv (l, w)")
+    model = build(text)
+    randomise(model, 0)
+    copy_channel(model, "conv", 0, 1)
+    _, decisions = thin(model)
+    assert decisions[0].removed == 0
+    assert decisions[0].reason.startswith("LRN ")
+    assert decisions[0].reason.endswith("reads it: it may mix channels")
+
+
+def test_nearly_equal_channels_stay() -> None:
+    model = network("conv", 0)
+    randomise(model, 0)
+    copy_channel(model, "conv", 0, 1)
+    edit(model, "stem.weight", lambda array: array.__setitem__(1, array[1] * (1 + 1e-5)))
+    assert thin(model)[1][0].removed == 0
+
+
+def test_channel_that_no_filter_uses_goes_and_what_it_is_made_of() -> None:
+    text = _text("conv").replace("y = Conv <pads = [1, 1, 1, 1]> (a, w)", "h = Conv (a, u)\n y = Conv (h, w)")
+    model = build(text.replace("float[5, 8, 3, 3] w", "float[4, 8, 1, 1] u, float[5, 4, 1, 1] w"))
+    randomise(model, 0)
+    edit(model, "w", lambda array: array.__setitem__((slice(None), 2), 0))
+    edit(model, "u", lambda array: array.__setitem__(([0, 1, 3], 7), 0))  # Only filter 2 uses channel 7.
+    thinner, decisions = thin(model)
+    require_same(model, thinner)
+    assert [decision.dropped for decision in decisions] == [(7,), (2,), ()]
+
+
+def test_one_channel_is_left_of_a_dead_layer() -> None:
+    model = network("conv", 0)
+    randomise(model, 0)
+    for channel in range(8):
+        empty_channel(model, "conv", channel)
+    thinner, decisions = thin(model)
+    require_same(model, thinner)
+    assert decisions[0].kept == 1
+
+
+def test_a_thin_network_loses_nothing_more(tmp_path: Path) -> None:
+    model = network("gate", 0)
+    randomise(model, 0)
+    copy_channel(model, "gate", 0, 1)
+    _, decisions = thin(thin(model)[0])
+    assert not any(decision.removed for decision in decisions)

@@ -1,0 +1,119 @@
+"""Take from a network the channels that it can lose: the model before and after, and what was decided on each group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from trp_export.channels.analysis import Analysis, analyse_channels
+from trp_export.channels.groups import Group, find_groups
+from trp_export.channels.removal import Narrowed, remove_channels, removed_channels
+from trp_export.channels.search import balanced, find_removable
+from trp_export.errors import OptionError
+from trp_export.graph.cost import count_params
+from trp_export.graph.model_files import save_model
+from trp_export.graph.prepare import remove_unused
+from trp_export.graph.shapes import Shape
+from trp_export.planning.channels import ChannelDecision
+
+# Why the layer of a name is left out of the export; None where it is not.
+LeftOut = Callable[[str], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Thinned:
+    """A model before and after it lost channels, in normal form: its files, and the values with fewer channels.
+
+    `params` and `macs` are those before; `macs` is None where shapes are unknown.
+    """
+
+    wide: Path
+    thin: Path
+    narrowed: Mapping[str, Narrowed]
+    params: int
+    params_left: int
+    macs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelChoice:
+    """Which channels may go: those of a saved plan, or where `saved` is None all that are equal, zero or not read.
+
+    A group stays if `left_out` gives a reason for any layer that makes or reads its channels.
+    """
+
+    saved: tuple[ChannelDecision, ...] | None
+    left_out: LeftOut
+
+
+def choose_channels(
+    model: ir.Model, shapes: Mapping[str, Shape], choice: ChannelChoice
+) -> tuple[Analysis, dict[int, int | None], tuple[ChannelDecision, ...]]:
+    """The channels that go, with what each is merged into, and the decision on every group.
+
+    Raises OptionError for a saved plan that does not fit the network.
+    """
+    analysis = analyse_channels(model, shapes)
+    groups = find_groups(analysis)
+    _leave_out(analysis, groups, choice.left_out)
+    groups = find_groups(analysis)
+    decisions = find_removable(analysis, groups)
+    gone = removed_channels(groups, decisions)
+    if choice.saved is not None:
+        decisions = _replayed(analysis, groups, gone, choice.saved)
+        gone = removed_channels(groups, decisions)
+    return analysis, gone, decisions
+
+
+def _leave_out(analysis: Analysis, groups: Sequence[Group], left_out: LeftOut) -> None:
+    for group in groups:
+        reasons = [reason for name in (*group.producers, *group.consumers) if (reason := left_out(name)) is not None]
+        if reasons:
+            analysis.ties.block(group.channels, reasons[0])
+
+
+def _replayed(
+    analysis: Analysis, groups: Sequence[Group], found: Mapping[int, int | None], saved: Sequence[ChannelDecision]
+) -> tuple[ChannelDecision, ...]:
+    """The decisions of a saved plan, where they lose nothing on this network."""
+    by_name = {group.name: group for group in groups}
+    for decision in saved:
+        gone = removed_channels(groups, [decision])
+        reason = by_name[decision.name].reason
+        if reason is not None and reason.startswith("left out"):
+            continue
+        for channel, other in gone.items():
+            is_zero = channel in found and found[channel] is None
+            is_equal = other is not None and (found.get(channel) or channel) == (found.get(other) or other)
+            if not (is_zero if other is None else is_equal):
+                what = "drops channels that are not zero" if other is None else "merges channels that are not equal"
+                raise OptionError(
+                    f"the plan {what} in {decision.name}. Use it with the network that it was made for, or leave it "
+                    "out: equal channels are found without a plan."
+                )
+    wanted = removed_channels(groups, saved)
+    if balanced(analysis, wanted) != wanted:
+        raise OptionError("the plan leaves the groups of a conv with different numbers of channels.")
+    return tuple(saved)
+
+
+def thin(
+    model: ir.Model, shapes: Mapping[str, Shape], choice: ChannelChoice, folder: Path
+) -> tuple[tuple[ChannelDecision, ...], Thinned | None]:
+    """Remove channels from a model in normal form, in place; the decisions, and the model before and after in `folder`.
+
+    Where no channel goes, the model stays as it is. The multiply-adds are left to be counted.
+    """
+    analysis, gone, decisions = choose_channels(model, shapes, choice)
+    if not gone:
+        return decisions, None
+    wide, after = folder / "wide.onnx", folder / "thin.onnx"
+    save_model(model, wide, apart=True)
+    params = count_params(model)
+    narrowed = remove_channels(analysis, gone)
+    remove_unused(model)
+    save_model(model, after, apart=True)
+    return decisions, Thinned(wide, after, narrowed, params, count_params(model))
