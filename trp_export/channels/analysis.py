@@ -101,6 +101,11 @@ def whole(value: ir.Value, labels: Labels) -> Source:
     return Source(value, np.arange(len(labels.ids)))
 
 
+def zeros(count: int) -> Source:
+    """Channels of zeros that the graph itself makes."""
+    return Source(None, np.zeros(count, np.int64))
+
+
 def analyse_channels(model: ir.Model, shapes: Mapping[str, Shape]) -> Analysis:
     """The channels of a model in normal form; `shapes` of its values, by name."""
     from trp_export.channels.counts import judge_counts

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from trp_export.channels.analysis import Analysis
 from trp_export.channels.labels import Ids
-from trp_export.channels.steps import Each, Mix, Rows
+from trp_export.channels.steps import Each, Mix, Rows, Source
 from trp_export.graph.batch_norm import affine_terms
 from trp_export.graph.weights import find_bias, find_constant
 from trp_export.lowrank.factor import Float64
@@ -142,7 +142,7 @@ def _tolerance(dtype: ir.DataType, given: float | None) -> float:
 
 
 def _number_each(step: Each, numbers: Numbers, tolerance: float | None) -> Ids:
-    parts = [numbers.of_values[source.value][source.positions] for source in step.sources]
+    parts = [_read(source, numbers) for source in step.sources]
     if step.moves:  # The parts of a Concat follow one another.
         return np.concatenate(parts)
     read = np.stack(parts, axis=1)
@@ -159,6 +159,12 @@ def _number_each(step: Each, numbers: Numbers, tolerance: float | None) -> Ids:
             key = (step.node.name, step.output.name, *row, *(int(part[place]) for part in own), int(tags[place]))
             made.append(numbers.intern(key))
     return np.array(made)
+
+
+def _read(source: Source, numbers: Numbers) -> Ids:
+    if source.value is None:
+        return np.full(len(source.positions), numbers.constant(0.0))
+    return numbers.of_values[source.value][source.positions]
 
 
 def _zero(row: list[int], numbers: Numbers) -> int | None:

@@ -112,8 +112,9 @@ def _concat(analysis: Analysis, node: ir.Node) -> None:
     for value in node.inputs:
         if value is not None and value not in analysis.labels:
             _give_fixed_channels(analysis, value, first)
-    parts = [whole(value, analysis.labels[value]) for value in node.inputs if value is not None]
-    ids = np.concatenate([analysis.labels[part.value].ids for part in parts])
+    joined = [(value, analysis.labels[value]) for value in node.inputs if value is not None]
+    parts = [whole(value, labels) for value, labels in joined]
+    ids = np.concatenate([labels.ids for _, labels in joined])
     analysis.pass_on(node, Labels(first.rank, axis, ids), tuple(parts), moves=True)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import numpy as np
 import onnx_ir as ir
 
-from trp_export.channels.analysis import Analysis, NotUnderstoodError, Rule
+from trp_export.channels.analysis import Analysis, NotUnderstoodError, Rule, whole, zeros
 from trp_export.channels.labels import Labels
 from trp_export.channels.numbers import constant_numbers, set_numbers
-from trp_export.channels.steps import Setting
+from trp_export.channels.steps import Kept, Setting
 from trp_export.graph.weights import find_constant
 
 
@@ -60,7 +63,7 @@ def _upsample(analysis: Analysis, node: ir.Node) -> None:
 
 
 def _pad(analysis: Analysis, node: ir.Node) -> None:
-    """Padding of other axes than that of the channels."""
+    """Padding of other axes leaves the channels as they are. Zeros around the channels are channels, too."""
     labels = analysis.tracked(node.inputs[0])
     if labels is None:
         return
@@ -73,8 +76,31 @@ def _pad(analysis: Analysis, node: ir.Node) -> None:
     if not pads or len(pads) != 2 * len(axes):
         raise NotUnderstoodError("its pads are computed")
     if labels.axis in axes and any(pads[axes.index(labels.axis) :: len(axes)]):
-        raise NotUnderstoodError("it pads channels")
+        _pad_channels(analysis, node, axes.index(labels.axis), pads)
+        return
     analysis.follow(node)
+
+
+def _pad_channels(analysis: Analysis, node: ir.Node, place: int, pads: list[int]) -> None:
+    """Channels of zeros before and behind, as a residual network without projections has them."""
+    value, labels = analysis.require(node.inputs[0])
+    places = (place, place + len(pads) // 2)
+    mode, filled = node.attributes.get_string("mode", "constant"), node.attributes.get_float("value", 0.0)
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        constant = find_constant(node.inputs[2])
+        filled = float(constant.array().reshape(())) if constant is not None else 1.0
+    if mode != "constant" or filled or min(pads[end] for end in places) < 0 or len(node.inputs) < 2:
+        raise NotUnderstoodError("it pads channels by other values than zeros")
+    before, behind = (analysis.ties.fresh(pads[end]) for end in places)
+    for ids, end in ((before, places[0]), (behind, places[1])):
+        analysis.settings.append(Setting(ids, partial(_set_pad, analysis, node, end)))
+    sources = (zeros(len(before)), whole(value, labels), zeros(len(behind)))
+    padded = Labels(labels.rank, labels.axis, np.concatenate([before, labels.ids, behind]))
+    analysis.pass_on(node, padded, sources, moves=True)
+
+
+def _set_pad(analysis: Analysis, node: ir.Node, place: int, kept: Kept) -> None:
+    set_numbers(analysis, node, 1, {place: int(kept.sum())})
 
 
 RESIZE: dict[str, Rule] = {"Resize": _resize, "Upsample": _upsample, "Pad": _pad}

@@ -30,9 +30,9 @@ Kept = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """The position of `value` that each output channel is computed from."""
+    """The position of `value` that each output channel is computed from; zeros where it is None."""
 
-    value: ir.Value
+    value: ir.Value | None
     positions: Ids
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 \b
 Examples:
+  trp-export model.onnx
   trp-export model.onnx --macs 1.5 --calib photos/ --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
   trp-export model.onnx --speedup 1.5 --calib photos/ --device ssh:pi@raspberrypi.local
   trp-export model.onnx --max-drop 0.5 --eval labelled.npz --calib photos/
