@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from trp_export.channels.analysis import Analysis
 from trp_export.channels.labels import Ids
 from trp_export.channels.steps import Each, Mix, Rows, Source
-from trp_export.graph.batch_norm import affine_terms
+from trp_export.graph.exact.affine import affine_terms
 from trp_export.graph.weights import find_bias, find_constant
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Array
