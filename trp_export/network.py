@@ -138,7 +138,7 @@ def analyse(
     usual = inputs.completed(data)
     require_bounded(prepared, infer_value_shapes(prepared, usual.shapes))
     original_params = count_params(prepared)
-    decisions, thinned = _thin(prepared, folder, usual, channels) if channels is not None else ((), None)
+    decisions, thinned, notes = _thin(prepared, folder, usual, channels)
     if thinned is not None:
         original = source.path or thinned.wide
     means = mean_inputs(find_sites(prepared, infer_shapes(prepared, usual.shapes)))
@@ -155,7 +155,7 @@ def analyse(
     return Network(
         source=replace(source, model=model),
         model=model,
-        notes=(*source.notes, *completed.notes, *in_words(rewritten), *_uncounted(model, shapes)),
+        notes=(*source.notes, *completed.notes, *notes, *in_words(rewritten), *_uncounted(model, shapes)),
         file=file,
         original=original,
         original_bytes=source.bytes or size_bytes(original),
@@ -173,16 +173,17 @@ def analyse(
 
 
 def _thin(
-    model: ir.Model, folder: Path, inputs: NetworkInputs, choice: ChannelChoice
-) -> tuple[tuple[ChannelDecision, ...], Thinned | None]:
-    """Remove channels that may go, with the decision on every group."""
-    if choice.saved == ():
-        return (), None
-    decisions, thinned = thin(model, _value_shapes(model, folder, inputs), choice, folder)
+    model: ir.Model, folder: Path, inputs: NetworkInputs, choice: ChannelChoice | None
+) -> tuple[tuple[ChannelDecision, ...], Thinned | None, tuple[str, ...]]:
+    """Remove channels that may go, with the decision on every group, and notes."""
+    if choice is None or choice.saved == ():
+        return (), None, ()
+    decisions, thinned, notes = thin(model, _value_shapes(model, folder, inputs), choice, folder)
     if thinned is None:
-        return decisions, None
+        return decisions, None, notes
     wide = ir.load(thinned.wide)
-    return decisions, replace(thinned, macs=count_macs(wide, _run_or_infer(wide, thinned.wide, inputs, None)[1]))
+    macs = count_macs(wide, _run_or_infer(wide, thinned.wide, inputs, None)[1])
+    return decisions, replace(thinned, macs=macs), notes
 
 
 def _value_shapes(model: ir.Model, folder: Path, inputs: NetworkInputs) -> Mapping[str, Shape]:

@@ -68,6 +68,17 @@ def choose_channels(
     return analysis, gone, decisions
 
 
+def try_channels(
+    model: ir.Model, shapes: Mapping[str, Shape], choice: ChannelChoice
+) -> tuple[Analysis | None, dict[int, int | None], tuple[ChannelDecision, ...], tuple[str, ...]]:
+    """`choose_channels`, and a note where a network is unlike any that the analysis knows: then all channels stay."""
+    try:
+        return *choose_channels(model, shapes, choice), ()
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        note = f"equal channels were not looked for, since this network is unlike those known ({error!r:.80})"
+        return None, {}, (), (f"{note}; please report it",)
+
+
 def _leave_out(analysis: Analysis, groups: Sequence[Group], left_out: LeftOut) -> None:
     for group in groups:
         reasons = [reason for name in (*group.producers, *group.consumers) if (reason := left_out(name)) is not None]
@@ -102,18 +113,19 @@ def _replayed(
 
 def thin(
     model: ir.Model, shapes: Mapping[str, Shape], choice: ChannelChoice, folder: Path
-) -> tuple[tuple[ChannelDecision, ...], Thinned | None]:
+) -> tuple[tuple[ChannelDecision, ...], Thinned | None, tuple[str, ...]]:
     """Remove channels from a model in normal form, in place; the decisions, and the model before and after in `folder`.
 
-    Where no channel goes, the model stays as it is. The multiply-adds are left to be counted.
+    Where no channel goes, the model stays as it is, with a note if it could not be analysed. The multiply-adds are left
+    to be counted.
     """
-    analysis, gone, decisions = choose_channels(model, shapes, choice)
-    if not gone:
-        return decisions, None
+    analysis, gone, decisions, notes = try_channels(model, shapes, choice)
+    if analysis is None or not gone:
+        return decisions, None, notes
     wide, after = folder / "wide.onnx", folder / "thin.onnx"
     save_model(model, wide, apart=True)
     params = count_params(model)
     narrowed = remove_channels(analysis, gone)
     remove_unused(model)
     save_model(model, after, apart=True)
-    return decisions, Thinned(wide, after, narrowed, params, count_params(model))
+    return decisions, Thinned(wide, after, narrowed, params, count_params(model)), notes
