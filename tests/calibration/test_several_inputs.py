@@ -161,3 +161,20 @@ def test_tuning_takes_inputs_that_each_hold_a_sample(trp: Command, tmp_path: Pat
 def test_tuning_refuses_an_input_without_samples(refuses: Command, arrays: dict[str, np.ndarray]) -> None:
     error = refuses(4, *USUAL, "--calib", "arrays.npz", "--tune", "4steps")
     assert "input scale has no axis of samples, which --tune needs" in error
+
+
+def test_networks_of_several_inputs_are_evaluated_on_archives_with_labels_and_on_functions(
+    trp: Command, tmp_path: Path, arrays: dict[str, np.ndarray]
+) -> None:
+    labels = run(onnx.load(tmp_path / "model.onnx"), arrays)[0].argmax(axis=1)
+    labels[:16] = (labels[:16] + 1) % 10
+    np.savez(tmp_path / "labelled.npz", labels=labels, **arrays)
+    (tmp_path / "data.py").write_text(GENERATOR)
+    for source, metric, before in (("labelled.npz", "top-1 accuracy", 0.75), ("data.py:samples", "same class", 1.0)):
+        outcome = trp(*USUAL, "--calib", "arrays.npz", "--eval", source)
+        assert outcome.code == 0, outcome.err
+        score = json.loads((tmp_path / "small.json").read_text())["deviation"]["score"]
+        assert (score["what"], score["before"], score["images"]) == (metric, before, 64)
+        answers = run(onnx.load(tmp_path / "small.onnx"), arrays)[0].argmax(axis=1)
+        truth = labels if "labelled" in source else run(onnx.load(tmp_path / "model.onnx"), arrays)[0].argmax(axis=1)
+        assert score["after"] == np.mean(answers == truth)

@@ -8,7 +8,7 @@ import pytest
 import reports
 from reports import LAYERS, make_report
 
-from trp_export.metrics.score import Score, Unit, amount, change
+from trp_export.metrics.score import Score, Unit, amount, change, of_images
 from trp_export.report.document import Report
 from trp_export.report.page.summary import compared
 from trp_export.report.wording import change_in, headline
@@ -87,6 +87,44 @@ def test_amounts_and_changes_have_the_unit_of_the_metric(value: float, unit: Uni
     assert change(value, value + 0.013, 0.005, unit) == moved
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "error", "text"),
+    [
+        (0.9, 0.9, 0.0, "no change"),
+        (0.9, 0.9, None, "no change"),
+        (0.9, 0.9, 1e-6, "0.00 ± < 0.01 pp"),
+        (0.9, 0.899999, 0.004, "0.00 ± 0.40 pp"),
+        (0.9, 0.91, 0.0, "+1.00 pp"),
+    ],
+)
+def test_change_never_shows_an_error_of_nothing(before: float, after: float, error: float | None, text: str) -> None:
+    assert change(before, after, error, "%") == text
+
+
+@pytest.mark.parametrize(
+    ("share", "images", "text"),
+    [
+        (1.0, 128, "all 128"),
+        (0.98, 500, "98.00%"),
+        (0.9999, 10000, "99.99%"),
+        (1 - 1 / 50000, 50000, "49,999 of 50,000"),
+    ],
+)
+def test_whole_number_of_images_that_agree_is_called_all(share: float, images: int, text: str) -> None:
+    assert of_images(share, images) == text
+
+
+def test_headline_calls_all_images_all_and_no_change_no_change() -> None:
+    fitted = CalibrationAgreement(64, "calibration", Distance(0.012, 0.1), 1.0)
+    held_out = replace(fitted, kind="held-out", images=16)
+    still = replace(fitted, top1=None, distance=Distance(0.0, 0.0))
+    assert headline(with_evidence(seen=fitted)).endswith("stays the same on all 64 images it was fitted to.")
+    assert headline(with_evidence(seen=held_out)).endswith("stays the same on all 16 held-out images.")
+    assert headline(with_evidence(seen=still)).endswith("its outputs on the 64 images it was fitted to did not move.")
+    same = replace(reports.UNLABELLED, after=1.0)
+    assert headline(with_evidence(same)).endswith("its predicted class stays the same on all 500 images.")
+
+
 def test_headline_names_what_was_fed_and_what_did_not_run() -> None:
     assert NOISE.deviation is not None
     deviation = replace(NOISE.deviation, inputs="the given inputs", not_run=("far",))
@@ -106,7 +144,7 @@ def test_headline_of_a_model_without_changes() -> None:
 @pytest.mark.parametrize(
     ("relative", "text"),
     [
-        *((0.0, "0%"), (2e-7, "2e-05%"), (0.0123, "1.2%"), (0.25, "25%"), (9999.0, "9,999x")),
+        *((0.0, "none"), (2e-7, "less than 0.01%"), (0.0123, "1.2%"), (0.25, "25%"), (9999.0, "9,999x")),
         *((value, "more than 10,000x") for value in (1e4, float("inf"), float("nan"))),
     ],
 )

@@ -88,7 +88,7 @@ def read_answers(walk: Walk, answers: Sequence[Answer]) -> dict[str, Array]:
     # An answer that the walk has passed no longer changes.
     ahead = [answer.name for answer in answers if answer.name not in walk.values]
     values = {**walk.values, **(walk.run(ahead) if ahead else {})}
-    return {answer.name: _channels_first(np.concatenate(values[answer.name]), answer.axis) for answer in answers}
+    return {answer.name: _joined(values[answer.name], answer.axis) for answer in answers}
 
 
 def run_answers(
@@ -98,7 +98,7 @@ def run_answers(
     made = {value.name or "" for node in model.graph for value in node.outputs}
     names = {a.name: f"{a.name}{suffix}" if f"{a.name}{suffix}" in made else a.name for a in answers}
     values = Walk(model, [batch.arrays for batch in batches]).run(list(names.values()))
-    return {a.name: _channels_first(np.concatenate(values[names[a.name]]), a.axis) for a in answers}
+    return {a.name: _joined(values[names[a.name]], a.axis) for a in answers}
 
 
 def answer_divergence(answers: Sequence[Answer], original: Mapping[str, Array], other: Mapping[str, Array]) -> float:
@@ -210,6 +210,14 @@ def _channel_axis(value: ir.Value) -> int:
     while node is not None and node.op_type in _CARRYING:
         node = next((source.producer() for source in _data(node) if _computed(source)), None)
     return -1 if node is not None and node.op_type in _CHANNELS_LAST else 1
+
+
+def _joined(parts: Sequence[Array], axis: int) -> Array:
+    """The batches of an answer as (n, C, *); where images differ in size each position is a row (n, C)."""
+    arrays = [_channels_first(part, axis) for part in parts]
+    if len({array.shape[1:] for array in arrays}) > 1:
+        arrays = [np.moveaxis(array, 1, -1).reshape(-1, array.shape[1]) for array in arrays]
+    return np.concatenate(arrays)
 
 
 def _channels_first(array: Array, axis: int) -> Array:

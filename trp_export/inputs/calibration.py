@@ -1,4 +1,7 @@
-"""Calibration data for a network of any inputs: from images, from arrays in files, or from a function of the user's."""
+"""Samples for a network of any inputs: from images, from arrays in files, or from a function of the user's.
+
+They calibrate the network, or it is evaluated on them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from trp_export.inputs.arrays import read_arrays
 from trp_export.inputs.description import NetworkInputs
 from trp_export.inputs.generator import batch_size, import_function, read_batches, require_names
 from trp_export.inputs.image_set import ImageSet
-from trp_export.inputs.images import array_set, choose, load_images
+from trp_export.inputs.images import array_set, choose, load_images, require_labels
 from trp_export.inputs.options import names_function
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.inputs.samples import Samples
@@ -28,11 +31,11 @@ def open_calibration(
     count: int | None = None,
     seed: int = 0,
 ) -> Samples:
-    """Calibration data for a network; of more than `count` samples a random choice by `seed`.
+    """Samples for a network; of more than `count` samples a random choice by `seed`.
 
     `source` is a folder of images or of .npy files (one sample each), an .npy, an .npz (`images`, or one array per
-    input, with the samples along its first axis), or `module:function` or `file.py:function`, a generator function of
-    dicts of arrays. Raises LoadError or OptionError with the remedy.
+    input, with the samples along its first axis, and perhaps their `labels`), or `module:function` or
+    `file.py:function`, a generator function of dicts of arrays. Raises LoadError or OptionError with the remedy.
     """
     if names_function(str(source)):
         return _from_function(str(source), inputs, preprocessing, count)
@@ -75,6 +78,7 @@ def _from_archive(
             f"{path} cannot feed the inputs {names}: give an .npz with one array for each, or FILE.py:FUNCTION."
         )
     arrays = read_arrays(path)
+    labels = None if any(spec.name == "labels" for spec in inputs.specs) else arrays.pop("labels", None)
     require_names(arrays, inputs, str(path))
     specs = [_as_stored(spec, arrays[spec.name]) for spec in inputs.specs]
     lengths = {
@@ -96,6 +100,11 @@ def _from_archive(
     if not any(spec.is_image for spec in specs):
         notes += _as_it_is(str(path), preprocessing)
     samples = _join(str(path), sets, inputs, notes)
+    if labels is not None:
+        numbers = require_labels(path, available, labels)
+        main = samples.main
+        sets = {name: replace(one, labels=numbers) if one is main else one for name, one in sets.items()}
+        samples = replace(samples, sets=sets)
     return samples if count is None or count >= available else samples.take(choose(available, count, seed))
 
 

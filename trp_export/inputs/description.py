@@ -46,9 +46,8 @@ class NetworkInputs:
         if len(self.specs) != 1:
             names = ", ".join(spec.name for spec in self.specs) or "none"
             raise OptionError(
-                f"images feed networks of one input; the inputs of this one are {names}. For --calib give an .npz with "
-                "one array for each, or FILE.py:FUNCTION; --eval takes such networks only in Python, as "
-                "Options(evaluate=...)."
+                f"images feed networks of one input; the inputs of this one are {names}. Give an .npz with one array "
+                "for each, or FILE.py:FUNCTION."
             )
         return self.specs[0]
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trp_export.errors import LoadError, OptionError
-from trp_export.inputs.pictures import bring_to_size, read_picture
-from trp_export.inputs.preprocessing import SCALE, Preprocessing
+from trp_export.inputs.pictures import bring_to_size, picture_size, read_picture
+from trp_export.inputs.placement import Size, placed_size
+from trp_export.inputs.preprocessing import SCALE, Preprocessing, Resize
 from trp_export.inputs.spec import Array, InputSpec, fit_array
 
 Pixels = tuple[Path, ...] | NDArray[Any]
@@ -44,6 +45,15 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    @property
+    def sizes(self) -> tuple[Size, ...] | None:
+        """The (height, width) of each image as it is fed; None where all are sure to be alike."""
+        steps = self.steps
+        boxed = isinstance(steps.resize, Resize) and steps.resize.mode != "multiple"
+        if isinstance(self.pixels, np.ndarray) or steps.crop is not None or boxed:
+            return None
+        return tuple(placed_size(picture_size(path) or (0, 0), steps) for path in self.pixels)
 
     def batch(self, start: int, stop: int) -> Array:
         """Images `start` to `stop` in the layout and type of the input. Raises LoadError, naming an unusable image."""

@@ -85,7 +85,7 @@ def _open_folder(path: Path, preprocessing: Preprocessing, spec: InputSpec | Non
         size = OPEN_EXTENT, OPEN_EXTENT
         notes += (
             f"{path}: images differ in size and the network takes any, so they are resized and cut to "
-            f"{OPEN_EXTENT} x {OPEN_EXTENT}; --resize or --shape sets another size.",
+            f"{OPEN_EXTENT} x {OPEN_EXTENT}; --resize multiple:1 keeps their sizes, --resize or --shape sets another.",
         )
     labels, classes = _labels(path, images)
     notes += _scale_notes(path, preprocessing, spec)
@@ -149,7 +149,7 @@ def array_set(
 ) -> ImageSet:
     """One array of a file as a set of images: pixels, or an array that is fed as it is. Raises LoadError."""
     as_is = _require_fit(path, images, preprocessing, spec)
-    numbers = _require_labels(path, images, labels)
+    numbers = None if labels is None else require_labels(path, len(images), labels)
     channels = (spec.channels if spec is not None else None) or _channels(images, spec, as_is)
     notes = _range_notes(path, images, preprocessing, spec) if as_is else _scale_notes(path, preprocessing, spec)
     size = spec.size if spec is not None else None
@@ -178,11 +178,10 @@ def _or_name(name: str) -> str:
     return "" if name == "images" else f' or "{name}"'
 
 
-def _require_labels(path: Path, images: Array, labels: Array | None) -> NDArray[np.int64] | None:
-    if labels is None:
-        return None
-    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-        raise LoadError(f"{path}: labels are {labels.dtype} {labels.shape}; {len(images)} whole numbers are needed.")
+def require_labels(path: Path, count: int, labels: Array) -> NDArray[np.int64]:
+    """The labels of `count` samples. Raises LoadError."""
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise LoadError(f"{path}: labels are {labels.dtype} {labels.shape}; {count} whole numbers are needed.")
     return labels.astype(np.int64)
 
 

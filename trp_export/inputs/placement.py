@@ -37,6 +37,11 @@ def place(size: Size, steps: Preprocessing) -> Placement:
     return placed if steps.crop is None else _centred(placed, extent, steps.crop)
 
 
+def placed_size(size: Size, steps: Preprocessing) -> Size:
+    """The size in which `trp_export.inputs.pictures.bring_to_size` leaves an image of this size."""
+    return steps.crop or _resized(size, steps.resize)[1]
+
+
 def _resized(size: Size, resize: int | Resize | None) -> tuple[Placement, Size]:
     """The placement, and the size of the picture that it is in."""
     height, width = size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from trp_export.errors import LoadError
 from trp_export.inputs.image_set import ImageSet
+from trp_export.inputs.placement import Size
 from trp_export.inputs.spec import Array
 
 Indices = slice | NDArray[Any]
@@ -75,6 +77,17 @@ class Samples:
         return len(next(iter(self.sets.values())))
 
     @property
+    def main(self) -> ImageSet:
+        """The set that labels and metrics go by: that of an image, or of most axes."""
+
+        def axes(samples: ImageSet) -> tuple[bool, int]:
+            pixels = samples.pixels
+            is_image = samples.spec is None or samples.spec.is_image
+            return is_image, pixels.ndim if isinstance(pixels, np.ndarray) else 4
+
+        return max(self.sets.values(), key=axes)
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each input in a batch of one sample."""
         return {name: array.shape for name, array in self.batch(0, 1).arrays.items()}
@@ -85,20 +98,37 @@ class Samples:
         shared = (name for name, samples in self.sets.items() if samples.spec is not None and not samples.spec.batched)
         return Batch(arrays, frozenset(shared), self.at_a_time is not None)
 
+    @property
+    def largest(self) -> Batch:
+        """A sample of the largest size, in as many copies as the network takes at a time."""
+        sizes, count = self._sizes(), self.at_a_time or 1
+        place = max(range(len(self)), key=lambda index: sum(map(prod, sizes[index])))
+        return self.take(np.full(count, place)).batch(0, count)
+
     def batches(self, most: int | None = None) -> Iterator[Batch]:
         """All samples in batches that the network takes and memory holds, of at most `most` samples where it takes any.
 
-        Samples that do not fill a fixed batch are left out. Raises LoadError where there are too few for one.
+        All samples of a batch have one size: another size begins another batch. Samples that do not fill a fixed batch
+        are left out. Raises LoadError where there are too few for one.
         """
         fixed = self.at_a_time
         if fixed is not None and fixed > len(self):
             raise LoadError(f"the network takes {fixed} samples at a time; {self.name} has {len(self)}.")
-        elements = sum(array.size for array in self.batch(0, 1).arrays.values())
+        elements = sum(array.size for array in self.largest.arrays.values())
         largest = min(most or _LARGEST_BATCH, _LARGEST_BATCH)
         size = fixed or int(np.clip(_BATCH_ELEMENTS // elements, 1, largest))
-        for start in range(0, len(self), size):
-            if fixed is None or start + size <= len(self):
-                yield self.batch(start, min(start + size, len(self)))
+        sizes, start = self._sizes(), 0
+        while start < len(self) and (fixed is None or start + fixed <= len(self)):
+            stop = min(start + size, len(self))
+            if fixed is None:
+                stop = next((place for place in range(start, stop) if sizes[place] != sizes[start]), stop)
+            yield self.batch(start, stop)
+            start = stop
+
+    def _sizes(self) -> list[tuple[Size, ...]]:
+        """Of each sample the size of each input whose images may differ in size."""
+        varying = [sizes for samples in self.sets.values() if (sizes := samples.sizes) is not None]
+        return list(zip(*varying, strict=True)) if varying else [()] * len(self)
 
     def take(self, places: NDArray[np.intp]) -> Samples:
         """The samples at these places."""

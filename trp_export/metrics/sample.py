@@ -33,8 +33,8 @@ class Sample:
 
     `count` images made the batch; `size` is the (height, width) of the input, `channels` its number of
     channels, which the outputs have last where the input has (`channels_last`).
-    `classes` are the names of the network's classes, where the checkpoint has them; `fed` the
-    shape of the input by its name.
+    `classes` are the names of the network's classes, where the checkpoint has them; `fed` the shape of each input by
+    its name.
     """
 
     names: tuple[str, ...]

@@ -66,20 +66,35 @@ def amount(value: float, unit: Unit) -> str:
     return {"%": f"{value:.2%}", "dB": f"{value:.2f} dB", "": f"{value:.4g}"}[unit]
 
 
+def of_images(share: float, images: int) -> str:
+    """The share of images that agree, in words: 98.00%, or all 128; 19,999 of 20,000 where that rounds to all."""
+    agree = round(share * images)
+    if agree == images:
+        return f"all {images:,}"
+    text = f"{share:.2%}"
+    return f"{agree:,} of {images:,}" if text == "100.00%" else text
+
+
 def points(drop: float, unit: Unit) -> str:
     """A difference in words, as `--max-drop` counts it: 0.5 pp, 0.5 dB."""
     return f"{round(drop, 2):g} {_NAMES[unit]}".rstrip()
 
 
 def change(before: float, after: float, error: float | None, unit: Unit) -> str:
-    """The change with its sign, and its standard error if that is known: -0.50 ± 0.12 pp."""
+    """The change with its sign, and its standard error if that is known: -0.50 ± 0.12 pp, or no change."""
+    if before == after and not error:
+        return "no change"
     moved = f"{(after - before) * scale(unit):{'+.2f' if unit else '+.3g'}}"
+    moved = moved[1:] if float(moved) == 0 else moved
     return f"{moved} {uncertainty(error, unit) or _NAMES[unit]}".rstrip()
 
 
 def uncertainty(error: float | None, unit: Unit) -> str:
     """A standard error in words, or nothing: ± 0.12 pp."""
-    return f"± {error * scale(unit):{'.2f' if unit else '.3g'}} {_NAMES[unit]}".rstrip() if error else ""
+    if not error:
+        return ""
+    text = f"{error * scale(unit):{'.2f' if unit else '.3g'}}"
+    return f"± {text if float(text) else '< 0.01'} {_NAMES[unit]}".rstrip()
 
 
 def holds(score: Score | None, largest_drop: float | None) -> bool:

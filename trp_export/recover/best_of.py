@@ -29,7 +29,7 @@ def closest(
     the plan's layers. `batches` should be samples that no candidate was fitted to. The model stays as it is.
     """
     answers = find_answers(model)
-    inputs = [batch.arrays for batch in batches]
+    inputs, images = [batch.arrays for batch in batches], sum(len(batch) for batch in batches)
     reference = read_answers(Walk(model, inputs, threads), answers)
     scores = []
     for candidate in candidates:
@@ -39,10 +39,15 @@ def closest(
         add_to_bias(copy, places, candidate.shifts)
         apply_values(copy, candidate.values)
         outcome = read_answers(Walk(copy, inputs, threads), answers)
-        scores.append(divergence_of_images(reference, outcome, kinds_of(answers)))
+        scores.append(_by_image(divergence_of_images(reference, outcome, kinds_of(answers)), images))
     least = scores[int(np.argmin([score.mean() for score in scores]))]
     alike = [index for index, score in enumerate(scores) if _is_as_close(score, least)]
-    return alike[-1], tuple(HeldOut(len(score), float(score.mean()), _standard_error(score)) for score in scores)
+    return alike[-1], tuple(HeldOut(images, float(score.mean()), _standard_error(score)) for score in scores)
+
+
+def _by_image(rows: Float64, images: int) -> Float64:
+    """One value for each image, where images of unlike sizes have a row for each position."""
+    return rows if len(rows) <= images else np.array([part.mean() for part in np.array_split(rows, images)])
 
 
 def _is_as_close(score: Float64, least: Float64) -> bool:

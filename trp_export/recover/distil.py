@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from trp_export.calibration.answers import find_answers, kinds_of
 from trp_export.calibration.divergence import Kind, Yardstick, agreement, yardsticks
-from trp_export.errors import UnsupportedError
+from trp_export.errors import OptionError, UnsupportedError
 from trp_export.inputs.samples import Batch
 from trp_export.recover.muon import Muon
 from trp_export.recover.torch_graph import TorchGraph
@@ -205,10 +205,15 @@ class Distiller:
 
 
 def _join(batches: Sequence[Batch], names: Sequence[str]) -> Samples:
-    """All samples as torch computes with them. Raises UnsupportedError for inputs without an axis of samples."""
+    """All samples as torch computes with them.
+
+    Raises UnsupportedError for inputs without an axis of samples, OptionError for images of unlike sizes.
+    """
     shared = sorted(batches[0].shared)
     if shared:
         raise UnsupportedError(f"input {shared[0]} has no axis of samples, which --tune needs: leave it out.")
+    if any(len({batch.arrays[name].shape[1:] for batch in batches}) > 1 for name in names):
+        raise OptionError("--tune needs images of one size: add --resize and --crop, or --shape.")
     arrays = {name: np.concatenate([batch.arrays[name] for batch in batches]) for name in names}
     floats = {name for name, array in arrays.items() if array.dtype.kind == "f" or len(names) == 1}
     return {n: torch.from_numpy(a.astype(np.float32) if n in floats else a) for n, a in arrays.items()}

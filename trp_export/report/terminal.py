@@ -191,13 +191,15 @@ def _evidence(report: Report) -> list[str]:
     deviation = report.deviation
     if deviation is None:
         return forecast
-    rewrite = f"The rewrite is exact to {deviation.rewrite.relative_l2:.1e} relative L2 ({deviation.how})."
+    apart = deviation.rewrite.relative_l2
+    rewrite = f"The rewrite is exact{f' to {apart:.1e} relative L2' if apart else ''} ({deviation.how})."
     if deviation.truncation is None:
         return [*forecast, rewrite, *_remark(deviation.score)]
     seen = deviation.seen
-    moved = change_in((seen.distance if seen else deviation.truncation).relative_l2)
+    relative = (seen.distance if seen else deviation.truncation).relative_l2
+    outcome = f"moved by {change_in(relative)} relative L2" if relative else "did not move"
     not_run = f"; {name_some(deviation.unreached)} did not run" if deviation.unreached else ""
-    outputs = f"Outputs moved by {moved} relative L2 ({seen.name if seen else deviation.inputs}{not_run})."
+    outputs = f"Outputs {outcome} ({seen.name if seen else deviation.inputs}{not_run})."
     return [*forecast, rewrite, outputs, *_remark(deviation.score)]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from trp_export.lowrank.names import SHORT_NAMES
 from trp_export.lowrank.schemes import Branches
-from trp_export.metrics.score import Score, amount
+from trp_export.metrics.score import Score, amount, of_images
 from trp_export.report.document import Report
 from trp_export.rules import OwnPlan
 from trp_export.system.text import name_some, plain
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # The names of --scheme: short enough for a table.
 _SHORT_SCHEMES = {name: short for short, name in SHORT_NAMES.items()}
 _NOT_COMPARABLE = 1e4
+_LEAST_CHANGE = 1e-4
 # What stays the same on a share of the inputs, by metric.
 _STAYS = {"top1": "predicted class", "sequences": "text"}
 # A share of low rank in the speed-up is worth a sentence if it differs from the whole by more than this.
@@ -146,23 +147,25 @@ def _outputs(deviation: Deviation | None) -> str:
     if score is not None:
         return _evaluated(score)
     if seen is not None and seen.top1 is not None:
-        return (
-            f"its predicted class stays the same on {percent(seen.top1)} of {seen.fitted}{_where_unreached(deviation)}"
-        )
+        share = of_images(seen.top1, seen.images)
+        every = share.startswith("all")
+        kept = f"all {seen.fitted.removeprefix('the ')}" if every else f"{share} of {seen.fitted}"
+        return f"its predicted class stays the same on {kept}{_where_unreached(deviation)}"
     if seen is not None:
-        moved = f"moved by {change_in(seen.distance.relative_l2)} (relative L2)"
-        return f"its outputs on {seen.fitted} {moved}{_where_unreached(deviation)}"
+        return f"its outputs on {seen.fitted} {moved(seen.distance.relative_l2)}{_where_unreached(deviation)}"
     if deviation.truncation is None:
         return "the effect on its outputs could not be measured"
-    moved = f"moved by {change_in(deviation.truncation.relative_l2)} (relative L2)"
-    return f"its outputs on {deviation.fed} {moved}{_where_unreached(deviation)}"
+    outcome = moved(deviation.truncation.relative_l2)
+    return f"its outputs on {deviation.fed} {outcome}{_where_unreached(deviation)}"
 
 
 def _evaluated(score: Score) -> str:
     """The outcome of the evaluation."""
     before, after = amount(score.before, score.unit), amount(score.after, score.unit)
     if not score.labelled and score.metric in _STAYS:
-        return f"its {_STAYS[score.metric]} stays the same on {after} of {score.images:,} {score.counted}"
+        share = of_images(score.after, score.images or 1)
+        of_all = "" if share.startswith("all") else f" of {score.images:,}"
+        return f"its {_STAYS[score.metric]} stays the same on {share}{of_all} {score.counted}"
     on = f" on {score.images:,} {score.counted}" if score.images else ""
     if not score.labelled:
         return f"its {score.what} is {after}{on}"
@@ -189,11 +192,18 @@ def percent(share: float, digits: int = 2) -> str:
 
 def change_in(relative: float) -> str:
     """A relative change with two digits: in percent, or in multiples from 10 on."""
+    if relative < _LEAST_CHANGE:
+        return f"less than {_LEAST_CHANGE:.2%}" if relative else "none"
     if not relative < _NOT_COMPARABLE:
         return f"more than {_NOT_COMPARABLE:,.0f}x"
     if relative >= 10:
         return f"{relative:,.0f}x"
     return f"{relative:.0%}" if relative >= 0.0995 else f"{relative * 100:.2g}%"
+
+
+def moved(relative: float) -> str:
+    """What outputs did: moved by 1.2% (relative L2), or did not move."""
+    return f"moved by {change_in(relative)} (relative L2)" if relative else "did not move"
 
 
 def count(number: float) -> str:

@@ -87,8 +87,13 @@ def run(model: Path, batches: Iterable[Inputs]) -> list[Array]:
 
 
 def join(answers: Sequence[list[Array]]) -> list[Array]:
-    """The outputs of several batches, joined along the first axis."""
-    return answers[0] if len(answers) == 1 else [np.concatenate(parts) for parts in zip(*answers, strict=True)]
+    """The outputs of several batches, joined along the first axis; of unlike sizes, all entries in one row."""
+    return answers[0] if len(answers) == 1 else [_join(parts) for parts in zip(*answers, strict=True)]
+
+
+def _join(parts: Sequence[Array]) -> Array:
+    alike = len({part.shape[1:] for part in parts}) == 1 and parts[0].ndim > 0
+    return np.concatenate([part if alike else part.ravel() for part in parts])
 
 
 def stream(model: Path, batches: Iterable[Inputs]) -> Iterator[list[Array]]:

@@ -40,6 +40,8 @@ from trp_export.system.text import name_some
 from trp_export.verify import Deviation, Files, verify_export
 from trp_export.workspace import Workspace
 
+_LEAST_DIVERGENCE = 1e-4
+
 
 @dataclass(frozen=True, slots=True)
 class Built:
@@ -109,10 +111,11 @@ def _on_held_out_images(fitted: LayerFactors) -> tuple[str, ...]:
     score = fitted.held_out
     if score is None:
         return ()
-    return (
-        f"on {score.images:,} held-out images the outputs differ from the original's by {_percent(score.divergence)} "
-        f"\u00b1 {_percent(score.error)} % of their variance",
-    )
+    apart = f"less than {_percent(_LEAST_DIVERGENCE)}"
+    if score.divergence >= _LEAST_DIVERGENCE:
+        apart = _percent(score.divergence) + (f" \u00b1 {_percent(score.error)}" if score.error else "")
+    images = f"{score.images:,} held-out image{'s' if score.images > 1 else ''}"
+    return (f"on {images} the outputs differ from the original's by {apart} % of their variance",)
 
 
 def _percent(share: float) -> str:
@@ -157,11 +160,13 @@ def _room_left(deviation: Deviation, limit: float) -> tuple[str, ...]:
     score = deviation.score
     if score is None or score.drop > _ROOM * limit:
         return ()
-    allowed = points(limit, score.unit)
-    return (
-        f"after tuning {max(0.0, score.drop):.2f} of {allowed} are lost: a smaller tuned network may stay within the "
-        "limit",
+    lost = f"{max(0.0, score.drop):.2f}"
+    lost = (
+        f"{lost} of {points(limit, score.unit)} are"
+        if float(lost)
+        else f"less than 0.01 of {points(limit, score.unit)} is"
     )
+    return (f"after tuning {lost} lost: a smaller tuned network may stay within the limit",)
 
 
 def _tune(

@@ -93,8 +93,7 @@ def calibrate(
     ir.external_data.load_to_model(network.model)  # Parts of it are run from memory from here on.
     model = network.model
     fitting, reserve = split_samples(samples)
-    first = samples.batch(0, samples.at_a_time or 1)
-    shapes = infer_value_shapes(model, {name: array.shape for name, array in first.arrays.items()})
+    shapes = infer_value_shapes(model, {name: array.shape for name, array in samples.largest.arrays.items()})
     names = [node.inputs[0].name or "" for place in network.located for node in place.nodes if node.inputs[0]]
     at_a_time, room = images_to_read(names, shapes), images_to_walk(model, shapes)
     batches, held_out = (tuple(part.batches(at_a_time)) if part is not None else () for part in (fitting, reserve))

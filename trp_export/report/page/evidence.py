@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from trp_export.metrics.score import Score, amount, change, uncertainty
+from trp_export.metrics.score import Score, amount, change, of_images, uncertainty
 from trp_export.report.document import Report
 from trp_export.report.page.latency import (
     RatioRow,
@@ -147,7 +147,7 @@ def _agreement_rows(report: Report) -> list[tuple[str, str, str]]:
         rows.append(("on images", _distance(seen.distance), how))
         if seen.top1 is not None:
             how = "How often both models give the same class the largest output, on the same images."
-            rows.append(("same class", percent(seen.top1), how))
+            rows.append(("same class", of_images(seen.top1, seen.images), how))
     return [*rows, *_evaluation_rows(report)]
 
 
@@ -188,4 +188,6 @@ def _against(score: Score, report: Report) -> str:
 
 
 def _distance(distance: Distance) -> str:
+    if not distance.relative_l2 and not distance.max_abs:
+        return "none"
     return f"relative L2 {distance.relative_l2:.2g}, largest difference {distance.max_abs:.2g}"

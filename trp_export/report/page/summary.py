@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trp_export.metrics.score import Detail, Score, amount, change, uncertainty
+from trp_export.metrics.score import Detail, Score, amount, change, of_images, uncertainty
 from trp_export.report.document import Report
 from trp_export.report.page.charts import bars
 from trp_export.report.page.latency import scale_of
 from trp_export.report.page.markup import Markup, element, join
-from trp_export.report.wording import change_in, count, percent, size, times, tone
+from trp_export.report.wording import change_in, count, size, times, tone
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def _evaluation_rows(report: Report) -> list[Row]:
     score, seen = report.deviation.score, report.deviation.seen
     rows = []
     if seen is not None and seen.top1 is not None:
-        rows.append(Row(f"same class, {seen.name}", "", percent(seen.top1), ""))
+        rows.append(Row(f"same class, {seen.name}", "", of_images(seen.top1, seen.images), ""))
     if score is not None:
         what = f"{score.what}, {score.images:,} {score.counted}" if score.images else score.what
         main = Detail(what, score.before, score.after, score.unit)
@@ -144,7 +144,7 @@ def _outputs_tile(report: Report) -> Markup:
     if score is not None:
         return _score_tile(score)
     if seen is not None and seen.top1 is not None:
-        return _tile("Same class", percent(seen.top1), f"on {seen.name}")
+        return _tile("Same class", of_images(seen.top1, seen.images), f"on {seen.name}")
     if seen is not None:
         return _tile("Output change", change_in(seen.distance.relative_l2), f"relative L2, on {seen.name}")
     if deviation.truncation is None:
