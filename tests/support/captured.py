@@ -52,7 +52,10 @@ def capture(model: onnx.ModelProto, folder: Path, rank: int = 2, scheme: str = "
         (folder / "kept").mkdir()
         for name, copy in copies.items():
             ir.save(_in_memory(getattr(files, name)), copy)
-        kept.append(Export(source, inputs, Files(**copies), plan))
+        unrounded = [folder / "kept" / f"unrounded{index}.onnx" for index in range(len(files.unrounded or ()))]
+        for file, copy in zip(files.unrounded or (), unrounded, strict=True):
+            ir.save(_in_memory(file), copy)
+        kept.append(Export(source, inputs, Files(**copies, unrounded=tuple(unrounded) or None), plan))
         return verify_export(source, inputs, files, plan)
 
     with patch.object(building, "verify_export", keep):

@@ -137,8 +137,8 @@ def _compare(model: ir.Model, made: ir.Model, batches: Batches) -> Parity:
     answers = find_answers(model)
     before, after = run_answers(model, answers, batches), run_answers(made, answers, batches, ROUNDED)
     first = next(iter(before.values()), None)
-    classes = first is not None and are_classes(first, len(first)) and not is_embedding(first)
     images = sum(len(batch) for batch in batches)
+    classes = first is not None and are_classes(first, images) and not is_embedding(first)
     apart = answer_divergence(answers, before, after)
     return Parity(images, agreement(before, after) if classes else None, apart)
 

@@ -77,10 +77,14 @@ def cut_out(model: ir.Model, stop: Container[ir.Value], outputs: Sequence[ir.Val
     """
     nodes, starts = nodes_between(stop, outputs)
     ordered = [node for node in model.graph.all_nodes() if node in nodes]
-    view = ir.GraphView(starts, outputs, nodes=ordered, opset_imports=model.graph.opset_imports, name="part")
-    graph = ir.convenience.extract(view, starts, outputs)
+    reads = (value for node in ordered for value in (*node.inputs, *outer_reads(node)) if value is not None)
+    weights = dict.fromkeys(value for value in (*reads, *outputs) if value.is_initializer() and value not in starts)
+    imports = model.graph.opset_imports
+    graph = ir.GraphView(
+        starts, outputs, nodes=ordered, initializers=tuple(weights), opset_imports=imports, name="part"
+    ).clone()
     for value, old in zip(graph.inputs, starts, strict=True):
-        if (value.name or "") in types and not old.is_graph_input():
+        if (value.name or "") in types and old not in model.graph.inputs:
             value.type = ir.TensorType(ir.DataType.from_numpy(types[value.name or ""]))
             value.shape = None  # What the graph notes may hold for another batch size.
     for value in graph.outputs:

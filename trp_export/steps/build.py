@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from trp_export.calibration.output_curves import LayerFactors
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.cost import Cost, count_params
-from trp_export.graph.exact import fold_all, in_words
+from trp_export.graph.exact import fold_all, fold_scales, in_words
+from trp_export.graph.half_weights import has_rounded, take_rounded, widened
 from trp_export.graph.interface import require_same_interface
 from trp_export.graph.large_files import read_model
 from trp_export.graph.metadata import sign, strip_traces
@@ -26,6 +27,7 @@ from trp_export.graph.rewrite import WeightNames, read_factors, rewrite, set_pro
 from trp_export.graph.simplify import simplify
 from trp_export.graph.sites import find_sites, note_decided
 from trp_export.graph.weights import apply_values
+from trp_export.lowrank.branches import Pairs
 from trp_export.lowrank.schemes import describe
 from trp_export.metrics.score import holds, points
 from trp_export.network import Network, measured_macs
@@ -72,26 +74,26 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
     network, progress = knowledge.network, work.progress
     fitted = make_factors(network, plan, knowledge.calibration, calibration, progress)
     progress("rewrite", 0)
-    model = network.model.clone()
-    located = find_sites(model, network.shapes)
-    add_to_bias(model, located, fitted.shifts)
-    apply_values(model, fitted.values)
-    names = rewrite(model, plan, located, fitted.factors)
-    remove_unused(model)
+    model, wide = network.model.clone(), widened(network.model)
+    names = _rewrite(model, plan, network, fitted)
     tuned, notes = _tune(network, model, knowledge.calibration, calibration, progress)
     apply_values(model, tuned)
+    if wide is not None:
+        _rewrite(wide, plan, network, fitted)
+        apply_values(wide, tuned)
 
-    # What the result must equal: the same biases and kept weights, and the products of the same factors.
-    products = network.model.clone()
-    located = find_sites(products, network.shapes)
-    add_to_bias(products, located, fitted.shifts)
-    apply_values(products, fitted.values)
-    apply_values(products, tuned)
-    set_products(products, plan, located, read_factors(model, plan, names) if tuned else fitted.factors)
+    factors = read_factors(wide or model, plan, names) if tuned else fitted.factors
     files = Files(network.original, network.file, work.scratch / "products.onnx", result)
+    products = network.model.clone()
+    _set_products(products, plan, network, fitted, tuned, factors)
     save_model(products, files.products, apart=True)
-
-    model, not_simplified = finish(model)
+    model, not_simplified = finish(model, wide)
+    wide_products = widened(network.model)
+    if wide is not None and wide_products is not None and has_rounded(model, wide):
+        _set_products(wide_products, plan, network, fitted, tuned, factors)
+        files = replace(files, unrounded=(work.scratch / "wide_products.onnx", work.scratch / "wide_result.onnx"))
+        for file, one in zip(files.unrounded or (), (wide_products, wide), strict=True):
+            save_model(one, file, apart=True)
     tag_nodes(model, plan, names)
     require_same_interface(network.model, model)
     note_decided(model, _decided_words(plan, names))
@@ -104,6 +106,33 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
         save_model(model, files.result)
     notes = (*(notes or _on_held_out_images(fitted)), *not_simplified)
     return Built(files, Cost(params, macs, size_bytes(files.result)), notes)
+
+
+def _rewrite(model: ir.Model, plan: Plan, network: Network, fitted: LayerFactors) -> WeightNames:
+    """Put the factors, shifts and values into a copy of the network's model."""
+    located = find_sites(model, network.shapes)
+    add_to_bias(model, located, fitted.shifts)
+    apply_values(model, fitted.values)
+    names = rewrite(model, plan, located, fitted.factors)
+    remove_unused(model)
+    return names
+
+
+def _set_products(
+    model: ir.Model,
+    plan: Plan,
+    network: Network,
+    fitted: LayerFactors,
+    tuned: Mapping[str, NDArray[Any]],
+    factors: Mapping[str, Pairs],
+) -> None:
+    """Make a copy of the network's model what the result must equal: the same biases and kept weights, and the products
+    of the same factors."""
+    located = find_sites(model, network.shapes)
+    add_to_bias(model, located, fitted.shifts)
+    apply_values(model, fitted.values)
+    apply_values(model, tuned)
+    set_products(model, plan, located, factors)
 
 
 def _on_held_out_images(fitted: LayerFactors) -> tuple[str, ...]:
@@ -201,9 +230,15 @@ def _tune(
     )
 
 
-def finish(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
-    """Rewrite without loss, simplify, and strip private metadata. Notes say what was done and what was not."""
+def finish(model: ir.Model, wide: ir.Model | None = None) -> tuple[ir.Model, tuple[str, ...]]:
+    """Rewrite without loss, simplify, and strip private metadata. Notes say what was done and what was not.
+
+    `wide` is the same model with its float16 weights before they were rounded, which is folded likewise.
+    """
     rewritten = fold_all(model)
+    if wide is not None:
+        fold_scales(wide)
+        take_rounded(model, wide)
     model, passed_by = simplify(model)
     strip_traces(model)
     return model, (*in_words(rewritten), *([f"not simplified: {passed_by}"] if passed_by else []))

@@ -95,6 +95,8 @@ def _rounded(network: Network, fitted: LayerFactors) -> LayerFactors:
 
 
 def _in_type(pairs: Pairs, dtype: np.dtype[Any]) -> Pairs:
+    """The factors as they are stored; those of float16 weights in float32, since they are rounded last of all."""
+    dtype = np.promote_types(dtype, np.float32)
     return tuple(
         Factors(pair.reduce.astype(dtype, copy=False), pair.expand.astype(dtype, copy=False)) for pair in pairs
     )

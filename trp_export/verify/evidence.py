@@ -52,9 +52,13 @@ class Deviation:
 @dataclass(frozen=True, slots=True)
 class Files:
     """The models to compare. `dense` is the original in normal form, `products` the same with every changed kernel
-    set to the product of its factors."""
+    set to the product of its factors.
+
+    `unrounded` holds the weights of `products` and `result` before they were rounded to float16; these files never run.
+    """
 
     original: Path
     dense: Path
     products: Path
     result: Path
+    unrounded: tuple[Path, Path] | None = None

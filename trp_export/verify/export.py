@@ -93,7 +93,8 @@ def verify_export(
     if thinned is not None and ran.failure is None:
         prove_removal(thinned, ran.batches)
     folding = _prove_folding(files.original, dense, ran.batches, shapes, thinned)
-    proof = prove_layers(products, read_model(files.result), dense, ran.batches, shapes, must)
+    unrounded = None if files.unrounded is None else tuple(map(read_model, files.unrounded))
+    proof = prove_layers(products, read_model(files.result), dense, ran.batches, shapes, must, unrounded)
     deviation = Deviation(
         inputs=_IN_WORDS[next(iter(ran.batches), NOISE)],
         how=f"each layer alone, since onnxruntime cannot run the whole model: {ran.failure}",

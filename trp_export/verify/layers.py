@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_export.errors import LoadError, UnsupportedError, VerifyError
+from trp_export.graph.half_weights import is_rounding
 from trp_export.graph.shapes import Shape, infer_value_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.graph.weights import find_constant, large_weights, release, spatial_attribute
@@ -22,7 +23,7 @@ from trp_export.runtime.partial import cut_out, nodes_between, subgraphs
 from trp_export.runtime.sessions import Array, CannotRunError, Inputs, draw
 from trp_export.verify.bodies import body_values, values_before
 from trp_export.verify.parts import Part, find_differences
-from trp_export.verify.rounding import Rounded, run_with_bounds
+from trp_export.verify.rounding import Rounded, Weights, run_with_bounds
 
 # Where no real input reached a part.
 ALONE = "noise of its own"
@@ -74,15 +75,18 @@ def prove_layers(
     batches: Mapping[str, Sequence[Inputs]],
     shapes: Mapping[str, Shape],
     must: frozenset[str],
+    unrounded: tuple[ir.Model, ...] | None = None,
 ) -> Proof:
     """Compare every part in which `got` differs from `wanted`, on values of `running`, which names them alike.
 
     `batches` holds inputs of the model under the words that name them; `shapes` are those of its inputs. `must` names
-    the layers that have to be compared. Raises VerifyError where a part differs by more than rounding, or where one
-    of these layers cannot be run.
+    the layers that have to be compared. `unrounded` are both models with their weights before these were rounded to
+    float16: with them parts are compared to the precision of float32. Raises VerifyError where a part differs by more
+    than rounding, where one of these layers cannot be run, or where a float16 weight is not what these were rounded to.
     """
     differences = find_differences(wanted, got)
-    prover = _Prover(wanted, got, infer_value_shapes(wanted, shapes), must)
+    exact = (_weights_of(wanted, unrounded[0]), _weights_of(got, unrounded[1])) if unrounded else ({}, {})
+    prover = _Prover(wanted, got, infer_value_shapes(wanted, shapes), must, exact)
     walk = Walk(
         running,
         [batch for one in batches.values() for batch in one],
@@ -119,7 +123,15 @@ def _walk_to(walk: Walk, names: Sequence[str]) -> str | None:
 
 
 class _Prover:
-    def __init__(self, wanted: ir.Model, got: ir.Model, shapes: Mapping[str, Shape], must: frozenset[str]) -> None:
+    def __init__(
+        self,
+        wanted: ir.Model,
+        got: ir.Model,
+        shapes: Mapping[str, Shape],
+        must: frozenset[str],
+        exact: tuple[Weights, Weights],
+    ) -> None:
+        self._exact_wanted, self._exact_got = exact
         self._wanted, self._got, self._shapes, self._must = wanted, got, shapes, must
         self._sites = {node: place.site.name for place in find_sites(wanted, {}) for node in place.nodes}
         self.not_compared: list[str] = []
@@ -163,8 +175,9 @@ class _Prover:
     def _compare_on(self, name: str, part: Part, label: str, feeds: Mapping[str, Array]) -> LayerProof:
         feeds = _cropped(part, feeds)
         theirs = {start.name or "": feeds[value.name or ""] for start, value in part.got_inputs}
-        wanted = _run(self._wanted, part.wanted, {value for value in part.wanted_inputs if value.name in feeds}, feeds)
-        got = _run(self._got, part.got, {start for start, _ in part.got_inputs}, theirs)
+        stop = {value for value in part.wanted_inputs if value.name in feeds}
+        wanted = _run(self._wanted, part.wanted, stop, feeds, self._exact_wanted)
+        got = _run(self._got, part.got, {start for start, _ in part.got_inputs}, theirs, self._exact_got)
         apart = distance_of(wanted.output, got.output)
         bound, excess = _against_rounding(wanted, got)
         return LayerProof(name, (label,), apart, bound, excess, max(wanted.terms, got.terms))
@@ -239,7 +252,24 @@ def _middle(array: Array, most: int) -> Array:
     return array[tuple(cuts[: array.ndim])]
 
 
-def _run(model: ir.Model, output: ir.Value, stop: set[ir.Value], feeds: Mapping[str, Array]) -> Rounded:
+def _weights_of(model: ir.Model, unrounded: ir.Model) -> Weights:
+    """What float16 weights of a model were rounded from, by name. Raises VerifyError for one that is no such number."""
+    weights: dict[str, ir.TensorProtocol] = {}
+    for name, value in model.graph.initializers.items():
+        exact, stored = unrounded.graph.initializers.get(name), value.const_value
+        if exact is None or exact.const_value is None or stored is None or stored.dtype != ir.DataType.FLOAT16:
+            continue
+        if not is_rounding(stored.numpy(), exact.const_value.numpy()):
+            raise VerifyError(
+                f"the float16 weight {name} is not what its float32 value rounds to.\n"
+                "Nothing was written. Please report this with the model."
+            )
+        weights[name] = exact.const_value
+        release([stored, exact.const_value])
+    return weights
+
+
+def _run(model: ir.Model, output: ir.Value, stop: set[ir.Value], feeds: Mapping[str, Array], exact: Weights) -> Rounded:
     constant = find_constant(output)
     if constant is not None:
         array = constant.array()
@@ -248,7 +278,7 @@ def _run(model: ir.Model, output: ir.Value, stop: set[ir.Value], feeds: Mapping[
     part = cut_out(model, stop, [output], types)
     for value in part.graph.inputs:
         value.shape = None  # The middle of an image does not have the shape in the file.
-    return run_with_bounds(part, feeds)
+    return run_with_bounds(part, feeds, exact)
 
 
 def _against_rounding(wanted: Rounded, got: Rounded) -> tuple[float, float]:

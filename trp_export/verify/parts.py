@@ -27,11 +27,15 @@ _WEIGHTED = (*_AFFINE, "Conv", "ConvTranspose", "Gemm", "MatMul")
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A graph inside a node (If, Loop, Scan) of the wanted model, and the attribute that holds it."""
+    """A graph inside a node (If, Loop, Scan) of the wanted model, and the attribute that holds it.
+
+    `outer` is the body that the node itself lies in, None for a node of the main graph.
+    """
 
     node: ir.Node
     attribute: str
     graph: ir.Graph
+    outer: Body | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ class _Search:
                 self.parts.append(self._part(value, other, body))
             if node is not None and node not in self._entered:
                 self._entered.add(node)
-                self._compare_bodies(node, other.producer())
+                self._compare_bodies(node, other.producer(), body)
 
     def _pair_values(self, wanted: ir.Graph, got: ir.Graph, *, inputs_by_name: bool) -> None:
         others = dict(got.initializers)  # A constant may have taken the place of a node.
@@ -126,13 +130,13 @@ class _Search:
             raise VerifyError(f"{got.name or 'the result'} has another number of outputs; nothing was written.")
         return dict(zip(wanted.outputs, got.outputs, strict=True))
 
-    def _compare_bodies(self, node: ir.Node, other: ir.Node | None) -> None:
+    def _compare_bodies(self, node: ir.Node, other: ir.Node | None, outer: Body | None) -> None:
         for name, attribute in node.attributes.items():
             bodies = subgraphs(attribute)
             there = subgraphs(other.attributes[name]) if other is not None and name in other.attributes else []
             if len(bodies) == len(there) and other is not None and node.op_type == other.op_type:
                 for mine, its in zip(bodies, there, strict=True):
-                    self.compare(mine, its, Body(node, name, mine))
+                    self.compare(mine, its, Body(node, name, mine, outer))
 
     def _made_alike(self, value: ir.Value | None, other: ir.Value | None) -> bool:
         """True where the same nodes make two values out of shared values and equal constants."""

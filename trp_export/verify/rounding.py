@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ from trp_export.graph.weights import find_constant, release, set_later
 from trp_export.lowrank.factor import Float64
 from trp_export.runtime.partial import open_part
 from trp_export.runtime.sessions import Array, open_session, run_session
+
+# What float16 weights were rounded from, by name.
+Weights = Mapping[str, ir.TensorProtocol]
 
 # Standard deviations of the random signs that are allowed for: any of 10^9 outputs exceeds them with less than 1e-4.
 LAMBDA = 8.0
@@ -60,12 +64,13 @@ class Rounded:
     terms: int
 
 
-def run_with_bounds(part: ir.Model, feeds: Mapping[str, Array]) -> Rounded:
+def run_with_bounds(part: ir.Model, feeds: Mapping[str, Array], exact: Weights = MappingProxyType({})) -> Rounded:
     """The one output of a small model on these inputs. Raises CannotRunError.
 
-    float16 weights are computed with in float32, so that only what they were rounded to is left of their type.
+    float16 weights are computed with in float32, so that only what they were rounded to is left of their type. Where
+    `exact` holds what a weight was rounded from, that takes its place.
     """
-    model, coarse = _in_float32(part)
+    model, coarse = _in_float32(part, exact)
     fed = {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in feeds.items()}
     name = model.graph.outputs[0].name or ""
     values = _run_all(model, fed)
@@ -180,14 +185,14 @@ def _terms(node: ir.Node, values: Mapping[str, Array]) -> int:
     return 1 + prod(weight.shape) // max(1, made[-1] if made else 1)
 
 
-def _in_float32(part: ir.Model) -> tuple[ir.Model, float]:
-    """The part with float16 weights as they are, in float32, and the unit of rounding they were stored with."""
+def _in_float32(part: ir.Model, exact: Weights) -> tuple[ir.Model, float]:
+    """The part with float16 weights in float32, and the unit of rounding of those that are not exact."""
     model = part.clone()
-    half = False
-    for value in model.graph.initializers.values():
+    half = rounded = False
+    for name, value in model.graph.initializers.items():
         if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT16:
-            half = True
-            array = value.const_value.numpy().astype(np.float32)
+            half, rounded = True, rounded or name not in exact
+            array = exact.get(name, value.const_value).numpy().astype(np.float32)
             value.const_value = ir.tensor(array, name=value.name)
             value.type = ir.TensorType(ir.DataType.FLOAT)
     if not half:
@@ -199,7 +204,7 @@ def _in_float32(part: ir.Model) -> tuple[ir.Model, float]:
     for value in (*model.graph.inputs, *made):
         if value.dtype == ir.DataType.FLOAT16:
             value.type = ir.TensorType(ir.DataType.FLOAT)
-    return model, _UNITS[np.dtype(np.float16)]
+    return model, _UNITS[np.dtype(np.float16)] if rounded else 0.0
 
 
 def nudge_weights(model: ir.Model) -> None:

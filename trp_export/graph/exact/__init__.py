@@ -23,9 +23,14 @@ def fold_all(model: ir.Model) -> Mapping[str, int]:
     """
     counts = dict(write_operators(model))
     before = _arithmetic(model)
+    fold_scales(model)
+    return counts | {SCALES: before - _arithmetic(model)}
+
+
+def fold_scales(model: ir.Model) -> None:
+    """Fold batch norm and what scales and shifts channels into layers, in place."""
     while fold_affine(model) + fold_input_affine(model):
         remove_unused(model)
-    return counts | {SCALES: before - _arithmetic(model)}
 
 
 def write_operators(model: ir.Model) -> Mapping[str, int]:
