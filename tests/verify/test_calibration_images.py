@@ -44,7 +44,8 @@ def test_the_result_is_judged_on_held_out_images(trp: Command, model: Path, tmp_
     assert (seen["images"], seen["kind"], seen["top1"]) == (10, "held-out", pytest.approx(same))
     moved = np.linalg.norm(before - after) / np.linalg.norm(before)
     assert seen["distance"]["relative_l2"] == pytest.approx(moved, rel=1e-4)
-    assert f"its predicted class stays the same on {same:.2%} of 10 held-out images." in outcome.out
+    share = "all" if same == 1 else f"{same:.2%} of"
+    assert f"its predicted class stays the same on {share} 10 held-out images." in outcome.out
     assert "relative L2 (10 held-out images)" in outcome.out
     assert "noise" not in outcome.out
 
