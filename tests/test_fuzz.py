@@ -24,7 +24,7 @@ PLAN = {
         {"name": "fc", "scheme": None, "rank": None, "reason": "kept"},
     ],
 }
-DRY = ("--energy", "0.9", "--dry-run", "--quiet")
+DRY = ("--energy", "0.9", "--dry-run", "--no-bench", "--quiet")
 ARCH = ("--arch", "resnet20")
 
 

@@ -111,6 +111,13 @@ def test_pairs_go_where_the_whole_network_is_slower(network: Network, tmp_path: 
     assert fast.notes[0].startswith("4 layers stay dense")
 
 
+def test_costs_are_estimated_where_the_device_fails(network: Network, tmp_path: Path) -> None:
+    broken = FakeDevice({"x": (1, 24, 8, 8)}, dies_after=0)
+    fast = plan(network, Energy(0.5), clock(network, tmp_path, broken))
+    assert fast.plan == plan(network, Energy(0.5), EstimatedCosts()).plan
+    assert fast.notes[-1] == "the cost of pairs is estimated, since they were not timed: the device was lost."
+
+
 def test_the_table_is_not_measured_again(network: Network, tmp_path: Path) -> None:
     device = FakeDevice({"x": (1, 24, 8, 8)})
     costs = clock(network, tmp_path, device)

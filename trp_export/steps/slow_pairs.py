@@ -6,8 +6,8 @@ import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 
-from trp_export.errors import OptionError
-from trp_export.latency.pair_costs import PairCost, PairCosts
+from trp_export.errors import DeviceError, OptionError
+from trp_export.latency.pair_costs import EstimatedCosts, PairCost, PairCosts
 from trp_export.planning.curves import Curve, Layer
 from trp_export.planning.plan import Decision, Plan
 from trp_export.planning.rules import keep
@@ -34,8 +34,20 @@ def plan_fast(rule: Rule, knowledge: Knowledge, progress: Progress) -> FastPlan:
     """The plan of a rule, with layers dense whose pairs are not faster.
 
     A budget is shared out again over the other layers; where it is out of reach without slow pairs, they stay. A plan
-    that was saved or trained is carried out as it is. Raises OptionError for a rule that cannot be met, DeviceError.
+    that was saved or trained is carried out as it is. Where the device cannot time the network, costs are estimated,
+    with a note. Raises OptionError for a rule that cannot be met.
     """
+    try:
+        return _plan_fast(rule, knowledge, progress)
+    except DeviceError as error:
+        reason = str(error).splitlines()[0]
+        fast = _plan_fast(rule, replace(knowledge, pair_costs=EstimatedCosts()), progress)
+        return replace(
+            fast, notes=(*fast.notes, f"the cost of pairs is estimated, since they were not timed: {reason}")
+        )
+
+
+def _plan_fast(rule: Rule, knowledge: Knowledge, progress: Progress) -> FastPlan:
     plan, costs = plan_by(rule, knowledge), knowledge.pair_costs
     if costs is None or not plan.changed:
         return FastPlan(plan)
