@@ -145,7 +145,7 @@ def test_hostile_names_stay_here(board: Board, conv_net: Path, tmp_path: Path) -
     found = compare([model], device=board.spec, settings=board.settings, budget_s=0.2, processes=1)
     assert found.measurements[0].model == model.name
     settings = replace(board.settings, remote_python="python3; touch /tmp/pwned-by-test #")
-    with pytest.raises(DeviceError, match="not found"):
+    with pytest.raises(DeviceError, match="ended with status 127"):
         compare([conv_net], device=board.spec, settings=settings, budget_s=0.2, processes=1)
     assert not Path("/tmp/pwned-by-test").exists()
     assert board.leftovers() == []

@@ -33,6 +33,7 @@ def five_eighths(network: CifarResNet) -> None:
                     tensor.copy_(tensor[kept[module.num_features]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "before", "after"), [(20, 40.55e6, 15.94e6), (56, 125.49e6, 49.12e6)])
 def test_widths_of_five_eighths(depth: int, before: float, after: float, tmp_path: Path) -> None:
     torch.manual_seed(0)

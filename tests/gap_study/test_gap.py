@@ -129,6 +129,7 @@ def test_scores_are_sums_over_layers() -> None:
     assert {name: own.tolist() for name, own in found.items()} == {SEARCHED: [12, 1], "lost": [5, 2]}
 
 
+@pytest.mark.slow
 def test_the_table_has_a_line_for_each_score_and_the_ceiling() -> None:
     plans = tuple(Drawn("search", (index,)) for index in range(12))
     accuracy = np.stack([90 + np.arange(12.0), 90 + np.arange(12.0)], axis=1)
@@ -143,6 +144,7 @@ def test_the_table_has_a_line_for_each_score_and_the_ceiling() -> None:
     assert gap.to_json()["trust"]["wrong"]["regret"][0][1]["value"] == 11
 
 
+@pytest.mark.slow
 def test_the_gap_of_a_finished_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = make_network()
     onnx.save(ir.serde.serialize_model(model), tmp_path / "model.onnx")

@@ -98,6 +98,7 @@ def test_without_labels_the_original_is_right(model: Path, inputs: np.ndarray, t
     assert found.remark == f"{round((1 - same) * COUNT)} of {COUNT} images change their class"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0, 1])
 def test_numbers_of_classes_are_evaluated_as_classes(
     model: Path, inputs: np.ndarray, labels: np.ndarray, tmp_path: Path, keep: int
@@ -152,6 +153,7 @@ def test_the_smallest_that_holds_is_chosen(
     assert json.loads((tmp_path / "small.json").read_text())["frontier"]["chosen"] == seen.chosen
 
 
+@pytest.mark.slow
 def test_a_second_search_writes_the_same_model(
     model: Path, inputs: np.ndarray, labels: np.ndarray, tmp_path: Path
 ) -> None:
@@ -209,6 +211,7 @@ def test_a_network_without_layers_has_nothing_to_search(tmp_path: Path) -> None:
         compress(relu, Options(MaxDrop(1), evaluate=lambda path: 1.0, output=tmp_path / "small.onnx"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tuned_score", "note"),
     [(0.5, "not tuned: with tuning more than 10 pp were lost"), (0.99, "after tuning 1.00 of 10 pp are lost")],
@@ -258,6 +261,7 @@ def test_a_dry_run_searches_and_writes_nothing(
     assert files(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_the_same_images_twice_are_noted(
     trp: Command, model: Path, inputs: np.ndarray, labels: np.ndarray, tmp_path: Path
 ) -> None:

@@ -97,6 +97,7 @@ def test_the_same_classes_as_in_python(page: Page, site: Path, pixels: np.ndarra
     assert page.problems == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
 def test_fewer_bits_answer_as_in_python(precision: str, page: Page, pixels: np.ndarray, tmp_path: Path) -> None:
     """Bundles in other precisions, on a page that is there already."""

@@ -143,6 +143,7 @@ def test_labels_of_a_specification_are_used(folder: Path, trp_search: Command) -
     assert "label 5 is outside the network's 5 classes" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_stopped_and_resumed_it_is_the_same_plan(
     folder: Path, trp_search: Command, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
