@@ -66,6 +66,7 @@ NETWORKS = {
 @click.option("--threads", type=Listed(int), default=(1, 2), help="Threads of the benchmark.")
 @click.option("--write", is_flag=True, help="Put all rows into the page.")
 def main(networks: tuple[str, ...], energies: tuple[str, ...], threads: tuple[int, ...], *, write: bool) -> None:
+    ROWS.parent.mkdir(exist_ok=True)
     done = {(row["network"], row["energy"], row["threads"]) for row in read(ROWS)}
     for name, energy, count in ((n, e, t) for n in networks for e in energies for t in threads):
         if not write and (name, energy, count) not in done:

@@ -20,6 +20,9 @@ from trp_export.channels.labels import Ids
 from trp_export.channels.steps import Mix
 from trp_export.planning.channels import ChannelDecision, Cluster
 
+_BLOCKS = (16, 8, 4)
+_LARGE_SHARE = 1 / 8
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Read:
@@ -46,16 +49,35 @@ def find_removable(
         for channel in group.channels.tolist()
         if analysis.ties.reason(channel) is None
     }
+    held: set[int] = set()
     while True:
         dropped = _dropped(reads, free)
         others = {channel: group for channel, group in free.items() if channel not in dropped}
         wanted = {**_merged(reads, others), **dict.fromkeys(dropped, None)}
         gone = balanced(analysis, wanted)
-        if len(gone) == len(wanted):
+        odd = _leaving_odd_counts(groups, gone)
+        if len(gone) == len(wanted) and not odd:
             break
+        held |= odd
+        gone = {channel: other for channel, other in gone.items() if channel not in odd}
         # What a channel that stays is computed from stays, too.
         free = {channel: group for channel, group in free.items() if channel in gone or channel not in wanted}
-    return tuple(_decision(group, gone) for group in groups)
+    return tuple(_decision(group, gone, held) for group in groups)
+
+
+def _leaving_odd_counts(groups: Sequence[Group], gone: dict[int, int | None]) -> set[int]:
+    """Channels that had better stay: a few less than a whole number of blocks run slower than the blocks.
+
+    Processors compute channels in blocks of 4 to 16. Where an eighth of a group or more goes, all of it may go.
+    """
+    stay: set[int] = set()
+    for group in groups:
+        lost = [channel for channel in group.channels.tolist() if channel in gone]
+        count = len(group.channels)
+        block = next((size for size in _BLOCKS if count % size == 0), 1)
+        if 0 < len(lost) < _LARGE_SHARE * count:
+            stay.update(lost[len(lost) - len(lost) % block :])
+    return stay
 
 
 def _reads(analysis: Analysis, numbers: Numbers) -> Iterator[_Read]:
@@ -137,7 +159,7 @@ def balanced(analysis: Analysis, gone: dict[int, int | None]) -> dict[int, int |
         left = {channel: other for channel, other in left.items() if channel not in stay}
 
 
-def _decision(group: Group, gone: dict[int, int | None]) -> ChannelDecision:
+def _decision(group: Group, gone: dict[int, int | None], held: set[int]) -> ChannelDecision:
     place = {channel: index for index, channel in enumerate(group.channels.tolist())}
     clusters: dict[int, list[int]] = {}
     dropped = []
@@ -150,11 +172,15 @@ def _decision(group: Group, gone: dict[int, int | None]) -> ChannelDecision:
         else:
             clusters.setdefault(place[other], []).append(index)
     merged = tuple(Cluster(first, tuple(others)) for first, others in sorted(clusters.items()))
-    return ChannelDecision(group.name, len(group.channels), merged, tuple(dropped), _reason(group, merged, dropped))
+    return ChannelDecision(
+        group.name, len(group.channels), merged, tuple(dropped), _reason(group, merged, dropped, held)
+    )
 
 
-def _reason(group: Group, merged: Sequence[Cluster], dropped: Sequence[int]) -> str:
+def _reason(group: Group, merged: Sequence[Cluster], dropped: Sequence[int], held: set[int]) -> str:
     equal = sum(len(cluster.merged) for cluster in merged)
     words = [f"{equal} equal to another"] if equal else []
     words += [f"{len(dropped)} always zero or not read"] if dropped else []
+    if not words and not held.isdisjoint(group.channels.tolist()):
+        return "so few could go that the rest would run slower"
     return " and ".join(words) or group.reason or "no two channels are equal and none is always zero"
