@@ -10,8 +10,8 @@ _MOST_BYTES = 6 * 2**30
 
 
 def main() -> None:
-    # onnxsim imports these where it finds them, which takes seconds and half a gigabyte; simplifying needs neither.
-    sys.modules["torch"] = sys.modules["sympy"] = None  # type: ignore[assignment]
+    # onnxsim imports torch where it finds it, which takes seconds and half a gigabyte; simplifying does not need it.
+    sys.modules["torch"] = None  # type: ignore[assignment]
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # What native code prints must not mix with the answer.
     _bound_memory()
