@@ -66,6 +66,7 @@ def test_a_second_export_changes_nothing(text: str, tmp_path: Path) -> None:
 
 def test_export_of_a_plain_network(tmp_path: Path) -> None:
     report = check(build(), tmp_path, ["conv1", "conv2", "fc"])
+    assert not any("not simplified" in note for note in report.notes)
     assert set(operators(report.files[0])) == {"Conv", "Relu", "GlobalAveragePool", "Flatten", "Gemm"}
     assert report.deviation is not None
     assert report.deviation.how == "each layer and the whole model"

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from trp_export.channels.analysis import Analysis
 from trp_export.channels.labels import Ids
-from trp_export.graph.weights import find_constant
+from trp_export.graph.weights import find_numbers
 
 # Operators that a shape goes through on its way to its reader.
 _PASSED = ("Add", "Cast", "Concat", "Div", "Floor", "Gather", "Identity", "Mul", "Slice", "Squeeze", "Sub", "Unsqueeze")
@@ -51,7 +51,7 @@ def _stray_reader(analysis: Analysis, value: ir.Value, place: int | None, length
 
 
 def _leaves_out(reader: ir.Node, place: int, length: int) -> bool:
-    numbers = [_numbers(value) for value in reader.inputs[1:]]
+    numbers = [find_numbers(value) for value in reader.inputs[1:]]
     if reader.op_type == "Gather":
         return numbers[0] is not None and place not in [number % length for number in numbers[0]]
     if len(numbers) < 2 or numbers[0] is None or numbers[1] is None or len(numbers) > 3:
@@ -67,7 +67,7 @@ def counts_channels(analysis: Analysis, value: ir.Value | None, ids: Ids) -> boo
         node = value.producer() if value is not None else None
     if node is None or node.op_type != "Gather" or node.inputs[0] is None:
         return False
-    shape, taken = node.inputs[0].producer(), _numbers(node.inputs[1])
+    shape, taken = node.inputs[0].producer(), find_numbers(node.inputs[1])
     labels = analysis.tracked(shape.inputs[0]) if shape is not None and shape.op_type == "Shape" else None
     if shape is None or labels is None or taken is None or len(taken) != 1:
         return False
@@ -80,8 +80,3 @@ def _span(shape: ir.Node, rank: int) -> list[int]:
     """The axes whose sizes a Shape gives."""
     start, end = shape.attributes.get_int("start", 0), shape.attributes.get_int("end", rank)
     return list(range(rank))[start:end]
-
-
-def _numbers(value: ir.Value | None) -> list[int] | None:
-    constant = find_constant(value)
-    return None if constant is None else [int(number) for number in constant.array().reshape(-1)]

@@ -11,9 +11,10 @@ from trp_export.channels.analysis import Analysis, NotUnderstoodError, Rule, who
 from trp_export.channels.counts import counts
 from trp_export.channels.elementwise import reduced_axes
 from trp_export.channels.labels import Ids, Labels
-from trp_export.channels.numbers import constant_numbers, require_entry_can_change, set_numbers
+from trp_export.channels.numbers import require_entry_can_change, set_numbers
 from trp_export.channels.shuffle import shuffle
 from trp_export.channels.steps import Kept, Setting, Source
+from trp_export.graph.weights import find_numbers
 
 # The channels that an Unflatten ties at most, and the planes that a Flatten strings together.
 _MOST_TIED = 4096
@@ -88,7 +89,7 @@ def _moved_axis(analysis: Analysis, node: ir.Node) -> None:
 
 
 def _count_axes(node: ir.Node) -> int:
-    given = constant_numbers(node.inputs[1]) if len(node.inputs) > 1 else node.attributes.get_ints("axes", ())
+    given = find_numbers(node.inputs[1]) if len(node.inputs) > 1 else node.attributes.get_ints("axes", ())
     return len(given) if given is not None else 0
 
 
@@ -157,7 +158,7 @@ def _split(analysis: Analysis, node: ir.Node) -> None:
 def _split_sizes(node: ir.Node, size: int) -> list[int]:
     sizes = list(node.attributes.get_ints("split", ()))
     if len(node.inputs) > 1 and node.inputs[1] is not None:
-        given = constant_numbers(node.inputs[1])
+        given = find_numbers(node.inputs[1])
         if given is None:
             raise NotUnderstoodError("its sizes are computed")
         sizes = given
@@ -174,7 +175,7 @@ def _slice(analysis: Analysis, node: ir.Node) -> None:
         return
     if len(node.inputs) < 3:
         raise NotUnderstoodError("its ends are attributes")  # Before opset 10.
-    starts, ends, axes, steps = (constant_numbers(other) for other in [*node.inputs[1:], None, None][:4])
+    starts, ends, axes, steps = (find_numbers(other) for other in [*node.inputs[1:], None, None][:4])
     axes = axes if len(node.inputs) > 3 else list(range(len(starts or ())))
     if axes is None:
         raise NotUnderstoodError("its axes are computed")
@@ -207,7 +208,7 @@ def _gather(analysis: Analysis, node: ir.Node) -> None:
     if labels is None or value is None:
         return
     axis = node.attributes.get_int("axis", 0) % labels.rank
-    indices = constant_numbers(node.inputs[1])
+    indices = find_numbers(node.inputs[1])
     shape = analysis.shape(node.inputs[1])
     if axis != labels.axis:
         axes_added = len(shape) - 1 if shape is not None else None

@@ -10,18 +10,7 @@ import onnx_ir as ir
 from trp_export.channels.analysis import Analysis, NotUnderstoodError
 from trp_export.channels.counts import counts_channels
 from trp_export.channels.labels import Ids
-from trp_export.graph.weights import add_initializer, find_constant
-
-_MOST = 1 << 20
-
-
-def constant_numbers(value: ir.Value | None) -> list[int] | None:
-    """The numbers of a constant, flattened; None where it is computed."""
-    constant = find_constant(value)
-    if constant is None or constant.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
-        return None
-    array = constant.array()
-    return [int(number) for number in array.reshape(-1)] if array.size <= _MOST else None
+from trp_export.graph.weights import add_initializer, find_constant, find_numbers
 
 
 def set_numbers(
@@ -57,10 +46,10 @@ def require_entry_can_change(analysis: Analysis, node: ir.Node, place: int, copi
     An entry 0 stands for the size of the input on the same axis: it may be that of the channels, `copied`, alone.
     Raises NotUnderstoodError where the entry is computed otherwise.
     """
-    numbers = constant_numbers(node.inputs[1])
+    numbers = find_numbers(node.inputs[1])
     if numbers is None:
         concat, index, _ = _part(analysis, node, place)
-        if constant_numbers(concat.inputs[index]) is not None:
+        if find_numbers(concat.inputs[index]) is not None:
             return True
         if not counts_channels(analysis, concat.inputs[index], ids):
             raise NotUnderstoodError("its shape is computed")
@@ -78,7 +67,7 @@ def _part(analysis: Analysis, node: ir.Node, place: int) -> tuple[ir.Node, int, 
     if value is None or concat is None or concat.op_type != "Concat" or len(value.uses()) > 1:
         raise NotUnderstoodError("its shape is computed")
     for index, part in enumerate(concat.inputs):
-        numbers, shape = constant_numbers(part), analysis.shape(part)
+        numbers, shape = find_numbers(part), analysis.shape(part)
         length = len(numbers) if numbers is not None else shape[0] if shape is not None and len(shape) == 1 else None
         if length is None:
             break

@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx_ir as ir
 
 from trp_export.channels.analysis import Analysis
 from trp_export.channels.groups import Group
 from trp_export.channels.labels import Ids
 from trp_export.channels.steps import Columns, Kept, Mix, Rows
 from trp_export.errors import OptionError
-from trp_export.graph.weights import add_initializer, find_constant
+from trp_export.graph.weights import add_initializer, find_constant, set_value
 from trp_export.lowrank.schemes import Array
 from trp_export.planning.channels import ChannelDecision
 
@@ -91,7 +90,7 @@ class _Removal:
             inputs = np.split(self._analysis.ties.roots(step.inputs), group)
             blocks = [self._added(block, read, axis=1) for block, read in zip(kernel, inputs, strict=True)]
         thin = np.stack([block[part] for block, part in zip(blocks, parts, strict=True)])
-        _set_weight(step.weight.root, step.as_stored(thin))
+        set_value(step.weight.root, step.as_stored(thin))
 
     def _added(self, array: Array, channels: Ids, axis: int) -> Array:
         """The array with the entries of merged channels added to those of the channel that stays, others left out."""
@@ -109,8 +108,7 @@ class _Removal:
         channels = self._analysis.ties.roots(columns.ids)
         if not self.kept(columns.ids).all():
             array = self._added(columns.constant.array(), channels, columns.axis)
-            axes = columns.constant.axes
-            _set_weight(columns.constant.root, array.transpose([axes.index(axis) for axis in range(array.ndim)]))
+            set_value(columns.constant.root, columns.constant.as_stored(array))
 
     def cut_rows(self, rows: Rows) -> None:
         """Shorten a constant; where others read it, too, the node gets its own: they may keep other channels."""
@@ -120,7 +118,7 @@ class _Removal:
         root = rows.constant.root
         array = np.compress(kept, rows.constant.array(), axis=rows.axis)
         if root in rows.node.inputs and len(root.uses()) == 1 and not root.is_graph_output():
-            _set_weight(root, array)
+            set_value(root, array)
             return
         for index, value in enumerate(rows.node.inputs):
             constant = find_constant(value)
@@ -149,11 +147,3 @@ def _places(channels: Ids) -> dict[int, list[int]]:
     for place, channel in enumerate(channels.tolist()):
         places[channel].append(place)
     return places
-
-
-def _set_weight(root: ir.Value, array: Array) -> None:
-    if root.const_value is None:
-        raise ValueError(f"{root.name} has no value")
-    root.shape = ir.Shape(array.shape)
-    dtype = root.const_value.dtype
-    root.const_value = ir.tensor(np.ascontiguousarray(array, dtype.numpy()), dtype=dtype, name=root.name)

@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from trp_export.channels.analysis import Analysis, NotUnderstoodError, Rule, whole, zeros
 from trp_export.channels.labels import Labels
-from trp_export.channels.numbers import constant_numbers, set_numbers
+from trp_export.channels.numbers import set_numbers
 from trp_export.channels.steps import Kept, Setting
-from trp_export.graph.weights import find_constant
+from trp_export.graph.weights import find_constant, find_numbers
 
 
 def _resize(analysis: Analysis, node: ir.Node) -> None:
@@ -36,7 +36,7 @@ def _resize(analysis: Analysis, node: ir.Node) -> None:
 
 def _set_size(analysis: Analysis, node: ir.Node, labels: Labels, place: int) -> None:
     """A size that is computed must come from the tensor itself, as the leading entries of its shape."""
-    numbers = constant_numbers(node.inputs[3])
+    numbers = find_numbers(node.inputs[3])
     if numbers is not None:
         if numbers[place] != len(labels.ids):
             raise NotUnderstoodError("it resizes channels")
@@ -69,10 +69,10 @@ def _pad(analysis: Analysis, node: ir.Node) -> None:
         return
     pads = list(node.attributes.get_ints("pads", ()))
     if len(node.inputs) > 1:
-        pads = constant_numbers(node.inputs[1]) or []
+        pads = find_numbers(node.inputs[1]) or []
     axes = list(range(labels.rank))
     if len(node.inputs) > 3 and node.inputs[3] is not None:
-        axes = [axis % labels.rank for axis in constant_numbers(node.inputs[3]) or []]
+        axes = [axis % labels.rank for axis in find_numbers(node.inputs[3]) or []]
     if not pads or len(pads) != 2 * len(axes):
         raise NotUnderstoodError("its pads are computed")
     if labels.axis in axes and any(pads[axes.index(labels.axis) :: len(axes)]):

@@ -20,8 +20,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.channels.labels import Ids
-from trp_export.graph.kernels import as_kernel, as_weight, group_of
-from trp_export.graph.weights import Constant, spatial_attribute
+from trp_export.graph.kernels import as_kernel, as_weight, group_of, is_padded
+from trp_export.graph.weights import Constant
 from trp_export.lowrank.schemes import Array
 
 # True for each position that stays.
@@ -83,11 +83,7 @@ class Mix:
     @property
     def is_padded(self) -> bool:
         """Whether the input is extended by zeros at its border, or a stride leaves zeros between its entries."""
-        if self.node.op_type not in ("Conv", "ConvTranspose"):
-            return False
-        pads = spatial_attribute(self.node, "pads", [0])
-        auto = self.node.attributes.get_string("auto_pad", "NOTSET")
-        return self.node.op_type == "ConvTranspose" or any(pads) or auto not in ("NOTSET", "VALID", "")
+        return self.node.op_type == "ConvTranspose" or (self.node.op_type == "Conv" and is_padded(self.node))
 
     def kernel(self) -> Array:
         """(group, n/group, c/group, k): the kernel with its spatial axes flattened."""
@@ -99,7 +95,7 @@ class Mix:
         spatial = as_kernel(self.node, self.weight.array(), self.group).shape[2:]
         group, outputs, inputs, _ = kernel.shape
         weight = as_weight(self.node, kernel.reshape(group * outputs, inputs, *spatial), group)
-        return weight.transpose([self.weight.axes.index(axis) for axis in range(weight.ndim)])
+        return self.weight.as_stored(weight)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -46,6 +46,12 @@ def group_of(node: ir.Node) -> int:
     return node.attributes.get_int("group", 1) if node.op_type in SPATIAL else 1
 
 
+def is_padded(conv: ir.Node) -> bool:
+    """True for a conv that extends its input at the border."""
+    explicit = conv.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    return not explicit or any(conv.attributes.get_ints("pads", []))
+
+
 def is_transposed_matrix(node: ir.Node) -> bool:
     """True for a Gemm whose weight is (n, c)."""
     return node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))

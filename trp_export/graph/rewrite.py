@@ -88,9 +88,7 @@ def set_kernel(place: LocatedSite, kernel: Array) -> None:
 
 
 def _as_stored(place: LocatedSite, kernel: Array) -> Array:
-    axes = place.constant.axes
-    weight = as_weight(place.nodes[0], kernel, place.site.group)
-    return weight.transpose([axes.index(axis) for axis in range(weight.ndim)])
+    return place.constant.as_stored(as_weight(place.nodes[0], kernel, place.site.group))
 
 
 def stored_order(place: LocatedSite) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Array
 
 _LARGE_BYTES = 1 << 20
+_MOST_NUMBERS = 1 << 20
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
@@ -39,6 +40,10 @@ class Constant:
 
     def array(self) -> Array:
         return np.asarray(self._tensor.numpy()).transpose(self.axes)
+
+    def as_stored(self, array: Array) -> Array:
+        """An array as the node sees it, with its axes in the order in which the constant is stored."""
+        return array.transpose([self.axes.index(axis) for axis in range(array.ndim)])
 
     @property
     def _tensor(self) -> ir.TensorProtocol:
@@ -81,6 +86,14 @@ def find_constant(value: ir.Value | None) -> Constant | None:
     return Constant(inner.root, tuple(inner.axes[axis] for axis in order))
 
 
+def find_numbers(value: ir.Value | None) -> list[int] | None:
+    """The whole numbers of a constant, flattened; None where it is computed or holds anything else."""
+    constant = find_constant(value)
+    if constant is None or constant.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
+        return None
+    return [int(number) for number in constant.array().reshape(-1)] if prod(constant.shape) <= _MOST_NUMBERS else None
+
+
 def find_bias(node: ir.Node) -> Float64 | None:
     """The number that a layer adds to each output channel: (n,), or (1,) for all; None where it is not constant."""
     value = node.inputs[2] if len(node.inputs) > 2 else None
@@ -119,10 +132,11 @@ def add_integers(graph: ir.Graph, name: str, numbers: NDArray[np.int64]) -> ir.V
 
 
 def set_value(value: ir.Value, array: Array) -> None:
-    """Replace the value of an initializer; its name and type stay."""
+    """Replace the value of an initializer; its name and type stay, and its shape follows."""
     if value.const_value is None:
         raise ValueError(f"{value.name} has no value")
     dtype = value.const_value.dtype
+    value.shape = ir.Shape(array.shape)
     value.const_value = ir.tensor(np.ascontiguousarray(array, dtype.numpy()), dtype=dtype, name=value.name)
 
 

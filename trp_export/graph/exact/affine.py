@@ -52,7 +52,7 @@ class Affine:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A layer whose output the batch norm reads, alone or in a sum, with its weight and bias."""
+    """A layer, alone or a part of a sum, with a weight that no other layer reads, and its bias."""
 
     node: ir.Node
     weight: Constant
@@ -67,16 +67,16 @@ class Term:
 
 
 def _fold(node: ir.Node) -> bool:
-    affine = _affine(node)
-    if affine is None or node.graph is None:
+    layers = next(filter(None, (_layers_before(value, node.graph) for value in node.inputs)), [])
+    terms = [term for layer in layers if (term := find_term(layer)) is not None]
+    if not terms or len(terms) < len(layers) or len({id(term.weight.root) for term in terms}) < len(terms):
         return False
-    terms = [find_term(layer) for layer in _layers_before(affine.value, node.graph)]
-    sound = [term for term in terms if term is not None and _fits(term, affine.channels)]
-    if not terms or len(sound) < len(terms) or len({id(term.weight.root) for term in sound}) < len(sound):
+    ranks = {len(term.weight.shape) for term in terms}
+    # Layers of unlike ranks have their channels on different axes of the sum.
+    affine = _affine(node, *ranks) if len(ranks) == 1 else None
+    if affine is None or not all(_fits(term, affine.channels) for term in terms):
         return False
-    if len({len(term.weight.shape) for term in sound}) > 1:  # Their channels lie on different axes of the sum.
-        return False
-    for index, term in enumerate(sound):
+    for index, term in enumerate(terms):
         _scale_outputs(term, np.broadcast_to(affine.scale, term.channels))
         bias = term.bias * affine.scale + (affine.shift if index == 0 else 0.0)
         set_bias(term, np.broadcast_to(bias, term.channels) if bias.any() else bias)
@@ -84,17 +84,12 @@ def _fold(node: ir.Node) -> bool:
     return True
 
 
-def _affine(node: ir.Node) -> Affine | None:
-    """None for an operator that does not scale and shift each channel by constants."""
+def _affine(node: ir.Node, rank: int) -> Affine | None:
+    """None for an operator that does not scale and shift each channel of a value of that rank by constants."""
     if node.op_type == "BatchNormalization":
         terms, value = affine_terms(node), node.inputs[0]
         return None if terms is None or value is None else Affine(value, *terms)
-    for value in node.inputs:
-        layers = _layers_before(value, node.graph)
-        weight = find_constant(layers[0].inputs[1]) if layers else None
-        if weight is not None and (affine := by_constants(node, len(weight.shape))) is not None:
-            return affine
-    return None
+    return by_constants(node, rank)
 
 
 def by_constants(node: ir.Node, rank: int) -> Affine | None:
@@ -216,4 +211,4 @@ def _scale_outputs(term: Term, scale: Float64) -> None:
     else:
         axis = _output_axis(term.node)
         scaled = stored * np.expand_dims(scale, [other for other in range(stored.ndim) if other != axis])
-    set_value(term.weight.root, scaled.transpose([term.weight.axes.index(axis) for axis in range(scaled.ndim)]))
+    set_value(term.weight.root, term.weight.as_stored(scaled))

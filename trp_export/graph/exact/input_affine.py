@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_export.graph.exact.affine import Affine, Term, by_constants, find_term, set_bias
-from trp_export.graph.weights import DEFAULT_DOMAINS, Constant, set_value
+from trp_export.graph.kernels import group_of, is_padded
+from trp_export.graph.weights import DEFAULT_DOMAINS, set_value
 from trp_export.lowrank.factor import Float64
 
 _OPERATORS = ("Add", "Sub", "Mul", "Div")
@@ -30,9 +31,9 @@ def _fold(node: ir.Node) -> bool:
     affine = by_constants(node, len(terms[0].weight.shape)) if terms else None
     if affine is None or not np.isfinite([*affine.scale, *affine.shift]).all():
         return False
-    if any(affine.channels not in (1, term.weight.shape[1] * _group(term.node)) for term in terms):
+    if any(affine.channels not in (1, term.weight.shape[1] * group_of(term.node)) for term in terms):
         return False
-    if affine.shift.any() and any(_pads(term.node) for term in terms):
+    if affine.shift.any() and any(is_padded(term.node) for term in terms):
         return False
     for term in terms:
         _fold_into(term, affine)
@@ -54,10 +55,11 @@ def _fold_into(term: Term, affine: Affine) -> None:
     """W (scale x + shift) + b, with the kernel W (n, c/group, *k) and scale and shift (c,) or (1,)."""
     kernel = term.weight.array().astype(np.float64)
     if affine.shift.any():
-        shifted = kernel * _by_kernel(affine.shift, kernel, _group(term.node))
+        shifted = kernel * _by_kernel(affine.shift, kernel, group_of(term.node))
         set_bias(term, term.bias + shifted.reshape(len(kernel), -1).sum(axis=1))
     if (affine.scale != 1).any():
-        _set_kernel(term.weight, kernel * _by_kernel(affine.scale, kernel, _group(term.node)))
+        scaled = kernel * _by_kernel(affine.scale, kernel, group_of(term.node))
+        set_value(term.weight.root, term.weight.as_stored(scaled))
 
 
 def _by_kernel(channels: Float64, kernel: Float64, group: int) -> Float64:
@@ -65,16 +67,3 @@ def _by_kernel(channels: Float64, kernel: Float64, group: int) -> Float64:
     n, inside = kernel.shape[:2]
     by_group = np.broadcast_to(channels, inside * group).reshape(group, inside)
     return np.repeat(by_group, n // group, axis=0).reshape(n, inside, *[1] * (kernel.ndim - 2))
-
-
-def _set_kernel(weight: Constant, kernel: Float64) -> None:
-    set_value(weight.root, kernel.transpose([weight.axes.index(axis) for axis in range(kernel.ndim)]))
-
-
-def _group(conv: ir.Node) -> int:
-    return conv.attributes.get_int("group", 1)
-
-
-def _pads(conv: ir.Node) -> bool:
-    explicit = conv.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
-    return not explicit or any(conv.attributes.get_ints("pads", []))
