@@ -89,7 +89,7 @@ class NetworkLatency:
         if key not in self.table:
             file = self.folder / "plan.onnx"
             save_standin(self.network, plan, file, self.table.conditions.precision)
-            self.table.add({key: _speedup(self.device, self.network.original, file)})
+            self.table.add({key: speedup_of(self.device, self.network.original, file)})
         return self.table.get(key) or 0.0
 
     def _cost(self, change: Change) -> float:
@@ -97,7 +97,8 @@ class NetworkLatency:
         return float(np.interp(change.rank, ranks, costs))
 
 
-def _speedup(device: DeviceUnderTest, original: Path, file: Path) -> float:
+def speedup_of(device: DeviceUnderTest, original: Path, file: Path) -> float:
+    """How many times as fast as the original a file is, shortly measured side by side. Raises DeviceError."""
     return ratio(*device.compare([original, file]).measurements).value
 
 
@@ -259,7 +260,7 @@ def _whole(network: Network, device: DeviceUnderTest, table: Table, digest: str,
     """The original, and its normal form without low rank; the original by its ratio to that."""
     dense = table.get(_dense_key(digest)) or 0.0
     if _original_key(digest) not in table:
-        speedup = _speedup(device, network.original, folder / _DENSE)
+        speedup = speedup_of(device, network.original, folder / _DENSE)
         table.add({_original_key(digest): dense * speedup})
     return table.get(_original_key(digest)) or 0.0, dense
 

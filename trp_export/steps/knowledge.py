@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 class Knowledge:
     """The network, and the data that plans, factors and evaluations use. A field is None if it was not asked for.
 
-    `layers` hold the curves of each layer, `saved` the choices of a saved plan. `pair_costs` say which pairs are slow
-    and None where slow pairs are kept.
+    `layers` hold the curves of each layer, `saved` the choices of a saved plan. `pair_costs` say which pairs are slow;
+    None where there will be no pairs, or slow ones are kept.
     """
 
     network: Network
@@ -115,11 +115,11 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
     layers = measure_layers(network, options.selection, saved, work.progress)
     evaluator, notes = _evaluator(network, inputs, options, work.progress)
     data = None
+    cuts = options.effective_rule.chooses_ranks or bool(saved)
     if options.calibration is not None:
-        cuts = options.effective_rule.chooses_ranks or bool(saved)
         data, layers = calibrate(network, layers, samples, options, work.progress, cuts=cuts)
         notes = (*notes, *_same_images(options), *data.notes)
-    pair_costs, untimed = _pair_costs(network, options, work)
+    pair_costs, untimed = _pair_costs(network, options, work) if cuts else (None, ())
     align = options.selection_with_int8_alignment.align
     return Knowledge(
         network,
