@@ -83,6 +83,7 @@ class Distiller:
         self._sticks = yardsticks(self._wanted, self._kinds)
         self._require_sound(compressed)
         self._start = self.weights
+        self.start_score = self.score()
         self._half = self._half_precision_will_do()
         self.restart(LEARNING_RATES[0])
         # The operators are too small to run on several cores: each core takes a part of the batch instead.
@@ -162,7 +163,7 @@ class Distiller:
         with half_precision():
             rounded = self._answers(self._student, probe)
         apart = [stick.shares(exact[name], rounded[name]).mean() for name, stick in self._sticks.items()]
-        return float(np.mean(apart)) <= _ROUNDING * self.score()[0]
+        return float(np.mean(apart)) <= _ROUNDING * self.start_score[0]
 
     def _new_optimizers(self, rate: float) -> list[tuple[torch.optim.Optimizer, float]]:
         """Muon for kernels and matrices and Adam for biases, each with its learning rate."""

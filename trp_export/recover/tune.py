@@ -91,7 +91,7 @@ def tune(
 
 
 def _train(run: Distiller, steps: int, progress: Share) -> Tuned:
-    before = best = run.score()
+    before = best = run.start_score
     kept: Mapping[str, Any] = {}
     spent = _choose_rate(run, steps, before[0], progress)
     left = steps - spent
