@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,9 +136,7 @@ def parse_plan(document: object, where: str) -> tuple[Choice, ...]:
     if not isinstance(layers, list):
         raise LoadError(f'{where}: "layers" must be a list.')
     choices = tuple(_parse_choice(layer, f"{where}, layer {index + 1}") for index, layer in enumerate(layers))
-    ((name, count),) = Counter(choice.name for choice in choices).most_common(1) or [("", 0)]
-    if count > 1:
-        raise LoadError(f"{where} names layer {_shown(name)} more than once.")
+    _require_distinct([choice.name for choice in choices], f"{where} names layer")
     return choices
 
 
@@ -153,10 +151,14 @@ def parse_channel_groups(document: object, where: str) -> tuple[ChannelDecision,
     if not isinstance(groups, list):
         raise LoadError(f'{where}: "channels" must be a list.')
     decisions = tuple(parse_channels(group, f"{where}, channels {index + 1}") for index, group in enumerate(groups))
-    ((name, count),) = Counter(decision.name for decision in decisions).most_common(1) or [("", 0)]
-    if count > 1:
-        raise LoadError(f"{where} names the channels of {_shown(name)} more than once.")
+    _require_distinct([decision.name for decision in decisions], f"{where} names the channels of")
     return decisions
+
+
+def _require_distinct(names: Sequence[str], what: str) -> None:
+    ((name, count),) = Counter(names).most_common(1) or [("", 0)]
+    if count > 1:
+        raise LoadError(f"{what} {_shown(name)} more than once.")
 
 
 def _plan_in(document: object, where: str) -> Mapping[str, Any]:

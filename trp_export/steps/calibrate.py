@@ -36,6 +36,7 @@ from trp_export.planning.curves import Layer
 from trp_export.system.extras import is_installed, require
 from trp_export.system.progress import Progress
 from trp_export.system.signals import held_back
+from trp_export.system.text import name_some
 
 # Sensitivities need fewer images than moments: they are averages over whole outputs. With 64, 256 and 1,024 images
 # ResNet-20 diverges alike at 2x and 3x, so large networks, which run again for every layer, get fewer.
@@ -164,8 +165,9 @@ def _left_out(located: Sequence[LocatedSite], with_room: Sequence[LocatedSite]) 
     names = [place.site.name for place in located if place.site.refusal is None and place.site.name not in kept]
     if not names:
         return ()
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return (f"{shown}: too large to calibrate within the bound on memory, so the weights alone give the factors",)
+    return (
+        f"{name_some(names)}: too large to calibrate within the bound on memory, so the weights alone give the factors",
+    )
 
 
 def _of_one_colour(network: Network, name: str, batches: Batches) -> bool:
