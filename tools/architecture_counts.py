@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from common import put_into_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
-BEGIN, END = "<!-- counts: begin -->", "<!-- counts: end -->"
 # At commit ed875d4, with MODEL as the page says.
 BEFORE = {
     "boxes": 38,
@@ -66,9 +66,7 @@ def main(root: Path, model: Path | None, write: bool) -> None:
     table = "\n".join(["| | before | now |", "|---|---|---|", *rows])
     print(table)
     if write:
-        text = PAGE.read_text(encoding="utf-8")
-        start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-        PAGE.write_text(f"{text[:start]}\n{table}\n{text[end:]}", encoding="utf-8")
+        put_into_page(PAGE, "counts", table)
 
 
 def count(root: Path, model: Path | None) -> dict[str, int]:

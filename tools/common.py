@@ -88,6 +88,13 @@ def silent(step: str, share: float) -> None:
     """Progress that prints nothing."""
 
 
+def put_into_page(page: Path, name: str, text: str) -> None:
+    """Put text between the marks of that name in a page, in the place of what stands there."""
+    before, rest = page.read_text(encoding="utf-8").split(begin := f"<!-- {name}: begin -->")
+    after = rest.split(end := f"<!-- {name}: end -->")[1]
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """All results of a file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "families.md"
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 FAMILIES = (
     *("alexnet", "vgg16_bn", "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "densenet121"),
     *("squeezenet1_1", "googlenet", "inception_v3", "mobilenet_v2", "mobilenet_v3_small", "mnasnet1_0"),
@@ -143,9 +142,7 @@ def main(
     tables = _tables([line for job in jobs for line in done if line.items() >= job.key.items()])
     print(tables)
     if write:
-        text = PAGE.read_text(encoding="utf-8")
-        start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-        PAGE.write_text(f"{text[:start]}\n{tables}\n{text[end:]}", encoding="utf-8")
+        common.put_into_page(PAGE, "tables", tables)
 
 
 def _jobs(folders: Iterable[Path], images: Path | None) -> Iterator[Job]:

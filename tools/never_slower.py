@@ -20,14 +20,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
-from common import Listed, append, read
+from common import Listed, append, put_into_page, read
 
 from trp_export import Benchmark, Energy, InputOptions, LoadOptions, Options, TrpError, compress
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "never-slower.md"
 ROWS = Path(__file__).resolve().parents[1] / "runs" / "never_slower.jsonl"
 MODELS = ROWS.parent / "never_slower_models"
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 CLEAN_UP = "clean-up"
 BUDGET_S = 15.0
 
@@ -72,9 +71,7 @@ def main(networks: tuple[str, ...], energies: tuple[str, ...], threads: tuple[in
         if not write and (name, energy, count) not in done:
             append(ROWS, measure(NETWORKS[name], energy, count))
     if write:
-        head, rest = PAGE.read_text().split(BEGIN)
-        table = "\n".join(lines(list(read(ROWS))))
-        PAGE.write_text(f"{head}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}")
+        put_into_page(PAGE, "table", "\n".join(lines(read(ROWS))))
 
 
 def measure(network: Network, energy: str, threads: int) -> dict[str, Any]:

@@ -15,16 +15,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+from common import append, put_into_page, read
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "real-networks.md"
 ROWS = Path(__file__).resolve().parents[1] / "build" / "real_networks.jsonl"
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +70,15 @@ NETWORKS = (
 @click.option("--write", is_flag=True, help="Put all rows into the page.")
 def main(ratios: tuple[float, ...], tune: str | None, only: str, *, write: bool) -> None:
     ROWS.parent.mkdir(exist_ok=True)
-    rows = list(_rows())
+    rows = read(ROWS)
     for network in NETWORKS:
         if only.lower() not in network.name.lower():
             continue
         for ratio in ratios:
             if not any((row["network"], row["ratio"], row["tune"]) == (network.name, ratio, tune) for row in rows):
-                row = _export(network, ratio, tune)
-                click.echo(json.dumps(row))
-                with ROWS.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                append(ROWS, _export(network, ratio, tune))
     if write:
-        head, rest = PAGE.read_text().split(BEGIN)
-        PAGE.write_text(f"{head}{BEGIN}\n{_table(list(_rows()))}\n{END}{rest.split(END)[1]}")
-
-
-def _rows() -> Iterator[dict[str, Any]]:
-    if ROWS.exists():
-        yield from (json.loads(line) for line in ROWS.read_text().splitlines())
+        put_into_page(PAGE, "table", _table(read(ROWS)))
 
 
 def _arguments(network: Network, ratio: float, tune: str | None) -> list[str]:
