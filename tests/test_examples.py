@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from trp_export import verify_bundle
+from trp_export.system.extras import is_installed
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,6 +50,33 @@ def test_train_low_rank_exports_a_smaller_network(tmp_path: Path) -> None:
         int(part.replace(",", "")) for part in printed.rpartition("multiply-adds: ")[2].strip().split(" -> ")
     )
     assert after < before == 40_551_040
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("timm_loop", "timm"),
+        ("lightning_callback", "lightning"),
+        ("hugging_face_trainer", "transformers"),
+        ("trainer_with_events", "torch"),
+    ],
+)
+def test_trp_works_in_the_loops_of_others(tmp_path: Path, name: str, package: str) -> None:
+    # test_timm_loop, test_lightning_callback, test_hugging_face_trainer, test_trainer_with_events
+    if not is_installed(package):
+        pytest.skip(f"{package} is not installed")
+    assert "have low rank" in run_example(f"{name}.py", tmp_path, "12")
+    assert (tmp_path / "factors.pt").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_segmentation_keeps_its_miou_when_it_is_cut(tmp_path: Path) -> None:
+    printed = run_example("segmentation.py", tmp_path)
+    dense, direct, before, after = (float(line.split()[-1].rstrip("%")) for line in printed.splitlines()[1:])
+    assert dense > 50
+    assert after > direct
+    assert after > before - 3
 
 
 @pytest.mark.slow

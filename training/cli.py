@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from training.options import RUN, SECTIONS, TrainOptions
-from training.run_folder import parse_stored, require_same_run, restored_options, run_folder
+from training.run_folder import LAST, parse_stored, require_same_run, restored_options, run_folder
 from trp_export.cli.from_options import SectionedCommand, SectionOption, options_from
 from trp_export.cli.shared import run
 from trp_export.errors import LoadError, OptionError, first_line
@@ -38,8 +38,10 @@ Examples:
 """
 
 # These may change when a run is resumed; a change of any other makes it another run.
-_FREE = ("output", "tensorboard", "device", "lr")
+_FREE = (*("output", "tensorboard", "device", "lr", "accumulate", "workers", "save_every", "states"),)
 _LARGEST_CONFIG = 1 << 16
+# Processes that read images hold the folder's lock until they notice that the run was killed.
+_LOCK_OUTLIVES_S = 30.0
 
 
 @click.command(
@@ -91,6 +93,7 @@ def command(*, config: Path | None, resume: bool, allow_changed_data: bool, dry_
         given = _read_config(config) | {key: value for key, value in given.items() if value not in (None, ())}
     if given.get("output") is None:
         raise OptionError("name the folder of the run: -o DIR.")
+    resume = resume or _is_restart(given["output"])
     options = None if resume else _options(given)
     require("trp-train", "torch")
     with held_back():  # torch aborts if its import is interrupted.
@@ -103,7 +106,8 @@ def command(*, config: Path | None, resume: bool, allow_changed_data: bool, dry_
         if dry_run:
             _print_plan(TrainingRun(options, report, resume=resume, allow_changed_data=allow_changed_data))
             return
-        folder = run_folder(options.output, resume=resume) if _process() == 0 else nullcontext()
+        patience = _LOCK_OUTLIVES_S if _is_restart(options.output) else 0.0
+        folder = run_folder(options.output, resume=resume, patience_s=patience) if _process() == 0 else nullcontext()
         with folder, report:
             training = TrainingRun(options, report, resume=resume, allow_changed_data=allow_changed_data)
             training.train()
@@ -130,12 +134,18 @@ def _resumed(given: Mapping[str, Any]) -> TrainOptions:
     A stored architecture that is imported must be repeated here: the file may come from somebody else.
     """
     from models_zoo import require_repeated
+    from training.data.shards import is_local
     from training.last_state import read_last_state
 
     output: Path = given["output"]
     stored = read_last_state(output).options
     merged = require_same_run(TrainOptions, given, stored, _FREE)
     options = restored_options(TrainOptions, merged | {"output": str(output)}, str(output / "last.pt"))
+    kind, _, place = options.data.partition(":")
+    if kind == "webdataset" and not is_local(place) and given.get("data") is None:
+        raise OptionError(
+            f"{output / LAST} asks to fetch data by a command: {options.data}. If you trust it, repeat it with --data."
+        )
     for option, arch in (
         ("--arch", options.start.arch),
         ("--teacher-arch", options.distillation.arch if options.distillation else None),
@@ -190,7 +200,9 @@ class ProgressBar:
         self._bar.stop()
 
     def __call__(self, record: dict[str, Any]) -> None:
-        if "step" in record:
+        if "note" in record:
+            self._console.print(record["note"])
+        elif "step" in record:
             text = f"epoch {record['epoch'] + 1}/{self._epochs}  loss {record['loss']:.4f}"
             self._bar.update(self._task, description=text, completed=record["step"], total=record["steps"])
         else:
@@ -201,7 +213,7 @@ def _describe(record: dict[str, Any]) -> str:
     return (
         f"epoch {record['epoch']}  loss {record['loss']:.4f}  validation {100 * record['accuracy']:.2f} %, "
         f"cut {100 * record['cut_accuracy']:.2f} % at {record['macs_ratio']:.2f}x fewer MACs  "
-        f"{record['images_per_s']:.0f} images/s"
+        f"{record['images_per_s']:.0f} images/s, {100 * record['waiting']:.0f} % of the time waiting for data"
     )
 
 
@@ -236,11 +248,17 @@ def _distributed() -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # Votes and counts are numbers on the CPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _is_restart(folder: Path) -> bool:
+    """Whether torchrun starts this process again because another one died, after a state was saved."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and (folder / LAST).exists()
 
 
 def _process() -> int:

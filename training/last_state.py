@@ -21,15 +21,15 @@ from trp_export.load.state_dict import get_architecture, outline
 from trp_export.planning.plan import parse_plan
 from trp_export.system.json_fields import Fields
 
-_FORMAT, _VERSION = "trp-run", 3
+_FORMAT, _VERSION = "trp-run", 4
 _KEYS = (
     *("options", "digests", "kind", "plan", "epoch", "step", "loss_sum"),
-    *("model", "optimizer", "method", "history"),
+    *("model", "optimizer", "method", "average", "history"),
 )
 _MOST_EPOCHS, _MOST_LAYERS = 1_000_000, 100_000
 # How many times as many weights as the file an architecture may have before it is cut, and how many more.
 _MOST_TIMES, _MOST_MORE = 64, 2**24
-_FIGURES = ("loss", "lr", "images_per_s", "accuracy", "cut_accuracy", "macs_ratio")
+_FIGURES = ("loss", "lr", "images_per_s", "waiting", "accuracy", "cut_accuracy", "macs_ratio")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +37,7 @@ class LastState:
     """Where a run stands: `epoch` epochs and `step` steps are done, with `loss_sum` over these steps.
 
     `digests` are the sha256 of the files that the run reads, by flag. `optimizer` holds the state of each parameter,
-    `method` that of TRP or C-SGD in a run whose network is not cut yet.
+    `method` that of TRP or C-SGD in a run whose network is not cut yet, `average` averaged weights.
     """
 
     options: dict[str, Any]
@@ -50,6 +50,7 @@ class LastState:
     model: dict[str, Tensor]
     optimizer: dict[int, dict[str, Tensor]]
     method: dict[str, Any] | None
+    average: dict[str, Tensor] | None
     history: list[Record]
 
     def to_content(self) -> dict[str, Any]:
@@ -102,6 +103,7 @@ def _parse(fields: Fields) -> LastState:
         model=_tensors(fields.inner("model").values, f"{where}: model"),
         optimizer=_optimizer(fields.inner("optimizer").values, f"{where}: optimizer"),
         method=fields.inner("method").values if fields.has("method") else None,
+        average=_tensors(fields.inner("average").values, f"{where}: average") if fields.has("average") else None,
         history=[_record(record, number + 1) for number, record in enumerate(fields.listed("history", _MOST_EPOCHS))],
     )
 

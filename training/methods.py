@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import torch
 
-from training.batches import TrainingBatches
 from training.channels.csgd import CSGD
 from training.checkpoint import DENSE, TrainedNetwork
 from training.cut import as_trained, low_rank_copy, reestimate_batch_norm
+from training.data.batches import TrainingBatches
 from training.layers import find_layers, total_macs
 from training.options import TrainOptions
 from training.trp import TRP

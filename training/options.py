@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from training.channels.settings import CHANNELS, CSGDSettings, Widths
+from training.data.augmentation import Augmentation, read_augmentation, write_augmentation
 from training.settings import (
     LOW_RANK,
     ByName,
@@ -22,9 +24,9 @@ from trp_export.flags import InvalidOptionError, flag, group, one_of, optional
 from trp_export.lowrank.names import SCHEME_CHOICES
 from trp_export.rules import FIRST, SIZE, Energy, Macs, SavedPlan, Threshold
 
-NETWORK, TRAINING, TEACHER, SPEED, RUN = "Network", "Training", "Teacher", "Speed", "The run"
+NETWORK, DATA, TRAINING, TEACHER, SPEED, RUN = "Network", "Data", "Training", "Teacher", "Speed", "The run"
 # The headings of the help, in order.
-SECTIONS = (FIRST, SIZE, NETWORK, LOW_RANK, CHANNELS, TRAINING, TEACHER, SPEED, RUN)
+SECTIONS = (FIRST, SIZE, NETWORK, DATA, LOW_RANK, CHANNELS, TRAINING, TEACHER, SPEED, RUN)
 
 ALL = -1  # --factors all
 LARGEST_SEED = 2**63 - 1
@@ -82,6 +84,44 @@ class StartOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Loading:
+    """How images are read that are not held in memory."""
+
+    augment: Augmentation = flag(
+        "--augment",
+        "Augmentation of images that are read while training: crop=0.08,jitter=0.4,randaugment=9,mixup=0.2,cutmix=1,"
+        "repeat=3, or some of these. Default: a random crop of 0.08 to 1 of the area, flipped at random.",
+        section=DATA,
+        read=read_augmentation,
+        write=write_augmentation,
+        metavar="LIST",
+        default=Augmentation(),
+    )
+    workers: int | None = flag(
+        "--workers",
+        "Processes that read images. Default: one for each core but one, at most 8.",
+        section=DATA,
+        read=int,
+        metavar="N",
+        default=None,
+    )
+    epoch_images: int | None = flag(
+        "--epoch-images",
+        "Images in all shards of webdataset, which are then not counted; needed for shards that are not local files.",
+        section=DATA,
+        read=int,
+        metavar="N",
+        default=None,
+    )
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and not 0 <= self.workers <= 1024:
+            raise InvalidOptionError(f"{{workers}} must lie between 0 and 1024, not {self.workers}.")
+        if self.epoch_images is not None and self.epoch_images < 1:
+            raise InvalidOptionError(f"{{epoch_images}} must be at least 1, not {self.epoch_images}.")
+
+
+@dataclass(frozen=True, slots=True)
 class Layers:
     """Which layers are trained for low rank, and how they are decomposed."""
 
@@ -135,11 +175,27 @@ class Optimisation:
     batch: int = flag(
         "--batch", "Images per step, over all processes.", section=TRAINING, read=int, metavar="N", default=128
     )
+    accumulate: int = flag(
+        "--accumulate",
+        "Compute each step in N parts, one after the other, to save memory. Batch norm then sees parts.",
+        section=TRAINING,
+        read=int,
+        metavar="N",
+        default=1,
+    )
     lr: float = flag("--lr", "Peak learning rate.", section=TRAINING, read=float, metavar="RATE", default=0.1)
     momentum: float = flag("--momentum", "Momentum of SGD.", section=TRAINING, read=float, metavar="SHARE", default=0.9)
     nesterov: bool = flag("--nesterov", "Use Nesterov's momentum.", section=TRAINING, kind="on", default=False)
     weight_decay: float = flag(
         "--weight-decay", "L2 penalty on all parameters.", section=TRAINING, read=float, metavar="WEIGHT", default=1e-4
+    )
+    ema: float = flag(
+        "--ema",
+        "Measure and keep an exponential moving average of the weights, such as 0.9999, in place of the last ones.",
+        section=TRAINING,
+        read=float,
+        metavar="DECAY",
+        default=0.0,
     )
     schedule: Schedule = flag(
         "--schedule",
@@ -150,7 +206,7 @@ class Optimisation:
     )
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch"):
+        for name in ("epochs", "batch", "accumulate"):
             if getattr(self, name) < 1:
                 raise InvalidOptionError(f"{{{name}}} must be at least 1, not {getattr(self, name)}.")
         if self.factors != ALL and not 0 <= self.factors <= self.epochs:
@@ -160,6 +216,8 @@ class Optimisation:
         require_at_least_zero("weight_decay", self.weight_decay)
         if not 0 <= self.momentum < 1:
             raise InvalidOptionError(f"{{momentum}} must be at least 0 and below 1, not {self.momentum:g}.")
+        if not 0 <= self.ema < 1:
+            raise InvalidOptionError(f"{{ema}} must be at least 0 and below 1, not {self.ema:g}.")
         if self.nesterov and not self.momentum:
             raise InvalidOptionError("{nesterov} needs {momentum} above 0.")
 
@@ -221,6 +279,40 @@ class Speed:
         kind="on",
         default=False,
     )
+    sync_batch_norm: bool = flag(
+        "--sync-bn",
+        "Compute batch norm over all processes; needs GPUs.",
+        section=SPEED,
+        kind="on",
+        default=False,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SaveEvery:
+    """After how many steps, or how many minutes, the state of a run is saved; one of them is given."""
+
+    steps: int | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        amounts = [amount for amount in (self.steps, self.minutes) if amount is not None]
+        if len(amounts) != 1 or not amounts[0] > 0:
+            raise InvalidOptionError("give a number of steps or of minutes above 0.")
+
+    def __str__(self) -> str:
+        return f"{self.steps}steps" if self.minutes is None else f"{self.minutes:g}min"
+
+
+def read_save_every(text: str) -> SaveEvery:
+    """500steps, 10min or 0.5min. Raises ValueError."""
+    match = re.fullmatch(r"([0-9]{1,9})steps|([0-9]{1,6}(?:\.[0-9]{1,6})?)min", text)
+    try:
+        if match is None:
+            raise ValueError
+        return SaveEvery(steps=int(match[1])) if match[1] else SaveEvery(minutes=float(match[2]))
+    except (ValueError, InvalidOptionError):
+        raise ValueError(f"{text!r} is neither steps such as 500steps nor minutes such as 10min.") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,12 +324,13 @@ class TrainOptions:
 
     data: str = flag(
         "--data",
-        "Labelled images: npz:DIR, imagefolder:DIR or torchvision:CIFAR10:DIR.",
+        "Labelled images: imagefolder:DIR, webdataset:PATTERN, huggingface:DIR, npz:DIR or torchvision:CIFAR10:DIR.",
         section=FIRST,
         metavar="SPEC",
     )
     output: Path = flag("-o/--output", "Folder of the run.", section=FIRST, read=Path, metavar="DIR")
     start: StartOptions = group(StartOptions)
+    loading: Loading = group(Loading)
     method: MethodName = flag(
         "--method",
         "How the network is made smaller: trp lowers ranks (Trained Rank Pruning), csgd makes filters equal, which "
@@ -278,12 +371,30 @@ class TrainOptions:
         metavar="N",
         default=0,
     )
+    save_every: SaveEvery | None = flag(
+        "--save-every",
+        "Save the state of the run also within epochs, after so many steps or minutes.",
+        section=RUN,
+        read=read_save_every,
+        metavar="500steps|10min",
+        default=None,
+    )
+    states: int = flag(
+        "--states",
+        "Keep the latest N saved states beside last.pt, as state-EPOCH-STEP.pt.",
+        section=RUN,
+        read=int,
+        metavar="N",
+        default=0,
+    )
     tensorboard: bool = flag("--tensorboard", "Also write TensorBoard events.", section=RUN, kind="on", default=False)
 
     def __post_init__(self) -> None:
         require_choice("keep", self.keep, get_args(Keep))
         require_choice("method", self.method, get_args(MethodName))
         self._require_fitting_rule()
+        if not 0 <= self.states <= 1000:
+            raise InvalidOptionError(f"{{states}} must lie between 0 and 1000, not {self.states}.")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise InvalidOptionError(f"{{seed}} must lie between 0 and 2^63 - 1, not {self.seed}.")
         if self.start.arch is None and self.start.init is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -38,3 +40,31 @@ def broadcast(tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
         return
     for tensor, owner in zip(tensors, owners, strict=True):
         dist.broadcast(tensor, src=owner)
+
+
+def gathered(value: Any) -> list[Any]:
+    """The values of all processes, in their order."""
+    count = world()[1]
+    if count == 1:
+        return [value]
+    values: list[Any] = [None] * count
+    dist.all_gather_object(values, value)
+    return values
+
+
+def summed(*numbers: int) -> list[int]:
+    """The sum over all processes of each number."""
+    if world()[1] == 1:
+        return list(numbers)
+    total = torch.tensor(numbers, dtype=torch.int64)
+    dist.all_reduce(total)
+    return [int(number) for number in total]
+
+
+def highest(number: int) -> int:
+    """The highest number of any process."""
+    if world()[1] == 1:
+        return number
+    vote = torch.tensor(number, dtype=torch.int64)
+    dist.all_reduce(vote, dist.ReduceOp.MAX)
+    return int(vote)

@@ -6,6 +6,7 @@ the same readers and checks as a command line; what they may import is decided b
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
@@ -23,11 +24,12 @@ _Stored = str | bool | list[str]
 
 
 @contextmanager
-def run_folder(folder: Path, *, resume: bool) -> Iterator[None]:
+def run_folder(folder: Path, *, resume: bool, patience_s: float = 0.0) -> Iterator[None]:
     """Make the folder, keep other runs out of it, and remove it again where nothing was written.
 
-    The lock ends with the process, however that ends. Raises OutputError where the folder cannot be made, OptionError
-    where another process is running in it, or where a new run would write over an earlier one.
+    The lock ends with the process, however that ends; where it is taken, it is waited for `patience_s` seconds. Raises
+    OutputError where the folder cannot be made, OptionError where another process is running in it, or where a new run
+    would write over an earlier one.
     """
     is_new = not folder.exists()
     try:
@@ -35,7 +37,7 @@ def run_folder(folder: Path, *, resume: bool) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"{folder} cannot be made: {error.strerror}.") from error
     try:
-        with locked(folder) as is_ours:
+        with _locked_within(folder, patience_s) as is_ours:
             if not is_ours:
                 raise OptionError(f"{folder} is in use by another run. Wait for it, or choose another folder with -o.")
             if not resume and (folder / LAST).exists():
@@ -47,6 +49,18 @@ def run_folder(folder: Path, *, resume: bool) -> Iterator[None]:
         if is_new:
             with suppress(OSError):  # It is not empty.
                 folder.rmdir()
+
+
+@contextmanager
+def _locked_within(folder: Path, patience_s: float) -> Iterator[bool]:
+    """Hold the lock of the folder, asking for it again until the time is over."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        with locked(folder) as is_ours:
+            if is_ours or time.monotonic() >= deadline:
+                yield is_ours
+                return
+        time.sleep(0.5)
 
 
 def stored_options(options: Any) -> dict[str, _Stored]:

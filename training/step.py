@@ -1,84 +1,102 @@
-"""Parts of one training step: learning rate, loss, and the checks that end a run with numbers that are not finite."""
+"""One optimizer step on a batch: forward, loss, backward, update."""
 
 from __future__ import annotations
 
-from math import cos, pi
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from trp_export.errors import TrpError
-
-_WARM_UP = 0.05
-
-
-def learning_rate(schedule: str, peak: float, progress: float) -> float:
-    """The rate at `progress` in [0, 1) of the run.
-
-    `step`: a tenth of the peak from 81/164 on and a hundredth from 122/164, as the TRP authors train. `cosine`: linear
-    warm-up over the first 5 %, then half a cosine down to zero.
-    """
-    if schedule == "step":
-        return peak * (1.0 if progress < 81 / 164 else 0.1 if progress < 122 / 164 else 0.01)
-    if progress < _WARM_UP:
-        return peak * progress / _WARM_UP
-    return peak * 0.5 * (1 + cos(pi * (progress - _WARM_UP) / (1 - _WARM_UP)))
+from training.finite import diverged, require_finite
+from training.loss import training_loss
+from training.options import TrainOptions
+from training.phase import Phase
+from trp_export.errors import TrpError, is_out_of_memory
 
 
-def training_loss(
-    logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, temperature: float, share: float
-) -> Tensor:
-    """Cross-entropy, mixed with KL(teacher || student) at a temperature T, times T squared (Hinton et al. 2015).
+class TrainingStep:
+    """Takes optimizer steps in a phase. Errors name the step and `last`, the file to continue from."""
 
-    `share` is the teacher's part, in [0, 1]; logits are (b, classes).
-    """
-    hard = functional.cross_entropy(logits.float(), labels)
-    if teacher_logits is None or share == 0:
-        return hard
-    student = functional.log_softmax(logits.float() / temperature, 1)
-    teacher = functional.log_softmax(teacher_logits.float() / temperature, 1)
-    soft = functional.kl_div(student, teacher, log_target=True, reduction="batchmean") * temperature**2
-    return (1 - share) * hard + share * soft
+    def __init__(
+        self, options: TrainOptions, phase: Phase, teacher: nn.Module | None, device: torch.device, last: Path
+    ) -> None:
+        distillation = options.distillation
+        self._temperature, self._share = (distillation.temperature, distillation.share) if distillation else (1.0, 0.0)
+        self._phase, self._teacher, self._last = phase, teacher, last
+        self._device, self._amp, self._parts = device, options.speed.amp, options.optimisation.accumulate
 
+    def __call__(self, x: Tensor, y: Tensor, number: int) -> float:
+        """Take step `number` of the run, and return its loss. Raises TrpError where it diverges or memory runs out."""
+        phase = self._phase
+        phase.optimizer.zero_grad()
+        try:
+            loss: float | None = self._accumulate(x, y, number)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            loss = None
+        if loss is None:  # Outside the handler: the error's traceback holds the activations.
+            raise self._too_large(x, y)
+        try:
+            phase.optimizer.step()
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # Raised by a projection.
+            raise diverged("weights are too large to project", number, self._last) from error
+        if phase.average is not None:
+            phase.average.update()
+        return loss
 
-def require_finite(loss: Tensor, model: nn.Module, inputs: Tensor, step: int, last: Path) -> None:
-    """Raise TrpError that names the step, and the first layer with such outputs, where the loss is NaN or infinite."""
-    if bool(torch.isfinite(loss)):
-        return
-    layer = _first_broken(model, inputs)
-    where = f"{layer} is the first layer with such outputs" if layer else "the outputs of all layers are finite"
-    raise diverged(f"the loss is {float(loss.detach()):g}; {where}", step, last)
+    def _accumulate(self, x: Tensor, y: Tensor, number: int) -> float:
+        """Add up the gradient of the batch in parts, and return its loss."""
+        parts = list(zip(x.chunk(self._parts), y.chunk(self._parts), strict=True))
+        total = 0.0
+        for index, (inputs, labels) in enumerate(parts):
+            with self._unsynchronised() if index < len(parts) - 1 else nullcontext():
+                loss = self._loss(self._phase.model, inputs, labels)
+                if len(parts) > 1:
+                    loss = loss * (len(labels) / len(y))
+                require_finite(loss, self._phase.network.module, inputs, number, self._last)
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        return total
 
+    def _loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        with self._autocast():
+            logits, teacher_logits = model(x), None
+            if self._teacher is not None:
+                with torch.no_grad():
+                    teacher_logits = self._teacher(x)
+        return training_loss(logits, y, teacher_logits, self._temperature, self._share)
 
-def require_finite_weights(model: nn.Module, step: int, last: Path) -> None:
-    """Raise TrpError that names the step and the first weight that is NaN or infinite."""
-    for name, value in model.state_dict().items():
-        if not bool(torch.isfinite(value).all()):
-            raise diverged(f"{name} is no longer finite", step, last)
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._device.type, torch.bfloat16) if self._amp else nullcontext()
 
+    def _unsynchronised(self) -> AbstractContextManager[Any]:
+        """Keep DistributedDataParallel from averaging gradients that are not complete."""
+        no_sync = getattr(self._phase.model, "no_sync", nullcontext)
+        return no_sync()  # type: ignore[no-any-return]
 
-def diverged(problem: str, step: int, last: Path) -> TrpError:
-    """The error of a run that `step` broke, with the remedy: to continue from `last` if that exists."""
-    if last.exists():
-        return TrpError(f"step {step}: {problem}. {last} is from before: continue with --resume and a lower --lr.")
-    return TrpError(f"step {step}: {problem}. Nothing is saved yet: start again with a lower --lr.")
+    def _too_large(self, x: Tensor, y: Tensor) -> TrpError:
+        """The error of a step that memory does not suffice for, with the number of parts that fits."""
+        count = len(x) // self._parts
+        where = "continue with --resume and" if self._last.exists() else "start again with"
+        parts = 2 * self._parts
+        while parts <= len(x):
+            if self._fits(x[: -(-len(x) // parts)], y[: -(-len(x) // parts)]):
+                return TrpError(
+                    f"out of memory with {count} images at a time; {-(-len(x) // parts)} fit: {where} --accumulate "
+                    f"{parts}, which keeps the batch."
+                )
+            parts *= 2
+        return TrpError(f"out of memory with {count} images at a time, and one does not fit either.")
 
-
-@torch.no_grad()
-def _first_broken(model: nn.Module, inputs: Tensor) -> str | None:
-    broken: list[str] = []
-    names = {module: name for name, module in model.named_modules() if not list(module.children())}
-
-    def record(module: nn.Module, inputs: object, output: object) -> None:
-        if isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
-            broken.append(names[module])
-
-    hooks = [module.register_forward_hook(record) for module in names]
-    try:
-        model(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return broken[0] if broken else None
+    def _fits(self, x: Tensor, y: Tensor) -> bool:
+        """Whether so many images go through the network and back."""
+        self._phase.optimizer.zero_grad()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        with suppress(RuntimeError, MemoryError):
+            self._loss(self._phase.network.module, x, y).backward()  # type: ignore[no-untyped-call]
+            return True
+        return False

@@ -5,10 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from types import FrameType
 
-import torch
-import torch.distributed as dist
-
-from training.replicas import world
+from training.replicas import highest
 from trp_export.system.signals import handling, not_ignored
 
 
@@ -31,12 +28,10 @@ class StopRequest:
             raise KeyboardInterrupt
         self._is_requested = True
 
-    def pending(self, step: int) -> bool:
-        """Whether to stop after this step. Replicas vote on it every tenth step."""
-        if world()[1] == 1:
-            return self._is_requested
-        if step % 10:
-            return False
-        vote = torch.tensor([float(self._is_requested)])
-        dist.all_reduce(vote)
-        return bool(vote.item() > 0)
+    def raised(self) -> bool:
+        """Whether this process has got a signal."""
+        return self._is_requested
+
+    def pending(self, *, also: bool = False) -> bool:
+        """Whether any process has got a signal, or another reason to stop. All processes must ask together."""
+        return bool(highest(int(self._is_requested or also)))

@@ -30,6 +30,7 @@ from training.ranks import choose_schemes, plan_of_ranks, projection_ranks, ramp
 from training.replicas import broadcast, share_out, world
 from training.settings import RankRule, TRPSettings
 from training.spectra import Truncation, full_precision, projected
+from training.step_hooks import register_before_update
 from training.targets import Decomposed, Target, Truncated, curve, decompose, follow_spaces
 from trp_export.errors import OptionError
 from trp_export.lowrank.schemes import Scheme, scheme_named
@@ -59,7 +60,7 @@ class TRP:
         self.total_macs = total_macs(self.layers)
         self._targets = self._find_targets()
         self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
+            register_before_update(optimizer, self._before_update),
             optimizer.register_step_post_hook(self._after_step),
         ]
         if settings.project and settings.ramp == "none":
@@ -170,14 +171,14 @@ class TRP:
             targets.append(Target(layer, offer, _unfolding(layer, offer.scheme), offer.full_rank))
         return targets
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_update(self) -> None:
         """Add the pull to the gradients, which have been unscaled and averaged."""
         if not self.settings.nuclear:
             return
         if self.settings.nuclear_every_step and any(target.pull is None for target in self._targets):
             self._carry_out(_truncated(self._decompose(), self._full_ranks()), write=False)
         # A fused optimizer unscales in its step, so its gradients still have the GradScaler's factor here.
-        scale = getattr(optimizer, "grad_scale", None)
+        scale = getattr(self.optimizer, "grad_scale", None)
         pulled = [(t.weight.grad, t.pull) for t in self._targets if t.pull is not None and t.weight.grad is not None]
         if pulled:
             gradients, pulls = (list(part) for part in zip(*pulled, strict=True))

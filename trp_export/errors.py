@@ -81,6 +81,12 @@ def first_line(error: BaseException, limit: int = 200) -> str:
     return (lines[0] if lines else type(error).__name__)[:limit]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out; torch has errors of its own for it."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
 class StoppedEarly(Exception):  # noqa: N818 - not an error: the user asked for it
     """Long work was asked to stop, and what was done is saved; the message says how to go on."""
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from training.batches import Normalisation, TrainingBatches, evaluation_batches
-from training.data import LabelledImages, load_labelled_images, require_every_class, require_fit, split
-from training.step import learning_rate, training_loss
+from training.data.images import LabelledImages, load_labelled_images, require_every_class, require_fit, split
+from training.data.in_memory import BatchesInMemory, ValidationInMemory
+from training.data.normalisation import Normalisation
+from training.loss import training_loss
+from training.schedule import learning_rate
 from trp_export.errors import LoadError, OptionError
 
 NORMALISE = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -103,7 +105,7 @@ def test_a_split_is_drawn_by_seed_and_shares_nothing() -> None:
 
 def test_every_crop_is_a_window_of_its_padded_image() -> None:
     images = image_set()
-    batches = TrainingBatches(images, NORMALISE, 8, seed=0, device=CPU)
+    batches = BatchesInMemory(images, NORMALISE, 8, seed=0, device=CPU)
     padded = NORMALISE.neutral_pixel().expand(40, 20, 20, 3).clone()
     padded[:, 2:18, 2:18] = images.images
     shifts = set()
@@ -127,7 +129,7 @@ def _window(padded: torch.Tensor, top: int, left: int, flip: bool) -> torch.Tens
 
 
 def test_an_epoch_has_each_image_once_and_resumes_at_any_step() -> None:
-    batches = TrainingBatches(image_set(), NORMALISE, 8, seed=1, device=CPU)
+    batches = BatchesInMemory(image_set(), NORMALISE, 8, seed=1, device=CPU)
     whole = list(batches.epoch(2))
     assert sorted(torch.cat([y for _, y in whole]).tolist()) == list(range(40))
     assert whole[0][0].is_contiguous(memory_format=torch.channels_last)
@@ -138,8 +140,8 @@ def test_an_epoch_has_each_image_once_and_resumes_at_any_step() -> None:
 
 
 def test_two_processes_share_one_batch() -> None:
-    single = TrainingBatches(image_set(), NORMALISE, 8, seed=1, device=CPU)
-    halves = [TrainingBatches(image_set(), NORMALISE, 8, seed=1, device=CPU, share=(i, 2)) for i in range(2)]
+    single = BatchesInMemory(image_set(), NORMALISE, 8, seed=1, device=CPU)
+    halves = [BatchesInMemory(image_set(), NORMALISE, 8, seed=1, device=CPU, share=(i, 2)) for i in range(2)]
     for (x, y), (x0, y0), (x1, y1) in zip(single.epoch(0), *(half.epoch(0) for half in halves), strict=True):
         assert torch.equal(x[0::2], x0)
         assert torch.equal(x[1::2], x1)
@@ -149,7 +151,7 @@ def test_two_processes_share_one_batch() -> None:
 
 def test_normalisation_is_the_textbook_one() -> None:
     images = image_set()
-    ((x, _), *_) = evaluation_batches(images, NORMALISE, CPU)
+    ((x, _), *_) = ValidationInMemory(images, NORMALISE, CPU).batches()
     mean, std = torch.tensor(NORMALISE.mean), torch.tensor(NORMALISE.std)
     expected = ((images.images.double() / 255 - mean) / std).permute(0, 3, 1, 2)
     torch.testing.assert_close(x.double(), expected, rtol=0, atol=1e-5)

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from models_zoo.cifar_resnet import CifarResNet
-from training.batches import Normalisation, evaluation_batches
 from training.checkpoint import load_network
-from training.data import load_labelled_images
+from training.data.images import load_labelled_images
+from training.data.in_memory import ValidationInMemory
+from training.data.normalisation import Normalisation
 from training.layers import find_layers, total_macs
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,7 @@ def test_the_accuracy_is_that_of_the_card(path: Path) -> None:
     network.module.eval()
     hits = 0
     with torch.no_grad():
-        for x, y in evaluation_batches(images, Normalisation(network.mean, network.std), torch.device("cpu")):
+        for x, y in ValidationInMemory(images, Normalisation(network.mean, network.std), torch.device("cpu")).batches():
             hits += int((network.module(x).argmax(1) == y).sum())
     (promised,) = re.findall(r"\| reaches \| ([\d.]+) %", path.with_suffix(".md").read_text())
     assert 100 * hits / len(images) == pytest.approx(float(promised), abs=0.05)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.data import load_labelled_images
+from training.data.images import load_labelled_images
 from training.search.loop import Examples
 from training.search.options import SearchOptions
 from trp_export.calibration.moments import Moments

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 
 import click
 
-from trp_export.errors import INTERRUPTED, OutputError, StoppedEarly, TrpError, first_line
+from trp_export.errors import INTERRUPTED, OutputError, StoppedEarly, TrpError, first_line, is_out_of_memory
 from trp_export.system.signals import terminable
 from trp_export.system.text import plain, screenful
 from trp_export.system.torch_cache import private_torch_cache
@@ -53,7 +53,7 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, *, inter
         if isinstance(error, OSError) and error.filename is None and error.errno in _CANNOT_PRINT:
             _drop_output()
             return _fail(f"what the command prints cannot be written: {error.strerror}.", OutputError.exit_code)
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             return _fail(f"out of memory. {memory}", TrpError.exit_code)
         if os.environ.get("TRP_TRACEBACK"):
             raise
@@ -119,9 +119,3 @@ def _drop_output() -> None:
     """The reader of our output is gone. Python flushes stdout when it exits, which must not fail again."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether an error means that memory ran out; torch has errors of its own for it."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text

@@ -6,7 +6,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
+import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from trp_export.errors import LoadError, first_line
@@ -17,6 +19,8 @@ from trp_export.system.files import require_fetched
 # No format that starts another program (EPS starts Ghostscript) or holds anything but pixels (PDF).
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 MOST_PIXELS = 100_000_000
+# Pillow's modes of more than 8 bits a channel. It reads colours of 16 bits as 8 itself, but not greys.
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,30 +43,37 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
     """An image file, opened but not yet decoded. Raises LoadError, also for what fails while it is decoded."""
     require_plain_file(path)
     require_fetched(path)
+    with open_image(path, str(path)) as image:
+        yield image
+
+
+@contextmanager
+def open_image(source: Path | IO[bytes], name: str) -> Iterator[Image.Image]:
+    """The same for a plain file or its content, which messages call `name`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large images and damaged EXIF; both are dealt with here.
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(source, formats=FORMATS) as image:
                 if image.width * image.height > MOST_PIXELS:
                     raise LoadError(
-                        f"{path} has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read. "
+                        f"{name} has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read. "
                         "Remove it or make it smaller."
                     )
                 yield image
     except LoadError:
         raise
     except UnidentifiedImageError as error:
-        raise NotAnImageError(f"{path} is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image.") from error
+        raise NotAnImageError(f"{name} is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image.") from error
     except Image.DecompressionBombError as error:
-        raise LoadError(f"{path} has too many pixels; at most {MOST_PIXELS:,} are read. Remove it.") from error
+        raise LoadError(f"{name} has too many pixels; at most {MOST_PIXELS:,} are read. Remove it.") from error
     except Exception as error:  # Pillow's decoders raise many kinds of errors for damaged files.
-        raise NotAnImageError(f"{path} cannot be decoded ({first_line(error)}). Remove it or replace it.") from error
+        raise NotAnImageError(f"{name} cannot be decoded ({first_line(error)}). Remove it or replace it.") from error
 
 
 def read_picture(path: Path, *, grey: bool = False) -> Image.Image:
     """A decoded image, upright, in one channel or in red, green and blue. Raises LoadError."""
     with open_picture(path) as image:
-        return upright(image).convert("L" if grey else "RGB")
+        return in_eight_bits(upright(image)).convert("L" if grey else "RGB")
 
 
 def picture_size(path: Path) -> tuple[int, int] | None:
@@ -83,6 +94,13 @@ def upright(image: Image.Image) -> Image.Image:
     """Turn a photo as its EXIF says. Not ImageOps.exif_transpose, which fails on other, damaged entries."""
     turn = _TURNS.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
+
+
+def in_eight_bits(image: Image.Image) -> Image.Image:
+    """An image of 16 bits a channel with the upper 8 of them; Pillow's own conversion stops at 255."""
+    if image.mode not in DEEP_MODES:
+        return image
+    return Image.fromarray(np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8))
 
 
 def bring_to_size(image: Image.Image, steps: Preprocessing, name: str) -> Image.Image:

@@ -7,7 +7,14 @@ from importlib.util import find_spec
 from trp_export.errors import OptionError
 
 # Package -> the extra of this project that installs it (see pyproject.toml).
-EXTRAS = {"torch": "torch", "torchvision": "torch", "onnxscript": "torch", "matplotlib": "plot"}
+EXTRAS = {
+    "torch": "torch",
+    "torchvision": "torch",
+    "onnxscript": "torch",
+    "matplotlib": "plot",
+    "webdataset": "data",
+    "datasets": "data",
+}
 
 
 def is_installed(package: str) -> bool:

@@ -1,4 +1,4 @@
-"""Labelled images named by a one-line specification, held in memory as bytes, and the split into two parts by seed."""
+"""Labelled images named by a one-line specification and held in memory as bytes, and their split into two parts."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from training.data.folder import FolderSamples
 from trp_export.errors import LoadError, OptionError, first_line
 from trp_export.inputs.arrays import read_arrays
 from trp_export.inputs.pictures import read_picture
@@ -20,7 +22,6 @@ from trp_export.system.extras import require
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # Those of torchvision's data sets that are small, labelled, and read without running anything from their files.
 _TORCHVISION_SETS = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _LARGEST_BYTES = 16 * 2**30
 _MOST_CLASSES = 100_000
 
@@ -58,7 +59,7 @@ def load_labelled_images(spec: str, part: str = "train") -> LabelledImages:
     if kind == "npz" and rest:
         return _load_npz(Path(rest), part)
     if kind == "imagefolder" and rest:
-        return _load_folder(Path(rest), part)
+        return load_folder(FolderSamples(Path(rest), part))
     if kind == "torchvision" and rest.count(":") >= 1:
         name, _, folder = rest.partition(":")
         return _load_torchvision(name, Path(folder), part)
@@ -67,12 +68,16 @@ def load_labelled_images(spec: str, part: str = "train") -> LabelledImages:
 
 def split(images: LabelledImages, validation_count: int, seed: int) -> tuple[LabelledImages, LabelledImages]:
     """The training part and a validation part of `validation_count` images, drawn by seed."""
-    if not 0 < validation_count < len(images):
-        raise OptionError(
-            f"--validation {validation_count} must be above 0 and below the number of images, {len(images)}."
-        )
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    return images.take(order[validation_count:]), images.take(order[:validation_count])
+    train, validation = split_indices(len(images), validation_count, seed)
+    return images.take(train), images.take(validation)
+
+
+def split_indices(count: int, validation_count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The indices of both parts of `count` images."""
+    if not 0 < validation_count < count:
+        raise OptionError(f"--validation {validation_count} must be above 0 and below the number of images, {count}.")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[validation_count:], order[:validation_count]
 
 
 def require_fit(images: LabelledImages, input_shape: Sequence[int], outputs: int) -> None:
@@ -81,12 +86,27 @@ def require_fit(images: LabelledImages, input_shape: Sequence[int], outputs: int
     if tuple(input_shape[2:]) != (height, width):
         wanted = "x".join(map(str, input_shape[2:]))
         raise LoadError(f"the images are {height}x{width}, and the network takes {wanted}. Resize them.")
+    require_labels(images, outputs)
+
+
+class Labelled(Protocol):
+    """Images by label: `labels` int64 (N,), and the class names in the order of the labels."""
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+
+def require_labels(images: Labelled, outputs: int) -> None:
+    """Raise LoadError where labels are outside the classes of a network."""
     low, high = int(images.labels.min()), int(images.labels.max())
     if low < 0 or high >= outputs:
         raise LoadError(f"labels run from {low} to {high}; a network of {outputs} classes needs 0 to {outputs - 1}.")
 
 
-def require_every_class(images: LabelledImages) -> None:
+def require_every_class(images: Labelled) -> None:
     """Raise LoadError where a class has no image: a single wrong label would give the network too many classes."""
     counts = torch.bincount(images.labels, minlength=len(images.classes))
     empty = [name for name, count in zip(images.classes, counts.tolist(), strict=True) if not count]
@@ -134,33 +154,21 @@ def _read_npz(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
     return images, labels
 
 
-def _load_folder(folder: Path, part: str) -> LabelledImages:
-    root = folder / part if (folder / part).is_dir() else folder
-    _require_folder(root)
-    classes = tuple(sorted(path.name for path in root.iterdir() if path.is_dir()))
-    files = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((root / name).iterdir())
-        if path.suffix.lower() in _IMAGE_SUFFIXES
-    ]
-    if not files:
-        raise LoadError(f"{root} holds no images. It needs one sub-folder of images per class.")
+def load_folder(folder: FolderSamples) -> LabelledImages:
+    """All images of a folder in memory. Raises LoadError where they have different sizes or take too much memory."""
     images: NDArray[np.uint8] | None = None
-    for index, (path, _) in enumerate(files):
+    for index in range(len(folder)):
+        path = folder.read(index)
         pixels = np.asarray(read_picture(path))
         if images is None:
-            if pixels.nbytes * len(files) > _LARGEST_BYTES:
-                raise LoadError(
-                    f"{root}: {len(files)} such images take more than {_LARGEST_BYTES / 1e9:.0f} GB; resize them."
-                )
-            images = np.empty((len(files), *pixels.shape), np.uint8)
+            if pixels.nbytes * len(folder) > _LARGEST_BYTES:
+                raise LoadError(f"{len(folder)} images like {path} take more than {_LARGEST_BYTES / 1e9:.0f} GB.")
+            images = np.empty((len(folder), *pixels.shape), np.uint8)
         if pixels.shape != images.shape[1:]:
             here, there = (f"{s[0]}x{s[1]}" for s in (pixels.shape, images.shape[1:]))
             raise LoadError(f"{path} is {here}, and the images before it are {there}. Resize all to one size.")
         images[index] = pixels
-    labels = torch.tensor([label for _, label in files])
-    return LabelledImages(torch.from_numpy(images), labels, classes)
+    return LabelledImages(torch.from_numpy(images), folder.labels, folder.classes)
 
 
 def _load_torchvision(name: str, folder: Path, part: str) -> LabelledImages:

@@ -1,0 +1,68 @@
+"""torchrun starts a run again after one of its processes was killed; it ends with the weights of an undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_streamed import folder
+
+from training.checkpoint import TrainedNetwork, load_network
+
+__all__ = ["folder"]  # A fixture.
+HERE = Path(__file__).parent
+NETWORK = "dying_networks:dies_once"
+
+
+def launch(folder: Path, output: Path, processes: int, *more: object, marker: Path | None = None, code: int = 0) -> str:
+    """Run trp-train under torchrun with gloo, and return what it prints. `marker` is where a death is noted."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    command += ["--max-restarts", "2", f"--nproc-per-node={processes}", "-m", "training.cli", *map(str, more)]
+    command += ["--workers", "1", "--device", "cpu", "-o", str(output)]
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}", "OMP_NUM_THREADS": "1"}
+    environment |= {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
+    environment |= {"DIES_AT": str(marker)} if marker else {}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    assert (done.returncode == 0) == (code == 0), done.stderr
+    return done.stdout + done.stderr
+
+
+def options(folder: Path) -> list[str]:
+    given = ["--arch", NETWORK, "--shape", "1,3,8,8", "--data", f"imagefolder:{folder}", "--macs", "1.5"]
+    given += ["--period", "2", "--epochs", "3", "--batch", "4", "--validation", "6", "--lr", "0.02", "--keep", "last"]
+    return [*given, "--save-every", "1steps"]
+
+
+def load(output: Path) -> TrainedNetwork:
+    return load_network(output / "model.pt", NETWORK, ())
+
+
+def assert_same(first: TrainedNetwork, second: TrainedNetwork) -> None:
+    for name, value in first.module.state_dict().items():
+        assert torch.equal(second.module.state_dict()[name], value), name
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_a_process_was_killed_in_mid_epoch(folder: Path, tmp_path: Path) -> None:
+    launch(folder, tmp_path / "whole", 2, *options(folder))
+    marker = tmp_path / "died"
+    launch(folder, tmp_path / "run", 2, *options(folder), marker=marker)
+    assert marker.exists(), "no process was killed"
+    assert_same(load(tmp_path / "whole"), load(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_a_run_resumes_with_another_number_of_processes(folder: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "died"
+    marker.mkdir()  # It dies at every start.
+    launch(folder, tmp_path / "run", 1, *options(folder), marker=marker, code=1)
+    assert (tmp_path / "run" / "last.pt").exists()
+    launch(folder, tmp_path / "run", 2, "--resume", "--arch", NETWORK)
+    launch(folder, tmp_path / "whole", 1, *options(folder))
+    one, two = load(tmp_path / "whole"), load(tmp_path / "run")
+    for name, value in one.module.state_dict().items():
+        torch.testing.assert_close(two.module.state_dict()[name], value, rtol=0, atol=1e-4)

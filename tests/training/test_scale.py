@@ -1,0 +1,239 @@
+"""Runs as on a large set: streamed images, averaged weights, accumulation, states within epochs, faults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_run import SHAPE, TINY, Command, command, options_for, read, silent, stop_at, train
+from test_streamed import folder
+from torch import Tensor, nn
+
+from training.average import WeightAverage
+from training.checkpoint import load_network
+from training.loop import TrainingRun
+from training.options import SaveEvery, TrainOptions
+from training.saving import StateFiles
+from trp_export.errors import LoadError, OutputError, StoppedEarly, TrpError
+from trp_export.flags import build_value
+
+__all__ = ["command", "folder"]  # Fixtures.
+
+
+def streamed(folder: Path, output: Path, **changes: Any) -> TrainOptions:
+    """A short run on images of any size."""
+    given: dict[str, Any] = {"data": f"imagefolder:{folder}", "output": output, "arch": TINY, "shape": SHAPE}
+    given |= {"macs": 1.6, "period": 3, "epochs": 3, "batch": 4, "lr": 0.05, "validation": 6, "workers": 0}
+    output.mkdir(exist_ok=True)
+    options: TrainOptions = build_value(TrainOptions, given | {"device": "cpu"} | changes)
+    return options
+
+
+def assert_same_weights(first: TrainingRun, second: TrainingRun) -> None:
+    for name, value in first.network.module.state_dict().items():
+        assert torch.equal(value, second.network.module.state_dict()[name]), name
+
+
+def test_a_streamed_run_resumes_to_the_same_bits(folder: Path, tmp_path: Path) -> None:
+    changes = {"factors": 1, "ema": 0.9, "augment": None}
+    whole = train(streamed(folder, tmp_path / "whole", **changes))
+    stopped = TrainingRun(streamed(folder, tmp_path / "run", **changes), stop_at(1, 2))
+    with pytest.raises(StoppedEarly):
+        stopped.train()
+    assert read(tmp_path / "run" / "last.pt")["step"] == 2
+    assert_same_weights(whole, train(streamed(folder, tmp_path / "run", **changes), resume=True))
+    assert 0 <= whole.history[-1]["waiting"] <= 1
+
+
+def test_a_stop_while_validating_is_saved(folder: Path, tmp_path: Path) -> None:
+    whole = train(streamed(folder, tmp_path / "whole"))
+    run = TrainingRun(streamed(folder, tmp_path / "run"), stop_at(1, 4))
+    assert len(run.batches) == 4
+    with pytest.raises(StoppedEarly):
+        run.train()
+    state = read(tmp_path / "run" / "last.pt")
+    assert (state["epoch"], state["step"]) == (1, 4)
+    assert_same_weights(whole, train(streamed(folder, tmp_path / "run"), resume=True))
+
+
+def test_images_of_the_networks_size_are_held_in_memory(folder: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from training.data.in_memory import BatchesInMemory
+
+    for path in folder.rglob("*.png"):
+        Image.open(path).resize((8, 8)).save(path)
+    run = TrainingRun(streamed(folder, tmp_path / "run"), silent)
+    assert isinstance(run.batches, BatchesInMemory)
+
+
+def test_odd_images_are_counted_and_named(folder: Path, tmp_path: Path, command: Command) -> None:
+    damaged = sorted(folder.rglob("*.png"))[3]
+    damaged.write_bytes(b"damaged")
+    done = command(
+        *("--arch", TINY, "--shape", "1,3,8,8", "--data", f"imagefolder:{folder}", "--validation", 6, "--batch", 18),
+        *("--epochs", 1, "--workers", 0, "-o", tmp_path / "run"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 damaged; " in done.stderr
+    assert (tmp_path / "run" / "odd-images.txt").read_text().startswith(f"{damaged}: ")
+    assert "of the time waiting for data" in done.stderr
+
+
+def test_accumulated_parts_give_the_gradient_of_the_batch(stripes: Path, tmp_path: Path) -> None:
+    plain = {"arch": "tiny_networks:tiny_without_norm", "epochs": 1, "macs": None}
+    whole = train(options_for(stripes, tmp_path / "whole", **plain))
+    parts = train(options_for(stripes, tmp_path / "parts", accumulate=4, **plain))
+    for name, value in whole.network.module.state_dict().items():
+        torch.testing.assert_close(parts.network.module.state_dict()[name], value, rtol=0, atol=1e-5)
+
+
+def test_averaged_weights_are_measured_and_kept(stripes: Path, tmp_path: Path) -> None:
+    run = train(options_for(stripes, tmp_path / "run", macs=None, epochs=2, ema=0.5, keep="last"))
+    kept = load_network(tmp_path / "run" / "model.pt", TINY).module
+    assert run.accuracy(kept) == run.history[-1]["accuracy"]
+    weight = run.network.module.get_submodule("conv1").weight
+    assert not torch.equal(kept.get_submodule("conv1").weight, weight)
+    network = nn.Linear(2, 1)
+    average = WeightAverage(network, 0.75)
+    steps: list[Tensor] = []
+    for value in (1.0, 2.0, 3.0):
+        nn.init.constant_(network.weight, value)
+        average.update()
+        steps.append(network.weight.detach().clone())
+    expected = 0.75 * (0.75 * steps[0] + 0.25 * steps[1]) + 0.25 * steps[2]
+    with average.in_place():
+        torch.testing.assert_close(network.weight.detach(), expected)
+    assert torch.equal(network.weight, steps[2])
+
+
+def test_a_run_with_averaged_weights_ends_with_low_rank(stripes: Path, tmp_path: Path) -> None:
+    run = train(options_for(stripes, tmp_path / "run", epochs=2, ema=0.9, keep="last"))
+    network = load_network(tmp_path / "run" / "model.pt", TINY)
+    assert network.plan is not None
+    assert run.history[-1]["macs_ratio"] >= 1.6
+    for layer in network.plan["layers"]:
+        if layer.get("rank") and layer["name"] == "conv2":
+            weight = network.module.get_submodule("conv2").weight.detach().permute(0, 2, 1, 3).reshape(36, 36)
+            assert min(torch.linalg.matrix_rank(w, rtol=1e-5) for w in (weight,)) <= 36
+
+
+def test_states_are_saved_within_epochs_and_bounded(stripes: Path, tmp_path: Path) -> None:
+    saved = []
+
+    def look(record: dict[str, Any]) -> None:
+        if record.get("step") == 11:
+            saved.append(read(tmp_path / "run" / "last.pt")["step"])
+
+    options = options_for(stripes, tmp_path / "run", epochs=2, save_every=SaveEvery(steps=5), states=3)
+    TrainingRun(options, look).train()
+    assert saved == [10, 10]
+    copies = sorted(path.name for path in (tmp_path / "run").glob("state-*"))
+    assert copies == ["state-1-10.pt", "state-1-15.pt", "state-2-0.pt"]
+    whole = train(options_for(stripes, tmp_path / "whole", epochs=2))
+    (tmp_path / "run" / "state-1-10.pt").replace(tmp_path / "run" / "last.pt")
+    assert_same_weights(whole, train(options, resume=True))
+
+
+def test_states_are_due_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("training.saving.time.monotonic", lambda: now[0])
+    files = StateFiles(tmp_path, SaveEvery(minutes=10), 0)
+    assert not files.is_due()
+    now[0] = 601.0
+    assert files.is_due()
+
+
+def test_a_full_disk_leaves_the_state_from_before(
+    stripes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = options_for(stripes, tmp_path / "run", epochs=3)
+    save = torch.save
+
+    def fills_up(content: dict[str, Any], file: Any) -> None:
+        save(content, file)
+        if content["format"] == "trp-run" and content["epoch"] == 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("training.checkpoint.torch.save", fills_up)
+    with pytest.raises(OutputError, match="No space left on device"):
+        train(options)
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+    monkeypatch.undo()
+    assert read(tmp_path / "run" / "last.pt")["epoch"] == 2
+    assert_same_weights(train(options_for(stripes, tmp_path / "whole", epochs=3)), train(options, resume=True))
+
+
+def test_data_that_fails_in_mid_epoch_is_saved_and_named(folder: Path, tmp_path: Path) -> None:
+    content = {path: path.read_bytes() for path in folder.rglob("*.png")}
+    options = streamed(folder, tmp_path / "run")
+
+    def destroy(record: dict[str, Any]) -> None:
+        if (record["epoch"], record.get("step")) == (1, 2):
+            for path in content:
+                path.write_bytes(b"damaged")
+
+    with pytest.raises(LoadError, match=r"images of a batch are damaged.*The state is saved: --resume continues"):
+        TrainingRun(options, destroy).train()
+    assert read(tmp_path / "run" / "last.pt")["step"] == 2
+    for path, original in content.items():
+        path.write_bytes(original)
+    assert_same_weights(train(streamed(folder, tmp_path / "whole")), train(options, resume=True))
+
+
+class Hungry(nn.Module):
+    """Stands for a network that fits only some images into memory."""
+
+    def __init__(self, inner: nn.Module, most: int) -> None:
+        super().__init__()
+        self.inner, self.most = inner, most
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return self.inner(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("most", "message"),
+    [
+        (5, r"out of memory with 16 images at a time; 4 fit: start again with --accumulate 4, which keeps the batch"),
+        (0, r"out of memory with 16 images at a time, and one does not fit either"),
+    ],
+)
+def test_a_step_without_memory_says_what_fits(stripes: Path, tmp_path: Path, most: int, message: str) -> None:
+    run = TrainingRun(options_for(stripes, tmp_path / "run"), silent)
+    forward = run.network.module.forward
+    hungry = Hungry(nn.Identity(), most)
+
+    def limited(x: Tensor) -> Tensor:
+        return forward(hungry(x))
+
+    run.network.module.forward = limited  # type: ignore[method-assign]
+    with pytest.raises(TrpError, match=message):
+        run.train()
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_data_from_a_command_is_repeated_to_resume(stripes: Path, tmp_path: Path, command: Command) -> None:
+    train(options_for(stripes, tmp_path / "run", epochs=1))
+    state = read(tmp_path / "run" / "last.pt")
+    marker = tmp_path / "run-by-a-file"
+    from training.checkpoint import write
+
+    data = f"webdataset:pipe:touch {marker}"
+    write(state | {"options": state["options"] | {"data": data}}, tmp_path / "run" / "last.pt")
+    done = command("--resume", "--arch", TINY, "-o", tmp_path / "run")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "If you trust it, repeat it with --data" in done.stderr
+    assert not marker.exists()
+
+
+def test_synchronised_batch_norm_takes_the_place_of_every_batch_norm(stripes: Path, tmp_path: Path) -> None:
+    run = TrainingRun(options_for(stripes, tmp_path / "run", sync_bn=True), silent)
+    kinds = {
+        type(module) for module in run.network.module.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    }
+    assert kinds == {nn.SyncBatchNorm}

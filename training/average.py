@@ -1,0 +1,49 @@
+"""An exponential moving average of the weights, which is measured and kept in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+class WeightAverage:
+    """The average of a module's weights and buffers; `decay` is the share that an update keeps."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self._module = module
+        self._averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+    def update(self) -> None:
+        """Take in the weights of now; the first time they are the average."""
+        self._averaged.update_parameters(self._module)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside the block the module has the averaged weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def move_in(self) -> None:
+        """Give the module the averaged weights for good."""
+        self._module.load_state_dict(self._averaged.module.state_dict())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self._averaged.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._averaged.load_state_dict(state)
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        averaged = self._averaged.module.state_dict()
+        for name, tensor in self._module.state_dict().items():
+            of_now = tensor.clone()
+            tensor.copy_(averaged[name])
+            averaged[name].copy_(of_now)

@@ -1,0 +1,71 @@
+"""A data set of Hugging Face `datasets`, saved on disk by its `save_to_disk`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trp_export.errors import LoadError, first_line
+from trp_export.system.extras import require
+
+
+class HuggingFaceSamples:
+    """The images of the first column of images, with the labels of the first column of class labels or whole numbers.
+
+    Of a set with parts, `train` is taken. Raises LoadError where there are no such columns.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        require("--data huggingface:DIR", "datasets")
+        import datasets
+
+        self._folder = folder
+        try:
+            table: Any = datasets.load_from_disk(str(folder))
+        except Exception as error:  # The library raises many kinds of errors for what it cannot read.
+            raise LoadError(f"{folder} does not hold a saved Hugging Face data set: {first_line(error)}") from error
+        if isinstance(table, datasets.DatasetDict):
+            if "train" not in table:
+                raise LoadError(f"{folder} has no part `train`, only {', '.join(list(table)[:5])}.")
+            table = table["train"]
+        image = _column(table, folder, "images", lambda kind: isinstance(kind, datasets.Image))
+        label = _column(
+            table,
+            folder,
+            "class labels",
+            lambda kind: isinstance(kind, datasets.ClassLabel) or "int" in str(getattr(kind, "dtype", "")),
+        )
+        self._images = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+        self._image = image
+        self.labels = torch.from_numpy(np.asarray(table[label][:], dtype=np.int64))
+        if not len(self.labels):
+            raise LoadError(f"{folder} holds no images.")
+        if self.labels.min() < 0:
+            raise LoadError(f"{folder}: label {int(self.labels.min())} is below 0; images without labels cannot train.")
+        names = getattr(table.features[label], "names", None)
+        self.classes: tuple[str, ...] = tuple(names or map(str, range(int(self.labels.max()) + 1)))
+        self._fingerprint = str(table._fingerprint)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return f"{self._folder}, row {index}"
+
+    def read(self, index: int) -> Path | bytes:
+        cell = self._images[index][self._image]
+        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"])
+
+    def digest(self) -> str:
+        """The library's own fingerprint of the set."""
+        return self._fingerprint
+
+
+def _column(table: Any, folder: Path, what: str, fits: Any) -> str:
+    for name, kind in table.features.items():
+        if fits(kind):
+            return str(name)
+    raise LoadError(f"{folder} has no column of {what}; its columns are {', '.join(list(table.features)[:10])}.")
