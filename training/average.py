@@ -15,7 +15,8 @@ class WeightAverage:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self._module = module
-        self._averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self._averaged = AveragedModel(module, multi_avg_fn=update, use_buffers=True)
 
     def update(self) -> None:
         """Take in the weights of now; the first time they are the average."""

@@ -55,7 +55,7 @@ def start_phase(options: TrainOptions, network: TrainedNetwork, device: torch.de
     """The phase that trains this network. Raises OptionError where the method cannot follow its rule."""
     module = on_device(network.module, device).train()
     if options.speed.sync_batch_norm:
-        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
     network = replace(network, module=module)
     model = wrapped(module, device, compile=options.speed.compile)
     optimizer = make_optimizer(module, options.optimisation)

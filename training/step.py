@@ -75,7 +75,7 @@ class TrainingStep:
     def _unsynchronised(self) -> AbstractContextManager[Any]:
         """Keep DistributedDataParallel from averaging gradients that are not complete."""
         no_sync = getattr(self._phase.model, "no_sync", nullcontext)
-        return no_sync()  # type: ignore[no-any-return]
+        return no_sync()
 
     def _too_large(self, x: Tensor, y: Tensor) -> TrpError:
         """The error of a step that memory does not suffice for, with the number of parts that fits."""

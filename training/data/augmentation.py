@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 from trp_export.flags import InvalidOptionError
 
@@ -45,7 +45,7 @@ class Augmentation:
 
 def read_augmentation(text: str) -> Augmentation:
     """The augmentation that a text such as `randaugment=9,mixup=0.2` names. Raises ValueError."""
-    kinds = {field.name: type(field.default) for field in fields(Augmentation)}
+    kinds: dict[str, type[float]] = {name: type(value) for name, value in asdict(Augmentation()).items()}
     values: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, number = part.partition("=")

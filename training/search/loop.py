@@ -106,7 +106,7 @@ class Search:
             for chosen in batches[self.step :]:
                 self._loss_sum += self._train_step(chosen)
                 self.step += 1
-                if stop.pending(self.step) and self.step < len(batches):
+                if stop.pending() and self.step < len(batches):
                     save()
                     return False
             self._require_unsettled()
@@ -114,7 +114,7 @@ class Search:
             self.epoch, self.step, self._loss_sum = self.epoch + 1, 0, 0.0
             save()
             progress(self.history[-1])
-            if stop.pending(0) and not self.done:
+            if stop.pending() and not self.done:
                 return False
         return True
 

@@ -192,7 +192,7 @@ def test_going_on_gives_the_same_bits(ground: Any) -> None:
     class AfterFour(StopRequest):
         steps = 0
 
-        def pending(self, step: int) -> bool:
+        def pending(self, *, also: bool = False) -> bool:
             self.steps += 1
             return self.steps == 9  # In the middle of the second epoch.
 
