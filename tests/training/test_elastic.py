@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,29 @@ def test_a_run_resumes_with_another_number_of_processes(folder: Path, tmp_path: 
     one, two = load(tmp_path / "whole"), load(tmp_path / "run")
     for name, value in one.module.state_dict().items():
         torch.testing.assert_close(two.module.state_dict()[name], value, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_of_a_job_is_saved(folder: Path, tmp_path: Path, number: signal.Signals) -> None:
+    given = [*options(folder), "--epochs", "400", "--workers", "2", "--device", "cpu", "-o", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "training.cli", *given],
+        env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}", "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not (tmp_path / "run" / "last.pt").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline, "nothing was saved"
+            time.sleep(0.05)
+        os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1] == "stopped and saved; the same command with --resume goes on."
+    assert "Traceback" not in errors

@@ -57,6 +57,26 @@ def weight_of(model: nn.Module, name: str) -> np.ndarray:
     return model.get_submodule(name).weight.detach().numpy()
 
 
+def test_a_step_with_a_closure_equals_one_without() -> None:
+    model = Tiny(norm=False)
+    twin = copy.deepcopy(model)
+    optimizer, other = sgd(model), sgd(twin)
+    for trained, by in ((model, optimizer), (twin, other)):
+        TRP(trained, by, EVERY_STEP, SHAPE)
+    take_steps(model, optimizer, 3)
+    for step in range(3):
+
+        def closure(step: int = step) -> Tensor:
+            other.zero_grad()
+            loss = twin(batch(step)).square().mean()
+            loss.backward()
+            return loss
+
+        other.step(closure)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, twin.state_dict()[name]), name
+
+
 @pytest.mark.parametrize("period", [1, 3])
 def test_steps_equal_the_algorithm_written_out(period: int) -> None:
     torch.manual_seed(0)
