@@ -393,6 +393,8 @@ class TrainOptions:
         require_choice("keep", self.keep, get_args(Keep))
         require_choice("method", self.method, get_args(MethodName))
         self._require_fitting_rule()
+        if self.loading.epoch_images is not None and not self.data.startswith("webdataset:"):
+            raise InvalidOptionError("{loading.epoch_images} is for {data} webdataset:PATTERN.")
         if not 0 <= self.states <= 1000:
             raise InvalidOptionError(f"{{states}} must lie between 0 and 1000, not {self.states}.")
         if not 0 <= self.seed <= LARGEST_SEED:

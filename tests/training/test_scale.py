@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from training.average import WeightAverage
 from training.checkpoint import load_network
+from training.data.augmentation import Augmentation
 from training.loop import TrainingRun
 from training.options import SaveEvery, TrainOptions
 from training.saving import StateFiles
-from trp_export.errors import LoadError, OutputError, StoppedEarly, TrpError
+from trp_export.errors import LoadError, OptionError, OutputError, StoppedEarly, TrpError
 from trp_export.flags import build_value
 
 __all__ = ["command", "folder"]  # Fixtures.
@@ -67,6 +68,13 @@ def test_images_of_the_networks_size_are_held_in_memory(folder: Path, tmp_path: 
         Image.open(path).resize((8, 8)).save(path)
     run = TrainingRun(streamed(folder, tmp_path / "run"), silent)
     assert isinstance(run.batches, BatchesInMemory)
+
+
+def test_options_that_the_data_cannot_follow_are_refused(stripes: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="--augment is for images that are read while training"):
+        TrainingRun(options_for(stripes, tmp_path / "run", augment=Augmentation(jitter=0.4)), silent)
+    with pytest.raises(OptionError, match="--epoch-images is for --data webdataset"):
+        options_for(stripes, tmp_path / "run", epoch_images=9)
 
 
 def test_odd_images_are_counted_and_named(folder: Path, tmp_path: Path, command: Command) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from training.checkpoint import TrainedNetwork
+from training.data.augmentation import Augmentation
 from training.data.batches import TrainingBatches, ValidationImages
 from training.data.folder import FolderSamples
 from training.data.hugging_face import HuggingFaceSamples
@@ -80,7 +81,8 @@ def make_data(options: TrainOptions, images: Images, network: TrainedNetwork, de
     if len(network.input_shape) != 4:
         raise LoadError(f"{network.arch} takes inputs of {len(network.input_shape)} axes; images have 4.")
     height, width = network.input_shape[2:]
-    if isinstance(images, FolderSamples) and images.fit_in_memory((height, width)):
+    is_plain = options.loading.augment == Augmentation()
+    if isinstance(images, FolderSamples) and is_plain and images.fit_in_memory((height, width)):
         images = load_folder(images)
     data = (
         _in_memory(options, images, network, device)
@@ -93,6 +95,8 @@ def make_data(options: TrainOptions, images: Images, network: TrainedNetwork, de
 
 
 def _in_memory(options: TrainOptions, images: LabelledImages, network: TrainedNetwork, device: torch.device) -> RunData:
+    if options.loading.augment != Augmentation():
+        raise OptionError(f"--augment is for images that are read while training; {options.data} is held in memory.")
     train, validation = split(images, options.validation, options.seed)
     require_fit(train, network.input_shape, class_count(network))
     normalisation = Normalisation(network.mean, network.std)

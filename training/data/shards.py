@@ -92,23 +92,23 @@ class ShardSource:
             kept -= 1
         if not kept or not sum(shards.counts[:kept]):
             raise OptionError(f"--validation {validation_images} leaves no shard to train on; take fewer images.")
+        processes, self._workers = reading.share[1], max(1, reading.workers)
+        if kept < processes * self._workers:
+            raise OptionError(
+                f"{kept} training shards are too few for {processes} processes of {self._workers} workers each; "
+                f"set --workers to at most {kept // processes}."
+            )
         self._train, self._held_out = shards.addresses[:kept], shards.addresses[kept:]
         self.steps = sum(shards.counts[:kept]) // reading.batch
 
     def training(self, epoch: int, first_step: int, share: tuple[int, int]) -> DataLoader[Read]:
         reading = self._reading
-        workers = max(1, reading.workers)
-        if len(self._train) < share[1] * workers:
-            raise OptionError(
-                f"{len(self._train)} training shards are too few for {share[1]} processes of {workers} workers each; "
-                f"set --workers to at most {len(self._train) // share[1]}."
-            )
         stream = _TrainingStream(self._train, reading, epoch, first_step, self.steps, share)
-        return make_loader(stream, None, workers, pin_memory=reading.pinned)
+        return make_loader(stream, None, self._workers, pin_memory=reading.pinned)
 
     def validation(self) -> DataLoader[Read]:
         stream = _ValidationStream(self._held_out, self._reading, self._validation_images)
-        return make_loader(stream, None, max(1, self._reading.workers), pin_memory=self._reading.pinned)
+        return make_loader(stream, None, self._workers, pin_memory=self._reading.pinned)
 
 
 class _Stream(IterableDataset[Read]):
