@@ -95,9 +95,7 @@ class TrainingRun:
             x, y = self._next(batches)
             done = position.steps_done(steps)
             for group in self._phase.optimizer.param_groups:
-                group["lr"] = learning_rate(
-                    optimisation.schedule, optimisation.lr, done / (optimisation.epochs * steps)
-                )
+                group["lr"] = self._rate(done)
             position.loss_sum += take_step(x, y, done + 1)
             position.step += 1
             loss = position.loss_sum / position.step
@@ -105,6 +103,12 @@ class TrainingRun:
             if self._states.is_due() and position.step < steps:
                 self._require_finite_weights()
                 self._write_state()
+
+    def _rate(self, steps_done: int) -> float:
+        """The learning rate of the step after so many."""
+        optimisation = self.options.optimisation
+        progress = steps_done / (optimisation.epochs * len(self.batches))
+        return learning_rate(optimisation.schedule, optimisation.lr, progress)
 
     def _next(self, batches: Examples) -> tuple[Tensor, Tensor]:
         """The next batch. Where there is none, or the user asked to stop, all processes save and end."""
@@ -132,7 +136,7 @@ class TrainingRun:
                     "epoch": position.epoch + 1,
                     "kind": self.network.kind,
                     "loss": position.loss_sum / len(self.batches),
-                    "lr": self._phase.optimizer.param_groups[0]["lr"],
+                    "lr": self._rate(position.steps_done(len(self.batches)) - 1),
                     "images_per_s": round(images_per_second, 1),
                     "waiting": round(waiting, 4),
                     **figures,

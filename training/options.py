@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from training.channels.settings import CHANNELS, CSGDSettings, Widths
-from training.data.augmentation import Augmentation, read_augmentation, write_augmentation
+from training.data.loading import DATA, Loading
+from training.save_every import SaveEvery, read_save_every
 from training.settings import (
     LOW_RANK,
     ByName,
@@ -24,7 +24,7 @@ from trp_export.flags import InvalidOptionError, flag, group, one_of, optional
 from trp_export.lowrank.names import SCHEME_CHOICES
 from trp_export.rules import FIRST, SIZE, Energy, Macs, SavedPlan, Threshold
 
-NETWORK, DATA, TRAINING, TEACHER, SPEED, RUN = "Network", "Data", "Training", "Teacher", "Speed", "The run"
+NETWORK, TRAINING, TEACHER, SPEED, RUN = "Network", "Training", "Teacher", "Speed", "The run"
 # The headings of the help, in order.
 SECTIONS = (FIRST, SIZE, NETWORK, DATA, LOW_RANK, CHANNELS, TRAINING, TEACHER, SPEED, RUN)
 
@@ -81,44 +81,6 @@ class StartOptions:
         metavar="1,C,H,W",
         default=None,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Loading:
-    """How images are read that are not held in memory."""
-
-    augment: Augmentation = flag(
-        "--augment",
-        "Augmentation of images that are read while training: crop=0.08,jitter=0.4,randaugment=9,mixup=0.2,cutmix=1,"
-        "repeat=3, or some of these. Default: a random crop of 0.08 to 1 of the area, flipped at random.",
-        section=DATA,
-        read=read_augmentation,
-        write=write_augmentation,
-        metavar="LIST",
-        default=Augmentation(),
-    )
-    workers: int | None = flag(
-        "--workers",
-        "Processes that read images. Default: one for each core but one, at most 8.",
-        section=DATA,
-        read=int,
-        metavar="N",
-        default=None,
-    )
-    epoch_images: int | None = flag(
-        "--epoch-images",
-        "Images in all shards of webdataset, which are then not counted; needed for shards that are not local files.",
-        section=DATA,
-        read=int,
-        metavar="N",
-        default=None,
-    )
-
-    def __post_init__(self) -> None:
-        if self.workers is not None and not 0 <= self.workers <= 1024:
-            raise InvalidOptionError(f"{{workers}} must lie between 0 and 1024, not {self.workers}.")
-        if self.epoch_images is not None and self.epoch_images < 1:
-            raise InvalidOptionError(f"{{epoch_images}} must be at least 1, not {self.epoch_images}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,33 +248,6 @@ class Speed:
         kind="on",
         default=False,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class SaveEvery:
-    """After how many steps, or how many minutes, the state of a run is saved; one of them is given."""
-
-    steps: int | None = None
-    minutes: float | None = None
-
-    def __post_init__(self) -> None:
-        amounts = [amount for amount in (self.steps, self.minutes) if amount is not None]
-        if len(amounts) != 1 or not amounts[0] > 0:
-            raise InvalidOptionError("give a number of steps or of minutes above 0.")
-
-    def __str__(self) -> str:
-        return f"{self.steps}steps" if self.minutes is None else f"{self.minutes:g}min"
-
-
-def read_save_every(text: str) -> SaveEvery:
-    """500steps, 10min or 0.5min. Raises ValueError."""
-    match = re.fullmatch(r"([0-9]{1,9})steps|([0-9]{1,6}(?:\.[0-9]{1,6})?)min", text)
-    try:
-        if match is None:
-            raise ValueError
-        return SaveEvery(steps=int(match[1])) if match[1] else SaveEvery(minutes=float(match[2]))
-    except (ValueError, InvalidOptionError):
-        raise ValueError(f"{text!r} is neither steps such as 500steps nor minutes such as 10min.") from None
 
 
 @dataclass(frozen=True, slots=True)

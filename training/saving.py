@@ -9,8 +9,8 @@ from pathlib import Path
 
 from training.checkpoint import write
 from training.last_state import LastState
-from training.options import SaveEvery
 from training.run_folder import LAST
+from training.save_every import SaveEvery
 from trp_export.errors import OutputError
 
 _COPY = re.compile(r"state-(\d+)-(\d+)\.pt")

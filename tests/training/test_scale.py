@@ -15,7 +15,8 @@ from training.average import WeightAverage
 from training.checkpoint import load_network
 from training.data.augmentation import Augmentation
 from training.loop import TrainingRun
-from training.options import SaveEvery, TrainOptions
+from training.options import TrainOptions
+from training.save_every import SaveEvery
 from training.saving import StateFiles
 from trp_export.errors import LoadError, OptionError, OutputError, StoppedEarly, TrpError
 from trp_export.flags import build_value
@@ -56,7 +57,10 @@ def test_a_stop_while_validating_is_saved(folder: Path, tmp_path: Path) -> None:
         run.train()
     state = read(tmp_path / "run" / "last.pt")
     assert (state["epoch"], state["step"]) == (1, 4)
-    assert_same_weights(whole, train(streamed(folder, tmp_path / "run"), resume=True))
+    resumed = train(streamed(folder, tmp_path / "run"), resume=True)
+    assert_same_weights(whole, resumed)
+    for figure in ("lr", "loss", "accuracy"):
+        assert [record[figure] for record in resumed.history] == [record[figure] for record in whole.history]
 
 
 def test_images_of_the_networks_size_are_held_in_memory(folder: Path, tmp_path: Path) -> None:
