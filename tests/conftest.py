@@ -27,15 +27,21 @@ if hasattr(signal, "SIGHUP"):
 SHARED = Path(os.environ.get("TRP_DATA") or Path(__file__).parents[2] / "shared")
 
 
+# Rules that choose ranks, which the command bases on synthetic images where nobody mentions any.
+CHOOSING = ("--energy", "--threshold", "--rank", "--macs", "--params", "--speedup", "--max-drop")
+
+
 @pytest.fixture
 def trp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs `trp-export` with these arguments in `tmp_path`."""
+    """Runs `trp-export` with these arguments in `tmp_path`; without --calib the weights alone choose ranks."""
     from trp_export.cli.export import main
 
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["trp-export", *map(str, arguments)])
+        words = list(map(str, arguments))
+        by_weights = "--calib" not in words and any(word in CHOOSING for word in words)
+        monkeypatch.setattr(sys, "argv", ["trp-export", *words, *(("--calib", "none") if by_weights else ())])
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
             main()

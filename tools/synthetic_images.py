@@ -16,10 +16,10 @@ from tempfile import TemporaryDirectory
 import click
 import data
 import numpy as np
-import torch
 from common import CIFAR_RESNETS, IMAGENET, Workshop, accuracy, append, draw_images, missing, read
 
 from trp_export import Benchmark, Calibration, LoadOptions, Macs, Options, Preprocessing
+from trp_export.inputs.drawn import draw_shapes
 from trp_export.inputs.images import load_images
 from trp_export.load import load
 from trp_export.network import analyse
@@ -98,16 +98,15 @@ def make_images(name: str, trial: Trial, folder: Path) -> tuple[Path, Preprocess
         (1, 3, 32, 32),
         trial.count,
         seed=trial.seed,
-        steps=trial.steps,
-        start=white_noise if trial.white_noise else synthetic.overlapping_shapes,
+        recipe=synthetic.Recipe(trial.steps, white_noise if trial.white_noise else draw_shapes),
     )
     np.save(folder / "synthetic.npy", inputs)
     return folder / "synthetic.npy", Preprocessing()
 
 
-def white_noise(shape: tuple[int, ...], random: torch.Generator) -> torch.Tensor:
+def white_noise(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
     """A start without any shapes."""
-    return torch.randn(shape, generator=random)
+    return random.standard_normal(shape, dtype=np.float32)
 
 
 if __name__ == "__main__":

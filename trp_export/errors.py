@@ -66,6 +66,12 @@ class ShortfallError(TrpError):
     exit_code = 11
 
 
+class FarFromOriginalError(TrpError):
+    """The outputs of the result are far from the original's, and no image of the user's shows what that costs."""
+
+    exit_code = 12
+
+
 class EnvironmentMismatchError(TrpError):
     """Measurements from unlike environments or of unlike models would have been compared."""
 

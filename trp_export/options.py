@@ -136,13 +136,14 @@ def read_tuning(text: str) -> Tuning:
         raise ValueError(f"{text!r} is neither minutes such as 5min nor steps such as 3300steps.") from None
 
 
-# In place of a path to images: generate them from batch norm statistics.
+# In place of a path to images: synthesise them, or go by the weights alone.
 SYNTHETIC: Final = "synthetic"
+NONE: Final = "none"
 
 
 def _read_calibration(text: str) -> Path | str:
-    """A path, or the word; a folder of that name is ./synthetic."""
-    return text if text == SYNTHETIC else Path(text)
+    """A path, or one of the words; a folder of that name is ./synthetic."""
+    return text if text in (SYNTHETIC, NONE) else Path(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +152,19 @@ class Calibration:
 
     A `count` of None takes up to 1,024 images, or as many synthetic ones as some minutes allow. `recover` refits the
     factors layer after layer; `tune` then distils the whole network from the original. `statistics` is a file of
-    statistics from earlier runs, which are added to those of this one; the sum is written back.
+    statistics from earlier runs, which are added to those of this one; the sum is written back. `unasked`: the user
+    did not mention images.
     """
 
-    path: Path | Literal["synthetic"] = flag(
+    path: Path | Literal["synthetic", "none"] = flag(
         "--calib",
         "Calibrate on unlabelled images (folder, .npy, .npz), on the batches that FILE.py:FUNCTION yields, or on "
-        "`synthetic` images generated from batch norm statistics.",
+        "`synthetic` images. `none` goes by the weights alone.",
         section=FIRST,
         read=_read_calibration,
-        write=lambda path: path if path == SYNTHETIC else path.name,
+        write=lambda path: path.name if isinstance(path, Path) else path,
         metavar="PATH",
+        shown_default="synthetic, where ranks are chosen and the network takes images",
     )
     count: int | None = flag(
         "--calib-count",
@@ -169,7 +172,7 @@ class Calibration:
         section=CALIBRATION,
         read=int,
         metavar="N",
-        shown_default="1024; fewer synthetic ones for a large network",
+        shown_default="1024; fewer synthetic ones",
         default=None,
     )
     seed: int = flag(
@@ -199,8 +202,11 @@ class Calibration:
         metavar="FILE",
         default=None,
     )
+    unasked: bool = False
 
     def __post_init__(self) -> None:
+        if self.path == NONE and (self.count, self.recover, self.tune, self.statistics) != (None, True, None, None):
+            raise InvalidOptionError("{path} none goes by the weights alone; leave the other calibration options out.")
         if self.statistics is not None and not self.statistics.parent.is_dir():
             raise InvalidOptionError(f"{{statistics}}: there is no folder {self.statistics.parent}.")
         if self.seed < 0:
@@ -209,8 +215,13 @@ class Calibration:
             raise InvalidOptionError(f"{{count}} must be at least 1, not {self.count}.")
 
     @property
+    def is_none(self) -> bool:
+        """True where the weights alone count."""
+        return self.path == NONE
+
+    @property
     def synthetic(self) -> bool:
-        """True where the images are generated."""
+        """True where the images are synthesised."""
         return self.path == SYNTHETIC
 
     @property
@@ -406,6 +417,16 @@ class Options:
         return self.rule or OwnPlan()
 
     @property
+    def with_calibration(self) -> Options:
+        """The same with the calibration that takes place: on synthetic images where ranks are chosen and the user did
+        not mention images, and None where the weights alone count.
+        """
+        calibration = self.calibration
+        if calibration is None and self.effective_rule.chooses_ranks:
+            return replace(self, calibration=Calibration(SYNTHETIC, unasked=True))
+        return replace(self, calibration=None) if calibration is not None and calibration.is_none else self
+
+    @property
     def load_with_shape(self) -> LoadOptions:
         """How to read the model, with the shape of its first input where the user gave one."""
         shape = self.inputs.first_shape
@@ -417,7 +438,8 @@ class Options:
         calibration = self.calibration
         if self.images is not None or calibration is None:
             return self.images
-        return None if calibration.synthetic or names_function(str(calibration.path)) else calibration
+        in_files = isinstance(calibration.path, Path) and not names_function(str(calibration.path))
+        return calibration if in_files else None
 
     @property
     def choose_precision(self) -> bool:
@@ -433,7 +455,7 @@ class Options:
     def extra_precisions(self) -> tuple[Precision, ...]:
         """Those to be made beside the float model: the one asked for, or all that `best` chooses from."""
         if self.precision == "best":
-            return ("fp16", "int8") if self.calibration is not None else ("fp16",)
+            return ("fp16", "int8") if self._has_images else ("fp16",)
         return () if self.precision == "fp32" else (self.precision,)
 
     @property
@@ -450,7 +472,7 @@ class Options:
         if self.precision not in get_args(PrecisionChoice):
             allowed = ", ".join(get_args(PrecisionChoice))
             raise InvalidOptionError(f"{{precision}} must be one of {allowed}, not {self.precision}.")
-        if self.precision == "int8" and self.calibration is None:
+        if self.precision == "int8" and not self._has_images:
             raise InvalidOptionError("int8 needs images that show the ranges of values; give {calibration} PATH.")
         if self.precision == "best" and not self.benchmark.run:
             raise InvalidOptionError("{precision} best needs the benchmark; leave {benchmark.run} out.")
@@ -469,13 +491,17 @@ class Options:
             raise InvalidOptionError("{load.input_shape} belongs into inputs: inputs=InputOptions.of(1, 3, 224, 224).")
         self._require_used_preprocessing()
 
+    @property
+    def _has_images(self) -> bool:
+        """True where the user gave images to calibrate on, or asked for synthetic ones."""
+        return self.calibration is not None and not (self.calibration.is_none or self.calibration.unasked)
+
     def _require_used_preprocessing(self) -> None:
-        if self.preprocessing == Preprocessing():
+        if self.preprocessing == Preprocessing() or self.bundle is not None:
             return
-        calibration = self.calibration
-        if calibration is not None and calibration.synthetic and self.images is None and self.bundle is None:
-            raise InvalidOptionError("synthetic images are made as the network takes them; leave {preprocessing} out.")
-        if calibration is None and self.images is None and self.bundle is None and self.evaluate is None:
+        unasked = self.calibration is None or self.calibration.unasked
+        synthesised = unasked and self.effective_rule.chooses_ranks
+        if not (self._has_images or synthesised) and self.images is None and self.evaluate is None:
             raise InvalidOptionError(
                 "preprocessing prepares images; give {calibration}, {images} or {bundle}, or leave it out."
             )

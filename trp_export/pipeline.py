@@ -9,6 +9,7 @@ from trp_export.options import Options
 from trp_export.report.document import Report
 from trp_export.steps.benchmark import benchmark, require_faster
 from trp_export.steps.build import build_verified
+from trp_export.steps.closeness import require_close
 from trp_export.steps.knowledge import learn
 from trp_export.steps.plan import make_plan
 from trp_export.steps.precisions import choose_precision, make_variants, put_in_place
@@ -30,14 +31,16 @@ def compress(model: str | Path | nn.Module, options: Options = Options(), progre
 
     Raises a TrpError that says what is wrong and what to do; then nothing has been written.
     """
+    asked, options = options, options.with_calibration
     with open_workspace(model, options, progress) as work:
         knowledge = learn(model, options, work)
         planned = make_plan(knowledge, options, work)
-        report = report_plan(knowledge, planned, options)
+        report = report_plan(knowledge, planned, asked)
         if work.outputs is None:
             save_measurements(knowledge, options)
             return report
         built = build_verified(planned.plan, knowledge, options, work)
+        require_close(planned.plan, built, knowledge, options)
         variants = make_variants(planned.plan, built, knowledge, options, work)
         timing = benchmark(planned.plan, built, variants, knowledge.network, options, work)
         precisions = choose_precision(timing.of_variants(variants), options)

@@ -26,7 +26,7 @@ from trp_export.errors import LoadError, OptionError, UnsupportedError
 from trp_export.inputs.options import InputOptions
 from trp_export.load import load
 from trp_export.load.torch_file import read_torch_file
-from trp_export.options import LoadOptions
+from trp_export.options import Calibration, LoadOptions
 
 RULE = ("--rank", "4", "--no-bench", "--json")
 
@@ -90,7 +90,7 @@ def test_module_in_memory_keeps_its_training_mode_and_its_outputs(tmp_path: Path
     options = Options(
         rule=Rank(99), inputs=InputOptions.of(1, 3, 8, 8), benchmark=Benchmark(run=False),
         output=tmp_path / "net.onnx",
-    )  # fmt: skip
+    calibration=Calibration("none"))  # fmt: skip
     report = compress(module, options)
     assert module.training
     x = torch.randn(4, 3, 8, 8)
@@ -100,7 +100,7 @@ def test_module_in_memory_keeps_its_training_mode_and_its_outputs(tmp_path: Path
 
 def test_module_without_an_input_shape_is_refused_with_the_option(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="give it, e\\.g\\. --shape"):
-        compress(small_net(), Options(rule=Rank(2), output=tmp_path / "net.onnx"))
+        compress(small_net(), Options(rule=Rank(2), output=tmp_path / "net.onnx", calibration=Calibration("none")))
 
 
 def test_static_fixes_the_batch_size(trp: Command, tmp_path: Path) -> None:

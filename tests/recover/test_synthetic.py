@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +12,22 @@ import onnx
 import onnx_ir as ir
 import pytest
 from command import Command
-from models import CONV_NET, build, save
+from models import CONV_NET, KEEP_ALL, build, save
 from networks import make_images
 
-from trp_export.errors import OptionError, UnsupportedError
+from trp_export.errors import FarFromOriginalError, OptionError, UnsupportedError
 from trp_export.graph.exact.affine import fold_affine
 from trp_export.graph.prepare import prepare, remove_unused
 from trp_export.graph.statistics import Statistics, norm_outputs
-from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.options import Calibration, Options
+from trp_export.pipeline import compress
+from trp_export.report.document import Report
+from trp_export.rules import Energy, Rank, Rule
 from trp_export.runtime.partial import Tap
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from trp_export.recover.synthetic import affordable, synthesise, synthetic_images
+    from trp_export.recover.synthetic import Recipe, affordable, synthesise
 
 TWO_NORMS = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[N, 3, 12, 12] image) => (float[N, 5] logits)
@@ -45,15 +48,30 @@ net (float[N, 3, 12, 12] image) => (float[N, 5] logits)
 """
 
 
-def trained(pixels: float = 1.0, text: str = TWO_NORMS) -> onnx.ModelProto:
-    """The network with the statistics that it has on smooth images with values of about this size."""
+WITHOUT_NORM = CONV_NET.replace(
+    "b = BatchNormalization (a, bn1__weight, bn1__bias, bn1__mean, bn1__var)", "b = Relu (a)"
+)
+# The input has more channels than an image.
+ON_FEATURES = WITHOUT_NORM.replace("float[N, 3, 12, 12] image", "float[N, 8, 12, 12] image").replace(
+    "float[16, 3, 3, 3] conv1__weight", "float[16, 8, 3, 3] conv1__weight"
+)
+
+
+def of_full_rank(text: str) -> onnx.ModelProto:
+    """The network with kernels of full rank, unlike those of `build`."""
     proto = build(text)
-    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     rng = np.random.default_rng(3)
-    for tensor in weights.values():
-        if len(tensor.dims) == 4:  # Of full rank, unlike those of `build`: every channel has something to say.
+    for tensor in proto.graph.initializer:
+        if len(tensor.dims) == 4:
             values = rng.standard_normal(tensor.dims) / np.sqrt(np.prod(tensor.dims[1:]))
             tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), tensor.name))
+    return proto
+
+
+def trained(pixels: float = 1.0, text: str = TWO_NORMS) -> onnx.ModelProto:
+    """The network with the statistics that it has on smooth images with values of about this size."""
+    proto = of_full_rank(text)
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     images = pixels * make_images(200).inputs
     for node in proto.graph.node:
         if node.op_type == "BatchNormalization":
@@ -100,7 +118,7 @@ def test_folding_keeps_what_batch_norm_tells_of_the_training_data() -> None:
 
 def test_images_come_to_have_the_statistics() -> None:
     model, told = folded(trained())
-    start = away(model, told, synthesise(model, told, (1, 3, 12, 12), 128, steps=0))
+    start = away(model, told, synthesise(model, told, (1, 3, 12, 12), 128, recipe=Recipe(steps=0)))
     end = away(model, told, synthesise(model, told, (1, 3, 12, 12), 128))
     assert end < start / 5
     assert end < 0.02
@@ -116,7 +134,9 @@ def test_pixels_are_of_the_size_that_the_network_was_trained_on(pixels: float) -
 
 def test_a_seed_says_which_images() -> None:
     model, told = folded(trained())
-    first, same, other = (synthesise(model, told, (1, 3, 12, 12), 20, seed=seed, steps=3) for seed in (4, 4, 5))
+    first, same, other = (
+        synthesise(model, told, (1, 3, 12, 12), 20, seed=seed, recipe=Recipe(steps=3)) for seed in (4, 4, 5)
+    )
     assert first.shape == (20, 3, 12, 12)
     assert first.dtype == np.float32
     np.testing.assert_array_equal(first, same)
@@ -126,20 +146,20 @@ def test_a_seed_says_which_images() -> None:
 
 def test_a_model_of_a_fixed_batch_gets_as_many_images_as_asked_for() -> None:
     model, told = folded(trained(text=TWO_NORMS.replace("float[N,", "float[50,")))
-    assert synthesise(model, told, (50, 3, 12, 12), 120, steps=2).shape == (120, 3, 12, 12)
+    assert synthesise(model, told, (50, 3, 12, 12), 120, recipe=Recipe(steps=2)).shape == (120, 3, 12, 12)
 
 
 def test_the_progress_ends_at_the_whole_and_may_interrupt() -> None:
     model, told = folded(trained())
     shares: list[float] = []
-    synthesise(model, told, (1, 3, 12, 12), 300, steps=3, progress=shares.append)
+    synthesise(model, told, (1, 3, 12, 12), 300, recipe=Recipe(steps=3), progress=shares.append)
     assert max(shares) == pytest.approx(1)
 
     def interrupt(share: float) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        synthesise(model, told, (1, 3, 12, 12), 300, steps=10**6, progress=interrupt)
+        synthesise(model, told, (1, 3, 12, 12), 300, recipe=Recipe(steps=10**6), progress=interrupt)
 
 
 def test_large_networks_get_fewer_images() -> None:
@@ -147,14 +167,6 @@ def test_large_networks_get_fewer_images() -> None:
     assert counts == sorted(counts, reverse=True)
     assert counts[0] == 1024
     assert counts[-1] > 0
-
-
-def test_the_set_says_what_it_is() -> None:
-    model, told = folded(trained())
-    made = synthetic_images(model, told, (1, 3, 12, 12), 16, seed=9)
-    assert len(made) == 16
-    assert made.labels is None
-    assert "16 images were synthesised from batch norm statistics, seed 9" in made.notes[0]
 
 
 def test_statistics_that_were_never_gathered_tell_nothing() -> None:
@@ -172,8 +184,6 @@ def test_what_cannot_be_synthesised_is_refused() -> None:
         synthesise(model, {}, (1, 3, 12, 12), 16)
     with pytest.raises(UnsupportedError, match="one input of shape"):
         synthesise(model, told, (1, 3), 16)
-    with pytest.raises(OptionError, match="made as the network takes them"):
-        Options(calibration=Calibration("synthetic"), preprocessing=Preprocessing(mean=(0.5,)))
     with pytest.raises(OptionError, match="count must be at least 1, not 0"):
         Calibration("synthetic", count=0)
 
@@ -194,20 +204,6 @@ def test_an_export_says_that_its_images_were_synthetic(trp: Command, tmp_path: P
     assert any("48 images were synthesised" in note for note in manifest["evidence"]["notes"])
     page = (tmp_path / "bundle" / "report.html").read_text()
     assert "--calib synthetic --calib-count 48 --seed 7" in page
-
-
-def test_the_command_refuses_without_batch_norm(refuses: Command, tmp_path: Path) -> None:
-    text = CONV_NET.replace("b = BatchNormalization (a, bn1__weight, bn1__bias, bn1__mean, bn1__var)", "b = Relu (a)")
-    save(build(text), tmp_path / "model.onnx")
-    error = refuses(4, "model.onnx", "--macs", "1.5", "--calib", "synthetic")
-    assert "no batch norm statistics" in error
-    assert "--calib PATH" in error
-
-
-def test_synthetic_images_need_no_preparing(refuses: Command, tmp_path: Path) -> None:
-    save(trained(), tmp_path / "model.onnx")
-    error = refuses(2, "model.onnx", "--macs", "1.5", "--calib", "synthetic", "--mean", "0.5")
-    assert "made as the network takes them" in error
 
 
 def test_labelled_images_beside_synthetic_ones_are_prepared(trp: Command, tmp_path: Path) -> None:
@@ -232,3 +228,59 @@ def test_a_count_below_one_names_the_option(refuses: Command, tmp_path: Path) ->
 def test_a_folder_of_that_name_is_meant_by_its_path(refuses: Command, tmp_path: Path) -> None:
     save(trained(), tmp_path / "model.onnx")
     assert "does not exist" in refuses(3, "model.onnx", "--macs", "1.5", "--calib", "./synthetic")
+
+
+def test_without_batch_norm_images_are_drawn(trp: Command, tmp_path: Path) -> None:
+    save(build(WITHOUT_NORM), tmp_path / "model.onnx")
+    outcome = trp("model.onnx", "--energy", "0.999", "--calib", "synthetic", "--no-bench", "--json")
+    assert outcome.code == 0, outcome.err
+    assert any("256 images were synthesised" in note for note in json.loads(outcome.out)["notes"])
+    again = trp("model.onnx", "--energy", "0.999", "--calib", "synthetic", "--no-bench", "--json")
+    assert again.out == outcome.out
+
+
+def test_an_input_that_is_not_an_image_is_refused(refuses: Command, tmp_path: Path) -> None:
+    save(build(ON_FEATURES), tmp_path / "model.onnx")
+    error = refuses(4, "model.onnx", "--energy", "0.9", "--calib", "synthetic")
+    assert "images cannot be synthesised for input image" in error
+    assert "--calib PATH" in error
+
+
+@pytest.fixture
+def unasked(tmp_path: Path) -> Callable[..., Report]:
+    """Exports a model file where the user does not mention images."""
+
+    def export(text: str, rule: Rule) -> Report:
+        model = save(of_full_rank(text), tmp_path / "model.onnx")
+        return compress(model, Options(rule, benchmark=KEEP_ALL, output=tmp_path / "small.onnx"))
+
+    return export
+
+
+def test_images_are_synthesised_unasked(unasked: Callable[..., Report]) -> None:
+    report = unasked(WITHOUT_NORM, Energy(0.9999))
+    assert any("256 images were synthesised" in note for note in report.notes)
+    assert report.options.calibration is None
+
+
+@pytest.mark.parametrize("text", [WITHOUT_NORM, None], ids=["shapes", "noise"])
+def test_a_result_far_from_the_original_is_refused_unless_the_user_insists(
+    unasked: Callable[..., Report], tmp_path: Path, text: str | None
+) -> None:
+    with pytest.raises(FarFromOriginalError, match="--calib PATH") as refused:
+        unasked(text or ON_FEATURES, Rank(1))
+    assert not (tmp_path / "small.onnx").exists()
+    word = "synthetic" if text else "none"
+    assert f"--calib {word} writes it all the same" in str(refused.value)
+    options = Options(Rank(1), calibration=Calibration(word), benchmark=KEEP_ALL, output=tmp_path / "small.onnx")
+    compress(tmp_path / "model.onnx", options)
+    assert (tmp_path / "small.onnx").exists()
+
+
+def test_no_images_are_made_for_a_saved_plan_or_none() -> None:
+    assert Options().with_calibration.calibration is None
+    assert Options(Energy(0.9), calibration=Calibration("none")).with_calibration.calibration is None
+    with pytest.raises(OptionError, match="goes by the weights alone"):
+        Calibration("none", count=3)
+    with pytest.raises(OptionError, match="int8 needs images"):
+        Options(Energy(0.9), calibration=Calibration("none"), precision="int8")

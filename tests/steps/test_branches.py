@@ -23,7 +23,13 @@ def test_the_branch_that_was_not_taken_is_named(far: bool | None, tmp_path: Path
         inputs = InputOptions(file=tmp_path / "inputs.npz")
     report = compress(
         save(branches(), tmp_path / "model.onnx"),
-        Options(rule=Rank(2), benchmark=Benchmark(run=False), output=tmp_path / "small.onnx", inputs=inputs),
+        Options(
+            rule=Rank(2),
+            benchmark=Benchmark(run=False),
+            output=tmp_path / "small.onnx",
+            inputs=inputs,
+            calibration=Calibration("none"),
+        ),
     )
     assert report.deviation is not None
     (not_run,) = report.deviation.not_run
@@ -43,7 +49,7 @@ def test_other_precisions_are_compared_in_front_of_rows_of_varying_number(precis
         Options(
             rule=Energy(0.9),
             precision=precision,
-            calibration=Calibration(tmp_path / "images.npy") if precision == "int8" else None,
+            calibration=Calibration(tmp_path / "images.npy") if precision == "int8" else Calibration("none"),
             benchmark=Benchmark(run=False),
             output=tmp_path / "small.onnx",
         ),

@@ -69,7 +69,12 @@ def test_accuracy_and_its_error_are_those_of_the_files(
     model: Path, inputs: np.ndarray, labels: np.ndarray, tmp_path: Path
 ) -> None:
     images = store(tmp_path / "eval.npz", inputs, labels)
-    report = compress(model, Options(Rank(6), images=images, benchmark=QUIET, output=tmp_path / "small.onnx"))
+    report = compress(
+        model,
+        Options(
+            Rank(6), images=images, benchmark=QUIET, output=tmp_path / "small.onnx", calibration=Calibration("none")
+        ),
+    )
     found = report.deviation.score if report.deviation else None
     assert found is not None
     right, still = classes(model, inputs) == labels, classes(tmp_path / "small.onnx", inputs) == labels
@@ -90,7 +95,12 @@ def test_the_error_is_that_of_the_mean_change(pairs: list[tuple[bool, bool]]) ->
 
 def test_without_labels_the_original_is_right(model: Path, inputs: np.ndarray, tmp_path: Path) -> None:
     images = store(tmp_path / "eval.npz", inputs)
-    report = compress(model, Options(Rank(6), images=images, benchmark=QUIET, output=tmp_path / "small.onnx"))
+    report = compress(
+        model,
+        Options(
+            Rank(6), images=images, benchmark=QUIET, output=tmp_path / "small.onnx", calibration=Calibration("none")
+        ),
+    )
     found = report.deviation.score if report.deviation else None
     same = (classes(model, inputs) == classes(tmp_path / "small.onnx", inputs)).mean()
     assert found is not None
@@ -111,7 +121,16 @@ def test_numbers_of_classes_are_evaluated_as_classes(
     save(proto, tmp_path / "label.onnx")
     for images in (store(tmp_path / "plain.npz", inputs), store(tmp_path / "labelled.npz", inputs, labels)):
         reports = [
-            compress(file, Options(Rank(6), images=images, benchmark=QUIET, output=tmp_path / f"small.{file.name}"))
+            compress(
+                file,
+                Options(
+                    Rank(6),
+                    images=images,
+                    benchmark=QUIET,
+                    output=tmp_path / f"small.{file.name}",
+                    calibration=Calibration("none"),
+                ),
+            )
             for file in (model, tmp_path / "label.onnx")
         ]
         scores = [report.deviation.score for report in reports if report.deviation and report.deviation.score]
@@ -124,6 +143,7 @@ def test_numbers_of_classes_are_evaluated_as_classes(
                 images=store(tmp_path / "bad.npz", inputs, labels + 10),
                 benchmark=QUIET,
                 output=tmp_path / "x.onnx",
+                calibration=Calibration("none"),
             ),
         )
 
@@ -139,7 +159,10 @@ def test_the_smallest_that_holds_is_chosen(
 ) -> None:
     images = store(tmp_path / "eval.npz", inputs, labels)
     rule = MaxDrop(points, by)
-    report = compress(model, Options(rule, images=images, benchmark=QUIET, output=tmp_path / "small.onnx"))
+    report = compress(
+        model,
+        Options(rule, images=images, benchmark=QUIET, output=tmp_path / "small.onnx", calibration=Calibration("none")),
+    )
     seen = report.frontier
     assert seen is not None
     assert report.after is not None
@@ -159,7 +182,12 @@ def test_a_second_search_writes_the_same_model(
 ) -> None:
     images = store(tmp_path / "eval.npz", inputs, labels)
     for name in ("one.onnx", "two.onnx"):
-        compress(model, Options(MaxDrop(5), images=images, benchmark=QUIET, output=tmp_path / name))
+        compress(
+            model,
+            Options(
+                MaxDrop(5), images=images, benchmark=QUIET, output=tmp_path / name, calibration=Calibration("none")
+            ),
+        )
     assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
 
 
@@ -171,7 +199,12 @@ def test_a_search_is_judged_by_a_measure_of_ones_own(model: Path, tmp_path: Path
         return min(1.0, size(path) / original)
 
     rule = MaxDrop(30)
-    report = compress(model, Options(rule, evaluate=closeness, benchmark=QUIET, output=tmp_path / "small.onnx"))
+    report = compress(
+        model,
+        Options(
+            rule, evaluate=closeness, benchmark=QUIET, output=tmp_path / "small.onnx", calibration=Calibration("none")
+        ),
+    )
     assert report.frontier is not None
     assert report.deviation is not None
     assert report.deviation.score is not None
@@ -190,7 +223,10 @@ def size(path: Path) -> int:
 )
 def test_each_budget_is_asked_for_by_its_own_rule(by: Minimise, rule: Rule, by_latency: bool) -> None:
     assert MaxDrop(1, by).budget(2) == rule
-    assert Options(MaxDrop(1, by), evaluate=lambda path: 1.0).effective_rule.needs_latency == by_latency
+    assert (
+        Options(MaxDrop(1, by), evaluate=lambda path: 1.0, calibration=Calibration("none")).effective_rule.needs_latency
+        == by_latency
+    )
     assert rule.needs_latency == by_latency
 
 
@@ -200,7 +236,16 @@ def test_nothing_is_written_where_nothing_holds(model: Path, tmp_path: Path) -> 
 
     before = files(tmp_path)
     with pytest.raises(OptionError, match=r"--max-drop 1 is out of reach: .* loses 50.00 pp of score"):
-        compress(model, Options(MaxDrop(1), evaluate=perfect, benchmark=QUIET, output=tmp_path / "small.onnx"))
+        compress(
+            model,
+            Options(
+                MaxDrop(1),
+                evaluate=perfect,
+                benchmark=QUIET,
+                output=tmp_path / "small.onnx",
+                calibration=Calibration("none"),
+            ),
+        )
     assert files(tmp_path) == before
 
 
@@ -208,7 +253,12 @@ def test_a_network_without_layers_has_nothing_to_search(tmp_path: Path) -> None:
     text = '<ir_version: 8, opset_import: ["" : 17]> net (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }'
     relu = save(build(text), tmp_path / "relu.onnx")
     with pytest.raises(OptionError, match="no plan makes this network smaller"):
-        compress(relu, Options(MaxDrop(1), evaluate=lambda path: 1.0, output=tmp_path / "small.onnx"))
+        compress(
+            relu,
+            Options(
+                MaxDrop(1), evaluate=lambda path: 1.0, output=tmp_path / "small.onnx", calibration=Calibration("none")
+            ),
+        )
 
 
 @pytest.mark.slow
@@ -246,7 +296,12 @@ def test_tuning_is_for_the_last_and_left_out_where_it_costs(
 @pytest.mark.parametrize("score", [38.7, -0.1, float("nan")])
 def test_a_measure_that_is_no_share(model: Path, tmp_path: Path, score: float) -> None:
     with pytest.raises(OptionError, match="must return a share of 1"):
-        compress(model, Options(Rank(2), evaluate=lambda path: score, output=tmp_path / "small.onnx"))
+        compress(
+            model,
+            Options(
+                Rank(2), evaluate=lambda path: score, output=tmp_path / "small.onnx", calibration=Calibration("none")
+            ),
+        )
 
 
 def test_a_dry_run_searches_and_writes_nothing(

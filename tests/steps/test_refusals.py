@@ -10,6 +10,7 @@ from models import build, save
 
 from trp_export import Benchmark, Energy, Options, Rank, Selection, compress
 from trp_export.errors import OptionError
+from trp_export.options import Calibration
 from trp_export.planning.rules import LayerRule
 
 TWICE = """<ir_version: 8, opset_import: ["" : 17]>
@@ -46,7 +47,15 @@ def test_infinity_as_a_bound_is_accepted(tmp_path: Path) -> None:
         if node.op_type == "Constant":
             node.attribute[0].f = np.inf
     path = save(proto, tmp_path / "model.onnx")
-    compress(path, Options(rule=Rank(2), benchmark=Benchmark(run=False), output=tmp_path / "small.onnx"))
+    compress(
+        path,
+        Options(
+            rule=Rank(2),
+            benchmark=Benchmark(run=False),
+            output=tmp_path / "small.onnx",
+            calibration=Calibration("none"),
+        ),
+    )
 
 
 def test_open_extents_are_verified_at_a_real_size(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import trp_export.steps.build as building
 from trp_export import Benchmark, Options, Rank, Selection, compress
 from trp_export.inputs.description import NetworkInputs
 from trp_export.load import Source
+from trp_export.options import Calibration
 from trp_export.planning.plan import Plan
 from trp_export.verify import Deviation, Files, verify_export
 
@@ -60,7 +61,11 @@ def capture(model: onnx.ModelProto, folder: Path, rank: int = 2, scheme: str = "
 
     with patch.object(building, "verify_export", keep):
         options = Options(
-            rule=Rank(rank), selection=Selection(scheme), benchmark=Benchmark(run=False), output=folder / "small.onnx"
+            rule=Rank(rank),
+            selection=Selection(scheme),
+            benchmark=Benchmark(run=False),
+            output=folder / "small.onnx",
+            calibration=Calibration("none"),
         )
         compress(save(model, folder / "model.onnx"), options)
     return kept[0]

@@ -15,6 +15,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from trp_export import Benchmark, Options, Rank, Selection, compress
+from trp_export.options import Calibration
 from trp_export.report.document import Report
 
 CP_RANK = 2
@@ -112,7 +113,9 @@ KEEP_ALL = Benchmark(run=False, keep_slow_pairs=True)
 def export(model: Path, scheme: str = "auto", rank: int = CP_RANK, output: Path | None = None) -> Report:
     """Export at a rank that loses nothing."""
     made = output or model.with_suffix(".trp.onnx")
-    options = Options(rule=Rank(rank), selection=Selection(scheme), benchmark=KEEP_ALL, output=made)
+    options = Options(
+        rule=Rank(rank), selection=Selection(scheme), benchmark=KEEP_ALL, output=made, calibration=Calibration("none")
+    )
     return compress(model, options)
 
 

@@ -15,7 +15,7 @@ from trp_export.load import Source
 from trp_export.lowrank.schemes import CHANNEL_WISE, SPATIAL_WISE
 from trp_export.lowrank.site import Site, Use
 from trp_export.metrics.score import Detail, Score
-from trp_export.options import Benchmark, Images, Options
+from trp_export.options import Benchmark, Calibration, Images, Options
 from trp_export.planning.curves import Layer, make_curve
 from trp_export.planning.frontier import Frontier, Point
 from trp_export.planning.plan import Decision, Plan
@@ -101,6 +101,7 @@ def make_report(layers: tuple[Layer, ...], speed: float = 1.5, name: str = "net"
         preprocessing=Preprocessing((0.5,), (0.25,)),
         benchmark=Benchmark(budget_s=5),
         output=Path("/tmp/small.onnx"),
+        calibration=Calibration("none"),
     )
     return Report(
         source=source,

@@ -9,6 +9,7 @@ import pytest
 from models import build, save
 
 from trp_export import Benchmark, Options, Rank, compress
+from trp_export.options import Calibration
 from trp_export.verify.evidence import NOISE
 from trp_export.verify.layers import ALONE
 
@@ -80,7 +81,12 @@ def test_layers_in_bodies_are_verified_on_what_reaches_them(
     onnx.checker.check_model(model)
     report = compress(
         save(model, tmp_path / "model.onnx"),
-        Options(rule=Rank(2), benchmark=Benchmark(run=False), output=tmp_path / "small.onnx"),
+        Options(
+            rule=Rank(2),
+            benchmark=Benchmark(run=False),
+            output=tmp_path / "small.onnx",
+            calibration=Calibration("none"),
+        ),
     )
     assert report.deviation is not None
     by_inputs = {

@@ -18,6 +18,7 @@ from trp_export import Benchmark, Options, Rank, compress
 from trp_export.errors import VerifyError
 from trp_export.graph import rewrite as rewriter
 from trp_export.graph.weights import set_value
+from trp_export.options import Calibration
 from trp_export.verify.parts import find_differences
 
 Fault = Callable[[ir.Model], None]
@@ -75,7 +76,9 @@ def test_a_wrong_rewrite_is_caught(fault: Fault, whole: bool, tmp_path: Path, mo
         proto.graph.node[-1].domain = "far"
         proto.opset_import.add(domain="far", version=1)
     save(proto, tmp_path / "model.onnx")
-    options = Options(rule=Rank(2), benchmark=Benchmark(run=False), output=tmp_path / "small.onnx")
+    options = Options(
+        rule=Rank(2), benchmark=Benchmark(run=False), output=tmp_path / "small.onnx", calibration=Calibration("none")
+    )
     with pytest.raises(VerifyError, match="Nothing was written"):
         compress(tmp_path / "model.onnx", options)
     assert files(tmp_path) == {"model.onnx"}
@@ -90,7 +93,9 @@ def test_batch_norm_folded_wrongly_is_caught(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(building, "fold_all", forget)
     save(build(), tmp_path / "model.onnx")
-    options = Options(rule=Rank(2), benchmark=Benchmark(run=False), output=tmp_path / "small.onnx")
+    options = Options(
+        rule=Rank(2), benchmark=Benchmark(run=False), output=tmp_path / "small.onnx", calibration=Calibration("none")
+    )
     with pytest.raises(VerifyError, match="conv1: its output in the result"):
         compress(tmp_path / "model.onnx", options)
     assert files(tmp_path) == {"model.onnx"}
@@ -98,7 +103,9 @@ def test_batch_norm_folded_wrongly_is_caught(tmp_path: Path, monkeypatch: pytest
 
 def test_truncation_is_told_apart_from_a_wrong_rewrite(tmp_path: Path) -> None:
     save(build(), tmp_path / "model.onnx")
-    options = Options(rule=Rank(1), benchmark=Benchmark(run=False), output=tmp_path / "small.onnx")
+    options = Options(
+        rule=Rank(1), benchmark=Benchmark(run=False), output=tmp_path / "small.onnx", calibration=Calibration("none")
+    )
     deviation = compress(tmp_path / "model.onnx", options).deviation
     assert deviation is not None
     assert deviation.truncation is not None
@@ -138,7 +145,12 @@ def test_scales_that_simplification_moves_into_either_neighbour_are_no_fault(tmp
       a = Conv <pads = [1, 1, 1, 1]> (x, w)  b = Mul (a, up)  {steps}  c = Mul (s, down)
       y = Conv <pads = [1, 1, 1, 1]> (c, v) }}"""
     model = save(build(text), tmp_path / "model.onnx")
-    report = compress(model, Options(Rank(2), benchmark=Benchmark(run=False), output=tmp_path / "small.onnx"))
+    report = compress(
+        model,
+        Options(
+            Rank(2), benchmark=Benchmark(run=False), output=tmp_path / "small.onnx", calibration=Calibration("none")
+        ),
+    )
     assert report.deviation is not None
     assert report.deviation.rewrite.relative_l2 < 1e-5
 

@@ -8,6 +8,7 @@ import pytest
 
 from trp_export import Benchmark, Energy, Macs, Options, compress
 from trp_export.errors import TrpError, VerifyError
+from trp_export.options import Calibration
 
 RULES = (Energy(0.999), Energy(0.95), Energy(0.9), Macs(1.25), Macs(1.5), Macs(2))
 NETWORKS = (
@@ -29,6 +30,7 @@ def test_no_sound_export_is_refused(
         precision=precision,  # type: ignore[arg-type]
         benchmark=Benchmark(run=False),
         output=tmp_path / "small.onnx",
+        calibration=Calibration("none"),
     )
     try:
         deviation = compress(shared / "models" / f"{network}.onnx", options).deviation

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -22,12 +21,12 @@ from trp_export.inputs.images import ImageSet, load_images
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.load import load
 from trp_export.network import Network, analyse
-from trp_export.options import Calibration, LoadOptions, Options
-from trp_export.recover.synthetic import affordable, synthetic_images, synthetic_note
+from trp_export.options import SYNTHETIC, Calibration, LoadOptions, Options
 from trp_export.recover.torch_graph import TorchGraph
 from trp_export.rules import Energy
 from trp_export.runtime.partial import fixed_batch
 from trp_export.steps.calibrate import calibrate
+from trp_export.steps.synthetic_samples import synthetic_images, synthetic_note
 from trp_export.system.files import atomic_write
 from trp_export.system.progress import Progress
 
@@ -57,6 +56,7 @@ def calibrate_for_search(model: Path, options: SearchOptions, folder: Path, prog
     images = _full_batches(_open_images(options, network, progress), fixed_batch(network.model) or 1)
     export = Options(rule=Energy(1.0), calibration=Calibration(Path(images.name), seed=options.seed))
     data, _ = calibrate(network, (), image_samples(images, network.described), export, progress)
+    assert data is not None, "samples were given"
     inputs = torch.from_numpy(np.array(images.inputs)).contiguous(memory_format=torch.channels_last)
     graph = TorchGraph(network.model)
     with torch.no_grad():
@@ -117,12 +117,12 @@ def _open_images(options: SearchOptions, network: Network, progress: Progress) -
 
 
 def _generated_images(options: SearchOptions, network: Network, progress: Progress) -> ImageSet:
-    """Images from batch norm statistics, kept beside the plan for a search that is resumed."""
+    """Synthetic images, kept beside the plan for a search that is resumed."""
     (shape,) = network.inputs.values()
     file = options.folder / "synthetic.npy"
     if not file.exists():
-        count, share = options.count or affordable(network.macs or 1), partial(progress, "synthesise images")
-        images = synthetic_images(network.model, network.statistics, shape, count, seed=options.seed, progress=share)
+        calibration = Calibration(SYNTHETIC, options.count, options.seed)
+        images = synthetic_images(network, calibration, Preprocessing(options.mean, options.std), progress)
         with atomic_write(file) as part, part.open("wb") as stream:
             np.save(stream, images.inputs)
     images = load_images(file, input_shape=(None, *shape[1:]))

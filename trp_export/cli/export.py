@@ -39,8 +39,9 @@ Examples:
 \b
 Exit codes: 0 done, 2 bad options, 3 unreadable input, 4 unsupported model, 5 verification failed,
 6 not faster (--speedup, --require-speedup), 7 cannot write, 8 device failed, 9 environments differ,
-10 written in fp32 because int8 or fp16 failed, 130 interrupted.
-Nothing is written unless the code is 0 or 10.
+10 written in fp32 because int8 or fp16 failed, 11 written but too large or of unknown MACs,
+12 far from the original and no images were given, 130 interrupted.
+Nothing is written unless the code is 0, 10 or 11.
 """
 
 

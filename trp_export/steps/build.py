@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trp_export.calibration.divergence import HeldOut
 from trp_export.calibration.output_curves import LayerFactors
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.cost import Cost, count_params
@@ -38,7 +39,7 @@ from trp_export.steps.calibrate import CalibrationData
 from trp_export.steps.factors import make_factors
 from trp_export.steps.knowledge import Knowledge
 from trp_export.system.progress import Progress
-from trp_export.system.text import name_some
+from trp_export.system.text import name_some, percent
 from trp_export.verify import Deviation, Files, verify_export
 from trp_export.workspace import Workspace
 
@@ -47,12 +48,16 @@ _LEAST_DIVERGENCE = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """The rewritten model's files and cost, notes on how it was made, and how far it is from the original."""
+    """The rewritten model's files and cost, notes on how it was made, and how far it is from the original.
+
+    `held_out` is the divergence on held-out calibration images before any tuning.
+    """
 
     files: Files
     cost: Cost
     notes: tuple[str, ...]
     deviation: Deviation | None = None
+    held_out: HeldOut | None = None
 
 
 def build_verified(plan: Plan, knowledge: Knowledge, options: Options, work: Workspace) -> Built:
@@ -105,7 +110,7 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
         pack_weights(model, read_model(network.original))
         save_model(model, files.result)
     notes = (*(notes or _on_held_out_images(fitted)), *not_simplified)
-    return Built(files, Cost(params, macs, size_bytes(files.result)), notes)
+    return Built(files, Cost(params, macs, size_bytes(files.result)), notes, held_out=fitted.held_out)
 
 
 def _rewrite(model: ir.Model, plan: Plan, network: Network, fitted: LayerFactors) -> WeightNames:
@@ -140,17 +145,11 @@ def _on_held_out_images(fitted: LayerFactors) -> tuple[str, ...]:
     score = fitted.held_out
     if score is None:
         return ()
-    apart = f"less than {_percent(_LEAST_DIVERGENCE)}"
+    apart = f"less than {percent(_LEAST_DIVERGENCE)}"
     if score.divergence >= _LEAST_DIVERGENCE:
-        apart = _percent(score.divergence) + (f" \u00b1 {_percent(score.error)}" if score.error else "")
+        apart = percent(score.divergence) + (f" \u00b1 {percent(score.error)}" if score.error else "")
     images = f"{score.images:,} held-out image{'s' if score.images > 1 else ''}"
     return (f"on {images} the outputs differ from the original's by {apart} % of their variance",)
-
-
-def _percent(share: float) -> str:
-    """Two digits, and all digits of whole numbers."""
-    percentage = 100 * share
-    return f"{percentage:,.0f}" if percentage >= 10 else f"{percentage:.2g}"
 
 
 def _verified(built: Built, plan: Plan, knowledge: Knowledge, work: Workspace) -> Built:

@@ -25,7 +25,7 @@ from trp_export.calibration.sensitivities import measure_sensitivities
 from trp_export.errors import LoadError, OptionError, UnsupportedError
 from trp_export.graph.shapes import infer_value_shapes
 from trp_export.graph.sites import LocatedSite
-from trp_export.inputs.calibration import image_samples, open_calibration
+from trp_export.inputs.calibration import open_calibration
 from trp_export.inputs.description import NetworkInputs
 from trp_export.inputs.samples import Batch, Samples, input_types
 from trp_export.load import Source
@@ -33,6 +33,7 @@ from trp_export.network import Network
 from trp_export.options import Calibration, Options
 from trp_export.planning.budgets import Damage, lost_energy, measured_damage
 from trp_export.planning.curves import Layer
+from trp_export.steps.synthetic_samples import synthetic_samples
 from trp_export.system.extras import is_installed, require
 from trp_export.system.progress import Progress
 from trp_export.system.signals import held_back
@@ -58,7 +59,8 @@ class CalibrationData:
 
     `batches` are the samples that factors are fitted to; `held_out` those that took no part in moments and factors, on
     which both are judged. `notes` are what the user should know. `room` is the number of samples that fit into memory
-    in a walk from each node of the network to its end.
+    in a walk from each node of the network to its end. `synthetic`: the samples are synthesised; `drawn`: without batch
+    norm statistics.
     """
 
     batches: Batches
@@ -68,6 +70,7 @@ class CalibrationData:
     held_out: Batches = ()
     room: Sequence[int] = ()
     synthetic: bool = False
+    drawn: bool = False
 
 
 def calibrate(
@@ -78,19 +81,22 @@ def calibrate(
     progress: Progress,
     *,
     cuts: bool = True,
-) -> tuple[CalibrationData, tuple[Layer, ...]]:
+) -> tuple[CalibrationData | None, tuple[Layer, ...]]:
     """Run the samples through the network; the layers' curves then measure kept output instead of kept weight.
 
-    Without `samples`, images are synthesised. One sample in four is held out: errors and damage are measured on these.
-    Where no layer is to be cut, only the samples are returned: int8 and the evaluation use them. Raises OptionError
-    without calibration options.
+    Without `samples`, images are synthesised; None where that cannot be done and the user did not ask for it. One
+    sample in four is held out: errors and damage are measured on these. Where no layer is to be cut, only the samples
+    are returned: int8 and the evaluation use them. Raises OptionError without calibration options.
     """
     calibration, rule = options.calibration, options.effective_rule
     if calibration is None:
         raise OptionError("calibration needs images; give calibration=Calibration(PATH).")
     if calibration.tune is not None:
         require("--tune", "torch")
-    samples = samples or _synthetic_images(network, calibration, progress)
+    made = synthetic_samples(network, options, progress) if samples is None else None
+    samples = made.samples if made is not None else samples
+    if samples is None:
+        return None, tuple(layers)
     ir.external_data.load_to_model(network.model)  # Parts of it are run from memory from here on.
     model = network.model
     fitting, reserve = split_samples(samples)
@@ -99,7 +105,8 @@ def calibrate(
     at_a_time, room = images_to_read(names, shapes), images_to_walk(model, shapes)
     batches, held_out = (tuple(part.batches(at_a_time)) if part is not None else () for part in (fitting, reserve))
     notes = samples.notes
-    data = CalibrationData(batches, {}, lost_energy, notes, held_out, room, calibration.synthetic)
+    drawn = made is not None and made.drawn
+    data = CalibrationData(batches, {}, lost_energy, notes, held_out, room, calibration.synthetic, drawn)
     if _of_one_colour(network, samples.name, (*batches, *held_out)):
         notes = (*notes, f"{samples.name}: all images are of one colour; factors are made without them")
         return replace(data, notes=notes), tuple(layers)
@@ -118,7 +125,8 @@ def calibrate(
     moments = merge_moments([with_owed(gather(fitting, "calibrate"), owed), *earlier])
     held_out_moments = gather(reserve, "held-out images") if reserve is not None else None
     layers = calibrated_layers(layers, network.located, moments, partial(progress, "output errors"), held_out_moments)
-    notes = (*notes, *_left_out(network.located, located), *unweighted, *calibration_remarks(moments, network.means))
+    means = {} if drawn else network.means
+    notes = (*notes, *_left_out(network.located, located), *unweighted, *calibration_remarks(moments, means))
     data = replace(data, moments=moments, notes=notes)
     if rule.needs_sensitivities:
         damage = measured_damage(
@@ -209,14 +217,3 @@ def open_samples(inputs: NetworkInputs, source: Source, options: Options) -> Sam
         count=calibration.count or _MOST_CALIBRATION_IMAGES,
         seed=calibration.seed,
     )
-
-
-def _synthetic_images(network: Network, calibration: Calibration, progress: Progress) -> Samples:
-    require("--calib synthetic", "torch")
-    with held_back():
-        from trp_export.recover.synthetic import affordable, synthetic_images
-
-    shape = next(iter(network.inputs.values()))
-    count, share = calibration.count or affordable(network.macs or 1), partial(progress, "synthesise images")
-    images = synthetic_images(network.model, network.statistics, shape, count, seed=calibration.seed, progress=share)
-    return image_samples(images, network.described)

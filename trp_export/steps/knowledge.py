@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from trp_export.latency.pair_costs import PairCosts
 
 
+_WEIGHTS_ALONE = (
+    "the weights alone chose ranks and factors; --calib with data of the network's kind keeps more accuracy"
+)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Knowledge:
     """The network, and the data that plans, factors and evaluations use. A field is None if it was not asked for.
@@ -118,7 +123,7 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
     cuts = options.effective_rule.chooses_ranks or bool(saved)
     if options.calibration is not None:
         data, layers = calibrate(network, layers, samples, options, work.progress, cuts=cuts)
-        notes = (*notes, *_same_images(options), *data.notes)
+        notes = (*notes, *_same_images(options), *(data.notes if data is not None else (_WEIGHTS_ALONE,)))
     pair_costs, untimed = _pair_costs(network, options, work) if cuts else (None, ())
     align = options.selection_with_int8_alignment.align
     return Knowledge(
@@ -210,7 +215,7 @@ def _pair_costs(network: Network, options: Options, work: Workspace) -> tuple[Pa
 
 def _same_images(options: Options) -> tuple[str, ...]:
     images, calibration = options.images, options.calibration
-    if images is None or calibration is None or calibration.synthetic:
+    if images is None or calibration is None:
         return ()
     if not isinstance(calibration.path, Path) or not is_same_file(images.path, calibration.path):
         return ()

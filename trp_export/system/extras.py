@@ -19,7 +19,10 @@ EXTRAS = {
 
 def is_installed(package: str) -> bool:
     """Look for a package without importing it."""
-    return find_spec(package) is not None
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # From an import hook that hides it.
+        return False
 
 
 def require(feature: str, *packages: str) -> None:

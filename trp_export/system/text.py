@@ -23,6 +23,12 @@ def name_some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")
 
 
+def percent(share: float) -> str:
+    """A share in percent without the sign: two digits, and all digits of whole numbers."""
+    percentage = 100 * share
+    return f"{percentage:,.0f}" if percentage >= 10 else f"{percentage:.2g}"
+
+
 def screenful(text: str) -> str:
     """The text, with the middle left out if it is longer than a screen: a message ends with its remedy."""
     if len(text) > _SCREEN_CHARACTERS:

@@ -1,0 +1,114 @@
+"""Images for users without images: made from batch norm statistics where there are any, else drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from trp_export.errors import UnsupportedError
+from trp_export.inputs.calibration import image_samples
+from trp_export.inputs.drawn import drawn_images, pixel_scales
+from trp_export.inputs.image_set import ImageSet
+from trp_export.inputs.preprocessing import Preprocessing
+from trp_export.inputs.samples import Samples
+from trp_export.inputs.spec import Array, InputSpec
+from trp_export.network import Network
+from trp_export.options import Calibration, Options
+from trp_export.system.extras import is_installed
+from trp_export.system.progress import Progress
+from trp_export.system.signals import held_back
+
+# Where the user gives no number: multiply-adds to spend on a pass over drawn images, and bounds on their number.
+_DRAWN_MACS = 1e11
+_LEAST_DRAWN, _MOST_DRAWN = 16, 256
+# Where nobody asked for images: this many keep nearly as much as four times as many (docs/results/synthetic-images.md).
+_MOST_UNASKED = 256
+# Shapes stand for photos; an input of more channels holds something else.
+_MOST_CHANNELS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticSamples:
+    """Synthetic images, and whether they were drawn without batch norm statistics."""
+
+    samples: Samples
+    drawn: bool
+
+
+def synthetic_samples(network: Network, options: Options, progress: Progress) -> SyntheticSamples | None:
+    """Samples for the network; None where it does not take images and the user did not ask for any.
+
+    Raises UnsupportedError where the user did.
+    """
+    calibration = options.calibration
+    if calibration is None or (calibration.unasked and not _takes_images(network)):
+        return None
+    images = synthetic_images(network, calibration, options.preprocessing, progress)
+    return SyntheticSamples(image_samples(images, network.described), not _has_statistics(network))
+
+
+def synthetic_images(
+    network: Network, calibration: Calibration, preprocessing: Preprocessing, progress: Progress
+) -> ImageSet:
+    """Images in the layout and type of the network's input, in the scale that the preprocessing tells, if it does.
+
+    Raises UnsupportedError for a network that does not take images.
+    """
+    spec = network.described.image
+    if not _takes_images(network) or spec.size is None:
+        raise UnsupportedError(
+            f"images cannot be synthesised for input {spec.name} {spec.show()}; give real data with --calib PATH."
+        )
+    preprocessing = preprocessing.or_else(network.source.mean, network.source.std)
+    make = _from_statistics if _has_statistics(network) else _drawn
+    images = make(network, spec, calibration, preprocessing, progress)
+    notes = (synthetic_note(len(images), calibration.seed),)
+    channels = spec.channels or 3
+    return ImageSet("synthetic images", images, None, Preprocessing(), channels, None, notes, (), spec, as_is=True)
+
+
+def synthetic_note(count: int, seed: int) -> str:
+    """What the user should know about synthetic images."""
+    return f"{count:,} images were synthesised, seed {seed}; real images, even without labels, keep more accuracy"
+
+
+def _takes_images(network: Network) -> bool:
+    specs = network.described.specs
+    return len(specs) == 1 and specs[0].is_image and (specs[0].channels or 3) <= _MOST_CHANNELS
+
+
+def _has_statistics(network: Network) -> bool:
+    """True where images can be made from batch norm statistics."""
+    spec = network.described.only
+    return bool(network.statistics) and spec.layout == "NCHW" and not spec.is_integer and is_installed("torch")
+
+
+def _drawn(
+    network: Network, spec: InputSpec, calibration: Calibration, preprocessing: Preprocessing, progress: Progress
+) -> Array:
+    progress("draw images", 0)
+    affordable = int(np.clip(_DRAWN_MACS / max(network.macs or 1, 1), _LEAST_DRAWN, _MOST_DRAWN))
+    count = calibration.count or affordable
+    return drawn_images(spec, pixel_scales(spec, preprocessing), count, calibration.seed)
+
+
+def _from_statistics(
+    network: Network, spec: InputSpec, calibration: Calibration, preprocessing: Preprocessing, progress: Progress
+) -> Array:
+    with held_back():
+        from trp_export.recover.synthetic import affordable, synthesise
+
+    count = calibration.count or affordable(network.macs or 1)
+    if calibration.unasked:
+        count = min(count, _MOST_UNASKED)
+    return synthesise(
+        network.model,
+        network.statistics,
+        spec.shape or (),
+        count,
+        seed=calibration.seed,
+        scales=pixel_scales(spec, preprocessing),
+        progress=partial(progress, "synthesise images"),
+    )
