@@ -4,8 +4,8 @@
 
 Both do their work on the same ResNet-50 (random weights, 224x224) in fresh processes, in turn. The reference is
 onnx.load + onnxsim.simplify + onnx.save, then a session and one inference of the original and of the result.
-Ours is `trp-export resnet50.onnx --macs 1.5 --no-bench`: from the file to the verified result. Peak memory is that
-of the largest process. Linux and macOS only. Run it on a quiet machine.
+Ours is `trp-export resnet50.onnx --macs 1.5 --calib none --no-bench`: from the file to the verified result. Peak memory
+is that of the largest process. Linux and macOS only. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ for path in (source, target):
     session = onnxruntime.InferenceSession(path)
     session.run(None, {session.get_inputs()[0].name: np.zeros((1, 3, 224, 224), np.float32)})
 """
+EXPORT = ("--macs", "1.5", "--calib", "none", "--no-bench", "--quiet")
 MAKE = """
 import sys, torch, torchvision
 torch.manual_seed(0)
@@ -57,7 +58,7 @@ def main(runs: int) -> None:
         export = str(Path(sys.executable).with_name("trp-export"))
         commands = {
             "reference": [sys.executable, "-c", REFERENCE, str(model), str(output)],
-            "export": [export, str(model), "--macs", "1.5", "--no-bench", "--quiet", "-o", str(output)],
+            "export": [export, str(model), *EXPORT, "-o", str(output)],
             "help": [export, "--help"],
         }
         timed: dict[str, list[Run]] = {name: [] for name in commands}

@@ -114,7 +114,7 @@ def read(path: Path) -> Any:
 def export(networks: Sequence[Network], clock: Clock) -> None:
     from trp_export import compress
     from trp_export.errors import TrpError
-    from trp_export.options import Benchmark, Options, Selection
+    from trp_export.options import Benchmark, Calibration, Options, Selection
     from trp_export.rules import Macs
 
     for network in networks:
@@ -129,6 +129,7 @@ def export(networks: Sequence[Network], clock: Clock) -> None:
             align = "auto" if version.align == "auto" else int(version.align)
             options = Options(
                 rule=Macs(version.ratio),
+                calibration=Calibration("none"),
                 selection=Selection(scheme=version.scheme, skip=network.skip, align=align),
                 benchmark=Benchmark(run=False),
                 output=version.model,
@@ -286,7 +287,7 @@ def where(network: Network) -> list[str]:
     skip = "".join(f" --skip '{pattern}'" for pattern in network.skip)
     lines += [
         "",
-        f"    trp-export {network.name}.onnx --macs RATIO --scheme SCHEME --align 1|auto{skip} --no-bench",
+        f"    trp-export {network.name}.onnx --macs RATIO --scheme SCHEME --align 1|auto{skip} --calib none --no-bench",
         "",
     ]
     for threads in THREADS:

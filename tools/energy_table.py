@@ -15,7 +15,7 @@ import click
 import data
 from common import IMAGENET
 
-from trp_export import Benchmark, Energy, Images, Options, Selection, compress
+from trp_export import Benchmark, Calibration, Energy, Images, Options, Selection, compress
 from trp_export.options import LoadOptions
 from trp_export.report.document import Report
 
@@ -50,6 +50,7 @@ def _export(weights: Path, images: Path, scheme: str, energy: float, budget: flo
     with tempfile.TemporaryDirectory() as folder:
         options = Options(
             rule=Energy(energy),
+            calibration=Calibration("none"),
             load=LoadOptions(arch="resnet20"),
             selection=Selection(scheme),
             images=Images(images),

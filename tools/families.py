@@ -106,7 +106,7 @@ class Job:
         extent = 299 if self.network == "inception_v3" else 224
         return Options(
             rule=RULES[self.rule],
-            calibration=Calibration(self.images, count=IMAGES) if self.images else None,
+            calibration=Calibration(self.images, count=IMAGES) if self.images else Calibration("none"),
             preprocessing=PREPARED[self.network].preprocessing if self.images else Preprocessing(),
             inputs=InputOptions() if self.file else InputOptions.of(1, 3, extent, extent),
             load=LoadOptions(arch=self.arch),

@@ -61,7 +61,7 @@ def make(runs: Path, by: Minimise, networks: tuple[str, ...]) -> None:
                 load=LoadOptions(arch=network),
                 selection=Selection(skip=("*",) if times is None else ()),
                 images=Images(evaluation),
-                calibration=None if times is None else Calibration(calibration, seed=SEED),
+                calibration=Calibration("none") if times is None else Calibration(calibration, seed=SEED),
                 preprocessing=IMAGENET,
                 benchmark=Benchmark(run=False),
                 output=output,

@@ -31,7 +31,7 @@ from trp_export.latency.network import open_latency
 from trp_export.latency.search import plan_for_speedup
 from trp_export.load import load
 from trp_export.network import analyse, measure_layers
-from trp_export.options import LoadOptions
+from trp_export.options import Calibration, LoadOptions
 from trp_export.planning.budgets import lost_energy
 from trp_export.precision.convert import convert
 from trp_export.precision.ranges import METHODS, gather_spreads
@@ -88,7 +88,11 @@ def make_resnet18(out: Path) -> None:
         file = out / f"resnet18-{ratio:g}-fp32-blind.onnx"
         if not file.exists():
             selection = Selection("channel", align=16)
-            compress(source, Options(Macs(ratio), selection=selection, benchmark=Benchmark(run=False), output=file))
+            weights_alone = Calibration("none")
+            options = Options(
+                Macs(ratio), weights_alone, selection=selection, benchmark=Benchmark(run=False), output=file
+            )
+            compress(source, options)
     for file in sorted(out.glob("resnet18-*fp32*.onnx")):
         rounded = file.with_name(file.name.replace("fp32", "int8"))
         if not rounded.exists():
@@ -129,9 +133,14 @@ def save_resnet18(path: Path) -> None:
     torch.manual_seed(0)
     compress(
         torchvision.models.resnet18(weights=None).eval(),
-        Options(rule=Energy(1.0), inputs=InputOptions.of(1, 3, 224, 224), benchmark=Benchmark(run=False),
-                output=path),
-    )  # fmt: skip
+        Options(
+            Energy(1.0),
+            Calibration("none"),
+            inputs=InputOptions.of(1, 3, 224, 224),
+            benchmark=Benchmark(run=False),
+            output=path,
+        ),
+    )
     model = ir.load(path)
     model.metadata_props.clear()  # Else a second export would find nothing left to decide.
     save_model(model, path)

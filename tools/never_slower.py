@@ -22,7 +22,7 @@ from typing import Any
 import click
 from common import Listed, append, put_into_page, read
 
-from trp_export import Benchmark, Energy, InputOptions, LoadOptions, Options, TrpError, compress
+from trp_export import Benchmark, Calibration, Energy, InputOptions, LoadOptions, Options, TrpError, compress
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "never-slower.md"
 ROWS = Path(__file__).resolve().parents[1] / "runs" / "never_slower.jsonl"
@@ -81,6 +81,7 @@ def measure(network: Network, energy: str, threads: int) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         options = Options(
             None if energy == CLEAN_UP else Energy(float(energy)),
+            calibration=Calibration("none"),
             load=LoadOptions(arch=network.arch),
             inputs=InputOptions(((network.input, network.shape),) if network.shape else ()),
             output=Path(folder) / "small.onnx",

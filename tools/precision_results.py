@@ -112,7 +112,7 @@ def export(settings: Settings, model: Path, ratio: float, output: Path) -> None:
         Options(
             rule=Macs(ratio) if ratio > 1 else Energy(1.0),
             load=LoadOptions(arch=arch),
-            calibration=calibration,
+            calibration=calibration or Calibration("none"),
             preprocessing=IMAGENET if calibration else Preprocessing(),
             selection=Selection(align=INT8_CHANNELS),
             benchmark=Benchmark(run=False),

@@ -2,6 +2,7 @@
 
     TRP_DATA=SHARED python tools/real_networks.py --ratio 1.25 --ratio 1.5      # the commands, one after the other
     TRP_DATA=SHARED python tools/real_networks.py --tune 5min --only yolox      # with tuning
+    TRP_DATA=SHARED python tools/real_networks.py --ratio 1.25 --images synthetic
     python tools/real_networks.py --write                                       # and put the table into the page
 
 SHARED holds `models/real` and `data/real`, listed in `tools/data.py`. Every row is one `trp-export` command. Rows are
@@ -24,6 +25,9 @@ from common import append, put_into_page, read
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "real-networks.md"
 ROWS = Path(__file__).resolve().parents[1] / "build" / "real_networks.jsonl"
+
+
+IMAGES = ("real", "synthetic", "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,38 +70,42 @@ NETWORKS = (
 @click.command(help=(__doc__ or "").split("\n", maxsplit=1)[0])
 @click.option("--ratio", "ratios", type=float, multiple=True, help="Times fewer multiply-adds; repeatable.")
 @click.option("--tune", help="As for trp-export, such as 5min.")
+@click.option("--images", type=click.Choice(IMAGES), default="real", show_default=True, help="What --calib gets.")
 @click.option("--only", default="", help="Networks whose name contains this.")
 @click.option("--write", is_flag=True, help="Put all rows into the page.")
-def main(ratios: tuple[float, ...], tune: str | None, only: str, *, write: bool) -> None:
+def main(ratios: tuple[float, ...], tune: str | None, images: str, only: str, *, write: bool) -> None:
     ROWS.parent.mkdir(exist_ok=True)
     rows = read(ROWS)
     for network in NETWORKS:
         if only.lower() not in network.name.lower():
             continue
         for ratio in ratios:
-            if not any((row["network"], row["ratio"], row["tune"]) == (network.name, ratio, tune) for row in rows):
-                append(ROWS, _export(network, ratio, tune))
+            wanted = {"network": network.name, "ratio": ratio, "tune": tune, "images": images}
+            if not any(wanted.items() <= ({"images": "real"} | row).items() for row in rows):
+                append(ROWS, _export(network, ratio, tune, images) | wanted)
     if write:
-        put_into_page(PAGE, "table", _table(read(ROWS)))
+        rows = [{"images": "real"} | row for row in read(ROWS)]
+        put_into_page(PAGE, "table", _table([row for row in rows if row["images"] == "real"]))
+        put_into_page(PAGE, "without", _table([row for row in rows if row["images"] != "real"]))
 
 
-def _arguments(network: Network, ratio: float, tune: str | None) -> list[str]:
+def _arguments(network: Network, ratio: float, tune: str | None, images: str) -> list[str]:
     """The command without data folder and output."""
-    words = f"trp-export {{models}}/{network.model} --macs {ratio:g} --calib {{data}}/{network.calib}"
-    words += f" --calib-count {network.count} {network.prepare}"
+    calib = f"{{data}}/{network.calib} --calib-count {network.count}" if images == "real" else images
+    words = f"trp-export {{models}}/{network.model} --macs {ratio:g} --calib {calib} {network.prepare}"
     words += f" --eval {{data}}/{network.evaluate} --metric {network.metric} --no-bench"
     return [*words.split(), *(("--tune", tune) if tune else ())]
 
 
-def _export(network: Network, ratio: float, tune: str | None) -> dict[str, Any]:
+def _export(network: Network, ratio: float, tune: str | None, images: str) -> dict[str, Any]:
     shared = Path(os.environ["TRP_DATA"])
-    command = _arguments(network, ratio, tune)
+    command = _arguments(network, ratio, tune, images)
     folders = {"models": shared / "models" / "real", "data": shared / "data" / "real"}
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "small.onnx"
         run = [sys.executable, "-m", "trp_export.cli.export", *(word.format(**folders) for word in command[1:])]
         done = subprocess.run([*run, "-o", output], capture_output=True, text=True, check=False)
-        row: dict[str, Any] = {"network": network.name, "ratio": ratio, "tune": tune, "command": " ".join(command)}
+        row: dict[str, Any] = {"command": " ".join(command)}
         if not output.exists():
             return row | {"error": done.stderr.strip().splitlines()[-1:]}
         report = json.loads(output.with_suffix(".json").read_text())
@@ -106,9 +114,9 @@ def _export(network: Network, ratio: float, tune: str | None) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| network | MACs | tuned | metric | before | after | held-out divergence |", "|" + "---|" * 7]
-    for row in sorted(rows, key=lambda row: (row["network"], row["ratio"], row["tune"] or "")):
-        start = f"| {row['network']} | {row['ratio']:g}x fewer | {row['tune'] or 'no'} "
+    lines = ["| network | MACs | images | tuned | metric | before | after | held-out divergence |", "|" + "---|" * 8]
+    for row in sorted(rows, key=lambda row: (row["network"], row["ratio"], row["images"], row["tune"] or "")):
+        start = f"| {row['network']} | {row['ratio']:g}x fewer | {row['images']} | {row['tune'] or 'no'} "
         if "error" in row:
             lines.append(f"{start}| {' '.join(row['error'])} | | | |")
             continue

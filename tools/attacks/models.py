@@ -14,7 +14,7 @@ from kit import EXPORT, Kit, network
 from onnx import TensorProto, helper, numpy_helper
 
 Edit = Callable[[onnx.ModelProto, Path], None]
-PLAIN = ("--energy", "0.9", "--dry-run", "--quiet")
+PLAIN = ("--energy", "0.9", "--calib", "none", "--dry-run", "--quiet")
 
 
 def attempts(kit: Kit) -> Iterator[Attempt]:
