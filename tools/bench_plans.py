@@ -34,7 +34,7 @@ from trp_export.lowrank.factor import spectrum
 from trp_export.lowrank.schemes import describe as words
 from trp_export.network import Network, analyse
 from trp_export.options import LoadOptions
-from trp_export.planning.budgets import lost_energy, plan_by_macs
+from trp_export.planning.budgets import Budget, lost_energy, plan_by_macs
 from trp_export.planning.curves import Layer, curve_of, schemes_for
 from trp_export.planning.plan import Decision, Plan
 from trp_export.planning.rules import keep, take
@@ -154,7 +154,7 @@ def push(subject: Subject, rival: str) -> dict[str, Any]:
 def rival_plan(subject: Subject, rival: str, ratio: float) -> Plan:
     """The MACs plan with aligned ranks, or one scheme with the same ratio in every layer, aligned too."""
     if rival == "macs":
-        return plan_by_macs(subject.layers, subject.network.macs, ratio, block_size())
+        return plan_by_macs(subject.layers, Budget(subject.network.macs, ratio), block_size())
     return Plan(tuple(alike(layer, rival, ratio) for layer in subject.layers), f"{rival} {ratio:.3f}")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from training.settings import RankRule
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Scheme
-from trp_export.planning.budgets import plan_by_macs
+from trp_export.planning.budgets import Budget, plan_by_macs
 from trp_export.planning.curves import Curve, Layer
 from trp_export.planning.plan import Plan
 from trp_export.planning.rules import plan_by_rule
@@ -48,7 +48,7 @@ def plan_of_ranks(
     def damage(layer: Layer, curve: Curve) -> Float64:
         return np.asarray((weights or {}).get(layer.site.name, 1.0) * (1.0 - curve.energy))
 
-    return plan_by_macs(layers, total_macs, rule.ratio, damage=damage)
+    return plan_by_macs(layers, Budget(total_macs, rule.ratio), damage=damage)
 
 
 def projection_ranks(

@@ -46,6 +46,6 @@ def compress(model: str | Path | nn.Module, options: Options = Options(), progre
         precisions = choose_precision(timing.of_variants(variants), options)
         put_in_place(precisions, work.result)
         report = report_result(report, built, timing, precisions, knowledge, work)
-        require_faster(report.latency, options)
+        require_faster(report.latency, planned.plan, options)
         require_budget(report)
         return publish(report, model, knowledge, options, work.outputs)

@@ -23,7 +23,7 @@ from trp_export.lowrank.calibrated import calibrated_pair, output_errors, output
 from trp_export.lowrank.factor import product
 from trp_export.lowrank.metric import ErrorMetric
 from trp_export.lowrank.schemes import CHANNEL_WISE, DECOUPLING, POINTWISE_FIRST, SPATIAL_WISE, Scheme
-from trp_export.planning.budgets import plan_by_macs
+from trp_export.planning.budgets import Budget, plan_by_macs
 from trp_export.planning.curves import Layer, make_curve, schemes_for
 from trp_export.planning.plan import Plan
 from trp_export.planning.rules import take
@@ -174,7 +174,7 @@ def test_the_error_predicted_from_64_vectors_in_512_dimensions_is_true() -> None
         predicted = 1 - float(curve.energy[rank - 1])
         assert true / 2 < predicted < 2 * true
         assert 1 - naive.energy[rank - 1] < 0.8 * true
-    plan = plan_by_macs(layers, sum(p.site.macs or 0 for p in located), 1.5)
+    plan = plan_by_macs(layers, Budget(sum(p.site.macs or 0 for p in located), 1.5))
     assert all(decision.energy < 0.999 for decision in plan.decisions if decision.branches)
 
 

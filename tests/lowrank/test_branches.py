@@ -22,7 +22,7 @@ from trp_export.lowrank.metric import ErrorMetric
 from trp_export.lowrank.schemes import CHANNEL_WISE, DECOUPLING, SPATIAL_WISE, Branch, describe, input_sliced
 from trp_export.lowrank.site import Site, Use
 from trp_export.lowrank.space import SHARES, all_schemes, lr_space, second_branches
-from trp_export.planning.budgets import plan_by_macs
+from trp_export.planning.budgets import Budget, plan_by_macs
 from trp_export.planning.curves import Layer, make_curve
 from trp_export.planning.plan import Choice, Decision, Plan, parse_plan
 from trp_export.planning.rules import plan_by_choices
@@ -198,10 +198,10 @@ def test_a_plan_may_take_sums_and_loses_less_with_them() -> None:
         for site in sites
     ]
     total = 2 * SITE.macs
-    single = plan_by_macs(layers, total, 2.0)
+    single = plan_by_macs(layers, Budget(total, 2.0))
     sums = second_curves(layers, single, kernels.__getitem__)
     assert all(curve.after for layer in sums for curve in layer.curves)
-    plan = plan_by_macs(with_curves(layers, sums), total, 2.0)
+    plan = plan_by_macs(with_curves(layers, sums), Budget(total, 2.0))
     assert sum(decision.macs for decision in plan.decisions) <= total / 2
     assert sum(decision.energy for decision in plan.decisions) > sum(decision.energy for decision in single.decisions)
     for change in plan.changed:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from trp_export.errors import LoadError, OptionError
 from trp_export.lowrank.schemes import SCHEMES, Branch
 from trp_export.lowrank.site import Site, Use
-from trp_export.planning.budgets import plan_by_macs
+from trp_export.planning.budgets import Budget, plan_by_macs
 from trp_export.planning.curves import FIXED, Layer, align_rank, make_curve, schemes_for
 from trp_export.planning.knapsack import Menu, allocate
 from trp_export.planning.plan import Choice, Decision, Plan, parse_plan, read_plan
@@ -145,7 +145,7 @@ def test_allocate_stays_within_the_budget_and_bounds_its_gap(drawn: list[list[tu
 def test_a_macs_budget_is_met() -> None:
     layers = [layer(f"conv{index}", seed=index) for index in range(5)] + [refused()]
     total = sum(each.site.macs for each in layers) + 1000
-    plan = plan_by_macs(layers, total, 1.7)
+    plan = plan_by_macs(layers, Budget(total, 1.7))
     assert sum(decision.macs for decision in plan.decisions) + 1000 <= total / 1.7
     assert plan.decisions[-1].reason == "depthwise: nothing to gain"
 
@@ -153,30 +153,30 @@ def test_a_macs_budget_is_met() -> None:
 def test_a_layer_that_costs_more_keeps_less() -> None:
     """Layers of one spectrum: the ranks follow the cost, not one ratio for all."""
     layers = [layer("large", extent=32), layer("small", extent=4)]
-    large, small = plan_by_macs(layers, sum(each.site.macs for each in layers), 1.5).decisions
+    large, small = plan_by_macs(layers, Budget(sum(each.site.macs for each in layers), 1.5)).decisions
     assert large.energy < small.energy == 1
 
 
 def test_a_macs_budget_out_of_reach_names_the_best_ratio() -> None:
     with pytest.raises(OptionError, match=r"--macs 1000 is out of reach: at rank 1 everywhere it is \d+\.\d+"):
-        plan_by_macs([layer()], layer().site.macs, 1000)
+        plan_by_macs([layer()], Budget(layer().site.macs, 1000))
 
 
 def test_a_budget_without_layers_to_cut_names_the_commonest_reason() -> None:
     reasons = ("made (channel-wise 2) earlier", "made (spatial-wise 3 + channel-wise 1) earlier", "depthwise")
     layers = [Layer(replace(layer().site, refusal=reason), ()) for reason in reasons]
     with pytest.raises(OptionError, match=r"--macs 2 is out of reach: no layer can be cut \(2 of 3: made earlier\)\.$"):
-        plan_by_macs(layers, 10**6, 2)
+        plan_by_macs(layers, Budget(10**6, 2))
     with pytest.raises(OptionError, match=r"no layer can be cut: depthwise\.$"):
-        plan_by_macs(layers[2:], 10**6, 2)
+        plan_by_macs(layers[2:], Budget(10**6, 2))
     with pytest.raises(OptionError, match="at rank 1 everywhere"):
-        plan_by_macs([*layers, layer()], 10**6, 1000)
+        plan_by_macs([*layers, layer()], Budget(10**6, 1000))
 
 
 def test_a_model_without_layers_meets_a_budget_only_where_it_costs_nothing() -> None:
-    assert plan_by_macs([], 0, 2).decisions == ()
+    assert plan_by_macs([], Budget(0, 2)).decisions == ()
     with pytest.raises(OptionError, match="out of reach"):
-        plan_by_macs([], 100, 2)
+        plan_by_macs([], Budget(100, 2))
 
 
 def test_a_plan_survives_json() -> None:
@@ -285,4 +285,4 @@ def test_an_unreachable_budget_names_the_layers_that_hold_the_rest() -> None:
     small = layer()
     held = Site("up", "ConvTranspose", (), 1, (), "its attribute output_shape sets the padding", 3 * small.site.macs)
     with pytest.raises(OptionError, match=r"up holds 75% and is kept: its attribute output_shape sets the padding\.$"):
-        plan_by_macs([small, Layer(held, ())], 4 * small.site.macs, 2.0)
+        plan_by_macs([small, Layer(held, ())], Budget(4 * small.site.macs, 2.0))

@@ -26,7 +26,7 @@ from trp_export.load import load
 from trp_export.lowrank.branches import factorise_branches
 from trp_export.lowrank.factor import Factors, Float64
 from trp_export.options import LoadOptions
-from trp_export.planning.budgets import plan_by_macs
+from trp_export.planning.budgets import Budget, plan_by_macs
 from trp_export.planning.curves import Layer, make_curve, schemes_for
 from trp_export.planning.plan import Plan
 from trp_export.recover.refit import refit
@@ -52,7 +52,7 @@ def test_resnet20_at_half_its_macs(shared: Path) -> None:
         for place in located
     ]
     total = count_macs(model, shapes)
-    plan = plan_by_macs(calibrated_layers(plain, located, moments), total, 2.0)
+    plan = plan_by_macs(calibrated_layers(plain, located, moments), Budget(total, 2.0))
     assert sum(decision.macs for decision in plan.decisions) <= total / 2
     places = {place.site.name: place for place in located}
     by_weight = {

@@ -82,10 +82,22 @@ class _Offer:
 Costs = Callable[[Layer, Curve], tuple[Ranks, Float64]]
 
 
-def plan_by_macs(
-    layers: Sequence[Layer], total_macs: int, ratio: float, align: int = 1, damage: Damage = lost_energy
-) -> Plan:
-    """The plan of least damage with at most total_macs / ratio. `total_macs` counts the whole network.
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A network of `total` that is to become `ratio` times smaller, `already` times of which are done."""
+
+    total: int
+    ratio: float
+    already: float = 1.0
+
+    @property
+    def left(self) -> float:
+        """What the layers together may have."""
+        return self.total * self.already / self.ratio
+
+
+def plan_by_macs(layers: Sequence[Layer], budget: Budget, align: int = 1, damage: Damage = lost_energy) -> Plan:
+    """The plan of least damage within a budget of multiply-adds, which count the whole network.
 
     Raises OptionError where no plan is small enough. It names the best ratio and the layers that hold the rest.
     """
@@ -95,20 +107,18 @@ def plan_by_macs(
         return ranks, curve.macs_before + ranks * np.float64(curve.macs_per_rank)
 
     offers = [_offer(layer, layer.site.macs, costs, damage) for layer in layers]
-    return _plan(offers, "macs", total_macs, ratio)
+    return _plan(offers, "macs", budget)
 
 
-def plan_by_params(
-    layers: Sequence[Layer], total_params: int, ratio: float, align: int = 1, damage: Damage = lost_energy
-) -> Plan:
-    """The plan of least damage with at most total_params / ratio parameters; no layer gets more multiply-adds."""
+def plan_by_params(layers: Sequence[Layer], budget: Budget, align: int = 1, damage: Damage = lost_energy) -> Plan:
+    """The plan of least damage within a budget of parameters; no layer gets more multiply-adds."""
 
     def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
         ranks = ranks_at(curve, align)
         return ranks, curve.params_before + ranks * np.float64(curve.params_per_rank)
 
     offers = [_offer(layer, layer.site.params, costs, damage) for layer in layers]
-    return _plan(offers, "params", total_params, ratio)
+    return _plan(offers, "params", budget)
 
 
 def plan_by_latency(
@@ -151,14 +161,15 @@ def _timed(offer: _Offer, chosen: int, unit: str) -> str:
     return f"{offer.menu.cost[0]:.3g} to {offer.menu.cost[chosen]:.3g} {unit}"
 
 
-def _plan(offers: Sequence[_Offer], counted: str, total: int, ratio: float) -> Plan:
-    fixed = total - sum(float(offer.menu.cost[0]) for offer in offers)
-    allocation = allocate([offer.menu for offer in offers], total / ratio - fixed)
+def _plan(offers: Sequence[_Offer], counted: str, budget: Budget) -> Plan:
+    fixed = budget.total - sum(float(offer.menu.cost[0]) for offer in offers)
+    allocation = allocate([offer.menu for offer in offers], budget.left - fixed)
     if allocation is None:
         why = why_none([offer.layer.site for offer in offers if len(offer.options) == 1], len(offers))
-        best = f"at rank 1 everywhere it is {total / (fixed + _least(offers)):.2f}{_holders(offers, total)}"
-        raise OptionError(f"--{counted} {ratio:g} is out of reach: {why or best}.")
-    return Plan(_decisions(offers, allocation), f"{counted} {ratio:g}x fewer")
+        reached = budget.already * budget.total / (fixed + _least(offers))
+        best = f"at rank 1 everywhere it is {reached:.2f}{_holders(offers, budget.total)}"
+        raise OptionError(f"--{counted} {budget.ratio:g} is out of reach: {why or best}.")
+    return Plan(_decisions(offers, allocation), f"{counted} {budget.ratio:g}x fewer")
 
 
 def why_none(refused: Sequence[Site], of: int) -> str | None:

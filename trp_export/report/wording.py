@@ -36,8 +36,7 @@ def headline(report: Report) -> str:
     if not changed and not report.plan.thinner and report.precision == "fp32":
         if isinstance(report.options.effective_rule, OwnPlan) and not report.options.extra_precisions:
             return _nothing_to_remove(report, name)
-        larger = f" Its file is {_larger(report)}: keep the original." if report.is_larger else ""
-        return f"No layer of {name} gains under this rule, so the model is unchanged.{larger}"
+        return f"No layer of {name} gains under this rule{_cleaned_up(report)}."
     if report.after is None:
         parts = [f"{changed} of {layers} layers of {name} would become factor pairs"] if changed else []
         if report.plan.thinner:
@@ -63,8 +62,15 @@ def _nothing_to_remove(report: Report, name: str) -> str:
     found = f"No two channels of {name} are equal and none is always zero"
     if report.after is None:
         return f"{found}. --energy 0.98 is a rule to start with for low rank."
+    return f"{found}{_cleaned_up(report)}."
+
+
+def _cleaned_up(report: Report) -> str:
+    """What happened where neither ranks nor channels went."""
+    if report.after is None:
+        return ""
     larger = f", and the file is {_larger(report)}: keep the original" if report.is_larger else ""
-    return f"{found}: its graph was cleaned up{_speed(report.ratio)}{larger}."
+    return f": its graph was cleaned up{_speed(report.ratio)}{larger}"
 
 
 def _size(report: Report) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import singledispatch
 
 from trp_export.latency.search import plan_for_speedup
-from trp_export.planning.budgets import plan_by_macs, plan_by_params
+from trp_export.planning.budgets import Budget, plan_by_macs, plan_by_params
 from trp_export.planning.plan import Choice, Plan
 from trp_export.planning.rules import plan_by_choices, plan_by_rule
 from trp_export.rules import Macs, OwnPlan, Params, RankRule, Rule, SavedPlan, Speedup
@@ -28,18 +28,18 @@ def _(rule: RankRule, knowledge: Knowledge) -> Plan:
 
 @plan_by.register
 def _(rule: Macs, knowledge: Knowledge) -> Plan:
-    left = rule.ratio / knowledge.fewer_macs
-    if left <= 1:
+    if rule.ratio <= knowledge.fewer_macs:
         return _by_channels_alone(f"macs {rule.ratio:g}x fewer", knowledge)
-    return plan_by_macs(knowledge.layers, knowledge.macs, left, knowledge.align, knowledge.damage)
+    budget = Budget(knowledge.macs, rule.ratio, knowledge.fewer_macs)
+    return plan_by_macs(knowledge.layers, budget, knowledge.align, knowledge.damage)
 
 
 @plan_by.register
 def _(rule: Params, knowledge: Knowledge) -> Plan:
-    left = rule.ratio / knowledge.fewer_params
-    if left <= 1:
+    if rule.ratio <= knowledge.fewer_params:
         return _by_channels_alone(f"params {rule.ratio:g}x fewer", knowledge)
-    return plan_by_params(knowledge.layers, knowledge.params, left, knowledge.align, knowledge.damage)
+    budget = Budget(knowledge.params, rule.ratio, knowledge.fewer_params)
+    return plan_by_params(knowledge.layers, budget, knowledge.align, knowledge.damage)
 
 
 @plan_by.register
