@@ -39,6 +39,8 @@ from trp_export.options import SYNTHETIC
 from trp_export.planning.budgets import lost_energy
 
 IMAGES = 1024
+# In place of images: what the command does where the user does not mention any.
+UNASKED = "unasked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ METHODS = {
     "calibrated, no sensitivity": Method(sensitivity=False),
     "calibrated, spatial-wise": Method("spatial"),
     "synthetic images": Method(images=SYNTHETIC),
+    "nothing said of images": Method(images=UNASKED),
     "no images": Method(images=None, fold=False),
 }
 # Every draw of images is measured with these methods, the first one with the others.
@@ -129,6 +132,12 @@ def run(jobs: Sequence[Mapping[str, Any]], images: Any) -> Iterator[dict[str, An
             }
 
 
+def _calibration(path: Any, method: Method, draw: int) -> Calibration:
+    if path == UNASKED:
+        return Calibration(SYNTHETIC, seed=draw, unasked=True)
+    return Calibration(path, count=IMAGES, seed=draw, recover=method.refit)
+
+
 def workshop(network: str, method: Method, draw: int, folder: Path) -> Workshop:
     """The network and what a draw of images tells about it."""
     path: Any = method.images
@@ -139,8 +148,8 @@ def workshop(network: str, method: Method, draw: int, folder: Path) -> Workshop:
         rule=Macs(2),
         load=LoadOptions(arch=network),
         selection=Selection(scheme=method.scheme),
-        calibration=Calibration(path, count=IMAGES, seed=draw, recover=method.refit) if path else None,
-        preprocessing=IMAGENET if path and path != SYNTHETIC else Preprocessing(),
+        calibration=_calibration(path, method, draw) if path else None,
+        preprocessing=IMAGENET if isinstance(path, Path) else Preprocessing(),
         benchmark=Benchmark(run=False),
     )
     shop = Workshop(data.network(network), options, folder, fold=method.fold)
