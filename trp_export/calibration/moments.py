@@ -194,6 +194,12 @@ def gather_moments(
         for place in places:
             for node in place.nodes:
                 patches = _patches(values[_input(node)], place.site, node, len(samples), rng)
+                wanted = prod(place.site.kernel_shape[1:])
+                if patches.shape[-1] != wanted:
+                    raise LoadError(
+                        f"{place.site.name} reads {patches.shape[-1]} values at a time, but its weight takes {wanted}: "
+                        "the model does not run."
+                    )
                 if place.site.name not in sums:
                     sums[place.site.name] = MomentSums(patches.mean(axis=(1, 2), dtype=np.float64))
                 sums[place.site.name].add(patches)
