@@ -6,9 +6,13 @@ The state-dict keys are those of the widely shared checkpoints (`layer1.0.conv1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from models_zoo.trunk import Trunk
 
 
 class PadShortcut(nn.Module):
@@ -39,17 +43,18 @@ class BasicBlock(nn.Module):
         return functional.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Trunk):
     """(n, 3, 32, 32) -> (n, classes) logits; `depth` is 6 * blocks + 2, `width` scales its channels (16, 32, 64)."""
 
-    def __init__(self, depth: int, classes: int = 10, width: float = 1.0) -> None:
+    def __init__(self, depth: int, classes: int = 10, width: float = 1.0, stem_stride: int = 1) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth {depth} is not 6n+2 for a whole n of at least 1")
         blocks = (depth - 2) // 6
         narrow = max(1, round(16 * width))
         middle, wide = 2 * narrow, 4 * narrow
-        self.conv1 = nn.Conv2d(3, narrow, 3, 1, 1, bias=False)
+        self.channels = (narrow, narrow, middle, wide)
+        self.conv1 = nn.Conv2d(3, narrow, 3, stem_stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(narrow)
         self.layer1 = self._stage(narrow, narrow, blocks, stride=1)
         self.layer2 = self._stage(narrow, middle, blocks, stride=2)
@@ -64,8 +69,13 @@ class CifarResNet(nn.Module):
         first = BasicBlock(in_channels, channels, stride)
         return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = functional.relu(self.bn1(self.conv1(x)))
-        out = self.layer3(self.layer2(self.layer1(out)))
-        logits: Tensor = self.linear(torch.mean(out, dim=(2, 3)))
+    @property
+    def stages(self) -> tuple[nn.Module, ...]:
+        return self.layer1, self.layer2, self.layer3
+
+    def stem(self, x: Tensor) -> Tensor:
+        return functional.relu(self.bn1(self.conv1(x)))
+
+    def head(self, features: Sequence[Tensor], size: torch.Size) -> Tensor:
+        logits: Tensor = self.linear(torch.mean(features[-1], dim=(2, 3)))
         return logits

@@ -10,7 +10,7 @@ import difflib
 import importlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,8 @@ from pathlib import Path
 from torch import nn
 
 from models_zoo.cifar_resnet import CifarResNet
+from models_zoo.gated import DistributedGates, Gated, RecurrentGates
+from models_zoo.segmentation import SegmentationResNet
 from trp_export.errors import OptionError
 from trp_export.system.extras import is_installed, require
 
@@ -25,10 +27,21 @@ CIFAR_SHAPE = (1, 3, 32, 32)
 IMAGENET_SHAPE = (1, 3, 224, 224)
 INCEPTION_SHAPE = (1, 3, 299, 299)
 
-CIFAR_DEPTHS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
-# A name may end in how many times as wide the network is, as in resnet20x1.6. Wider ones would fill memory.
-_WIDTH = re.compile(r"(resnet\d+)x(\d{1,2}(?:\.\d{1,4})?)")
-_WIDEST = 8.0
+CAMVID_SHAPE = (1, 3, 120, 160)
+
+CIFAR_DEPTHS = {f"resnet{depth}": depth for depth in (14, 20, 32, 44, 56, 110)}
+# resnet20, resnet20x1.6 (1.6 times as wide), resnet14-seg (segmentation), resnet14-rignet-t2 (gates, two iterations).
+_NAME = re.compile(
+    r"(?P<trunk>resnet\d+)(?:x(?P<width>\d{1,2}(?:\.\d{1,4})?))?(?P<seg>-seg)?"
+    r"(?:-(?P<gates>rignet-nearest|rignet|dignet)-t(?P<iterations>\d{1,2}))?"
+)
+# Wider networks and more iterations would fill memory.
+_WIDEST, _MOST_ITERATIONS = 8.0, 16
+_GATES: dict[str, Callable[[Sequence[int]], nn.Module]] = {
+    "rignet": RecurrentGates,
+    "rignet-nearest": partial(RecurrentGates, nearest=True),
+    "dignet": DistributedGates,
+}
 TORCHVISION = "torchvision:"
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -57,13 +70,14 @@ def require_repeated(name: str, where: str, repeated: str | None, option: str = 
 
 
 def find_architecture(name: str) -> Architecture:
-    """`resnet20`, `resnet20x1.6` for 1.6 times its channels, `torchvision:resnet50` or `package.module:factory`.
+    """A name of this package (see _NAME), `torchvision:resnet50` or `package.module:factory`.
 
     Raises LookupError with similar names for an unknown name, ImportError where a module is missing.
     """
-    plain, width = _width(name)
-    if plain in CIFAR_DEPTHS:
-        return Architecture(name, CIFAR_SHAPE, partial(_build_cifar, CIFAR_DEPTHS[plain], width))
+    match = _NAME.fullmatch(name)
+    if match is not None and match["trunk"] in CIFAR_DEPTHS:
+        _require_in_range(match)
+        return Architecture(name, CAMVID_SHAPE if match["seg"] else CIFAR_SHAPE, partial(_build_own, match))
     if name.startswith(TORCHVISION):
         return _torchvision(name)
     if ":" in name:
@@ -71,19 +85,38 @@ def find_architecture(name: str) -> Architecture:
     raise LookupError(f"unknown architecture {name!r}{_suggest(name)}")
 
 
-def _width(name: str) -> tuple[str, float]:
-    """`resnet20x1.6` -> `resnet20` and 1.6; other names have width 1. Raises LookupError for one out of range."""
-    match = _WIDTH.fullmatch(name)
-    if match is None:
-        return name, 1.0
-    width = float(match[2])
-    if not 0 < width <= _WIDEST:
-        raise LookupError(f"the width of {name!r} must be above 0 and at most {_WIDEST:g}")
-    return match[1], width
+def with_iterations(name: str, iterations: int) -> str:
+    """The name of the same gated network at another number of iterations. Raises LookupError for other networks."""
+    match = _NAME.fullmatch(name)
+    if match is None or match["trunk"] not in CIFAR_DEPTHS or match["gates"] is None:
+        raise LookupError(f"{name} does not run in iterations; networks such as resnet14-rignet-t2 do")
+    renamed = name[: match.start("iterations")] + str(iterations)
+    find_architecture(renamed)
+    return renamed
 
 
-def _build_cifar(depth: int, width: float, classes: int | None) -> nn.Module:
-    return CifarResNet(depth, classes or 10, width)
+def iterations_of(name: str) -> int | None:
+    """How often the trunk of a gated network runs; None for any other name."""
+    match = _NAME.fullmatch(name)
+    return int(match["iterations"]) if match is not None and match["iterations"] else None
+
+
+def _require_in_range(match: re.Match[str]) -> None:
+    """Raise LookupError for a width or a number of iterations that no network here has."""
+    if match["width"] is not None and not 0 < float(match["width"]) <= _WIDEST:
+        raise LookupError(f"the width of {match[0]!r} must be above 0 and at most {_WIDEST:g}")
+    if match["iterations"] is not None and not 1 <= int(match["iterations"]) <= _MOST_ITERATIONS:
+        raise LookupError(f"the iterations of {match[0]!r} must be between 1 and {_MOST_ITERATIONS}")
+
+
+def _build_own(match: re.Match[str], classes: int | None) -> nn.Module:
+    depth, width = CIFAR_DEPTHS[match["trunk"]], float(match["width"] or 1)
+    trunk = (
+        SegmentationResNet(depth, classes or 11, width) if match["seg"] else CifarResNet(depth, classes or 10, width)
+    )
+    if match["gates"] is None:
+        return trunk
+    return Gated(trunk, _GATES[match["gates"]](trunk.channels), int(match["iterations"]))
 
 
 def _torchvision(name: str) -> Architecture:
@@ -129,6 +162,6 @@ def _suggest(name: str) -> str:
         known += [f"torchvision:{model}" for model in torchvision.models.list_models(torchvision.models)]
     near = [f"torchvision:{name}"] if f"torchvision:{name}" in known else difflib.get_close_matches(name, known, 3, 0.5)
     if not near:
-        names = "resnet20, 32, 44, 56, 110, with a width as in resnet20x1.6"
+        names = "resnet14, 20, 32, 44, 56, 110, resnet20x1.6 (wider), resnet14-seg, resnet14-rignet-t2"
         return f"; known are {names}, torchvision:NAME and package.module:factory"
     return f"; did you mean {' or '.join(near)}?"
