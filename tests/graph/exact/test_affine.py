@@ -107,9 +107,19 @@ STAYS = {
         f"a = {CONV} (x, w)  y = BatchNormalization (a, g, s, m, v)", "float[8, 4, 3, 3] w",
         "float[N, M, H, W] y, float[N, M, H, W] a",
     ),
-    "the weight serves two convs": text(
+    "the weight serves two convs, one without batch norm": text(
         f"a = {CONV} (x, w)  c = BatchNormalization (a, g, s, m, v)  d = {CONV} (x, w)  y = Add (c, d)",
         "float[8, 4, 3, 3] w",
+    ),
+    "the weight serves two convs with unlike batch norms": text(
+        f"a = {CONV} (x, w)  c = BatchNormalization (a, g, s, m, v)  d = {CONV} (x, w)"
+        "  e = BatchNormalization (d, g, s, s, v)  y = Add (c, e)",
+        "float[8, 4, 3, 3] w",
+    ),
+    "the weight serves two convs, one of them transposed": text(
+        "t = Transpose <perm = [1, 0, 2, 3]> (w)  a = Conv (x, w)  c = BatchNormalization (a, g, s, m, v)"
+        "  d = Conv (x, t)  e = BatchNormalization (d, g, s, m, v)  y = Add (c, e)",
+        "float[8, 8, 3, 3] w", data="float[N, 8, 12, 12] x",
     ),
     "one conv twice in the sum": text(
         f"a = {CONV} (x, w)  c = Add (a, a)  y = BatchNormalization (c, g, s, m, v)", "float[8, 4, 3, 3] w"
@@ -174,6 +184,41 @@ def test_a_batch_norm_that_cannot_be_folded_stays(model: str) -> None:
     assert folded == 0
     for wanted, got in zip(run(proto, noise(proto)), run(made, noise(proto)), strict=True):
         assert relative_l2(wanted, got) < 1e-6
+
+
+SHARED = {
+    "two sizes": (
+        "a = Conv <pads = [1, 1, 1, 1]> (x, w, b)  c = BatchNormalization (a, g, s, m, v)"
+        "  d = Conv <strides = [2, 2]> (x, w, b)  e = BatchNormalization (d, g, s, m, v)"
+        "  p = GlobalAveragePool (c)  q = GlobalAveragePool (e)  y = Add (p, q)"
+    ),
+    "unlike biases": (
+        f"a = {CONV} (x, w, b)  c = BatchNormalization (a, g, s, m, v)"
+        f"  d = {CONV} (x, w, k)  e = BatchNormalization (d, g, s, m, v)  y = Add (c, e)"
+    ),
+    "sums of shared convs": (
+        f"a = {CONV} (x, w, b)  a2 = {CONV} (x, u)  a3 = Add (a, a2)  c = BatchNormalization (a3, g, s, m, v)"
+        f"  z = Neg (x)  d = {CONV} (z, w, b)  d2 = {CONV} (z, u)  d3 = Add (d, d2)"
+        "  e = BatchNormalization (d3, g, s, m, v)  r = Relu (c)  y = Add (r, e)"
+    ),
+    "one use in a branch": (
+        f"a = {CONV} (x, w, b)  c = BatchNormalization (a, g, s, m, v)  t = ReduceMax <keepdims = 0> (x)"
+        f"  z = CastLike (t, n)  e = If (z) <then_branch = yes () => (h) {{ d = {CONV} (x, w, b)"
+        "  h = BatchNormalization (d, g, s, m, v) }, else_branch = no () => (l) { l = Neg (c) }>  y = Add (c, e)"
+    ),
+}
+
+
+@pytest.mark.parametrize("body", SHARED.values(), ids=SHARED)
+def test_a_shared_weight_is_scaled_once(body: str) -> None:
+    extra = "float[8] k, float[8, 4, 3, 3] u, bool n"
+    proto = build(text(body, f"float[8, 4, 3, 3] w, float[8] b, {extra}"))
+    folded, made = fold(proto)
+    assert folded == 2
+    kernels = [name for name in (tensor.name for tensor in made.graph.initializer) if name in ("w", "u")]
+    assert sorted(kernels) == sorted(name for name in ("w", "u") if f", {name}" in body)
+    assert len(made.graph.initializer) <= len(kernels) + 1 + ("k" in body.split("d =")[1]) + ("If" in body)
+    assert relative_l2(*(run(each, noise(proto))[0] for each in (proto, made))) < 1e-5
 
 
 def test_a_chain_of_batch_norms_is_folded_completely() -> None:

@@ -5,11 +5,13 @@
     y = scale (W x + b) + shift     for batch norm scale = gamma / sqrt(variance + epsilon), shift = beta - scale mean
 
 The layer may also be a sum of layers, such as a decoupled conv: then each is scaled and the first takes the shift.
+A weight that several layers read is scaled once, where the same follows all of them.
 Folding comes after factoring where it rescales the rows of a kernel and thereby changes its ranks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,8 +34,10 @@ _AFFINE = ("BatchNormalization", "Add", "Sub", "Mul", "Div")
 
 def fold_affine(model: ir.Model) -> int:
     """Fold every such operator that can be folded, in place. Returns their number."""
-    nodes = [node for node in model.graph.all_nodes() if node.op_type in _AFFINE and node.domain in DEFAULT_DOMAINS]
-    return sum(_fold(node) for node in nodes)
+    total = 0
+    while count := sum(map(_fold, _families(model))):
+        total += count
+    return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +53,14 @@ class Affine:
         """1 where any number fits."""
         return max(self.scale.size, self.shift.size)
 
+    def does_the_same(self, other: Affine) -> bool:
+        """True where both scale and shift alike."""
+        return np.array_equal(self.scale, other.scale) and np.array_equal(self.shift, other.shift)
+
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A layer, alone or a part of a sum, with a weight that no other layer reads, and its bias."""
+    """A layer, alone or a part of a sum, with its weight and its bias."""
 
     node: ir.Node
     weight: Constant
@@ -66,22 +74,54 @@ class Term:
         return self.weight.shape[_output_axis(self.node)]
 
 
-def _fold(node: ir.Node) -> bool:
-    layers = next(filter(None, (_layers_before(value, node.graph) for value in node.inputs)), [])
-    terms = [term for layer in layers if (term := find_term(layer)) is not None]
-    if not terms or len(terms) < len(layers) or len({id(term.weight.root) for term in terms}) < len(terms):
-        return False
-    ranks = {len(term.weight.shape) for term in terms}
+def _families(model: ir.Model) -> list[list[tuple[ir.Node, list[ir.Node]]]]:
+    """The operators that follow the same weights, each with the layers before it."""
+    families: dict[object, list[tuple[ir.Node, list[ir.Node]]]] = {}
+    for node in model.graph.all_nodes():
+        if node.op_type in _AFFINE and node.domain in DEFAULT_DOMAINS:
+            layers = next(filter(None, (_layers_before(value, node.graph) for value in node.inputs)), [])
+            if layers:
+                families.setdefault(tuple(map(_reading, layers)), []).append((node, layers))
+    return list(families.values())
+
+
+def _reading(layer: ir.Node) -> object:
+    """The weight of a layer and the way in which it is read."""
+    weight = find_constant(layer.inputs[1])
+    if weight is None:
+        return layer
+    return weight.root, weight.axes, layer.attributes.get_int("group", 1), _output_axis(layer)
+
+
+def _fold(family: Sequence[tuple[ir.Node, Sequence[ir.Node]]]) -> int:
+    """Fold operators into the layers whose weights they share. Returns their number, 0 where that cannot be."""
+    uses = [
+        (node, [term for layer in layers if (term := find_term(layer, uses=len(family))) is not None])
+        for node, layers in family
+    ]
+    first = uses[0][1]
+    if not first or any(len(terms) < len(layers) for (_, layers), (_, terms) in zip(family, uses, strict=True)):
+        return 0
+    if len({id(term.weight.root) for term in first}) < len(first):
+        return 0
+    ranks = {len(term.weight.shape) for term in first}
     # Layers of unlike ranks have their channels on different axes of the sum.
-    affine = _affine(node, *ranks) if len(ranks) == 1 else None
-    if affine is None or not all(_fits(term, affine.channels) for term in terms):
-        return False
-    for index, term in enumerate(terms):
+    affines = [_affine(node, *ranks) if len(ranks) == 1 else None for node, _ in family]
+    affine = affines[0]
+    if affine is None or not all(other is not None and affine.does_the_same(other) for other in affines):
+        return 0
+    if not all(_fits(term, affine.channels) for _, terms in uses for term in terms):
+        return 0
+    for index, term in enumerate(first):
+        layers = [terms[index] for _, terms in uses]
+        shift = affine.shift if index == 0 else 0.0
+        biases = [layer.bias * affine.scale + shift for layer in layers]
         _scale_outputs(term, np.broadcast_to(affine.scale, term.channels))
-        bias = term.bias * affine.scale + (affine.shift if index == 0 else 0.0)
-        set_bias(term, np.broadcast_to(bias, term.channels) if bias.any() else bias)
-    _bypass(node, affine.value)
-    return True
+        _set_biases(layers, [np.broadcast_to(bias, term.channels) if bias.any() else bias for bias in biases])
+    for node, own in zip((node for node, _ in family), affines, strict=True):
+        assert own is not None  # It was compared above.
+        _bypass(node, own.value)
+    return len(family)
 
 
 def _affine(node: ir.Node, rank: int) -> Affine | None:
@@ -141,10 +181,13 @@ def _layers_before(value: ir.Value | None, graph: object) -> list[ir.Node]:
     return [*parts[0], *parts[1]] if all(parts) else []
 
 
-def find_term(layer: ir.Node) -> Term | None:
-    """None where the weight or bias is not a constant that only this layer reads."""
+def find_term(layer: ir.Node, uses: int = 1) -> Term | None:
+    """None where weight and bias are not constants, or where not just `uses` layers read the weight."""
     weight = find_constant(layer.inputs[1])
-    if weight is None or len(find_readers(weight.root)) != 1 or weight.root.is_graph_output():
+    if weight is None or weight.root.is_graph_output():
+        return None
+    readers = find_readers(weight.root)
+    if len(readers) != uses or any(node.op_type != layer.op_type or index != 1 for node, index in readers):
         return None
     bias = find_bias(layer)
     return None if bias is None else Term(layer, weight, bias)
@@ -159,20 +202,38 @@ def _output_axis(node: ir.Node) -> int:
 
 
 def set_bias(term: Term, bias: Float64) -> None:
+    """Give a layer another bias."""
+    _set_biases([term], [bias])
+
+
+def _set_biases(terms: Sequence[Term], biases: Sequence[Float64]) -> None:
+    """Give layers of one weight another bias each; equal ones are stored once."""
+    stored: list[tuple[Float64, ir.Value]] = []
+    for term, bias in zip(terms, biases, strict=True):
+        value = next((value for other, value in stored if np.array_equal(other, bias)), None)
+        value = _set_bias(term, bias, value)
+        if value is not None:
+            stored.append((bias, value))
+
+
+def _set_bias(term: Term, bias: Float64, value: ir.Value | None) -> ir.Value | None:
+    """Give a layer another bias, which `value` holds if it is stored already. Returns what holds it."""
     graph = term.weight.root.graph
     if not isinstance(graph, ir.Graph):
         raise ValueError(f"{term.weight.root.name} is not in a graph")
     name = f"{(term.weight.root.name or term.node.name or '').removesuffix('.weight')}.bias"
     old = term.node.inputs[2] if len(term.node.inputs) > 2 else None
     if old is None and not bias.any():
-        return
+        return None
     if old is not None and len(old.uses()) == 1 and old.is_initializer():
         name = old.name or name
         del graph.initializers[name]
+    value = value if value is not None else add_initializer(graph, name, bias, term.weight.dtype)
     term.node.resize_inputs(3)
-    term.node.replace_input_with(2, add_initializer(graph, name, bias, term.weight.dtype))
+    term.node.replace_input_with(2, value)
     if term.node.op_type == "Gemm":
         term.node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
+    return value
 
 
 def _bypass(node: ir.Node, before: ir.Value) -> None:
