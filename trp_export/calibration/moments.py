@@ -16,16 +16,15 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from trp_export.calibration.patches import Array, Float32, count_positions, gather_patches, sample_positions, window
+from trp_export.calibration.layer_inputs import LayerInputs, Use, is_read
+from trp_export.calibration.patches import Array, Float32, Positions, sample_positions
 from trp_export.errors import LoadError, OptionError
 from trp_export.graph.sites import LocatedSite
-from trp_export.graph.weights import find_constant
 from trp_export.inputs.arrays import read_arrays, require_plain_file
 from trp_export.inputs.samples import Samples
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.metric import ErrorMetric
 from trp_export.lowrank.site import Site
-from trp_export.runtime.partial import Tap
 from trp_export.system.files import atomic_write
 from trp_export.system.progress import Share
 
@@ -177,43 +176,32 @@ def gather_moments(
     at_a_time: int | None = None,
     progress: Share = lambda share: None,
 ) -> dict[str, Moments]:
-    """Site name -> moments, for every site that is not refused and lies in the main graph.
+    """Site name -> moments of the inputs of all its uses, for every site whose inputs `LayerInputs` reads.
 
     `at_a_time` bounds the samples that are run together, for memory's sake.
     Raises LoadError for inputs that do not fit and for activations that are not finite, naming the layer.
     """
-    places = [place for place in located if is_tapped(model, place)]
-    if not places:
+    inputs = LayerInputs(model, located, threads)
+    if not inputs.places:
         return {}
-    tap = Tap(model, _names(model.graph.inputs), [_input(node) for place in places for node in place.nodes], threads)
     rng = np.random.default_rng(seed)
     sums: dict[str, MomentSums] = {}
     done = 0
     for batch in samples.batches(at_a_time):
-        values = tap(batch.arrays)
-        for place in places:
-            for node in place.nodes:
-                patches = _patches(values[_input(node)], place.site, node, len(samples), rng)
-                wanted = prod(place.site.kernel_shape[1:])
-                if patches.shape[-1] != wanted:
-                    raise LoadError(
-                        f"{place.site.name} reads {patches.shape[-1]} values at a time, but its weight takes {wanted}: "
-                        "the model does not run."
-                    )
+        for place, uses in inputs(batch.arrays):
+            for patches in sample_patches(uses, place.site, len(batch), len(samples), rng):
                 if place.site.name not in sums:
                     sums[place.site.name] = MomentSums(patches.mean(axis=(1, 2), dtype=np.float64))
                 sums[place.site.name].add(patches)
         done += len(batch)
         progress(done / len(samples))
-    return {name: own.moments() for name, own in sums.items()}
+    calibrated = {place.site.name for place in inputs.places}
+    return {name: own.moments() for name, own in sums.items() if name in calibrated}
 
 
 def is_tapped(model: ir.Model, place: LocatedSite) -> bool:
     """False for refused sites, layers in the body of an If or a Loop, and constant inputs."""
-    outside = all(node.graph is model.graph and find_constant(node.inputs[0]) is None for node in place.nodes)
-    if place.site.op == "ConvTranspose" and any("auto_pad" in node.attributes for node in place.nodes):
-        return False  # What is left of it after `make_pads_explicit` crops.
-    return place.site.refusal is None and outside
+    return is_read(place) and all(node.graph is model.graph for node in place.nodes)
 
 
 def merge_moments(parts: Sequence[Mapping[str, Moments]]) -> dict[str, Moments]:
@@ -304,17 +292,45 @@ def samples_per_image(site: Site, images: int) -> int:
     return -(-max(SAMPLES_PER_ENTRY * prod(site.kernel_shape[1:]), LEAST_SAMPLES) // images)
 
 
-def _patches(data: np.ndarray, site: Site, node: ir.Node, images: int, rng: np.random.Generator) -> Float32:
-    """(group, images, positions, d) at sampled positions. Raises LoadError for values that are not finite or huge."""
-    seen_by = window(node, site)
-    count = len(data) if not seen_by.transposed else data.shape[1]
-    positions = sample_positions(rng, count, count_positions(seen_by, data.shape), samples_per_image(site, images))
-    patches = gather_patches(data, seen_by, positions)
-    if not np.abs(patches).max(initial=0.0) < _HUGE:
+def sample_patches(uses: Sequence[Use], site: Site, batch: int, images: int, rng: np.random.Generator) -> list[Float32]:
+    """Patches of all uses of a layer on a batch, each (group, images, positions, d).
+
+    Positions are drawn from all uses alike, so that a use counts by its size. The patches of one image are put
+    together, since they are no independent samples. Raises LoadError for values that are not finite or huge, and where
+    the weight does not fit its input.
+    """
+    drawn = draw_positions(uses, site, batch, images, rng)
+    parts = [use.patches(positions) for use, positions in zip(uses, drawn, strict=True)]
+    wanted = prod(site.kernel_shape[1:])
+    wrong = next((part.shape[-1] for part in parts if part.shape[-1] != wanted), None)
+    if wrong is not None:
+        raise LoadError(
+            f"{site.name} reads {wrong} values at a time, but its weight takes {wanted}: the model does not run."
+        )
+    if not all(np.abs(part).max(initial=0.0) < _HUGE for part in parts):
         raise LoadError(
             f"the inputs of {site.name} are NaN, infinite or huge on these images. Check the model and preprocessing."
         )
-    return patches.reshape(len(patches), *positions.shape, -1)
+    return together(parts, axis=2)
+
+
+def draw_positions(
+    uses: Sequence[Use], site: Site, batch: int, images: int, rng: np.random.Generator
+) -> list[Positions]:
+    """For each use the positions (images, count) to sample of its outputs."""
+    total = sum(use.images * use.positions for use in uses)
+    wanted = samples_per_image(site, images) * batch
+    return [
+        sample_positions(rng, use.images, use.positions, -(-wanted * use.positions // max(total, 1))) for use in uses
+    ]
+
+
+def together(parts: Sequence[Array], axis: int) -> list[Array]:
+    """Arrays of the same images, on the second axis, put together along another; those of other images stay apart."""
+    by_images: dict[int, list[Array]] = {}
+    for part in parts:
+        by_images.setdefault(part.shape[1], []).append(part)
+    return [np.concatenate(own, axis=axis) if len(own) > 1 else own[0] for own in by_images.values()]
 
 
 def _varies(own: Moments) -> bool:
@@ -364,12 +380,3 @@ def _is_semidefinite(matrices: Float64) -> bool:
     except np.linalg.LinAlgError:
         return False
     return True
-
-
-def _input(node: ir.Node) -> str:
-    value = node.inputs[0]
-    return (value.name if value is not None else None) or ""
-
-
-def _names(values: Sequence[ir.Value]) -> list[str]:
-    return [value.name or "" for value in values]
