@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from networks import RESIDUAL, as_samples, in_batches, make_images, make_network
+from shared import USES, SharedUse, all_patches, shared_images, shared_network
 
 from trp_export.calibration.divergence import divergence
 from trp_export.calibration.moments import gather_moments
@@ -16,7 +19,7 @@ from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_products
 from trp_export.graph.sites import find_sites
 from trp_export.graph.weights import apply_values
-from trp_export.lowrank.branches import factorise_branches
+from trp_export.lowrank.branches import factorise_branches, sum_products
 from trp_export.lowrank.schemes import CHANNEL_WISE, MATRIX, POINTWISE_FIRST, SPATIAL_WISE, Branch, Scheme, input_sliced
 from trp_export.planning.plan import Decision, Plan
 from trp_export.recover.batch_norm_statistics import norms_left, renormalise
@@ -261,3 +264,43 @@ def test_a_layer_is_refitted_only_where_that_gains_on_held_out_images() -> None:
     fitted = refit(model, plan, in_batches(few), start, held_out=in_batches(others))
     before, after = (divergence(dense, {"y": _outputs(model, plan, own, others)["y"]}) for own in (start, fitted))
     assert after <= before
+
+
+@settings(max_examples=12)
+@given(uses=USES, rank=st.integers(1, 3))
+def test_a_shared_weight_is_refitted_to_all_its_uses(uses: Sequence[SharedUse], rank: int) -> None:
+    """The error over the outputs of all uses is that of the reduced-rank regression on all patches, in numpy."""
+    model, x = shared_network(uses), shared_images(24)
+    located = find_sites(model, {})
+    name = located[0].site.name
+    plan = _plan(located, {name: (CHANNEL_WISE, rank)})
+    fitted = refit(model, plan, in_batches(x[:12], x[12:]), LayerFactors({}, {}))
+    kernel, bias = (np.asarray(model.graph.initializers[name].const_value.numpy()) for name in ("w", "b"))
+    patches = np.concatenate([p.reshape(-1, p.shape[2]) for p in all_patches(uses, x, kernel, bias)])
+    wanted = patches @ kernel.reshape(len(kernel), -1).T
+    wanted -= wanted.mean(axis=0)
+    best = np.square(np.linalg.svd(wanted, compute_uv=False)[rank:]).sum()
+    new = sum_products(fitted.factors[name], (Branch(CHANNEL_WISE, rank),), kernel.shape, 1).reshape(len(kernel), -1)
+    shift = fitted.shifts[name]
+    error = np.square(patches @ (new - kernel.reshape(len(kernel), -1)).T + shift).sum()
+    assert error <= 1.02 * best + 1e-3 * np.square(wanted).sum()
+
+
+def test_uses_in_series_see_what_the_compressed_network_gives_them() -> None:
+    """At full rank nothing is lost, although the second use reads what the first one made."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    net (float[N, 3, 12, 12] x) => (float[N, 3, 12, 12] y)
+    { a = Conv <pads = [1, 1, 1, 1]> (x, w, b)  r = Relu (a)  c = Conv <pads = [1, 1, 1, 1]> (r, w, b)
+      s = Add (c, r)  y = Conv <pads = [2, 2, 2, 2], dilations = [2, 2]> (s, w, b) }"""
+    rng = np.random.default_rng(0)
+    model, located = make_network(text, given={"w": rng.standard_normal((3, 3, 3, 3)) / 4, "b": np.ones(3)})
+    images = make_images(40).inputs
+    fitted = refit(
+        model, _plan(located, {located[0].site.name: (CHANNEL_WISE, 3)}), in_batches(images), LayerFactors({}, {})
+    )
+    copy = model.clone()
+    places = find_sites(copy, {})
+    set_products(copy, _plan(located, {located[0].site.name: (CHANNEL_WISE, 3)}), places, fitted.factors)
+    add_to_bias(copy, places, fitted.shifts)
+    wanted, got = (Tap(each, ["x"], ["y"])({"x": images})["y"] for each in (model, copy))
+    np.testing.assert_allclose(got, wanted, atol=5e-3 * float(np.abs(wanted).max()))

@@ -19,10 +19,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.calibration.held_out import take_samples
+from trp_export.calibration.layer_inputs import Use
 from trp_export.calibration.memory import has_room_for_moments
-from trp_export.calibration.moments import MomentSums, is_tapped, samples_per_image
+from trp_export.calibration.moments import MomentSums, draw_positions, is_tapped, together
 from trp_export.calibration.output_curves import LayerFactors
-from trp_export.calibration.patches import Positions, count_positions, gather_patches, sample_positions, window
+from trp_export.calibration.patches import Positions, window
 from trp_export.errors import LoadError
 from trp_export.graph.bias import add_to_bias, takes_bias
 from trp_export.graph.rewrite import set_kernel
@@ -42,6 +43,7 @@ Array = NDArray[Any]
 
 # Pulls the regression towards the kernel as it was, as a share of the mean variance of the inputs.
 RIDGE = 1e-3
+_MOST_USES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +67,14 @@ class _Choice:
 
 
 def can_refit(model: ir.Model, place: LocatedSite, change: Change) -> bool:
-    """True for a layer applied once, in the main graph, with a bias that can move and moments that fit into memory."""
-    fits = len(place.nodes) == 1 and takes_bias(place) and has_room_for_moments(change.site)
-    return fits and is_tapped(model, place)
+    """True for a layer in the main graph, with a bias that can move and moments that fit into memory.
+
+    It may be used several times, with the same bias; the network runs on to its last use once for each such layer.
+    """
+    if len(place.nodes) > _MOST_USES or not takes_bias(place) or not is_tapped(model, place):
+        return False
+    biases = [find_bias(node) for node in place.nodes]
+    return has_room_for_moments(change.site) and all(np.array_equal(biases[0], bias) for bias in biases)
 
 
 def refit(
@@ -114,10 +121,10 @@ def refit(
         progress(index / len(plan.changed))
         name, place = change.site.name, copies[change.site.name]
         if room and place.nodes[0].graph is copy.graph:
-            walks.widen(room[order[id(place.nodes[0])]])
+            walks.widen(room[order[id(place.nodes[0])]] // len(place.nodes))
         renormalise_before(place.nodes[0])
         if can_refit(model, places[name], change):
-            samples = _gather(walks, place.nodes[0], change.site, rng)
+            samples = _gather(walks, place.nodes, change.site, rng)
             shown = _Samples(samples.x[: walks.shown], samples.y[: walks.shown])
             channels = (owed or {}).get(name)
             choices = [_regress(shown, place, change, channels)]
@@ -168,30 +175,51 @@ class _Walks:
         self.original, self.compressed = (Walk(model, inputs, self._threads) for model in self._models)
 
 
-def _gather(walks: _Walks, node: ir.Node, site: Site, rng: np.random.Generator) -> _Samples:
-    original, compressed, images = walks.original, walks.compressed, walks.images
-    data, output = (node.inputs[0].name or "" if node.inputs[0] else ""), node.outputs[0].name or ""
-    shortcut = _shortcut(node, compressed, data)
-    compressed.to([data, *shortcut])
-    original.to([output, *shortcut])
-    seen_by = window(node, site)
+def _gather(walks: _Walks, nodes: Sequence[ir.Node], site: Site, rng: np.random.Generator) -> _Samples:
+    """The samples of all uses of a layer together; the walks stop at the first."""
+    original, compressed = walks.original, walks.compressed
+    data, output = _input(nodes[0]), _output(nodes[0])
+    shortcuts = [_shortcut(node, compressed) for node in nodes]
+    compressed.to([data, *shortcuts[0]])
+    original.to([output, *shortcuts[0]])
+    of_original = [*map(_output, nodes), *(name for names in shortcuts for name in names)]
+    of_compressed = [*map(_input, nodes), *(name for names in shortcuts for name in names)]
+    wanted, got = _look_ahead(original, of_original), _look_ahead(compressed, of_compressed)
     x, y = [], []
-    for index, batch in enumerate(compressed.values[data]):
-        wanted = samples_per_image(site, images)
-        positions = sample_positions(rng, len(batch), count_positions(seen_by, batch.shape), wanted)
-        patches = gather_patches(batch, seen_by, positions)
-        x.append(patches.reshape(len(patches), *positions.shape, -1))
-        target = _outputs_at(original.values[output][index], positions)
-        for name in shortcut:
-            target += _outputs_at(original.values[name][index], positions)
-            target -= _outputs_at(compressed.values[name][index], positions)
-        y.append(target)
+    for index in range(len(got[data])):
+        uses = [Use(got[_input(node)][index], window(node, site)) for node in nodes]
+        images = uses[0].images
+        drawn = draw_positions(uses, site, images, walks.images, rng)
+        targets = []
+        for node, positions, names in zip(nodes, drawn, shortcuts, strict=True):
+            target = _outputs_at(wanted[_output(node)][index], positions)
+            for name in names:
+                target += _outputs_at(wanted[name][index], positions)
+                target -= _outputs_at(got[name][index], positions)
+            targets.append(target.reshape(1, *positions.shape, -1))
+        # Uses whose number of images differs from that of the first are left out.
+        x.append(together([use.patches(at) for use, at in zip(uses, drawn, strict=True)], axis=2)[0])
+        y.append(together(targets, axis=2)[0].reshape(-1, targets[0].shape[-1]))
     if not all(np.isfinite(part.sum()) for part in (*x, *y)):
         raise LoadError(f"the values around {site.name} are NaN or infinite on these images. Check the preprocessing.")
     return _Samples(x, y)
 
 
-def _shortcut(node: ir.Node, walk: Walk, data: str) -> list[str]:
+def _look_ahead(walk: Walk, names: Sequence[str]) -> Mapping[str, Sequence[Array]]:
+    """Values at hand and further on; the walk stays where it is."""
+    further = [name for name in dict.fromkeys(names) if name not in walk.values]
+    return {**walk.values, **(walk.run(further) if further else {})}
+
+
+def _input(node: ir.Node) -> str:
+    return (node.inputs[0].name if node.inputs[0] is not None else None) or ""
+
+
+def _output(node: ir.Node) -> str:
+    return node.outputs[0].name or ""
+
+
+def _shortcut(node: ir.Node, walk: Walk) -> list[str]:
     """The value that a layer's output is added to and nothing else, if the walk has it by then."""
     users = list(node.outputs[0].consumers())
     if len(users) != 1 or users[0].op_type != "Add" or users[0].domain not in ("", "ai.onnx"):
@@ -199,7 +227,7 @@ def _shortcut(node: ir.Node, walk: Walk, data: str) -> list[str]:
     others = [value for value in users[0].inputs if value is not None and value is not node.outputs[0]]
     if len(others) != 1 or others[0].is_initializer() or others[0].name is None:
         return []
-    return [others[0].name] if walk.knows(others[0].name, by=[data]) else []
+    return [others[0].name] if walk.knows(others[0].name, by=[_input(node)]) else []
 
 
 def _outputs_at(values: Array, positions: Positions) -> Array:
