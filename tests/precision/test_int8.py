@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from hypothesis import given, settings
 from models import build, relative_l2, run
 from networks import in_batches, make_images, make_network
+from shared import USES, SharedUse, shared_images, shared_network
 
 from trp_export.errors import UnsupportedError
 from trp_export.graph.prepare import prepare
@@ -237,3 +240,48 @@ def test_fp16_is_half_the_size_and_keeps_its_inputs() -> None:
     inputs = {"x": make_images(8).inputs[:, :, :12, :12]}
     assert relative_l2(run(proto(model), inputs)[0], run(proto(half), inputs)[0]) < 5e-3
     assert len(proto(half).SerializeToString()) < 0.8 * len(proto(model).SerializeToString())
+
+
+@settings(max_examples=12)
+@given(uses=USES)
+def test_a_shared_weight_is_stored_once_in_8_bits(uses: Sequence[SharedUse]) -> None:
+    model, x = shared_network(uses), shared_images(24)
+    made = round_all(model, x)
+    stored = [tensor for tensor in made.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
+    kernels_stored = [tensor for tensor in stored if len(tensor.dims) == 4]
+    assert len(kernels_stored) == 1
+    assert not any(len(t.dims) == 4 and t.data_type == onnx.TensorProto.FLOAT for t in made.graph.initializer)
+    assert relative_l2(*(run(each, {"x": x})[0] for each in (proto(model), made))) < 0.15
+
+
+def round_all(model: ir.Model, x: np.ndarray) -> onnx.ModelProto:
+    copy = model.clone()
+    names = sorted(set(rounded_values(copy).values()))
+    spreads = gather_spreads(copy, names, in_batches(x))
+    round_model(copy, {name: full_range(spread) for name, spread in spreads.items()})
+    return proto(copy)
+
+
+def test_pairs_of_shared_weights_are_equalised_together() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    net (float[N, 3, 12, 12] x) => (float[N, 3, 12, 12] y)
+    { a = Conv <pads = [1, 1, 0, 0]> (x, u, b)  c = Conv <pads = [0, 0, 1, 1]> (a, v)  r = Relu (c)
+      d = Conv <pads = [1, 1, 0, 0]> (r, u, b)  e = Conv <pads = [0, 0, 1, 1]> (d, v)  y = Add (e, c) }"""
+    rng = np.random.default_rng(0)
+    kernels = {"u": rng.standard_normal((4, 3, 2, 2)) * np.array([1, 9, 0.1, 1])[:, None, None, None]}
+    kernels |= {"v": rng.standard_normal((3, 4, 2, 2)), "b": rng.standard_normal(4)}
+    model, _ = make_network(text, given=kernels)
+    x = make_images(16).inputs
+    before = run(proto(model), {"x": x})[0]
+    assert equalise(model, in_batches(x)) == 1
+    after = np.asarray(model.graph.initializers["u"].const_value.numpy())
+    assert np.ptp(np.log(np.abs(after).max(axis=(1, 2, 3)))) < np.ptp(np.log([0.1, 9]))
+    assert relative_l2(before, run(proto(model), {"x": x})[0]) < 1e-5
+
+
+def test_a_conv_that_feeds_itself_is_not_equalised() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    net (float[N, 3, 12, 12] x) => (float[N, 3, 12, 12] y)
+    { a = Conv <pads = [1, 1, 1, 1]> (x, w)  y = Conv <pads = [1, 1, 1, 1]> (a, w) }"""
+    model, _ = make_network(text, given={"w": np.random.default_rng(0).standard_normal((3, 3, 3, 3))})
+    assert equalise(model, in_batches(make_images(16).inputs)) == 0

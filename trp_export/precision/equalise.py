@@ -26,14 +26,11 @@ _LARGEST_FACTOR = 2.0**10
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pair:
-    """A conv whose output is read by exactly one other conv."""
+    """Convs of one weight, each of whose outputs is read by exactly one other conv, all of these with one weight."""
 
     first: ir.Node
     second: ir.Node
-
-    @property
-    def between(self) -> str:
-        return self.first.outputs[0].name or ""
+    between: tuple[str, ...]
 
 
 def equalise(model: ir.Model, batches: Sequence[Batch], threads: int = 0) -> int:
@@ -41,24 +38,34 @@ def equalise(model: ir.Model, batches: Sequence[Batch], threads: int = 0) -> int
     pairs = list(_pairs(model))
     if not pairs:
         return 0
-    ranges = _channel_ranges(model, [pair.between for pair in pairs], batches, threads)
+    ranges = _channel_ranges(model, [name for pair in pairs for name in pair.between], batches, threads)
     for pair in pairs:
-        _rescale(pair, _factors(ranges[pair.between]))
+        _rescale(pair, _factors(np.max([ranges[name] for name in pair.between], axis=0)))
     return len(pairs)
 
 
 def _pairs(model: ir.Model) -> Iterator[_Pair]:
+    """Pairs that share both weights and the first bias are one."""
+    found: dict[tuple[ir.Value | None, ...], list[tuple[ir.Node, ir.Node]]] = {}
     for node in model.graph:
-        if node.op_type == "Conv" and _owns_weights(node) and not node.outputs[0].is_graph_output():
-            readers = node.outputs[0].consumers()
-            if len(readers) == 1 and readers[0].op_type == "Conv" and _owns_weights(readers[0]):
-                yield _Pair(node, readers[0])
+        readers = node.outputs[0].consumers() if node.op_type == "Conv" else ()
+        if len(readers) == 1 and readers[0].op_type == "Conv" and not node.outputs[0].is_graph_output():
+            bias = node.inputs[2] if len(node.inputs) > 2 else None
+            found.setdefault((node.inputs[1], bias, readers[0].inputs[1]), []).append((node, readers[0]))
+    for pairs in found.values():
+        first, second = pairs[0]
+        groups = {conv.attributes.get_int("group", 1) for _, conv in pairs}
+        if _own_weights([node for node, _ in pairs]) and _own_weights([conv for _, conv in pairs]) and len(groups) == 1:
+            yield _Pair(first, second, tuple(node.outputs[0].name or "" for node, _ in pairs))
 
 
-def _owns_weights(conv: ir.Node) -> bool:
-    """True where weight and bias are constants that only this layer reads."""
-    constants = [find_constant(value) for value in conv.inputs[1:] if value is not None]
-    return all(c is not None and c.root in conv.inputs and len(c.root.uses()) == 1 for c in constants)
+def _own_weights(convs: Sequence[ir.Node]) -> bool:
+    """True where weights and biases are constants that only these layers read."""
+    constants = [(conv, find_constant(value)) for conv in convs for value in conv.inputs[1:] if value is not None]
+    return all(
+        c is not None and c.root in conv.inputs and {reader for reader, _ in c.root.uses()} <= {*convs}
+        for conv, c in constants
+    )
 
 
 def _channel_ranges(

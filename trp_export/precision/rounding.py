@@ -71,9 +71,12 @@ class _Rounder:
     grids: Mapping[str, Grid]
 
     def all(self, units: Sequence[QuantisableOp], values: Mapping[str, ir.Value]) -> None:
+        shared: dict[tuple[ir.Value, int], list[QuantisableOp]] = {}
         for unit in units:
             if unit.weight is not None:
-                self._weight(unit, self.grids[unit.inputs[0].name or ""])
+                shared.setdefault((unit.weight.root, unit.output_axis), []).append(unit)
+        for layers in shared.values():
+            self._weight(layers)
         for name, grid in self.grids.items():
             self._activation(values[name], grid)
 
@@ -95,42 +98,48 @@ class _Rounder:
         else:
             graph.insert_after(producer, [quantise, dequantise])
 
-    def _weight(self, unit: QuantisableOp, grid: Grid) -> None:
-        assert unit.weight is not None
-        node, axis, kernel = unit.node, unit.output_axis, unit.weight.array()
-        bias = _bias(unit) if len(node.inputs) > 2 and node.inputs[2] is not None else None
-        scales = weight_scales(kernel, axis, bias, grid.scale)
-        name = unit.weight.root.name or unit.name
-        whole = round_weight(kernel, scales, axis)
-        node.replace_input_with(1, self._constant(node, name, whole, scales, axis, ir.DataType.INT8))
-        if bias is not None:
-            steps = (scales.astype(np.float64) * grid.scale).astype(np.float32)
-            made = self._constant(node, f"{unit.name}.bias", round_bias(bias, steps), steps, 0, ir.DataType.INT32)
-            node.replace_input_with(2, made)
+    def _weight(self, units: Sequence[QuantisableOp]) -> None:
+        """Round a weight once for all units that read it; each has a bias in steps of its own input."""
+        weight, axis = units[0].weight, units[0].output_axis
+        assert weight is not None
+        kernel, grids = weight.array(), [self.grids[unit.inputs[0].name or ""] for unit in units]
+        biases = [_bias(unit) for unit in units]
+        needed = [weight_scales(kernel, axis, bias, own.scale) for bias, own in zip(biases, grids, strict=True)]
+        scales = np.max(needed, axis=0)
+        whole = self._store(weight.root.name or units[0].name, round_weight(kernel, scales, axis), scales)
+        for unit, bias, grid in zip(units, biases, grids, strict=True):
+            unit.node.replace_input_with(1, self._floats(unit.node, whole, axis))
+            if bias is not None:
+                steps = (scales.astype(np.float64) * grid.scale).astype(np.float32)
+                stored = self._store(f"{unit.name}.bias", round_bias(bias, steps), steps)
+                unit.node.replace_input_with(2, self._floats(unit.node, stored, 0))
 
-    def _constant(
-        self, reader: ir.Node, name: str, whole: NDArray[np.signedinteger], scales: NDArray[np.float32], axis: int,
-        dtype: ir.DataType,
-    ) -> ir.Value:  # fmt: skip
-        """Store whole numbers in place of a constant, and add the node that turns them into floats for their reader."""
-        graph = self.model.graph
-        stored = add_initializer(graph, f"{name}.{dtype.name.lower()}", whole, dtype)  # type: ignore[arg-type]
-        scale = add_initializer(graph, f"{name}.scale", scales, ir.DataType.FLOAT)
-        # onnxruntime merges weights only where zero points are stored.
-        zeros = (
-            []
-            if dtype == ir.DataType.INT32
-            else [add_initializer(graph, f"{name}.zero", np.zeros(scales.shape), dtype)]
-        )
-        node = ir.node("DequantizeLinear", [stored, scale, *zeros], {"axis": axis}, name=f"{stored.name}.dequantize")
-        node.outputs[0].name = f"{stored.name}.rounded"
-        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(whole.shape)
-        graph.insert_before(reader, node)
+    def _store(self, name: str, whole: NDArray[np.signedinteger], scales: NDArray[np.float32]) -> list[ir.Value]:
+        """Whole numbers in place of a constant, with their scales and, for weights, their zero points."""
+        graph, dtype = self.model.graph, ir.DataType.from_numpy(whole.dtype)
+        stored = [
+            add_initializer(graph, f"{name}.{dtype.name.lower()}", whole, dtype),  # type: ignore[arg-type]
+            add_initializer(graph, f"{name}.scale", scales, ir.DataType.FLOAT),
+        ]
+        if dtype != ir.DataType.INT32:  # onnxruntime merges weights only where zero points are stored.
+            stored.append(add_initializer(graph, f"{name}.zero", np.zeros(scales.shape), dtype))
+        return stored
+
+    def _floats(self, reader: ir.Node, stored: Sequence[ir.Value], axis: int) -> ir.Value:
+        """Add the node that turns whole numbers into floats for one reader, as onnxruntime wants it."""
+        count = len(stored[0].uses())
+        name = f"{stored[0].name}.{count}" if count else stored[0].name
+        node = ir.node("DequantizeLinear", stored, {"axis": axis}, name=f"{name}.dequantize")
+        node.outputs[0].name = f"{name}.rounded"
+        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), stored[0].shape
+        self.model.graph.insert_before(reader, node)
         return node.outputs[0]
 
 
-def _bias(unit: QuantisableOp) -> NDArray[np.float64]:
-    """The bias with one entry for each output channel."""
+def _bias(unit: QuantisableOp) -> NDArray[np.float64] | None:
+    """The bias with one entry for each output channel; None where the layer has none."""
+    if len(unit.node.inputs) < 3 or unit.node.inputs[2] is None:
+        return None
     assert unit.weight is not None
     bias = find_bias(unit.node)
     assert bias is not None
