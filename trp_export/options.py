@@ -52,6 +52,14 @@ class LoadOptions:
         kind="on",
         default=False,
     )
+    iterations: int | None = flag(
+        "--iterations",
+        "Run a network with recurrent gates, such as resnet14-rignet-t2, T times, whatever T its name has.",
+        section=MODEL,
+        read=int,
+        metavar="T",
+        default=None,
+    )
 
 
 def _read_align(text: str) -> int | str:

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 def load(model: str | Path | nn.Module, options: LoadOptions) -> Source:
     """Read a model. Raises LoadError, OptionError or UnsupportedError with the remedy."""
     with redirect_stdout(sys.stderr):  # A model's own code may print; stdout is for the report.
-        return _load(model, options)
+        source = _load(model, options)
+    if options.iterations is not None and source.arch is None:
+        raise OptionError("--iterations is for weights of a network by name (--arch); this model has its iterations.")
+    return source
 
 
 def _load(model: str | Path | nn.Module, options: LoadOptions) -> Source:
@@ -36,6 +39,8 @@ def _load(model: str | Path | nn.Module, options: LoadOptions) -> Source:
     if path.suffix.lower() == ".onnx":
         if options.arch:
             raise OptionError("--arch is for PyTorch weights; an ONNX file holds its architecture itself.")
+        if options.iterations is not None:
+            raise OptionError("--iterations is for PyTorch weights; an ONNX file holds its iterations itself.")
         from trp_export.load.onnx_file import load_onnx
 
         return load_onnx(path, options)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models_zoo import Architecture, find_architecture
-from models_zoo.registry import imports_code
+from models_zoo.registry import imports_code, with_iterations
 from trp_export.errors import LoadError, OptionError, first_line
 from trp_export.load.source import Source
 from trp_export.load.torch_weights import choose_weights
@@ -25,10 +25,18 @@ def load_state(path: Path, arch: str, content: Mapping[str, Any], options: LoadO
     """
     from trp_export.load.torch_module import export_module  # It needs onnx, which training does not.
 
-    architecture = get_architecture(arch)
+    architecture = get_architecture(arch if options.iterations is None else _at_iterations(arch, options.iterations))
     module, notes = fit_module(architecture, content, path)
     shape = options.input_shape or architecture.input_shape
-    return export_module(module, path.stem, replace(options, input_shape=shape, arch=arch), arch, notes)
+    return export_module(module, path.stem, replace(options, input_shape=shape, arch=architecture.name), arch, notes)
+
+
+def _at_iterations(arch: str, iterations: int) -> str:
+    """Raises OptionError for a network that does not run in iterations, and for a number out of range."""
+    try:
+        return with_iterations(arch, iterations)
+    except LookupError as error:
+        raise OptionError(f"--iterations {iterations}: {error.args[0]}.") from error
 
 
 def get_architecture(name: str) -> Architecture:

@@ -1,0 +1,95 @@
+"""`--iterations`: one set of weights gives files of any number of iterations, with each weight in them once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+import torch
+from models import run
+from torch import nn
+
+from models_zoo import find_architecture
+from trp_export.errors import OptionError
+from trp_export.graph.cost import count_params
+from trp_export.graph.exact import fold_scales
+from trp_export.graph.prepare import prepare, remove_unused
+from trp_export.graph.rewrite import rewrite
+from trp_export.graph.sites import find_sites
+from trp_export.load import load
+from trp_export.lowrank.branches import factorise_branches
+from trp_export.lowrank.schemes import CHANNEL_WISE, Branch
+from trp_export.options import LoadOptions
+from trp_export.planning.plan import Decision, Plan
+
+NAME = "resnet14x0.25-dignet-t2"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A checkpoint of a gated network with batch norm statistics of its own."""
+    torch.manual_seed(0)
+    model = find_architecture(NAME).build(None).train()
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.randn(16, 3, 32, 32))
+    for parameter in model.gates.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    path = tmp_path / "gated.pt"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("iterations", [None, 1, 3])
+def test_the_file_runs_the_trunk_so_often(weights: Path, iterations: int | None) -> None:
+    source = load(weights, LoadOptions(arch=NAME, iterations=iterations))
+    model = find_architecture(f"resnet14x0.25-dignet-t{iterations or 2}").build(None).eval()
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        wanted = model(x).numpy()
+    (got,) = run(ir.serde.serialize_model(source.model), {"input": x.numpy()})
+    assert got == pytest.approx(wanted, abs=1e-4)
+    assert source.arch == f"resnet14x0.25-dignet-t{iterations or 2}"
+
+
+def test_factors_are_stored_once_for_all_iterations(weights: Path) -> None:
+    params, convs = [], []
+    for iterations in (2, 4):
+        model = prepare(load(weights, LoadOptions(arch=NAME, iterations=iterations)).model)
+        located = find_sites(model, {})
+        branches = (Branch(CHANNEL_WISE, 2),)
+        plan = Plan(tuple(Decision(place.site, branches, reason="by hand") for place in located[1:4]), "by hand")
+        factors = {
+            place.site.name: factorise_branches(place.kernel(), branches, place.site.group) for place in located[1:4]
+        }
+        rewrite(model, plan, located, factors)
+        fold_scales(model)
+        remove_unused(model)
+        params.append(count_params(model))
+        convs.append(sum(node.op_type == "Conv" for node in model.graph))
+        assert not any(node.op_type == "BatchNormalization" for node in model.graph)
+    assert params[0] == params[1]
+    assert convs[1] > 1.7 * convs[0]
+
+
+@pytest.mark.parametrize(
+    ("arch", "iterations", "message"),
+    [
+        ("resnet20", 2, "--iterations 2: resnet20 does not run in iterations"),
+        (NAME, 0, "--iterations 0: the iterations of .* must be between 1 and 16"),
+        (NAME, 99, "--iterations 99: the iterations of .* must be between 1 and 16"),
+    ],
+)
+def test_other_networks_and_numbers_are_refused(weights: Path, arch: str, iterations: int, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        load(weights, LoadOptions(arch=arch, iterations=iterations))
+
+
+def test_models_that_hold_their_iterations_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"model")
+    with pytest.raises(OptionError, match="an ONNX file holds its iterations itself"):
+        load(tmp_path / "model.onnx", LoadOptions(iterations=2))
+    with pytest.raises(OptionError, match="--iterations is for weights of a network by name"):
+        load(nn.Conv2d(3, 4, 3), LoadOptions(input_shape=(1, 3, 8, 8), iterations=2))
