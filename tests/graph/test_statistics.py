@@ -95,3 +95,24 @@ def test_bias_shift_is_the_lost_kernel_times_the_mean() -> None:
     kernel, new, mean = rng.standard_normal((6, 2, 3)), rng.standard_normal((6, 2, 3)), rng.standard_normal((2, 6))
     shift = bias_shift(kernel, new, mean)
     assert shift[4] == pytest.approx(float(np.sum((kernel - new)[4].reshape(-1) * mean[1])))
+
+
+def test_mean_of_a_shared_layer_is_that_of_all_its_uses() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[N, 4, 9, 9] x, float[N, 4, 5, 5] z) => (float[N, 6, 9, 9] c, float[N, 6, 2, 2] d)
+    <float[4] g = {1, 0.5, 2, -1}, float[4] b = {0, 1, -1, 0.3}, float[4] m = {0, 0, 0, 0}, float[4] v = {1, 1, 1, 1},
+     float[4] h = {3, 0, 1, -2}>
+    { a = BatchNormalization <epsilon = 1e-12> (x, g, b, m, v)  c = Conv <pads = [1, 1, 1, 1]> (a, w)
+      e = BatchNormalization <epsilon = 1e-12> (z, g, h, m, v)  d = Conv <strides = [2, 2]> (e, w) }"""
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(text)
+    kernel = rng.standard_normal((6, 4, 3, 3)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(kernel, "w"))
+    model = prepare(ir.serde.deserialize_model(proto))
+    located = find_sites(model, infer_shapes(model, input_shapes(model)))
+    (mean,) = mean_inputs(located).values()
+    session = ort.InferenceSession(ir.serde.serialize_model(model).SerializeToString())
+    feeds = {"x": rng.standard_normal((4000, 4, 9, 9)), "z": rng.standard_normal((4000, 4, 5, 5))}
+    outputs = session.run(None, {name: array.astype(np.float32) for name, array in feeds.items()})
+    wanted = np.concatenate([np.moveaxis(output, 1, 0).reshape(6, -1) for output in outputs], axis=1).mean(axis=1)
+    np.testing.assert_allclose(kernel.reshape(6, -1) @ mean[0], wanted, atol=0.03)

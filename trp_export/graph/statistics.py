@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +18,7 @@ import onnx_ir as ir
 from trp_export.graph.sites import LocatedSite
 from trp_export.graph.weights import find_constant
 from trp_export.lowrank.factor import Float64
-from trp_export.lowrank.site import Use
+from trp_export.lowrank.site import Site, Use
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(99)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
@@ -36,12 +37,20 @@ def mean_inputs(located: Sequence[LocatedSite]) -> dict[str, Float64]:
     known: dict[ir.Value, Statistics | None] = {}
     means = {}
     for place in located:
-        data = place.nodes[0].inputs[0] if len(place.nodes) == 1 else None
-        statistics = _statistics(data, known) if data is not None else None
         channels = place.site.kernel_shape[1] * place.site.group if place.site.kernel_shape else 0
-        if statistics is not None and statistics.mean.size == channels:
-            means[place.site.name] = _over_patch(statistics.mean, place)
+        values = [node.inputs[0] for node in place.nodes]
+        statistics = [_statistics(value, known) for value in values if value is not None]
+        own = [each.mean for each in statistics if each is not None and each.mean.size == channels]
+        if len(own) == len(place.nodes) and (len(own) == 1 or len(own) == len(place.site.uses)):
+            means[place.site.name] = _over_uses(own, place)
     return means
+
+
+def _over_uses(means: Sequence[Float64], place: LocatedSite) -> Float64:
+    """The mean input patch of all uses together: each counts as often as it runs."""
+    uses = place.site.uses[: len(means)]
+    patches = [_over_patch(mean, place.site, use) for mean, use in zip(means, uses, strict=True)]
+    return np.asarray(np.average(patches, axis=0, weights=[prod(use.out_extents) * use.repeats for use in uses]))
 
 
 def norm_outputs(model: ir.Model) -> dict[str, Statistics]:
@@ -65,13 +74,12 @@ def norm_outputs(model: ir.Model) -> dict[str, Statistics]:
     return outputs if gathered else {}
 
 
-def _over_patch(mean: Float64, place: LocatedSite) -> Float64:
+def _over_patch(mean: Float64, site: Site, use: Use) -> Float64:
     """A tap beyond the border reads zero: its mean is lower by the share of positions where it does."""
-    site = place.site
     patch = mean.reshape(site.group, -1)
     coverage = _coverage_of_outputs if site.op == "ConvTranspose" else _coverage
     for axis, extent in enumerate(site.kernel_shape[2:]):
-        patch = patch[..., None] * coverage(site.uses[0], axis, extent)
+        patch = patch[..., None] * coverage(use, axis, extent)
     return patch.reshape(site.group, -1)
 
 
