@@ -113,7 +113,18 @@ def load_checkpoint(path: Path, content: Mapping[str, Any], options: LoadOptions
     source = load_state(path, checkpoint.arch, tensors, replace(options, input_shape=shape))
     if checkpoint.licence is not None:
         source.model.metadata_props[LICENCE_KEYS[0]] = checkpoint.licence
-    return replace(source, mean=checkpoint.mean, std=checkpoint.std, classes=checkpoint.classes, plan=checkpoint.plan)
+    plan = checkpoint.plan if options.iterations is None else _without_unused(checkpoint.plan, source)
+    return replace(source, mean=checkpoint.mean, std=checkpoint.std, classes=checkpoint.classes, plan=plan)
+
+
+def _without_unused(plan: Mapping[str, Any] | None, source: Source) -> Mapping[str, Any] | None:
+    """A plan without the layers that are not in the graph: a single iteration has no gates."""
+    layers = (plan or {}).get("layers")
+    if plan is None or not isinstance(layers, list):
+        return plan  # It is refused where it is read.
+    weights = source.model.graph.initializers
+    unused = [isinstance(layer, Mapping) and f"{layer.get('name')}.weight" not in weights for layer in layers]
+    return {**plan, "layers": [layer for layer, left_out in zip(layers, unused, strict=True) if not left_out]}
 
 
 def _multiply_out(

@@ -24,9 +24,13 @@ def plan_by_rule(layers: Sequence[Layer], rule: LayerRule, align: int = 1) -> Pl
 
 
 def plan_by_choices(layers: Sequence[Layer], choices: Sequence[Choice], rule: str) -> Plan:
-    """A saved plan, replayed on this model. Raises OptionError where the two do not fit."""
+    """A saved plan, replayed on this model, which may lack layers that the plan keeps.
+
+    Raises OptionError where the two do not fit.
+    """
     by_name = {choice.name: choice for choice in choices}
-    unknown = sorted(set(by_name) - {layer.site.name for layer in layers})
+    changed = {choice.name for choice in choices if choice.branches}
+    unknown = sorted(changed - {layer.site.name for layer in layers})
     if unknown:
         present = _few([layer.site.name for layer in layers])
         raise OptionError(f"the plan names {_few(unknown)}, which this model lacks; its layers are {present}.")
