@@ -80,6 +80,14 @@ def test_segmentation_keeps_its_miou_when_it_is_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_gated_network_exports_three_files_of_one_set_of_weights(tmp_path: Path) -> None:
+    printed = run_example("gated_network.py", tmp_path, "2")
+    assert "1 iterations: multiply-adds 40,551,040 -> 2" in printed
+    sizes = [(tmp_path / f"gated-t{iterations}.onnx").stat().st_size for iterations in (2, 3)]
+    assert sizes[1] < 1.1 * sizes[0]
+
+
+@pytest.mark.slow
 def test_own_measure_keeps_the_detector_within_its_limit(tmp_path: Path) -> None:
     printed = run_example("own_measure.py", tmp_path)
     before, after = (float(part) for part in printed.rpartition("spots found: ")[2].replace("%", "").split(" -> "))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import as_samples
-from shared import USES, USES_AND_LOOP, SharedUse, all_patches, shared_images, shared_network
+from networks import as_samples, make_network
+from shared import USES, USES_AND_LOOP, SharedUse, all_patches, patches_of, shared_images, shared_network
 
 from trp_export.calibration.moments import Moments, gather_moments
 from trp_export.graph.sites import find_sites
@@ -41,3 +41,32 @@ def test_moments_are_those_of_all_uses_together(uses: Sequence[SharedUse], at_a_
     of_images = np.stack([own.T @ own / len(own) for own in about])
     scatter = np.square(of_images - of_images.mean(axis=0)).sum()
     assert moments.scatter[0] == pytest.approx(scatter, rel=1e-3, abs=1e-4)
+
+
+BRANCH = """z = Identity (go)  e = If (z) <
+    then_branch = yes () => (float[N, 3, H, W] h) { d = Conv <pads = [1, 1, 1, 1]> (x, w, b)  h = Relu (d) },
+    else_branch = no () => (float[N, 3, H, W] l) { l = Neg (x) }>"""
+SCAN = """u = Unsqueeze (x, first)  v = Neg (u)  q = Concat <axis = 0> (u, v)
+    e = Scan <num_scan_inputs = 1, body = one (float[N, 3, 12, 12] s) => (float[N, 3, H, W] h) {
+        d = Conv <pads = [1, 1, 1, 1]> (s, w, b)  h = Relu (d) }> (q)"""
+
+
+@pytest.mark.parametrize(
+    ("body", "executions"),
+    [(BRANCH, lambda x: [x]), (BRANCH.replace("(go)", "(stop)"), lambda x: []),
+     (SCAN, lambda x: [x, -x])],
+    ids=["branch", "branch that is not taken", "scan"],
+)  # fmt: skip
+def test_bodies_are_read_as_often_as_they_run(body: str, executions: Callable[[np.ndarray], list[np.ndarray]]) -> None:
+    rng = np.random.default_rng(0)
+    text = f"""<ir_version: 8, opset_import: ["": 17]>
+    net (float[N, 3, 12, 12] x) => (float[N, 3, H, W] c, float y)
+    <bool go = {{1}}, bool stop = {{0}}, int64[1] first = {{0}}>
+    {{ c = Conv (x, w, b)  {body}  y = ReduceMean <keepdims = 0> (e) }}"""
+    model, _ = make_network(text, given={"w": rng.standard_normal((3, 3, 3, 3)), "b": np.ones(3)})
+    x = shared_images()
+    (moments,) = moments_of(model, x).values()
+    patches = [patches_of(x, 1, 0), *(patches_of(data, 1, 1) for data in executions(x))]
+    flat = np.concatenate(patches, axis=1).reshape(-1, 27).astype(np.float64)
+    assert moments.count == len(flat)
+    np.testing.assert_allclose(moments.second[0], flat.T @ flat / len(flat), atol=1e-4)

@@ -11,6 +11,7 @@ from models_zoo import find_architecture
 from models_zoo.gated import DistributedGates, Gated
 from models_zoo.registry import iterations_of, with_iterations
 from models_zoo.trunk import Trunk
+from training.layers import find_layers
 
 GATES = ("rignet", "rignet-nearest", "dignet")
 
@@ -116,3 +117,15 @@ def test_trunk_runs_its_parts_in_order() -> None:
             return features[-1].sum(1) * size[0]
 
     assert Parts()(torch.ones(1, 2, 3, 3)).tolist() == [18 * 2 * 3]
+
+
+def test_training_counts_each_pass_of_a_gated_network() -> None:
+    trunk, gated = (
+        {layer.name.removeprefix("trunk."): layer.site.macs for layer in find_layers(build(name), (1, 3, 32, 32))}
+        for name in ("resnet14x0.25", "resnet14x0.25-rignet-t3")
+    )
+    once = {"conv1", "linear"}
+    assert {name: macs for name, macs in gated.items() if name in trunk} == {
+        name: macs * (1 if name in once else 3) for name, macs in trunk.items()
+    }
+    assert sum(name.startswith("gates.") for name in gated) == 3

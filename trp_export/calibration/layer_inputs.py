@@ -20,6 +20,7 @@ from trp_export.calibration.patches import (
     window,
 )
 from trp_export.errors import LoadError, UnsupportedError
+from trp_export.graph.shapes import node_key
 from trp_export.graph.sites import LocatedSite
 from trp_export.graph.weights import find_constant
 from trp_export.runtime.exposed import Exposed, expose
@@ -58,10 +59,10 @@ class LayerInputs:
         self._main = self._tap(model, [_input(node) for node in nodes if node.graph is model.graph])
         self._bodies: Tap | None = None
         self._exposed: dict[str, Exposed] = {}
-        inside = {_input(node): _axes(node) for node in nodes if node.graph is not model.graph}
+        inside = {node_key(node): _axes(node) for node in nodes if node.graph is not model.graph}
         if inside:
             try:
-                copy, self._exposed = expose(model, list(inside), inside)
+                copy, self._exposed = expose(model, inside)
                 self._bodies = self._tap(copy, [exposed.name for exposed in self._exposed.values()])
             except UnsupportedError:
                 self._leave_bodies()
@@ -69,16 +70,19 @@ class LayerInputs:
     def __call__(self, arrays: Mapping[str, Array]) -> Iterator[tuple[LocatedSite, list[Use]]]:
         """Each layer with its uses on these inputs. Raises LoadError where the inputs do not fit the model."""
         values = {name: [array] for name, array in self._main(arrays).items()} if self._main else {}
+        inside: dict[str, list[Array]] = {}
         if self._bodies is not None:
             try:
                 outside = self._bodies(arrays)
             except LoadError:  # Of another size in each iteration, for example.
                 self._leave_bodies()
             else:
-                values |= {name: own.executions(outside[own.name]) for name, own in self._exposed.items()}
+                inside = {key: own.executions(outside[own.name]) for key, own in self._exposed.items()}
         for place in self.places:
             uses = [
-                Use(data, window(node, place.site)) for node in place.nodes for data in values.get(_input(node), ())
+                Use(data, window(node, place.site))
+                for node in place.nodes
+                for data in (values[_input(node)] if node.graph is self._model.graph else inside[node_key(node)])
             ]
             if uses:
                 yield place, uses

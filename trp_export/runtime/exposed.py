@@ -1,4 +1,4 @@
-"""Values inside the bodies of If, Loop and Scan, made values of the main graph: one for each iteration.
+"""What nodes inside the bodies of If, Loop and Scan read, made values of the main graph: one for each execution.
 
 A Loop or a Scan gives them out as scan outputs, stacked along a new first axis; an If as an output that is empty where
 the other branch was taken.
@@ -6,13 +6,14 @@ the other branch was taken.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from trp_export.errors import UnsupportedError
+from trp_export.graph.shapes import node_key
 from trp_export.graph.weights import DEFAULT_DOMAINS, add_initializer
 from trp_export.runtime.partial import Array, subgraphs
 
@@ -21,7 +22,7 @@ _LEAST_SCAN_OPSET = 9  # Before, a Scan had an axis of samples.
 
 @dataclass(frozen=True, slots=True)
 class Exposed:
-    """A value of the main graph that holds all that a value of a body was; `stacked` axes of iterations come first."""
+    """A value of the main graph that holds all that a node of a body read; `stacked` axes of iterations come first."""
 
     name: str
     stacked: int
@@ -33,41 +34,31 @@ class Exposed:
         return list(array.reshape(-1, *array.shape[self.stacked :])) if self.stacked else [array]
 
 
-def expose(model: ir.Model, names: Sequence[str], axes: Mapping[str, int]) -> tuple[ir.Model, dict[str, Exposed]]:
-    """A copy of the model in which the named values of bodies, of so many `axes`, come out of the main graph.
+def expose(model: ir.Model, axes: Mapping[str, int]) -> tuple[ir.Model, dict[str, Exposed]]:
+    """A copy of the model in which the first inputs of nodes in bodies come out of the main graph, by `node_key`.
 
-    Raises UnsupportedError for bodies of other nodes than If, Loop and Scan.
+    `axes` says how many axes each of these inputs has. Raises UnsupportedError for bodies of other nodes than If, Loop
+    and Scan.
     """
     copy = model.clone()
-    values = {value.name or "": value for node in copy.graph.all_nodes() for value in node.outputs}
-    for graph in copy.graph.subgraphs():
-        values |= {value.name or "": value for value in graph.inputs}
-    parents = {
-        body: node
-        for node in copy.graph.all_nodes()
-        for attribute in node.attributes.values()
-        for body in subgraphs(attribute)
-    }
+    nodes = list(copy.graph.all_nodes())
+    parents = {body: node for node in nodes for attribute in node.attributes.values() for body in subgraphs(attribute)}
     exposed = {}
-    for name in dict.fromkeys(names):
-        value, stacked = values[name], 0
-        while value.graph is not copy.graph:
-            node = parents[_graph_of(value)]
-            value = _move_out(copy, node, value, axes[name] + stacked)
-            stacked += node.op_type != "If"
-        exposed[name] = Exposed(value.name or "", stacked)
+    for node in nodes:
+        key = node_key(node)
+        if key not in axes or node.inputs[0] is None:
+            continue
+        value, graph, stacked = node.inputs[0], node.graph, 0
+        while graph is not copy.graph:
+            owner = parents[graph]  # type: ignore[index]  # A node is in a graph.
+            value = _move_out(copy, owner, value, graph, axes[key] + stacked)
+            graph, stacked = owner.graph, stacked + (owner.op_type != "If")
+        exposed[key] = Exposed(value.name or "", stacked)
     return copy, exposed
 
 
-def _graph_of(value: ir.Value) -> ir.Graph:
-    graph = value.graph
-    if not isinstance(graph, ir.Graph):
-        raise UnsupportedError(f"{value.name} is not in a graph")
-    return graph
-
-
-def _move_out(model: ir.Model, node: ir.Node, value: ir.Value, axes: int) -> ir.Value:
-    """A new output of the node that owns the body of a value. Its bodies come to give it out."""
+def _move_out(model: ir.Model, node: ir.Node, value: ir.Value, source: object, axes: int) -> ir.Value:
+    """A new output of the node that owns the body `source`, which comes to give out a value at each execution."""
     opset = model.opset_imports.get("", _LEAST_SCAN_OPSET)
     known = node.op_type in ("If", "Loop") or (node.op_type == "Scan" and opset >= _LEAST_SCAN_OPSET)
     if not known or node.domain not in DEFAULT_DOMAINS:
@@ -76,10 +67,9 @@ def _move_out(model: ir.Model, node: ir.Node, value: ir.Value, axes: int) -> ir.
     declared = len(bodies[0].outputs) - (node.op_type == "Loop")
     _add_outputs(node, declared - len(node.outputs))
     for body in bodies:
-        source = value if body is value.graph else _nothing(model, value, axes)
-        own = ir.node("Identity", [source], name=f"{value.name}.{len(body.outputs)}.given")
-        own.outputs[0].name = own.name
-        own.outputs[0].type = source.type or ir.TensorType(ir.DataType.FLOAT)
+        own = ir.node("Identity", [value if body is source else _nothing(model, value, axes)])
+        own.name = own.outputs[0].name = f"{node.name}.{len(node.outputs)}.{body.name}.given"
+        own.outputs[0].type = value.type or ir.TensorType(ir.DataType.FLOAT)
         body.append(own)
         body.outputs.append(own.outputs[0])
     for name in ("scan_output_axes", "scan_output_directions"):
