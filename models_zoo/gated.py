@@ -97,9 +97,9 @@ class Gated(nn.Module):
 
     def passes(self, x: Tensor) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         """Features of the stem and of all stages, and the gates that they were computed under, for each pass."""
-        features, gates = [self.trunk.stem(x)], []
+        features = [self.trunk.stem(x)]
         for iteration in range(self.iterations):
-            gates = self.gates(features) if iteration else []
+            gates: list[Tensor] = self.gates(features) if iteration else []
             features = features[:1]
             for index, stage in enumerate(self.trunk.stages):
                 features.append(stage(features[-1] * gates[index] if gates else features[-1]))

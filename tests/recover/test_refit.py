@@ -270,11 +270,11 @@ def test_a_layer_is_refitted_only_where_that_gains_on_held_out_images() -> None:
 @given(uses=USES, rank=st.integers(1, 3))
 def test_a_shared_weight_is_refitted_to_all_its_uses(uses: Sequence[SharedUse], rank: int) -> None:
     """The error over the outputs of all uses is that of the reduced-rank regression on all patches, in numpy."""
-    model, x = shared_network(uses), shared_images(24)
+    model, x = shared_network(uses), shared_images(64)
     located = find_sites(model, {})
     name = located[0].site.name
     plan = _plan(located, {name: (CHANNEL_WISE, rank)})
-    fitted = refit(model, plan, in_batches(x[:12], x[12:]), LayerFactors({}, {}))
+    fitted = refit(model, plan, in_batches(x[:32], x[32:]), LayerFactors({}, {}))
     kernel, bias = (np.asarray(model.graph.initializers[name].const_value.numpy()) for name in ("w", "b"))
     patches = np.concatenate([p.reshape(-1, p.shape[2]) for p in all_patches(uses, x, kernel, bias)])
     wanted = patches @ kernel.reshape(len(kernel), -1).T
@@ -283,7 +283,8 @@ def test_a_shared_weight_is_refitted_to_all_its_uses(uses: Sequence[SharedUse], 
     new = sum_products(fitted.factors[name], (Branch(CHANNEL_WISE, rank),), kernel.shape, 1).reshape(len(kernel), -1)
     shift = fitted.shifts[name]
     error = np.square(patches @ (new - kernel.reshape(len(kernel), -1)).T + shift).sum()
-    assert error <= 1.02 * best + 1e-3 * np.square(wanted).sum()
+    # The covariance is shrunk where a use has few positions.
+    assert error <= 1.1 * best + 5e-3 * np.square(wanted).sum()
 
 
 def test_uses_in_series_see_what_the_compressed_network_gives_them() -> None:

@@ -73,7 +73,7 @@ def can_refit(model: ir.Model, place: LocatedSite, change: Change) -> bool:
     """
     if len(place.nodes) > _MOST_USES or not takes_bias(place) or not is_tapped(model, place):
         return False
-    biases = [find_bias(node) for node in place.nodes]
+    biases = [bias for node in place.nodes if (bias := find_bias(node)) is not None]
     return has_room_for_moments(change.site) and all(np.array_equal(biases[0], bias) for bias in biases)
 
 
