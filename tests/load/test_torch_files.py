@@ -189,7 +189,7 @@ def test_weights_that_do_not_fit_are_named(refuses: Command, tmp_path: Path) -> 
         ("resnet22", "did you mean resnet32 or resnet20"),
         ("resnet50", "did you mean torchvision:resnet50?"),
         ("torchvision:resnet51", "did you mean torchvision:resnet50"),
-        ("zzzzz", "known are resnet20"),
+        ("zzzzz", "known are resnet14"),
         ("no_such_module:net", "No module named 'no_such_module'; run from the folder"),
         ("load.test_torch_files:Nothing", "has no factory 'Nothing'"),
         ("json:loads", "cannot be built"),
