@@ -80,19 +80,19 @@ def main(validation: int, latency: bool, output: Path, rows: tuple[str, ...]) ->
         raise click.UsageError(f"unknown row {unknown.pop()}; one of {', '.join(row.name for row in ROWS)}.")
     output.mkdir(parents=True, exist_ok=True)
     results_file = output / "results.json"
-    results = _read(results_file)
+    results = read_results(results_file)
     test = load_images(images / "test_half.npz", IMAGENET)
     for row in ROWS:
         if rows and row.name not in rows:
             continue
         if row.name not in results or (latency and results[row.name]["latency"] is None):
-            found = _carry_out(row, images, weights, validation, latency, output, test)
-            results = _read(results_file) | {row.name: found}  # Other rows may have been run beside this one.
+            found = carry_out(row, images, weights, validation, latency, output, test)
+            results = read_results(results_file) | {row.name: found}  # Other rows may have been run beside this one.
             results_file.write_text(json.dumps(results, indent=2) + "\n")
     print(table(results))
 
 
-def _read(results_file: Path) -> dict[str, Any]:
+def read_results(results_file: Path) -> dict[str, Any]:
     return json.loads(results_file.read_text()) if results_file.exists() else {}
 
 
@@ -108,7 +108,7 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _carry_out(
+def carry_out(
     row: Row, images: Path, weights: Path, validation: int, latency: bool, output: Path, test: Any
 ) -> dict[str, Any]:
     model, options = weights, ("--arch", "resnet20", *row.export)

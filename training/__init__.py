@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from training.channels.csgd import CSGD
-    from training.channels.settings import CSGDSettings, Widths
+    from training.channels.dagger import Dagger
+    from training.channels.magnitude import Magnitude
+    from training.channels.settings import CSGDSettings, DaggerSettings, MagnitudeSettings, Widths
     from training.cut import decompose, low_rank_copy
     from training.settings import ByName, TRPSettings
     from training.trp import TRP
@@ -24,8 +26,12 @@ __all__ = [
     "TRP",
     "ByName",
     "CSGDSettings",
+    "Dagger",
+    "DaggerSettings",
     "Energy",
     "Macs",
+    "Magnitude",
+    "MagnitudeSettings",
     "Rank",
     "TRPSettings",
     "Threshold",
@@ -37,6 +43,10 @@ __all__ = [
 _HOMES = {
     "CSGD": "training.channels.csgd",
     "CSGDSettings": "training.channels.settings",
+    "Dagger": "training.channels.dagger",
+    "DaggerSettings": "training.channels.settings",
+    "Magnitude": "training.channels.magnitude",
+    "MagnitudeSettings": "training.channels.settings",
     "TRP": "training.trp",
     "ByName": "training.settings",
     "Energy": "trp_export.rules",

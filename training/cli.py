@@ -32,6 +32,7 @@ Examples:
             --epochs 24 --factors 14 --lr 0.05 --schedule cosine --amp -o run/
   trp-train --init dense.pt --data npz:DATA --plan plan.json --epochs 10 --lr 0.01 --schedule cosine -o run/
   trp-train --init dense.pt --data npz:DATA --method csgd --widths 0.625 --strength 0.015 --epochs 24 --lr 0.05 -o run/
+  trp-train --init dense.pt --data npz:DATA --method dagger --macs 2 --epochs 24 --lr 0.05 -o run/
   trp-train --resume -o run/
   torchrun --nproc-per-node 2 -m training.cli --arch resnet20 --data npz:DATA --energy 0.98 -o run/
   trp-export run/model.pt
@@ -86,8 +87,8 @@ def command(*, config: Path | None, resume: bool, allow_changed_data: bool, dry_
     """Train a convolutional network so that it loses almost nothing when it is made smaller.
 
     Trained Rank Pruning (Xu et al., arXiv 2004.14566) prepares it for a cut to low rank, Centripetal SGD (Ding et al.,
-    arXiv 1904.03837) for a merge of filters. The folder of the run holds model.pt, ready for trp-export, last.pt to
-    resume from, history.jsonl and history.png.
+    arXiv 1904.03837) for a merge of filters, gates or magnitudes for the removal of filters. The folder of the run
+    holds model.pt, ready for trp-export, last.pt to resume from, history.jsonl and history.png.
     """
     if config is not None:
         given = _read_config(config) | {key: value for key, value in given.items() if value not in (None, ())}
@@ -228,7 +229,7 @@ def _print_plan(run: TrainingRun) -> None:
     if isinstance(plan, ChannelPlan):
         for line in plan.lines():
             click.echo(line)
-        click.echo(f"{steps}; {run.options.channel_rule}: {plan.ratio:.2f}x fewer MACs once merged.")
+        click.echo(f"{steps}; {run.options.channel_rule}: {plan.ratio:.2f}x fewer MACs once they are removed.")
         return
     for decision in plan.decisions:
         what, why = "kept", decision.reason

@@ -37,7 +37,7 @@ class LastState:
     """Where a run stands: `epoch` epochs and `step` steps are done, with `loss_sum` over these steps.
 
     `digests` are the sha256 of the files that the run reads, by flag. `optimizer` holds the state of each parameter,
-    `method` that of TRP or C-SGD in a run whose network is not cut yet, `average` averaged weights.
+    `method` that of TRP, C-SGD and so on in a run whose network is not cut yet, `average` averaged weights.
     """
 
     options: dict[str, Any]

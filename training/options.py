@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from training.channels.settings import CHANNELS, CSGDSettings, Widths
+from training.channels.settings import CHANNELS, CSGDSettings, DaggerSettings, MagnitudeSettings, Widths
 from training.data.loading import DATA, Loading
 from training.save_every import SaveEvery, read_save_every
 from training.settings import (
@@ -32,7 +33,7 @@ ALL = -1  # --factors all
 LARGEST_SEED = 2**63 - 1
 Schedule = Literal["step", "cosine"]
 Keep = Literal["best", "last"]
-MethodName = Literal["trp", "csgd"]
+MethodName = Literal["trp", "csgd", "dagger", "magnitude"]
 ARCHITECTURE = (
     "resnet20, resnet20x1.6 (1.6 times as wide), torchvision:resnet18 or package.module:factory. The last imports the "
     "module, also from the current folder, and runs its code."
@@ -268,8 +269,9 @@ class TrainOptions:
     loading: Loading = group(Loading)
     method: MethodName = flag(
         "--method",
-        "How the network is made smaller: trp lowers ranks (Trained Rank Pruning), csgd makes filters equal, which "
-        "trp-export merges (Centripetal SGD).",
+        "How the network is made smaller: trp lowers ranks (Trained Rank Pruning), csgd makes filters equal "
+        "(Centripetal SGD), dagger finds filters to spare by gates, magnitude drops the smallest ones; trp-export "
+        "removes them.",
         section=FIRST,
         choices=get_args(MethodName),
         default="trp",
@@ -280,6 +282,7 @@ class TrainOptions:
     layers: Layers = group(Layers)
     trp: TRPSettings = group(TRPSettings)
     csgd: CSGDSettings = group(CSGDSettings)
+    dagger: DaggerSettings = group(DaggerSettings)
     optimisation: Optimisation = group(Optimisation)
     distillation: Distillation | None = optional(Distillation)
     speed: Speed = group(Speed)
@@ -348,8 +351,8 @@ class TrainOptions:
 
     @property
     def channel_rule(self) -> Macs | Widths | None:
-        """The rule that says how many filters remain; None where none are merged."""
-        return self.rule if self.method == "csgd" and isinstance(self.rule, Macs | Widths) else None
+        """The rule that says how many filters remain; None where all do."""
+        return self.rule if self.method != "trp" and isinstance(self.rule, Macs | Widths) else None
 
     @property
     def has_method(self) -> bool:
@@ -368,16 +371,30 @@ class TrainOptions:
 
     def csgd_settings(self, rule: Macs | Widths) -> CSGDSettings:
         """The settings of C-SGD for this run. Its decay is the weight decay of the optimizer."""
-        layers = ByName(self.layers.only, self.layers.skip)
-        return replace(self.csgd, rule=rule, seed=self.seed, layers=layers.matches)
+        return replace(self.csgd, rule=rule, seed=self.seed, layers=self._may_lose_filters)
+
+    def dagger_settings(self, rule: Macs | Widths) -> DaggerSettings:
+        """The settings of Dagger for this run."""
+        return replace(self.dagger, rule=rule, seed=self.seed, layers=self._may_lose_filters)
+
+    def magnitude_settings(self, rule: Macs | Widths) -> MagnitudeSettings:
+        """The settings of removal by magnitude for this run."""
+        return MagnitudeSettings(rule, self._may_lose_filters)
+
+    @property
+    def _may_lose_filters(self) -> Callable[[str], bool]:
+        return ByName(self.layers.only, self.layers.skip).matches
 
     def _require_fitting_rule(self) -> None:
         """Raise InvalidOptionError where the method cannot follow the rule."""
         if self.method == "trp" and isinstance(self.rule, Widths):
-            raise InvalidOptionError("{rule.fraction} needs {method} csgd.")
-        if self.method == "csgd" and self.channel_rule is None:
+            raise InvalidOptionError("{rule.fraction} needs {method} csgd, dagger or magnitude.")
+        if self.method == "trp":
+            return
+        if self.channel_rule is None:
             raise InvalidOptionError(
-                "{method} csgd needs a number of filters: {rule.ratio} RATIO or {rule.fraction} FRACTION."
+                f"{{method}} {self.method} needs a number of filters: {{rule.ratio}} RATIO or "
+                "{rule.fraction} FRACTION."
             )
-        if self.method == "csgd" and self.optimisation.factor_epochs:
-            raise InvalidOptionError("{method} csgd makes no factors; leave {optimisation.factors} out.")
+        if self.optimisation.factor_epochs:
+            raise InvalidOptionError(f"{{method}} {self.method} makes no factors; leave {{optimisation.factors}} out.")

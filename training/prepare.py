@@ -39,7 +39,7 @@ def start_network(options: TrainOptions, classes: tuple[str, ...]) -> TrainedNet
     elif options.rule is None and network.kind == DENSE and not options.optimisation.dense_epochs:
         raise OptionError("--factors all needs a rule (--energy, --threshold or --macs) or a --plan.")
     if options.channel_rule is not None and network.kind == FACTORS:
-        raise OptionError(f"--method csgd needs dense weights, and {start.init} holds factors.")
+        raise OptionError(f"--method {options.method} needs dense weights, and {start.init} holds factors.")
     return replace(network, classes=network.classes or classes)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from training.history import Record
 from training.last_state import LastState
+from training.methods import steps_at_rest
 from training.options import TrainOptions
 from training.phase import Phase
 from training.run_folder import stored_options
@@ -56,7 +57,7 @@ def restore(state: LastState, phase: Phase, steps_per_epoch: int, momentum: floa
     if state.step > steps_per_epoch:
         raise ValueError(f"step {state.step} of an epoch of {steps_per_epoch}")
     phase.network.module.load_state_dict(state.model)
-    if momentum and not state.optimizer and state.epoch + state.step:
+    if momentum and not state.optimizer and position.steps_done(steps_per_epoch) > steps_at_rest(phase.method):
         raise ValueError("the optimizer's state is missing")
     phase.restore_optimizer(state.optimizer)
     if phase.method is not None and state.method is not None:

@@ -1,7 +1,7 @@
-"""Channels that are equal or always zero go, and the network answers as before: by construction, operator by operator.
+"""Channels that are equal or constant go, and the network answers as before: by construction, operator by operator.
 
-Random channels of a random network are copied or emptied, in all that makes them. The thinner network must answer as
-the wide one does in onnxruntime, and must have lost those channels.
+Random channels of a random network are copied, emptied or made constant, in all that makes them. The thinner network
+must answer as the wide one does in onnxruntime, and must have lost those channels.
 """
 
 from __future__ import annotations
@@ -145,7 +145,13 @@ def empty_channel(model: onnx.ModelProto, kind: str, channel: int) -> None:
         edit(model, name, lambda array: array.__setitem__(channel, 0))
 
 
-@settings(max_examples=40)
+def make_constant(model: onnx.ModelProto, kind: str, channel: int, value: float) -> None:
+    """Give a channel of the stem this value everywhere; what is tied to it makes nothing of its own."""
+    empty_channel(model, kind, channel)
+    edit(model, "bn.b", lambda array: array.__setitem__(channel, value))
+
+
+@settings(max_examples=60)
 @given(st.sampled_from(sorted(BODIES)), st.integers(0, 2**31), st.data())
 def test_thinner_network_answers_as_the_wide_one(kind: str, seed: int, data: st.DataObject) -> None:
     model = network(kind, seed % 7)
@@ -154,7 +160,7 @@ def test_thinner_network_answers_as_the_wide_one(kind: str, seed: int, data: st.
     for second in channels[1 : data.draw(st.integers(1, 4))]:
         copy_channel(model, kind, channels[0], second)
     for channel in channels[6 : 6 + data.draw(st.integers(0, 2))]:
-        empty_channel(model, kind, channel)
+        make_constant(model, kind, channel, data.draw(st.sampled_from([0.0, -0.5, 0.75, 1.5])))
     thinner, _ = thin(model)
     require_same(model, thinner)
 
@@ -237,3 +243,93 @@ def test_a_thin_network_loses_nothing_more(tmp_path: Path) -> None:
     copy_channel(model, "gate", 0, 1)
     _, decisions = thin(thin(model)[0])
     assert not any(decision.removed for decision in decisions)
+
+
+# What makes of a constant another constant, with what it needs, and whether a padded conv reads it.
+OF_CONSTANTS = {
+    "relu": "p = Relu (b0)",
+    "leaky": "p = LeakyRelu <alpha = 0.3> (b0)",
+    "clip": "p = Clip (b0, lo, hi)",
+    "elu": "p = Elu <alpha = 0.7> (b0)",
+    "sigmoid": "p = Sigmoid (b0)",
+    "hard sigmoid": "p = HardSigmoid <alpha = 0.3> (b0)",
+    "hard swish": "p = HardSwish (b0)",
+    "tanh": "p = Tanh (b0)",
+    "softplus": "p = Softplus (b0)",
+    "mish": "q = Softplus (b0)\n t = Tanh (q)\n p = Mul (b0, t)",
+    "erf": "p = Erf (b0)",
+    "swish": "q = Sigmoid (b0)\n p = Mul (b0, q)",
+    "affine": "q = Mul (b0, c)\n p = Add (q, e)",
+    "reversed": "q = Sub (c, b0)\n p = Div (q, hi)",
+    "prelu": "p = PRelu (b0, c)",
+    "max": "q = Max (b0, lo)\n p = Min (q, hi)",
+    "average": "p = AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (b0)",
+    "maximum": "p = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (b0)",
+    "linear": 'p = Resize <mode = "linear"> (b0, , z)',
+    "depthwise": "p = Conv <group = 8> (b0, d, e1)",
+    "edges": 'p = Pad <mode = "edge"> (b0, pads)',
+    "layers": "q = Conv (b0, v, e1)\n p = Relu (q)",
+}
+_GIVEN = (
+    "float lo = {-0.2}, float hi = {0.6}, float[8, 1, 1] c, float[8, 1, 1] e, float[8] e1, float[8, 1, 3, 3] d, "
+    "float[8, 8, 1, 1] v, float[4] z = {1, 1, 2, 2}, int64[8] pads = {0, 0, 1, 1, 0, 0, 2, 0}"
+)
+
+
+def network_of_constants(nodes: str, reader: str, values: tuple[float, ...]) -> onnx.ModelProto:
+    """The stem's first channels have these values everywhere; `reader` makes y of p."""
+    declared, stem = STEM
+    stem = stem.partition("a = Relu")[0]
+    head = HEAD.replace('"" : 17', '"" : 18')
+    model = build(f"{head}<{declared}, {_GIVEN}, float[5, 8, 3, 3] w, float[5] u> {{ {stem} {nodes}\n {reader} }}", 0)
+    for name in ("stem.weight", "stem.b", "bn.s", "bn.b", "bn.m", "bn.v", "c", "e", "e1", "d", "v", "w", "u"):
+        drawn = np.random.default_rng(len(name) + ord(name[0])).uniform(0.5, 1.5, 4096)
+        edit(model, name, lambda array, drawn=drawn: array.__setitem__(..., drawn[: array.size].reshape(array.shape)))
+    for channel, value in enumerate(values):
+        make_constant(model, "conv", channel, value)
+    return model
+
+
+@pytest.mark.parametrize("nodes", OF_CONSTANTS.values(), ids=OF_CONSTANTS.keys())
+def test_constant_channels_go_into_the_next_bias(nodes: str) -> None:
+    for reader in ("y = Conv (p, w, u)", "y = Conv <strides = [2, 1], dilations = [1, 2]> (p, w)"):
+        model = network_of_constants(nodes, reader, (-1.4, 0.4, 2.5))
+        thinner, decisions = thin(model)
+        require_same(model, thinner)
+        assert decisions[0].dropped == (0, 1, 2), decisions
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [
+        "y = Conv <pads = [0, 0, 1, 0]> (p, w, u)",
+        'y = Conv <auto_pad = "SAME_UPPER"> (p, w)',
+        "t = Transpose <perm = [1, 0, 2, 3]> (w)\n y = ConvTranspose (p, t)",
+        "q = Pad (p, pads)\n y = Conv (q, w)",
+    ],
+)
+def test_constant_channels_stay_where_zeros_are_padded(reader: str) -> None:
+    model = network_of_constants("p = Relu (b0)", reader, (-1.4, 0.4, 2.5))
+    thinner, decisions = thin(model)
+    require_same(model, thinner)
+    assert decisions[0].dropped == (0,)  # It is zero behind the ReLU.
+
+
+def test_constant_channels_stay_where_one_of_two_readers_pads() -> None:
+    reader = "q = Conv <pads = [1, 1, 1, 1]> (p, w)\n r = Conv <pads = [1, 1, 1, 1]> (b0, w)\n y = Add (q, r)"
+    model = network_of_constants("p = Relu (b0)", reader, (-1.4, 0.4))
+    thinner, decisions = thin(model)
+    require_same(model, thinner)
+    assert decisions[0].removed == 0
+
+
+@pytest.mark.parametrize("bias", ["float[6] u", "float[1] u", "float[1, 6] u", "float[1, 1] u"])
+def test_gemm_takes_constants_times_its_alpha_and_keeps_its_beta(bias: str) -> None:
+    text = _text("gemm").replace("float[6] u", bias).replace("alpha = 0.5", "alpha = 0.5, beta = 0.25")
+    model = build(text)
+    randomise(model, 3)
+    make_constant(model, "gemm", 2, 0.75)
+    make_constant(model, "gemm", 5, 1.5)
+    thinner, decisions = thin(model)
+    require_same(model, thinner)
+    assert decisions[0].dropped == (2, 5)

@@ -52,9 +52,10 @@ def train(data: Path, output: Path, processes: int, method: list[str]) -> Traine
 
 LOW_RANK = ["--energy", "0.8", "--period", "3", "--nuclear", "0.01"]
 FEWER_CHANNELS = ["--method", "csgd", "--widths", "0.5", "--strength", "0.1"]
+GATES = ["--method", "dagger", "--macs", "2", "--gate-steps", "10"]
 
 
-@pytest.mark.parametrize("method", [LOW_RANK, FEWER_CHANNELS])
+@pytest.mark.parametrize("method", [LOW_RANK, FEWER_CHANNELS, GATES])
 def test_two_processes_equal_one(method: list[str], stripes: Path, tmp_path: Path) -> None:
     one, two = train(stripes, tmp_path / "one", 1, method), train(stripes, tmp_path / "two", 2, method)
     if method is LOW_RANK:

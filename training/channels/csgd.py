@@ -81,7 +81,7 @@ class CSGD:
         """The plan of a merge. It is the same from the start to the end."""
         return self.plan
 
-    def merged(self, batches: Iterable[Tensor]) -> nn.Module:
+    def as_cut(self, batches: Iterable[Tensor]) -> nn.Module:
         """A copy of the network as a merge now would make it, batch norm re-estimated. No weight is changed."""
         return equal_copy(self._model, self.plan, batches)
 

@@ -1,4 +1,4 @@
-"""Groups of channels that can be merged with one another, and the plan of a network in which they are."""
+"""Groups of channels that pass through the same values, and the plan of a network in which each keeps fewer."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from training.channels.clusters import ClusterMean, Labels
 from training.channels.settings import Widths
-from training.channels.ties import Ties, find_ties
+from training.channels.ties import ZERO, Ties, find_ties
 from training.cut import reestimate_batch_norm
 from training.layers import TorchLayer
 from training.spectra import full_precision
@@ -21,6 +22,9 @@ from trp_export.rules import Macs
 
 _STATISTICS = ("running_mean", "running_var")
 _TENSORS = ("weight", "bias", *_STATISTICS)
+
+# The label of a channel that goes, where channels are not merged.
+REMOVED = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class ChannelGroup:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """A group and the cluster of each of its channels. One channel of each cluster remains after a merge."""
+    """A group and the cluster of each of its channels, or REMOVED. One channel of each cluster remains."""
 
     group: ChannelGroup
     labels: Labels
@@ -63,9 +67,9 @@ class Merge:
 
 @dataclass(frozen=True, slots=True)
 class ChannelPlan:
-    """What may be merged, and why the other layers keep all their filters.
+    """What is merged or removed, and why the other layers keep all their filters.
 
-    `macs` are the multiply-adds of the merged network for one input, `dense_macs` those of the network as it is.
+    `macs` are the multiply-adds of the thinner network for one input, `dense_macs` those of the network as it is.
     """
 
     merges: tuple[Merge, ...]
@@ -87,28 +91,39 @@ class ChannelPlan:
 
 
 class ChannelCosts:
-    """The multiply-adds of a network in which groups keep fewer channels."""
+    """The multiply-adds of a network in which groups keep fewer channels.
+
+    Those of a layer fall with the share of its filters that stay, and with the share of the channels that it reads.
+    """
 
     def __init__(self, layers: Sequence[TorchLayer], ties: Ties, groups: Sequence[ChannelGroup]) -> None:
         group_of = {channel: index for index, group in enumerate(groups) for channel in group.channels}
         made = {rows.name: rows.channels for rows in ties.rows}
-        self._sizes = [len(group) for group in groups]
-        self._layers = []
-        for layer in layers:
-            sides = [made.get(layer.name, ())]
-            if getattr(layer.module, "groups", 1) == 1:
-                sides.append(ties.reads.get(layer.name, ()))
-            self._layers.append((layer.site.macs, [[group_of.get(c) for c in side] for side in sides if side]))
+        self._sizes = np.array([len(group) for group in groups], np.float64)
+        self._dense = np.array([layer.site.macs for layer in layers], np.float64)
+        # For what each layer makes and reads: the channels of each group and, in the last column, those of none.
+        self._sides = np.zeros((2, len(layers), len(groups) + 1))
+        for index, layer in enumerate(layers):
+            is_grouped = getattr(layer.module, "groups", 1) > 1
+            sides = (made.get(layer.name, ()), () if is_grouped else ties.reads.get(layer.name, ()))
+            for side, channels in enumerate(sides):
+                for channel in channels or (ZERO,):
+                    self._sides[side, index, group_of.get(channel, -1)] += 1
+        self._sides /= self._sides.sum(2, keepdims=True)
 
     def macs(self, counts: Sequence[int]) -> int:
         """The multiply-adds with this many channels in each group."""
-        shares = [count / size for count, size in zip(counts, self._sizes, strict=True)]
-        total = 0
-        for dense, sides in self._layers:
-            macs = float(dense)
-            for side in sides:
-                macs *= sum(1.0 if group is None else shares[group] for group in side) / len(side)
-            total += round(macs)
+        made, read = self._sides @ np.append(np.asarray(counts) / self._sizes, 1.0)
+        return int(np.rint(self._dense * made * read).sum())
+
+    def expected(self, counts: Tensor) -> Tensor:
+        """The same for numbers of channels that need not be whole, with gradients; `counts` is (groups,)."""
+        sides, sizes, dense = (
+            torch.as_tensor(array, dtype=counts.dtype, device=counts.device)
+            for array in (self._sides, self._sizes, self._dense)
+        )
+        made, read = sides @ torch.cat([counts / sizes, counts.new_ones(1)])
+        total: Tensor = (dense * made * read).sum()
         return total
 
 
@@ -149,16 +164,20 @@ def counts_of(rule: Macs | Widths, groups: Sequence[ChannelGroup], costs: Channe
     """
     if isinstance(rule, Widths):
         return _counts(groups, rule.fraction)
-    dense = costs.macs([len(group) for group in groups])
+    most = budget_of(rule, groups, costs)
     shares = sorted({(count + 1) / len(group) for group in groups for count in range(len(group))})
-    fitting = [share for share in shares if costs.macs(_counts(groups, share)) * rule.ratio <= dense]
-    if not fitting:
-        most = dense / costs.macs([1] * len(groups))
+    return _counts(groups, max(share for share in shares if costs.macs(_counts(groups, share)) <= most))
+
+
+def budget_of(rule: Macs, groups: Sequence[ChannelGroup], costs: ChannelCosts) -> float:
+    """The most multiply-adds that a budget allows. Raises OptionError where one channel in each group exceeds it."""
+    dense, least = costs.macs([len(group) for group in groups]), costs.macs([1] * len(groups))
+    if least * rule.ratio > dense:
         raise OptionError(
-            f"--macs {rule.ratio:g} is out of reach: with one filter in each layer that can be merged, the network has "
-            f"{most:.2f}x fewer multiply-adds."
+            f"--macs {rule.ratio:g} is out of reach: with one filter in each layer that can lose filters, the network "
+            f"has {dense / least:.2f}x fewer multiply-adds."
         )
-    return _counts(groups, fitting[-1])
+    return dense / rule.ratio
 
 
 def equalise(model: nn.Module, plan: ChannelPlan, tensors: Iterable[str] = _TENSORS) -> None:

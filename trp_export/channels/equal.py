@@ -8,20 +8,18 @@ one number are equal on every input. A channel that is the same constant everywh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import tanh
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.channels.analysis import Analysis
+from trp_export.channels.constants import constants_of
 from trp_export.channels.labels import Ids
 from trp_export.channels.steps import Each, Mix, Rows, Source
-from trp_export.graph.exact.affine import affine_terms
-from trp_export.graph.weights import find_bias, find_constant
+from trp_export.graph.weights import find_bias
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Array
 
@@ -47,9 +45,16 @@ class Numbers:
         self.constants[number] = value
         return number
 
-    def is_zero(self, value: ir.Value) -> NDArray[np.bool_]:
-        """For each channel of a value whether it is always zero."""
-        return np.array([self.constants.get(int(number)) == 0 for number in self.of_values[value]], dtype=bool)
+    def values(self, numbers: Ids) -> Float64:
+        """The value of each channel by its number, NaN where it is not constant."""
+        known = [self.constants.get(number, np.nan) for number in numbers.reshape(-1).tolist()]
+        return np.array(known).reshape(numbers.shape)
+
+    def spare(self, step: Mix) -> NDArray[np.bool_]:
+        """For each channel that a layer reads whether the layer can do without: it is zero, or goes into the bias."""
+        assert step.data is not None, "what a layer of unknown channels reads stays"
+        constants = self.values(self.of_values[step.data])
+        return constants == 0 if not takes_constants(step) else ~np.isnan(constants)
 
 
 def number_channels(analysis: Analysis, tolerance: float | None = None) -> Numbers:
@@ -83,13 +88,24 @@ def _number_mix(step: Mix, numbers: Numbers, tolerance: float | None) -> Ids:
             made += [numbers.intern((step.node.name, index, "own", row)) for row in range(outputs)]
             continue
         # In the precision of the layer, so that equal sums are equal.
-        shift = (offset + bias[index * outputs : (index + 1) * outputs]).astype(kernel.dtype).astype(np.float64)
+        shift = (
+            (step.alpha * offset + bias[index * outputs : (index + 1) * outputs])
+            .astype(kernel.dtype)
+            .astype(np.float64)
+        )
         rows = columns.reshape(outputs, -1)
         alive = np.asarray(rows.any(axis=1))
         for row, first in enumerate(equal_rows(rows, scale, spread).tolist()):
             key = (step.node.name, index, first, shift[row])
             made.append(numbers.intern(key) if alive[row] else numbers.constant(float(shift[row])))
     return np.array(made)
+
+
+def takes_constants(step: Mix) -> bool:
+    """Whether a layer can add what it makes of constant channels to its bias: not where padding cuts them off."""
+    return (
+        step.node.op_type in ("Conv", "Gemm") and not step.is_padded and _bias(step.node, len(step.outputs)) is not None
+    )
 
 
 def _bias(node: ir.Node, outputs: int) -> Float64 | None:
@@ -148,11 +164,11 @@ def _number_each(step: Each, numbers: Numbers, tolerance: float | None) -> Ids:
     read = np.stack(parts, axis=1)
     own = [_classes(rows, tolerance)[positions] for rows, positions in step.parameters]
     tags = step.tags if step.tags is not None else np.zeros(len(read), np.int64)
-    known = _constants(step, read, numbers)
+    known = constants_of(step, numbers.values(read))
     made = []
     for place, row in enumerate(read.tolist()):
-        if known[place] is not None:
-            made.append(numbers.constant(known[place]))
+        if not np.isnan(known[place]):
+            made.append(numbers.constant(float(known[place])))
         elif step.node.op_type == "Add" and not own and len(row) == 2 and (zero := _zero(row, numbers)) is not None:
             made.append(row[1 - zero])
         else:
@@ -177,114 +193,3 @@ def _classes(rows: Rows, tolerance: float | None) -> Ids:
     scale = float(np.abs(flat).max(initial=0.0)) if flat.dtype.kind == "f" else 0.0
     spread = _tolerance(rows.constant.dtype, tolerance) if flat.dtype.kind == "f" else 0.0
     return equal_rows(flat, scale, spread)
-
-
-def _constants(step: Each, read: Ids, numbers: Numbers) -> list[Any]:
-    """The value of each output channel that is constant, None for the others."""
-    values = [[numbers.constants.get(number) for number in row] for row in read.tolist()]
-    op_type = step.node.op_type
-    if op_type == "BatchNormalization":
-        return _normalised(step.node, values)
-    if op_type in ("Conv", "ConvTranspose"):
-        return _depthwise(step, values)
-    if op_type == "Mul":
-        values = [[0.0] if 0.0 in row else [None] for row in values]
-    function = _FUNCTIONS.get(op_type)
-    others = len(step.node.inputs) > len(step.sources)
-    if function is None or (op_type in _ALL_OPERANDS and others) or (op_type == "Div" and not _divides(step)):
-        return [None] * len(values)
-    return [None if None in row else function(step.node, [value or 0.0 for value in row]) for row in values]
-
-
-def _normalised(node: ir.Node, values: list[list[float | None]]) -> list[float | None]:
-    affine = affine_terms(node)
-    if affine is None:
-        return [None] * len(values)
-    known: list[float | None] = []
-    for (value,), scale, shift in zip(values, *affine, strict=True):
-        constant = float(shift) if scale == 0 else None if value is None else float(scale * value + shift)
-        known.append(None if constant is None else float(np.float32(constant)))
-    return known
-
-
-def _depthwise(step: Each, values: list[list[float | None]]) -> list[float | None]:
-    """A channel that reads zeros, or whose filter is zero, is its bias."""
-    weight = step.parameters[0][0].constant.array()
-    dead = np.abs(weight).reshape(len(values), -1).max(axis=1) == 0
-    bias = find_bias(step.node)
-    if bias is None:
-        return [None] * len(values)
-    shift = np.broadcast_to(bias, (len(values),))
-    return [
-        float(np.float32(shift[place])) if dead[place] or row == [0.0] else None for place, row in enumerate(values)
-    ]
-
-
-def _divides(step: Each) -> bool:
-    """Whether the channels are divided by constants that are not zero."""
-    divisor = find_constant(step.node.inputs[1])
-    return divisor is not None and bool(divisor.array().all())
-
-
-def _same(node: ir.Node, row: list[float]) -> float | None:
-    return row[0] if len(set(row)) == 1 else None
-
-
-def _if_zero(node: ir.Node, row: list[float]) -> float | None:
-    """Of operators that make zeros of zeros, whatever they make of other constants."""
-    return 0.0 if not any(row) else None
-
-
-def _clip(node: ir.Node, row: list[float]) -> float | None:
-    bounds = []
-    for index, name in enumerate(("min", "max"), start=1):
-        value = node.inputs[index] if len(node.inputs) > index else None
-        constant = find_constant(value)
-        if value is not None and (constant is None or constant.array().size != 1):
-            return None
-        bounds.append(
-            float(constant.array().reshape(()))
-            if constant
-            else node.attributes.get_float(name, -np.inf if index == 1 else np.inf)
-        )
-    return float(min(max(row[0], bounds[0]), bounds[1]))
-
-
-def _pad_value(node: ir.Node, row: list[float]) -> float | None:
-    if node.attributes.get_string("mode", "constant") != "constant":
-        return row[0]
-    value = find_constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
-    if len(node.inputs) > 2 and node.inputs[2] is not None and value is None:
-        return None
-    filled = float(value.array().reshape(())) if value is not None else node.attributes.get_float("value", 0.0)
-    return row[0] if filled == row[0] else None
-
-
-def _leaky(node: ir.Node, row: list[float]) -> float | None:
-    return row[0] if row[0] >= 0 else row[0] * node.attributes.get_float("alpha", 0.01)
-
-
-def _extrapolates(node: ir.Node, row: list[float]) -> float | None:
-    mode = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
-    return 0.0 if row[0] == 0 and mode != "tf_crop_and_resize" else None
-
-
-# Zero only where all operands are.
-_ALL_OPERANDS = ("Add", "Sub", "Sum")
-
-# What an operator makes of channels that are constant. Of one that is not listed it is not known.
-_FUNCTIONS: Mapping[str, Callable[[ir.Node, list[float]], float | None]] = {
-    **dict.fromkeys(("Relu",), lambda node, row: max(row[0], 0.0)),
-    **dict.fromkeys(("MaxPool", "GlobalMaxPool", "GlobalAveragePool", "Flatten", "Reshape", "Transpose"), _same),
-    **dict.fromkeys(("Squeeze", "Unsqueeze", "ReduceMean", "ReduceMax", "ReduceMin", "Slice", "Gather"), _same),
-    **dict.fromkeys(
-        ("Mul", "PRelu", "AveragePool", "Abs", "Neg", "Elu", "Selu", "Gelu", "HardSwish", "Mish"), _if_zero
-    ),
-    **dict.fromkeys(("Swish", "Sqrt", "Erf", "Softsign", "Sin", "ReduceSum", "DepthToSpace", "SpaceToDepth"), _if_zero),
-    **dict.fromkeys((*_ALL_OPERANDS, "Div"), _if_zero),
-    "Tanh": lambda node, row: float(np.float32(tanh(row[0]))),
-    "LeakyRelu": _leaky,
-    "Clip": _clip,
-    "Pad": _pad_value,
-    "Resize": _extrapolates,
-}

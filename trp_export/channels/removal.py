@@ -1,7 +1,8 @@
 """Remove channels from a model, exactly: their filters go, and what reads them is given less to read.
 
 Of a cluster of equal channels one stays, and each layer that reads it adds its weights for the others to those for
-this one. What is always zero, or multiplied by zero, is left out. No choices are made here.
+this one. What is always zero, or multiplied by zero, is left out; what is another constant goes into the bias of its
+readers. No choices are made here.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from trp_export.channels.analysis import Analysis
+from trp_export.channels.equal import number_channels, takes_constants
 from trp_export.channels.groups import Group
 from trp_export.channels.labels import Ids
 from trp_export.channels.steps import Columns, Kept, Mix, Rows
 from trp_export.errors import OptionError
-from trp_export.graph.weights import add_initializer, find_constant, set_value
+from trp_export.graph.exact.affine import Term, set_bias
+from trp_export.graph.weights import add_initializer, find_bias, find_constant, set_value
+from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Array
 from trp_export.planning.channels import ChannelDecision
 
@@ -55,12 +59,15 @@ def removed_channels(groups: Sequence[Group], decisions: Sequence[ChannelDecisio
 def remove_channels(analysis: Analysis, gone: Mapping[int, int | None]) -> dict[str, Narrowed]:
     """Remove channels from the model of the analysis, in place. Returns the values that have fewer of them, by name."""
     removal = _Removal(analysis, gone)
+    offsets = removal.offsets()
     for step in {step.weight.root: step for step in analysis.steps if isinstance(step, Mix)}.values():
         removal.cut_kernel(step)
     for columns in {columns.constant.root: columns for columns in analysis.columns}.values():
         removal.cut_columns(columns)
     for rows in analysis.rows:
         removal.cut_rows(rows)
+    for step, offset in offsets:
+        _add_to_bias(step, offset)
     for setting in analysis.settings:
         kept = removal.kept(setting.ids)
         if not kept.all():
@@ -75,6 +82,24 @@ class _Removal:
 
     def kept(self, ids: Ids) -> Kept:
         return np.array([self._analysis.ties.find(channel) not in self._gone for channel in ids.tolist()], dtype=bool)
+
+    def offsets(self) -> list[tuple[Mix, Float64]]:
+        """What layers make of the constant channels that go, for each filter that stays."""
+        if None not in self._gone.values():
+            return []
+        numbers = number_channels(self._analysis)
+        offsets = []
+        for step in self._analysis.steps:
+            if isinstance(step, Mix) and step.data is not None and step.inputs is not None and takes_constants(step):
+                roots = self._analysis.ties.roots(step.inputs).tolist()
+                dropped = np.array([self._gone.get(channel, channel) is None for channel in roots])
+                values = np.where(dropped, numbers.values(numbers.of_values[step.data]), 0.0)
+                # Filters that have no part in a channel ignore it, whatever it is.
+                if np.nan_to_num(values).any():
+                    sums = step.kernel().astype(np.float64).sum(3)
+                    each = sums @ np.nan_to_num(values).reshape(step.group, -1, 1)
+                    offsets.append((step, step.alpha * each.reshape(-1)[self.kept(step.outputs)]))
+        return offsets
 
     def cut_kernel(self, step: Mix) -> None:
         """Leave out filters, and add up the columns of equal inputs."""
@@ -140,6 +165,12 @@ class _Removal:
             if find_constant(node.outputs[0]) is not None:
                 node.outputs[0].shape = None
         return narrowed
+
+
+def _add_to_bias(step: Mix, offset: Float64) -> None:
+    bias = find_bias(step.node)
+    assert bias is not None, "a layer whose bias is not known takes no constants"
+    set_bias(Term(step.node, step.weight, bias), bias + offset)
 
 
 def _places(channels: Ids) -> dict[int, list[int]]:

@@ -1,7 +1,7 @@
-"""Find the channels that can go at no loss: those equal to another one, and those that are always zero or never read.
+"""Find the channels that can go at no loss: those equal to another one, and those that are constant or never read.
 
 A channel goes with all that is tied to it, so wherever a layer reads the one it must equal what that layer reads of
-the other, or be zero there, or meet only zero weights.
+the other, or be zero there, or a constant that the layer's bias can take, or meet only zero weights.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.channels.analysis import Analysis
@@ -26,13 +25,13 @@ _LARGE_SHARE = 1 / 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Read:
-    """What a layer reads: the channel at each position, its number, its block of a grouped conv, whether it is zero,
-    and for each filter, by its channel, which positions it multiplies by a weight that is not zero."""
+    """What a layer reads: the channel at each position, its number, its block of a grouped conv, whether the layer can
+    do without it, and for each filter, by its channel, which positions it multiplies by a weight that is not zero."""
 
     channels: Ids
     numbers: Ids
     blocks: Ids
-    zero: NDArray[np.bool_]
+    spare: NDArray[np.bool_]
     filters: Ids
     uses: NDArray[np.bool_]
 
@@ -89,18 +88,14 @@ def _reads(analysis: Analysis, numbers: Numbers) -> Iterator[_Read]:
             for index in range(group):
                 row, column = index * outputs, index * inputs
                 uses[row : row + outputs, column : column + inputs] = used[index]
+            channels, filters = analysis.ties.roots(step.inputs), analysis.ties.roots(step.outputs)
             blocks = np.repeat(np.arange(group), inputs)
-            yield _read(analysis, numbers, step.data, step.inputs, blocks, analysis.ties.roots(step.outputs), uses)
+            yield _Read(channels, numbers.of_values[step.data], blocks, numbers.spare(step), filters, uses)
     for columns in analysis.columns:
-        blocks = np.zeros(len(columns.ids), np.int64)
-        all_used = np.ones((1, len(columns.ids)), dtype=np.bool_)
-        yield _read(analysis, numbers, columns.data, columns.ids, blocks, np.array([-1]), all_used)
-
-
-def _read(
-    analysis: Analysis, numbers: Numbers, data: ir.Value, ids: Ids, blocks: Ids, filters: Ids, uses: NDArray[np.bool_]
-) -> _Read:
-    return _Read(analysis.ties.roots(ids), numbers.of_values[data], blocks, numbers.is_zero(data), filters, uses)
+        channels, own = analysis.ties.roots(columns.ids), numbers.of_values[columns.data]
+        all_used = np.ones((1, len(channels)), dtype=np.bool_)
+        is_zero = numbers.values(own) == 0
+        yield _Read(channels, own, np.zeros_like(channels), is_zero, np.array([-1]), all_used)
 
 
 def _merged(reads: Sequence[_Read], free: dict[int, int]) -> dict[int, int]:
@@ -122,14 +117,14 @@ def _merged(reads: Sequence[_Read], free: dict[int, int]) -> dict[int, int]:
 
 
 def _dropped(reads: Sequence[_Read], free: dict[int, int]) -> set[int]:
-    """The channels that are zero wherever they are read, or read only by filters that are dropped or ignore them."""
+    """The channels that each layer can do without, or that only filters read which are dropped or ignore them."""
     dropped: set[int] = set()
     while True:
         needed: set[int] = set()
         seen: set[int] = set()
         for read in reads:
             gone = np.isin(read.filters, list(dropped)) if dropped else np.zeros(len(read.filters), dtype=bool)
-            used = read.uses[~gone].any(axis=0) & ~read.zero
+            used = read.uses[~gone].any(axis=0) & ~read.spare
             needed.update(read.channels[used].tolist())
             seen.update(read.channels.tolist())
         more = {channel for channel in free if channel in seen and channel not in needed}
@@ -180,7 +175,7 @@ def _decision(group: Group, gone: dict[int, int | None], held: set[int]) -> Chan
 def _reason(group: Group, merged: Sequence[Cluster], dropped: Sequence[int], held: set[int]) -> str:
     equal = sum(len(cluster.merged) for cluster in merged)
     words = [f"{equal} equal to another"] if equal else []
-    words += [f"{len(dropped)} always zero or not read"] if dropped else []
+    words += [f"{len(dropped)} constant or not read"] if dropped else []
     if not words and not held.isdisjoint(group.channels.tolist()):
         return "so few could go that the rest would run slower"
-    return " and ".join(words) or group.reason or "no two channels are equal and none is always zero"
+    return " and ".join(words) or group.reason or "no two channels are equal and none is constant"

@@ -85,6 +85,11 @@ class Mix:
         """Whether the input is extended by zeros at its border, or a stride leaves zeros between its entries."""
         return self.node.op_type == "ConvTranspose" or (self.node.op_type == "Conv" and is_padded(self.node))
 
+    @property
+    def alpha(self) -> float:
+        """What a Gemm multiplies its products by."""
+        return self.node.attributes.get_float("alpha", 1.0) if self.node.op_type == "Gemm" else 1.0
+
     def kernel(self) -> Array:
         """(group, n/group, c/group, k): the kernel with its spatial axes flattened."""
         kernel = as_kernel(self.node, self.weight.array(), self.group)

@@ -59,7 +59,7 @@ def _planned(report: Report) -> str:
 
 def _nothing_to_remove(report: Report, name: str) -> str:
     """The outcome where no rule was given and no channel can go."""
-    found = f"No two channels of {name} are equal and none is always zero"
+    found = f"No two channels of {name} are equal and none is constant"
     if report.after is None:
         return f"{found}. --energy 0.98 is a rule to start with for low rank."
     return f"{found}{_cleaned_up(report)}."

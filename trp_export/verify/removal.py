@@ -1,7 +1,7 @@
 """Verify the removal of channels: each value that has fewer of them is the original's at the channels that are left.
 
 Original and thinner network run on the same inputs. What the removed channels did must have been done by others, or
-be nothing: every value behind them agrees.
+by a bias, or be nothing: every value behind them agrees, and so do the outputs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def prove_removal(thinned: Thinned, batches: Mapping[str, Sequence[Inputs]]) -> 
     model = read_model(thinned.thin)
     fed = [batch for each in batches.values() for batch in each]
     factor = float(LAMBDA * np.sqrt(_most_terms(model)))
-    names = [name for name in before_steps(model) if name in thinned.narrowed]
+    compared = {*thinned.narrowed, *(output.name for output in model.graph.outputs)}
+    names = [name for name in before_steps(model) if name in compared]
     for start in range(0, len(names), _AT_ONCE):
         some = tuple(names[start : start + _AT_ONCE])
         wanted = [_left(answer, some, thinned.narrowed) for answer in Execution(some).run(thinned.wide, fed)]
@@ -41,7 +42,7 @@ def prove_removal(thinned: Thinned, batches: Mapping[str, Sequence[Inputs]]) -> 
 def _left(answer: Sequence[Array], names: Sequence[str], narrowed: Mapping[str, Narrowed]) -> list[Array]:
     """The values at the channels that are left."""
     return [
-        np.take(array, narrowed[name].positions, axis=narrowed[name].axis)
+        np.take(array, narrowed[name].positions, axis=narrowed[name].axis) if name in narrowed else array
         for name, array in zip(names, answer, strict=True)
     ]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from short_runs import TINY, options_for, stop_at, train
 from tied_networks import merged_in_place
 from tiny_networks import Tiny
 
@@ -16,27 +16,8 @@ from training import CSGD, CSGDSettings, Widths, cli
 from training.checkpoint import load_network
 from training.last_state import read_last_state
 from training.loop import TrainingRun
-from training.options import TrainOptions
 from trp_export import Benchmark, InputOptions, LoadOptions, Options, compress
 from trp_export.errors import LoadError, OptionError, StoppedEarly
-from trp_export.flags import build_value
-
-TINY = "tiny_networks:tiny"
-
-
-def options_for(data: Path, output: Path, **changes: Any) -> TrainOptions:
-    """The options of a short run; `changes` are by the keys of flags."""
-    values = {"data": f"npz:{data}", "output": output, "arch": TINY, "shape": (1, 3, 8, 8), "method": "csgd"}
-    values |= {"widths": 0.5, "strength": 0.3, "epochs": 4, "batch": 16, "lr": 0.05, "validation": 64, "device": "cpu"}
-    output.mkdir(exist_ok=True)
-    options: TrainOptions = build_value(TrainOptions, values | changes)
-    return options
-
-
-def train(options: TrainOptions, progress: Callable[[dict[str, Any]], None] = lambda record: None) -> TrainingRun:
-    run = TrainingRun(options, progress)
-    run.train()
-    return run
 
 
 def test_a_run_leaves_equal_filters_that_merge_without_loss(stripes: Path, tmp_path: Path) -> None:
@@ -73,16 +54,6 @@ def test_the_best_epoch_is_written_as_it_is_once_merged(stripes: Path, tmp_path:
     network = load_network(tmp_path / "run" / "model.pt", TINY)
     merged = merged_in_place(network.module, plan)
     assert run.accuracy(merged) == run.accuracy(network.module) == run.kept["cut_accuracy"]
-
-
-def stop_at(epoch: int, step: int) -> Callable[[dict[str, Any]], None]:
-    def stop(record: dict[str, Any]) -> None:
-        if (record["epoch"], record.get("step")) == (epoch, step):
-            import signal
-
-            signal.raise_signal(signal.SIGTERM)
-
-    return stop
 
 
 @pytest.mark.parametrize(("epoch", "step"), [(0, 5), (2, 7)])
