@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.channels.groups import ChannelCosts
+from trp_export.channels.blocks import worth_removing
 
 # For each group: a score for each of its channels, and whether each stays.
 Scores = Sequence[NDArray[np.float64]]
@@ -69,5 +70,14 @@ class Budget:
 
 
 def _above(scores: Scores, threshold: float) -> Stay:
-    """The channels above the threshold, in each group at least the best one."""
-    return tuple((group > threshold) | (np.arange(len(group)) == group.argmax()) for group in scores)
+    """The channels above the threshold, in each group at least the best one.
+
+    Where few would go, as many stay as `trp-export` will keep.
+    """
+    chosen = []
+    for group in scores:
+        lost = min(int((group <= threshold).sum()), len(group) - 1)
+        stay = np.ones(len(group), dtype=bool)
+        stay[np.argsort(group, kind="stable")[: worth_removing(len(group), lost)]] = False
+        chosen.append(stay)
+    return tuple(chosen)

@@ -63,8 +63,9 @@ def hard_gates(logits: Sequence[Tensor]) -> list[Tensor]:
 def filter_features(model: nn.Module, group: ChannelGroup, layer: str) -> Tensor:
     """What the gates see of a layer's filters (n, d + 3): kernel, norm, gamma and beta, in float32 on the CPU.
 
-    Each of the four has a mean square of about 1 in a layer, so that kernels of any size have the same weight: gamma and
-    beta are divided by their root mean square, kernels by that of their norms, and logarithms of norms are standardised.
+    Each of the four has a mean square of about 1 in a layer, so that kernels of any size have the same weight: gamma
+    and beta are divided by their root mean square, kernels by that of their norms, and logarithms of norms are
+    standardised.
     """
     kernel = kernel_of(model, layer).detach()[list(group.rows[layer])].flatten(1).float().cpu()
     norms = kernel.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny).log()

@@ -13,14 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trp_export.channels.analysis import Analysis
+from trp_export.channels.blocks import worth_removing
 from trp_export.channels.equal import Numbers, number_channels
 from trp_export.channels.groups import Group
 from trp_export.channels.labels import Ids
 from trp_export.channels.steps import Mix
 from trp_export.planning.channels import ChannelDecision, Cluster
-
-_BLOCKS = (16, 8, 4)
-_LARGE_SHARE = 1 / 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,17 +63,11 @@ def find_removable(
 
 
 def _leaving_odd_counts(groups: Sequence[Group], gone: dict[int, int | None]) -> set[int]:
-    """Channels that had better stay: a few less than a whole number of blocks run slower than the blocks.
-
-    Processors compute channels in blocks of 4 to 16. Where an eighth of a group or more goes, all of it may go.
-    """
+    """Channels that had better stay: a few less than a whole number of blocks run slower than the blocks."""
     stay: set[int] = set()
     for group in groups:
         lost = [channel for channel in group.channels.tolist() if channel in gone]
-        count = len(group.channels)
-        block = next((size for size in _BLOCKS if count % size == 0), 1)
-        if 0 < len(lost) < _LARGE_SHARE * count:
-            stay.update(lost[len(lost) - len(lost) % block :])
+        stay.update(lost[worth_removing(len(group.channels), len(lost)) :])
     return stay
 
 

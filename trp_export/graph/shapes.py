@@ -146,7 +146,8 @@ def _dims(shape: ir.Shape) -> Shape:
 
 
 def _symbols(shape: ir.Shape) -> tuple[str, ...]:
-    return tuple("" if isinstance(dim, int) else dim.value or "" for dim in shape)
+    """The name of each open dimension, "" without one. Paddle calls all of them "?", whatever their sizes."""
+    return tuple("" if isinstance(dim, int) or dim.value == "?" else dim.value or "" for dim in shape)
 
 
 def _agree(value: ir.Value, given: tuple[int, ...], symbols: dict[str, int]) -> Shape:
