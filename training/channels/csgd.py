@@ -37,6 +37,7 @@ from training.cut import reestimate_batch_norm
 from training.layers import find_layers, kernel_of, total_macs, unwrapped
 from training.replicas import broadcast
 from training.spectra import full_precision
+from training.step_hooks import register_before_update
 
 # Bias, gamma and beta are drawn together by this share of the strength, and do not decay (the authors' code).
 _VECTOR_STRENGTH = 0.1
@@ -73,7 +74,7 @@ class CSGD:
         self.plan = self._plan(input_shape)
         self._clustered = self._find_parameters()
         self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
+            register_before_update(optimizer, self._before_update),
             optimizer.register_step_post_hook(self._after_step),
         ]
 
@@ -155,11 +156,11 @@ class CSGD:
                     found.append(_Clustered(parameter, index, ClusterMean(merge.labels, parameter.device), is_kernel))
         return found
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_update(self) -> None:
         """Put the centripetal gradient in the place of each clustered filter's own."""
         # A fused optimizer unscales in its step, so its gradients still have the GradScaler's factor here.
-        scale = getattr(optimizer, "grad_scale", None)
-        options = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+        scale = getattr(self.optimizer, "grad_scale", None)
+        options = {parameter: group for group in self.optimizer.param_groups for parameter in group["params"]}
         for part in self._clustered:
             gradient = part.parameter.grad
             if gradient is None or part.parameter not in options:

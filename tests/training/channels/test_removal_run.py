@@ -59,10 +59,8 @@ def test_a_stopped_run_resumes_to_the_same_bits(
         train(options_for(stripes, tmp_path / "run", **method), stop_at(epoch, step))
     resumed = TrainingRun(options_for(stripes, tmp_path / "run", **method), lambda record: None, resume=True)
     resumed.train()
-    assert resumed.history == [
-        record | {"images_per_s": mine["images_per_s"]}
-        for record, mine in zip(whole.history, resumed.history, strict=True)
-    ]
+    for mine, other in zip(resumed.history, whole.history, strict=True):
+        assert all(mine[key] == other[key] for key in ("loss", "accuracy", "cut_accuracy", "macs_ratio"))
     for name, value in whole.network.module.state_dict().items():
         assert torch.equal(value, resumed.network.module.state_dict()[name]), name
 
