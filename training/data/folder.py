@@ -58,7 +58,10 @@ class FolderSamples:
         """Whether all images have this size (h, w) and are few enough to be held as bytes."""
         if len(self) * size[0] * size[1] * 3 > LARGEST_IN_MEMORY:
             return False
-        return all(picture_size(self.read(index)) == tuple(size) for index in range(len(self)))
+        try:
+            return all(picture_size(self.read(index)) == tuple(size) for index in range(len(self)))
+        except LoadError:
+            return False
 
 
 def _images(folder: Path) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from trp_export.system.extras import require
 
 
 class HuggingFaceSamples:
-    """The images of the first column of images, with the labels of the first column of class labels or whole numbers.
+    """The first column of images, with the first column of class labels, or `label` where that holds whole numbers.
 
     Of a set with parts, `train` is taken. Raises LoadError where there are no such columns.
     """
@@ -31,13 +32,10 @@ class HuggingFaceSamples:
             if "train" not in table:
                 raise LoadError(f"{folder} has no part `train`, only {', '.join(list(table)[:5])}.")
             table = table["train"]
-        image = _column(table, folder, "images", lambda kind: isinstance(kind, datasets.Image))
-        label = _column(
-            table,
-            folder,
-            "class labels",
-            lambda kind: isinstance(kind, datasets.ClassLabel) or "int" in str(getattr(kind, "dtype", "")),
-        )
+        image = _column(table, folder, "images", [name for name, kind in _kinds(table) if kind == "Image"])
+        labels = [name for name, kind in _kinds(table) if kind == "ClassLabel"]
+        named = [name for name in ("label", "labels") if "int" in str(getattr(table.features.get(name), "dtype", ""))]
+        label = _column(table, folder, "class labels", labels + named)
         self._images = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
         self._image = image
         self.labels = torch.from_numpy(np.asarray(table[label][:], dtype=np.int64))
@@ -64,8 +62,12 @@ class HuggingFaceSamples:
         return self._fingerprint
 
 
-def _column(table: Any, folder: Path, what: str, fits: Any) -> str:
-    for name, kind in table.features.items():
-        if fits(kind):
-            return str(name)
-    raise LoadError(f"{folder} has no column of {what}; its columns are {', '.join(list(table.features)[:10])}.")
+def _kinds(table: Any) -> list[tuple[str, str]]:
+    """The name and the kind of each column."""
+    return [(str(name), type(kind).__name__) for name, kind in table.features.items()]
+
+
+def _column(table: Any, folder: Path, what: str, names: Sequence[str]) -> str:
+    if not names:
+        raise LoadError(f"{folder} has no column of {what}; its columns are {', '.join(list(table.features)[:10])}.")
+    return names[0]
