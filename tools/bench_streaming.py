@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -35,6 +36,7 @@ NORMALISE = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 @click.option("--rounds", default=3, show_default=True)
 def main(images: int, workers: int, rounds: int) -> None:
     """Images per second and memory of streamed data."""
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # More workers than cores.
     print(f"{images} images, {workers} workers, n = {rounds}")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
