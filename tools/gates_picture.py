@@ -35,14 +35,15 @@ def draw(model: Gated, images: np.ndarray, labels: list[str], output: Path) -> N
     figure, grid = plt.subplots(len(images), 1 + len(rows[0]), figsize=(1.4 * (1 + len(rows[0])), 1.45 * len(images)))
     for axes in grid.flat:
         axes.set_axis_off()
+    low, high = min(gate.min() for row in rows for gate in row), max(gate.max() for row in rows for gate in row)
     drawn: Any = None
-    for line, image, gates, label in zip(grid, images, rows, labels, strict=True):
+    for number, (line, image, gates, label) in enumerate(zip(grid, images, rows, labels, strict=True)):
         line[0].imshow(image)
         line[0].set_title(label, fontsize=8)
         for index, (axes, gate) in enumerate(zip(line[1:], gates, strict=True)):
-            drawn = axes.imshow(gate, vmin=0, vmax=1, cmap="magma")
+            drawn = axes.imshow(gate, vmin=low, vmax=high, cmap="magma")
             name = f"pass {index // stages + 2}, stage {index % stages + 1}"
-            axes.set_title(f"{name}\n{gate.mean():.2f}" if line is grid[0] else f"{gate.mean():.2f}", fontsize=8)
+            axes.set_title(f"{name}\n{gate.mean():.2f}" if not number else f"{gate.mean():.2f}", fontsize=8)
     figure.colorbar(drawn, ax=grid, shrink=0.6, label="share of the input that passes")
     figure.savefig(output, dpi=110, bbox_inches="tight")
 

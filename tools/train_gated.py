@@ -45,8 +45,8 @@ ROWS = {
 }
 CAMVID_CLASSES, VOID = 11, 11
 WEIGHT_DECAY = 5e-4
-# The peak learning rate from scratch, and around a trunk that is trained already.
-LR, LR_OF_TRAINED = 0.1, 0.02
+# The peak learning rate of fresh weights, and of a trunk that is trained already.
+LR, LR_OF_TRAINED = 0.1, 0.005
 MEAN, STD = torch.tensor(IMAGENET.mean or ()), torch.tensor(IMAGENET.std or ())
 
 
@@ -75,7 +75,6 @@ class Schedule:
     """SGD with Nesterov momentum, a short warm-up and a cosine."""
 
     epochs: int
-    lr: float
     seed: int
 
 
@@ -155,12 +154,13 @@ class Run:
         self._state = folder / f"{name}.last.pt"
         torch.manual_seed(schedule.seed)
         self.model = find_architecture(name).build(None)
+        groups = [{"params": [*self.model.parameters()], "peak": LR}]
         if trunk is not None and isinstance(self.model, Gated):
             self.model.trunk.load_state_dict(torch.load(trunk, weights_only=True)["state_dict"])
+            parts = ((self.model.trunk, LR_OF_TRAINED), (self.model.gates, LR))
+            groups = [{"params": [*part.parameters()], "peak": peak} for part, peak in parts]
         self.model = self.model.to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), schedule.lr, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY
-        )
+        self.optimizer = torch.optim.SGD(groups, LR, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY)
         self.history: list[dict[str, float]] = []
         if self._state.exists():
             state = torch.load(self._state, weights_only=True)
@@ -183,7 +183,7 @@ class Run:
             chosen = order[step * batch : (step + 1) * batch]
             inputs, labels = self.task.augment(x[chosen], y[chosen], generator)
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate((epoch + step / steps) / self.schedule.epochs, self.schedule.lr)
+                group["lr"] = learning_rate((epoch + step / steps) / self.schedule.epochs, group["peak"])
             with torch.autocast("cpu", torch.bfloat16):
                 answers = answers_of(self.model, inputs.contiguous(memory_format=torch.channels_last))
             loss = loss_of(answers, labels)
@@ -270,7 +270,7 @@ def main(
     """Train networks with recurrent gates, and plain ones for comparison, by one schedule."""
     results, task = output / "results.jsonl", cifar10() if folder is None else camvid(folder)
     task = task.of(images, seed)
-    schedule = Schedule(epochs, LR if trunk is None else LR_OF_TRAINED, seed)
+    schedule = Schedule(epochs, seed)
     left = epochs * len(ROWS[task.name]) if only_epochs is None else only_epochs
     states = output / f"{task.name}-{len(task.train[1])}-images-{epochs}-epochs-seed-{seed}"
     states.mkdir(parents=True, exist_ok=True)

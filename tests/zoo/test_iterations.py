@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -11,6 +12,9 @@ from models import run
 from torch import nn
 
 from models_zoo import find_architecture
+from training import TRP, TRPSettings
+from training.checkpoint import FACTORS, new_network, save_network
+from training.cut import decompose
 from trp_export.errors import OptionError
 from trp_export.graph.cost import count_params
 from trp_export.graph.exact import fold_scales
@@ -21,7 +25,8 @@ from trp_export.load import load
 from trp_export.lowrank.branches import factorise_branches
 from trp_export.lowrank.schemes import CHANNEL_WISE, Branch
 from trp_export.options import LoadOptions
-from trp_export.planning.plan import Decision, Plan
+from trp_export.planning.plan import Decision, Plan, parse_plan
+from trp_export.rules import Energy
 
 NAME = "resnet14x0.25-dignet-t2"
 
@@ -93,3 +98,23 @@ def test_models_that_hold_their_iterations_are_refused(tmp_path: Path) -> None:
         load(tmp_path / "model.onnx", LoadOptions(iterations=2))
     with pytest.raises(OptionError, match="--iterations is for weights of a network by name"):
         load(nn.Conv2d(3, 4, 3), LoadOptions(input_shape=(1, 3, 8, 8), iterations=2))
+
+
+def test_a_network_that_was_trained_and_cut_runs_at_any_number_of_iterations(tmp_path: Path) -> None:
+    network = new_network(NAME, tuple("abcdefghij"), (1, 3, 32, 32))
+    optimizer = torch.optim.SGD(network.module.parameters(), 0.1)
+    plan = TRP(network.module, optimizer, TRPSettings(rule=Energy(0.4)), (1, 3, 32, 32)).finish()
+    assert any(change.site.name.startswith("gates.") for change in plan.changed)
+    module = decompose(network.module, plan)
+    save_network(replace(network, module=module, kind=FACTORS, plan=plan.to_json()), tmp_path / "cut.pt", [])
+    x = torch.randn(2, 3, 32, 32)
+    wanted = [answer.detach().numpy() for answer in module.eval().answers(x)]
+    for iterations in (1, 2):
+        source = load(tmp_path / "cut.pt", LoadOptions(iterations=iterations))
+        model = prepare(source.model)
+        located = find_sites(model, {})
+        choices = parse_plan(source.plan, "the plan")
+        assert {choice.name for choice in choices} <= {place.site.name for place in located}
+        assert any(choice.name.startswith("gates.") for choice in choices) == (iterations > 1)
+        (got,) = run(ir.serde.serialize_model(model), {"input": x.numpy()})
+        assert got == pytest.approx(wanted[iterations - 1], abs=1e-4)
