@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from test_run import SHAPE, TINY, Command, command, options_for, read, silent, stop_at, train
-from test_streamed import folder
+from test_streamed import folder, needs_webdataset, shards
 from torch import Tensor, nn
 
 from training.average import WeightAverage
@@ -21,7 +21,7 @@ from training.saving import StateFiles
 from trp_export.errors import LoadError, OptionError, OutputError, StoppedEarly, TrpError
 from trp_export.flags import build_value
 
-__all__ = ["command", "folder"]  # Fixtures.
+__all__ = ["command", "folder", "shards"]  # Fixtures.
 
 
 def streamed(folder: Path, output: Path, **changes: Any) -> TrainOptions:
@@ -47,6 +47,19 @@ def test_a_streamed_run_resumes_to_the_same_bits(folder: Path, tmp_path: Path) -
     assert read(tmp_path / "run" / "last.pt")["step"] == 2
     assert_same_weights(whole, train(streamed(folder, tmp_path / "run", **changes), resume=True))
     assert 0 <= whole.history[-1]["waiting"] <= 1
+
+
+@needs_webdataset
+def test_a_run_on_shards_resumes_to_the_same_bits(shards: Path, tmp_path: Path) -> None:
+    changes = {"data": f"webdataset:{shards}/train-{{0..3}}.tar", "workers": 1, "epochs": 2}
+    whole = train(streamed(shards, tmp_path / "whole", **changes))
+    assert whole.network.classes == ("blue", "red")
+    with pytest.raises(StoppedEarly):
+        TrainingRun(streamed(shards, tmp_path / "run", **changes), stop_at(1, 2)).train()
+    assert_same_weights(whole, train(streamed(shards, tmp_path / "run", **changes), resume=True))
+    (shards / "train-1.tar").unlink()
+    with pytest.raises(LoadError, match=r"train-1\.tar does not exist"):
+        TrainingRun(streamed(shards, tmp_path / "run", **changes), silent, resume=True)
 
 
 def test_a_stop_while_validating_is_saved(folder: Path, tmp_path: Path) -> None:
