@@ -31,7 +31,7 @@ SOURCE = Source("a net", ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), pa
         Options(Macs(1.5), benchmark=Benchmark(threads=4, budget_s=2.5, require=True)),
         Options(
             SavedPlan(Path("plan.json")),
-            load=LoadOptions("resnet20", None, True, True),
+            load=LoadOptions("resnet20", static=True, trust_pickle=True),
             inputs=InputOptions.of(1, 3, 8, 8),
         ),
         Options(MaxDrop(0.5), images=Images(Path("i.npz"))),

@@ -23,7 +23,6 @@ from trp_export.graph.shapes import Runs, Shape, infer_shapes, infer_value_shape
 from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.graph.statistics import Statistics, mean_inputs, norm_outputs
 from trp_export.inputs.description import NetworkInputs, describe_inputs
-from trp_export.inputs.options import InputOptions
 from trp_export.load import Source
 from trp_export.lowrank.factor import Float64
 from trp_export.options import Selection
@@ -133,7 +132,7 @@ def analyse(
     """
     source = normal_form(source)
     prepared = source.model
-    inputs = inputs or describe_inputs(prepared, _options_of(source))
+    inputs = inputs or describe_inputs(prepared, source.inputs)
     original, file = source.path or folder / "original.onnx", folder / "dense.onnx"
     usual = inputs.completed(data)
     require_bounded(prepared, infer_value_shapes(prepared, usual.shapes))
@@ -246,10 +245,6 @@ def measured_macs(model: ir.Model, inputs: NetworkInputs, file: Path) -> int | N
     except (CannotRunError, UnsupportedError):
         runs = infer_shapes(model, inputs.shapes)
     return count_macs(model, runs)
-
-
-def _options_of(source: Source) -> InputOptions:
-    return InputOptions(((None, source.input_shape),) if source.input_shape is not None else ())
 
 
 def _run_or_infer(

@@ -31,7 +31,7 @@ SECTIONS = (FIRST, SIZE, LAYERS, MODEL, CALIBRATION, EVALUATION, PREPROCESSING, 
 class LoadOptions:
     """How to read a model. Only files that are not ONNX need the architecture.
 
-    `input_shape` is the shape of the example input of a PyTorch model; `Options` takes it from its `inputs`.
+    `inputs` are the shapes or arrays with which a PyTorch model is traced; `Options` takes them from its own `inputs`.
     """
 
     arch: str | None = flag(
@@ -41,13 +41,13 @@ class LoadOptions:
         metavar="NAME",
         default=None,
     )
-    input_shape: tuple[int, ...] | None = None
+    inputs: InputOptions = InputOptions()
     static: bool = flag(
         "--static", "Fix the batch size at that of --shape (PyTorch models).", section=MODEL, kind="on", default=False
     )
     trust_pickle: bool = flag(
         "--trust-pickle",
-        "Open pickled modules, which can run code. Use it only for files you trust.",
+        "Open pickled modules and TorchScript, which can run code. Use it only for files you trust.",
         section=MODEL,
         kind="on",
         default=False,
@@ -435,10 +435,9 @@ class Options:
         return replace(self, calibration=None) if calibration is not None and calibration.is_none else self
 
     @property
-    def load_with_shape(self) -> LoadOptions:
-        """How to read the model, with the shape of its first input where the user gave one."""
-        shape = self.inputs.first_shape
-        return self.load if shape is None else replace(self.load, input_shape=shape)
+    def load_with_inputs(self) -> LoadOptions:
+        """How to read the model, with what the user says about its inputs."""
+        return replace(self.load, inputs=self.inputs)
 
     @property
     def images_for_report(self) -> Images | Calibration | None:
@@ -495,8 +494,8 @@ class Options:
             raise InvalidOptionError("{images} and {evaluate} both measure what is lost; give one.")
         if self.effective_rule.largest_drop is not None and self.images is None and self.evaluate is None:
             raise InvalidOptionError("a limit on the drop needs a measure of what is lost; give {images} PATH.")
-        if self.load.input_shape is not None:
-            raise InvalidOptionError("{load.input_shape} belongs into inputs: inputs=InputOptions.of(1, 3, 224, 224).")
+        if self.load.inputs != InputOptions():
+            raise InvalidOptionError("load.inputs belongs into inputs: inputs=InputOptions.of(1, 3, 224, 224).")
         self._require_used_preprocessing()
 
     @property

@@ -191,6 +191,19 @@ def test_a_quantised_network_is_refused_and_the_float_model_named(body: str) -> 
         prepared(build(text(body, weights)))
 
 
+FUSED = {
+    "com.microsoft": 'y = com.microsoft.FusedConv <activation = "Relu"> (x, w)',
+    "com.microsoft.nchwc": "y = com.microsoft.nchwc.Conv (x, w)",
+}
+
+
+@pytest.mark.parametrize("domain", FUSED)
+def test_a_file_that_onnxruntime_optimised_is_refused_and_its_source_named(domain: str) -> None:
+    proto = build(text(FUSED[domain], "float[8, 4, 3, 3] w").replace("17]", f'17, "{domain}" : 1]', 1))
+    with pytest.raises(UnsupportedError, match=r"optimised this file .* Start from the file that it was made from"):
+        prepared(proto)
+
+
 PACKED = {
     "a cast": ("k = Cast <to = 1> (w)", "float16[64, 4, 3, 3] w"),
     "a scale for each channel": ("k = DequantizeLinear <axis = 0> (w, s)", "int8[64, 4, 3, 3] w, float[64] s"),

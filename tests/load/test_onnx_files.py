@@ -211,6 +211,9 @@ def test_tensor_of_too_many_axes_is_a_load_error(tmp_path: Path) -> None:
         ("m.onnx", b"\x89PNG\r\n\x1a\n", "an image"),
         ("m.npy", b"\x93NUMPY\x01\0", "an array of numpy"),
         ("m.onnx", b"", "m.onnx is empty"),
+        ("m.onnx", b"PK\x03\x04" + bytes(26) + b"net/data.pkl", "a PyTorch file.*Rename it to m.pt"),
+        ("m.onnx", b"PK\x03\x04" + bytes(26) + b"m.onnx", "a zip archive.*Unpack it first"),
+        ("m.pt", b"\x08\x08\x12\x07pytorch", "an ONNX file under another name.*Rename it to m.onnx"),
     ],
 )
 def test_other_formats_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:

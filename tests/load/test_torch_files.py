@@ -22,7 +22,7 @@ from torch import nn
 
 from models_zoo import find_architecture
 from trp_export import Benchmark, Options, Rank, compress
-from trp_export.errors import LoadError, OptionError, UnsupportedError
+from trp_export.errors import LoadError, OptionError
 from trp_export.inputs.options import InputOptions
 from trp_export.load import load
 from trp_export.load.torch_file import read_torch_file
@@ -244,10 +244,21 @@ def test_trusted_pickle_is_exported(trp: Command, tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
 
 
-def test_torchscript_is_refused_with_the_remedy(refuses: Command, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
+def test_torchscript_is_opened_only_where_it_is_trusted(
+    trp: Command, refuses: Command, tmp_path: Path, shaped: nn.Module
+) -> None:
+    torch.jit.trace(shaped, (torch.randn(2, 3, 8, 8), torch.randn(2, 5))).save(tmp_path / "net.pt")
+    assert "pass --trust-pickle if you trust it" in refuses(3, "net.pt", *RULE)
+    outcome = trp("net.pt", "--trust-pickle", "--shape", "1,3,8,8", "--shape", "scale=1,5", *RULE)
+    assert outcome.code == 0, outcome.err
+    require_same(shaped, tmp_path / "net.trp.onnx", batch=4)
+
+
+def test_damaged_torchscript_is_refused(refuses: Command, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
         archive.writestr("script/constants.pkl", b"")
-    assert "TorchScript, which is deprecated" in refuses(4, "script.pt", *ARCH, *RULE)
+    assert "not TorchScript that this torch reads" in refuses(3, "script.pt", "--trust-pickle", *RULE)
 
 
 def test_file_without_weights_is_refused(refuses: Command, tmp_path: Path) -> None:
@@ -308,17 +319,95 @@ def test_export_archive_of_one_batch_size_is_exported_with_that_size(trp: Comman
 
 
 class TwoInputs(nn.Module):
+    """An image and a scale for each class, and if wanted what is added."""
+
     def __init__(self) -> None:
         super().__init__()
         self.net = small_net()
 
-    def forward(self, image: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        return self.net(image) * scale
+    def forward(self, image: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | None = None) -> torch.Tensor:
+        scaled = self.net(image) * scale
+        return scaled if shift is None else scaled + shift
 
 
-def test_module_of_several_inputs_is_refused_with_the_way_to_export_it() -> None:
-    with pytest.raises(UnsupportedError, match=r"several inputs: image, scale\. Export it with torch\.onnx\.export"):
-        load(TwoInputs(), LoadOptions(input_shape=(1, 3, 16, 16)))
+@pytest.fixture
+def shaped() -> nn.Module:
+    return TwoInputs().eval()
+
+
+def require_same(module: nn.Module, file: Path, batch: int, **more: torch.Tensor) -> None:
+    """The file at rank 4 of 12 differs from the module, but takes its inputs and gives outputs of its shape."""
+    image, scale = torch.randn(batch, 3, 8, 8), torch.randn(batch, 5)
+    feeds = {"image": image, "scale": scale, **more}
+    (got,) = run(file, {name: tensor.numpy() for name, tensor in feeds.items()})
+    wanted = module(**feeds).detach().numpy()
+    assert got.shape == wanted.shape
+    assert relative_l2(wanted, got) < 0.9
+
+
+SHAPES = (("image", (1, 3, 8, 8)), ("scale", (1, 5)))
+
+
+def test_module_of_several_inputs_is_exported_with_any_batch_size(shaped: nn.Module, tmp_path: Path) -> None:
+    options = Options(Rank(99), inputs=InputOptions(SHAPES), benchmark=Benchmark(run=False), output=tmp_path / "o.onnx")
+    report = compress(shaped, options)
+    image, scale = torch.randn(4, 3, 8, 8), torch.randn(4, 5)
+    (got,) = run(report.files[0], {"image": image.numpy(), "scale": scale.numpy()})
+    assert relative_l2(shaped(image, scale).detach().numpy(), got) < 1e-5
+
+
+def test_module_of_several_inputs_says_which_shapes_it_lacks(shaped: nn.Module) -> None:
+    with pytest.raises(OptionError, match=r"several inputs: image, scale\. The shape of scale is unknown"):
+        load(shaped, LoadOptions(inputs=InputOptions.of(1, 3, 8, 8)))
+    with pytest.raises(OptionError, match=r"has no input size; its inputs are image, scale, shift\."):
+        load(shaped, LoadOptions(inputs=InputOptions((*SHAPES, ("size", (1,))))))
+
+
+def test_input_with_a_default_is_fed_where_its_shape_is_given(shaped: nn.Module) -> None:
+    source = load(shaped, LoadOptions(inputs=InputOptions((*SHAPES, ("shift", (1, 5))))))
+    assert [value.name for value in source.model.graph.inputs] == ["image", "scale", "shift"]
+
+
+class Embedding(nn.Module):
+    """A conv and the embedding of a token, which are joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.table = small_net(), nn.Embedding(7, 5)
+
+    def forward(self, image: torch.Tensor, *, token: torch.Tensor) -> torch.Tensor:
+        return self.net(image) + self.table(token)
+
+
+def test_arrays_give_types_that_noise_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = {"image": np.ones((2, 3, 8, 8), np.float32), "token": np.array([1, 6])}
+    np.savez(tmp_path / "in.npz", **arrays)
+    options = Options(
+        Rank(99), inputs=InputOptions(file=tmp_path / "in.npz"), benchmark=Benchmark(run=False),
+        output=tmp_path / "o.onnx",
+    )  # fmt: skip
+    module = Embedding().eval()
+    report = compress(module, options)
+    (got,) = run(report.files[0], arrays)
+    wanted = module(**{name: torch.from_numpy(array) for name, array in arrays.items()}).detach().numpy()
+    assert relative_l2(wanted, got) < 1e-5
+
+
+def test_one_array_is_the_example_of_a_module_of_one_input(trp: Command, tmp_path: Path) -> None:
+    torch.save(small_net().state_dict(), tmp_path / "net.pt")
+    np.save(tmp_path / "in.npy", np.ones((2, 3, 9, 9), np.float32))
+    outcome = trp("net.pt", *ARCH[:2], "--input", "in.npy", *RULE)
+    assert outcome.code == 0, outcome.err
+
+
+def test_export_archive_knows_its_inputs(trp: Command, tmp_path: Path, shaped: nn.Module) -> None:
+    batch = {0: torch.export.Dim("batch")}
+    example = (torch.randn(2, 3, 8, 8), torch.randn(2, 5))
+    program = torch.export.export(shaped, example, dynamic_shapes=(batch, batch))
+    torch.export.save(program, tmp_path / "net.pt2")
+    outcome = trp("net.pt2", "--trust-pickle", *RULE)
+    assert outcome.code == 0, outcome.err
+    require_same(shaped, tmp_path / "net.trp.onnx", batch=4)
 
 
 @pytest.mark.parametrize("options", [argparse.Namespace, types.SimpleNamespace])

@@ -16,6 +16,7 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from trp_export.errors import LoadError
+from trp_export.inputs.options import InputOptions
 from trp_export.load import load
 from trp_export.load.torch_module import load_module
 from trp_export.load.torch_weights import Weights, choose_weights
@@ -153,7 +154,7 @@ def tied(num_classes: int = 0) -> Tied:
 
 
 def options(arch: str | None = None, *, trust: bool = False) -> LoadOptions:
-    return LoadOptions(arch, SHAPE, trust_pickle=trust)
+    return LoadOptions(arch, InputOptions.of(*SHAPE), trust_pickle=trust)
 
 
 def test_tied_tensors_of_safetensors_have_both_names(tmp_path: Path) -> None:

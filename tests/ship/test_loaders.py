@@ -22,6 +22,7 @@ from PIL import Image
 import trp_export
 from trp_export.bench.devices.base import cached
 from trp_export.inputs.images import load_images
+from trp_export.inputs.pictures import FORMATS
 from trp_export.inputs.preprocessing import Preprocessing, Resize
 from trp_export.inputs.spec import InputSpec
 from trp_export.ship.manifest import ManifestPreprocessing
@@ -211,3 +212,7 @@ def test_loaders_refuse_changed_files(runner: object, copy: Path, resnet20: Made
     assert done.returncode != 0
     said = "does not have this digest" if kind in ("digest", "manifest") else "that the manifest describes"
     assert said in done.stderr
+
+
+def test_loader_opens_the_formats_that_calibration_opens() -> None:
+    assert loader().IMAGE_FORMATS == FORMATS

@@ -31,7 +31,7 @@ _MOST_LINES, _MOST_CHARACTERS = 4, 6000
 DOCUMENTED = (*range(11), 130)
 _SUCCESS = (0, 10)
 # Where matplotlib keeps its list of fonts and latencies are kept for the next run, and the way there.
-_CACHES = tuple(f"home/{name}" for name in (".cache/matplotlib", ".config/matplotlib", ".cache/trp-export"))
+_CACHES = tuple(f"home/{name}" for name in (".cache/matplotlib", ".config/matplotlib", ".cache/trp-bench/latency"))
 # Control characters and marks of direction that would act on a terminal; line ends and tabs may stay.
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 

@@ -18,6 +18,7 @@ from trp_export.calibration.moments import Moments
 from trp_export.errors import LoadError, OptionError
 from trp_export.inputs.calibration import image_samples
 from trp_export.inputs.images import ImageSet, load_images
+from trp_export.inputs.options import InputOptions
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.load import load
 from trp_export.network import Network, analyse
@@ -51,7 +52,7 @@ class SearchedNetwork:
 def calibrate_for_search(model: Path, options: SearchOptions, folder: Path, progress: Progress) -> SearchedNetwork:
     """Load the model, bring it into normal form with batch norm folded, and run the images through it."""
     progress("load", 0)
-    source = load(model, LoadOptions(options.arch, options.input_shape))
+    source = load(model, LoadOptions(options.arch, InputOptions().or_shape(options.input_shape)))
     network = analyse(source, folder, fold=True)
     images = _full_batches(_open_images(options, network, progress), fixed_batch(network.model) or 1)
     export = Options(rule=Energy(1.0), calibration=Calibration(Path(images.name), seed=options.seed))

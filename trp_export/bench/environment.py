@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trp_export.errors import EnvironmentMismatchError, OptionError
+from trp_export.system.text import brief
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ def require_same(one: Environment, other: Environment, *, besides: Collection[st
     differing = [name for name in fields if getattr(one, name) != getattr(other, name)]
     if not differing:
         return
-    lines = [f"{name}: {getattr(one, name)} / {getattr(other, name)}" for name in differing]
+    lines = [f"{name}: {brief(getattr(one, name))} / {brief(getattr(other, name))}" for name in differing]
     raise EnvironmentMismatchError(
         "these measurements cannot be compared, they differ in\n"
         + "\n".join(lines)

@@ -25,6 +25,7 @@ from trp_export.lowrank.schemes import Array
 
 # Two filters are equal if their weights differ by less than this many roundings of the largest.
 _ROUNDINGS = 4
+_BFLOAT16_EPS = 2.0**-7  # numpy has no bfloat16.
 
 
 @dataclass(slots=True)
@@ -154,7 +155,9 @@ def equal_rows(rows: Array, scale: float, tolerance: float) -> Ids:
 
 
 def _tolerance(dtype: ir.DataType, given: float | None) -> float:
-    return given if given is not None else _ROUNDINGS * float(np.finfo(dtype.numpy()).eps)
+    if given is not None:
+        return given
+    return _ROUNDINGS * (_BFLOAT16_EPS if dtype == ir.DataType.BFLOAT16 else float(np.finfo(dtype.numpy()).eps))
 
 
 def _number_each(step: Each, numbers: Numbers, tolerance: float | None) -> Ids:

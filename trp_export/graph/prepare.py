@@ -19,7 +19,7 @@ from trp_export.errors import LoadError
 from trp_export.graph.fold import fold_weights
 from trp_export.graph.inline import inline_functions
 from trp_export.graph.metadata import name_without_paths
-from trp_export.graph.quantised import require_float
+from trp_export.graph.quantised import require_float, require_unfused
 from trp_export.graph.transposed_pads import make_pads_explicit
 from trp_export.graph.weights import find_readers
 
@@ -47,6 +47,7 @@ def prepare_unfolded(model: ir.Model) -> ir.Model:
     """The first steps of `prepare`, before constant expressions are folded."""
     inline_functions(model)
     require_float(model)
+    require_unfused(model)
     unlist_weights(model)
     model.ir_version = max(model.ir_version, LEAST_IR_VERSION)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)

@@ -1,4 +1,4 @@
-"""Recognise networks that are quantised already: their layers have no float weights to factor."""
+"""Recognise networks that were quantised, or fused for a runtime, already: no layer of theirs can be factored."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from trp_export.graph.weights import DEFAULT_DOMAINS
 _QUANTISED = (
     *("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"),
 )
+_FUSED = ("FusedConv", "NhwcFusedConv", "NhwcConv")
+_CONVS = ("Conv", "ConvTranspose")
 _QUANTISED_ELSEWHERE = ("QGemm", "QLinear", "MatMulNBits", "QAttention", "DynamicQuantize", "QuantizeLinear")
 
 
@@ -25,6 +27,23 @@ def require_float(model: ir.Model) -> None:
             f"this network is quantised already ({count} {operator}). Start from the float model that it was made "
             "from; --precision int8 quantises the result again."
         )
+
+
+def require_unfused(model: ir.Model) -> None:
+    """Raises UnsupportedError for a file that onnxruntime optimised and saved: its convs are fused or laid out anew."""
+    operators = Counter(node.op_type for node in model.graph.all_nodes() if _is_fused(node))
+    if operators and not any(node.op_type in _CONVS and node.domain in DEFAULT_DOMAINS for node in model.graph):
+        ((operator, count),) = operators.most_common(1)
+        raise UnsupportedError(
+            f"onnxruntime optimised this file for its own kernels ({count} {operator} of com.microsoft). "
+            "Start from the file that it was made from."
+        )
+
+
+def _is_fused(node: ir.Node) -> bool:
+    return (node.domain == "com.microsoft.nchwc" and node.op_type == "Conv") or (
+        node.domain == "com.microsoft" and node.op_type in _FUSED
+    )
 
 
 def _is_quantised(node: ir.Node) -> bool:

@@ -130,7 +130,8 @@ def _computed_weight(node: ir.Node) -> str:
     value = node.inputs[1]
     producer = value.producer() if value is not None else None
     if node.op_type == "MatMul":
-        return "a product of two computed values"
+        left = find_constant(node.inputs[0]) is not None
+        return "its weight is the left factor of the product" if left else "a product of two computed values"
     return f"its weight is computed by {producer.op_type}" if producer else "its weight is an input of the model"
 
 
@@ -141,7 +142,9 @@ def _is_depthwise(node: ir.Node, shape: tuple[int, ...]) -> bool:
 
 def _site(name: str, nodes: list[ir.Node], weight: Constant | None, runs: Runs, refusal: str | None) -> Site:
     node = nodes[0]
-    if weight is None or len(weight.shape) < 2 or not all(_is_sound(each, weight.shape) for each in nodes):
+    axes = 0 if weight is None else len(weight.shape)
+    batched = node.op_type not in SPATIAL and axes > 2
+    if weight is None or axes < 2 or batched or not all(_is_sound(each, weight.shape) for each in nodes):
         refusal = refusal or "its attributes do not fit its weight"
         macs = [node_macs(each, runs) for each in nodes]
         known = [count for count in macs if count is not None]

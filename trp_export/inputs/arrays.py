@@ -71,14 +71,15 @@ def read_arrays(
 
 
 def read_input_file(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz by name, or the array of an .npy under the empty name, none of them empty.
+    """The arrays of an .npz by name, or the array of an .npy under the empty name.
 
-    Raises LoadError.
+    An array may be empty along other axes than the first, as the past of a decoder is at its first step. Raises
+    LoadError for others that are empty.
     """
     arrays = read_arrays(path)
     if not arrays:
         raise LoadError(f"{path} holds no array; store one per input, under the name of the input.")
-    empty = next((name for name, array in arrays.items() if not array.size), None)
+    empty = next((name for name, array in arrays.items() if array.ndim and not array.shape[0]), None)
     if empty is not None:
         raise LoadError(f"{path}: array {empty!r} is empty.")
     return arrays

@@ -81,15 +81,24 @@ def _open_folder(path: Path, preprocessing: Preprocessing, spec: InputSpec | Non
         raise LoadError(f"{path}: the network wants {channels} channels; a folder of images gives 1 or 3.")
     images, sizes, notes = _list_folder(path)
     size = spec.size if spec is not None else None
-    if spec is not None and size is None and preprocessing.is_plain and len(set(sizes)) > 1:
-        size = OPEN_EXTENT, OPEN_EXTENT
+    if spec is not None and size is None and preprocessing.is_plain and not _agree(sizes, spec.extents):
+        height, width = (extent or OPEN_EXTENT for extent in spec.extents)
+        size = height, width
+        keeps = "--resize multiple:1 keeps their sizes, " if spec.extents == (None, None) else ""
         notes += (
-            f"{path}: images differ in size and the network takes any, so they are resized and cut to "
-            f"{OPEN_EXTENT} x {OPEN_EXTENT}; --resize multiple:1 keeps their sizes, --resize or --shape sets another.",
+            f"{path}: images differ in size and the network leaves its size open, so they are resized and cut to "
+            f"{height} x {width}; {keeps}--resize or --shape sets another.",
         )
     labels, classes = _labels(path, images)
     notes += _scale_notes(path, preprocessing, spec)
     return ImageSet(str(path), images, labels, preprocessing, channels, size, notes, classes, spec)
+
+
+def _agree(sizes: Sequence[tuple[int, int]], extents: tuple[int | None, int | None]) -> bool:
+    """Whether all images have one size, which has the extents that are known."""
+    return len(set(sizes)) == 1 and all(
+        known in (None, extent) for known, extent in zip(extents, sizes[0], strict=True)
+    )
 
 
 def _list_folder(path: Path) -> tuple[tuple[Path, ...], tuple[tuple[int, int], ...], tuple[str, ...]]:

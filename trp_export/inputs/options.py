@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Literal, get_args
@@ -91,13 +91,9 @@ class InputOptions:
         """Sizes of one input: of the first one without a name, as in `InputOptions.of(1, 3, 224, 224)`."""
         return cls(((name, sizes),))
 
-    @property
-    def first_shape(self) -> tuple[int, ...] | None:
-        """The sizes given for the first input without its name, else for the only named input."""
-        unnamed = [sizes for name, sizes in self.shapes if name is None]
-        if unnamed:
-            return unnamed[0]
-        return self.shapes[0][1] if len(self.shapes) == 1 else None
+    def or_shape(self, sizes: tuple[int, ...] | None) -> InputOptions:
+        """The same, with these sizes for the first input where neither sizes nor arrays are given."""
+        return self if sizes is None or self.shapes or self.file is not None else replace(self, shapes=((None, sizes),))
 
 
 def _require_sizes(name: str | None, sizes: tuple[int, ...]) -> None:

@@ -65,11 +65,17 @@ class InputSpec:
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width of an image input, None where one of them is open."""
+        height, width = self.extents
+        return None if height is None or width is None else (height, width)
+
+    @property
+    def extents(self) -> tuple[int | None, int | None]:
+        """Height and width of an image input as far as they are known."""
         if self.shape is None or not self.is_image:
-            return None
+            return None, None
         axis = CHANNEL_AXES[self.layout]
         height, width = (size for index, size in enumerate(self.shape[-3:], len(self.shape) - 3) if index != axis)
-        return None if height is None or width is None else (height, width)
+        return height, width
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:

@@ -20,6 +20,7 @@ from typing import Any
 from trp_export.errors import EnvironmentMismatchError, LoadError
 from trp_export.system.files import atomic_write
 from trp_export.system.json_fields import Fields, read_json
+from trp_export.system.text import brief
 
 FORMAT = "trp-latency"
 VERSION = 2
@@ -188,7 +189,9 @@ def _require_same(file: Path, found: Conditions, wanted: Conditions) -> None:
     names = [field.name for field in dataclasses.fields(Conditions)]
     differing = [name for name in names if getattr(found, name) != getattr(wanted, name)]
     if differing:
-        lines = ", ".join(f"{name} {getattr(found, name)} there, {getattr(wanted, name)} here" for name in differing)
+        lines = ", ".join(
+            f"{name} {brief(getattr(found, name))} there, {brief(getattr(wanted, name))} here" for name in differing
+        )
         raise EnvironmentMismatchError(
             f"the latency table {file.name} is of another device: {lines}.\n"
             "Leave it out, or choose that device with --device."

@@ -109,8 +109,8 @@ def load_checkpoint(path: Path, content: Mapping[str, Any], options: LoadOptions
     if checkpoint.factored:
         choices = parse_plan(checkpoint.plan, f"the plan inside {path}")
         tensors = _multiply_out(tensors, checkpoint.arch, choices, path)
-    shape = options.input_shape or checkpoint.input_shape
-    source = load_state(path, checkpoint.arch, tensors, replace(options, input_shape=shape))
+    inputs = options.inputs.or_shape(checkpoint.input_shape)
+    source = load_state(path, checkpoint.arch, tensors, replace(options, inputs=inputs))
     if checkpoint.licence is not None:
         source.model.metadata_props[LICENCE_KEYS[0]] = checkpoint.licence
     plan = checkpoint.plan if options.iterations is None else _without_unused(checkpoint.plan, source)

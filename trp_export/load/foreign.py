@@ -46,6 +46,9 @@ _SUFFIXES = {
     ".pdmodel": ("a PaddlePaddle model", "Convert it with paddle2onnx and give the .onnx file."),
     ".pdiparams": ("weights of a PaddlePaddle model", "Convert the model with paddle2onnx and give the .onnx file."),
 }
+_ARCHIVE = b"PK\x03\x04"
+# The field of the version of the format, and the field that exporters write next: producer, opset or graph.
+_ONNX = re.compile(rb"\x08[\x03-\x20][\x12\x1a\x22\x3a\x42]", re.DOTALL)
 _MARKUP = re.compile(rb"\s*(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|net)", re.IGNORECASE)
 
 
@@ -75,7 +78,18 @@ def _name(head: bytes, path: Path) -> tuple[str, str] | None:
         if markup[2].lower() in (b"?xml", b"net"):
             return "an XML file, as OpenVINO writes them", _FROM_SOURCE
         return "a web page", "The download failed or needs a login; fetch the file again."
-    return _SUFFIXES.get(path.suffix.lower())
+    return _SUFFIXES.get(path.suffix.lower()) or _misnamed(head, path)
+
+
+def _misnamed(head: bytes, path: Path) -> tuple[str, str] | None:
+    """A PyTorch file or a zip archive named .onnx, or an ONNX file under another name: names decide how one is read."""
+    if path.suffix.lower() != ".onnx":
+        return ("an ONNX file under another name", f"Rename it to {path.stem}.onnx.") if _ONNX.match(head) else None
+    if not head.startswith(_ARCHIVE):
+        return None
+    if b"/data.pkl" in head or b"/byteorder" in head:
+        return "a PyTorch file", f"Rename it to {path.stem}.pt, and name its architecture with --arch."
+    return "a zip archive", "Unpack it first."
 
 
 def _folder(path: Path) -> str:

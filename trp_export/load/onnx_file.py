@@ -37,7 +37,7 @@ def load_onnx(path: Path, options: LoadOptions) -> Source:
     except Exception as error:  # onnx_ir has many ways to say that a file contradicts itself.
         raise LoadError(f"{path} is not a sound ONNX file: {first_line(error)}") from error
     size = sum(file.stat().st_size for file in {path, *files.values()})
-    return Source(name=path.stem, model=model, path=path, bytes=size, input_shape=options.input_shape)
+    return Source(name=path.stem, model=model, path=path, bytes=size, inputs=options.inputs)
 
 
 def _check_tensors(proto: onnx.ModelProto, path: Path) -> dict[str, Path]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from trp_export.inputs.options import InputOptions
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -26,7 +28,8 @@ class Source:
     """A model with what its file tells about it.
 
     `path` is the ONNX file itself where the source is one, `bytes` its size with its external data.
-    `plan` is the plan stored in a checkpoint. `normal` is true once the model is in normal form.
+    `inputs` are the sizes or arrays of inputs that were known when it was read. `plan` is the plan stored in a
+    checkpoint. `normal` is true once the model is in normal form.
     """
 
     name: str
@@ -34,7 +37,7 @@ class Source:
     path: Path | None = None
     bytes: int | None = None
     arch: str | None = None
-    input_shape: tuple[int, ...] | None = None
+    inputs: InputOptions = InputOptions()
     probe: Probe | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None

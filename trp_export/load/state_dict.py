@@ -27,8 +27,8 @@ def load_state(path: Path, arch: str, content: Mapping[str, Any], options: LoadO
 
     architecture = get_architecture(arch if options.iterations is None else _at_iterations(arch, options.iterations))
     module, notes = fit_module(architecture, content, path)
-    shape = options.input_shape or architecture.input_shape
-    return export_module(module, path.stem, replace(options, input_shape=shape, arch=architecture.name), arch, notes)
+    inputs = options.inputs.or_shape(architecture.input_shape)
+    return export_module(module, path.stem, replace(options, inputs=inputs, arch=architecture.name), arch, notes)
 
 
 def _at_iterations(arch: str, iterations: int) -> str:

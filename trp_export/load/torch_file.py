@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trp_export.errors import LoadError, OptionError, UnsupportedError, first_line
+from trp_export.errors import LoadError, OptionError, first_line
 from trp_export.load.checkpoint import FORMAT, load_checkpoint
 from trp_export.load.source import Source
 from trp_export.load.state_dict import load_state
@@ -29,9 +29,15 @@ _PLAIN: list[Any] = [argparse.Namespace, types.SimpleNamespace]
 
 def load_torch(path: Path, options: LoadOptions) -> Source:
     """Raises LoadError, OptionError or UnsupportedError with the remedy."""
+    from trp_export.load.example import stored_example
     from trp_export.load.torch_module import export_module  # It needs onnx, which training does not.
 
     content = read_torch_file(path, trust_pickle=options.trust_pickle)
+    if isinstance(content, torch.jit.ScriptModule):
+        return export_module(content, path.stem, options, "the TorchScript module")
+    if isinstance(content, torch.export.ExportedProgram):
+        stored = stored_example(content)
+        return export_module(content.module(), path.stem, options, "the exported module", stored=stored)
     if isinstance(content, nn.Module):
         return export_module(content, path.stem, options, "the pickled module")
     if not isinstance(content, Mapping):
@@ -53,15 +59,13 @@ def load_torch(path: Path, options: LoadOptions) -> Source:
 def read_torch_file(path: Path, *, trust_pickle: bool = False) -> object:
     """What a .safetensors file, a torch.save archive or a torch.export archive holds.
 
-    Nothing is unpickled without `trust_pickle`. Raises LoadError or UnsupportedError with the remedy.
+    Nothing is unpickled without `trust_pickle`. Raises LoadError with the remedy.
     """
     if path.suffix.lower() == ".safetensors":
         return _read_safetensors(path)
     names = _zip_names(path)
     if any(name.endswith("/constants.pkl") for name in names):
-        raise UnsupportedError(
-            f"{path} is TorchScript, which is deprecated. Save a state dict and name --arch, or export to ONNX."
-        )
+        return _read_script(path, trust_pickle)
     if any(name.endswith((".pt2", "serialized_exported_program.json", "models/model.json")) for name in names):
         return _read_exported(path, trust_pickle)
     return _read_pickle(path, trust_pickle)
@@ -148,6 +152,17 @@ def _read_exported(path: Path, trust_pickle: bool) -> object:
             f"{path} is a torch.export archive, which may hold pickled objects: pass --trust-pickle if you trust it."
         )
     try:
-        return torch.export.load(path).module()
+        return torch.export.load(path)
     except Exception as error:
         raise LoadError(f"{path} is not a torch.export archive this torch reads: {first_line(error)}") from error
+
+
+def _read_script(path: Path, trust_pickle: bool) -> object:
+    if not trust_pickle:
+        raise LoadError(f"{path} is TorchScript, which holds code that runs: pass --trust-pickle if you trust it.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is deprecated.
+            return torch.jit.load(path, map_location="cpu")
+    except Exception as error:
+        raise LoadError(f"{path} is not TorchScript that this torch reads: {first_line(error)}") from error

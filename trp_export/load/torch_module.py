@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
-from io import StringIO
+from io import BytesIO, StringIO
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from trp_export.errors import LoadError, OptionError, UnsupportedError, first_line
 from trp_export.graph.metadata import strip_traces
+from trp_export.inputs.options import InputOptions
+from trp_export.load.example import Example, make_example
 from trp_export.load.source import Probe, Source
 from trp_export.options import LoadOptions
 from trp_export.system.signals import held_back
@@ -35,20 +37,30 @@ def load_module(module: nn.Module, options: LoadOptions) -> Source:
     return export_module(module, type(module).__name__.lower(), options, type(module).__name__)
 
 
-def export_module(module: nn.Module, name: str, options: LoadOptions, what: str, notes: tuple[str, ...] = ()) -> Source:
-    """Export to ONNX and record what the module itself answers to a probe. Raises UnsupportedError."""
-    if options.input_shape is None:
-        raise OptionError(f"the input shape of {what} is unknown: give it, e.g. --shape 1,3,224,224.")
+def export_module(
+    module: nn.Module,
+    name: str,
+    options: LoadOptions,
+    what: str,
+    notes: tuple[str, ...] = (),
+    stored: Mapping[str, Tensor] | None = None,
+) -> Source:
+    """Export to ONNX and record what the module itself answers to a probe.
+
+    `stored` are inputs that came with the module. Raises OptionError or LoadError for inputs that do not fit,
+    UnsupportedError.
+    """
     _require_finite(module)
     half = _half_precision(module)
     if half is not None:
         module = copy.deepcopy(module).float()
         notes += (f"the weights are {half}; they are exported in float32 (--precision fp16 stores half of that)",)
+    example = make_example(module, options.inputs, what, stored)
     training = {inner: inner.training for inner in module.modules()}
     try:
         for inner in training:  # eval() is refused by what torch.export.load returns.
             inner.training = False
-        return _export(module, name, options, what, notes)
+        return _export(module, example, name, options, what, notes)
     finally:
         for inner, was in training.items():
             inner.training = was
@@ -61,70 +73,89 @@ def _half_precision(module: nn.Module) -> str | None:
     return None if found is None else str(found).removeprefix("torch.")
 
 
-def _export(module: nn.Module, name: str, options: LoadOptions, what: str, notes: tuple[str, ...]) -> Source:
+def _export(
+    module: nn.Module, example: Example, name: str, options: LoadOptions, what: str, notes: tuple[str, ...]
+) -> Source:
     """With any batch size where the module and torch.export can leave it open, unless the user wants it fixed."""
-    _require_one_input(module, what)
     if not options.static:
         try:
-            return _trace(module, name, replace(options, static=False), what, notes)
+            return _trace(module, example, name, replace(options, static=False), what, notes)
         except (OptionError, UnsupportedError) as error:
-            size = (options.input_shape or (1,))[0]
+            size = example.batch_size
             notes += (f"the batch size is fixed at {size}, as --static fixes it: {first_line(error, 160)}",)
-    return _trace(module, name, replace(options, static=True), what, notes)
+    return _trace(module, example, name, replace(options, static=True), what, notes)
 
 
-def _require_one_input(module: nn.Module, what: str) -> None:
-    needed = [
-        parameter.name
-        for parameter in inspect.signature(module.forward).parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    ]
-    if len(needed) > 1:
-        raise UnsupportedError(
-            f"{what} takes several inputs: {', '.join(needed)}. Export it with torch.onnx.export(module, "
-            f'({", ".join(needed)}), "model.onnx", dynamo=True) and give model.onnx.'
-        )
-
-
-def _trace(module: nn.Module, name: str, options: LoadOptions, what: str, notes: tuple[str, ...]) -> Source:
-    """Raises OptionError where the module does not take the shape, UnsupportedError where it cannot be traced."""
-    shape, static = options.input_shape or (), options.static
-    probe = _noise(shape if static else (_PROBE_BATCH, *shape[1:]), module)
-    expected = _run(module, probe, what, tuple(probe.shape))
+def _trace(
+    module: nn.Module, example: Example, name: str, options: LoadOptions, what: str, notes: tuple[str, ...]
+) -> Source:
+    """Raises OptionError where the module does not take the inputs, UnsupportedError where it cannot be traced."""
+    probe = example if options.static else example.with_batch(_PROBE_BATCH)
+    expected = _run(module, probe, what)
+    traced = example if options.static else example.with_batch(_TRACE_BATCH)
+    script = isinstance(module, torch.jit.ScriptModule)
     try:
-        model = _to_onnx(module, shape, static, len(expected))
+        with _quiet(), held_back():  # torch drops a signal here, or calls the model unsupported.
+            model = (_export_script if script else _export_module)(module, traced, options.static, len(expected))
     except Exception as error:  # torch.export has no common base for its errors.
         raise UnsupportedError(f"torch.export cannot trace {what}: {first_line(error)}") from error
     _clean(model)
+    kept = {value.name for value in model.graph.inputs}
+    shown = example if options.static else example.with_batch(1)
+    shapes = tuple(
+        (key, tuple(tensor.shape)) for key, tensor in zip(example.names, shown.tensors.values(), strict=True)
+    )
+    inputs = {key: tensor.numpy() for key, tensor in zip(example.names, probe.tensors.values(), strict=True)}
     return Source(
         name=name,
         model=model,
         arch=options.arch,
-        input_shape=shape if static else (1, *shape[1:]),
-        probe=Probe({model.graph.inputs[0].name or "": probe.numpy()}, expected),
+        inputs=InputOptions(tuple(shape for shape in shapes if shape[0] in kept)),
+        probe=Probe({key: array for key, array in inputs.items() if key in kept}, expected),
         notes=notes,
     )
 
 
-def _to_onnx(module: nn.Module, shape: tuple[int, ...], static: bool, outputs: int) -> ir.Model:
-    example = _noise(shape if static else (_TRACE_BATCH, *shape[1:]), module)
-    batch = None if static else ({0: torch.export.Dim("batch")},)
-    with _quiet(), held_back():  # torch drops a signal here, or calls the model unsupported.
-        program = torch.onnx.export(
-            module,
-            (example,),
-            dynamo=True,
-            dynamic_shapes=batch,
-            input_names=["input"],
-            output_names=["output"] if outputs == 1 else None,
-            # Optimising would fold batch norm, and with it change the energy of every rank.
-            optimize=False,
-            verbose=False,
-        )
+def _export_module(module: nn.Module, example: Example, static: bool, outputs: int) -> ir.Model:
+    """Through torch.export, which leaves batch norm apart."""
+    batch = None if static else torch.export.Dim("batch")
+    open_sizes = {
+        name: {0: batch} if batched else None for name, batched in zip(example.tensors, example.batched, strict=True)
+    }
+    program = torch.onnx.export(
+        module,
+        example.by_position,
+        kwargs=example.by_name,
+        dynamo=True,
+        dynamic_shapes=None if static else open_sizes if len(open_sizes) > 1 else tuple(open_sizes.values()),
+        input_names=list(example.names),
+        output_names=["output"] if outputs == 1 else None,
+        # Optimising would fold batch norm, and with it change the energy of every rank.
+        optimize=False,
+        verbose=False,
+    )
     if program is None:
         raise RuntimeError("the exporter returned nothing")
     return program.model
+
+
+def _export_script(module: nn.Module, example: Example, static: bool, outputs: int) -> ir.Model:
+    """TorchScript, which torch.export does not take, through the older exporter."""
+    names = ["output"] if outputs == 1 else [f"output_{index}" for index in range(outputs)]
+    batched = [name for name, batched in zip(example.names, example.batched, strict=True) if batched]
+    file = BytesIO()
+    torch.onnx.export(
+        module,
+        tuple(example.tensors.values()),
+        file,
+        dynamo=False,
+        input_names=list(example.names),
+        output_names=names,
+        dynamic_axes=None if static else {name: {0: "batch"} for name in (*batched, *names)},
+        do_constant_folding=False,
+        training=torch.onnx.TrainingMode.PRESERVE,  # Batch norm stays apart.
+    )
+    return ir.from_proto(onnx.load_from_string(file.getvalue()))
 
 
 def _clean(model: ir.Model) -> None:
@@ -136,20 +167,14 @@ def _clean(model: ir.Model) -> None:
         optimizer.fold_constants(model)
 
 
-def _noise(shape: tuple[int, ...], module: nn.Module) -> Tensor:
-    floats = [parameter.dtype for parameter in module.parameters() if parameter.dtype.is_floating_point]
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    return noise.to(floats[0] if floats else torch.float32)
-
-
-def _run(module: nn.Module, probe: Tensor, what: str, shape: tuple[int, ...]) -> list[NDArray[Any]]:
+def _run(module: nn.Module, example: Example, what: str) -> list[NDArray[Any]]:
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            outputs = module(probe)
+            outputs = module(*example.by_position, **example.by_name)
     except Exception as error:  # Any layer may object to the shape.
-        text = ",".join(map(str, shape))
-        raise OptionError(f"{what} does not take an input of shape {text}: {first_line(error)}") from error
+        inputs = "an input" if len(example.tensors) == 1 else "inputs"
+        raise OptionError(f"{what} does not take {inputs} of shape {example.shapes}: {first_line(error)}") from error
     return [np.asarray(tensor.detach()) for tensor in _flatten(outputs)]
 
 

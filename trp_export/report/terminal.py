@@ -42,17 +42,17 @@ def print_report(report: Report, out: Console, messages: Console, verbose: bool 
         out.print(_frontier_table(report.frontier))
     out.print()
     for line in _evidence(report):
-        out.print(Text(plain(line), style="dim"))
+        out.print(Text(_one_line(line), style="dim"))
     for note in report.notes:
-        out.print(Text(plain(f"note: {note}")))
+        out.print(Text(_one_line(f"note: {note}")))
     if verbose and report.latency is not None:
         for remark in report.latency.noise:
-            out.print(Text(plain(f"noise: {remark}")))
+            out.print(Text(_one_line(f"noise: {remark}")))
     out.print(Text(headline(report), style=_TONES[tone(report)]))
     if report.digest is not None:
         out.print(Text(f"digest {report.digest}"), soft_wrap=True)
     for path in report.files:
-        messages.print(Text(plain(f"wrote {path}")), soft_wrap=True)
+        messages.print(Text(_one_line(f"wrote {path}")), soft_wrap=True)
 
 
 def _print_plan(report: Report, out: Console) -> None:

@@ -31,7 +31,7 @@ def headline(report: Report) -> str:
 
     A second, short sentence follows if the result does not serve the purpose of an export.
     """
-    name = plain(shorten(report.source.name, 60))
+    name = plain(shorten(report.source.name, 60), keep_lines=False)
     changed, layers = len(report.plan.changed), len(report.plan.decisions)
     if not changed and not report.plan.thinner and report.precision == "fp32":
         if isinstance(report.options.effective_rule, OwnPlan) and not report.options.extra_precisions:

@@ -42,7 +42,7 @@ class Tap:
             part = extract(model, inputs, self.outputs, types or {})
             self._session = open_part(part, threads=threads)
         except CannotRunError as error:
-            raise UnsupportedError(f"onnxruntime cannot run this model: {error}") from error
+            raise UnsupportedError(f"onnxruntime cannot run this model: {error}{_remedy(str(error))}") from error
         self._dtypes = {value.name: numpy_type(value) for value in self._session.get_inputs()}
 
     @property
@@ -151,6 +151,15 @@ def serialise(model: ir.Model) -> bytes:
         return bytes(ir.to_proto(model).SerializeToString())
     except Exception as error:  # protobuf and onnx_ir raise several kinds for what is above 2 GiB.
         raise CannotRunError(str(error).splitlines()[0]) from error
+
+
+def _remedy(failure: str) -> str:
+    if "not a registered function" not in failure:
+        return ""
+    return (
+        "\nLeave --calib and --eval out, or cut the model before the operators that onnxruntime lacks "
+        "(onnx.utils.extract_model)."
+    )
 
 
 def fixed_batch(model: ir.Model) -> int | None:

@@ -19,6 +19,7 @@ from trp_export.planning.channels import ChannelDecision
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Choice, parse_channel_groups, parse_plan, read_channels, read_plan
 from trp_export.rules import OwnPlan, Rule, SavedPlan
+from trp_export.runtime.batch_size import with_true_batch
 from trp_export.steps.calibrate import Batches, CalibrationData, calibrate, open_samples
 from trp_export.system.cpu import block_size
 from trp_export.system.progress import Progress
@@ -107,8 +108,10 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
     Raises LoadError, OptionError or UnsupportedError, each with the remedy.
     """
     work.progress("load", 0)
-    source = normal_form(load(model, options.load_with_shape))
+    source = normal_form(load(model, options.load_with_inputs))
     inputs = describe_inputs(source.model, options.inputs)
+    if source.path is not None and (options.calibration is not None or options.images is not None):
+        inputs = with_true_batch(inputs, source.path)
     samples = open_samples(inputs, source, options)
     fold = options.calibration is not None if fold is None else fold
     saved = saved_choices(options.effective_rule, source)

@@ -18,6 +18,11 @@ def plain(text: str, *, keep_lines: bool = True) -> str:
     return "".join(char if char.isprintable() or (keep_lines and char == "\n") else "?" for char in text)
 
 
+def brief(value: object) -> str:
+    """A value from a file or a device, in a line of at most 80 characters."""
+    return plain(str(value)[:80], keep_lines=False)
+
+
 def name_some(names: Sequence[str]) -> str:
     """The first three names and the number of the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")

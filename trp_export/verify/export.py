@@ -136,8 +136,12 @@ class _Ran:
     failure: str | None = None
 
 
-def _run_original(original: Path, candidates: Mapping[str, Inputs], inputs: NetworkInputs) -> _Ran:
-    """Raises OptionError where none of the inputs fits, or those of the user do not; LoadError for NaN in an answer."""
+def _run_original(original: Path, given: Mapping[str, Inputs], inputs: NetworkInputs) -> _Ran:
+    """Noise that gives NaN is made positive, and left out if that does not help and there are other inputs.
+
+    Raises OptionError where none of the inputs fits, or those of the user do not; LoadError for NaN in an answer.
+    """
+    candidates = dict(given)
     answers: dict[str, list[Array]] = {}
     failures: dict[str, CannotRunError] = {}
     random = False
@@ -145,16 +149,24 @@ def _run_original(original: Path, candidates: Mapping[str, Inputs], inputs: Netw
         session = open_session(original)
     except CannotRunError as error:
         return _Ran({}, {}, failure=str(error))
-    for label, arrays in candidates.items():
+    for label, arrays in tuple(candidates.items()):
         try:
             answers[label] = run_session(session, arrays)
-            random = random or _differs(answers[label], run_session(session, arrays))
+            if label == NOISE and not _is_finite(answers[label]):  # Roots and logarithms want positive numbers.
+                candidates[label] = {name: np.abs(array) for name, array in arrays.items()}
+                answers[label] = run_session(session, candidates[label])
+            random = random or _differs(answers[label], run_session(session, candidates[label]))
         except CannotRunError as error:
             failures[label] = error
     if GIVEN in failures:
         raise OptionError(f"the original does not run on the inputs of --input: {failures[GIVEN]}")
-    for outputs in answers.values():
-        _require_finite(outputs)
+    if NOISE in answers and len(answers) > 1 and not _is_finite(answers[NOISE]):
+        del answers[NOISE]
+    if not all(map(_is_finite, answers.values())):
+        raise LoadError(
+            "the original answers NaN or infinity to ordinary inputs; nothing can be verified on it.\n"
+            "If it needs other inputs, give some with --input FILE.npz."
+        )
     if not answers and NOISE in failures and all(None not in shape for shape in inputs.shapes.values()):
         raise OptionError(_does_not_run(inputs, str(failures[NOISE]))) from failures[NOISE]
     failure = None if answers else str(next(iter(failures.values()), "noise cannot stand for its inputs"))
@@ -176,9 +188,8 @@ def _differs(first: Sequence[Array], second: Sequence[Array]) -> bool:
     return distance(first, second).max_abs > 0
 
 
-def _require_finite(outputs: Sequence[Array]) -> None:
-    if any(output.dtype.kind == "f" and not np.isfinite(output).all() for output in outputs):
-        raise LoadError("the original answers NaN or infinity to ordinary inputs; nothing can be verified on it.")
+def _is_finite(outputs: Sequence[Array]) -> bool:
+    return all(output.dtype.kind != "f" or bool(np.isfinite(output).all()) for output in outputs)
 
 
 def _require_as_pytorch(probe: Probe, file: Path, dense: ir.Model) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 MOST_MANIFEST_BYTES = 8 * 2**20
+# No format that starts another program, as EPS does.
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 
 
 def load(folder: str | Path, digest: str) -> tuple[Any, dict[str, Any]]:
@@ -133,7 +135,7 @@ if __name__ == "__main__":
     if len(sys.argv) > 3:
         from PIL import Image, ImageOps
 
-        inputs = prepare(ImageOps.exif_transpose(Image.open(sys.argv[3])), manifest)
+        inputs = prepare(ImageOps.exif_transpose(Image.open(sys.argv[3], formats=IMAGE_FORMATS)), manifest)
         inputs = inputs[None] if manifest["preprocessing"]["layout"].startswith("N") else inputs
         best = int(session.run(None, {manifest["inputs"][0]["name"]: inputs})[0].argmax())
         print(manifest["classes"][best] if manifest["classes"] else best)
