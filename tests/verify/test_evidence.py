@@ -155,6 +155,17 @@ def test_scales_that_simplification_moves_into_either_neighbour_are_no_fault(tmp
     assert report.deviation.rewrite.relative_l2 < 1e-5
 
 
+def test_scale_that_goes_into_the_layer_after_it_leaves_the_shift_before_it_alone(tmp_path: Path) -> None:
+    """Normalisation inside a network: the shift stays, since the conv pads, and the scale goes into the conv."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> net (float[1, 3, 12, 12] x) => (float[1, 8, 12, 12] y)
+    <float[3, 1, 1] mean, float[3, 1, 1] std = {58, 57, 56}, float[8, 3, 3, 3] w> {
+      a = Sub (x, mean)  b = Div (a, std)  y = Conv <pads = [1, 1, 1, 1]> (b, w) }"""
+    model = save(build(text), tmp_path / "model.onnx")
+    report = compress(model, Options(Rank(2), benchmark=Benchmark(run=False), output=tmp_path / "small.onnx"))
+    assert report.deviation is not None
+    assert report.deviation.rewrite.relative_l2 < 1e-5
+
+
 def test_sums_are_not_taken_for_fused_into_nodes_that_hold_no_weights() -> None:
     """Index arithmetic that simplification rewrites stays one part: the sum does not become the value before it."""
     head = '<ir_version: 8, opset_import: ["" : 17]> net (int64[1] k, int64[1, 4] x) => (int64[1, 4] y)\n'

@@ -113,7 +113,7 @@ def stored_example(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
 
 def _parameters(module: nn.Module) -> Parameters:
     if isinstance(module, torch.jit.ScriptModule):
-        arguments = module.forward.schema.arguments[1:]
+        arguments = module.forward.schema.arguments[1:]  # type: ignore[attr-defined]
         needed = tuple(argument.name for argument in arguments if not argument.has_default_value())
         return Parameters(needed, tuple(argument.name for argument in arguments), len(arguments))
     named = [

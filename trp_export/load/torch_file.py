@@ -163,6 +163,6 @@ def _read_script(path: Path, trust_pickle: bool) -> object:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript is deprecated.
-            return torch.jit.load(path, map_location="cpu")
+            return torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:
         raise LoadError(f"{path} is not TorchScript that this torch reads: {first_line(error)}") from error

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
-from io import BytesIO, StringIO
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from trp_export.inputs.options import InputOptions
 from trp_export.load.example import Example, make_example
 from trp_export.load.source import Probe, Source
 from trp_export.options import LoadOptions
+from trp_export.system.scratch import Scratch
 from trp_export.system.signals import held_back
 
 # Traced at 2 and probed at 3: a batch size that an exporter froze shows up as a difference.
@@ -143,19 +144,20 @@ def _export_script(module: nn.Module, example: Example, static: bool, outputs: i
     """TorchScript, which torch.export does not take, through the older exporter."""
     names = ["output"] if outputs == 1 else [f"output_{index}" for index in range(outputs)]
     batched = [name for name, batched in zip(example.names, example.batched, strict=True) if batched]
-    file = BytesIO()
-    torch.onnx.export(
-        module,
-        tuple(example.tensors.values()),
-        file,
-        dynamo=False,
-        input_names=list(example.names),
-        output_names=names,
-        dynamic_axes=None if static else {name: {0: "batch"} for name in (*batched, *names)},
-        do_constant_folding=False,
-        training=torch.onnx.TrainingMode.PRESERVE,  # Batch norm stays apart.
-    )
-    return ir.from_proto(onnx.load_from_string(file.getvalue()))
+    with Scratch() as scratch:
+        file = scratch.folder / "script.onnx"
+        torch.onnx.export(
+            module,
+            tuple(example.tensors.values()),
+            file,
+            dynamo=False,
+            input_names=list(example.names),
+            output_names=names,
+            dynamic_axes=None if static else {name: {0: "batch"} for name in (*batched, *names)},
+            do_constant_folding=False,
+            training=torch.onnx.TrainingMode.PRESERVE,  # Batch norm stays apart.
+        )
+        return ir.from_proto(onnx.load(file))
 
 
 def _clean(model: ir.Model) -> None:

@@ -81,7 +81,7 @@ def find_differences(wanted: ir.Model, got: ir.Model) -> Differences:
     while True:
         found = _Search(moved)
         found.compare(wanted.graph, got.graph, None)
-        more = dict(fused for part in found.parts for fused in _fused(part, found.shared))
+        more = dict(fused for part in found.parts for fused in found.fused(part))
         if not more:
             return Differences(tuple(found.parts), found.shared)
         moved |= more
@@ -107,6 +107,22 @@ class _Search:
             if node is not None and node not in self._entered:
                 self._entered.add(node)
                 self._compare_bodies(node, other.producer(), body)
+
+    def fused(self, part: Part) -> list[tuple[ir.Value, ir.Value]]:
+        """Values of the wanted graph, and those of the other that stand for them since an affine node is gone there."""
+        if sum(map(_is_affine, part.wanted_nodes)) <= sum(map(_is_affine, part.got_nodes)):
+            return []
+        pairs = []
+        for start, value in part.got_inputs:
+            readers = value.consumers()
+            if len(readers) != 1 or value.producer() is None or readers[0] not in part.wanted_nodes:
+                continue
+            if not _holds_weights(start.producer()) or self._made_alike(value, start):
+                continue  # The layer before holds no weights, or is as it was: the affine node went into the one after.
+            made = readers[0].outputs[0]
+            if _is_affine(readers[0]) and made not in self.shared:
+                pairs.append((made, start))
+        return pairs
 
     def _pair_values(self, wanted: ir.Graph, got: ir.Graph, *, inputs_by_name: bool) -> None:
         others = dict(got.initializers)  # A constant may have taken the place of a node.
@@ -176,26 +192,10 @@ class _Search:
         return Part(value, other, frozenset(nodes), frozenset(its), tuple(inputs), pairs, body)
 
 
-def _fused(part: Part, shared: Mapping[ir.Value, ir.Value]) -> list[tuple[ir.Value, ir.Value]]:
-    """Values of the wanted graph, and those of the other that stand for them since an affine node is gone there."""
-    if sum(map(_is_affine, part.wanted_nodes)) <= sum(map(_is_affine, part.got_nodes)):
-        return []
-    pairs = []
-    for start, value in part.got_inputs:
-        readers = value.consumers()
-        if len(readers) != 1 or value.producer() is None or readers[0] not in part.wanted_nodes:
-            continue
-        maker = start.producer()
-        if (
-            maker is None
-            or maker.op_type not in _WEIGHTED
-            or not any(r is not None and _is_fixed(r) for r in maker.inputs)
-        ):
-            continue  # It holds no weights, so the affine node went into the layer after it.
-        made = readers[0].outputs[0]
-        if _is_affine(readers[0]) and made not in shared:
-            pairs.append((made, start))
-    return pairs
+def _holds_weights(node: ir.Node | None) -> bool:
+    if node is None or node.op_type not in _WEIGHTED:
+        return False
+    return any(value is not None and _is_fixed(value) for value in node.inputs)
 
 
 def _is_affine(node: ir.Node) -> bool:
