@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trp_export.channels.thin import ChannelChoice
-from trp_export.errors import DeviceError, OptionError, UnsupportedError
+from trp_export.errors import DeviceError, LoadError, OptionError, UnsupportedError, first_line
 from trp_export.inputs.description import NetworkInputs, describe_inputs
+from trp_export.inputs.samples import Samples
 from trp_export.load import Source, load
 from trp_export.metrics.evaluator import Evaluator, open_evaluator
 from trp_export.network import Network, analyse, left_out, measure_layers, normal_form
@@ -20,6 +21,7 @@ from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Choice, parse_channel_groups, parse_plan, read_channels, read_plan
 from trp_export.rules import OwnPlan, Rule, SavedPlan
 from trp_export.runtime.batch_size import with_true_batch
+from trp_export.runtime.sessions import CannotRunError, open_session
 from trp_export.steps.calibrate import Batches, CalibrationData, calibrate, open_samples
 from trp_export.system.cpu import block_size
 from trp_export.system.progress import Progress
@@ -125,8 +127,8 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
     data = None
     cuts = options.effective_rule.chooses_ranks or bool(saved)
     if options.calibration is not None:
-        data, layers = calibrate(network, layers, samples, options, work.progress, cuts=cuts)
-        notes = (*notes, *_same_images(options), *(data.notes if data is not None else (_WEIGHTS_ALONE,)))
+        data, layers, unfit = _calibrate(network, layers, samples, options, work.progress, cuts=cuts)
+        notes = (*notes, *_same_images(options), *(data.notes if data is not None else (*unfit, _WEIGHTS_ALONE)))
     pair_costs, untimed = _pair_costs(network, options, work) if cuts else (None, ())
     align = options.selection_with_int8_alignment.align
     return Knowledge(
@@ -140,6 +142,27 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
         pair_costs=pair_costs,
         notes=(*network.notes, *notes, *untimed),
     )
+
+
+def _calibrate(
+    network: Network,
+    layers: tuple[Layer, ...],
+    samples: Samples | None,
+    options: Options,
+    progress: Progress,
+    *,
+    cuts: bool,
+) -> tuple[CalibrationData | None, tuple[Layer, ...], tuple[str, ...]]:
+    """`calibrate`; without data, and with a note, where a network does not run on images that nobody asked for."""
+    unasked = options.calibration is not None and options.calibration.unasked
+    try:
+        if unasked:
+            open_session(network.original)  # Its answers are compared later.
+        return *calibrate(network, layers, samples, options, progress, cuts=cuts), ()
+    except (CannotRunError, LoadError, UnsupportedError) as error:
+        if not unasked:
+            raise
+        return None, layers, (f"synthetic images do not suit this network: {first_line(error, 160)}",)
 
 
 def saved_choices(rule: Rule, source: Source) -> tuple[Choice, ...]:
