@@ -29,7 +29,7 @@ _PLAIN: list[Any] = [argparse.Namespace, types.SimpleNamespace]
 
 def load_torch(path: Path, options: LoadOptions) -> Source:
     """Raises LoadError, OptionError or UnsupportedError with the remedy."""
-    from trp_export.load.example import stored_example
+    from trp_export.load.torch_example import stored_example
     from trp_export.load.torch_module import export_module  # It needs onnx, which training does not.
 
     content = read_torch_file(path, trust_pickle=options.trust_pickle)
