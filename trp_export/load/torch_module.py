@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from trp_export.errors import LoadError, OptionError, UnsupportedError, first_line
 from trp_export.graph.metadata import strip_traces
 from trp_export.inputs.options import InputOptions
-from trp_export.load.torch_example import Example, make_example
 from trp_export.load.source import Probe, Source
+from trp_export.load.torch_example import Example, make_example
 from trp_export.options import LoadOptions
 from trp_export.system.scratch import Scratch
 from trp_export.system.signals import held_back
