@@ -150,6 +150,13 @@ def test_input_shapes_give_a_symbol_one_size() -> None:
     assert input_shapes(model, {"z": (1, 4, 8, 3)}) == {"x": (1, 4, 8, 8), "z": (1, 4, 8, 3)}
 
 
+def test_input_shapes_let_sizes_called_by_a_question_mark_differ() -> None:
+    model = ir.serde.deserialize_model(build(text("y = Relu (x)", "", "float[B, 4, S, T] x")))
+    model.graph.inputs[0].shape = ir.Shape([-1, 4, "?", "?"])
+    assert input_shapes(model, (1, 4, 48, 192)) == {"x": (1, 4, 48, 192)}
+    assert input_shapes(model) == {"x": (1, 4, 224, 224)}
+
+
 def test_input_shapes_take_open_channels_from_the_layer_that_reads_them() -> None:
     model = ir.serde.deserialize_model(build(text("y = Conv (x, w)", "float[8, 4, 3, 3] w", "float[N, C, H, W] x")))
     assert input_shapes(model) == {"x": (1, 4, 224, 224)}

@@ -16,7 +16,10 @@ from trp_export.graph.weights import set_value
 
 
 def equal_pairs(analysis: Analysis, groups: tuple[Group, ...]) -> dict[int, int]:
-    """For each group that may lose channels, two that occur in the same places, in each block of grouped convs."""
+    """A quarter of the channels of each group that may lose some, each with one that occurs in the same places.
+
+    Those of each block of a grouped conv have a partner in their block, so that equally many go.
+    """
     places = _places(analysis)
     blocks: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for index, balance in enumerate(analysis.balances):
@@ -25,16 +28,12 @@ def equal_pairs(analysis: Analysis, groups: tuple[Group, ...]) -> dict[int, int]
                 blocks[channel].append((index, block))
     pairs = {}
     for group in groups:
-        first: dict[object, int] = {}
-        done: set[object] = set()
+        alike: dict[object, list[int]] = defaultdict(list)
         for channel in group.channels.tolist():
             if analysis.ties.reason(channel) is None:
-                kind = (*places[channel], *blocks[channel])
-                other = first.setdefault(kind, channel)
-                is_wanted = kind not in done and (blocks[channel] or not done)
-                if other != channel and is_wanted:
-                    pairs[channel] = other
-                    done.add(kind)
+                alike[(*places[channel], *blocks[channel])].append(channel)
+        for first, *others in alike.values():
+            pairs |= dict.fromkeys(others[len(others) - max(1, len(others) // 4) :], first)
     return pairs
 
 
