@@ -45,8 +45,7 @@ ROWS = {
 }
 CAMVID_CLASSES, VOID = 11, 11
 WEIGHT_DECAY = 5e-4
-# The peak learning rate of fresh weights, and of a trunk that is trained already.
-LR, LR_OF_TRAINED = 0.1, 0.005
+LR = 0.1  # at its peak
 MEAN, STD = torch.tensor(IMAGENET.mean or ()), torch.tensor(IMAGENET.std or ())
 
 
@@ -154,13 +153,15 @@ class Run:
         self._state = folder / f"{name}.last.pt"
         torch.manual_seed(schedule.seed)
         self.model = find_architecture(name).build(None)
-        groups = [{"params": [*self.model.parameters()], "peak": LR}]
+        self._trained: nn.Module = self.model
         if trunk is not None and isinstance(self.model, Gated):
             self.model.trunk.load_state_dict(torch.load(trunk, weights_only=True)["state_dict"])
-            parts = ((self.model.trunk, LR_OF_TRAINED), (self.model.gates, LR))
-            groups = [{"params": [*part.parameters()], "peak": peak} for part, peak in parts]
-        self.model = self.model.to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.SGD(groups, LR, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY)
+            self.model.trunk.requires_grad_(False)
+            self._trained = self.model.gates
+        self.model = self.model.eval().to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.SGD(
+            self._trained.parameters(), LR, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY
+        )
         self.history: list[dict[str, float]] = []
         if self._state.exists():
             state = torch.load(self._state, weights_only=True)
@@ -177,13 +178,13 @@ class Run:
         generator = torch.Generator().manual_seed(self.schedule.seed * 1000 + epoch)
         x, y = self.task.train
         order = torch.randperm(len(x), generator=generator)
-        self.model.train()
+        self._trained.train()  # Batch norm of a trunk that stays as it is keeps its statistics.
         steps, total, started = len(x) // batch, 0.0, time.perf_counter()
         for step in range(steps):
             chosen = order[step * batch : (step + 1) * batch]
             inputs, labels = self.task.augment(x[chosen], y[chosen], generator)
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate((epoch + step / steps) / self.schedule.epochs, group["peak"])
+                group["lr"] = learning_rate((epoch + step / steps) / self.schedule.epochs, LR)
             with torch.autocast("cpu", torch.bfloat16):
                 answers = answers_of(self.model, inputs.contiguous(memory_format=torch.channels_last))
             loss = loss_of(answers, labels)
@@ -223,11 +224,6 @@ def result(run: Run) -> dict[str, Any]:
     """A finished row: what the network costs and what it reaches after each pass."""
     layers = find_layers(run.model, find_architecture(run.name).input_shape or ())
     return {
-        "task": run.task.name,
-        "network": run.name,
-        "epochs": run.schedule.epochs,
-        "seed": run.schedule.seed,
-        "trained_on": len(run.task.train[1]),
         "params": sum(parameter.numel() for parameter in run.model.parameters()),
         "macs": total_macs(layers),
         "scores": scores(run.model, run.task),
@@ -240,7 +236,8 @@ def table(results: list[dict[str, Any]]) -> str:
     lines = ["| data | network | parameters | million MACs | after each pass, % | images, epochs | seed |"]
     lines.append("|---|---|---|---|---|---|---|")
     lines += [
-        f"| {row['task']} | {row['network']} | {row['params']:,} | {row['macs'] / 1e6:.1f} "
+        f"| {row['task']} | {row['network']}{', gates alone' if row['trunk'] else ''} "
+        f"| {row['params']:,} | {row['macs'] / 1e6:.1f} "
         f"| {', '.join(f'{score:.2f}' for score in row['scores'])} "
         f"| {row['trained_on']:,}, {row['epochs']} | {row['seed']} |"
         for row in results
@@ -253,7 +250,11 @@ def table(results: list[dict[str, Any]]) -> str:
 @click.option("--epochs", default=164)
 @click.option("--images", type=int, help="Train on so many of the images, drawn by --seed.")
 @click.option("--seed", default=0)
-@click.option("--trunk", type=click.Path(path_type=Path), help="Trained weights that the trunk starts from.")
+@click.option(
+    "--trunk",
+    type=click.Path(path_type=Path),
+    help="Weights of the trunk, which stay as they are: the gates alone are trained.",
+)
 @click.option("--only-epochs", type=int, help="End after this many epochs; the same command continues.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.argument("networks", nargs=-1)
@@ -274,20 +275,21 @@ def main(
     left = epochs * len(ROWS[task.name]) if only_epochs is None else only_epochs
     states = output / f"{task.name}-{len(task.train[1])}-images-{epochs}-epochs-seed-{seed}"
     states.mkdir(parents=True, exist_ok=True)
-    for job in missing(results, jobs(task, schedule, networks or ROWS[task.name])):
+    for job in missing(results, jobs(task, schedule, trunk, networks or ROWS[task.name])):
         run = Run(job["network"], task, schedule, trunk, states)
         while not run.finished and left:
             run.train_epoch()
             left -= 1
         if run.finished:
             torch.save(run.checkpoint(), states / f"{run.name}.pt")
-            append(results, result(run))
+            append(results, {**job, **result(run)})
     print(table(read(results)))
 
 
-def jobs(task: Task, schedule: Schedule, networks: Sequence[str]) -> list[dict[str, Any]]:
+def jobs(task: Task, schedule: Schedule, trunk: Path | None, networks: Sequence[str]) -> list[dict[str, Any]]:
     """What tells one row from another."""
-    known = {"task": task.name, "epochs": schedule.epochs, "seed": schedule.seed, "trained_on": len(task.train[1])}
+    known: dict[str, Any] = {"task": task.name, "epochs": schedule.epochs, "seed": schedule.seed}
+    known |= {"trained_on": len(task.train[1]), "trunk": trunk and trunk.stem}
     return [{**known, "network": name} for name in networks]
 
 
