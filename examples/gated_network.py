@@ -2,8 +2,8 @@
 
     python examples/gated_network.py out/ [STEPS]
 
-A few steps on 128 of the 256 images of models_zoo show how it is used; the same images fit the factors. The accuracy that
-is printed is on the other 128.
+A few steps on 128 of the 256 images of models_zoo show how it is used; the same images fit the factors. Accuracy is that on
+the other 128.
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from models_zoo import find_architecture
-from trp_export import Benchmark, Calibration, LoadOptions, Macs, Options, Preprocessing, SavedPlan, Selection, compress
+from trp_export import (
+    Benchmark,
+    Calibration,
+    LoadOptions,
+    Macs,
+    Options,
+    Preprocessing,
+    SavedPlan,
+    Selection,
+    compress,
+)
 
 ZOO = Path(__file__).resolve().parents[1] / "models_zoo"
 NAME = "resnet20-rignet-t2"
