@@ -2,8 +2,8 @@
 
     python examples/gated_network.py out/ [STEPS]
 
-A few steps on 128 of the 256 images of models_zoo show how it is used; the same images fit the factors. Accuracy is that on
-the other 128.
+A few steps on 128 of the 256 images of models_zoo show how it is used; the same images fit the factors. Accuracy is
+measured on the other 128.
 """
 
 from __future__ import annotations
