@@ -43,3 +43,13 @@ def test_the_accuracy_is_that_of_the_card(path: Path) -> None:
             hits += int((network.module(x).argmax(1) == y).sum())
     (promised,) = re.findall(r"\| reaches \| ([\d.]+) %", path.with_suffix(".md").read_text())
     assert 100 * hits / len(images) == pytest.approx(float(promised), abs=0.05)
+
+
+@torch.no_grad()
+def test_the_trunk_of_the_gated_network_is_the_plain_network() -> None:
+    gated = load_network(ROOT / "models_zoo" / "weights" / "resnet20-rignet-t2-cifar10.pt", None, ())
+    plain = load_network(ROOT / "models_zoo" / "weights" / "resnet20-cifar10.pt", None, ())
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    first, second = gated.module.eval().answers(x)
+    assert torch.allclose(first, plain.module.eval()(x), atol=1e-5)
+    assert not torch.allclose(first, second, atol=1e-2)
