@@ -15,7 +15,7 @@ import torch
 from attempt import Attempt, Call
 from kit import EXPORT, Kit
 
-RULE = ("--rank", "2", "--dry-run", "--quiet")
+RULE = ("--rank", "2", "--calib", "none", "--dry-run", "--quiet")
 ODD = (
     None,
     True,

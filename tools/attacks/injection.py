@@ -63,7 +63,12 @@ def _node(kit: Kit, text: str, folder: Path) -> Call:
     model.graph.name, model.producer_name, model.doc_string = text, text, text
     model.metadata_props.add(key="license", value=text)
     onnx.save(model, folder / "m.onnx")
-    return Call("trp-export", ["m.onnx", "--rank", "2", "--no-bench", "--bundle", "b"], codes=(0,), check=_shown)
+    return Call(
+        "trp-export",
+        ["m.onnx", "--rank", "2", "--calib", "none", "--no-bench", "--bundle", "b"],
+        codes=(0,),
+        check=_shown,
+    )
 
 
 def _value(kit: Kit, text: str, folder: Path) -> Call:
@@ -72,7 +77,12 @@ def _value(kit: Kit, text: str, folder: Path) -> Call:
         node.input[:] = [text if name == "image" else name for name in node.input]
     model.graph.input[0].name = text
     onnx.save(model, folder / "m.onnx")
-    return Call("trp-export", ["m.onnx", "--rank", "2", "--no-bench", "--bundle", "b"], codes=(0, 3, 4), check=_shown)
+    return Call(
+        "trp-export",
+        ["m.onnx", "--rank", "2", "--calib", "none", "--no-bench", "--bundle", "b"],
+        codes=(0, 3, 4),
+        check=_shown,
+    )
 
 
 def _file_name(
@@ -140,14 +150,19 @@ def _array(kit: Kit, text: str, folder: Path) -> Call:
 
 def _option(option: str, codes: tuple[int, ...], kit: Kit, text: str, folder: Path) -> Call:
     kit.copy(folder, "base.onnx")
-    return Call("trp-export", ["base.onnx", "--rank", "2", "--no-bench", option, text], codes=codes, check=_shown)
+    return Call(
+        "trp-export",
+        ["base.onnx", "--rank", "2", "--calib", "none", "--no-bench", option, text],
+        codes=codes,
+        check=_shown,
+    )
 
 
 def _image_name(kit: Kit, text: str, folder: Path) -> Call:
     kit.copy(folder, "base.onnx", "images")
     name = text.replace("/", "_").encode()[:_FILE_NAME_BYTES].decode(errors="ignore")
     (folder / "images" / f"{name}.png").write_bytes(b"not an image")
-    rule = ("--rank", "2", "--no-bench")
+    rule = ("--rank", "2", "--calib", "none", "--no-bench")
     return Call("trp-export", ["base.onnx", *rule, "--calib", "images"], codes=(0, 3), check=_shown)
 
 
@@ -165,12 +180,16 @@ SLOW = (
     *("file name in trp-bench", "reason in a plan", "saved benchmark", "names of classes"),
 )
 PLACES: dict[str, Put] = {
-    "name of a layer, in the tables": partial(_layer, ("--rank", "2", "--dry-run", "-v")),
-    "name of a layer, in the bundle": partial(_layer, ("--rank", "2", "--no-bench", "--bundle", "b")),
+    "name of a layer, in the tables": partial(_layer, ("--rank", "2", "--calib", "none", "--dry-run", "-v")),
+    "name of a layer, in the bundle": partial(
+        _layer, ("--rank", "2", "--calib", "none", "--no-bench", "--bundle", "b")
+    ),
     "name of a layer, in an error": partial(_layer, ("--rank", "2", "--only", "nothing")),
     "names and texts of the graph": _node,
     "name of an input": _value,
-    "file name of a model": partial(_file_name, "trp-export", ("--rank", "2", "--no-bench", "--bundle", "b"), (0, 2)),
+    "file name of a model": partial(
+        _file_name, "trp-export", ("--rank", "2", "--calib", "none", "--no-bench", "--bundle", "b"), (0, 2)
+    ),
     "file name in trp-bench": partial(_file_name, "trp-bench", ("--budget", "0.1", "--processes", "1"), (0,)),
     "name of no file": partial(_missing, "trp-export"),
     "name of no file in trp-bench": partial(_missing, "trp-bench"),

@@ -16,7 +16,7 @@ from attempt import Call, run
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-EXPORT = ("--rank", "2", "--no-bench", "--quiet")
+EXPORT = ("--rank", "2", "--calib", "none", "--no-bench", "--quiet")
 PLAN = {
     "format": "trp-plan",
     "version": 1,

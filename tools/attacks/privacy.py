@@ -39,7 +39,10 @@ def _export(path: str, folder: Path) -> Call:
         put(model, path)
     onnx.save(model, folder / "m.onnx")
     return Call(
-        "trp-export", ["m.onnx", "--rank", "2", "--no-bench", "--quiet", "--bundle", "b"], codes=(0,), check=_secret
+        "trp-export",
+        ["m.onnx", "--rank", "2", "--calib", "none", "--no-bench", "--quiet", "--bundle", "b"],
+        codes=(0,),
+        check=_secret,
     )
 
 

@@ -96,7 +96,7 @@ def _leave_folder() -> None:
 
 
 COMMANDS = {
-    "trp-export": ("{}/base.onnx", "--rank", "2", "--no-bench", "-o", "{}/o.onnx"),
+    "trp-export": ("{}/base.onnx", "--rank", "2", "--calib", "none", "--no-bench", "-o", "{}/o.onnx"),
     "trp-bench": ("{}/base.onnx", "--budget", "0.2", "--processes", "1"),
     "trp-bundle": ("verify", "{}/bundle"),
 }
@@ -104,7 +104,7 @@ COMMANDS = {
 
 def _with_variables(kit: Kit, variables: dict[str, str | None], folder: Path) -> Call:
     kit.copy(folder, "base.onnx", "good.npz")
-    arguments = ["base.onnx", "--rank", "2", "--no-bench", "--calib", "good.npz", "-o", "o.onnx"]
+    arguments = ["base.onnx", "--rank", "2", "--calib", "none", "--no-bench", "--calib", "good.npz", "-o", "o.onnx"]
     return Call("trp-export", arguments, codes=(0, 7), environment=variables, signal=0)
 
 

@@ -21,7 +21,7 @@ from kit import EXPORT, TRAIN, Kit, network
 from onnx import TensorProto, helper, numpy_helper
 
 Make = Callable[[Path], object]
-STATE = ("--arch", "resnet20", "--shape", "1,5,32,32", "--rank", "2", "--dry-run", "--quiet")
+STATE = ("--arch", "resnet20", "--shape", "1,5,32,32", "--rank", "2", "--calib", "none", "--dry-run", "--quiet")
 SECRET = "alicebobson" * 40
 
 
@@ -207,7 +207,7 @@ def _checkpoint(kit: Kit, key: str, folder: Path) -> Call:
     _write_evil(folder)
     content = torch.load(kit["checkpoint.pt"], weights_only=True) | {key: "evil_net:make"}
     torch.save(content, folder / "c.pt")
-    return Call("trp-export", ["c.pt", "--rank", "2", "--dry-run"], codes=(0, 2, 3), check=_not_run)
+    return Call("trp-export", ["c.pt", "--rank", "2", "--calib", "none", "--dry-run"], codes=(0, 2, 3), check=_not_run)
 
 
 # --- labels
@@ -450,7 +450,11 @@ def _names(kit: Kit) -> Iterator[tuple[str, Callable[[Path], Call]]]:
 
 def _called(kit: Kit, program: str, name: str, folder: Path) -> Call:
     kit.copy(folder, "base.onnx")
-    rule = ("--rank", "2", "--dry-run") if program == "trp-export" else ("--budget", "0.1", "--processes", "1")
+    rule = (
+        ("--rank", "2", "--calib", "none", "--dry-run")
+        if program == "trp-export"
+        else ("--budget", "0.1", "--processes", "1")
+    )
     return Call(program, [*rule, "--", name], codes=(2, 3))
 
 
