@@ -155,14 +155,22 @@ def _calibrate(
 ) -> tuple[CalibrationData | None, tuple[Layer, ...], tuple[str, ...]]:
     """`calibrate`; without data, and with a note, where a network does not run on images that nobody asked for."""
     unasked = options.calibration is not None and options.calibration.unasked
+    if unasked and not _opens(network.original):  # Answers are compared later.
+        return None, layers, ()
     try:
-        if unasked:
-            open_session(network.original)  # Its answers are compared later.
         return *calibrate(network, layers, samples, options, progress, cuts=cuts), ()
-    except (CannotRunError, LoadError, UnsupportedError) as error:
+    except (LoadError, UnsupportedError) as error:
         if not unasked:
             raise
         return None, layers, (f"synthetic images do not suit this network: {first_line(error, 160)}",)
+
+
+def _opens(model: Path) -> bool:
+    try:
+        open_session(model)
+    except CannotRunError:
+        return False
+    return True
 
 
 def saved_choices(rule: Rule, source: Source) -> tuple[Choice, ...]:
