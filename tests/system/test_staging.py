@@ -102,3 +102,9 @@ def test_old_files_come_back_if_one_cannot_be_replaced(
     with pytest.raises(OutputError, match=f"{fails} cannot be written: Operation not permitted"):
         publish(folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["o" * 300 + ".onnx", "o" * 249 + ".onnx", "\udcff.onnx", "a\0b.onnx"])
+def test_a_stage_refuses_names_that_cannot_be_written(folder: Path, name: str) -> None:
+    with pytest.raises(OutputError, match=r"cannot be written: .* Choose another name with -o"):
+        OutputStage(folder / name, None).__enter__()

@@ -86,7 +86,9 @@ def _onto(kit: Kit, option: str, target: str, way: str, more: tuple[str, ...], f
     calib = "images" if target.startswith("images") else "good.npz"
     arguments = ["apart.onnx", "--plan", "plan.json", "--no-bench", "--quiet", "--calib", calib, *more]
     arguments += ["--eval", "labelled.npz", "--input", "input.npz", option, place]
-    return Call("trp-export", arguments, codes=(0, 2, 3, 7) if more else (2, 3, 7))
+    # Another name of an image outside the folder is replaced; the image stays.
+    harmless = bool(more) or (way == "a hard link" and target.startswith("images"))
+    return Call("trp-export", arguments, codes=(0, 2, 3, 7) if harmless else (2, 3, 7))
 
 
 def _places() -> dict[str, Make]:
@@ -140,6 +142,7 @@ def _full(kit: Kit, limit: int, options: tuple[str, ...], folder: Path) -> Call:
         file_bytes=limit,
         check=_all_or_none,
         writes=("o.*", "r.html"),
+        is_silent=limit == 0,  # Its messages go to such a file, too.
     )
 
 

@@ -32,6 +32,8 @@ def check_outputs(outputs: Sequence[Output], inputs: Sequence[Path] = ()) -> Non
     Raises OptionError where an output is the same file as an input or as another output, also through links, and
     OutputError where one cannot be written.
     """
+    for output in outputs:
+        _require_possible_name(output)
     for index, output in enumerate(outputs):
         for other in outputs[:index]:
             if is_same_file(output.path, other.path):
@@ -46,6 +48,20 @@ def check_outputs(outputs: Sequence[Output], inputs: Sequence[Path] = ()) -> Non
                 )
     for output in outputs:
         require_writable_file(output)
+
+
+def _require_possible_name(output: Output) -> None:
+    """Raise OutputError for a name that the disk or a library does not take: too long, or not UTF-8."""
+    try:
+        str(output.path).encode()
+        output.path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        why = "its name is not UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error
+        raise OutputError(
+            f"{output.path} cannot be written: {why}. Choose another name with {output.option}."
+        ) from error
 
 
 def require_writable_file(output: Output) -> None:
