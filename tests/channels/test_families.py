@@ -29,11 +29,20 @@ from trp_export.graph.shapes import Shape, input_shapes
 from trp_export.graph.simplify import simplify
 from trp_export.runtime.measured_shapes import measure_value_shapes
 
+
+def small_vgg() -> nn.Module:
+    """Convs with batch norm, a pooling that changes nothing, then a flattened head."""
+    convs = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(16)]
+    head = [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU()]
+    return nn.Sequential(*convs, *head, nn.Linear(8, 5))
+
+
 SMALL: dict[str, Callable[[], nn.Module]] = {
     "densenet": lambda: torchvision.models.DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8),
     "shufflenet": lambda: torchvision.models.ShuffleNetV2([2, 2, 1], [8, 16, 32, 64, 64]),
     "mnasnet": lambda: torchvision.models.MNASNet(0.1),
     "regnet": lambda: RegNet(BlockParams.from_init_params(4, 16, 16, 2.0, 8, se_ratio=0.25)),
+    "vgg": small_vgg,
     "convnext": lambda: ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)]),
 }
 FAMILIES = (
@@ -41,6 +50,8 @@ FAMILIES = (
     *("inception_v3", "mobilenet_v2", "mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5", "efficientnet_b0"),
     *("regnet_y_400mf", "convnext_tiny"),
 )
+# VGG and AlexNet pool to 7 x 7 and 6 x 6 before they flatten.
+EXTENTS = {"alexnet": 224, "vgg11_bn": 224, "inception_v3": 96}
 MIXED = {"convnext": 3, "convnext_tiny": 7}  # Groups that layer norms read.
 
 
@@ -91,14 +102,15 @@ def require_all_merged(path: Path, shape: tuple[int, ...], folder: Path, mixed: 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_equal_channels_of_small_networks_go(name: str, tmp_path: Path) -> None:
-    path = exported(SMALL[name](), 64, tmp_path / "net.onnx")
-    require_all_merged(path, (2, 3, 64, 64), tmp_path, MIXED.get(name, 0))
+    extent = EXTENTS.get(name, 64)
+    path = exported(SMALL[name](), extent, tmp_path / "net.onnx")
+    require_all_merged(path, (2, 3, extent, extent), tmp_path, MIXED.get(name, 0))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_equal_channels_of_a_family_go(name: str, tmp_path: Path) -> None:
-    extent = 96 if name == "inception_v3" else 64
+    extent = EXTENTS.get(name, 64)
     extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     network = torchvision.models.get_model(name, weights=None, **extra)
     path = exported(network, extent, tmp_path / "net.onnx")
