@@ -11,8 +11,8 @@ from training.channels.groups import ChannelGroup
 from training.layers import kernel_of
 
 _HIDDEN = 32
-# All gates are open at first, so that training decides which of them close.
-_FIRST_LOGIT = 1.0
+# All gates are open at first and nearly alike, so that training decides which of them close.
+_FIRST_LOGIT, _FIRST_SPREAD = 1.0, 0.01
 
 
 class Gates(nn.Module):
@@ -39,6 +39,7 @@ class Gates(nn.Module):
         if shape not in self.networks:
             first, last = nn.Linear(features.shape[1], _HIDDEN), nn.Linear(_HIDDEN, 1)
             nn.init.normal_(first.weight)
+            nn.init.normal_(last.weight, std=_FIRST_SPREAD)
             nn.init.constant_(last.bias, _FIRST_LOGIT)
             self.networks[shape] = nn.Sequential(first, nn.ReLU(), last)
         name = f"features{sum(True for _ in self.buffers())}"

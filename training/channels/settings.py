@@ -97,7 +97,7 @@ class DaggerSettings:
         section=CHANNELS,
         read=float,
         metavar="WEIGHT",
-        default=1.0,
+        default=4.0,
     )
     gate_lr: float = flag(
         "--gate-lr",
@@ -105,7 +105,7 @@ class DaggerSettings:
         section=CHANNELS,
         read=float,
         metavar="RATE",
-        default=1e-3,
+        default=5e-3,
     )
     seed: int = 0
     layers: Callable[[str], bool] = _every_layer
