@@ -48,12 +48,12 @@ def load_images(calibration: Path) -> tuple[Tensor, Tensor]:
 
 
 def train(images: Tensor, labels: Tensor, steps: int) -> dict[str, Tensor]:
-    """The weights of a gated network after some steps, from those of its trunk."""
-    network = find_architecture(NAME).build(10)
+    """The weights of a gated network: its trunk stays as it is, and the gates are trained for some steps."""
+    network = find_architecture(NAME).build(10).eval()
     trunk = torch.load(ZOO / "weights" / "resnet20-cifar10.pt", weights_only=True)["state_dict"]
     network.trunk.load_state_dict(trunk)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-    network.train()
+    network.trunk.requires_grad_(False)
+    optimizer = torch.optim.SGD(network.gates.parameters(), lr=0.1, momentum=0.9)
     for _ in range(steps):
         chosen = torch.randint(len(images), (64,))
         # The answer after each pass is trained, so that the network can stop after any of them.
