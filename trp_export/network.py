@@ -48,7 +48,8 @@ class Network:
     that nodes work on when the model runs; `macs` is None where these are unknown.
     `means` are the mean inputs of layers, by site name, as far as batch norm tells them; `statistics` those of the
     values that batch norm made, by value name, where it was folded. `channels` are the decisions on channel groups;
-    where channels were removed, all else describes the network without them, and `thinned` the removal.
+    where channels were removed, all else describes the network without them, and `thinned` the removal. `wide` is the
+    network before channels were removed that it needs, None where just those went that it does not.
     `described` are its inputs with all sizes known. The model in memory is changed in place by the rewriter; the file
     stays as it is.
     """
@@ -69,6 +70,7 @@ class Network:
     statistics: Mapping[str, Statistics]
     channels: tuple[ChannelDecision, ...] = ()
     thinned: Thinned | None = None
+    wide: Network | None = None
 
     @property
     def original_macs(self) -> int | None:

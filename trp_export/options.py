@@ -18,7 +18,7 @@ from trp_export.inputs.preprocessing import SECTION as PREPROCESSING
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.lowrank.names import SCHEME_CHOICES
 from trp_export.metrics.names import AUTO, HEADS, METRICS, read_metric, without_folder
-from trp_export.rules import FIRST, RULES, SIZE, OwnPlan, Rule, SavedPlan
+from trp_export.rules import FIRST, RULES, SIZE, Macs, OwnPlan, Params, Rule, SavedPlan
 
 LAYERS, MODEL, CALIBRATION = "Layers and decompositions", "The model", "Calibration"
 EVALUATION = "Evaluation"
@@ -97,6 +97,13 @@ class Selection:
         kind="many",
         metavar="PATTERN",
         default=(),
+    )
+    channels: bool = flag(
+        "--channels",
+        "Also remove channels where that harms less, and refit the layer that reads them. With --macs or --params.",
+        section=LAYERS,
+        kind="on",
+        default=False,
     )
     align: int | Literal["auto"] = flag(
         "--align",
@@ -496,7 +503,16 @@ class Options:
             raise InvalidOptionError("a limit on the drop needs a measure of what is lost; give {images} PATH.")
         if self.load.inputs != InputOptions():
             raise InvalidOptionError("load.inputs belongs into inputs: inputs=InputOptions.of(1, 3, 224, 224).")
+        self._require_budget_for_channels()
         self._require_used_preprocessing()
+
+    def _require_budget_for_channels(self) -> None:
+        if not self.selection.channels:
+            return
+        if not isinstance(self.rule, (Macs, Params)):
+            raise InvalidOptionError("{selection.channels} shares out a budget: give --macs or --params.")
+        if self.calibration is not None and self.calibration.is_none:
+            raise InvalidOptionError("{selection.channels} goes by images; leave {calibration} none out.")
 
     @property
     def _has_images(self) -> bool:

@@ -101,24 +101,50 @@ def plan_by_macs(layers: Sequence[Layer], budget: Budget, align: int = 1, damage
 
     Raises OptionError where no plan is small enough. It names the best ratio and the layers that hold the rest.
     """
-
-    def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
-        ranks = ranks_at(curve, align)
-        return ranks, curve.macs_before + ranks * np.float64(curve.macs_per_rank)
-
-    offers = [_offer(layer, layer.site.macs, costs, damage) for layer in layers]
-    return _plan(offers, "macs", budget)
+    return _plan(_offers_in_macs(layers, align, damage), "macs", budget)
 
 
 def plan_by_params(layers: Sequence[Layer], budget: Budget, align: int = 1, damage: Damage = lost_energy) -> Plan:
     """The plan of least damage within a budget of parameters; no layer gets more multiply-adds."""
+    return _plan(_offers_in_params(layers, align, damage), "params", budget)
 
+
+def share_out(
+    layers: Sequence[Layer],
+    savings: Sequence[Menu],
+    budget: Budget,
+    *,
+    in_params: bool = False,
+    align: int = 1,
+    damage: Damage = lost_energy,
+) -> tuple[int, ...]:
+    """The option of each of `savings` where a budget is shared out over pairs and these, for the least damage.
+
+    Costs of savings are 0 or negative. What pair and saving save of one layer is added up, which is a little too much.
+    Where the budget is out of reach, the largest saving of each.
+    """
+    offers = (_offers_in_params if in_params else _offers_in_macs)(layers, align, damage)
+    fixed = budget.total - sum(float(offer.menu.cost[0]) for offer in offers)
+    allocation = allocate([*(offer.menu for offer in offers), *savings], budget.left - fixed)
+    if allocation is None:
+        return tuple(len(menu.cost) - 1 for menu in savings)
+    return tuple(allocation.options[len(offers) :].tolist())
+
+
+def _offers_in_macs(layers: Sequence[Layer], align: int, damage: Damage) -> list[_Offer]:
+    def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
+        ranks = ranks_at(curve, align)
+        return ranks, curve.macs_before + ranks * np.float64(curve.macs_per_rank)
+
+    return [_offer(layer, layer.site.macs, costs, damage) for layer in layers]
+
+
+def _offers_in_params(layers: Sequence[Layer], align: int, damage: Damage) -> list[_Offer]:
     def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
         ranks = ranks_at(curve, align)
         return ranks, curve.params_before + ranks * np.float64(curve.params_per_rank)
 
-    offers = [_offer(layer, layer.site.params, costs, damage) for layer in layers]
-    return _plan(offers, "params", budget)
+    return [_offer(layer, layer.site.params, costs, damage) for layer in layers]
 
 
 def plan_by_latency(

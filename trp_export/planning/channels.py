@@ -21,7 +21,8 @@ class Cluster:
 class ChannelDecision:
     """What happens to one channel group, named after the first layer that makes its `channels`.
 
-    Channels are counted in the order of that layer. A group that stays has no `clusters` and drops none.
+    Channels are counted in the order of that layer. A group that stays has no `clusters` and drops none. `fitted`: what
+    is dropped was not zero, and the layer that read it is refitted on images.
     """
 
     name: str
@@ -29,6 +30,7 @@ class ChannelDecision:
     clusters: tuple[Cluster, ...]
     dropped: tuple[int, ...]
     reason: str
+    fitted: bool = False
 
     def __post_init__(self) -> None:
         gone = [*self.dropped, *(channel for cluster in self.clusters for channel in cluster.merged)]
@@ -58,6 +60,7 @@ class ChannelDecision:
             "merged": [[cluster.kept, *cluster.merged] for cluster in self.clusters],
             "dropped": list(self.dropped),
             "reason": self.reason,
+            **({"fitted": True} if self.fitted else {}),
         }
 
 
@@ -75,10 +78,12 @@ def parse_channels(document: object, where: str) -> ChannelDecision:
     if not _are_counts(dropped):
         raise LoadError(f'{where}: "dropped" must be a list of channels.')
     clusters = tuple(Cluster(kept, tuple(others)) for kept, *others in merged)
-    reason = document.get("reason", "")
+    reason, fitted = document.get("reason", ""), document.get("fitted", False)
+    if not isinstance(fitted, bool):
+        raise LoadError(f'{where}: "fitted" must be true or false.')
     try:
         return ChannelDecision(
-            document["name"], channels, clusters, tuple(dropped), reason if isinstance(reason, str) else ""
+            document["name"], channels, clusters, tuple(dropped), reason if isinstance(reason, str) else "", fitted
         )
     except ValueError as error:
         raise LoadError(f"{where}: {error}.") from error

@@ -20,9 +20,17 @@ from trp_export.runtime.incremental import Walk
 
 
 def closest(
-    model: ir.Model, plan: Plan, candidates: Sequence[LayerFactors], batches: Sequence[Batch], threads: int = 0
+    model: ir.Model,
+    plan: Plan,
+    candidates: Sequence[LayerFactors],
+    batches: Sequence[Batch],
+    *,
+    original: ir.Model | None = None,
+    threads: int = 0,
 ) -> tuple[int, tuple[HeldOut, ...]]:
-    """The index of the candidate whose answers diverge least from the model's, and the divergence of each.
+    """The index of the candidate whose answers diverge least from the original's, and the divergence of each.
+
+    The original is the model itself, unless that has lost channels already.
 
     Candidates are in the order of preference, the best last: the last one is taken that is not further away than the
     closest by more than the standard error of their difference over images. Every candidate holds factors for all of
@@ -30,7 +38,7 @@ def closest(
     """
     answers = find_answers(model)
     inputs, images = [batch.arrays for batch in batches], sum(len(batch) for batch in batches)
-    reference = read_answers(Walk(model, inputs, threads), answers)
+    reference = read_answers(Walk(original or model, inputs, threads), answers)
     scores = []
     for candidate in candidates:
         copy = model.clone()

@@ -42,7 +42,8 @@ def headline(report: Report) -> str:
         if report.plan.thinner:
             whose = "" if parts else f" of {name}"
             groups = f"{len(report.plan.thinner)} of {len(report.plan.channels)} channel groups{whose}"
-            parts.append(f"{groups} would lose channels at no loss")
+            loss = "" if any(group.fitted for group in report.plan.thinner) else " at no loss"
+            parts.append(f"{groups} would lose channels{loss}")
         return f"{' and '.join(parts)}{_planned(report)}."
     outcome = f"{name} is {_size(report)}{_speed(report.ratio)}; {_outputs(report.deviation)}."
     advice = _advice(report)

@@ -57,7 +57,7 @@ def benchmark(
         return Timing(not_measured=why_not)
     # Where only channels were removed, the clean-up alone leaves them.
     wide = network.thinned.wide if network.thinned is not None and not plan.changed else built.files.dense
-    cleaned = without_low_rank(wide, work.scratch)
+    cleaned = without_low_rank(built.files.wide or wide, work.scratch)
     files = [built.files.original, built.files.result, cleaned]
     files = list(dict.fromkeys([*files, *(one.file for one in variants if one.file is not None)]))
     try:

@@ -88,7 +88,8 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
         apply_values(wide, tuned)
 
     factors = read_factors(wide or model, plan, names) if tuned else fitted.factors
-    files = Files(network.original, network.file, work.scratch / "products.onnx", result)
+    unthinned = network.wide.file if network.wide is not None else None
+    files = Files(network.original, network.file, work.scratch / "products.onnx", result, wide=unthinned)
     products = network.model.clone()
     _set_products(products, plan, network, fitted, tuned, factors)
     save_model(products, files.products, apart=True)
@@ -208,7 +209,7 @@ def _tune(
     if calibration is None or calibration.tune is None or data is None:
         return {}, ()
     tuned = tune(
-        network.model,
+        (network.wide or network).model,
         model,
         data.batches,
         held_out=data.held_out,

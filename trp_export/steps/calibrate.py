@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -33,6 +33,7 @@ from trp_export.network import Network
 from trp_export.options import Calibration, Options
 from trp_export.planning.budgets import Damage, lost_energy, measured_damage
 from trp_export.planning.curves import Layer
+from trp_export.planning.sensitivity import Sensitivity
 from trp_export.steps.synthetic_samples import synthetic_samples
 from trp_export.system.extras import is_installed, require
 from trp_export.system.progress import Progress
@@ -60,7 +61,8 @@ class CalibrationData:
     `batches` are the samples that factors are fitted to; `held_out` those that took no part in moments and factors, on
     which both are judged. `notes` are what the user should know. `room` is the number of samples that fit into memory
     in a walk from each node of the network to its end. `synthetic`: the samples are synthesised; `drawn`: without batch
-    norm statistics.
+    norm statistics. `samples` are all of them; `sensitivities` say how each layer's error shows, `judge` holds the
+    moments of the held-out samples.
     """
 
     batches: Batches
@@ -71,6 +73,9 @@ class CalibrationData:
     room: Sequence[int] = ()
     synthetic: bool = False
     drawn: bool = False
+    samples: Samples | None = None
+    sensitivities: Mapping[str, Sensitivity] = field(default_factory=dict)
+    judge: Mapping[str, Moments] | None = None
 
 
 def calibrate(
@@ -81,10 +86,12 @@ def calibrate(
     progress: Progress,
     *,
     cuts: bool = True,
+    known: CalibrationData | None = None,
 ) -> tuple[CalibrationData | None, tuple[Layer, ...]]:
     """Run the samples through the network; the layers' curves then measure kept output instead of kept weight.
 
-    Without `samples`, images are synthesised; None where that cannot be done and the user did not ask for it. One
+    `known` is what was learned on the same samples before channels were removed: sensitivities stay. Without
+    `samples`, images are synthesised; None where that cannot be done and the user did not ask for it. One
     sample in four is held out: errors and damage are measured on these. Where no layer is to be cut, only the samples
     are returned: int8 and the evaluation use them. Raises OptionError without calibration options.
     """
@@ -93,8 +100,8 @@ def calibrate(
         raise OptionError("calibration needs images; give calibration=Calibration(PATH).")
     if calibration.tune is not None:
         require("--tune", "torch")
-    made = synthetic_samples(network, options, progress) if samples is None else None
-    samples = made.samples if made is not None else samples
+    made = synthetic_samples(network, options, progress) if samples is None and known is None else None
+    samples = made.samples if made is not None else known.samples if known is not None else samples
     if samples is None:
         return None, tuple(layers)
     ir.external_data.load_to_model(network.model)  # Parts of it are run from memory from here on.
@@ -105,8 +112,8 @@ def calibrate(
     at_a_time, room = images_to_read(names, shapes), images_to_walk(model, shapes)
     batches, held_out = (tuple(part.batches(at_a_time)) if part is not None else () for part in (fitting, reserve))
     notes = samples.notes
-    drawn = made is not None and made.drawn
-    data = CalibrationData(batches, {}, lost_energy, notes, held_out, room, calibration.synthetic, drawn)
+    drawn = made.drawn if made is not None else known is not None and known.drawn
+    data = CalibrationData(batches, {}, lost_energy, notes, held_out, room, calibration.synthetic, drawn, samples)
     if _of_one_colour(network, samples.name, (*batches, *held_out)):
         notes = (*notes, f"{samples.name}: all images are of one colour; factors are made without them")
         return replace(data, notes=notes), tuple(layers)
@@ -127,20 +134,24 @@ def calibrate(
     layers = calibrated_layers(layers, network.located, moments, partial(progress, "output errors"), held_out_moments)
     means = {} if drawn else network.means
     notes = (*notes, *_left_out(network.located, located), *unweighted, *calibration_remarks(moments, means))
-    data = replace(data, moments=moments, notes=notes)
+    data = replace(data, moments=moments, judge=held_out_moments, notes=notes)
     if rule.needs_sensitivities:
-        damage = measured_damage(
-            measure_sensitivities(
-                model,
-                layers,
-                moments,
-                _for_sensitivities(data, network),
-                held_out=held_out_moments,
-                progress=partial(progress, "sensitivities"),
-            )
-        )
-        data = replace(data, damage=damage)
+        sensitivities = known.sensitivities if known is not None else _sensitivities(network, layers, data, progress)
+        data = replace(data, damage=measured_damage(sensitivities), sensitivities=sensitivities)
     return data, layers
+
+
+def _sensitivities(
+    network: Network, layers: Sequence[Layer], data: CalibrationData, progress: Progress
+) -> Mapping[str, Sensitivity]:
+    return measure_sensitivities(
+        network.model,
+        layers,
+        data.moments,
+        _for_sensitivities(data, network),
+        held_out=data.judge,
+        progress=partial(progress, "sensitivities"),
+    )
 
 
 def _owed(

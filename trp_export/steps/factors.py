@@ -55,7 +55,8 @@ def make_factors(
             progress=partial(progress, "refit"),
         )
         candidates.append(_completed(refitted, plain))
-    best, scores = closest(network.model, plan, candidates, known.held_out or known.batches)
+    original = network.wide.model if network.wide is not None else None
+    best, scores = closest(network.model, plan, candidates, known.held_out or known.batches, original=original)
     return _rounded(network, replace(candidates[best], held_out=scores[best] if known.held_out else None))
 
 

@@ -23,6 +23,7 @@ from trp_export.rules import OwnPlan, Rule, SavedPlan
 from trp_export.runtime.batch_size import with_true_batch
 from trp_export.runtime.sessions import CannotRunError, open_session
 from trp_export.steps.calibrate import Batches, CalibrationData, calibrate, open_samples
+from trp_export.steps.thin_channels import Wide, thin_by_images, wants_channels
 from trp_export.system.cpu import block_size
 from trp_export.system.progress import Progress
 from trp_export.system.staging import is_same_file
@@ -121,21 +122,31 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
         saved_channels(options.effective_rule, source), lambda name: left_out(name, options.selection)
     )
     sizes = samples.shapes if samples is not None else None
-    network = analyse(source, work.scratch, inputs, data=sizes, fold=fold, channels=channels)
-    layers = measure_layers(network, options.selection, saved, work.progress)
+    by_images = wants_channels(options, channels.saved)
+    fold = fold or by_images
+    first = None if by_images else channels
+    network = analyse(source, work.scratch, inputs, data=sizes, fold=fold, channels=first)
+    layers = measure_layers(network, options.selection, () if by_images else saved, work.progress)
     evaluator, notes = _evaluator(network, inputs, options, work.progress)
     data = None
     cuts = options.effective_rule.chooses_ranks or bool(saved)
+    wanted = options.selection_with_int8_alignment.align
+    align = block_size() if wanted == "auto" else wanted
     if options.calibration is not None:
         data, layers, unfit = _calibrate(network, layers, samples, options, work.progress, cuts=cuts)
+        if by_images and data is not None:
+            thin = thin_by_images(Wide(network, layers, data, align), channels, options, work)
+            if thin is not None:
+                network = thin
+                layers = measure_layers(network, options.selection, saved, work.progress)
+                data, layers = calibrate(network, layers, None, options, work.progress, cuts=cuts, known=data)
         notes = (*notes, *_same_images(options), *(data.notes if data is not None else (*unfit, _WEIGHTS_ALONE)))
     pair_costs, untimed = _pair_costs(network, options, work) if cuts else (None, ())
-    align = options.selection_with_int8_alignment.align
     return Knowledge(
         network,
         layers,
         saved=tuple(_kept_if_left_out(choice, options) for choice in saved),
-        align=block_size() if align == "auto" else align,
+        align=align,
         calibration=data,
         evaluator=evaluator,
         latency=_latency(network, layers, options, work),

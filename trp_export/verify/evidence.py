@@ -55,6 +55,7 @@ class Files:
     set to the product of its factors.
 
     `unrounded` holds the weights of `products` and `result` before they were rounded to float16; these files never run.
+    Where channels were removed by images, `wide` is the original in normal form, before what reads them was refitted.
     """
 
     original: Path
@@ -62,3 +63,4 @@ class Files:
     products: Path
     result: Path
     unrounded: tuple[Path, Path] | None = None
+    wide: Path | None = None

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -67,6 +68,12 @@ _IN_NORMAL_FORM = "operators of the original folded or rewritten"
 Batches = Mapping[str, Sequence[Inputs]]
 
 
+class Run(Protocol):
+    """Run a model file on all inputs and return these values."""
+
+    def __call__(self, file: Path, values: tuple[str, ...], *, moved: bool = False) -> list[list[Array]]: ...
+
+
 def verify_export(
     source: Source,
     inputs: NetworkInputs,
@@ -92,6 +99,8 @@ def verify_export(
     must = frozenset(change.site.name for change in plan.changed)
     if thinned is not None and ran.failure is None:
         prove_removal(thinned, ran.batches)
+    if files.wide is not None:
+        _prove_folding(files.original, read_model(files.wide), ran.batches, shapes, None)
     folding = _prove_folding(files.original, dense, ran.batches, shapes, thinned)
     unrounded = None if files.unrounded is None else tuple(map(read_model, files.unrounded))
     proof = prove_layers(products, read_model(files.result), dense, ran.batches, shapes, must, unrounded)
@@ -107,8 +116,7 @@ def verify_export(
         return deviation
     progress("verify", 0.6)
     terms = max(folding.terms, proof.terms)
-    narrowed = frozenset(thinned.narrowed) if thinned is not None else frozenset()
-    deviation = _compare_whole(deviation, files, dense, ran, proof.shared, terms, narrowed)
+    deviation = _compare_whole(deviation, files, dense, ran, proof.shared, terms, thinned)
     if evaluator is None:
         return deviation
     return replace(deviation, score=evaluator(files.result, lambda share: progress("compare", share)))
@@ -234,12 +242,15 @@ def _compare_whole(
     ran: _Ran,
     shared: Mapping[str, str],
     terms: int,
-    narrowed: frozenset[str],
+    thinned: Thinned | None,
 ) -> Deviation:
     """The original with its normal form, and the products with the result. Raises VerifyError where two differ.
 
-    Values that are `narrowed` have fewer channels than in the original and are not compared with it.
+    Values that have fewer channels than in the original are not compared with it. Where layers were refitted before
+    channels went, the normal form equals the network with the refitted layers.
     """
+    narrowed = frozenset(thinned.narrowed) if thinned is not None else frozenset()
+    start = thinned.wide if thinned is not None and files.wide is not None else files.original
     labels = tuple(ran.batches)
     batches = [batch for one in ran.batches.values() for batch in one]
     half = _weight_type(dense) == ir.DataType.FLOAT16
@@ -277,7 +288,9 @@ def _compare_whole(
         normal = run(files.dense, outer.exact)
         if outer != points:
             allowed = allowed_by_rounding(normal, run(files.dense, outer.exact, moved=True), factor)
-        require_agreement(run(files.original, outer.exact), normal, allowed, "the normal form against the original")
+        require_agreement(run(start, outer.exact), normal, allowed, "the normal form against the original")
+        if files.wide is not None:
+            _require_wide(files, outer.exact, run, factor)
         truncation = distance(run(files.original, outer.ends)[0], run(files.result, outer.ends)[0])
     except CannotRunError as error:
         raise VerifyError(
@@ -294,6 +307,14 @@ def _compare_whole(
         truncation=truncation,
         not_compared=(*deviation.not_compared, *notes),
     )
+
+
+def _require_wide(files: Files, values: tuple[str, ...], run: Run, factor: float) -> None:
+    """Raises VerifyError where the original and its normal form before channels went differ."""
+    assert files.wide is not None
+    normal = run(files.wide, values)
+    allowed = allowed_by_rounding(normal, run(files.wide, values, moved=True), factor)
+    require_agreement(run(files.original, values), normal, allowed, "the normal form against the original")
 
 
 def _how(layers: Sequence[LayerProof], whole: WholeProof, seeded: Sequence[str]) -> str:

@@ -15,7 +15,8 @@ def section(groups: tuple[ChannelDecision, ...]) -> Markup:
     """One row per group: those that lose channels first, each part in the order of the graph."""
     thinner = sum(group.removed > 0 for group in groups)
     listed = sorted(groups, key=lambda group: not group.removed)[:_MOST_ROWS]
-    intro = f"{thinner} of {len(groups)} channel groups lose channels, at no loss of accuracy."
+    loss = "." if any(group.fitted for group in groups) else ", at no loss of accuracy."
+    intro = f"{thinner} of {len(groups)} channel groups lose channels{loss}"
     head = element("tr", *(element("th", name, scope="col") for name in ("channel group", "channels", "why")))
     rows = (
         element(

@@ -1,0 +1,99 @@
+"""Channels that go by images: the budget, the proof, the plan and its replay."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from command import Command
+from models import build, save
+
+from trp_export.errors import OptionError
+from trp_export.options import Calibration, Options, Selection
+from trp_export.rules import Energy, Macs
+
+NET = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[N, 3, 16, 16] image) => (float[N, 8] scores)
+<float[8, 3, 3, 3] conv1__weight, float[64, 8, 1, 1] conv2__weight, float[64] conv2__bias,
+ float[64, 1, 3, 3] conv3__weight, float[8, 64, 1, 1] conv4__weight, float[8] conv4__bias>
+{
+    a = Conv <pads = [1, 1, 1, 1]> (image, conv1__weight)
+    b = Conv (a, conv2__weight, conv2__bias)
+    c = Relu (b)
+    d = Conv <pads = [1, 1, 1, 1], group = 64> (c, conv3__weight)
+    e = Relu (d)
+    f = Conv (e, conv4__weight, conv4__bias)
+    g = GlobalAveragePool (f)
+    scores = Flatten (g)
+}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A network with four times as many inner channels as it needs, almost, and images."""
+    rng = np.random.default_rng(5)
+    proto = build(NET)
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor).copy() for tensor in proto.graph.initializer}
+    for name, value in values.items():
+        if value.ndim == 4:
+            values[name] = rng.standard_normal(value.shape) / np.sqrt(np.prod(value.shape[1:]))
+    for name, value in values.items():
+        if name.startswith(("conv2", "conv3")):
+            values[name] = np.tile(value[:16], (4, *[1] * (value.ndim - 1)))
+    values["conv2.weight"] += 0.01 * rng.standard_normal(values["conv2.weight"].shape)
+    for tensor in proto.graph.initializer:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values[tensor.name].astype(np.float32), tensor.name))
+    save(proto, tmp_path / "model.onnx")
+    np.save(tmp_path / "images.npy", rng.standard_normal((64, 3, 16, 16)).astype(np.float32))
+    return tmp_path
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    return {tensor.name: tuple(tensor.dims) for tensor in onnx.load(path).graph.initializer}
+
+
+EXPORT = ("model.onnx", "--macs", "1.8", "--channels", "--calib", "images.npy", "--no-bench")
+
+
+def test_channels_that_others_can_stand_for_go(trp: Command, folder: Path) -> None:
+    outcome = trp(*EXPORT, "--report", "page.html")
+    assert outcome.code == 0, outcome.err
+    (kernel,) = (shape for shape in shapes(folder / "model.trp.onnx").values() if shape[1:] == (1, 3, 3))
+    assert kernel[0] <= 32
+    document = json.loads((folder / "model.trp.json").read_text())
+    assert document["before"]["macs"] / document["after"]["macs"] >= 1.8
+    (group,) = (group for group in document["plan"]["channels"] if group.get("fitted"))
+    assert group["name"] == "conv2"
+    assert "what reads them is refitted" in outcome.out
+    assert "at no loss" not in (folder / "page.html").read_text()
+    assert document["deviation"]["truncation"]["relative_l2"] < 0.2
+
+
+def test_the_plan_repeats_it_with_images_and_needs_them(trp: Command, refuses: Command, folder: Path) -> None:
+    assert trp(*EXPORT).code == 0
+    document = json.loads((folder / "model.trp.json").read_text())
+    (folder / "plan.json").write_text(json.dumps(document["plan"]))
+    again = trp("model.onnx", "--plan", "plan.json", "--calib", "images.npy", "--no-bench", "-o", "again.onnx")
+    assert again.code == 0, again.err
+    first, second = (onnx.load(folder / name).graph.initializer for name in ("model.trp.onnx", "again.onnx"))
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(one), onnx.numpy_helper.to_array(other))
+    error = refuses(2, "model.onnx", "--plan", "plan.json", "--no-bench", "-o", "other.onnx")
+    assert "which needs images: give --calib PATH" in error
+
+
+def test_a_skipped_layer_keeps_its_channels(trp: Command, folder: Path) -> None:
+    outcome = trp(*EXPORT, "--macs", "1.2", "--skip", "conv4", "-o", "kept.onnx")
+    assert outcome.code == 0, outcome.err
+    assert (64, 1, 3, 3) in shapes(folder / "kept.onnx").values()
+
+
+def test_channels_need_a_budget_and_images() -> None:
+    with pytest.raises(OptionError, match="give --macs or --params"):
+        Options(Energy(0.9), selection=Selection(channels=True))
+    with pytest.raises(OptionError, match="goes by images"):
+        Options(Macs(2), Calibration("none"), selection=Selection(channels=True))
