@@ -110,7 +110,9 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
     if size_bytes(files.result) > network.original_bytes:
         pack_weights(model, read_model(network.original))
         save_model(model, files.result)
-    notes = (*(notes or _on_held_out_images(fitted)), *not_simplified)
+    data = knowledge.calibration
+    synthetic = data is not None and data.synthetic
+    notes = (*(notes or _on_held_out_images(fitted, synthetic=synthetic)), *not_simplified)
     return Built(files, Cost(params, macs, size_bytes(files.result)), notes, held_out=fitted.held_out)
 
 
@@ -141,7 +143,7 @@ def _set_products(
     set_products(model, plan, located, factors)
 
 
-def _on_held_out_images(fitted: LayerFactors) -> tuple[str, ...]:
+def _on_held_out_images(fitted: LayerFactors, *, synthetic: bool) -> tuple[str, ...]:
     """A note on the divergence of the outputs, in units of their variance."""
     score = fitted.held_out
     if score is None:
@@ -149,8 +151,9 @@ def _on_held_out_images(fitted: LayerFactors) -> tuple[str, ...]:
     apart = f"less than {percent(_LEAST_DIVERGENCE)}"
     if score.divergence >= _LEAST_DIVERGENCE:
         apart = percent(score.divergence) + (f" \u00b1 {percent(score.error)}" if score.error else "")
-    images = f"{score.images:,} held-out image{'s' if score.images > 1 else ''}"
-    return (f"on {images} the outputs differ from the original's by {apart} % of their variance",)
+    kind, more = ("synthetic ", "; on real ones by more") if synthetic else ("", "")
+    images = f"{score.images:,} held-out {kind}image{'s' if score.images > 1 else ''}"
+    return (f"on {images} the outputs differ from the original's by {apart} % of their variance{more}",)
 
 
 def _verified(built: Built, plan: Plan, knowledge: Knowledge, work: Workspace) -> Built:

@@ -1,4 +1,4 @@
-"""Refuse a result that is far from the original where no image of the user's shows what that costs."""
+"""Refuse a result that is broken, as far as anything shows it, where there is no image of the user's."""
 
 from __future__ import annotations
 
@@ -9,25 +9,24 @@ from trp_export.steps.build import Built
 from trp_export.steps.knowledge import Knowledge
 from trp_export.system.text import percent
 
-# The largest divergence on images that batch norm statistics made: ResNet-20 at 2x has 7 % and loses 2.1 points.
-_MOST_BY_STATISTICS = 0.1
-# The same on drawn images, which say less.
-_MOST_DRAWN = 0.03
-# The largest relative L2 on noise, which says least.
-_MOST_ON_NOISE = 0.1
+# The largest divergence on synthetic images. They show too little of the damage: what is far on them is lost. ResNet-20
+# at 3x has 0.2 and loses 6.5 points; networks that lost all by the weights alone move by 1 and more on noise.
+_MOST_DIVERGENCE = 0.3
+# The largest relative L2 on noise.
+_MOST_ON_NOISE = 0.5
 
 
 def require_close(plan: Plan, built: Built, knowledge: Knowledge, options: Options) -> None:
-    """Raises FarFromOriginalError where the user neither gave images nor said that there are none.
+    """Raises FarFromOriginalError where the outputs move far and the user neither gave images nor said so.
 
     Synthetic images and noise tell large damage from small, not more.
     """
     calibration = options.calibration
     if calibration is None or not calibration.unasked or knowledge.evaluator is not None or not plan.changed:
         return
-    score, data = built.held_out, knowledge.calibration
-    if score is not None and data is not None:
-        limit, apart = _MOST_DRAWN if data.drawn else _MOST_BY_STATISTICS, score.divergence
+    score = built.held_out
+    if score is not None:
+        limit, apart = _MOST_DIVERGENCE, score.divergence
         where = f"{percent(apart)} % of their variance on {score.images:,} synthetic images"
     elif built.deviation is not None and built.deviation.truncation is not None:
         limit, apart = _MOST_ON_NOISE, built.deviation.truncation.relative_l2
@@ -35,7 +34,7 @@ def require_close(plan: Plan, built: Built, knowledge: Knowledge, options: Optio
     else:
         return
     if apart > limit:
-        insist = "none" if data is None else "synthetic"
+        insist = "synthetic" if score is not None else "none"
         raise FarFromOriginalError(
             f"the outputs would differ from the original's by {where}, so the result may be useless; nothing was "
             f"written.\nGive images with --calib PATH, or cut less; --calib {insist} writes it all the same."
