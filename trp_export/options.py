@@ -98,13 +98,6 @@ class Selection:
         metavar="PATTERN",
         default=(),
     )
-    channels: bool = flag(
-        "--channels",
-        "Also remove channels where that harms less, and refit the layer that reads them. With --macs or --params.",
-        section=LAYERS,
-        kind="on",
-        default=False,
-    )
     align: int | Literal["auto"] = flag(
         "--align",
         "Round ranks up to a multiple of N; auto takes the channel block of this CPU.",
@@ -112,6 +105,13 @@ class Selection:
         read=_read_align,
         metavar="N|auto",
         default=1,
+    )
+    channels: bool = flag(
+        "--channels",
+        "Also remove channels where that harms less, and refit the layer that reads them. With --macs or --params.",
+        section=LAYERS,
+        kind="on",
+        default=False,
     )
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ from trp_export.pipeline import compress
 from trp_export.report.document import Report
 from trp_export.rules import Energy, Rank, Rule
 from trp_export.runtime.partial import Tap
+from trp_export.steps import closeness
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -265,8 +266,10 @@ def test_images_are_synthesised_unasked(unasked: Callable[..., Report]) -> None:
 
 @pytest.mark.parametrize("text", [WITHOUT_NORM, None], ids=["shapes", "noise"])
 def test_a_result_far_from_the_original_is_refused_unless_the_user_insists(
-    unasked: Callable[..., Report], tmp_path: Path, text: str | None
+    unasked: Callable[..., Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
 ) -> None:
+    monkeypatch.setattr(closeness, "_MOST_DIVERGENCE", 0.01)
+    monkeypatch.setattr(closeness, "_MOST_ON_NOISE", 0.1)
     with pytest.raises(FarFromOriginalError, match="--calib PATH") as refused:
         unasked(text or ON_FEATURES, Rank(1))
     assert not (tmp_path / "small.onnx").exists()

@@ -21,6 +21,7 @@ from trp_export.graph.exact import fold_scales
 from trp_export.graph.prepare import prepare, remove_unused
 from trp_export.graph.rewrite import rewrite
 from trp_export.graph.sites import find_sites
+from trp_export.inputs.options import InputOptions
 from trp_export.load import load
 from trp_export.lowrank.branches import factorise_branches
 from trp_export.lowrank.schemes import CHANNEL_WISE, Branch
@@ -97,7 +98,7 @@ def test_models_that_hold_their_iterations_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="an ONNX file holds its iterations itself"):
         load(tmp_path / "model.onnx", LoadOptions(iterations=2))
     with pytest.raises(OptionError, match="--iterations is for weights of a network by name"):
-        load(nn.Conv2d(3, 4, 3), LoadOptions(input_shape=(1, 3, 8, 8), iterations=2))
+        load(nn.Conv2d(3, 4, 3), LoadOptions(inputs=InputOptions.of(1, 3, 8, 8), iterations=2))
 
 
 def test_a_network_that_was_trained_and_cut_runs_at_any_number_of_iterations(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ class Pipe:
         try:
             status = self._process.wait(GRACE_S)
             ending = f"was killed by signal {-status} (out of memory?)" if status < 0 else f"ended with status {status}"
+            self._errors.close()  # Its last words may still be on their way.
         except subprocess.TimeoutExpired:
             ending = "closed its output"
         last = _last_lines(self._errors.text())
