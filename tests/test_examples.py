@@ -43,6 +43,7 @@ def test_onnx_file_exports_and_runs_the_result(tmp_path: Path) -> None:
     onnx.checker.check_model(tmp_path / "small.onnx")
 
 
+@pytest.mark.slow
 def test_train_low_rank_exports_a_smaller_network(tmp_path: Path) -> None:
     printed = run_example("train_low_rank.py", tmp_path, "5")
     assert "step 5: loss " in printed

@@ -24,7 +24,7 @@ PLAN = {
         {"name": "fc", "scheme": None, "rank": None, "reason": "kept"},
     ],
 }
-DRY = ("--energy", "0.9", "--dry-run", "--no-bench", "--quiet")
+DRY = ("--energy", "0.9", "--calib", "none", "--dry-run", "--no-bench", "--quiet")
 ARCH = ("--arch", "resnet20")
 
 
@@ -68,7 +68,7 @@ def test_damaged_weights(kind: str, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["onnx"])
 def test_many_damaged_models_through_the_whole_export(kind: str, folder: Path) -> None:
-    attack(kind, folder, 150, "--energy", "0.9", "--no-bench", "--quiet", "-o", "out.onnx")
+    attack(kind, folder, 150, "--energy", "0.9", "--calib", "none", "--no-bench", "--quiet", "-o", "out.onnx")
 
 
 @pytest.mark.slow

@@ -226,6 +226,8 @@ def test_an_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
         "model.onnx",
         "--rank",
         "2",
+        "--calib",
+        "none",
         "--budget",
         "60",
         "--bundle",

@@ -52,7 +52,20 @@ def test_onnxruntime_alone_would_write_files(home: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("-m", "trp_export.cli.export", "model.onnx", "--rank", "2", "--no-bench", "--bundle", "app", "--ort", "arm"),
+        (
+            "-m",
+            "trp_export.cli.export",
+            "model.onnx",
+            "--rank",
+            "2",
+            "--calib",
+            "none",
+            "--no-bench",
+            "--bundle",
+            "app",
+            "--ort",
+            "arm",
+        ),
         ("-m", "trp_export.cli.bench", "model.onnx", "--processes", "1", "--budget", "0.1"),
         (
             "-c",
