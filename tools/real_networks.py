@@ -62,8 +62,10 @@ NETWORKS = (
         "coco/val_64 --labels {data}/coco/val_64.json",
         "map:yolox",
     ),
-    Network("waifu2x photo", "waifu2x_photo_x2.onnx", "", "photos/calib", 32, "photos/eval", "psnr"),
-    Network("realesr animevideo", "realesr_animevideov3_x4.onnx", "", "photos/calib", 32, "photos/eval", "psnr"),
+    Network("waifu2x photo", "waifu2x_photo_x2.onnx", "--scale 1/255", "photos/calib", 32, "photos/eval", "psnr"),
+    Network(
+        "realesr animevideo", "realesr_animevideov3_x4.onnx", "--scale 1/255", "photos/calib", 32, "photos/eval", "psnr"
+    ),
 )
 
 

@@ -64,7 +64,11 @@ def synthetic_images(
     preprocessing = preprocessing.or_else(network.source.mean, network.source.std)
     make = _from_statistics if _has_statistics(network) else _drawn
     images = make(network, spec, calibration, preprocessing, progress)
-    notes = (synthetic_note(len(images), calibration.seed),)
+    notes: tuple[str, ...] = (synthetic_note(len(images), calibration.seed),)
+    if not _has_statistics(network) and len(pixel_scales(spec, preprocessing)) > 1:
+        notes += (
+            "the scale of the input is not known, so images of several take turns; --scale 1/255 (or 1) tells it",
+        )
     channels = spec.channels or 3
     return ImageSet("synthetic images", images, None, Preprocessing(), channels, None, notes, (), spec, as_is=True)
 
