@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from trp_export.calibration.moments import Moments
 from trp_export.channels.analysis import Analysis
+from trp_export.channels.blocks import block_of
 from trp_export.channels.groups import Group
 from trp_export.channels.labels import Ids
 from trp_export.channels.steps import Mix
@@ -26,8 +27,6 @@ from trp_export.lowrank.metric import channel_roots, weigh
 
 # At least this share of the channels stays.
 _STAYS = 0.3
-# Processors compute channels in blocks: as many go at a time as the first of these that divides the channels.
-_BLOCKS = (16, 8, 4, 2, 1)
 # A larger input would take minutes.
 _MOST_ENTRIES = 2400
 
@@ -95,7 +94,7 @@ def find_thinning(reader: Reader, moments: Moments, judge: Moments) -> Thinning:
     under = judge.about(moments.mean)[0]
     variance = _spread(whole, under)
     left, weights = list(range(len(entries))), whole.copy()
-    block, order, counts, errors = _block(len(left)), list[int](), [0], [0.0]
+    block, order, counts, errors = block_of(len(left), smallest=2), list[int](), [0], [0.0]
     while len(left) - block >= _STAYS * len(entries):
         for _ in range(block):
             index = left.pop(int(np.argmin(_costs(weights, inverse, entries[left]))))
@@ -138,10 +137,6 @@ def _per_channel(analysis: Analysis, group: Group, places: Mapping[ir.Node, Loca
             site = places[node].site
             macs, params = macs + site.macs / len(ids), params + site.params / len(ids)
     return macs, params
-
-
-def _block(channels: int) -> int:
-    return next(size for size in _BLOCKS if channels % size == 0)
 
 
 def _spread(weights: Float64, second: Float64) -> float:

@@ -49,6 +49,15 @@ class ChannelChoice:
     left_out: LeftOut
 
 
+def analyse_groups(
+    model: ir.Model, shapes: Mapping[str, Shape], left_out: LeftOut
+) -> tuple[Analysis, tuple[Group, ...]]:
+    """The channels of a model and their groups; those of layers that are left out stay."""
+    analysis = analyse_channels(model, shapes)
+    _leave_out(analysis, find_groups(analysis), left_out)
+    return analysis, find_groups(analysis)
+
+
 def choose_channels(
     model: ir.Model, shapes: Mapping[str, Shape], choice: ChannelChoice
 ) -> tuple[Analysis, dict[int, int | None], tuple[ChannelDecision, ...]]:
@@ -56,10 +65,7 @@ def choose_channels(
 
     Raises OptionError for a saved plan that does not fit the network.
     """
-    analysis = analyse_channels(model, shapes)
-    groups = find_groups(analysis)
-    _leave_out(analysis, groups, choice.left_out)
-    groups = find_groups(analysis)
+    analysis, groups = analyse_groups(model, shapes, choice.left_out)
     decisions = find_removable(analysis, groups)
     gone = removed_channels(groups, decisions)
     if choice.saved is not None:

@@ -101,12 +101,12 @@ def plan_by_macs(layers: Sequence[Layer], budget: Budget, align: int = 1, damage
 
     Raises OptionError where no plan is small enough. It names the best ratio and the layers that hold the rest.
     """
-    return _plan(_offers_in_macs(layers, align, damage), "macs", budget)
+    return _plan(_offers(layers, align, damage, in_params=False), "macs", budget)
 
 
 def plan_by_params(layers: Sequence[Layer], budget: Budget, align: int = 1, damage: Damage = lost_energy) -> Plan:
     """The plan of least damage within a budget of parameters; no layer gets more multiply-adds."""
-    return _plan(_offers_in_params(layers, align, damage), "params", budget)
+    return _plan(_offers(layers, align, damage, in_params=True), "params", budget)
 
 
 def share_out(
@@ -123,28 +123,24 @@ def share_out(
     Costs of savings are 0 or negative. What pair and saving save of one layer is added up, which is a little too much.
     Where the budget is out of reach, the largest saving of each.
     """
-    offers = (_offers_in_params if in_params else _offers_in_macs)(layers, align, damage)
-    fixed = budget.total - sum(float(offer.menu.cost[0]) for offer in offers)
+    offers = _offers(layers, align, damage, in_params=in_params)
+    fixed = _fixed(offers, budget)
     allocation = allocate([*(offer.menu for offer in offers), *savings], budget.left - fixed)
     if allocation is None:
         return tuple(len(menu.cost) - 1 for menu in savings)
     return tuple(allocation.options[len(offers) :].tolist())
 
 
-def _offers_in_macs(layers: Sequence[Layer], align: int, damage: Damage) -> list[_Offer]:
+def _offers(layers: Sequence[Layer], align: int, damage: Damage, *, in_params: bool) -> list[_Offer]:
+    """Each layer with what its ranks cost, in parameters or in multiply-adds."""
+
     def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
         ranks = ranks_at(curve, align)
+        if in_params:
+            return ranks, curve.params_before + ranks * np.float64(curve.params_per_rank)
         return ranks, curve.macs_before + ranks * np.float64(curve.macs_per_rank)
 
-    return [_offer(layer, layer.site.macs, costs, damage) for layer in layers]
-
-
-def _offers_in_params(layers: Sequence[Layer], align: int, damage: Damage) -> list[_Offer]:
-    def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
-        ranks = ranks_at(curve, align)
-        return ranks, curve.params_before + ranks * np.float64(curve.params_per_rank)
-
-    return [_offer(layer, layer.site.params, costs, damage) for layer in layers]
+    return [_offer(layer, layer.site.params if in_params else layer.site.macs, costs, damage) for layer in layers]
 
 
 def plan_by_latency(
@@ -188,7 +184,7 @@ def _timed(offer: _Offer, chosen: int, unit: str) -> str:
 
 
 def _plan(offers: Sequence[_Offer], counted: str, budget: Budget) -> Plan:
-    fixed = budget.total - sum(float(offer.menu.cost[0]) for offer in offers)
+    fixed = _fixed(offers, budget)
     allocation = allocate([offer.menu for offer in offers], budget.left - fixed)
     if allocation is None:
         why = why_none([offer.layer.site for offer in offers if len(offer.options) == 1], len(offers))
@@ -196,6 +192,11 @@ def _plan(offers: Sequence[_Offer], counted: str, budget: Budget) -> Plan:
         best = f"at rank 1 everywhere it is {reached:.2f}{_holders(offers, budget.total)}"
         raise OptionError(f"--{counted} {budget.ratio:g} is out of reach: {why or best}.")
     return Plan(_decisions(offers, allocation), f"{counted} {budget.ratio:g}x fewer")
+
+
+def _fixed(offers: Sequence[_Offer], budget: Budget) -> float:
+    """What the network costs beside the layers on offer."""
+    return budget.total - sum(float(offer.menu.cost[0]) for offer in offers)
 
 
 def why_none(refused: Sequence[Site], of: int) -> str | None:

@@ -48,13 +48,9 @@ class Timing:
 def benchmark(
     plan: Plan, built: Built, variants: Sequence[Variant], network: Network, options: Options, work: Workspace
 ) -> Timing:
-    """Time the original, the result, the original cleaned up without low rank, and all variants, side by side.
-
-    Raises NotFasterError where a speed-up is required and no layer changed.
-    """
-    why_not = why_not_benchmarked(plan, options)
-    if why_not is not None:
-        return Timing(not_measured=why_not)
+    """Time the original, the result, the original cleaned up without low rank, and all variants, side by side."""
+    if not is_benchmarked(options):
+        return Timing(not_measured="not measured: --no-bench")
     # Where only channels were removed, the clean-up alone leaves them.
     wide = network.thinned.wide if network.thinned is not None and not plan.changed else built.files.dense
     cleaned = without_low_rank(built.files.wide or wide, work.scratch)
@@ -81,9 +77,9 @@ def without_low_rank(dense: Path, folder: Path) -> Path:
     return cleaned
 
 
-def why_not_benchmarked(plan: Plan, options: Options) -> str | None:
-    """Why there is nothing to measure, where that is so. Raises NotFasterError where a speed-up is required."""
-    return None if options.benchmark.run or _by_speed(options) else "not measured: --no-bench"
+def is_benchmarked(options: Options) -> bool:
+    """True where the user or the rule wants times."""
+    return options.benchmark.run or _by_speed(options)
 
 
 def compared(timing: Timing, built: Built, precisions: Precisions | None, folder: Path) -> Comparison | None:

@@ -60,9 +60,8 @@ class CalibrationData:
 
     `batches` are the samples that factors are fitted to; `held_out` those that took no part in moments and factors, on
     which both are judged. `notes` are what the user should know. `room` is the number of samples that fit into memory
-    in a walk from each node of the network to its end. `synthetic`: the samples are synthesised; `drawn`: without batch
-    norm statistics. `samples` are all of them; `sensitivities` say how each layer's error shows, `judge` holds the
-    moments of the held-out samples.
+    in a walk from each node of the network to its end. `synthetic`: the samples are synthesised. `samples` are all of
+    them; `sensitivities` say how each layer's error shows, `judge` holds the moments of the held-out samples.
     """
 
     batches: Batches
@@ -72,7 +71,6 @@ class CalibrationData:
     held_out: Batches = ()
     room: Sequence[int] = ()
     synthetic: bool = False
-    drawn: bool = False
     samples: Samples | None = None
     sensitivities: Mapping[str, Sensitivity] = field(default_factory=dict)
     judge: Mapping[str, Moments] | None = None
@@ -112,8 +110,7 @@ def calibrate(
     at_a_time, room = images_to_read(names, shapes), images_to_walk(model, shapes)
     batches, held_out = (tuple(part.batches(at_a_time)) if part is not None else () for part in (fitting, reserve))
     notes = samples.notes
-    drawn = made.drawn if made is not None else known is not None and known.drawn
-    data = CalibrationData(batches, {}, lost_energy, notes, held_out, room, calibration.synthetic, drawn, samples)
+    data = CalibrationData(batches, {}, lost_energy, notes, held_out, room, calibration.synthetic, samples)
     if _of_one_colour(network, samples.name, (*batches, *held_out)):
         notes = (*notes, f"{samples.name}: all images are of one colour; factors are made without them")
         return replace(data, notes=notes), tuple(layers)
@@ -132,7 +129,7 @@ def calibrate(
     moments = merge_moments([with_owed(gather(fitting, "calibrate"), owed), *earlier])
     held_out_moments = gather(reserve, "held-out images") if reserve is not None else None
     layers = calibrated_layers(layers, network.located, moments, partial(progress, "output errors"), held_out_moments)
-    means = {} if drawn else network.means
+    means = {} if made is not None and made.drawn else network.means
     notes = (*notes, *_left_out(network.located, located), *unweighted, *calibration_remarks(moments, means))
     data = replace(data, moments=moments, judge=held_out_moments, notes=notes)
     if rule.needs_sensitivities:

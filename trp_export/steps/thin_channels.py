@@ -8,16 +8,13 @@ from functools import partial
 
 import numpy as np
 
-from trp_export.channels.analysis import analyse_channels
-from trp_export.channels.groups import find_groups
 from trp_export.channels.least_squares import Reader, Thinning, find_readers, find_thinning, refitted
-from trp_export.channels.thin import ChannelChoice
+from trp_export.channels.thin import ChannelChoice, analyse_groups
 from trp_export.errors import OptionError
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_kernel
 from trp_export.graph.shapes import infer_value_shapes
 from trp_export.graph.sites import find_sites
-from trp_export.inputs.description import NetworkInputs
 from trp_export.network import Network, analyse
 from trp_export.options import Options
 from trp_export.planning.budgets import Budget, share_out
@@ -63,13 +60,8 @@ def thin_by_images(wide: Wide, choice: ChannelChoice, options: Options, work: Wo
     """
     network, data = wide.network, wide.data
     shapes = infer_value_shapes(network.model, network.described.shapes)
-    analysis = analyse_channels(network.model, shapes)
-    groups = find_groups(analysis)
-    readers = [
-        reader
-        for reader in find_readers(analysis, groups, network.located, data.moments)
-        if all(choice.left_out(name) is None for name in (*reader.group.producers, *reader.group.consumers))
-    ]
+    analysis, groups = analyse_groups(network.model, shapes, choice.left_out)
+    readers = find_readers(analysis, groups, network.located, data.moments)
     gone = _saved(readers, choice.saved) if choice.saved is not None else _chosen(readers, wide, options, work)
     if not gone:
         return None
@@ -85,8 +77,7 @@ def thin_by_images(wide: Wide, choice: ChannelChoice, options: Options, work: Wo
     folder.mkdir()
     source = replace(network.source, model=model, path=network.original)
     sizes = data.samples.shapes if data.samples is not None else None
-    inputs: NetworkInputs = network.described
-    thin = analyse(source, folder, inputs, data=sizes, fold=True, channels=replace(choice, saved=None))
+    thin = analyse(source, folder, network.described, data=sizes, fold=True, channels=replace(choice, saved=None))
     if thin.thinned is None:
         return None
     return replace(

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from training.loop import TrainingRun
 from training.options import TrainOptions
+from trp_export import Benchmark, InputOptions, LoadOptions, Options, compress
 from trp_export.flags import build_value
 
 TINY = "tiny_networks:tiny"
@@ -27,6 +30,22 @@ def train(options: TrainOptions, progress: Callable[[dict[str, Any]], None] = la
     run = TrainingRun(options, progress)
     run.train()
     return run
+
+
+def require_exported_as_trained(run: TrainingRun, folder: Path) -> None:
+    """The export of `folder`/run removes what the run says, and computes what the trained network computes."""
+    options = Options(
+        load=LoadOptions(arch=TINY),
+        inputs=InputOptions.of(1, 3, 8, 8),
+        benchmark=Benchmark(run=False),
+        output=folder / "s.onnx",
+    )
+    report = compress(folder / "run" / "model.pt", options)
+    assert report.after is not None
+    assert report.before.macs == pytest.approx(report.after.macs * run.history[-1]["macs_ratio"], rel=1e-3)
+    assert report.deviation is not None
+    assert report.deviation.truncation is not None
+    assert report.deviation.truncation.relative_l2 < 1e-5
 
 
 def stop_at(epoch: int, step: int) -> Callable[[dict[str, Any]], None]:

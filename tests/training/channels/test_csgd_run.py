@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from short_runs import TINY, options_for, stop_at, train
+from short_runs import TINY, options_for, require_exported_as_trained, stop_at, train
 from tied_networks import merged_in_place
 from tiny_networks import Tiny
 
@@ -16,7 +16,6 @@ from training import CSGD, CSGDSettings, Widths, cli
 from training.checkpoint import load_network
 from training.last_state import read_last_state
 from training.loop import TrainingRun
-from trp_export import Benchmark, InputOptions, LoadOptions, Options, compress
 from trp_export.errors import LoadError, OptionError, StoppedEarly
 
 
@@ -33,18 +32,7 @@ def test_a_run_leaves_equal_filters_that_merge_without_loss(stripes: Path, tmp_p
 
 def test_the_filters_are_merged_by_an_export(stripes: Path, tmp_path: Path) -> None:
     run = train(options_for(stripes, tmp_path / "run", epochs=2))
-    options = Options(
-        load=LoadOptions(arch=TINY),
-        inputs=InputOptions.of(1, 3, 8, 8),
-        benchmark=Benchmark(run=False),
-        output=tmp_path / "s.onnx",
-    )
-    report = compress(tmp_path / "run" / "model.pt", options)
-    assert report.after is not None
-    assert report.before.macs == pytest.approx(report.after.macs * run.history[-1]["macs_ratio"], rel=1e-3)
-    assert report.deviation is not None
-    assert report.deviation.truncation is not None
-    assert report.deviation.truncation.relative_l2 < 1e-5
+    require_exported_as_trained(run, tmp_path)
 
 
 def test_the_best_epoch_is_written_as_it_is_once_merged(stripes: Path, tmp_path: Path) -> None:

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from short_runs import TINY, options_for, stop_at, train
+from short_runs import TINY, options_for, require_exported_as_trained, stop_at, train
 
 from training.checkpoint import load_network
 from training.loop import TrainingRun
-from trp_export import Benchmark, InputOptions, LoadOptions, Options, compress
 from trp_export.errors import LoadError, OptionError, StoppedEarly
 
 DAGGER: dict[str, Any] = {"method": "dagger", "strength": None, "gate_steps": 12}
@@ -25,18 +24,7 @@ def test_removed_filters_go_in_an_export(
 ) -> None:
     run = train(options_for(stripes, tmp_path / "run", epochs=3, keep="last", **method | rule))
     assert run.history[-1]["macs_ratio"] >= 2
-    options = Options(
-        load=LoadOptions(arch=TINY),
-        inputs=InputOptions.of(1, 3, 8, 8),
-        benchmark=Benchmark(run=False),
-        output=tmp_path / "s.onnx",
-    )
-    report = compress(tmp_path / "run" / "model.pt", options)
-    assert report.after is not None
-    assert report.before.macs == pytest.approx(report.after.macs * run.history[-1]["macs_ratio"], rel=1e-3)
-    assert report.deviation is not None
-    assert report.deviation.truncation is not None
-    assert report.deviation.truncation.relative_l2 < 1e-5
+    require_exported_as_trained(run, tmp_path)
 
 
 @pytest.mark.parametrize("method", [DAGGER, MAGNITUDE], ids=["dagger", "magnitude"])
