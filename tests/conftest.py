@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,21 @@ SHARED = Path(os.environ.get("TRP_DATA") or Path(__file__).parents[2] / "shared"
 CHOOSING = ("--energy", "--threshold", "--rank", "--macs", "--params", "--speedup", "--max-drop")
 
 
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector away from all that is imported: an export collects twice, which would take seconds."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _simplify_each_graph_once() -> Iterator[None]:
+    """onnxsim runs in a process of its own, which takes a second; many tests export the same few graphs."""
+    from trp_export.graph import simplify
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simplify, "ask_worker", cache(simplify.ask_worker))
+        yield
+
+
 @pytest.fixture
 def trp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs `trp-export` with these arguments in `tmp_path`; without --calib the weights alone choose ranks."""
@@ -48,6 +64,14 @@ def trp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         return Outcome(int(end.value.code or 0), *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def few_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benchmarks on this machine start two fresh processes for each model, in place of eight or more."""
+    from trp_export.bench.devices.local import LocalDevice
+
+    monkeypatch.setattr(LocalDevice, "rounds", (2, 2))
 
 
 @pytest.fixture

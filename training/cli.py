@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ import click
 
 from training.options import RUN, SECTIONS, TrainOptions
 from training.run_folder import LAST, parse_stored, require_same_run, restored_options, run_folder
+from training.torchrun import processes, rank, restarts
 from trp_export.cli.from_options import SectionedCommand, SectionOption, options_from
 from trp_export.cli.shared import run
 from trp_export.errors import LoadError, OptionError, first_line
@@ -108,11 +108,11 @@ def command(*, config: Path | None, resume: bool, allow_changed_data: bool, dry_
             _print_plan(TrainingRun(options, report, resume=resume, allow_changed_data=allow_changed_data))
             return
         patience = _LOCK_OUTLIVES_S if _is_restart(options.output) else 0.0
-        folder = run_folder(options.output, resume=resume, patience_s=patience) if _process() == 0 else nullcontext()
+        folder = run_folder(options.output, resume=resume, patience_s=patience) if rank() == 0 else nullcontext()
         with folder, report:
             training = TrainingRun(options, report, resume=resume, allow_changed_data=allow_changed_data)
             training.train()
-    if _process() == 0:
+    if rank() == 0:
         click.echo(f"{options.output / 'model.pt'}: {_describe(training.kept)}")
 
 
@@ -187,7 +187,7 @@ class ProgressBar:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._console = Console(stderr=True, quiet=_process() != 0, soft_wrap=True, highlight=False)
+        self._console = Console(stderr=True, quiet=rank() != 0, soft_wrap=True, highlight=False)
         columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
         self._task = self._bar.add_task("epoch 1", total=1)
@@ -242,15 +242,21 @@ def _print_plan(run: TrainingRun) -> None:
 
 @contextmanager
 def _distributed() -> Iterator[None]:
-    """Join the processes that torchrun started, if any."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Join the processes that torchrun started, if any. Raises OptionError where torchrun has not started this one."""
+    if processes() == 1:
         yield
         return
     import torch
     import torch.distributed as dist
 
     # Votes and counts are numbers on the CPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    except (ValueError, dist.DistError) as error:
+        raise OptionError(
+            f"WORLD_SIZE says that there are {processes()} processes, but they cannot be joined: {first_line(error)}. "
+            "Start them with torchrun, or unset WORLD_SIZE."
+        ) from error
     try:
         yield
     finally:
@@ -259,11 +265,7 @@ def _distributed() -> Iterator[None]:
 
 def _is_restart(folder: Path) -> bool:
     """Whether torchrun starts this process again because another one died, after a state was saved."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and (folder / LAST).exists()
-
-
-def _process() -> int:
-    return int(os.environ.get("RANK", "0"))
+    return restarts() > 0 and (folder / LAST).exists()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ from typing import Any
 
 from trp_export.errors import OptionError, OutputError
 from trp_export.system.extras import is_installed
+from trp_export.system.files import atomic_write
+from trp_export.system.pictures import literal_text, save_picture
+from trp_export.system.text import brief
 
 Record = dict[str, Any]
 
@@ -26,8 +29,9 @@ def write_history(history: Sequence[Record], folder: Path, *, tensorboard: bool)
 
 
 def write_jsonl(history: Sequence[Record], path: Path) -> None:
-    """A line of JSON for each record."""
-    path.write_text("".join(json.dumps(record) + "\n" for record in history))
+    """Write a line of JSON for each record. Raises OutputError."""
+    with atomic_write(path) as part:
+        part.write_text("".join(json.dumps(record) + "\n" for record in history), encoding="utf-8")
 
 
 def require_tensorboard() -> None:
@@ -39,7 +43,9 @@ def require_tensorboard() -> None:
 
 
 def write_tensorboard(record: Record, folder: Path) -> None:
-    """The scalars of one epoch, and the rank of each layer."""
+    """The scalars of one epoch, and the rank of each layer. Raises OutputError where the folder is a link."""
+    if folder.is_symlink():
+        raise OutputError(f"{folder} cannot be written: it is a link.")
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder)) as writer:
@@ -53,10 +59,14 @@ def write_tensorboard(record: Record, folder: Path) -> None:
 def plot(history: Sequence[Record], path: Path) -> None:
     """Above, the accuracy of the network and of its cut; below, the rank of each layer; both over the epochs.
 
-    Without matplotlib, which is an extra, nothing is drawn.
+    Without matplotlib, which is an extra, nothing is drawn. Raises OutputError.
     """
-    if not is_installed("matplotlib"):
-        return
+    if is_installed("matplotlib"):
+        with literal_text():
+            save_picture(_figure(history), path, dpi=100)
+
+
+def _figure(history: Sequence[Record]) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -74,11 +84,11 @@ def plot(history: Sequence[Record], path: Path) -> None:
     for index, name in enumerate(names):
         colour = (index / max(1, len(names) - 1), 0.3, 1 - index / max(1, len(names) - 1))
         ranks = [record["ranks"].get(name) for record in history]
-        below.plot(epochs, ranks, color=colour, label=name, marker=marker)
+        below.plot(epochs, ranks, color=colour, label=brief(name), marker=marker)
     below.set_ylabel("rank when cut")
     below.set_xlabel("epoch")
     for axis in (below.xaxis, below.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if names:
         below.legend(fontsize=6, ncols=2, loc="upper right")
-    figure.savefig(path, dpi=100)
+    return figure

@@ -16,8 +16,11 @@ from typing import Any, TypeVar
 from trp_export.errors import LoadError, OptionError, OutputError
 from trp_export.flags import Flag, build_value, entries
 from trp_export.system.scratch import locked
+from trp_export.system.text import name_some
 
 LAST = "last.pt"
+# What a run may write before it saves its state for the first time.
+_EARLY = ("odd-images.txt", "synthetic.npy")
 _LONGEST_TEXT, _MOST_TEXTS = 4096, 1000
 _Options = TypeVar("_Options")
 _Stored = str | bool | list[str]
@@ -28,8 +31,8 @@ def run_folder(folder: Path, *, resume: bool, patience_s: float = 0.0) -> Iterat
     """Make the folder, keep other runs out of it, and remove it again where nothing was written.
 
     The lock ends with the process, however that ends; where it is taken, it is waited for `patience_s` seconds. Raises
-    OutputError where the folder cannot be made, OptionError where another process is running in it, or where a new run
-    would write over an earlier one.
+    OutputError where the folder cannot be made, OptionError where another process is running in it, or where it holds
+    anything and the run is new.
     """
     is_new = not folder.exists()
     try:
@@ -40,15 +43,25 @@ def run_folder(folder: Path, *, resume: bool, patience_s: float = 0.0) -> Iterat
         with _locked_within(folder, patience_s) as is_ours:
             if not is_ours:
                 raise OptionError(f"{folder} is in use by another run. Wait for it, or choose another folder with -o.")
-            if not resume and (folder / LAST).exists():
-                raise OptionError(
-                    f"{folder} holds a run already. Continue it with --resume, or choose another with -o."
-                )
+            if not resume:
+                _require_free(folder)
             yield
     finally:
         if is_new:
             with suppress(OSError):  # It is not empty.
                 folder.rmdir()
+
+
+def _require_free(folder: Path) -> None:
+    """Raise OptionError where the folder holds a run, or other files that a run would lie among or write over.
+
+    Hidden files may lie there, and what a run that ended before its first saved state has left.
+    """
+    if (folder / LAST).exists():
+        raise OptionError(f"{folder} holds a run already. Continue it with --resume, or choose another with -o.")
+    others = [path.name for path in folder.iterdir() if not path.name.startswith(".") and path.name not in _EARLY]
+    if others:
+        raise OptionError(f"{folder} holds other files: {name_some(sorted(others))}. Choose a new folder with -o.")
 
 
 @contextmanager

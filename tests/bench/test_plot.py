@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from trp_export.bench import Comparison, Environment, Measurement, Process
 from trp_export.bench.plot import MOST_DOTS, draw
+from trp_export.bench.profile import Profile, ProfiledLayer
 from trp_export.errors import OutputError
 
 HERE = Environment("local", "cpu", "", "", 1, "", (0,), 1, "", "", "")
@@ -38,3 +40,13 @@ def test_few_samples_are_all_drawn_and_many_thinned(tmp_path: Path) -> None:
     assert dots(tmp_path, MOST_DOTS // 4) == MOST_DOTS
     assert MOST_DOTS / 2 < dots(tmp_path, MOST_DOTS // 4 + 1) <= MOST_DOTS + 4
     assert MOST_DOTS / 2 < dots(tmp_path, 5000) <= MOST_DOTS + 4
+
+
+@pytest.mark.parametrize("name", ["$\\frac{$", "\x1b]0;X\x07\n", "<script>"])
+def test_names_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
+    named = replace(measured(4), model=name)
+    layers = Profile(name, (ProfiledLayer(name, "Conv", 1.0, 1000, 1),), {"Relu": 0.5}, 2)
+    draw(Comparison(HERE, (named,), (), 0.0), (layers,), tmp_path / "p.svg")
+    text = (tmp_path / "p.svg").read_text()
+    assert "<script" not in text
+    assert "\x1b" not in text

@@ -361,7 +361,7 @@ def test_an_interruption_leaves_nothing(
         yield progress
 
     monkeypatch.setattr(cli, "_progress_bar", signalling)
-    outcome = trp("model.onnx", "--energy", "0.98", "--budget", "1", "--keep-slow-pairs")
+    outcome = trp("model.onnx", "--energy", "0.98", "--budget", "0.2", "--keep-slow-pairs")
     assert outcome.code == 130
     assert outcome.out == ""
     assert outcome.err.strip() == "interrupted; nothing was written."
@@ -369,8 +369,8 @@ def test_an_interruption_leaves_nothing(
     assert files(tmp_path) == {"model.onnx"}
 
 
-def test_a_result_that_is_not_faster_is_refused_on_request(refuses: Command, model: Path) -> None:
-    message = refuses(6, "model.onnx", "--rank", "8", "--keep-slow-pairs", "--require-speedup", "--budget", "2")
+def test_a_result_that_is_not_faster_is_refused_on_request(refuses: Command, few_processes: None, model: Path) -> None:
+    message = refuses(6, "model.onnx", "--rank", "8", "--keep-slow-pairs", "--require-speedup", "--budget", "0.2")
     assert "the result is not faster than" in message
 
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from trp_export.cli.from_options import options_from
 from trp_export.cli.shared import run
-from trp_export.errors import INTERRUPTED, LoadError, OutputError, StoppedEarly, UnsupportedError
+from trp_export.errors import INTERRUPTED, LoadError, OptionError, OutputError, StoppedEarly, UnsupportedError
 from trp_export.inputs.options import InputOptions
 from trp_export.system.signals import held_back, terminable
 from trp_export.system.text import plain, screenful
@@ -247,6 +247,16 @@ def test_an_internal_error_shows_no_traceback(capsys: pytest.CaptureFixture[str]
     written = capsys.readouterr().err
     assert written.startswith("error: internal error, please report it (ZeroDivisionError: division by zero).\n")
     assert "Traceback" not in written
+
+
+@pytest.mark.parametrize("asked_for", ["bash_complete", "nonsense", "\x1b[2J"])
+def test_a_completion_that_no_shell_asks_for_is_refused(
+    asked_for: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_WORD_COMPLETE", asked_for)
+    monkeypatch.delenv("COMP_WORDS", raising=False)
+    assert run_briefly(click.Command("word")) == OptionError.exit_code
+    assert "_WORD_COMPLETE is set, but not by a shell" in capsys.readouterr().err
 
 
 COMMANDS = ["trp-export", "trp-bench", "trp-train", "trp-search"]

@@ -42,6 +42,12 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that tries at most five networks."""
+    monkeypatch.setattr(frontier, "MOST", 5)
+
+
+@pytest.fixture
 def inputs() -> np.ndarray:
     return np.random.default_rng(2).standard_normal((COUNT, 3, 12, 12)).astype(np.float32)
 
@@ -155,7 +161,13 @@ def test_answers_that_are_not_finite_are_of_no_class() -> None:
 
 @pytest.mark.parametrize(("by", "points"), [("macs", 2.0), ("params", 20.0)])
 def test_the_smallest_that_holds_is_chosen(
-    model: Path, inputs: np.ndarray, labels: np.ndarray, tmp_path: Path, by: Minimise, points: float
+    short_search: None,
+    model: Path,
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    tmp_path: Path,
+    by: Minimise,
+    points: float,
 ) -> None:
     images = store(tmp_path / "eval.npz", inputs, labels)
     rule = MaxDrop(points, by)
@@ -191,7 +203,7 @@ def test_a_second_search_writes_the_same_model(
     assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
 
 
-def test_a_search_is_judged_by_a_measure_of_ones_own(model: Path, tmp_path: Path) -> None:
+def test_a_search_is_judged_by_a_measure_of_ones_own(short_search: None, model: Path, tmp_path: Path) -> None:
     original = size(model)
 
     def closeness(path: Path) -> float:
@@ -305,7 +317,7 @@ def test_a_measure_that_is_no_share(model: Path, tmp_path: Path, score: float) -
 
 
 def test_a_dry_run_searches_and_writes_nothing(
-    trp: Command, model: Path, inputs: np.ndarray, labels: np.ndarray, tmp_path: Path
+    trp: Command, short_search: None, model: Path, inputs: np.ndarray, labels: np.ndarray, tmp_path: Path
 ) -> None:
     store(tmp_path / "eval.npz", inputs, labels)
     before = files(tmp_path)

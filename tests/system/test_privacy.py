@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,3 +102,13 @@ def test_a_path_within_a_name_goes(root: str) -> None:
     short = names_without_paths([name], [])
     assert "alice" not in short[name]
     assert short[name].endswith("Conv")
+
+
+def test_a_user_without_a_home_has_private_names_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(getpass, "getuser", lambda: "alicebob")
+    assert is_private("made by alicebob")
+    assert not is_private("layer1.conv")

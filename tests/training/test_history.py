@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from training.history import Record, plot, require_tensorboard, write_jsonl, write_tensorboard
-from trp_export.errors import OptionError
+from trp_export.errors import OptionError, OutputError
 
 
 def record(epoch: int, ranks: dict[str, int]) -> Record:
@@ -31,7 +32,7 @@ def test_history_has_a_line_per_epoch_and_a_plot(tmp_path: Path) -> None:
 
 def test_a_plot_shows_a_single_epoch_and_whole_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *rest, **more: drawn.append(figure))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **more: (drawn.append(figure), path.touch()))
     for count in (1, 2, 3):
         plot([record(epoch, {"a": 5, "b": 7}) for epoch in range(1, count + 1)], tmp_path / "history.png")
     for figure in drawn:
@@ -40,6 +41,28 @@ def test_a_plot_shows_a_single_epoch_and_whole_numbers(tmp_path: Path, monkeypat
             assert 1 in axis.get_xticks()
             for line in axis.get_lines():
                 assert len(line.get_xdata()) > 1 or line.get_marker() == "o"
+
+
+def test_names_of_layers_are_drawn_as_they_are(tmp_path: Path) -> None:
+    plot([record(1, {"$\\frac{$": 5, "\x1b]0;X\x07\n": 7})], tmp_path / "history.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("history.jsonl", write_jsonl),
+        ("history.png", plot),
+        ("tensorboard", lambda history, folder: write_tensorboard(history[-1], folder)),
+    ],
+)
+def test_a_link_in_the_folder_is_not_followed(
+    tmp_path: Path, name: str, write: Callable[[list[Record], Path], None]
+) -> None:
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / name).symlink_to(tmp_path / "victim")
+    with pytest.raises(OutputError, match=f"{name} cannot be written: it is a link"):
+        write([record(1, {"a": 5})], tmp_path / name)
+    assert (tmp_path / "victim").read_text() == "mine"
 
 
 @pytest.mark.skipif(find_spec("tensorboard") is not None, reason="TensorBoard is installed")

@@ -11,38 +11,35 @@ import pytest
 import torch
 
 from training.checkpoint import TrainedNetwork, load_network
+from training.cli import main
 from training.replicas import share_out
 
 HERE = Path(__file__).parent
 
 
-def train(data: Path, output: Path, processes: int, method: list[str]) -> TrainedNetwork:
+def options(data: Path, output: Path, method: list[str]) -> list[str]:
+    network = ["--arch", "tiny_networks:tiny_without_norm", "--shape", "1,3,8,8", "--data", f"npz:{data}"]
+    how = ["--epochs", "2", "--batch", "16", "--validation", "64", "--device", "cpu", "--keep", "last"]
+    return [*network, *method, *how, "-o", str(output)]
+
+
+def trained_here(data: Path, output: Path, method: list[str], monkeypatch: pytest.MonkeyPatch) -> TrainedNetwork:
+    """The network of one process: this one."""
+    monkeypatch.setattr(sys, "argv", ["trp-train", *options(data, output, method)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    return load_network(output / "model.pt", "tiny_networks:tiny_without_norm", ())
+
+
+def trained_by_two(data: Path, output: Path, method: list[str]) -> TrainedNetwork:
     # By address, since the name of this machine need not resolve.
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    launcher += [f"--nproc-per-node={processes}"]
-    start = [sys.executable, *(launcher if processes > 1 else []), "-m", "training.cli"]
-    options = ["--arch", "tiny_networks:tiny_without_norm", "--shape", "1,3,8,8", "--data", f"npz:{data}"]
-    options += [
-        *method,
-        "--epochs",
-        "2",
-        "--batch",
-        "16",
-        "--validation",
-        "64",
-        "--device",
-        "cpu",
-        "--keep",
-        "last",
-        "-o",
-        str(output),
-    ]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node=2"]
+    start = [sys.executable, *launcher, "-m", "training.cli", *options(data, output, method)]
     environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}", "OMP_NUM_THREADS": "1"}
     environment["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
     for _ in range(2):
-        done = subprocess.run(
-            [*start, *options], env=environment, capture_output=True, text=True, check=False, timeout=120
-        )
+        done = subprocess.run(start, env=environment, capture_output=True, text=True, check=False, timeout=240)
         # torch now and then aborts while gloo's threads end.
         if "terminate called without an active exception" not in done.stderr:
             break
@@ -56,8 +53,11 @@ GATES = ["--method", "dagger", "--macs", "2", "--gate-steps", "10"]
 
 
 @pytest.mark.parametrize("method", [LOW_RANK, FEWER_CHANNELS, GATES])
-def test_two_processes_equal_one(method: list[str], stripes: Path, tmp_path: Path) -> None:
-    one, two = train(stripes, tmp_path / "one", 1, method), train(stripes, tmp_path / "two", 2, method)
+def test_two_processes_equal_one(
+    method: list[str], stripes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = trained_here(stripes, tmp_path / "one", method, monkeypatch)
+    two = trained_by_two(stripes, tmp_path / "two", method)
     if method is LOW_RANK:
         assert one.plan is not None
         assert any(layer["rank"] for layer in one.plan["layers"])

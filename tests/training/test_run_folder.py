@@ -106,6 +106,21 @@ def test_a_folder_with_a_run_is_not_written_over(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("name", ["model.pt", "history.jsonl", "photo.png", "checkpoints"])
+def test_a_folder_with_other_files_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(OptionError, match=f"holds other files: {name}"), run_folder(tmp_path, resume=False):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_with_hidden_files_or_remains_of_an_early_end_is_taken(tmp_path: Path) -> None:
+    for name in (".gitignore", "odd-images.txt", "synthetic.npy"):
+        (tmp_path / name).touch()
+    with run_folder(tmp_path, resume=False):
+        pass
+
+
 def test_a_second_process_cannot_use_the_folder_of_a_run(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib\n"

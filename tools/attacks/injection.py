@@ -14,6 +14,7 @@ import onnx
 import torch
 from attempt import UNSAFE, Attempt, Call, Ended
 from kit import EXPORT, PLAN, TABLE, Kit, network
+from PIL import Image
 
 PAYLOADS = {
     "a window title": "\x1b]0;PWNED\x07",
@@ -38,6 +39,7 @@ PAYLOADS = {
     "a shell command": "$(touch PWNED); `touch PWNED` && touch PWNED #",
     "formats": "%s%n {0} {x.__class__} {{",
     "a formula": "=cmd|' /C calc'!A1",
+    "a formula of TeX": "$\\frac{$ $\\input{/etc/passwd}$",
     "zero width and marks": "a\u200bb\ufeffc\u0300" * 20,
     "a long text": "n" * 5000,
 }
@@ -91,6 +93,32 @@ def _file_name(
     name = text.replace("/", "_").encode()[:_FILE_NAME_BYTES].decode(errors="ignore") + ".onnx"
     (folder / name).write_bytes(kit["base.onnx"].read_bytes())
     return Call(program, [f"./{name}", *arguments], codes=codes, check=_shown)
+
+
+def _picture(kind: str, kit: Kit, text: str, folder: Path) -> Call:
+    onnx.save(network((text, "conv2", "fc")), folder / "m.onnx")
+    arguments = ["m.onnx", "--budget", "0.1", "--processes", "1", "--profile", "--plot", f"p.{kind}"]
+    return Call("trp-bench", arguments, codes=(0,), check=_shown)
+
+
+def _class_folder(kit: Kit, text: str, folder: Path) -> Call:
+    """Two classes of images, one of them with the text as its name and as that of a damaged image."""
+    name = text.replace("/", "_").encode()[:_FILE_NAME_BYTES].decode(errors="ignore")
+    for label in (name, "dog"):
+        (folder / "data" / label).mkdir(parents=True)
+        for index in range(32):
+            pixels = np.random.default_rng(index).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "data" / label / f"{index}.png")
+    (folder / "data" / name / f"{name}.png").write_bytes(b"damaged")
+    train = ("--arch", "resnet20", "--batch", "32", "--validation", "16", "--epochs", "1", "--shape", "1,3,32,32")
+    return Call("trp-train", [*train, "--data", "imagefolder:data", "-o", "run"], codes=(0, 2, 3), check=_shown)
+
+
+def _unlisted(kit: Kit, text: str, folder: Path) -> Call:
+    kit.copy(folder, "bundle")
+    name = text.replace("/", "_").encode()[:_FILE_NAME_BYTES].decode(errors="ignore")
+    (folder / "bundle" / name).write_text("x")
+    return Call("trp-bundle", ["verify", "bundle"], codes=(3,), check=_shown)
 
 
 def _missing(program: str, kit: Kit, text: str, folder: Path) -> Call:
@@ -178,6 +206,7 @@ Put = Callable[[Kit, str, Path], Call]
 SLOW = (
     *("name of a layer, in the bundle", "names and texts of the graph", "name of an input", "file name of a model"),
     *("file name in trp-bench", "reason in a plan", "saved benchmark", "names of classes"),
+    *("name of a layer, in an SVG", "name of a layer, in a PNG", "folder of a class"),
 )
 PLACES: dict[str, Put] = {
     "name of a layer, in the tables": partial(_layer, ("--rank", "2", "--calib", "none", "--dry-run", "-v")),
@@ -191,6 +220,8 @@ PLACES: dict[str, Put] = {
         _file_name, "trp-export", ("--rank", "2", "--calib", "none", "--no-bench", "--bundle", "b"), (0, 2)
     ),
     "file name in trp-bench": partial(_file_name, "trp-bench", ("--budget", "0.1", "--processes", "1"), (0,)),
+    "name of a layer, in an SVG": partial(_picture, "svg"),
+    "name of a layer, in a PNG": partial(_picture, "png"),
     "name of no file": partial(_missing, "trp-export"),
     "name of no file in trp-bench": partial(_missing, "trp-bench"),
     "layer in a plan": _plan,
@@ -206,6 +237,8 @@ PLACES: dict[str, Put] = {
     "-o": partial(_option, "-o", (2, 7)),
     "name of an image": _image_name,
     "file in a manifest": _manifest,
+    "file that no manifest lists": _unlisted,
+    "folder of a class": _class_folder,
 }
 
 
@@ -237,11 +270,14 @@ def _shown(ended: Ended) -> str | None:
     forged = [line for line in ended.text.splitlines() if line.startswith(("error: all is well", "wrote everything"))]
     if forged or "\nwrote /etc/passwd" in ended.text:
         return f"a forged line: {ended.text[-300:]!r}"
-    for page in ended.folder.rglob("*.html"):
+    for page in (*ended.folder.rglob("*.html"), *ended.folder.rglob("*.svg")):
         elements = _Elements()
         elements.feed(page.read_text(encoding="utf-8"))
         if elements.foreign:
             return f"{page.name} holds {elements.foreign[0]!r}"
+    for names in ended.folder.rglob("odd-images.txt"):
+        if UNSAFE.search(names.read_text(encoding="utf-8")):
+            return f"{names.name} holds control characters"
     for card in ended.folder.rglob("README.md"):
         complaint = _card(card.read_text(encoding="utf-8"))
         if complaint:

@@ -64,11 +64,17 @@ def _of_others(kit: Kit) -> Iterator[tuple[str, Make]]:
         ("--save", "--plot", "--against"), ("base.onnx", "small.onnx", "samples.json", "input.npz")
     ):
         yield f"trp-bench {option} {target}", partial(_bench, kit, option, target)
+    for limit, option in product((100, 1000, 10_000), ("--save", "--plot")):
+        yield f"trp-bench, a disk with room for {limit} bytes, {option}", partial(_full_of_bench, kit, limit, option)
     for place, make in _places().items():
         yield f"trp-bench --save {place}", partial(_bench_odd, kit, make)
         yield f"trp-train -o {place}", partial(_train_odd, kit, make)
     for target in ("data", "data/train.npz", "run/model.pt", "."):
         yield f"trp-train -o {target}", partial(_train, kit, target)
+    for name in ("last.pt", "model.pt", "history.jsonl", "history.png", "odd-images.txt", "state-1-0.pt"):
+        yield f"a run whose {name} is a link to another file", partial(_linked_run, kit, name)
+    for limit in (100, 5_000, 200_000, 1_000_000):
+        yield f"trp-train, a disk with room for {limit} bytes", partial(_full_of_training, kit, limit)
 
 
 def _onto(kit: Kit, option: str, target: str, way: str, more: tuple[str, ...], folder: Path) -> Call:
@@ -87,8 +93,9 @@ def _onto(kit: Kit, option: str, target: str, way: str, more: tuple[str, ...], f
     arguments = ["apart.onnx", "--plan", "plan.json", "--no-bench", "--quiet", "--calib", calib, *more]
     arguments += ["--eval", "labelled.npz", "--input", "input.npz", option, place]
     # Another name of an image outside the folder is replaced; the image stays.
-    harmless = bool(more) or (way == "a hard link" and target.startswith("images"))
-    return Call("trp-export", arguments, codes=(0, 2, 3, 7) if harmless else (2, 3, 7))
+    second_name = way == "a hard link" and target.startswith("images")
+    codes = (0, 2, 3, 7) if more or second_name else (2, 3, 7)
+    return Call("trp-export", arguments, codes=codes, writes=(place,) if second_name else ())
 
 
 def _places() -> dict[str, Make]:
@@ -180,3 +187,26 @@ def _train_odd(kit: Kit, make: Make, folder: Path) -> Call:
 def _train(kit: Kit, place: str, folder: Path) -> Call:
     kit.copy(folder, "data", "run")
     return Call("trp-train", [*TRAIN, "-o", place], codes=(2, 3, 7))
+
+
+def _linked_run(kit: Kit, name: str, folder: Path) -> Call:
+    """A folder from somebody else: its links lead to a file that must stay."""
+    kit.copy(folder, "data", "run")
+    (folder / "victim").write_text("victim")
+    (folder / "run" / name).unlink(missing_ok=True)
+    (folder / "run" / name).symlink_to("../victim")
+    arguments = ["--resume", "--states", "1", "-o", "run"]
+    return Call("trp-train", arguments, codes=(0, 2, 3, 7), writes=("run/*",))
+
+
+def _full_of_training(kit: Kit, limit: int, folder: Path) -> Call:
+    kit.copy(folder, "data")
+    return Call("trp-train", [*TRAIN, "-o", "run"], codes=(0, 7), writes=("run", "run/*"), file_bytes=limit)
+
+
+def _full_of_bench(kit: Kit, limit: int, option: str, folder: Path) -> Call:
+    """Enough room or none: the file is whole or absent."""
+    kit.copy(folder, "base.onnx")
+    name = "s.json" if option == "--save" else "p.png"
+    arguments = ["base.onnx", "--budget", "0.1", "--processes", "1", option, name]
+    return Call("trp-bench", arguments, codes=(0, 7), file_bytes=limit)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from attempt import Attempt, Call, Ended
-from kit import EXPORT, Kit
+from kit import EXPORT, TRAIN, Kit
 
 Setup = Callable[[], object]
 SHADOWED = ("numpy", "onnx", "onnxruntime", "onnxsim", "torch", "scipy", "signal", "json", "random", "simplify_worker")
@@ -19,9 +19,17 @@ def attempts(kit: Kit) -> Iterator[Attempt]:
     """Each state, with an export and where it matters with other commands."""
     for name, variables in _variables().items():
         yield Attempt("surroundings", name, partial(_with_variables, kit, variables))
+    for name, variables in _variables_of_training().items():
+        yield Attempt("surroundings", f"trp-train with {name}", partial(_training, kit, variables))
     for name, setup in _setups().items():
         for program in ("trp-export", "trp-bench", "trp-bundle"):
             yield Attempt("surroundings", f"{program} with {name}", partial(_with_setup, kit, program, setup))
+    for name, content in {
+        "LaTeX": b"text.usetex: True\n",
+        "nonsense": b"\xff\x00[",
+        "a backend": b"backend: x\n",
+    }.items():
+        yield Attempt("surroundings", f"a matplotlibrc with {name}", partial(_styled, kit, content))
     for name in SHADOWED:
         yield Attempt("surroundings", f"a file {name}.py in the current folder", partial(_shadowed, kit, name))
     for name, seconds in {"1901": -(2**31), "1970": 0, "2106": 2**32, "2446": 15 * 10**9}.items():
@@ -55,8 +63,34 @@ def _variables() -> dict[str, dict[str, str | None]]:
         "threads that are no number": {"OMP_NUM_THREADS": "abc", "OPENBLAS_NUM_THREADS": "-1"},
         "telemetry asked for": {"ORT_DISABLE_TELEMETRY": "0"},
         "odd variables of ours": {"TRP_TRACEBACK": "\x1b[2J", "TRP_FUZZ_SECONDS": "x"},
+        "a completion without words": {"_TRP_EXPORT_COMPLETE": "bash_complete"},
+        "a completion for no shell": {"_TRP_EXPORT_COMPLETE": "\x1b[2J"},
+        "a TMPDIR with line ends": {"TMPDIR": "\n"},
+        "a cache at a relative place": {"XDG_CACHE_HOME": "cache"},
         "an odd time of builds": {"SOURCE_DATE_EPOCH": "-99999999999999"},
     }
+
+
+def _variables_of_training() -> dict[str, dict[str, str | None]]:
+    return {
+        "a WORLD_SIZE that is not a number": {"WORLD_SIZE": "abc"},
+        "a WORLD_SIZE of 0": {"WORLD_SIZE": "0"},
+        "a WORLD_SIZE without torchrun": {"WORLD_SIZE": "2"},
+        "a RANK of control characters": {"RANK": "\x1b[2J"},
+        "a LOCAL_WORLD_SIZE of 0": {"LOCAL_WORLD_SIZE": "0"},
+        "restarts that are not a number": {"TORCHELASTIC_RESTART_COUNT": "1e9"},
+        "a backend of matplotlib that does not exist": {"MPLBACKEND": "nonsense"},
+        "settings of matplotlib that cannot be written": {"MPLCONFIGDIR": "/proc"},
+        "no HOME": {"HOME": None, "XDG_CACHE_HOME": None},
+        "a HOME that does not exist": {"HOME": "/nonexistent", "XDG_CACHE_HOME": "/nonexistent/cache"},
+        "a TMPDIR that does not exist": {"TMPDIR": "/nonexistent"},
+        "a locale of ASCII": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    }
+
+
+def _training(kit: Kit, variables: dict[str, str | None], folder: Path) -> Call:
+    kit.copy(folder, "data")
+    return Call("trp-train", [*TRAIN, "-o", "run"], codes=(0, 2, 7), environment=variables, signal=0)
 
 
 def _setups() -> dict[str, Setup]:
@@ -105,7 +139,7 @@ COMMANDS = {
 def _with_variables(kit: Kit, variables: dict[str, str | None], folder: Path) -> Call:
     kit.copy(folder, "base.onnx", "good.npz")
     arguments = ["base.onnx", "--rank", "2", "--calib", "none", "--no-bench", "--calib", "good.npz", "-o", "o.onnx"]
-    return Call("trp-export", arguments, codes=(0, 7), environment=variables, signal=0)
+    return Call("trp-export", arguments, codes=(0, 2, 7), environment=variables, signal=0)
 
 
 def _with_setup(kit: Kit, program: str, setup: Setup, folder: Path) -> Call:
@@ -137,6 +171,13 @@ def _shadowed(kit: Kit, name: str, folder: Path) -> Call:
 
 def _not_run(ended: Ended) -> str | None:
     return "code was run" if (ended.folder / "PWNED").exists() else None
+
+
+def _styled(kit: Kit, content: bytes, folder: Path) -> Call:
+    kit.copy(folder, "base.onnx")
+    (folder / "matplotlibrc").write_bytes(content)
+    arguments = ["base.onnx", "--budget", "0.1", "--processes", "1", "--plot", "p.svg"]
+    return Call("trp-bench", arguments, codes=(0, 2), signal=0)
 
 
 def _dated(kit: Kit, seconds: int, folder: Path) -> Call:

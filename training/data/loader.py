@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from training.data.reading import Samples, decode
 from training.data.transforms import Transform, transformed
+from training.torchrun import local_processes
 from trp_export.errors import LoadError, TrpError
 
 # Batches that each worker holds ready.
@@ -81,7 +82,7 @@ class SampleReader(Dataset[Item]):
 def default_workers() -> int:
     """A worker for each core that this process may use but one, at most 8; the processes of one machine share them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(_MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+    return max(1, min(_MOST_WORKERS, cores // local_processes() - 1))
 
 
 def read_batches(loader: DataLoader[Any]) -> Iterator[Read]:

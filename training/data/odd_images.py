@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from training.replicas import gathered
+from trp_export.system.files import atomic_write
+from trp_export.system.text import plain
 
 _MOST_NAMES = 100_000
 
@@ -38,6 +40,8 @@ class OddImages:
         return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
 
     def write(self, path: Path) -> None:
-        """A line for each image."""
+        """Write a line for each image; control characters in names become question marks. Raises OutputError."""
         self._noted = len(self._remarks)
-        path.write_text("".join(f"{name}: {remark}\n" for name, remark in sorted(self._remarks.items())))
+        lines = (plain(f"{name}: {remark}", keep_lines=False) for name, remark in sorted(self._remarks.items()))
+        with atomic_write(path) as part:
+            part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

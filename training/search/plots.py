@@ -9,8 +9,13 @@ from typing import Any
 import numpy as np
 
 from trp_export.system.extras import is_installed
+from trp_export.system.pictures import literal_text, save_picture
+from trp_export.system.text import brief
 
 Record = dict[str, Any]
+
+# In inches; matplotlib draws at most 655 at 100 dots per inch.
+_HIGHEST = 200
 
 # Kinds, by the beginnings of the names of schemes, and their colours.
 _KINDS = {
@@ -27,16 +32,23 @@ _KINDS = {
 
 
 def draw(history: Sequence[Record], path: Path) -> None:
-    """One figure over the epochs of one search, at `path`; none where matplotlib is not installed: it is an extra."""
-    if not is_installed("matplotlib"):
-        return
+    """One figure over the epochs of one search, at `path`; none where matplotlib is not installed: it is an extra.
+
+    Raises OutputError.
+    """
+    if is_installed("matplotlib"):
+        with literal_text():
+            save_picture(_figure(history), path, dpi=100)
+
+
+def _figure(history: Sequence[Record]) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 
     names = list(history[-1]["layers"])
     epochs = [record["epoch"] for record in history]
-    figure = Figure(figsize=(10, 4 + 0.5 * len(names)), layout="constrained")
+    figure = Figure(figsize=(10, min(4 + 0.5 * len(names), _HIGHEST)), layout="constrained")
     FigureCanvasAgg(figure)
     heights = [3, *[max(2.0, 0.15 * len(names))] * 3]
     top, *maps = figure.subplots(4, 1, sharex=True, height_ratios=heights)
@@ -52,7 +64,7 @@ def draw(history: Sequence[Record], path: Path) -> None:
     kinds = np.array([[_kind(record["layers"][name]["choice"]) for record in history] for name in names])
     maps[2].imshow(kinds, cmap=ListedColormap(list(_KINDS.values())), vmin=-0.5, vmax=len(_KINDS) - 0.5, **shown)
     for axis in maps:
-        axis.set_yticks(range(len(names)), names, fontsize=6)
+        axis.set_yticks(range(len(names)), [brief(name) for name in names], fontsize=6)
     ends = maps[2].twinx()
     ends.set_ylim(maps[2].get_ylim())
     ends.set_yticks(range(len(names)), [history[-1]["layers"][name]["choice"] or "kept" for name in names], fontsize=6)
@@ -61,7 +73,7 @@ def draw(history: Sequence[Record], path: Path) -> None:
         maps[2].plot([], [], "s", color=list(_KINDS.values())[index], label=list(_KINDS)[index])
     maps[2].legend(fontsize=6, ncols=len(present), loc="upper center", bbox_to_anchor=(0.5, -0.12))
     maps[2].set_xlabel("epoch")
-    figure.savefig(path, dpi=100)
+    return figure
 
 
 def _draw_curves(axis: Any, history: Sequence[Record], epochs: Sequence[int]) -> None:

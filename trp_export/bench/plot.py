@@ -14,7 +14,8 @@ from trp_export.bench.samples import Comparison
 from trp_export.bench.stats import ratio
 from trp_export.errors import OptionError
 from trp_export.system.extras import require
-from trp_export.system.files import atomic_write
+from trp_export.system.pictures import literal_text, save_picture
+from trp_export.system.text import brief
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # Paul Tol's bright scheme
 MOST_LAYERS = 60
@@ -31,6 +32,14 @@ def check_plot_path(path: Path) -> None:
 
 def draw(comparison: Comparison, profiles: Sequence[Profile], path: Path, *, paired: bool = True) -> None:
     """Write the picture to `path`, whole or not at all. Raises OutputError."""
+    # The same comparison gives the same file.
+    settings = {"metadata": {"Date": None}} if path.suffix.lower() == ".svg" else {}
+    with literal_text():
+        figure = _figure(comparison, profiles, paired)
+        save_picture(figure, path, dpi=150, remedy="Choose another place with --plot.", **settings)
+
+
+def _figure(comparison: Comparison, profiles: Sequence[Profile], paired: bool) -> Any:
     from matplotlib.figure import Figure
 
     rows = len(_layer_names(profiles))
@@ -42,10 +51,8 @@ def draw(comparison: Comparison, profiles: Sequence[Profile], path: Path, *, pai
         _layers(axes[1], profiles)
     environment = comparison.environment
     where = (environment.cpu, threads(environment.threads), f"onnxruntime {environment.onnxruntime}")
-    figure.suptitle(", ".join([*where, environment.inputs]), fontsize=9)
-    kind = path.suffix.lower()[1:]
-    with atomic_write(path, remedy="Choose another place with --plot.") as part:
-        figure.savefig(part, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    figure.suptitle(", ".join(map(brief, (*where, environment.inputs))), fontsize=9)
+    return figure
 
 
 def _distributions(axes: Any, comparison: Comparison, paired: bool) -> None:
@@ -63,7 +70,7 @@ def _distributions(axes: Any, comparison: Comparison, paired: bool) -> None:
         axes.plot([middle, middle], [row - 0.38, row + 0.38], color="black", linewidth=1.2)
         note = f"{middle:.4g}" + ("" if row == 0 else f"   {ratio(comparison.measurements[0], one, paired=paired)}")
         axes.annotate(note, (middle, row - 0.4), ha="center", va="bottom", fontsize=8)
-    axes.set_yticks(range(len(comparison.measurements)), [one.model for one in comparison.measurements])
+    axes.set_yticks(range(len(comparison.measurements)), [brief(one.model) for one in comparison.measurements])
     axes.set_ylim(len(comparison.measurements) - 0.4, -0.75)
     axes.set_xlim(0, top * 1.05)
     axes.set_xlabel(
@@ -79,8 +86,10 @@ def _layers(axes: Any, profiles: Sequence[Profile]) -> None:
     for index, profile in enumerate(profiles):
         times = {layer.name: layer.ms for layer in profile.layers} | {"(other)": profile.other_ms}
         places = np.arange(len(names)) - 0.4 + width * (index + 0.5)
-        axes.barh(places, [times.get(name, 0.0) for name in names], width, color=COLOURS[index], label=profile.model)
-    axes.set_yticks(range(len(names)), names, fontsize=7)
+        axes.barh(
+            places, [times.get(name, 0.0) for name in names], width, color=COLOURS[index], label=brief(profile.model)
+        )
+    axes.set_yticks(range(len(names)), [brief(name) for name in names], fontsize=7)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("ms per inference by layer, from onnxruntime's profile")
     axes.legend(frameon=False, fontsize=8)

@@ -17,7 +17,15 @@ from contextlib import contextmanager, suppress
 
 import click
 
-from trp_export.errors import INTERRUPTED, OutputError, StoppedEarly, TrpError, first_line, is_out_of_memory
+from trp_export.errors import (
+    INTERRUPTED,
+    OptionError,
+    OutputError,
+    StoppedEarly,
+    TrpError,
+    first_line,
+    is_out_of_memory,
+)
 from trp_export.system.signals import terminable
 from trp_export.system.text import plain, screenful
 from trp_export.system.torch_cache import private_torch_cache
@@ -68,13 +76,26 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, *, inter
 def _invoke(command: click.Command, arguments: Sequence[str] | None) -> object:
     """What the command returns. click's own `main` prints an empty line for Ctrl-C; here it only completes words."""
     name = command.name or ""
-    if f"_{name.replace('-', '_').upper()}_COMPLETE" in os.environ:
-        return command.main(args=arguments, prog_name=name, standalone_mode=False)
+    variable = f"_{name.replace('-', '_').upper()}_COMPLETE"
+    if os.environ.get(variable):
+        return _complete(command, name, variable)
     try:
         with command.make_context(name, list(sys.argv[1:] if arguments is None else arguments)) as context:
             return command.invoke(context)
     except click.exceptions.Exit as end:
         return end.exit_code
+
+
+def _complete(command: click.Command, name: str, variable: str) -> int:
+    """Print the completion that a shell asks for. Raises OptionError where the variables are not those of a shell."""
+    try:
+        command.main(prog_name=name, standalone_mode=False)
+    except SystemExit as end:
+        if not end.code:
+            return 0
+    except (KeyError, ValueError):  # COMP_WORDS and COMP_CWORD are missing, or hold something else.
+        pass
+    raise OptionError(f"{variable} is set, but not by a shell that completes words. Unset it.")
 
 
 def _escape_what_cannot_be_shown() -> None:

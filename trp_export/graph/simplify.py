@@ -35,8 +35,7 @@ def simplify(model: ir.Model) -> tuple[ir.Model, str | None]:
     skeleton = make_skeleton(model)
     source = skeleton.proto.SerializeToString()
     try:
-        argv = ending_with_us([sys.executable, str(_WORKER)])
-        done = subprocess.run(argv, input=source, capture_output=True, timeout=_TIMEOUT_S)
+        done = ask_worker(source)
     except subprocess.TimeoutExpired:
         return model, f"onnxsim took longer than {_TIMEOUT_S} s"
     if done.returncode:
@@ -48,6 +47,12 @@ def simplify(model: ir.Model) -> tuple[ir.Model, str | None]:
     if not _restore_interface(simplified.graph, model.graph):
         return model, "onnxsim changed the inputs or outputs"
     return simplified, None
+
+
+def ask_worker(source: bytes) -> subprocess.CompletedProcess[bytes]:
+    """Run onnxsim on a serialised model. The same model gives the same answer. Raises TimeoutExpired."""
+    argv = ending_with_us([sys.executable, str(_WORKER)])
+    return subprocess.run(argv, input=source, capture_output=True, timeout=_TIMEOUT_S)
 
 
 def _restore_interface(graph: ir.Graph, original: ir.Graph) -> bool:

@@ -100,7 +100,7 @@ class Table:
             if self._path is not None:
                 with suppress(OSError):  # Writing will report it.
                     self._path.parent.mkdir(parents=True, exist_ok=True)
-                save_costs(self._path, self.conditions, self._own)
+                save_costs(self._path, self.conditions, self._own, "Name another folder for it in TRP_BENCH_CACHE.")
 
     def save(self, path: Path) -> None:
         """Write all that is known, for others. Raises OutputError."""
@@ -127,7 +127,7 @@ def merged(files: Sequence[Path], conditions: Conditions) -> Costs:
     return total
 
 
-def save_costs(path: Path, conditions: Conditions, costs: Costs) -> None:
+def save_costs(path: Path, conditions: Conditions, costs: Costs, remedy: str = "") -> None:
     """Write a table, whole or not at all. Raises OutputError."""
     document = {
         "format": FORMAT,
@@ -135,7 +135,7 @@ def save_costs(path: Path, conditions: Conditions, costs: Costs) -> None:
         "conditions": conditions.to_json(),
         "costs": {key: list(values) for key, values in sorted(costs.items())},
     }
-    with atomic_write(path, f"the latency table {path}") as part:
+    with atomic_write(path, f"the latency table {path}", remedy) as part:
         part.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 

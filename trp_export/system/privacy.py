@@ -122,8 +122,16 @@ def _in_places() -> re.Pattern[str]:
 
 def _places() -> tuple[str, ...]:
     """Folders of this user and of this run, the longest first."""
-    found = {str(place) for place in (Path.home(), Path.cwd(), Path(tempfile.gettempdir()))}
-    return tuple(sorted((place for place in found if len(Path(place).parts) > 1), key=len, reverse=True))
+    places = {Path.cwd(), Path(tempfile.gettempdir())} | ({home} if (home := _home()) else set())
+    return tuple(sorted((str(place) for place in places if len(place.parts) > 1), key=len, reverse=True))
+
+
+def _home() -> Path | None:
+    """None for a user without a home, as in many containers: HOME is not set, and no list of users has an entry."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
 
 
 def _names() -> frozenset[str]:
@@ -132,5 +140,6 @@ def _names() -> frozenset[str]:
         user = getpass.getuser()
     except (OSError, KeyError):
         user = ""
-    found = {user, socket.gethostname(), Path.home().name}
-    return frozenset(name.lower() for name in found if len(name) >= _LEAST and name.lower() not in _NOBODY)
+    home = _home()
+    names = {user, socket.gethostname(), home.name if home else ""}
+    return frozenset(name.lower() for name in names if len(name) >= _LEAST and name.lower() not in _NOBODY)

@@ -14,12 +14,19 @@ from platformdirs import user_cache_path
 
 from trp_export.bench.environment import Machine
 from trp_export.bench.models import BenchModel
+from trp_export.errors import OptionError
 
 
 def cached(part: str) -> Path:
-    """The folder of `arm`, `web`, `native` or `latency`: in $TRP_BENCH_CACHE, else in the user's cache folder."""
+    """The folder of `arm`, `web`, `native` or `latency`: in $TRP_BENCH_CACHE, else in the user's cache folder.
+
+    Raises OptionError for a user without a home folder.
+    """
     chosen = os.environ.get("TRP_BENCH_CACHE")
-    return (Path(chosen) if chosen else user_cache_path("trp-bench", appauthor=False)) / part
+    folder = Path(chosen) if chosen else user_cache_path("trp-bench", appauthor=False)
+    if not chosen and not folder.is_absolute():
+        raise OptionError("this user has no home folder for a cache; name a folder in TRP_BENCH_CACHE, or set HOME.")
+    return folder / part
 
 
 @dataclass(frozen=True, slots=True)
