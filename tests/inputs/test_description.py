@@ -121,8 +121,8 @@ def test_other_text_is_not_a_shape(text: str) -> None:
 
 
 def test_shape_options_are_checked() -> None:
-    with pytest.raises(OptionError, match="at least 1"):
-        InputOptions.of(1, 0)
+    with pytest.raises(OptionError, match="no size is below 0"):
+        InputOptions.of(1, -1)
     with pytest.raises(OptionError, match="elements"):
         InputOptions.of(1, 3, 100_000, 100_000)
     with pytest.raises(OptionError, match="twice"):
@@ -146,6 +146,8 @@ def test_one_symbol_has_one_size_in_all_inputs() -> None:
         (("middle", (1, 3, 8, 8)), "there is no input middle; there are left, right"),
         (("left", (1, 4, 8, 8)), r"does not fit input left, which is \(b, 3, h, w1\)"),
         ((None, (1, 3, 8)), "does not fit input left"),
+        ((None, (0, 3, 8, 8)), r"input left \(b, 3, h, w1\) holds no value at such a size"),
+        ((None, (1, 3, 0, 8)), "holds no value at such a size"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(shape: tuple[str | None, tuple[int, ...]], message: str) -> None:

@@ -8,6 +8,7 @@ import os
 import pickle
 import types
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -361,6 +362,28 @@ def test_module_of_several_inputs_says_which_shapes_it_lacks(shaped: nn.Module) 
         load(shaped, LoadOptions(inputs=InputOptions.of(1, 3, 8, 8)))
     with pytest.raises(OptionError, match=r"has no input size; its inputs are image, scale, shift\."):
         load(shaped, LoadOptions(inputs=InputOptions((*SHAPES, ("size", (1,))))))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, batch: self.net(batch["image"]),
+        lambda self, batch: self.net(batch.image),
+        lambda self, images: self.net(torch.stack(images)),
+        lambda self, *images: self.net(images[0]),
+        lambda self, **images: self.net(images["image"]),
+    ],
+    ids=["dict", "object", "list", "positions", "names"],
+)
+def test_module_that_takes_no_tensors_names_the_remedy(forward: Callable[..., torch.Tensor]) -> None:
+    module = type("Wrapped", (TwoInputs,), {"forward": forward})()
+    with pytest.raises(OptionError, match="wrap the module in one whose forward takes tensors by name"):
+        load(module, LoadOptions(inputs=InputOptions.of(2, 3, 8, 8)))
+
+
+def test_size_of_zero_is_refused_for_modules(shaped: nn.Module) -> None:
+    with pytest.raises(OptionError, match=r"--shape image=0,3,8,8: a module is traced with sizes of at least 1\."):
+        load(shaped, LoadOptions(inputs=InputOptions((("image", (0, 3, 8, 8)), ("scale", (1, 5))))))
 
 
 def test_input_with_a_default_is_fed_where_its_shape_is_given(shaped: nn.Module) -> None:

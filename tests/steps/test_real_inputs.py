@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -86,9 +87,11 @@ def test_input_may_be_empty_along_an_axis(trp: Command, tmp_path: Path) -> None:
     save(tmp_path, CACHE)
     feeds = {"x": np.ones((1, 2, 8), np.float32), "cache": np.zeros((1, 0, 8), np.float32)}
     np.savez(tmp_path / "first.npz", **feeds)
-    outcome = trp("m.onnx", *RULE, "--input", "first.npz")
-    assert outcome.code == 0, outcome.err
-    assert run(tmp_path / "m.trp.onnx", feeds)[0].shape == (1, 2, 8)
+    for sizes in (["--input", "first.npz"], ["--shape", "x=1,2,8", "--shape", "cache=1,0,8"]):
+        outcome = trp("m.onnx", *RULE, *sizes)
+        assert outcome.code == 0, outcome.err
+        assert re.search(r"MACs +128 ", outcome.out)
+        assert run(tmp_path / "m.trp.onnx", feeds)[0].shape == (1, 2, 8)
 
 
 PLUGIN = """(float[1, 3, 12, 12] x) => (float[n, 6] y) <float[8, 3, 3, 3] w> {

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from trp_export.verify.rounding import run_with_bounds
 
@@ -57,6 +57,20 @@ def test_the_product_of_two_factors_lies_within_the_bound_of_the_exact_one(
         assert (np.abs(rounded.output - truth) <= rounded.allowed).all()
     relative = np.linalg.norm(pair.allowed) / np.linalg.norm(truth)
     assert relative < (1e-3 if dtype is np.float32 else 0.5)
+
+
+def test_a_conv_in_float64_is_run_in_float32() -> None:
+    """onnxruntime has no kernel for it."""
+    rng = np.random.default_rng(0)
+    weight, x = rng.standard_normal((5, 4, 1, 1)), rng.standard_normal((2, 4, 3, 3))
+    infos = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, None) for name in "xy"]
+    nodes, weights = [helper.make_node("Conv", ["x", "w"], ["y"])], [numpy_helper.from_array(weight, "w")]
+    graph = helper.make_graph(nodes, "conv", infos[:1], infos[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    rounded = run_with_bounds(ir.serde.deserialize_model(model), {"x": x})
+    truth = np.einsum("oi,nihw->nohw", weight[..., 0, 0], x)
+    assert (np.abs(rounded.output - truth) <= rounded.allowed).all()
+    assert np.linalg.norm(rounded.allowed) / np.linalg.norm(truth) < 1e-5
 
 
 def test_a_difference_of_a_thousandth_is_outside_the_bound_of_the_largest_layers() -> None:

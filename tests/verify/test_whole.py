@@ -87,6 +87,19 @@ def test_random_operators_are_compared_with_seeds(operator: str, tmp_path: Path)
     assert deviation.truncation.relative_l2 < 1e-5
 
 
+def test_model_that_answers_otherwise_in_each_run_is_verified_layer_by_layer(
+    exported: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = exported(detector)
+    monkeypatch.setattr("trp_export.verify.export._differs", lambda first, second: True)
+    deviation = made.verify()
+    assert deviation.how == "each layer alone, since the model gives other outputs in each run"
+    assert deviation.whole is None
+    assert deviation.not_compared == (
+        "the whole model: onnxruntime gives other outputs for the same inputs in each run",
+    )
+
+
 def test_sequences_are_compared_element_by_element(tmp_path: Path) -> None:
     body = BODY.format(
         outputs="seq(float[n, k, h, w1]) maps", nodes="b = Relu (a) maps = SequenceConstruct (x, b)", weights=""

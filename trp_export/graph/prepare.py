@@ -4,7 +4,7 @@
 2. Weights that are listed as graph inputs, as IR 3 demands, are plain initializers; inputs with a default stay inputs.
 3. Constant nodes become initializers, and those of subgraphs move to the main graph.
 4. Every value and every node has a name of its own.
-5. Constant expressions that end in a weight are folded, and transposed convs get explicit padding.
+5. Constant expressions that end in a weight are folded, and transposed and dilated convs get explicit padding.
 6. What nothing reads is removed.
 7. Names lose local paths. Names of the model's inputs and outputs stay.
 """
@@ -16,11 +16,11 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from trp_export.errors import LoadError
+from trp_export.graph.explicit_pads import make_pads_explicit
 from trp_export.graph.fold import fold_weights
 from trp_export.graph.inline import inline_functions
 from trp_export.graph.metadata import name_without_paths
 from trp_export.graph.quantised import require_float, require_unfused
-from trp_export.graph.transposed_pads import make_pads_explicit
 from trp_export.graph.weights import find_readers
 
 LEAST_IR_VERSION = 4

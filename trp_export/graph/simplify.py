@@ -25,6 +25,8 @@ _TIMEOUT_S = 300
 # Shape inference alone adds some hundred bytes for a node.
 _MOST_GROWTH_BYTES = 2**16
 _MOST_GROWTH = 1.5
+# Where a batch norm reads the mean and the variance of its training data.
+_STATISTICS = (3, 4)
 
 
 def simplify(model: ir.Model) -> tuple[ir.Model, str | None]:
@@ -46,6 +48,7 @@ def simplify(model: ir.Model) -> tuple[ir.Model, str | None]:
     simplified = fill_skeleton(replace(skeleton, proto=onnx.load_model_from_string(done.stdout)))
     if not _restore_interface(simplified.graph, model.graph):
         return model, "onnxsim changed the inputs or outputs"
+    _separate_statistics(simplified.graph)
     return simplified, None
 
 
@@ -53,6 +56,28 @@ def ask_worker(source: bytes) -> subprocess.CompletedProcess[bytes]:
     """Run onnxsim on a serialised model. The same model gives the same answer. Raises TimeoutExpired."""
     argv = ending_with_us([sys.executable, str(_WORKER)])
     return subprocess.run(argv, input=source, capture_output=True, timeout=_TIMEOUT_S)
+
+
+def _separate_statistics(graph: ir.Graph) -> None:
+    """Give each batch norm that computes statistics its own initializers for the old ones.
+
+    onnxsim merges equal initializers, and onnxruntime writes the new statistics over the old ones, so over every other
+    weight that is the same initializer.
+    """
+    norms = [node for node in graph.all_nodes() if node.op_type == "BatchNormalization" and len(node.outputs) > 1]
+    for norm in norms:
+        for index in _STATISTICS:
+            value = norm.inputs[index]
+            if value is None or not value.is_initializer() or len(value.uses()) == 1 or value.graph is None:
+                continue
+            own = ir.Value(
+                name=f"{norm.outputs[0].name}.{value.name}.{index}",
+                type=value.type,
+                shape=value.shape,
+                const_value=value.const_value,
+            )
+            value.graph.register_initializer(own)
+            norm.replace_input_with(index, own)
 
 
 def _restore_interface(graph: ir.Graph, original: ir.Graph) -> bool:

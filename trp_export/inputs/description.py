@@ -221,6 +221,8 @@ def _with_sizes(spec: InputSpec, sizes: Sequence[int | None], where: str) -> Inp
     shape = tuple(
         known if size is None else size for size, known in zip(sizes, spec.shape or spec.declared, strict=True)
     )
+    if 0 in shape and (spec.is_image or (shape[0] == 0 and len(shape) > 1 and spec.batched)):
+        raise OptionError(f"{where}: input {spec.name} {spec.show()} holds no value at such a size.")
     channels = shape[CHANNEL_AXES[spec.layout]] if spec.is_image else None
     return replace(spec, shape=shape, channels=channels)
 
@@ -257,7 +259,8 @@ def _filled(spec: InputSpec, known: Mapping[str, int], extent: int) -> InputSpec
     if spec.shape is None:
         return spec
     defaults = (BATCH if spec.batched else extent, *(extent for _ in spec.shape[1:]))
-    filled = tuple(size or default for size, default in zip(spec.shape, defaults, strict=False))  # A scalar has none.
+    sizes = zip(spec.shape, defaults, strict=False)  # A scalar has none.
+    filled = tuple(default if size is None else size for size, default in sizes)
     return replace(spec, shape=filled, channels=filled[CHANNEL_AXES[spec.layout]] if spec.is_image else None)
 
 

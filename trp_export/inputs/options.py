@@ -98,8 +98,8 @@ class InputOptions:
 
 def _require_sizes(name: str | None, sizes: tuple[int, ...]) -> None:
     shown = show_shape((name, sizes))
-    if min(sizes, default=1) < 1:
-        raise InvalidOptionError(f"{{shapes}} {shown}: every size must be at least 1.")
+    if min(sizes, default=0) < 0:
+        raise InvalidOptionError(f"{{shapes}} {shown}: no size is below 0.")
     if len(sizes) > _MOST_AXES or prod(sizes) > _MOST_ELEMENTS:
         raise InvalidOptionError(
             f"{{shapes}} {shown}: an input has at most {_MOST_AXES} axes and {_MOST_ELEMENTS:,} elements."

@@ -142,7 +142,7 @@ def random_input(spec: InputSpec, shape: Sequence[int | None] | None, generator:
     remedy = "give real data with --input FILE.npz"
     if shape is None or None in shape:
         raise UnsupportedError(f"the shape of input {spec.name} {spec.show()} is not known: {remedy}, or --shape.")
-    sizes = [size or 1 for size in shape]
+    sizes = [size for size in shape if size is not None]
     if prod(sizes) * 8 > _LIMIT_BYTES:
         raise UnsupportedError(f"input {spec.name} of shape {sizes} is larger than {_LIMIT_BYTES / 1e9:.0f} GB.")
     kind = spec.numpy_dtype

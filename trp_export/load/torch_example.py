@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trp_export.errors import LoadError, OptionError
 from trp_export.inputs.arrays import read_input_file
-from trp_export.inputs.options import InputOptions
+from trp_export.inputs.options import InputOptions, show_shape
 
 # The name that the only input of a module gets.
 ONLY = "input"
@@ -87,6 +87,8 @@ def make_example(module: nn.Module, options: InputOptions, what: str, stored: Ma
     stored = stored or {}
     tensors = dict(stored)
     for index, (name, sizes) in enumerate(options.shapes):
+        if 0 in sizes:
+            raise OptionError(f"--shape {show_shape((name, sizes))}: a module is traced with sizes of at least 1.")
         like = stored.get(name or first)
         tensors[name or first] = _noise(sizes, dtype if like is None else like.dtype, index)
     if options.file is not None:

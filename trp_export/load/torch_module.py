@@ -29,6 +29,11 @@ from trp_export.system.signals import held_back
 
 # Traced at 2 and probed at 3: a batch size that an exporter froze shows up as a difference.
 _TRACE_BATCH, _PROBE_BATCH = 2, 3
+# What Python raises where a tensor stands for a dict, a list or an object.
+_NOT_ABOUT_SIZES = (TypeError, IndexError, KeyError, AttributeError)
+_WRAP = (
+    "\nIf forward takes a dict, a list, an object or *args, wrap the module in one whose forward takes tensors by name."
+)
 
 
 def load_module(module: nn.Module, options: LoadOptions) -> Source:
@@ -99,7 +104,7 @@ def _trace(
         with _quiet(), held_back():  # torch drops a signal here, or calls the model unsupported.
             model = (_export_script if script else _export_module)(module, traced, options.static, len(expected))
     except Exception as error:  # torch.export has no common base for its errors.
-        raise UnsupportedError(f"torch.export cannot trace {what}: {first_line(error)}") from error
+        raise UnsupportedError(f"torch.export cannot trace {what}: {first_line(error.__cause__ or error)}") from error
     _clean(model)
     kept = {value.name for value in model.graph.inputs}
     shown = example if options.static else example.with_batch(1)
@@ -176,7 +181,10 @@ def _run(module: nn.Module, example: Example, what: str) -> list[NDArray[Any]]:
             outputs = module(*example.by_position, **example.by_name)
     except Exception as error:  # Any layer may object to the shape.
         inputs = "an input" if len(example.tensors) == 1 else "inputs"
-        raise OptionError(f"{what} does not take {inputs} of shape {example.shapes}: {first_line(error)}") from error
+        remedy = _WRAP if isinstance(error, _NOT_ABOUT_SIZES) else ""
+        raise OptionError(
+            f"{what} does not take {inputs} of shape {example.shapes}: {first_line(error)}{remedy}"
+        ) from error
     return [np.asarray(tensor.detach()) for tensor in _flatten(outputs)]
 
 

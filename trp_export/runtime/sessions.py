@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,15 @@ _NO_LOGGING = 4
 _LARGE_BYTES = 1 << 26
 
 
+_MESSAGE = 400
+# What onnxruntime puts around its messages.
+_CATEGORY = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_FAILED_NODE = re.compile(
+    r"Non-zero status code returned while running (\w+) node\. Name:'([^']*)' Status Message: "
+    r"(?:/onnxruntime_src/\S+ [\w:]+\(.*?\) )?"
+)
+
+
 class CannotRunError(Exception):
     """onnxruntime cannot run this model, for example because it lacks a custom operator.
 
@@ -42,10 +52,15 @@ class CannotRunError(Exception):
     """
 
     def __init__(self, reason: str, model: Path | None = None, opened: bool = False) -> None:
+        reason = _FAILED_NODE.sub(_node_and_reason, _CATEGORY.sub("", reason))
         if model is not None:
             reason = reason.replace(str(model), model.name).replace(str(model.resolve()), model.name)
         super().__init__(reason)
         self.opened = opened
+
+
+def _node_and_reason(match: re.Match[str]) -> str:
+    return f"{match[1]} {match[2]}: " if match[2] else f"{match[1]}: "
 
 
 def open_session(model: Path | bytes, *, threads: int = 1, optimise: bool = True) -> Any:
@@ -71,7 +86,7 @@ def open_session(model: Path | bytes, *, threads: int = 1, optimise: bool = True
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base class.
-        raise CannotRunError(first_line(error), model if isinstance(model, Path) else None) from error
+        raise CannotRunError(first_line(error, _MESSAGE), model if isinstance(model, Path) else None) from error
 
 
 def _size_bytes(model: Path | bytes) -> int:
@@ -111,7 +126,7 @@ def run_session(session: Any, inputs: Inputs) -> list[Array]:
     try:
         outputs = session.run(None, dict(inputs))
     except Exception as error:
-        raise CannotRunError(first_line(error), opened=True) from error
+        raise CannotRunError(first_line(error, _MESSAGE), opened=True) from error
     arrays: list[Array] = []
     for output in outputs:
         arrays += map(np.asarray, output if isinstance(output, list) else [output])

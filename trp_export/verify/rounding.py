@@ -67,11 +67,13 @@ class Rounded:
 def run_with_bounds(part: ir.Model, feeds: Mapping[str, Array], exact: Weights = MappingProxyType({})) -> Rounded:
     """The one output of a small model on these inputs. Raises CannotRunError.
 
-    float16 weights are computed with in float32, so that only what they were rounded to is left of their type. Where
-    `exact` holds what a weight was rounded from, that takes its place.
+    float16 weights are computed with in float32, so that only what they were rounded to is left of their type. So are
+    convs in float64, which onnxruntime lacks. What a weight was rounded from takes its place where `exact` holds it.
     """
     model, coarse = _in_float32(part, exact)
-    fed = {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in feeds.items()}
+    types = {value.name or "": value.dtype for value in model.graph.inputs}
+    as_float32 = [name for name, dtype in types.items() if dtype == ir.DataType.FLOAT]
+    fed = {name: array.astype(np.float32) if name in as_float32 else array for name, array in feeds.items()}
     name = model.graph.outputs[0].name or ""
     values = _run_all(model, fed)
     output = values[name]
@@ -186,25 +188,32 @@ def _terms(node: ir.Node, values: Mapping[str, Array]) -> int:
 
 
 def _in_float32(part: ir.Model, exact: Weights) -> tuple[ir.Model, float]:
-    """The part with float16 weights in float32, and the unit of rounding of those that are not exact."""
-    model = part.clone()
-    half = rounded = False
+    """The part with weights of `_other_types` in float32, and the unit of rounding of those that are not exact."""
+    model, others = part.clone(), _other_types(part)
+    units = [0.0]
     for name, value in model.graph.initializers.items():
-        if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT16:
-            half, rounded = True, rounded or name not in exact
+        if value.const_value is not None and value.const_value.dtype in others:
+            if name not in exact:
+                units.append(max(_UNITS[value.const_value.dtype.numpy()], _UNITS[np.dtype(np.float32)]))
             array = exact.get(name, value.const_value).numpy().astype(np.float32)
             value.const_value = ir.tensor(array, name=value.name)
             value.type = ir.TensorType(ir.DataType.FLOAT)
-    if not half:
-        return model, 0.0
     for node in model.graph:
-        if node.op_type == "Cast" and node.attributes.get_int("to", 0) == ir.DataType.FLOAT16:
+        if node.op_type == "Cast" and node.attributes.get_int("to", 0) in others:
             node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
     made = [value for node in model.graph for value in node.outputs]
     for value in (*model.graph.inputs, *made):
-        if value.dtype == ir.DataType.FLOAT16:
+        if value.dtype in others:
             value.type = ir.TensorType(ir.DataType.FLOAT)
-    return model, _UNITS[np.dtype(np.float16)] if rounded else 0.0
+    return model, max(units)
+
+
+def _other_types(part: ir.Model) -> tuple[ir.DataType, ...]:
+    """float16, since it is coarse, and float64 beside convs, for which onnxruntime has no kernel."""
+    tensors = [value.const_value for value in part.graph.initializers.values() if value.const_value is not None]
+    convs = any(node.op_type in ("Conv", "ConvTranspose") for node in part.graph)
+    others = (ir.DataType.FLOAT16, *((ir.DataType.DOUBLE,) if convs else ()))
+    return tuple(other for other in others if any(tensor.dtype == other for tensor in tensors))
 
 
 def nudge_weights(model: ir.Model) -> None:

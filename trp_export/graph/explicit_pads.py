@@ -1,4 +1,7 @@
-"""Transposed convs with explicit padding: `output_shape` and `auto_pad` say it only through the size of the output."""
+"""Convs with explicit padding, where `output_shape` and `auto_pad` say it only through the size of the output.
+
+onnxruntime does not run a conv with `auto_pad` and dilations, which PyTorch's older exporter writes for padding="same".
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,17 @@ _SAME = ("SAME_UPPER", "SAME_LOWER")
 
 
 def make_pads_explicit(model: ir.Model) -> None:
-    """Set `pads` in place of `output_shape` and `auto_pad` in every transposed conv whose padding does not depend on
-    an open size, in place.
+    """Set `pads` in place of `output_shape` and `auto_pad` in transposed and dilated convs, in place.
 
-    Source: ONNX, ConvTranspose. A padding below zero stays as it is.
+    Convs whose padding depends on an open size stay as they are.
+
+    Source: ONNX, Conv and ConvTranspose. A padding below zero stays as it is.
     """
+    for node in model.graph.all_nodes():
+        weight = find_constant(node.inputs[1]) if node.op_type == "Conv" and not node.domain else None
+        pads = _dilated_pads(node, weight.shape[2:]) if weight is not None else None
+        if pads is not None:
+            _set_pads(node, pads)
     nodes = [node for node in model.graph.all_nodes() if node.op_type == "ConvTranspose" and _is_implicit(node)]
     shapes = infer_value_shapes(model, {}) if any("output_shape" in node.attributes for node in nodes) else {}
     for node in nodes:
@@ -25,9 +34,27 @@ def make_pads_explicit(model: ir.Model) -> None:
         pads = _pads(node, weight.shape[2:], shapes.get(data.name or "", ())[2:])
         if pads is None:
             continue
-        for name in ("output_shape", "auto_pad"):
-            node.attributes.pop(name, None)
-        node.attributes["pads"] = ir.AttrInt64s("pads", pads)
+        _set_pads(node, pads)
+
+
+def _set_pads(node: ir.Node, pads: list[int]) -> None:
+    for name in ("output_shape", "auto_pad"):
+        node.attributes.pop(name, None)
+    node.attributes["pads"] = ir.AttrInt64s("pads", pads)
+
+
+def _dilated_pads(node: ir.Node, extents: tuple[int, ...]) -> list[int] | None:
+    """Padding of a dilated conv before and after each axis; None where it is explicit or strides make it depend on the
+    size."""
+    automatic = node.attributes.get_string("auto_pad", "NOTSET")
+    dilations = spatial_attribute(node, "dilations", [1] * len(extents))
+    strided = any(stride != 1 for stride in spatial_attribute(node, "strides", [1] * len(extents)))
+    if automatic not in _SAME or strided or all(dilation == 1 for dilation in dilations):
+        return None
+    totals = [(extent - 1) * dilation for extent, dilation in zip(extents, dilations, strict=True)]
+    halves = [total // 2 for total in totals]
+    others = [total - half for total, half in zip(totals, halves, strict=True)]
+    return [*halves, *others] if automatic == "SAME_UPPER" else [*others, *halves]
 
 
 def _is_implicit(node: ir.Node) -> bool:

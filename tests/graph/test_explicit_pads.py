@@ -1,4 +1,4 @@
-"""Transposed convs get explicit padding where it does not depend on an open size, and then answer as before."""
+"""Transposed and dilated convs get explicit padding where no open size decides it, and then answer as before."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from command import Command
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from models import build, run, save
+from onnx import numpy_helper
 
-from trp_export.graph.transposed_pads import make_pads_explicit
+from trp_export.graph.explicit_pads import make_pads_explicit
 
 NETWORK = """<ir_version: 8, opset_import: ["": 17]>
 net (float[1, 4, {size}, 7] x) => (float[1, 6, m, n] y)
@@ -43,6 +44,38 @@ def test_explicit_padding_gives_the_same_values(
     assert not attributes_left.keys() & {"auto_pad", "output_shape"}
     inputs = {"x": np.random.default_rng(0).standard_normal((1, 4, 5, 7)).astype(np.float32)}
     np.testing.assert_allclose(run(ir.serde.serialize_model(model), inputs)[0], run(proto, inputs)[0], atol=1e-5)
+
+
+DILATED = """<ir_version: 8, opset_import: ["": 17]>
+net (float[1, 4, h, v] x) => (float[1, 6, h, v] y)
+<float[6, 4, {size}, 3] w>
+{{ y = Conv <{attributes}> (x, w) }}
+"""
+
+
+@given(size=st.integers(1, 4), dilation=st.integers(2, 3), same=st.sampled_from(["SAME_UPPER", "SAME_LOWER"]))
+def test_dilated_conv_keeps_the_size_and_pads_the_side_that_its_name_says(size: int, dilation: int, same: str) -> None:
+    """onnxruntime runs the conv with zeros between the taps, which ONNX defines as the same."""
+    attributes = f'dilations = [{dilation}, {dilation}], auto_pad = "{same}"'
+    proto = build(DILATED.format(size=size, attributes=attributes))
+    (weight,) = map(numpy_helper.to_array, proto.graph.initializer)
+    spread = np.zeros((6, 4, (size - 1) * dilation + 1, 2 * dilation + 1), np.float32)
+    spread[..., ::dilation, ::dilation] = weight
+    dense = build(DILATED.format(size=spread.shape[2], attributes=f'auto_pad = "{same}"').replace(", 3]", ", 7]"))
+    dense.graph.initializer[0].CopyFrom(numpy_helper.from_array(spread, "w"))
+    model = ir.serde.deserialize_model(proto)
+    make_pads_explicit(model)
+    inputs = {"x": np.random.default_rng(0).standard_normal((1, 4, 5, 9)).astype(np.float32)}
+    np.testing.assert_allclose(run(ir.serde.serialize_model(model), inputs)[0], run(dense, inputs)[0], atol=1e-5)
+
+
+def test_network_that_onnxruntime_cannot_run_for_its_dilations_is_exported(trp: Command, tmp_path: Path) -> None:
+    attributes = 'dilations = [2, 2], auto_pad = "SAME_UPPER"'
+    save(build(DILATED.format(size=3, attributes=attributes)), tmp_path / "model.onnx")
+    outcome = trp("model.onnx", "--rank", "2", "--shape", "1,4,9,9", "--no-bench", "-o", "small.onnx")
+    assert outcome.code == 0, outcome.err
+    assert "each layer alone, since onnxruntime cannot run the whole model" in " ".join(outcome.out.split())
+    assert run(tmp_path / "small.onnx", {"x": np.ones((1, 4, 9, 9), np.float32)})[0].shape == (1, 6, 9, 9)
 
 
 def test_open_size_keeps_output_shape_and_the_report_says_why(trp: Command) -> None:
