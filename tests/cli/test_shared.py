@@ -218,6 +218,13 @@ def test_output_on_a_full_disk_is_an_output_error(capsys: pytest.CaptureFixture[
     assert "what the command prints cannot be written: No space left" in capsys.readouterr().err
 
 
+def test_a_name_that_is_too_long_is_an_error_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_briefly(click.Command("long", callback=lambda: Path("x" * 5000).exists())) == OptionError.exit_code
+    message = capsys.readouterr().err
+    assert "cannot be a file: File name too long" in message
+    assert len(message) < 2000
+
+
 def test_characters_outside_the_encoding_are_printed_as_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
     @click.command()
     def show() -> None:

@@ -56,7 +56,7 @@ def attempts(kit: Kit) -> Iterator[Attempt]:
 
 def _layer(extra: tuple[str, ...], kit: Kit, text: str, folder: Path) -> Call:
     onnx.save(network((text, "conv2", "fc")), folder / "m.onnx")
-    return Call("trp-export", ["m.onnx", *extra], codes=(0, 2), check=_shown)
+    return Call("trp-export", ["m.onnx", *extra], codes=(0, 2, 3), check=_shown)
 
 
 def _node(kit: Kit, text: str, folder: Path) -> Call:
@@ -123,7 +123,7 @@ def _unlisted(kit: Kit, text: str, folder: Path) -> Call:
 
 def _missing(program: str, kit: Kit, text: str, folder: Path) -> Call:
     rule = EXPORT if program == "trp-export" else ()
-    return Call(program, [f"./{text}.onnx", *rule], codes=(2, 3), check=_shown)
+    return Call(program, [f"./{text}.onnx", *rule], codes=(2, 3, 7), check=_shown)
 
 
 def _plan(kit: Kit, text: str, folder: Path) -> Call:

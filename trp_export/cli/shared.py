@@ -58,19 +58,26 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, *, inter
         _drop_output()
         return 1
     except Exception as error:
-        if isinstance(error, OSError) and error.filename is None and error.errno in _CANNOT_PRINT:
-            _drop_output()
-            return _fail(f"what the command prints cannot be written: {error.strerror}.", OutputError.exit_code)
-        if is_out_of_memory(error):
-            return _fail(f"out of memory. {memory}", TrpError.exit_code)
-        if os.environ.get("TRP_TRACEBACK"):
-            raise
-        return _fail(
-            f"internal error, please report it ({type(error).__name__}: {first_line(error)}).\n"
-            "Set TRP_TRACEBACK=1 to see where it happened.",
-            TrpError.exit_code,
-        )
+        return _fail_unforeseen(error, memory)
     return result if isinstance(result, int) else 0
+
+
+def _fail_unforeseen(error: Exception, memory: str) -> int:
+    """Print an error that the command itself does not raise, and return its exit code. With TRP_TRACEBACK, raise it."""
+    if isinstance(error, OSError) and error.filename is None and error.errno in _CANNOT_PRINT:
+        _drop_output()
+        return _fail(f"what the command prints cannot be written: {error.strerror}.", OutputError.exit_code)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return _fail(f"{error.filename} cannot be a file: {error.strerror}.", OptionError.exit_code)
+    if is_out_of_memory(error):
+        return _fail(f"out of memory. {memory}", TrpError.exit_code)
+    if os.environ.get("TRP_TRACEBACK"):
+        raise error
+    return _fail(
+        f"internal error, please report it ({type(error).__name__}: {first_line(error)}).\n"
+        "Set TRP_TRACEBACK=1 to see where it happened.",
+        TrpError.exit_code,
+    )
 
 
 def _invoke(command: click.Command, arguments: Sequence[str] | None) -> object:
