@@ -108,3 +108,9 @@ def test_old_files_come_back_if_one_cannot_be_replaced(
 def test_a_stage_refuses_names_that_cannot_be_written(folder: Path, name: str) -> None:
     with pytest.raises(OutputError, match=r"cannot be written: .* Choose another name with -o"):
         OutputStage(folder / name, None).__enter__()
+
+
+def test_an_input_with_a_name_that_is_too_long_is_not_an_output_that_fails(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="File name too long"), OutputStage(tmp_path / "o.onnx", None):
+        Path("x" * 5000).exists()
+    assert not list(tmp_path.iterdir())

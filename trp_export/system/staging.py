@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mimetypes
 import os
 import tempfile
@@ -139,7 +140,8 @@ class OutputStage(Scratch):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
-        if isinstance(error, OSError):
+        # The names of outputs are checked before: one that is too long is that of an input.
+        if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
             raise OutputError(f"{self.place} cannot be written: {error.strerror or error}.") from error
 
     def require_apart(self, inputs: Sequence[Path], others: Sequence[Output] = ()) -> None:
