@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import onnx
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from models import save
 from onnx import TensorProto, helper, numpy_helper
 
+from trp_export.errors import OutputError
 from trp_export.graph.large_files import _LARGE_BYTES, read_model, write_model
+from trp_export.graph.model_files import save_model
 from trp_export.graph.weights import large_weights, release
 
 LARGE = _LARGE_BYTES // 4
@@ -102,3 +105,22 @@ def test_a_model_may_be_written_over_the_file_that_it_is_read_from(tmp_path: Pat
     write_model(model, path)
     np.testing.assert_array_equal(model.graph.initializers["w"].const_value.numpy(), array)
     require_same(model_of({"w": array}), onnx.load(path))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_disk_that_is_full_at_the_end_of_a_weight_is_reported(
+    apart: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """numpy's `tofile` says nothing where the last buffer cannot be written."""
+
+    def write_all_but_the_last_buffer(tensor: ir.Tensor, file: BinaryIO) -> None:
+        file.write(tensor.tobytes()[:-100])
+        file.flush()
+
+    model = ir.serde.deserialize_model(model_of({"w": np.ones(LARGE, np.float32)}))
+    weight = model.graph.initializers["w"]
+    assert weight.const_value is not None
+    weight.const_value = ir.Tensor(weight.const_value.numpy(), name="w")
+    monkeypatch.setattr(ir.Tensor, "tofile", write_all_but_the_last_buffer)
+    with pytest.raises(OutputError, match="No space left on device"):
+        save_model(model, tmp_path / "m.onnx", apart)

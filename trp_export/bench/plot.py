@@ -28,6 +28,8 @@ def check_plot_path(path: Path) -> None:
     if path.suffix.lower() not in (".png", ".svg"):
         raise OptionError(f"--plot draws .png or .svg, not {path.name!r}")
     require("--plot", "matplotlib")
+    with literal_text():  # What keeps matplotlib from being imported is known before anything is measured.
+        pass
 
 
 def draw(comparison: Comparison, profiles: Sequence[Profile], path: Path, *, paired: bool = True) -> None:

@@ -8,7 +8,9 @@ used.
 
 from __future__ import annotations
 
+import errno
 import mmap
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,17 +48,24 @@ def write_model(model: ir.Model, path: Path) -> None:
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
     size = len(graph) + sum(len(head) + (tensor.nbytes if tensor is not None else 0) for head, tensor in parts)
-    part = path.with_name(f"{path.name}.part")
+    part, start = path.with_name(f"{path.name}.part"), proto.SerializeToString() + _head(_GRAPH, size)
     with part.open("wb") as file:
-        file.write(proto.SerializeToString() + _head(_GRAPH, size) + graph)
+        file.write(start + graph)
         for head, tensor in parts:
             file.write(head)
             if tensor is not None:
                 _write_tensor(tensor, file)
+    require_size(part, len(start) + size)
     for tensor in weights.values():
         if isinstance(tensor, ir.ExternalTensor):
             tensor.numpy()  # Maps the file that is replaced now, if it is the one.
     part.replace(path)
+
+
+def require_size(path: Path, size: int) -> None:
+    """Raise OSError where a file is shorter: numpy's `tofile`, which writes weights, does not report a full disk."""
+    if path.stat().st_size < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def read_model(path: Path) -> ir.Model:

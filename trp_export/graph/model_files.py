@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from trp_export.errors import LoadError, OutputError, first_line
-from trp_export.graph.large_files import write_model
+from trp_export.graph.large_files import require_size, write_model
 from trp_export.system.files import read_bounded, require_fetched
 
 # The most that protobuf can hold in one message.
@@ -19,6 +19,8 @@ _MOST_BYTES = (1 << 31) - 1
 
 # A protobuf file holds at most 2 GiB; above this, weights go to a file of their own.
 _INLINE_BYTES = 1_900_000_000
+# Smaller weights stay in the model where the others have a file of their own.
+_LEAST_APART_BYTES = 256
 
 
 def save_model(model: ir.Model, path: Path, apart: bool = False) -> None:
@@ -28,10 +30,15 @@ def save_model(model: ir.Model, path: Path, apart: bool = False) -> None:
     Raises OutputError.
     """
     tensors = (value.const_value for value in model.graph.initializers.values())
-    apart = apart or sum(tensor.nbytes for tensor in tensors if tensor is not None) > _INLINE_BYTES
+    numbers = (tensor for tensor in tensors if tensor is not None and tensor.dtype != ir.DataType.STRING)
+    sizes = {id(tensor): tensor.nbytes for tensor in numbers}.values()
     try:
-        if apart:
-            ir.save(model, path, external_data=f"{path.name}.data")
+        if apart or sum(sizes) > _INLINE_BYTES:
+            data = f"{path.name}.data"
+            ir.save(model, path, external_data=data, size_threshold_bytes=_LEAST_APART_BYTES)
+            least = sum(size for size in sizes if size >= _LEAST_APART_BYTES)
+            if least:
+                require_size(path.with_name(data), least)
         else:
             write_model(model, path)
     except OSError as error:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trp_export.errors import OptionError
 from trp_export.system.files import atomic_write
 
 if TYPE_CHECKING:
@@ -32,17 +33,23 @@ def literal_text() -> Iterator[None]:
 
 
 def _import_with_any_backend() -> None:
-    """Import matplotlib where MPLBACKEND names a backend that does not exist, too. It opens windows; none is needed."""
-    if "matplotlib" in sys.modules or "MPLBACKEND" not in os.environ:
+    """Import matplotlib where MPLBACKEND names a backend that does not exist, too. It opens windows; none is needed.
+
+    Raises OptionError where a matplotlibrc in the current folder is not a text.
+    """
+    if "matplotlib" in sys.modules:
         return
-    backend = os.environ.pop("MPLBACKEND")
+    backend = os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib
-
+    except UnicodeDecodeError as error:
+        raise OptionError("matplotlib cannot read the file matplotlibrc in this folder. Remove it.") from error
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend is not None:
         with suppress(ValueError):
             matplotlib.rcParams["backend"] = backend
-    finally:
-        os.environ["MPLBACKEND"] = backend
 
 
 def save_picture(figure: Figure, path: Path, *, dpi: int, remedy: str = "", **settings: Any) -> None:
