@@ -15,6 +15,7 @@ from trp_export.inputs.pictures import read_picture
 from trp_export.system.files import (
     LFS_POINTER,
     atomic_write,
+    files_below,
     open_plain,
     read_bounded,
     replace_together,
@@ -180,3 +181,14 @@ def test_sha256_is_that_of_the_files_joined(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(content[:1000])
     (tmp_path / "b").write_bytes(content[1000:])
     assert sha256([tmp_path / "a", tmp_path / "b"]) == hashlib.sha256(content).hexdigest()
+
+
+def test_files_below_a_folder_are_found_and_what_cannot_be_looked_at_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("a/one", "two"):
+        (tmp_path / name).touch()
+    (tmp_path / "to-two").symlink_to("two")
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "too-long").symlink_to("x" * 1000)
+    os.mkfifo(tmp_path / "pipe")
+    assert files_below(tmp_path) == [tmp_path / name for name in ("a/one", "to-two", "two")]

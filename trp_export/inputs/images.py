@@ -19,6 +19,7 @@ from trp_export.inputs.image_set import ImageSet
 from trp_export.inputs.pictures import picture_size, upright
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.inputs.spec import CHANNEL_AXES, OPEN_EXTENT, Array, InputSpec
+from trp_export.system.files import files_below
 
 __all__ = ["ImageSet", "InputShape", "Preprocessing", "load_images", "upright"]
 
@@ -103,7 +104,7 @@ def _agree(sizes: Sequence[tuple[int, int]], extents: tuple[int | None, int | No
 
 def _list_folder(path: Path) -> tuple[tuple[Path, ...], tuple[tuple[int, int], ...], tuple[str, ...]]:
     """The images in a folder, their (height, width), and a note about other files."""
-    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    files = [file for file in files_below(path) if not file.name.startswith(".")]
     files = [file for file in files if not file.name.endswith(LABEL_PICTURE)]
     images: list[Path] = []
     sizes: list[tuple[int, int]] = []

@@ -8,6 +8,7 @@ from trp_export.errors import LoadError
 from trp_export.inputs.image_set import ImageSet
 from trp_export.inputs.images import LABEL_PICTURE
 from trp_export.metrics.sample import image_names
+from trp_export.system.files import files_below
 
 
 def beside(images: ImageSet) -> bool:
@@ -30,7 +31,7 @@ def matching(images: ImageSet, folder: Path | None) -> list[Path]:
     if folder is None:
         paths = [label_of(path) for path in images.pixels]
     else:
-        pictures = {_key(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        pictures = {_key(path.relative_to(folder)): path for path in files_below(folder)}
         paths = [pictures.get(_key(Path(name)), folder / name) for name in image_names(images)]
     missing = [path for path in paths if not path.is_file()]
     if missing:

@@ -79,6 +79,18 @@ def sha256(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
+def files_below(folder: Path) -> list[Path]:
+    """The plain files below a folder and links to such, in order. What cannot be looked at is left out."""
+    return sorted(path for place, _, names in os.walk(folder) for name in names if _is_file(path := Path(place, name)))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # A link that may not be followed, or leads to a name that cannot be.
+        return False
+
+
 @contextmanager
 def atomic_write(path: Path, what: str = "", remedy: str = "") -> Iterator[Path]:
     """Yield a path to write to; it replaces `path` when the block ends without an error.
