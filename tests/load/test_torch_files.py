@@ -350,7 +350,13 @@ SHAPES = (("image", (1, 3, 8, 8)), ("scale", (1, 5)))
 
 
 def test_module_of_several_inputs_is_exported_with_any_batch_size(shaped: nn.Module, tmp_path: Path) -> None:
-    options = Options(Rank(99), inputs=InputOptions(SHAPES), benchmark=Benchmark(run=False), output=tmp_path / "o.onnx")
+    options = Options(
+        Rank(99),
+        calibration=Calibration("none"),
+        inputs=InputOptions(SHAPES),
+        benchmark=Benchmark(run=False),
+        output=tmp_path / "o.onnx",
+    )
     report = compress(shaped, options)
     image, scale = torch.randn(4, 3, 8, 8), torch.randn(4, 5)
     (got,) = run(report.files[0], {"image": image.numpy(), "scale": scale.numpy()})
@@ -406,8 +412,8 @@ def test_arrays_give_types_that_noise_does_not_have(tmp_path: Path, monkeypatch:
     arrays = {"image": np.ones((2, 3, 8, 8), np.float32), "token": np.array([1, 6])}
     np.savez(tmp_path / "in.npz", **arrays)
     options = Options(
-        Rank(99), inputs=InputOptions(file=tmp_path / "in.npz"), benchmark=Benchmark(run=False),
-        output=tmp_path / "o.onnx",
+        Rank(99), calibration=Calibration("none"), inputs=InputOptions(file=tmp_path / "in.npz"),
+        benchmark=Benchmark(run=False), output=tmp_path / "o.onnx",
     )  # fmt: skip
     module = Embedding().eval()
     report = compress(module, options)

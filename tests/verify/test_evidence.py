@@ -159,7 +159,12 @@ def test_scale_that_goes_into_the_layer_after_it_leaves_the_shift_before_it_alon
     <float[3, 1, 1] mean, float[3, 1, 1] std = {58, 57, 56}, float[8, 3, 3, 3] w> {
       a = Sub (x, mean)  b = Div (a, std)  y = Conv <pads = [1, 1, 1, 1]> (b, w) }"""
     model = save(build(text), tmp_path / "model.onnx")
-    report = compress(model, Options(Rank(2), benchmark=Benchmark(run=False), output=tmp_path / "small.onnx"))
+    report = compress(
+        model,
+        Options(
+            Rank(2), calibration=Calibration("none"), benchmark=Benchmark(run=False), output=tmp_path / "small.onnx"
+        ),
+    )
     assert report.deviation is not None
     assert report.deviation.rewrite.relative_l2 < 1e-5
 

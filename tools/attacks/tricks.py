@@ -134,7 +134,6 @@ def _configurations(kit: Kit) -> Iterator[tuple[str, Callable[[Path], Call]]]:
         "an escape": b'arch = "\\u001b]0;X\\u0007"\n',
         "a text of 50 MB": b'arch = "' + b"x" * 5 * 10**7 + b'"\n',
         "many patterns": b'only = ["' + b'", "'.join([b"*a" * 200 + b"b"] * 1000) + b'"]\n',
-        "10^12 epochs": b"epochs = 1000000000000\n",
         "a batch of 0": b"batch = 0\n",
         "a batch of 10^15": b"batch = 1000000000000000\n",
         "a device to import": b'device = "os:system"\n',
