@@ -80,7 +80,9 @@ def _number_mix(step: Mix, numbers: Numbers, tolerance: float | None) -> Ids:
     group, outputs, inputs, _ = kernel.shape
     read = numbers.of_values[step.data] if step.data is not None else np.arange(group * inputs) - group * inputs
     bias = _bias(step.node, group * outputs)
-    scale, spread = float(np.abs(kernel).max(initial=0.0)), _tolerance(step.weight.dtype, tolerance)
+    # Without np.abs, which would copy the kernel.
+    scale = float(max(kernel.max(initial=0.0), -kernel.min(initial=0.0)))
+    spread = _tolerance(step.weight.dtype, tolerance)
     made: list[int] = []
     for index in range(group):
         own = read[index * inputs : (index + 1) * inputs]
@@ -118,17 +120,22 @@ def _bias(node: ir.Node, outputs: int) -> Float64 | None:
 
 
 def _summed(kernel: Array, read: Ids, constants: Mapping[int, float], *, is_padded: bool) -> tuple[Array, Float64]:
-    """The kernel (n, c, k) with one column for each number that is read, and what constant inputs add to the output."""
+    """The kernel (n, c, k) with one column for each number that is read, and what constant inputs add to the output.
+
+    The kernel itself, not a copy, where it has such columns and no input is constant.
+    """
     offset = np.zeros(len(kernel))
     unique, first, places = np.unique(read, return_index=True, return_inverse=True)
-    columns = kernel[:, first].copy()
+    known = {place: constants[number] for place, number in enumerate(unique.tolist()) if number in constants}
+    moved = {place: value for place, value in known.items() if value == 0 or not is_padded}
+    if len(unique) == len(read) and not moved:
+        return kernel, offset
+    columns = kernel[:, first]
     for place in np.flatnonzero(np.bincount(places) > 1).tolist():
         columns[:, place] = kernel[:, places == place].sum(axis=1, dtype=np.float64)
-    for place, number in enumerate(unique.tolist()):
-        value = constants.get(number)
-        if value == 0 or (value is not None and not is_padded):
-            offset += value * columns[:, place].sum(axis=1, dtype=np.float64)
-            columns[:, place] = 0
+    for place, value in moved.items():
+        offset += value * columns[:, place].sum(axis=1, dtype=np.float64)
+        columns[:, place] = 0
     return columns, offset
 
 
