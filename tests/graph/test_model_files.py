@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from trp_export.errors import LoadError
-from trp_export.graph.model_files import external_locations, model_files, read_proto
+from trp_export.graph.model_files import external_locations, model_files, read_proto, save_model
 from trp_export.graph.precision_of import precision_of
 
 NET = """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> net (float[2, 2] x) => (float[2, 2] y)
@@ -69,6 +70,17 @@ def test_model_files_are_the_model_and_its_data(tmp_path: Path) -> None:
     (tmp_path / "w.bin").symlink_to("/dev/zero")
     with pytest.raises(LoadError, match=r"is missing|leads out of"):
         model_files(path)
+
+
+def test_weights_of_every_size_are_saved_apart(tmp_path: Path) -> None:
+    """Small ones stay in the model, which is no sign of a full disk."""
+    model = net("y = Relu(x)")
+    weights = {f"w{count}": np.full(count, 7, np.uint8) for count in (1, 255, 256, 257, 5000)}
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+    path = tmp_path / "model.onnx"
+    save_model(ir.serde.deserialize_model(model), path, apart=True)
+    for tensor in onnx.load(path).graph.initializer:
+        np.testing.assert_array_equal(numpy_helper.to_array(tensor), weights[tensor.name])
 
 
 def test_model_files_behind_links_into_one_folder_are_found(tmp_path: Path) -> None:

@@ -98,10 +98,15 @@ class LayerInputs:
 
 
 def is_read(place: LocatedSite) -> bool:
-    """False for refused sites and constant inputs."""
+    """False for refused sites and for those whose inputs cannot be read."""
+    return place.site.refusal is None and has_readable_inputs(place)
+
+
+def has_readable_inputs(place: LocatedSite) -> bool:
+    """False for constant inputs, and for transposed convs of which `make_pads_explicit` leaves what crops."""
     if place.site.op == "ConvTranspose" and any("auto_pad" in node.attributes for node in place.nodes):
-        return False  # What is left of it after `make_pads_explicit` crops.
-    return place.site.refusal is None and all(find_constant(node.inputs[0]) is None for node in place.nodes)
+        return False
+    return all(find_constant(node.inputs[0]) is None for node in place.nodes)
 
 
 def _input(node: ir.Node) -> str:

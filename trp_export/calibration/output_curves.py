@@ -14,6 +14,7 @@ from trp_export.graph.sites import LocatedSite
 from trp_export.lowrank.branches import Pairs, calibrate_branches, calibrated_errors, sum_products
 from trp_export.lowrank.calibrated import bias_shift
 from trp_export.lowrank.factor import Float64
+from trp_export.lowrank.schemes import Array
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Plan
 from trp_export.system.progress import Share
@@ -28,7 +29,7 @@ class LayerFactors:
 
     factors: Mapping[str, Pairs]
     shifts: Mapping[str, Float64]
-    values: Mapping[str, Float64] = field(default_factory=dict)
+    values: Mapping[str, Array] = field(default_factory=dict)
     held_out: HeldOut | None = None
 
 

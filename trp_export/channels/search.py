@@ -74,7 +74,7 @@ def _leaving_odd_counts(groups: Sequence[Group], gone: dict[int, int | None]) ->
 def _reads(analysis: Analysis, numbers: Numbers) -> Iterator[_Read]:
     for step in analysis.steps:
         if isinstance(step, Mix) and step.data is not None and step.inputs is not None:
-            used = step.kernel().any(axis=3)
+            used = np.asarray(step.kernel().any(axis=3))
             group, outputs, inputs = used.shape
             uses = np.zeros((group * outputs, group * inputs), dtype=np.bool_)
             for index in range(group):

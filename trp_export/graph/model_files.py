@@ -19,8 +19,8 @@ _MOST_BYTES = (1 << 31) - 1
 
 # A protobuf file holds at most 2 GiB; above this, weights go to a file of their own.
 _INLINE_BYTES = 1_900_000_000
-# Smaller weights stay in the model where the others have a file of their own.
-_LEAST_APART_BYTES = 256
+# Larger weights get a file of their own where one is asked for; up to this size they stay in the model.
+_MOST_INSIDE_BYTES = 256
 
 
 def save_model(model: ir.Model, path: Path, apart: bool = False) -> None:
@@ -35,8 +35,8 @@ def save_model(model: ir.Model, path: Path, apart: bool = False) -> None:
     try:
         if apart or sum(sizes) > _INLINE_BYTES:
             data = f"{path.name}.data"
-            ir.save(model, path, external_data=data, size_threshold_bytes=_LEAST_APART_BYTES)
-            least = sum(size for size in sizes if size >= _LEAST_APART_BYTES)
+            ir.save(model, path, external_data=data, size_threshold_bytes=_MOST_INSIDE_BYTES)
+            least = sum(size for size in sizes if size > _MOST_INSIDE_BYTES)
             if least:
                 require_size(path.with_name(data), least)
         else:

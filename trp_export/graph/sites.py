@@ -30,6 +30,10 @@ _FIXED = {
 }
 
 
+# The refusal of a layer whose weight could be another one, of the same shape.
+DEPTHWISE = "depthwise: nothing to gain"
+
+
 @dataclass(frozen=True, slots=True)
 class LocatedSite:
     """A site and its place in the graph."""
@@ -120,7 +124,7 @@ def _refusal(nodes: list[ir.Node], weight: Constant | None) -> str | None:
     if len({(each.op_type, group_of(each), is_transposed_matrix(each)) for each in nodes}) > 1:
         return "its weight serves layers of different kinds"
     if node.op_type in SPATIAL and group_of(node) > 1 and _is_depthwise(node, weight.shape):
-        return "depthwise: nothing to gain"
+        return DEPTHWISE
     if any(each.op_type == "ConvTranspose" and "output_shape" in each.attributes for each in nodes):
         return "its attribute output_shape makes the padding depend on the size of its input, which is open"
     return None

@@ -41,6 +41,10 @@ class Constant:
     def array(self) -> Array:
         return np.asarray(self._tensor.numpy()).transpose(self.axes)
 
+    def stored(self) -> Array:
+        """The value with its axes in the order in which it is stored."""
+        return np.asarray(self._tensor.numpy())
+
     def as_stored(self, array: Array) -> Array:
         """An array as the node sees it, with its axes in the order in which the constant is stored."""
         return array.transpose([self.axes.index(axis) for axis in range(array.ndim)])

@@ -11,6 +11,7 @@ from trp_export.calibration.answers import find_answers, kinds_of, read_answers
 from trp_export.calibration.divergence import Float64, HeldOut, divergence_of_images
 from trp_export.calibration.output_curves import LayerFactors
 from trp_export.graph.bias import add_to_bias
+from trp_export.graph.random_draws import set_seeds
 from trp_export.graph.rewrite import set_products
 from trp_export.graph.sites import find_sites
 from trp_export.graph.weights import apply_values
@@ -38,10 +39,13 @@ def closest(
     """
     answers = find_answers(model)
     inputs, images = [batch.arrays for batch in batches], sum(len(batch) for batch in batches)
-    reference = read_answers(Walk(original or model, inputs, threads), answers)
+    whole = (original or model).clone()
+    set_seeds(whole)
+    reference = read_answers(Walk(whole, inputs, threads), answers)
     scores = []
     for candidate in candidates:
         copy = model.clone()
+        set_seeds(copy)
         places = find_sites(copy, {})
         set_products(copy, plan, places, candidate.factors)
         add_to_bias(copy, places, candidate.shifts)

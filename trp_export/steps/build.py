@@ -112,7 +112,11 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
         save_model(model, files.result)
     data = knowledge.calibration
     synthetic = data is not None and data.synthetic
-    notes = (*(notes or _on_held_out_images(fitted, synthetic=synthetic)), *not_simplified)
+    notes = (
+        *(notes or _on_held_out_images(fitted, synthetic=synthetic)),
+        *_refitted(plan, network, fitted),
+        *not_simplified,
+    )
     return Built(files, Cost(params, macs, size_bytes(files.result)), notes, held_out=fitted.held_out)
 
 
@@ -154,6 +158,19 @@ def _on_held_out_images(fitted: LayerFactors, *, synthetic: bool) -> tuple[str, 
     kind, more = ("synthetic ", "; on real ones by more") if synthetic else ("", "")
     images = f"{score.images:,} held-out {kind}image{'s' if score.images > 1 else ''}"
     return (f"on {images} the outputs differ from the original's by {apart} % of their variance{more}",)
+
+
+def _refitted(plan: Plan, network: Network, fitted: LayerFactors) -> tuple[str, ...]:
+    """A note on the layers that stay with other weights."""
+    stay = {decision.site.name for decision in plan.decisions if not decision.branches}
+    places = (place for place in network.located if place.site.name in stay and place.weight is not None)
+    count = sum(place.constant.root.name in fitted.values for place in places)
+    what = (
+        "layer that stays has new weights, which make"
+        if count == 1
+        else "layers that stay have new weights, which make"
+    )
+    return (f"{count} {what} up for what others lost (--no-recover keeps them)",) if count else ()
 
 
 def _verified(built: Built, plan: Plan, knowledge: Knowledge, work: Workspace) -> Built:

@@ -23,6 +23,7 @@ from trp_export.calibration.moments import (
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
 from trp_export.errors import LoadError, OptionError, UnsupportedError
+from trp_export.graph.random_draws import random_operators
 from trp_export.graph.shapes import infer_value_shapes
 from trp_export.graph.sites import LocatedSite
 from trp_export.inputs.calibration import open_calibration
@@ -132,7 +133,7 @@ def calibrate(
     means = {} if made is not None and made.drawn else network.means
     notes = (*notes, *_left_out(network.located, located), *unweighted, *calibration_remarks(moments, means))
     data = replace(data, moments=moments, judge=held_out_moments, notes=notes)
-    if rule.needs_sensitivities:
+    if rule.needs_sensitivities and not random_operators(model):  # Draws would hide what a layer does.
         sensitivities = known.sensitivities if known is not None else _sensitivities(network, layers, data, progress)
         data = replace(data, damage=measured_damage(sensitivities), sensitivities=sensitivities)
     return data, layers

@@ -13,13 +13,14 @@ import onnx_ir as ir
 from trp_export.errors import VerifyError
 from trp_export.graph.large_files import read_model
 from trp_export.graph.prepare import prepare
+from trp_export.graph.random_draws import random_operators
 from trp_export.inputs.samples import Batch, input_types
 from trp_export.metrics.classes import are_classes, top1
 from trp_export.metrics.recognise import is_embedding
 from trp_export.runtime.distance import Distance, distance
 from trp_export.runtime.sessions import Array, CannotRunError, Inputs, join
 from trp_export.verify.parts import find_differences
-from trp_export.verify.whole import Execution, find_points, random_operators
+from trp_export.verify.whole import Execution, find_points
 
 # With more images, every n-th batch is used: the result is a share, and a pass over all images takes long.
 _ENOUGH = 256

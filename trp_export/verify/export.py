@@ -23,6 +23,7 @@ from trp_export.channels.thin import Thinned
 from trp_export.errors import LoadError, OptionError, UnsupportedError, VerifyError
 from trp_export.graph.large_files import read_model
 from trp_export.graph.prepare import prepare
+from trp_export.graph.random_draws import random_operators
 from trp_export.graph.shapes import Shape
 from trp_export.inputs.description import NetworkInputs
 from trp_export.inputs.samples import Batch, input_types
@@ -43,7 +44,6 @@ from trp_export.verify.whole import (
     WholeProof,
     allowed_by_rounding,
     find_points,
-    random_operators,
     require_agreement,
 )
 

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from trp_export.errors import VerifyError
 from trp_export.graph.large_files import read_model
 from trp_export.graph.model_files import save_model
+from trp_export.graph.random_draws import set_seeds
 from trp_export.graph.weights import large_weights, release
 from trp_export.runtime.distance import Distance, distance_of, largest
 from trp_export.runtime.partial import outer_reads, subgraphs
@@ -36,9 +37,6 @@ _SATURATES = {"Sigmoid", "Softmax", "Tanh", "HardSigmoid", "Erf", "Clip"}
 _MOVES = {
     *("Identity", "Cast", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Concat", "Slice", "Split"),
     *("Gather", "Expand", "SequenceConstruct"),
-}
-_RANDOM = {
-    *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"),
 }
 _INTEGERS = {
     *(ir.DataType.BOOL, ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64),
@@ -203,21 +201,6 @@ class Execution:
             release(weights)
             session = open_session(copy, threads=0, optimise=not self.moved)
         return [run_session(session, batch) for batch in fed]
-
-
-def set_seeds(model: ir.Model) -> None:
-    """Give every operator that draws random numbers the same seed, in place."""
-    for graph in (model.graph, *(function.graph for function in model.functions.values())):
-        for node in graph.all_nodes():
-            if node.op_type in _RANDOM and not node.domain:
-                node.attributes["seed"] = (
-                    ir.AttrInt64("seed", 1) if node.op_type == "Dropout" else ir.AttrFloat32("seed", 1.0)
-                )
-
-
-def random_operators(model: ir.Model) -> tuple[str, ...]:
-    """The operators of a model that may draw random numbers."""
-    return tuple(dict.fromkeys(node.op_type for node in model.graph.all_nodes() if node.op_type in _RANDOM))
 
 
 def require_agreement(
