@@ -16,6 +16,7 @@ from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.graph.weights import apply_values
 from trp_export.lowrank.branches import factorise_branches
 from trp_export.lowrank.factor import Float64
+from trp_export.lowrank.metric import channel_roots
 from trp_export.lowrank.schemes import CHANNEL_WISE, Branch
 from trp_export.lowrank.site import Site
 from trp_export.planning.plan import Change, Decision, Plan
@@ -94,10 +95,8 @@ def test_the_choice_is_that_of_the_least_error_over_all_samples(group: int, seed
         for x, y in batches:
             made = np.einsum("gipd,gnd->ipgn", x, state.by_group(choice.kernel)).reshape(y.shape)
             left = (y - made - state.bias - choice.shift).reshape(len(y), group, 2)
-            metric = np.broadcast_to(np.eye(2), (group, 2, 2)) if state.owed is None else state.owed
-            if state.owed is not None:  # As factors are found: a share of all channels counts alike.
-                metric = 0.9 * metric / (np.einsum("gaa->", metric) / (2 * group)) + 0.1 * np.eye(2)
-            total += float(np.einsum("pga,gab,pgb->", left, metric, left))
+            roots = np.broadcast_to(np.eye(2), (group, 2, 2)) if state.owed is None else channel_roots(state.owed)
+            total += float(np.square(np.einsum("gab,pgb->pga", roots, left)).sum())
         return total
 
     best = closest_choice(state, choices, sum_residuals(state, batches))

@@ -104,7 +104,8 @@ def is_read(place: LocatedSite) -> bool:
 
 def has_readable_inputs(place: LocatedSite) -> bool:
     """False for constant inputs, and for transposed convs of which `make_pads_explicit` leaves what crops."""
-    if place.site.op == "ConvTranspose" and any("auto_pad" in node.attributes for node in place.nodes):
+    unclear = {"auto_pad", "output_shape"}
+    if place.site.op == "ConvTranspose" and any(unclear & node.attributes.keys() for node in place.nodes):
         return False
     return all(find_constant(node.inputs[0]) is None for node in place.nodes)
 

@@ -12,6 +12,7 @@ Sources: Izenman, "Reduced-rank regression", 1975; He, Zhang and Sun, "Channel P
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from math import prod
 from typing import Any
 
@@ -97,11 +98,10 @@ def refit(
 
     `fitted` says what becomes of the layers that cannot be refitted. With inputs `held_out`, a layer is refitted only
     where that comes nearer to its target on them than the factors in `fitted` and in `others`, and with `stays` layers
-    that stay dense are refitted, too: the result's `values` hold their weights. `owed` is what the
-    answers owe to output channels, by site name. `room` is the number of images that fit into memory from each node of
-    the main graph on; fewer are used where it is smaller. Batch norms that are left in the graph are re-estimated on
-    the way. The model stays as it is. Raises LoadError, naming the layer, where the compressed network's values are
-    not finite.
+    that stay dense are refitted, too: the result's `values` hold their weights. `owed` is what the answers owe to
+    output channels, by site name. `room` is the number of images that fit into memory from each node of the main graph
+    on; fewer are used where it is smaller. Batch norms that are left in the graph are re-estimated on the way. The
+    model stays as it is. Raises LoadError, naming the layer, where the compressed network's values are not finite.
     """
     copy = model.clone()
     places = {place.site.name: place for place in find_sites(model, {})}
@@ -151,11 +151,11 @@ def _choose(
 ) -> Choice:
     """What a layer becomes: its regression, or what is known of it where that does better on held-out images."""
     samples = _gather(walks, place.nodes, state.layer.site, rng)
-    shown = sum_residuals(state, samples[: walks.shown])
+    shown = sum_residuals(state, islice(samples, walks.shown))
     choices = [regress(state, shown)]
     if known:
         choices += [choice for own in known for choice in _known(own, state, shown)]
-        choices = [closest_choice(state, choices, sum_residuals(state, samples[walks.shown :]))]
+        choices = [closest_choice(state, choices, sum_residuals(state, samples))]
     return choices[0]
 
 
@@ -221,7 +221,7 @@ class _Walks:
         self.original, self.compressed = (Walk(model, inputs, self._threads) for model in self._models)
 
 
-def _gather(walks: _Walks, nodes: Sequence[ir.Node], site: Site, rng: np.random.Generator) -> list[Samples]:
+def _gather(walks: _Walks, nodes: Sequence[ir.Node], site: Site, rng: np.random.Generator) -> Iterator[Samples]:
     """What all uses of a layer read and should give, batch by batch; the walks stop at the first."""
     original, compressed = walks.original, walks.compressed
     data, output = _input(nodes[0]), _output(nodes[0])
@@ -231,7 +231,6 @@ def _gather(walks: _Walks, nodes: Sequence[ir.Node], site: Site, rng: np.random.
     of_original = [*map(_output, nodes), *(name for names in shortcuts for name in names)]
     of_compressed = [*map(_input, nodes), *(name for names in shortcuts for name in names)]
     wanted, got = _look_ahead(original, of_original), _look_ahead(compressed, of_compressed)
-    samples = []
     for index in range(len(got[data])):
         uses = [Use(got[_input(node)][index], window(node, site)) for node in nodes]
         images = uses[0].images
@@ -245,10 +244,12 @@ def _gather(walks: _Walks, nodes: Sequence[ir.Node], site: Site, rng: np.random.
             targets.append(target.reshape(1, *positions.shape, -1))
         # Uses whose number of images differs from that of the first are left out.
         x = together([use.patches(at) for use, at in zip(uses, drawn, strict=True)], axis=2)[0]
-        samples.append((x, together(targets, axis=2)[0].reshape(-1, targets[0].shape[-1])))
-    if not all(np.isfinite(part.sum()) for pair in samples for part in pair):
-        raise LoadError(f"the values around {site.name} are NaN or infinite on these images. Check the preprocessing.")
-    return samples
+        y = together(targets, axis=2)[0].reshape(-1, targets[0].shape[-1])
+        if not (np.isfinite(x.sum()) and np.isfinite(y.sum())):
+            raise LoadError(
+                f"the values around {site.name} are NaN or infinite on these images. Check the preprocessing."
+            )
+        yield x, y
 
 
 def _look_ahead(walk: Walk, names: Sequence[str]) -> Mapping[str, Sequence[Array]]:
