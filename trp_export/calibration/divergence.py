@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -130,9 +131,14 @@ def _as_channels(array: Array) -> Float64:
     return array if array.ndim >= 2 else array.reshape(-1, 1)
 
 
+def is_vector(array: Array) -> bool:
+    """True for an answer (n, C, *) or (n,) of one vector for each image."""
+    return prod(array.shape[2:]) == 1
+
+
 def _like_classes(array: Array) -> bool:
     """True for one vector of like entries per image."""
-    if array.ndim < 2 or array.shape[1] < 3 or array.size != len(array) * array.shape[1]:
+    if array.ndim < 2 or array.shape[1] < 3 or not is_vector(array):
         return False
     variance = array.astype(np.float64).reshape(len(array), -1).var(axis=0)
     return bool(variance.max() <= _ALIKE * variance.min())

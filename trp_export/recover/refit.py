@@ -185,7 +185,7 @@ def _set(model: ir.Model, place: LocatedSite, state: LayerState, choice: Choice)
 def _bias(place: LocatedSite) -> Float64:
     """The number that a layer adds to each channel, zero where it is not constant: (n,)."""
     bias = find_bias(place.nodes[0])
-    return np.zeros(len(place.kernel())) if bias is None else bias + np.zeros(len(place.kernel()))
+    return np.zeros(place.site.kernel_shape[0]) + (0.0 if bias is None else bias)
 
 
 class _Walks:

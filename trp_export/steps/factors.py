@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from math import prod
 from typing import Any
 
 import numpy as np
 
 from trp_export.calibration.answers import find_answers, read_answers
+from trp_export.calibration.divergence import is_vector
 from trp_export.calibration.output_curves import LayerFactors, calibrated_factors
 from trp_export.graph.bias import takes_bias
 from trp_export.lowrank.branches import Pairs, factorise_branches, sum_products
@@ -72,7 +72,7 @@ def _answers_are_vectors(network: Network, known: CalibrationData) -> bool:
     """
     answers = find_answers(network.model)
     values = read_answers(Walk(network.model, [known.batches[0].arrays]), answers)
-    return all(array.ndim == 2 or prod(array.shape[2:]) == 1 for array in values.values())
+    return all(is_vector(array) for array in values.values())
 
 
 def _completed(fitted: LayerFactors, plain: LayerFactors) -> LayerFactors:
