@@ -23,6 +23,7 @@ from bench_networks import NETWORKS as EXPORTED
 from bench_networks import Clock, dense, export_dense, read, write
 from common import Listed
 
+from trp_export.bench.runners.python_runner import channel_block
 from trp_export.errors import OptionError
 from trp_export.graph.sites import LocatedSite
 from trp_export.latency.device import DeviceUnderTest
@@ -38,7 +39,6 @@ from trp_export.planning.budgets import Budget, lost_energy, plan_by_macs
 from trp_export.planning.curves import Layer, curve_of, schemes_for
 from trp_export.planning.plan import Decision, Plan
 from trp_export.planning.rules import keep, take
-from trp_export.system.cpu import block_size
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "runs" / "bench_plans"
@@ -154,7 +154,7 @@ def push(subject: Subject, rival: str) -> dict[str, Any]:
 def rival_plan(subject: Subject, rival: str, ratio: float) -> Plan:
     """The MACs plan with aligned ranks, or one scheme with the same ratio in every layer, aligned too."""
     if rival == "macs":
-        return plan_by_macs(subject.layers, Budget(subject.network.macs, ratio), block_size())
+        return plan_by_macs(subject.layers, Budget(subject.network.macs, ratio), channel_block())
     return Plan(tuple(alike(layer, rival, ratio) for layer in subject.layers), f"{rival} {ratio:.3f}")
 
 
@@ -163,7 +163,7 @@ def alike(layer: Layer, choice: str, ratio: float) -> Decision:
     for curve in layer.curves:
         if curve.scheme in schemes:
             rank = layer.site.macs / ratio / curve.macs_per_rank
-            block = block_size()
+            block = channel_block()
             aligned = max(block, round(rank / block) * block) if curve.top_rank >= block else max(1, round(rank))
             if aligned <= curve.top_rank:
                 return take(layer.site, curve, aligned, choice)

@@ -100,7 +100,7 @@ class Selection:
     )
     align: int | Literal["auto"] = flag(
         "--align",
-        "Round ranks up to a multiple of N; auto takes the channel block of this CPU.",
+        "Round ranks up to a multiple of N; auto takes the channel block of --device.",
         section=LAYERS,
         read=_read_align,
         metavar="N|auto",

@@ -42,7 +42,7 @@ def compress(model: str | Path | nn.Module, options: Options = Options(), progre
         built = build_verified(planned.plan, knowledge, options, work)
         require_close(planned.plan, built, knowledge, options)
         variants = make_variants(planned.plan, built, knowledge, options, work)
-        timing = benchmark(planned.plan, built, variants, knowledge.network, options, work)
+        timing = benchmark(planned.plan, built, variants, knowledge, options, work)
         precisions = choose_precision(timing.of_variants(variants), options)
         put_in_place(precisions, work.result)
         report = report_result(report, built, timing, precisions, knowledge, work)

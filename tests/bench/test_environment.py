@@ -10,6 +10,7 @@ from trp_export.bench import Environment, Measurement, Process
 from trp_export.bench.devices.replies import read_machine
 from trp_export.bench.environment import Core, Machine, choose_cores, governor_of, require_same
 from trp_export.bench.noise import noise_remarks
+from trp_export.bench.runners import python_runner
 from trp_export.errors import DeviceError, EnvironmentMismatchError, OptionError
 
 HERE = Environment(
@@ -97,3 +98,16 @@ def test_noise_comes_with_remedies() -> None:
         in noise_remarks([measured(*[1.0] * 9)], replace(quiet, load=2.0), 0.0, busy)[0]
     )
     assert noise_remarks([measured(1.0)], quiet, 1.0, replace(HERE, unit="instructions")) == ()
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "block"),
+    [("x86_64", "sse2 avx2 avx512f", 16), ("AMD64", "sse2 avx2", 8), ("aarch64", "fp asimd", 4), ("armv7l", "", 4)],
+)
+def test_ranks_suit_the_blocks_of_the_processor(
+    machine: str, features: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(python_runner.platform, "machine", lambda: machine)
+    monkeypatch.setattr(python_runner, "cpu_features", lambda: features)
+    assert python_runner.channel_block() == block
+    assert read_machine(python_runner.probe(), "the board").block == block

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from trp_export.bench import Comparison, Settings, compare, load, ratio, save, to_json
 from trp_export.bench.devices.pipe import Pipe
 from trp_export.bench.models import read_cases
-from trp_export.bench.outputs import Reference, check_answers
+from trp_export.bench.outputs import Reference, check_outputs
 from trp_export.errors import (
     DeviceError,
     EnvironmentMismatchError,
@@ -171,12 +171,12 @@ def test_an_unlike_device_is_refused_before_it_is_measured(conv_net: Path, monke
 def test_other_outputs_are_an_error(conv_net: Path) -> None:
     case = read_cases([conv_net])[0]
     wanted = np.ones((1, 10), np.float32)
-    assert check_answers(case, [wanted], [wanted], None, "d").relative_l2 == 0
+    assert check_outputs(case, [wanted], [wanted], None, "d").relative_l2 == 0
     for other in (wanted * 1.01, wanted * np.nan, wanted[:, :9], wanted.astype(np.float64)):
         with pytest.raises(VerifyError, match=r"net\.onnx: output 0"):
-            check_answers(case, [other], [wanted], None, "d")
+            check_outputs(case, [other], [wanted], None, "d")
     with pytest.raises(VerifyError, match="2 outputs"):
-        check_answers(case, [wanted, wanted], [wanted], None, "d")
+        check_outputs(case, [wanted, wanted], [wanted], None, "d")
 
 
 def test_random_outputs_are_not_compared_and_the_others_are(tmp_path: Path, no_process_left: None) -> None:

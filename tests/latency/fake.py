@@ -44,6 +44,9 @@ class FakeDevice:
     comparisons: int = 0
     files: list[str] = field(default_factory=list)
 
+    def block(self) -> int:
+        return 16
+
     def conditions(self) -> Conditions:
         return replace(CONDITIONS, precision=self.precision)
 

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from trp_export.inputs.images import load_images
@@ -62,6 +63,7 @@ def test_it_opens_the_model_and_prepares_images_as_python_does(
     size, shape, values = done.stdout.splitlines()
     assert int(size) == (resnet20.folder / "model.onnx").stat().st_size
     assert shape == "1 3 32 32"
+    assert f"measured with onnxruntime {onnxruntime.__version__}; this is 1.2.3" in done.stderr
     steps = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     wanted = load_images(IMAGES, steps, input_shape=(None, 3, 32, 32)).batch(0, 1)
     np.testing.assert_allclose(np.array(values.split(), np.float32), wanted.ravel(), atol=1e-5)

@@ -191,6 +191,7 @@ def test_load_mjs_gives_equal_outputs(resnet20: Made, pixels: np.ndarray, wanted
     (tmp_path / "pixels.json").write_text(json.dumps(rgba.reshape(COUNT, -1).tolist()))
     done = in_node(resnet20.folder, resnet20.digest, tmp_path / "pixels.json")
     assert done.returncode == 0, done.stderr
+    assert f"this bundle was measured with onnxruntime {onnxruntime.__version__}; this is " in done.stderr
     np.testing.assert_allclose(json.loads(done.stdout), wanted, atol=1e-3)
 
 
@@ -212,6 +213,22 @@ def test_loaders_refuse_changed_files(runner: object, copy: Path, resnet20: Made
     assert done.returncode != 0
     said = "does not have this digest" if kind in ("digest", "manifest") else "that the manifest describes"
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("latency", "installed", "warned"),
+    [(None, "1.32.9", False), (None, "1.33.0", True), ("1.30.0", "1.32.0", True), ("1.33.1", "1.33.0", False)],
+)
+def test_load_py_warns_of_another_onnxruntime(
+    latency: str | None, installed: str, warned: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    """The version that measured the latency counts, on a device too; without one that of the export."""
+    environment = {"environment": {"onnxruntime": latency}} if latency else None
+    made = {"evidence": {"latency": environment}, "provenance": {"versions": {"onnxruntime": "1.32.0"}}}
+    loader()._warn_of_other_version(made, installed)
+    assert [f"measured with onnxruntime {latency or '1.32.0'}; this is" in str(w.message) for w in recwarn] == (
+        [True] if warned else []
+    )
 
 
 def test_loader_opens_the_formats_that_calibration_opens() -> None:

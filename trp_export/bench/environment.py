@@ -56,6 +56,7 @@ class Machine:
     """A device before anything runs on it, as its `probe` describes it.
 
     `build` and `features` are digests of onnxruntime's build and the processor's instruction sets, empty if unknown.
+    `block` is how many output channels its convs compute at once: a rank is padded up to a multiple of it.
     """
 
     cpu: str
@@ -69,6 +70,7 @@ class Machine:
     providers: tuple[str, ...]
     build: str = ""
     features: str = ""
+    block: int = 4
 
 
 def choose_cores(machine: Machine, threads: int, wanted: Sequence[int] | None) -> tuple[int, ...]:

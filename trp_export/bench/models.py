@@ -132,9 +132,15 @@ def _inputs(model: Any, path: Path) -> tuple[Input, ...]:
         if not kind.HasField("shape"):
             found.append(Input(value.name, kind.elem_type, (None,)))
             continue
-        dims = [dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None) for dim in kind.shape.dim]
-        found.append(Input(value.name, kind.elem_type, tuple(dims)))
+        found.append(Input(value.name, kind.elem_type, tuple(map(_dimension, kind.shape.dim))))
     return tuple(found)
+
+
+def _dimension(dim: Any) -> int | str | None:
+    """A size, a name, or None; some exporters write a size that is open as -1."""
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value) if dim.dim_value >= 0 else None
+    return dim.dim_param or None
 
 
 def _shape(value: Input, batch: int, shapes: Mapping[str, Sequence[int]], path: Path) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from trp_export.errors import VerifyError
 from trp_export.runtime.distance import Distance, distance_of, largest
 
 Outputs = list[np.ndarray | None]
+LEAST_OUTPUT_BYTES = 1 << 20  # that a device may always send, so that a wrong shape is named as such
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,11 @@ class Reference:
 
     outputs: Outputs
     random: frozenset[int] = frozenset()
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all outputs together."""
+        return sum(output.nbytes for output in self.outputs if output is not None)
 
     @property
     def comparable(self) -> Outputs:
@@ -58,7 +64,7 @@ def _reference(case: BenchModel, runner: object) -> Reference:
     return Reference(first, frozenset(random))
 
 
-def check_answers(
+def check_outputs(
     case: BenchModel, got: Outputs, wanted: Outputs, worst: OutputDeviation | None, device: str
 ) -> OutputDeviation | None:
     """The larger of `worst` and the deviation of `got` from `wanted`; None where there is nothing to compare.

@@ -21,12 +21,12 @@ from trp_export.bench.devices.local import LocalDevice, PipeRunner
 from trp_export.bench.devices.replies import KernelTime
 from trp_export.bench.devices.staging import copy_local
 from trp_export.bench.models import BenchModel
+from trp_export.bench.providers import HEAVY
 from trp_export.errors import DeviceError
 from trp_export.graph.model_files import read_proto
 from trp_export.system.scratch import Scratch
 
 WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "FusedConv": 1, "FusedGemm": 1, "QLinearConv": 3}
-HEAVY = ("Conv", "Gemm", "MatMul")  # words in the names of the kernels that do a layer's multiply-adds
 NESTING = ("If", "Loop", "Scan")  # their time contains that of the nodes inside, which are listed themselves
 WARM_RUNS = 5
 PROFILE_NS = 1.5e9

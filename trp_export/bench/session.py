@@ -23,16 +23,17 @@ from trp_export.bench.devices.base import Device, Ready, Runner, Settings, Start
 from trp_export.bench.environment import Environment, Machine, choose_cores, governor_of, require_same
 from trp_export.bench.models import BenchModel, read_cases, signature
 from trp_export.bench.noise import Watch, noise_remarks
-from trp_export.bench.outputs import Reference, check_answers, reference_outputs
+from trp_export.bench.outputs import LEAST_OUTPUT_BYTES, Reference, check_outputs, reference_outputs
+from trp_export.bench.providers import Nodes, Provider
 from trp_export.bench.samples import Comparison, Measurement, OutputDeviation, Process
-from trp_export.errors import OptionError
+from trp_export.errors import OptionError, VerifyError
 
 TURN_NS = 60e6  # long enough to drown the first, cold run; short enough to interleave finely
 WARM_WINDOWS = 6  # after so many windows a process counts as warm
 STABLE = 0.02  # two windows that differ by less are stable
 FEWEST_TURNS = 3
 FEW_INSTRUCTIONS = 1e8
-LEAST_OUTPUT_BYTES = 1 << 20  # that a device may always send, so that a wrong shape is named as such
+_BY_ANSWERS = "{}: outputs differ, as the last operators enlarge rounding; what they read was compared instead"
 KNOWN_LATER = ("provider", "onnxruntime")  # what only the runner can tell, for example in a browser
 
 
@@ -44,6 +45,8 @@ class _Lane:
     wanted: Reference
     processes: list[Process] = field(default_factory=list)
     deviation: OutputDeviation | None = None
+    by_answers: bool = False
+    nodes: Nodes = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     estimate_ns: float = 0.0
     taken: list[int] = field(default_factory=list)
@@ -88,10 +91,11 @@ def compare(
     """Measure `models` side by side on `device`; the first is the reference of all ratios.
 
     `budget_s` is the wall time for all rounds together; slow models may need more, since at least eight processes
-    of each are needed, unless `processes` sets their number. `inputs` maps input names to arrays (default random),
-    `shapes` gives sizes of dynamic dimensions. `progress` receives the share that is done. `checkpoint` receives what
-    has been measured after each round, and when something ends the measurement early. `like` is the environment of
-    samples to compare with: another environment is refused before anything is measured.
+    of each are needed, unless `processes` sets their number. A `provider` that leaves convs or matrix products to the
+    CPU is refused, unless the CPU is named as well: NAME,CPUExecutionProvider. `inputs` maps input names to arrays
+    (default random), `shapes` gives sizes of dynamic dimensions. `progress` receives the share that is done.
+    `checkpoint` receives what has been measured after each round, and when something ends the measurement early.
+    `like` is the environment of samples to compare with: another environment is refused before anything is measured.
 
     Raises LoadError, OptionError, UnsupportedError, DeviceError, EnvironmentMismatchError, and VerifyError when the
     device's outputs are not those of this computer.
@@ -100,20 +104,33 @@ def compare(
     for what, seconds in (("time budget", budget_s), ("timeout", settings.timeout_s)):
         if not 0 < seconds < math.inf:
             raise OptionError(f"the {what} must be above 0 s and finite, not {seconds:g}")
+    asked = Provider.read(provider)
     cases = read_cases([Path(model) for model in models], batch=batch, inputs=inputs, shapes=shapes)
     begin = time.monotonic()
     with open_device(device, settings) as opened:
         machine = opened.probe()
-        start = Start(threads, choose_cores(machine, threads, cores), provider, settings.timeout_s)
+        start = Start(threads, choose_cores(machine, threads, cores), asked.name, settings.timeout_s)
         if like:
             known = _environment(opened, machine, start, cases[0])
             require_same(like, known, besides=KNOWN_LATER)
         wanted = reference_outputs(cases, settings.timeout_s)
         opened.stage(cases)
-        run = _Run(opened, machine, start, [_Lane(case, one) for case, one in zip(cases, wanted, strict=True)], seed)
+        lanes = [_Lane(case, one) for case, one in zip(cases, wanted, strict=True)]
+        run = _Run(opened, machine, start, asked, lanes, seed, _recheck(device, settings, start))
         limits = (processes, processes) if processes else opened.rounds
         run.rounds(budget_s, limits, progress or _ignore, checkpoint or _ignore, begin)
         return run.comparison(time.monotonic() - begin)
+
+
+def _recheck(device: str, settings: Settings, start: Start) -> Callable[[BenchModel], OutputDeviation | None]:
+    """`check_answers` on a device; what finds answers in a graph is imported only where outputs differ."""
+
+    def check(case: BenchModel) -> OutputDeviation | None:
+        from trp_export.bench.answers import check_answers
+
+        return check_answers(case, device, settings, start)
+
+    return check
 
 
 def _random_outputs(lane: _Lane) -> str:
@@ -148,8 +165,18 @@ def _environment(device: Device, machine: Machine, start: Start, case: BenchMode
 class _Run:
     """The rounds of one measurement on one open device."""
 
-    def __init__(self, device: Device, machine: Machine, start: Start, lanes: list[_Lane], seed: int | None) -> None:
+    def __init__(
+        self,
+        device: Device,
+        machine: Machine,
+        start: Start,
+        provider: Provider,
+        lanes: list[_Lane],
+        seed: int | None,
+        check_answers: Callable[[BenchModel], OutputDeviation | None],
+    ) -> None:
         self.device, self.machine, self.start, self.lanes = device, machine, start, lanes
+        self.asked, self.check_answers = provider, check_answers
         self.random = random.Random(seed)
         self.watch = Watch()
         self.onnxruntime, self.provider = machine.onnxruntime, start.provider
@@ -164,6 +191,8 @@ class _Run:
         measurements = tuple(lane.measurement() for lane in self.lanes)
         notes = noise_remarks(measurements, self.machine, self.watch.others(), environment)
         notes += tuple(_random_outputs(lane) for lane in self.lanes if lane.wanted.random)
+        notes += tuple(self.asked.describe(lane.case.label, lane.nodes) for lane in self.lanes if lane.nodes)
+        notes += tuple(_BY_ANSWERS.format(lane.case.label) for lane in self.lanes if lane.by_answers)
         fed = sorted({signature(lane.case) for lane in self.lanes})
         if len(fed) > 1:
             notes += (f"the models take different inputs ({' / '.join(fed)}): their ratio is not that of equal work",)
@@ -228,10 +257,26 @@ class _Run:
         runner = self.device.start(index, self.start)
         pairs.append((lane, runner))
         self.onnxruntime, self.provider = runner.ready.onnxruntime, runner.ready.provider
-        expected = sum(output.nbytes for output in lane.wanted.outputs if output is not None)
-        outputs = runner.outputs(max(expected, LEAST_OUTPUT_BYTES))
-        lane.deviation = check_answers(lane.case, outputs, lane.wanted.comparable, lane.deviation, self.device.name)
+        lane.nodes = runner.ready.nodes
+        self.asked.check(lane.case.label, lane.nodes)
+        self._check(lane, runner)
         self._warm(lane, runner)
+
+    def _check(self, lane: _Lane, runner: Runner) -> None:
+        """Compare a process's outputs with those of this computer. Raises VerifyError.
+
+        Where they differ, the answers before the last operators count, once for all processes of a model.
+        """
+        outputs = runner.outputs(max(lane.wanted.size_bytes, LEAST_OUTPUT_BYTES))
+        if lane.by_answers:
+            return
+        try:
+            lane.deviation = check_outputs(lane.case, outputs, lane.wanted.comparable, lane.deviation, self.device.name)
+        except VerifyError:
+            deviation = self.check_answers(lane.case)
+            if deviation is None:
+                raise
+            lane.deviation, lane.by_answers = deviation, True
 
     def _warm(self, lane: _Lane, runner: Runner) -> None:
         """Run until two windows agree. Leaves the lane's estimate of one inference in ns."""

@@ -101,7 +101,8 @@ def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     default="CPUExecutionProvider",
     show_default=True,
     metavar="NAME",
-    help="onnxruntime execution provider.",
+    help="onnxruntime execution provider. One that leaves convs to the CPU is refused, unless it is given as "
+    "NAME,CPUExecutionProvider.",
 )
 @click.option("--budget", default=20.0, show_default=True, metavar="SECONDS", help="Time for the whole measurement.")
 @click.option(

@@ -22,6 +22,15 @@ _PROCESSES = 4
 _BUDGET_S = 2.0
 
 
+def channel_block(specification: str, settings: Settings | None = None) -> int:
+    """Output channels that the convs of a device compute at once: ranks are worth rounding up to it.
+
+    Raises DeviceError.
+    """
+    with open_device(specification, settings or Settings()) as opened:
+        return opened.probe().block
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceUnderTest:
     """A device by its specification, how many threads a network gets there, the shapes it is fed, and the precision of
@@ -44,6 +53,10 @@ class DeviceUnderTest:
     def feeding(self, shapes: Mapping[str, tuple[int, ...]]) -> DeviceUnderTest:
         """The same device for a model of other inputs."""
         return replace(self, shapes=shapes)
+
+    def block(self) -> int:
+        """Output channels that the device's convs compute at once. Raises DeviceError."""
+        return channel_block(self.specification, self.settings)
 
     def conditions(self) -> Conditions:
         """What costs depend on, as the device itself tells. Raises DeviceError."""

@@ -42,7 +42,6 @@ from trp_export.options import Benchmark, Precision, Selection
 from trp_export.planning.budgets import LayerTiming, Ranks
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Change, Plan
-from trp_export.system.cpu import block_size
 from trp_export.system.progress import Progress
 
 _DENSE = "dense-standin.onnx"
@@ -119,7 +118,7 @@ def open_latency(
     """
     progress("latency table", 0)
     device = device_under_test(network, benchmark, precision)
-    align = block_size() if selection.align == "auto" else selection.align
+    align = device.block() if selection.align == "auto" else selection.align
     return measure_network(network, layers, device, open_table(device, benchmark), folder, align, progress)
 
 
@@ -157,7 +156,7 @@ def measure_network(
 
     Raises DeviceError, and LoadError or UnsupportedError for a network that the device cannot run.
     """
-    subjects = _subjects(network, layers, align, table.conditions.precision, alone=not device.profiled)
+    subjects = _subjects(network, layers, align, table.conditions.precision, device)
     try:
         save_standin(network, Plan((), "dense"), folder / _DENSE, table.conditions.precision)
         digest = digest_on(network, device)
@@ -171,10 +170,10 @@ def measure_network(
 
 
 def _subjects(
-    network: Network, layers: Sequence[Layer], align: int, precision: str, alone: bool
+    network: Network, layers: Sequence[Layer], align: int, precision: str, device: DeviceUnderTest
 ) -> tuple[Subject, ...]:
     """The layers that may become pairs."""
-    signatures, block = signatures_of(network, alone=alone), block_size()
+    signatures, block = signatures_of(network, alone=not device.profiled), device.block()
     return tuple(
         Subject(
             layer.site,

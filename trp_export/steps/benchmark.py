@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 from trp_export.errors import LoadError, NotFasterError, OptionError, TrpError, UnsupportedError
 from trp_export.graph.large_files import read_model
 from trp_export.graph.model_files import save_model
+from trp_export.inputs.samples import Batch, input_types
+from trp_export.inputs.spec import Array
 from trp_export.network import Network
 from trp_export.options import Options
 from trp_export.planning.plan import Plan
 from trp_export.precision.convert import Variant
 from trp_export.precision.forms import Precisions
 from trp_export.steps.build import Built, finish
+from trp_export.steps.knowledge import Knowledge
 from trp_export.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -46,18 +49,23 @@ class Timing:
 
 
 def benchmark(
-    plan: Plan, built: Built, variants: Sequence[Variant], network: Network, options: Options, work: Workspace
+    plan: Plan, built: Built, variants: Sequence[Variant], knowledge: Knowledge, options: Options, work: Workspace
 ) -> Timing:
-    """Time the original, the result, the original cleaned up without low rank, and all variants, side by side."""
+    """Time the original, the result, the original cleaned up without low rank, and all variants, side by side.
+
+    Each gets a calibration sample where there is one, and must give on the device what it gives here: on noise an
+    answer may be zero whatever the device computes.
+    """
     if not is_benchmarked(options):
         return Timing(not_measured="not measured: --no-bench")
+    network = knowledge.network
     # Where only channels were removed, the clean-up alone leaves them.
     wide = network.thinned.wide if network.thinned is not None and not plan.changed else built.files.dense
     cleaned = without_low_rank(built.files.wide or wide, work.scratch)
     files = [built.files.original, built.files.result, cleaned]
     files = list(dict.fromkeys([*files, *(one.file for one in variants if one.file is not None)]))
     try:
-        comparison = _compare(files, network, options, work)
+        comparison = _compare(files, network, _sample(knowledge), options, work)
     except (LoadError, UnsupportedError, OptionError) as error:
         if options.benchmark.require or options.effective_rule.needs_latency:
             raise
@@ -149,7 +157,29 @@ def layer_times(
     return {name: (before[name], after[name]) for name in sites if name in before and name in after}
 
 
-def _compare(files: Sequence[Path], network: Network, options: Options, work: Workspace) -> Comparison:
+def _sample(knowledge: Knowledge) -> Mapping[str, Array] | None:
+    """What the user's file is fed, of the sizes that are measured: the user's inputs, or a calibration sample.
+
+    None where there is neither.
+    """
+    data, network = knowledge.calibration, knowledge.network
+    if network.described.arrays:
+        sample = Batch(network.described.feeds())
+    elif data is not None and data.samples is not None:
+        sample = data.samples.largest
+    else:
+        return None
+    arrays = sample.in_types(input_types(network.source.model)).arrays
+    return arrays if {name: array.shape for name, array in arrays.items()} == _shapes(network) else None
+
+
+def _compare(
+    files: Sequence[Path],
+    network: Network,
+    sample: Mapping[str, Array] | None,
+    options: Options,
+    work: Workspace,
+) -> Comparison:
     from trp_export import bench
 
     wanted = options.benchmark
@@ -159,6 +189,7 @@ def _compare(files: Sequence[Path], network: Network, options: Options, work: Wo
         threads=wanted.threads,
         budget_s=wanted.budget_s if wanted.run else _SHORT_S,
         processes=None if wanted.run else _FEW_PROCESSES,
+        inputs=sample,
         shapes=_shapes(network),
         progress=partial(work.progress, "measure"),
     )

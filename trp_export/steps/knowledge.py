@@ -24,7 +24,6 @@ from trp_export.runtime.batch_size import with_true_batch
 from trp_export.runtime.sessions import CannotRunError, open_session
 from trp_export.steps.calibrate import Batches, CalibrationData, calibrate, open_samples
 from trp_export.steps.thin_channels import Wide, thin_by_images, wants_channels
-from trp_export.system.cpu import block_size
 from trp_export.system.progress import Progress
 from trp_export.system.staging import is_same_file
 from trp_export.workspace import Workspace
@@ -130,8 +129,7 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
     evaluator, notes = _evaluator(network, inputs, options, work.progress)
     data = None
     cuts = options.effective_rule.chooses_ranks or bool(saved)
-    wanted = options.selection_with_int8_alignment.align
-    align = block_size() if wanted == "auto" else wanted
+    align = _alignment(options)
     if options.calibration is not None:
         data, layers, unfit = _calibrate(network, layers, samples, options, work.progress, cuts=cuts)
         if by_images and data is not None:
@@ -153,6 +151,16 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
         pair_costs=pair_costs,
         notes=(*network.notes, *notes, *untimed),
     )
+
+
+def _alignment(options: Options) -> int:
+    """What ranks are rounded up to a multiple of; where the user leaves it open, what suits the device."""
+    wanted = options.selection_with_int8_alignment.align
+    if wanted != "auto":
+        return wanted
+    from trp_export.latency.device import channel_block
+
+    return channel_block(options.benchmark.device)
 
 
 def _calibrate(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,13 +57,17 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A runner's first line, once its model is loaded: what it uses, and what loading cost."""
+    """A runner's first line, once its model is loaded: what it uses, and what loading cost.
+
+    `nodes` counts for each provider the nodes that it runs, by operator; empty where only the CPU was asked for.
+    """
 
     load_ms: float
     base_bytes: int
     onnxruntime: str
     provider: str
     threads: int
+    nodes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,11 @@ from trp_export.system.json_fields import Fields, parse_json
 
 MOST_LINE_BYTES = 1 << 20
 _MOST_CORES = 4096
+_LARGEST_BLOCK = 64
 _MOST_SAMPLES = 100_000
 _MOST_OUTPUTS = 10_000
 _MOST_DIMENSIONS = 64
+_MOST_NODES = 10_000_000
 _MOST_NS = 1 << 62
 _LONGEST_TEXT = 20_000
 _FILE = re.compile(r"[\w.-]+", re.ASCII)
@@ -79,7 +81,16 @@ def read_ready(reply: Mapping[str, Any], start: Start, what: str) -> Ready:
         onnxruntime=fields.text("onnxruntime"),
         provider=provider,
         threads=fields.whole("threads", _MOST_CORES) if "threads" in reply else start.threads,
+        nodes=_nodes(fields.inner("nodes")) if reply.get("nodes") else {},
     )
+
+
+def _nodes(fields: Fields) -> dict[str, dict[str, int]]:
+    providers = {provider: fields.inner(provider) for provider in fields.values}
+    return {
+        provider: {operator: counts.whole(operator, _MOST_NODES) for operator in counts.values}
+        for provider, counts in providers.items()
+    }
 
 
 def read_turn(reply: Mapping[str, Any], samples: int, what: str) -> Turn:
@@ -137,6 +148,7 @@ def read_machine(reply: Mapping[str, Any], what: str) -> Machine:
         providers=fields.texts("providers", _MOST_CORES),
         build=fields.text("build") if "build" in reply else "",
         features=fields.text("features") if "features" in reply else "",
+        block=max(1, fields.whole("block", _LARGEST_BLOCK)) if "block" in reply else 4,
     )
 
 

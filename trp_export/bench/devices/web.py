@@ -135,7 +135,7 @@ class WebDevice:
         version = done.output.decode(errors="replace").strip().split(" built on")[0]
         machine = LocalDevice(self._folder).probe()
         engine = f"Node {version}" if self._in_node else version
-        return replace(machine, system=f"{machine.system}, {engine}", can_pin=False, onnxruntime="web")
+        return replace(machine, system=f"{machine.system}, {engine}", can_pin=False, onnxruntime="web", block=4)
 
     def stage(self, cases: Sequence[BenchModel]) -> None:
         """See base.Device."""

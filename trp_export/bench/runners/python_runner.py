@@ -31,6 +31,7 @@ from typing import Any
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before onnxruntime is imported; on a board nothing else sets it
 
 PROTOCOL = 1
+CPU = "CPUExecutionProvider"
 MARK = 0x5EED0000  # what getpriority() is asked for, to tell an emulator's instruction counter "an inference ends here"
 
 # ONNX element types and their numpy names; the ones a C program can also read from a file of raw bytes.
@@ -97,6 +98,17 @@ def cpu_features() -> str:
     return ""
 
 
+def channel_block() -> int:
+    """Output channels that onnxruntime's convs compute at once here.
+
+    16 with AVX-512 and 8 on other x86 processors, whose convs have a blocked layout; 4, the rows of a matrix product,
+    elsewhere.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
+        return 4
+    return 16 if "avx512f" in cpu_features().split() else 8
+
+
 def digest(text: str) -> str:
     """A short name for a long text; empty for an empty one."""
     return hashlib.sha256(text.encode()).hexdigest()[:12] if text else ""
@@ -133,6 +145,7 @@ def probe() -> dict[str, Any]:
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
         "can_pin": hasattr(os, "sched_setaffinity"),
         "features": digest(cpu_features()),
+        "block": channel_block(),
     }
     try:
         import onnxruntime
@@ -160,18 +173,39 @@ def load_inputs(manifest: str, names: list[str]) -> dict[str, Any]:
     return feeds
 
 
-def open_session(options: argparse.Namespace) -> Any:
-    """A session as users get it: all optimisations, the wanted threads and provider, nothing else changed."""
+def open_session(options: argparse.Namespace, profile: str) -> Any:
+    """A session as users get it: all optimisations, the wanted threads and provider, nothing else changed.
+
+    `profile` is a file prefix in the scratch folder for onnxruntime's profile, empty for none.
+    """
     import onnxruntime as ort
 
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 3
-    if options.profile:
+    if profile:
         settings.enable_profiling = True
-        settings.profile_file_prefix = os.path.join(options.scratch, options.profile)  # noqa: PTH118
+        settings.profile_file_prefix = os.path.join(options.scratch, profile)  # noqa: PTH118
     return ort.InferenceSession(options.model, settings, providers=[options.provider])
+
+
+def nodes_by_provider(options: argparse.Namespace) -> dict[str, dict[str, int]]:
+    """How many nodes of each operator each provider runs in one inference: those it lacks are left to the CPU."""
+    session = open_session(options, "placement")
+    session.run(None, load_inputs(options.inputs, [value.name for value in session.get_inputs()]))
+    path = session.end_profiling()
+    with open(path, encoding="utf-8") as file:  # noqa: PTH123
+        events = json.load(file)
+    os.remove(path)  # noqa: PTH107
+    counts: dict[str, dict[str, int]] = {}
+    for event in events:
+        details = event.get("args", {})
+        if str(event.get("name", "")).endswith("_kernel_time") and "provider" in details:
+            operators = counts.setdefault(details["provider"], {})
+            operator = details.get("op_name", "")
+            operators[operator] = operators.get(operator, 0) + 1
+    return counts
 
 
 class Runner:
@@ -185,9 +219,10 @@ class Runner:
                 f"{options.provider} is not in this onnxruntime, which has {ort.get_available_providers()}"
             )
         self.options = options
+        self.nodes = nodes_by_provider(options) if options.provider != CPU else {}
         self.base_bytes = memory_bytes()
         start = time.perf_counter_ns()
-        self.session = open_session(options)
+        self.session = open_session(options, options.profile)
         self.load_ms = (time.perf_counter_ns() - start) / 1e6
         if self.session.get_providers()[0] != options.provider:
             raise LookupError(f"{options.provider} was asked for, onnxruntime chose {self.session.get_providers()}")
@@ -206,6 +241,7 @@ class Runner:
             "onnxruntime": ort.__version__,
             "provider": self.session.get_providers()[0],
             "affinity": affinity,
+            "nodes": self.nodes,
         }
 
     def run(self, samples: str, inner: str) -> dict[str, Any]:
@@ -289,7 +325,7 @@ def main() -> int:
     parser.add_argument("inputs", nargs="?")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cores", default="")
-    parser.add_argument("--provider", default="CPUExecutionProvider")
+    parser.add_argument("--provider", default=CPU)
     parser.add_argument("--scratch", default=".")
     parser.add_argument("--profile", default="")
     parser.add_argument("--marks", action="store_true")

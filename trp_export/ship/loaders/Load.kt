@@ -17,7 +17,10 @@ private const val MOST_MANIFEST_BYTES = 8L * 1024 * 1024
 
 data class Bundle(val session: OrtSession, val manifest: JSONObject)
 
-/** Throws IllegalArgumentException if any byte of the manifest or the model was changed. */
+/**
+ * Throws IllegalArgumentException if any byte of the manifest or the model was changed. Warns on standard error (on Android
+ * in the log) where onnxruntime is not of the version that the bundle was measured with.
+ */
 fun load(environment: OrtEnvironment, folder: File, digest: String): Bundle {
     val file = File(folder, "manifest.json")
     require(file.length() <= MOST_MANIFEST_BYTES) { "manifest.json is too large" }
@@ -25,6 +28,7 @@ fun load(environment: OrtEnvironment, folder: File, digest: String): Bundle {
     require(sha256(written).equals(digest.trim(), ignoreCase = true)) { "manifest.json does not have this digest" }
     val manifest = JSONObject(String(written, Charsets.UTF_8))
     require(manifest.getString("format") == "trp-bundle" && manifest.getInt("version") == 1) { "not a bundle of version 1" }
+    warnOfOtherVersion(manifest, environment.version)
     val name = manifest.getString("model")
     require(!manifest.getJSONObject("files").has("$name.data")) { "models above 2 GB are not supported here" }
     return Bundle(environment.createSession(checked(folder, manifest, name)), manifest)
@@ -53,6 +57,23 @@ fun prepare(environment: OrtEnvironment, pixels: IntArray, width: Int, height: I
     val shape = (if (layout.startsWith("N")) listOf(1) + sizes else sizes).map { it.toLong() }.toLongArray()
     return OnnxTensor.createTensor(environment, values, shape)
 }
+
+/** The version of onnxruntime that the bundle's latency was measured with, or else all other figures. */
+fun measuredWith(manifest: JSONObject): String {
+    val latency = manifest.getJSONObject("evidence").optJSONObject("latency")
+    return latency?.getJSONObject("environment")?.getString("onnxruntime")
+        ?: manifest.getJSONObject("provenance").optJSONObject("versions")?.optString("onnxruntime").orEmpty()
+}
+
+private fun warnOfOtherVersion(manifest: JSONObject, version: String) {
+    val measured = measuredWith(manifest)
+    if (measured.isEmpty() || minor(measured) == minor(version)) return
+    System.err.println(
+        "this bundle was measured with onnxruntime $measured; this is $version, which may differ in speed and rounding",
+    )
+}
+
+private fun minor(version: String): String = version.split(".").take(2).joinToString(".")
 
 private fun checked(folder: File, manifest: JSONObject, name: String): ByteArray {
     val listed = manifest.getJSONObject("files").getJSONObject(name)

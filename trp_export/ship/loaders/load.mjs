@@ -12,7 +12,8 @@
 
 const MOST_MANIFEST_BYTES = 8 * 2 ** 20;
 
-// {session, manifest}. Throws if any byte of either was changed.
+// {session, manifest}. Throws if any byte of either was changed. Warns where onnxruntime is not of the version that the
+// bundle was measured with.
 export async function load(ort, folder, digest, { read = (name) => fetchBytes(folder, name), ...options } = {}) {
   const written = await read("manifest.json");
   if (written.length > MOST_MANIFEST_BYTES || (await sha256(written)) !== digest.trim().toLowerCase()) {
@@ -20,6 +21,7 @@ export async function load(ort, folder, digest, { read = (name) => fetchBytes(fo
   }
   const manifest = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(written));
   if (manifest.format !== "trp-bundle" || manifest.version !== 1) throw new Error("not a bundle of version 1");
+  warnOfOtherVersion(manifest, ort.env.versions?.web ?? ort.env.versions?.node ?? ort.env.versions?.common);
   const model = await checked(read, manifest, manifest.model);
   const data = `${manifest.model}.data`; // weights above 2 GB are in a separate file
   if (Object.hasOwn(manifest.files, data)) {
@@ -47,6 +49,20 @@ export function prepare(ort, { data, width, height }, manifest) {
   }
   const shape = channelsFirst ? [channels, height, width] : [height, width, channels];
   return new ort.Tensor("float32", values, steps.layout.startsWith("N") ? [1, ...shape] : shape);
+}
+
+// The version of onnxruntime that the bundle's latency was measured with, or else all other figures.
+export function measuredWith({ evidence, provenance }) {
+  return evidence.latency ? evidence.latency.environment.onnxruntime : provenance.versions?.onnxruntime;
+}
+
+function warnOfOtherVersion(manifest, version) {
+  const measured = measuredWith(manifest);
+  const minor = (text) => text.split(".").slice(0, 2).join(".");
+  if (!measured || !version || minor(measured) === minor(version)) return;
+  console.warn(
+    `this bundle was measured with onnxruntime ${measured}; this is ${version}, which may differ in speed and rounding`,
+  );
 }
 
 async function checked(read, manifest, name) {

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ def load(folder: str | Path, digest: str) -> tuple[Any, dict[str, Any]]:
     """An onnxruntime session and the manifest. Raises ValueError if any byte of either was changed.
 
     onnxruntime gets the bytes that were checked, not paths: a file that changes afterwards does not matter.
+    Warns where onnxruntime is not of the version that the bundle was measured with.
     """
     import onnxruntime
 
     manifest = read_manifest(Path(folder), digest)
+    _warn_of_other_version(manifest, onnxruntime.__version__)
     model = _checked(Path(folder), manifest, manifest["model"])
     options = onnxruntime.SessionOptions()
     data = f"{manifest['model']}.data"
@@ -46,6 +49,23 @@ def read_manifest(folder: Path, digest: str) -> dict[str, Any]:
     if manifest.get("format") != "trp-bundle" or manifest.get("version") != 1:
         raise ValueError(f"{folder}: not a bundle of version 1")
     return manifest
+
+
+def measured_with(manifest: dict[str, Any]) -> str | None:
+    """The version of onnxruntime that the bundle's latency was measured with, or else all other figures."""
+    latency = manifest["evidence"]["latency"]
+    measured = latency["environment"] if latency else manifest["provenance"]["versions"]
+    return str(measured["onnxruntime"]) if measured and "onnxruntime" in measured else None
+
+
+def _warn_of_other_version(manifest: dict[str, Any], version: str) -> None:
+    measured = measured_with(manifest)
+    if measured is not None and measured.split(".")[:2] != version.split(".")[:2]:
+        warnings.warn(
+            f"this bundle was measured with onnxruntime {measured}; this is {version}, which may differ in speed "
+            "and rounding",
+            stacklevel=3,
+        )
 
 
 def prepare(image: Any, manifest: dict[str, Any]) -> Any:

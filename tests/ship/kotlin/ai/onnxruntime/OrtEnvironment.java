@@ -5,6 +5,10 @@ public final class OrtEnvironment {
         return new OrtEnvironment();
     }
 
+    public String getVersion() {
+        return "1.2.3";
+    }
+
     public OrtSession createSession(byte[] model) {
         return new OrtSession(model);
     }
