@@ -18,6 +18,7 @@ from pathlib import Path
 from torch import nn
 
 from models_zoo.cifar_resnet import CifarResNet
+from models_zoo.cifar_vgg import CifarVGG
 from models_zoo.gated import DistributedGates, Gated, RecurrentGates
 from models_zoo.segmentation import SegmentationResNet
 from trp_export.errors import OptionError
@@ -29,6 +30,7 @@ INCEPTION_SHAPE = (1, 3, 299, 299)
 
 CAMVID_SHAPE = (1, 3, 120, 160)
 
+VGG = "vgg8"
 CIFAR_DEPTHS = {f"resnet{depth}": depth for depth in (14, 20, 32, 44, 56, 110)}
 # resnet20, resnet20x1.6 (1.6 times as wide), resnet14-seg (segmentation), resnet14-rignet-t2 (gates, two iterations).
 _NAME = re.compile(
@@ -78,6 +80,8 @@ def find_architecture(name: str) -> Architecture:
     if match is not None and match["trunk"] in CIFAR_DEPTHS:
         _require_in_range(match)
         return Architecture(name, CAMVID_SHAPE if match["seg"] else CIFAR_SHAPE, partial(_build_own, match))
+    if name == VGG:
+        return Architecture(name, CIFAR_SHAPE, lambda classes: CifarVGG(classes or 10))
     if name.startswith(TORCHVISION):
         return _torchvision(name)
     if ":" in name:
@@ -155,13 +159,13 @@ def _build_imported(factory: Callable[..., nn.Module], classes: int | None) -> n
 
 
 def _suggest(name: str) -> str:
-    known = list(CIFAR_DEPTHS)
+    known = [*CIFAR_DEPTHS, VGG]
     if is_installed("torchvision"):
         import torchvision
 
         known += [f"torchvision:{model}" for model in torchvision.models.list_models(torchvision.models)]
     near = [f"torchvision:{name}"] if f"torchvision:{name}" in known else difflib.get_close_matches(name, known, 3, 0.5)
     if not near:
-        names = "resnet14, 20, 32, 44, 56, 110, resnet20x1.6 (wider), resnet14-seg, resnet14-rignet-t2"
+        names = "resnet14, 20, 32, 44, 56, 110, resnet20x1.6 (wider), resnet14-seg, resnet14-rignet-t2, vgg8"
         return f"; known are {names}, torchvision:NAME and package.module:factory"
     return f"; did you mean {' or '.join(near)}?"

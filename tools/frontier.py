@@ -107,7 +107,7 @@ def report(runs: Path, networks: tuple[str, ...], out: Path) -> None:
             print(f"| {network} {row['name']} | {cells} | {'' if row['name'] == DENSE else row['ratio']} |")
     machines = {read(runs / f"{network}.json")["machine"] for network in networks}
     print(f"\n{'; '.join(sorted(machines))}. n = {EVALUATION:,} images; ± is the standard error of the change.")
-    draw(found, out / "frontier.svg")
+    draw(found, out / "frontier.svg", "validation")
 
 
 def rows(runs: Path, network: str) -> list[dict[str, Any]]:
@@ -129,8 +129,8 @@ def rows(runs: Path, network: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: (row["name"] != DENSE, -row["ms"]))
 
 
-def draw(found: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
-    """Accuracy by latency, a curve for each network, the dense network as a star."""
+def draw(found: Mapping[str, list[dict[str, Any]]], path: Path, images: str) -> None:
+    """Accuracy on `images` by latency, a curve for each network, the dense network as a star."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -149,7 +149,7 @@ def draw(found: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
                 f"{row['macs']:.2f}x", (row["ms"], 100 * row["after"]), (5, -9), textcoords="offset points", fontsize=7
             )
     axis.set_xlabel("latency in ms, one thread, one image; labels: times fewer MACs")
-    axis.set_ylabel("top-1 in percent, validation")
+    axis.set_ylabel(f"top-1 in percent, {images}")
     axis.margins(x=0.1)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)

@@ -116,7 +116,7 @@ def carry_out(
         model, options = _trained(row, images, weights, validation, output / row.name), ()
     onnx_file = output / f"{row.name}.onnx"
     timing = () if latency else ("--no-bench",)
-    done = _run("trp_export.cli.export", str(model), *options, *timing, "--json", "-o", str(onnx_file), capture=True)
+    done = run("trp_export.cli.export", str(model), *options, *timing, "--json", "-o", str(onnx_file), capture=True)
     report = json.loads(done)
     return {
         "accuracy": accuracy(onnx_file, test) / 100,
@@ -130,10 +130,10 @@ def carry_out(
 def _trained(row: Row, images: Path, weights: Path, validation: int, folder: Path) -> Path:
     """The row's network, once it is trained."""
     if (folder / "last.pt").exists():
-        _run("training.cli", "--resume", "-o", str(folder))
+        run("training.cli", "--resume", "-o", str(folder))
     else:
         teacher = ("--teacher", str(weights)) if row.teacher else ()
-        _run(
+        run(
             "training.cli",
             *("--arch", "resnet20", "--data", f"npz:{images}", "--init", str(weights), *teacher),
             *("--validation", str(validation), "--keep", "last", "--amp", "-o", str(folder), *row.train),
@@ -149,7 +149,7 @@ def _speed_up(latency: dict[str, Any] | None) -> str | None:
     return f"{ratio['value']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio["high"] else "not resolved"
 
 
-def _run(module: str, *arguments: str, capture: bool = False) -> str:
+def run(module: str, *arguments: str, capture: bool = False) -> str:
     done = subprocess.run(
         [sys.executable, "-c", f"from {module} import main; main()", *arguments],
         stdout=subprocess.PIPE if capture else None,

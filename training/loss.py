@@ -7,13 +7,20 @@ from torch.nn import functional
 
 
 def training_loss(
-    logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, temperature: float, share: float
+    logits: Tensor,
+    labels: Tensor,
+    teacher_logits: Tensor | None,
+    *,
+    temperature: float = 1.0,
+    share: float = 0.0,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Cross-entropy, mixed with KL(teacher || student) at a temperature T, times T squared (Hinton et al. 2015).
 
-    `share` is the teacher's part, in [0, 1]; logits are (b, classes).
+    `share` is the teacher's part, in [0, 1]; logits are (b, classes). `smoothing` is the share of each label that is
+    spread evenly over all classes (Szegedy et al. 2016).
     """
-    hard = functional.cross_entropy(logits.float(), labels)
+    hard = functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
     if teacher_logits is None or share == 0:
         return hard
     student = functional.log_softmax(logits.float() / temperature, 1)

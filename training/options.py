@@ -160,6 +160,14 @@ class Optimisation:
         metavar="DECAY",
         default=0.0,
     )
+    label_smoothing: float = flag(
+        "--label-smoothing",
+        "Spread this share of every label evenly over all classes (Szegedy et al. 2016), such as 0.1.",
+        section=TRAINING,
+        read=float,
+        metavar="SHARE",
+        default=0.0,
+    )
     schedule: Schedule = flag(
         "--schedule",
         "Learning rate over the run: step, as the TRP authors train, or cosine.",
@@ -181,6 +189,10 @@ class Optimisation:
             raise InvalidOptionError(f"{{momentum}} must be at least 0 and below 1, not {self.momentum:g}.")
         if not 0 <= self.ema < 1:
             raise InvalidOptionError(f"{{ema}} must be at least 0 and below 1, not {self.ema:g}.")
+        if not 0 <= self.label_smoothing < 1:
+            raise InvalidOptionError(
+                f"{{label_smoothing}} must be at least 0 and below 1, not {self.label_smoothing:g}."
+            )
         if self.nesterov and not self.momentum:
             raise InvalidOptionError("{nesterov} needs {momentum} above 0.")
 

@@ -26,6 +26,7 @@ class TrainingStep:
         self._temperature, self._share = (distillation.temperature, distillation.share) if distillation else (1.0, 0.0)
         self._phase, self._teacher, self._last = phase, teacher, last
         self._device, self._amp, self._parts = device, options.speed.amp, options.optimisation.accumulate
+        self._smoothing = options.optimisation.label_smoothing
 
     def __call__(self, x: Tensor, y: Tensor, number: int) -> float:
         """Take step `number` of the run, and return its loss. Raises TrpError where it diverges or memory runs out."""
@@ -67,7 +68,14 @@ class TrainingStep:
             if self._teacher is not None:
                 with torch.no_grad():
                     teacher_logits = self._teacher(x)
-        return training_loss(logits, y, teacher_logits, self._temperature, self._share)
+        return training_loss(
+            logits,
+            y,
+            teacher_logits,
+            temperature=self._temperature,
+            share=self._share,
+            smoothing=self._smoothing,
+        )
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device.type, torch.bfloat16) if self._amp else nullcontext()

@@ -174,4 +174,13 @@ def test_distillation_has_its_minimum_at_the_teacher() -> None:
     assert loss.item() == pytest.approx(0, abs=1e-6)
     assert student.grad is not None
     assert float(student.grad.abs().max()) < 1e-6
-    assert training_loss(teacher, labels, None, 3.0, 0.9) == torch.nn.functional.cross_entropy(teacher, labels)
+    assert training_loss(teacher, labels, None, temperature=3.0, share=0.9) == torch.nn.functional.cross_entropy(
+        teacher, labels
+    )
+
+
+def test_label_smoothing_spreads_a_share_of_each_label_over_all_classes() -> None:
+    logits, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
+    surprise = -torch.log_softmax(logits, 1)
+    expected = 0.8 * surprise[torch.arange(5), labels].mean() + 0.2 * surprise.mean()
+    assert training_loss(logits, labels, None, smoothing=0.2).item() == pytest.approx(expected.item(), rel=1e-6)

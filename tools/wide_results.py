@@ -1,0 +1,179 @@
+"""Train vgg8 dense and then for low rank, and fill docs/results/wide.md: low rank and int8 beside int8 alone.
+
+    python tools/wide_results.py train      # dense, then the factors: about 80 minutes on one core
+    python tools/wide_results.py export     # the ONNX files, and their accuracy
+    python tools/wide_results.py time       # their latency, side by side, on a quiet machine
+    python tools/wide_results.py write      # table and picture
+
+Networks and figures are in runs/wide. Interrupt it at any time: the same command continues. The test images are read
+once for each file, after the last epoch. 2,500 training images are held out from the first epoch on.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import data
+import numpy as np
+from common import IMAGENET, accuracy, draw_images, put_into_page
+from frontier import draw
+from reproduce_trp import read_results, run
+
+from trp_export.bench import compare, median, ratio
+from trp_export.inputs.images import load_images
+
+DOCS = Path(__file__).parents[1] / "docs"
+RATIO = "2.5"
+DENSE_EPOCHS, FACTOR_EPOCHS = "24", "28"
+SGD = ("--schedule", "cosine", "--nesterov", "--weight-decay", "5e-4", "--ema", "0.998")
+CALIBRATION, SEED = 1024, 0
+CUTS = ("dense", "label-free", "trained")
+PRECISIONS = ("fp32", "int8")
+# Of trp-export; the trained network brings its factors along.
+OPTIONS = {
+    "dense": ("--skip", "*", "--energy", "1"),
+    "label-free": ("--macs", RATIO, "--align", "auto", "--keep-slow-pairs"),
+    "trained": (),
+}
+NAMES = {
+    "dense": "dense",
+    "label-free": "low rank, 1,024 images without labels",
+    "trained": f"low rank, trained for {FACTOR_EPOCHS} epochs",
+}
+
+
+@click.group()
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs/wide"), show_default=True)
+@click.pass_context
+def main(context: click.Context, runs: Path) -> None:
+    """Accuracy against measured latency of a wide network: low rank and int8 beside int8 alone."""
+    runs.mkdir(parents=True, exist_ok=True)
+    context.obj = runs
+
+
+@main.command()
+@click.pass_obj
+def train(runs: Path) -> None:
+    """Train the dense network, choose ranks in blocks of this processor, and train the factors."""
+    _train(runs / "dense", "--arch", "vgg8", "--epochs", DENSE_EPOCHS, "--lr", "0.1", "--label-smoothing", "0.1")
+    dense, plan = str(runs / "dense" / "model.pt"), str(_exported(runs, "label-free", "fp32").with_suffix(".json"))
+    start = ("--init", dense, "--teacher", dense, "--plan", plan)
+    _train(runs / "trained", *start, "--epochs", FACTOR_EPOCHS, "--lr", "0.05")
+
+
+@main.command()
+@click.pass_obj
+def export(runs: Path) -> None:
+    """Write each network in fp32 and int8, and measure its accuracy in onnxruntime."""
+    file = runs / "results.json"
+    test = load_images(data.cifar10() / "test_half.npz", IMAGENET)
+    for cut in CUTS:
+        for precision in PRECISIONS:
+            name = f"{cut}-{precision}"
+            if name in read_results(file):
+                continue
+            model = _exported(runs, cut, precision)
+            report = json.loads(model.with_suffix(".json").read_text())
+            result = {
+                "macs": report["before"]["macs"] / report["after"]["macs"],
+                "bytes": model.stat().st_size,
+                "accuracy": accuracy(model, test),
+                "images": len(test),
+            }
+            print(name, result, flush=True)
+            _write(file, read_results(file) | {name: result})
+
+
+@main.command()
+@click.option("--budget", default=90.0, show_default=True, help="Seconds of the comparison.")
+@click.pass_obj
+def time(runs: Path, budget: float) -> None:
+    """Time all files in one comparison."""
+    names = [f"{cut}-{precision}" for precision in PRECISIONS for cut in CUTS]
+    comparison = compare([runs / f"{name}.onnx" for name in names], budget_s=budget, shapes={"x": (1, 3, 32, 32)})
+    by_name = dict(zip(names, comparison.measurements, strict=True))
+    environment = comparison.environment
+    found = {
+        name: {
+            "ms": median(measured) / 1e6,
+            "over fp32": str(ratio(by_name["dense-fp32"], measured)),
+            "over int8": str(ratio(by_name["dense-int8"], measured)),
+        }
+        for name, measured in by_name.items()
+    }
+    machine = f"{environment.cpu}, {environment.threads} thread, onnxruntime {environment.onnxruntime}"
+    _write(runs / "latency.json", {"machine": machine, "latency": found})
+    print(json.dumps(found, indent=1))
+
+
+@main.command()
+@click.pass_obj
+def write(runs: Path) -> None:
+    """Write table and picture into docs."""
+    results, timed = read_results(runs / "results.json"), read_results(runs / "latency.json")
+    put_into_page(DOCS / "results" / "wide.md", "rows", table(results, timed))
+    draw(curves(results, timed["latency"]), DOCS / "assets" / "wide.svg", "test images")
+
+
+def table(results: dict[str, Any], timed: dict[str, Any]) -> str:
+    """All rows as Markdown, with the machine they were timed on."""
+    lines = [
+        "| network | precision | MACs | bytes | accuracy, % | latency, ms | over dense fp32 | over dense int8 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for precision in PRECISIONS:
+        for cut in CUTS:
+            result, latency = results[name := f"{cut}-{precision}"], timed["latency"][name]
+            size = f"{result['macs']:.2f}x | {result['bytes']:,}"
+            speed = f"{latency['ms']:.3f} | {latency['over fp32']} | {latency['over int8']}"
+            lines.append(f"| {NAMES[cut]} | {precision} | {size} | {result['accuracy']:.2f} | {speed} |")
+    return "\n".join([*lines, "", f"{timed['machine']}. n = {results['dense-fp32']['images']:,} test images."])
+
+
+def curves(results: dict[str, Any], latency: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each precision as the picture takes them: dense first."""
+    return {
+        precision: [
+            {
+                "macs": results[f"{cut}-{precision}"]["macs"],
+                "ms": latency[f"{cut}-{precision}"]["ms"],
+                "after": (share := results[f"{cut}-{precision}"]["accuracy"] / 100),
+                "error": (share * (1 - share) / results[f"{cut}-{precision}"]["images"]) ** 0.5,
+            }
+            for cut in CUTS
+        ]
+        for precision in PRECISIONS
+    }
+
+
+def _train(folder: Path, *options: str) -> None:
+    """Run trp-train to its end, from where it was interrupted if it was."""
+    if (folder / "last.pt").exists():
+        run("training.cli", "--resume", "-o", str(folder))
+        return
+    images = ("--data", f"npz:{data.cifar10()}", "--validation", "2500")
+    run("training.cli", *images, "--keep", "last", "--amp", *SGD, *options, "-o", str(folder))
+
+
+def _exported(runs: Path, cut: str, precision: str) -> Path:
+    """The ONNX file of a row, with its report beside it, made where it is missing."""
+    output = runs / f"{cut}-{precision}.onnx"
+    if not output.exists():
+        images = runs / "calibration.npz"
+        if not images.exists():
+            np.savez(images, images=draw_images(data.cifar10(), CALIBRATION, SEED))
+        model = runs / ("trained" if cut == "trained" else "dense") / "model.pt"
+        options = (*OPTIONS[cut], "--calib", str(images), "--precision", precision, "--no-bench", "--quiet")
+        run("trp_export.cli.export", str(model), *options, "-o", str(output))
+    return output
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
