@@ -52,7 +52,8 @@ NETWORKS = {
         Network("efficientnet_lite0", "models/real/efficientnet_lite0.onnx"),
         Network("yolox_nano", "models/real/yolox_nano.onnx"),
         Network("pp-ocr detector", "models/real/ch_PP-OCRv4_det_infer.onnx", None, "x", (1, 3, 640, 640)),
-        Network("waifu2x", "models/real/waifu2x_photo_x2.onnx"),
+        Network("waifu2x", "models/real/waifu2x_photo_x2.onnx", None, "Input1", (1, 3, 96, 96)),
+        Network("realesr", "models/real/realesr_animevideov3_x4.onnx", None, "data", (1, 3, 64, 64)),
         Network("resnet50"),
         Network("vgg16"),
     )

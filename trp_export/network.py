@@ -50,7 +50,8 @@ class Network:
     values that batch norm made, by value name, where it was folded. `channels` are the decisions on channel groups;
     where channels were removed, all else describes the network without them, and `thinned` the removal. `wide` is the
     network before channels were removed that it needs, None where just those went that it does not.
-    `described` are its inputs with all sizes known. The model in memory is changed in place by the rewriter; the file
+    `rewrites` are those without loss that the device runs faster, to be made last of all. `described` are its inputs
+    with all sizes known. The model in memory is changed in place by the rewriter; the file
     stays as it is.
     """
 
@@ -71,6 +72,7 @@ class Network:
     channels: tuple[ChannelDecision, ...] = ()
     thinned: Thinned | None = None
     wide: Network | None = None
+    rewrites: tuple[str, ...] = ()
 
     @property
     def original_macs(self) -> int | None:

@@ -473,6 +473,12 @@ class Options:
         return () if self.precision == "fp32" else (self.precision,)
 
     @property
+    def is_timed(self) -> bool:
+        """True where the user or the rule wants times."""
+        by_speed = self.effective_rule.needs_latency and self.effective_rule.largest_drop is None
+        return self.benchmark.run or by_speed
+
+    @property
     def selection_with_int8_alignment(self) -> Selection:
         """The selection, with ranks in multiples that 8-bit kernels take at all: others fall back to slow ones."""
         odd = self.selection.align != "auto" and self.selection.align < INT8_CHANNELS

@@ -130,7 +130,8 @@ def device_under_test(network: Network, benchmark: Benchmark, precision: Precisi
 
 def digest_on(network: Network, device: DeviceUnderTest) -> str:
     """What stands for a network and the shapes that a device feeds it."""
-    return network_digest(read_model(network.original), str(sorted(device.shapes.items())))
+    fed = str(sorted(device.shapes.items()))
+    return network_digest(read_model(network.original), "".join((fed, *network.rewrites)))
 
 
 def open_table(device: DeviceUnderTest, benchmark: Benchmark) -> Table:

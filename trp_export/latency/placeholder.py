@@ -3,12 +3,13 @@ the precision that ships."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from trp_export.graph.exact import fold_all
+from trp_export.graph.exact import fold_all, write_timed
 from trp_export.graph.model_files import save_model
 from trp_export.graph.rewrite import WeightNames, rewrite
 from trp_export.graph.sites import find_sites
@@ -25,18 +26,21 @@ _NUMBERS = np.random.default_rng(0).standard_normal(1 << 16).astype(np.float32)
 
 def save_standin(network: Network, plan: Plan, path: Path, precision: str) -> WeightNames:
     """Write the network as the plan would have it. Returns what its new weights are called."""
-    return save_model_as(network.model, network.inputs, plan, path, precision)
+    return save_model_as(network.model, network.inputs, plan, path, precision, network.rewrites)
 
 
-def save_model_as(model: ir.Model, inputs: Shapes, plan: Plan, path: Path, precision: str) -> WeightNames:
+def save_model_as(
+    model: ir.Model, inputs: Shapes, plan: Plan, path: Path, precision: str, rewrites: Collection[str] = ()
+) -> WeightNames:
     """The same for any model in normal form, which stays as it is. `inputs` are the shapes that it is fed."""
     made, names = make_standin(model, plan)
+    write_timed(made, rewrites)
     save_model(convert_for_speed(made, precision, inputs), path)
     return names
 
 
 def make_standin(model: ir.Model, plan: Plan) -> tuple[ir.Model, WeightNames]:
-    """The model as the plan would have it, in fp32, all rewrites done."""
+    """The model as the plan would have it, in fp32, all rewrites done that pay on every device."""
     copy = model.clone()
     factors = {change.site.name: _factors(change) for change in plan.changed}
     names = rewrite(copy, plan, find_sites(copy, {}), factors)

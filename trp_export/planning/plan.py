@@ -15,10 +15,12 @@ from trp_export.planning.channels import ChannelDecision, parse_channels
 from trp_export.system.json_fields import read_json
 
 FORMAT = "trp-plan"
-VERSION = 3
+VERSION = 4
+_VERSION_WITH_CHANNELS = 3
 _VERSION_WITH_SUMS = 2
 _OLDEST_VERSION = 1
 _MOST_BRANCHES = 2
+_MOST_REWRITES = 16
 _MOST_BYTES = 2**26
 _LONGEST_SHOWN = 80
 _SCHEME_NAMES = ", ".join((*SCHEMES, "input-sliced-N", "output-sliced-N"))
@@ -70,12 +72,14 @@ class Plan:
     """All decisions in the order of the graph, the rule that made them, and the multiple that ranks are rounded to.
 
     `channels` are the decisions on channel groups; `decisions` are on layers that have lost those channels already.
+    `rewrites` are those without loss that the device runs faster.
     """
 
     decisions: tuple[Decision, ...]
     rule: str
     align: int = 1
     channels: tuple[ChannelDecision, ...] = ()
+    rewrites: tuple[str, ...] = ()
 
     @property
     def changed(self) -> tuple[Change, ...]:
@@ -89,7 +93,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The plan in the oldest version of the format that can express it.
 
-        Sums of pairs need version 2, channel groups that lose channels version 3.
+        Sums of pairs need version 2, channel groups that lose channels version 3, timed rewrites version 4.
         """
         sums = any(len(decision.branches) > 1 for decision in self.decisions)
         layers = [
@@ -99,7 +103,9 @@ class Plan:
         version = _VERSION_WITH_SUMS if sums else _OLDEST_VERSION
         plan = {"format": FORMAT, "version": version, "rule": self.rule, "align": self.align, "layers": layers}
         if self.thinner:
-            plan |= {"version": VERSION, "channels": [decision.to_json() for decision in self.thinner]}
+            plan |= {"version": _VERSION_WITH_CHANNELS, "channels": [decision.to_json() for decision in self.thinner]}
+        if self.rewrites:
+            plan |= {"version": VERSION, "rewrites": list(self.rewrites)}
         return plan
 
 
@@ -153,6 +159,18 @@ def parse_channel_groups(document: object, where: str) -> tuple[ChannelDecision,
     decisions = tuple(parse_channels(group, f"{where}, channels {index + 1}") for index, group in enumerate(groups))
     _require_distinct([decision.name for decision in decisions], f"{where} names the channels of")
     return decisions
+
+
+def read_rewrites(path: Path) -> tuple[str, ...]:
+    """The timed rewrites of a plan, of any name. Raises LoadError as `read_plan` does."""
+    rewrites = _plan_in(read_json(path, _MOST_BYTES), str(path)).get("rewrites", [])
+    if not isinstance(rewrites, list) or len(rewrites) > _MOST_REWRITES or not all(map(_is_text, rewrites)):
+        raise LoadError(f'{path}: "rewrites" must be a list of at most {_MOST_REWRITES} names.')
+    return tuple(dict.fromkeys(rewrites))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _require_distinct(names: Sequence[str], what: str) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 # What the plan in the metadata, the names and notes of layers, and the nodes and scales of 8 bits may take.
+_REWRITE_SHARE = 0.05
 _METADATA_BYTES, _LAYER_BYTES, _INT8_LAYER_BYTES = 2**12, 2**8, 2**11
 _PACKAGES = ("trp-export", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxsim", "torch", "torchvision")
 
@@ -69,10 +70,14 @@ class Report:
 
     @property
     def is_larger(self) -> bool:
-        """Whether the result takes more bytes than the original, beyond what the plan in its metadata takes."""
+        """Whether the result takes more bytes than the original.
+
+        Beyond what the plan in its metadata takes, and a little more for operators that a rewrite adds for speed.
+        """
         before, after = self.before.bytes, self.after.bytes if self.after is not None else None
         each = _INT8_LAYER_BYTES if self.precision == "int8" else _LAYER_BYTES
         allowed = _METADATA_BYTES + each * len(self.plan.decisions)
+        allowed += int(_REWRITE_SHARE * (before or 0)) if self.plan.rewrites else 0
         return before is not None and after is not None and after > before + allowed
 
     @property

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trp_export.errors import LoadError, NotFasterError, OptionError, TrpError, UnsupportedError
+from trp_export.graph.exact import write_timed
 from trp_export.graph.large_files import read_model
 from trp_export.graph.model_files import save_model
 from trp_export.inputs.samples import Batch, input_types
@@ -56,12 +57,12 @@ def benchmark(
     Each gets a calibration sample where there is one, and must give on the device what it gives here: on noise an
     answer may be zero whatever the device computes.
     """
-    if not is_benchmarked(options):
+    if not options.is_timed:
         return Timing(not_measured="not measured: --no-bench")
     network = knowledge.network
     # Where only channels were removed, the clean-up alone leaves them.
     wide = network.thinned.wide if network.thinned is not None and not plan.changed else built.files.dense
-    cleaned = without_low_rank(built.files.wide or wide, work.scratch)
+    cleaned = without_low_rank(built.files.wide or wide, network.rewrites, work.scratch)
     files = [built.files.original, built.files.result, cleaned]
     files = list(dict.fromkeys([*files, *(one.file for one in variants if one.file is not None)]))
     try:
@@ -77,17 +78,14 @@ def benchmark(
     return Timing(comparison, None, by_file, layer_ms)
 
 
-def without_low_rank(dense: Path, folder: Path) -> Path:
+def without_low_rank(dense: Path, rewrites: Collection[str], folder: Path) -> Path:
     """The original cleaned up, in `folder`; written once. What cleaning up gains is not low rank's gain."""
     cleaned = folder / "cleaned.onnx"
     if not cleaned.exists():
-        save_model(finish(read_model(dense))[0], cleaned)
+        model, _ = finish(read_model(dense))
+        write_timed(model, rewrites)
+        save_model(model, cleaned)
     return cleaned
-
-
-def is_benchmarked(options: Options) -> bool:
-    """True where the user or the rule wants times."""
-    return options.benchmark.run or _by_speed(options)
 
 
 def compared(timing: Timing, built: Built, precisions: Precisions | None, folder: Path) -> Comparison | None:
@@ -193,10 +191,6 @@ def _compare(
         shapes=_shapes(network),
         progress=partial(work.progress, "measure"),
     )
-
-
-def _by_speed(options: Options) -> bool:
-    return options.effective_rule.needs_latency and options.effective_rule.largest_drop is None
 
 
 def _shapes(network: Network) -> dict[str, tuple[int, ...]]:

@@ -16,7 +16,7 @@ from trp_export.calibration.divergence import HeldOut
 from trp_export.calibration.output_curves import LayerFactors
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.cost import Cost, count_params
-from trp_export.graph.exact import fold_all, fold_scales, in_words
+from trp_export.graph.exact import fold_all, fold_scales, in_words, write_timed
 from trp_export.graph.half_weights import has_rounded, take_rounded, widened
 from trp_export.graph.interface import require_same_interface
 from trp_export.graph.large_files import read_model
@@ -100,10 +100,12 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
         files = replace(files, unrounded=(work.scratch / "wide_products.onnx", work.scratch / "wide_result.onnx"))
         for file, one in zip(files.unrounded or (), (wide_products, wide), strict=True):
             save_model(one, file, apart=True)
+    # A parametric ReLU counts no multiply-adds, whatever it is written as.
+    macs = measured_macs(model, network.described, work.scratch / "counted.onnx")
+    rewritten = in_words(write_timed(model, network.rewrites))
     tag_nodes(model, plan, names)
     require_same_interface(network.model, model)
     note_decided(model, _decided_words(plan, names))
-    macs = measured_macs(model, network.described, work.scratch / "counted.onnx")
     sign(model, {"rule": plan.rule, "plan": _summary(plan, network.original_macs, macs)})
     save_model(model, files.result)
     params = count_params(model)
@@ -116,6 +118,7 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
         *(notes or _on_held_out_images(fitted, synthetic=synthetic)),
         *_refitted(plan, network, fitted),
         *not_simplified,
+        *rewritten,
     )
     return Built(files, Cost(params, macs, size_bytes(files.result)), notes, held_out=fitted.held_out)
 

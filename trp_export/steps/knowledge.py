@@ -24,6 +24,7 @@ from trp_export.runtime.batch_size import with_true_batch
 from trp_export.runtime.sessions import CannotRunError, open_session
 from trp_export.steps.calibrate import Batches, CalibrationData, calibrate, open_samples
 from trp_export.steps.thin_channels import Wide, thin_by_images, wants_channels
+from trp_export.steps.timed_rewrites import with_timed_rewrites
 from trp_export.system.progress import Progress
 from trp_export.system.staging import is_same_file
 from trp_export.workspace import Workspace
@@ -125,6 +126,7 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
     fold = fold or by_images
     first = None if by_images else channels
     network = analyse(source, work.scratch, inputs, data=sizes, fold=fold, channels=first)
+    network, rewritten = with_timed_rewrites(network, options, work)
     layers = measure_layers(network, options.selection, () if by_images else saved, work.progress)
     evaluator, notes = _evaluator(network, inputs, options, work.progress)
     data = None
@@ -135,7 +137,7 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
         if by_images and data is not None:
             thin = thin_by_images(Wide(network, layers, data, align), channels, options, work)
             if thin is not None:
-                network = thin
+                network = replace(thin, rewrites=network.rewrites)
                 layers = measure_layers(network, options.selection, saved, work.progress)
                 data, layers = calibrate(network, layers, None, options, work.progress, cuts=cuts, known=data)
         notes = (*notes, *_same_images(options), *(data.notes if data is not None else (*unfit, _WEIGHTS_ALONE)))
@@ -149,7 +151,7 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
         evaluator=evaluator,
         latency=_latency(network, layers, options, work),
         pair_costs=pair_costs,
-        notes=(*network.notes, *notes, *untimed),
+        notes=(*network.notes, *rewritten, *notes, *untimed),
     )
 
 

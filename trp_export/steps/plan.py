@@ -43,7 +43,7 @@ def make_plan(knowledge: Knowledge, options: Options, work: Workspace) -> Planne
         fast, frontier = smallest_within_drop(rule, knowledge, options, work)
     else:
         fast = plan_fast(rule, knowledge, work.progress)
-    plan = replace(fast.plan, channels=knowledge.network.channels)
+    plan = replace(fast.plan, channels=knowledge.network.channels, rewrites=knowledge.network.rewrites)
     if rule.chooses_ranks:
         plan = replace(plan, align=knowledge.align)
     forecast = knowledge.latency.forecast(plan) if knowledge.latency is not None else None

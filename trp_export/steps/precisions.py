@@ -16,7 +16,7 @@ from trp_export.planning.plan import Plan
 from trp_export.precision.convert import Variant, convert
 from trp_export.precision.forms import Precisions
 from trp_export.runtime.distance import distance
-from trp_export.steps.benchmark import is_benchmarked, without_low_rank
+from trp_export.steps.benchmark import without_low_rank
 from trp_export.steps.build import Built
 from trp_export.steps.calibrate import Batches
 from trp_export.steps.knowledge import Knowledge
@@ -46,8 +46,8 @@ def make_variants(
     for precision in precisions:
         file = work.scratch / f"low-rank-{precision}.onnx"
         variants.append(convert(precision, result, file, batches, low_rank, work.progress, held_out))
-    if low_rank and is_benchmarked(options):
-        cleaned = without_low_rank(built.files.dense, work.scratch)
+    if low_rank and options.is_timed:
+        cleaned = without_low_rank(built.files.dense, knowledge.network.rewrites, work.scratch)
         variants.append(Variant("fp32", False, cleaned, size_bytes(cleaned)))
         if "int8" in precisions:
             variants.append(

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
 from trp_export.graph.exact.affine import fold_affine
 from trp_export.graph.exact.hard_swish import write_hard_sigmoids
 from trp_export.graph.exact.input_affine import fold_input_affine
+from trp_export.graph.exact.parametric_relu import has_parametric_relus, write_leaky_relus, write_parametric_relus
 from trp_export.graph.prepare import remove_unused
 
 # What each rewrite did, in the words of a report.
 HARD_SIGMOIDS = "hard sigmoids in one operator"
 SCALES = "scales and shifts folded into layers"
+LEAKY_RELUS = "parametric ReLUs of one slope as leaky ones"
+# The rewrites that pay on some devices only, by the name that a plan gives them.
+PARAMETRIC_RELUS = "parametric ReLUs as depthwise convs"
+TIMED = (PARAMETRIC_RELUS,)
 
 
 def fold_all(model: ir.Model) -> Mapping[str, int]:
@@ -35,9 +40,21 @@ def fold_scales(model: ir.Model) -> None:
 
 def write_operators(model: ir.Model) -> Mapping[str, int]:
     """The rewrites that leave all weights as they are, in place. Returns how often each was done."""
-    count = write_hard_sigmoids(model)
+    counts = {HARD_SIGMOIDS: write_hard_sigmoids(model), LEAKY_RELUS: write_leaky_relus(model)}
     remove_unused(model)
-    return {HARD_SIGMOIDS: count}
+    return counts
+
+
+def timed_rewrites(model: ir.Model) -> tuple[str, ...]:
+    """The rewrites that this model has a place for and that only the clock of a device can judge."""
+    return (PARAMETRIC_RELUS,) if has_parametric_relus(model) else ()
+
+
+def write_timed(model: ir.Model, rewrites: Collection[str]) -> Mapping[str, int]:
+    """Make these rewrites, in place. Returns how often each was done."""
+    counts = {PARAMETRIC_RELUS: write_parametric_relus(model)} if PARAMETRIC_RELUS in rewrites else {}
+    remove_unused(model)
+    return counts
 
 
 def in_words(counts: Mapping[str, int]) -> tuple[str, ...]:
