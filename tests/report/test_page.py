@@ -143,8 +143,12 @@ def test_the_layer_table_shows_times_before_and_after(page: str) -> None:
     assert "0.03 → 0.033 ms, 0.91x" in texts
     assert "0.04 ms" in texts, "a layer left dense has one time"
     sums = next(text for text in texts if text.startswith("The times of single layers"))
+    first, second, _ = make_report(LAYERS).plan.decisions
+    bound = 0.031 * first.macs / first.site.macs + 0.03 * second.macs / second.site.macs
     assert sums.endswith(
-        "took 0.061 ms before and 0.053 ms as pairs. 1 of 2 pairs took as long as their layer or longer."
+        "took 0.061 ms before and 0.053 ms as pairs. At the rate of the layers that they replace, the pairs would take "
+        f"{bound:.3g} ms: {0.053 - bound:.3g} ms are left, most of them in conv2, conv1. "
+        "1 of 2 pairs took as long as their layer or longer."
     )
     untimed = make_page(replace(make_report(LAYERS), layer_ms=None), LAYERS)
     assert "dense above pair" in untimed

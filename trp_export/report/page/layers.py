@@ -12,11 +12,13 @@ from trp_export.planning.rules import describe_energy
 from trp_export.report.page.charts import bars, energy_picture
 from trp_export.report.page.markup import Markup, element, join
 from trp_export.report.wording import count, kernel, shorten, times
+from trp_export.system.text import name_some
 
 MOST_ROWS = 400
 MOST_PICTURES = 120
 _NAME = 90
 _REASON = 240
+_MOST_NAMED = 3
 _T = TypeVar("_T")
 Times = Mapping[str, tuple[float, float]]  # ms by layer, dense and in the result
 
@@ -117,7 +119,27 @@ def _sum_of(decisions: Sequence[Decision], timed: Times) -> str:
     return (
         "The times of single layers, in float32, come from onnxruntime's profiler, with one process per network; they "
         f"are less exact than those of whole networks. The changed layers took {dense:.3g} ms before and {pairs:.3g} "
-        f"ms as pairs.{useless}"
+        f"ms as pairs.{_left_of(decisions, timed)}{useless}"
+    )
+
+
+def _left_of(decisions: Sequence[Decision], timed: Times) -> str:
+    """What the pairs would take at the rate of the layers that they replace, and where most of the rest is."""
+    over = {}
+    bound = 0.0
+    for decision in decisions:
+        if decision.branches and decision.site.name in timed and decision.site.macs:
+            dense, pair = timed[decision.site.name]
+            least = dense * decision.macs / decision.site.macs
+            bound += least
+            over[decision.site.name] = pair - least
+    left = sum(over.values())
+    if left <= 0:
+        return ""
+    most = [name for name in sorted(over, key=lambda name: -over[name])[:_MOST_NAMED] if over[name] > 0]
+    return (
+        f" At the rate of the layers that they replace, the pairs would take {bound:.3g} ms: {left:.3g} ms are left, "
+        f"most of them in {name_some([shorten(name, _NAME) for name in most])}."
     )
 
 
