@@ -192,11 +192,6 @@ def _where_unreached(deviation: Deviation) -> str:
     return f", where {name_some(deviation.unreached)} did not run" if deviation.unreached else ""
 
 
-def percent(share: float, digits: int = 2) -> str:
-    """A share of 1 in percent."""
-    return f"{share:.{digits}%}"
-
-
 def change_in(relative: float) -> str:
     """A relative change with two digits: in percent, or in multiples from 10 on."""
     if relative < _LEAST_CHANGE:

@@ -17,7 +17,7 @@ from trp_export.report.page.latency import (
     timed_models,
 )
 from trp_export.report.page.markup import Markup, element, join
-from trp_export.report.wording import behind_score, interval, percent, shorten
+from trp_export.report.wording import behind_score, interval, shorten
 from trp_export.runtime.distance import Distance
 from trp_export.verify import Deviation
 
@@ -49,7 +49,7 @@ def speed(report: Report) -> Markup | None:
 
 def _spread_figure(latency: Comparison) -> Markup:
     beyond = share_beyond(latency)
-    cut_off = f" {percent(beyond, 0)} took longer than shown." if beyond >= 0.01 else None
+    cut_off = f" {beyond:.0%} took longer than shown." if beyond >= 0.01 else None
     return element("figure", spread_picture(latency), element("figcaption", _SPREAD, cut_off))
 
 
