@@ -74,6 +74,8 @@ def read_last_state(folder: Path) -> LastState:
     has_method = state.kind == DENSE and options.has_method
     if (state.method is not None and not has_method) or (state.method is None and has_method and state.epoch < epochs):
         raise LoadError(f"{where} is damaged: the field method does not fit its options.")
+    if state.average is not None and not options.optimisation.ema:
+        raise LoadError(f"{where} is damaged: the field average does not fit its options.")
     if state.plan is not None:
         parse_plan(state.plan, f"the plan inside {where}")
     _require_fitting_size(options.start.arch, state.model, where)

@@ -163,7 +163,8 @@ def read_state(folder: Path, form: str, version: int, keys: Sequence[str]) -> di
     content = read_torch_file(path)
     if not isinstance(content, dict) or content.get("format") != form:
         raise LoadError(f"{path} is not the saved state of a run of this command.")
-    if content.get("version") != version or set(keys) - content.keys():
+    stored = content.get("version")
+    if not isinstance(stored, int) or stored != version or set(keys) - content.keys():
         raise LoadError(f"{path} is damaged, or of another version of this program.")
     return content
 

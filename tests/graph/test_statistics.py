@@ -90,6 +90,20 @@ def test_a_bias_shift_moves_the_output_by_the_shift(name: str) -> None:
     np.testing.assert_allclose(after - before, np.broadcast_to(expected, before.shape), atol=1e-5)
 
 
+def test_a_shifted_bias_does_not_take_the_name_of_an_identity() -> None:
+    """Exporters store equal biases once and put an Identity behind them."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> net (float[1, 2, 5, 5] x) => (float[1, 3, 5, 5] y)
+    <float[3, 2, 1, 1] w = {1, 2, 3, 4, 5, 6}, float[3] stored = {1, 2, 3}>
+    { same = Identity (stored)  a = Conv (x, w, same)  y = Add (a, same) }"""
+    model = ir.serde.deserialize_model(onnx.parser.parse_model(text))
+    located = find_sites(model, {})
+    add_to_bias(model, located, {located[0].site.name: np.ones(3)})
+    (bias,) = [node.inputs[2] for node in model.graph if node.op_type == "Conv"]
+    assert bias is not None
+    assert bias.name not in ("same", "stored")
+    ir.serde.deserialize_model(ir.serde.serialize_model(model))  # Refuses a name that stands for two values.
+
+
 def test_bias_shift_is_the_lost_kernel_times_the_mean() -> None:
     rng = np.random.default_rng(0)
     kernel, new, mean = rng.standard_normal((6, 2, 3)), rng.standard_normal((6, 2, 3)), rng.standard_normal((2, 6))

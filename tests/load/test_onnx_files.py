@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
-from models import build
+from models import build, save
 from onnx import TensorProto, helper, numpy_helper
 
 from trp_export.errors import LoadError, UnsupportedError
@@ -130,6 +131,35 @@ def test_external_data_of_a_function_are_read_from_the_models_folder(
     (function,) = loaded.functions.values()
     constant = next(node for node in function if node.op_type == "Constant")
     np.testing.assert_array_equal(constant.attributes["value"].as_tensor().numpy(), values)
+
+
+def test_nodes_in_any_order_are_sorted(tmp_path: Path) -> None:
+    """As onnxruntime does: a converter to float16 puts the casts of inputs last."""
+    head = '<ir_version: 8, opset_import: ["" : 17]> net (float[1, 2, 5, 5] x, bool b) => (float[1, 2, 5, 5] y)'
+    weights = "<float[2, 2, 1, 1] w = {1, 2, 3, 4}>"
+    bodies = [
+        "{ b2 = Not (b)  b3 = Not (b2)  a = Conv (x, w)  y = If (b3) <then_branch = t () => (u) { u = Relu (a) }, "
+        "else_branch = e () => (n) { m = Neg (x)  n = Neg (m) }> }",
+        "{ y = If (b3) <then_branch = t () => (u) { u = Relu (a) }, "
+        "else_branch = e () => (n) { n = Neg (m)  m = Neg (x) }>  b3 = Not (b2)  a = Conv (x, w)  b2 = Not (b) }",
+    ]
+    sorted_file, mixed = (
+        save(onnx.parser.parse_model(f"{head} {weights} {body}"), tmp_path / f"{name}.onnx")
+        for name, body in zip(("sorted", "mixed"), bodies, strict=True)
+    )
+    orders = [
+        [node.op_type for node in load_onnx(file, LoadOptions()).model.graph.all_nodes()]
+        for file in (sorted_file, mixed)
+    ]
+    assert sorted(orders[0]) == sorted(orders[1])
+    assert orders[1].index("If") > orders[1].index("Conv")
+    onnx.checker.check_model(ir.serde.serialize_model(load_onnx(mixed, LoadOptions()).model))
+
+
+def test_nodes_in_a_circle_are_a_load_error(tmp_path: Path) -> None:
+    text = '<ir_version: 8, opset_import: ["" : 17]> net (float[3] x) => (float[3] y) { a = Add (x, y)  y = Neg (a) }'
+    with pytest.raises(LoadError, match="topologically sorted"):
+        load_onnx(save(onnx.parser.parse_model(text), tmp_path / "m.onnx"), LoadOptions())
 
 
 @pytest.mark.parametrize("coordinates", [False, True])

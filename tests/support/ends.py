@@ -113,4 +113,16 @@ def recurrent() -> onnx.ModelProto:
     return model
 
 
+def twins() -> onnx.ModelProto:
+    """A layer called twice on the same values, of which a simplifier keeps one call."""
+    return _network(
+        "float[1, 6, 12, 24] y, float[1, 6, 12, 24] z",
+        ", float[6, 16, 1, 1] head__weight",
+        """    again = Conv <pads = [1, 1, 0, 1], strides = [2, 1]> (c, conv2__weight, conv2__bias)
+    negative = Neg (again)
+    y = Conv (d, head__weight)
+    z = Conv (negative, head__weight)""",
+    )
+
+
 ENDS = (detector, saturated_classifier, top_k, non_maximum_suppression, branches, recurrent)

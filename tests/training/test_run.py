@@ -203,6 +203,8 @@ def damaged_states(sound: dict[str, Any]) -> Iterator[dict[str, Any]]:
         *({"method": trp | {"orders": trp["orders"] | {name: order}}} for order in ((), (0, 0), "x")),
         *({"method": trp | {"pulls": {name: pull}}} for pull in (torch.zeros(1), 5)),
         {"method": trp | {"spaces": {name: torch.zeros(3)}}},
+        {"average": {}},
+        {"version": torch.zeros(3)},
         {"history": []},
         {"history": [{"x": 1}]},
         {"history": [record, record]},

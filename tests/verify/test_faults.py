@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from ends import ENDS, branches, recurrent, saturated_classifier
+from captured import capture
+from ends import ENDS, branches, recurrent, saturated_classifier, twins
 from faults import FAULTS, Fault, change, rows, scaled_by_a_thousandth, weight
 
 from trp_export.errors import VerifyError
@@ -22,6 +24,16 @@ def test_a_sound_result_is_accepted(network: Callable[[], onnx.ModelProto], expo
     assert all(layer.excess < 0.5 for layer in deviation.layers)
     assert deviation.whole is not None
     assert deviation.whole.distance.relative_l2 <= deviation.whole.bound
+
+
+def test_a_layer_called_twice_may_be_called_once(tmp_path: Path) -> None:
+    """The calls that are left out stand for the same values, however much truncation moves these."""
+    export = capture(twins(), tmp_path, rank=1)
+    assert sum(node.op_type == "Conv" for node in export.result().graph) == 8  # Four pairs instead of five.
+    broken = export.result()
+    scaled_by_a_thousandth(broken)
+    with pytest.raises(VerifyError, match="conv2: its output in the result"):
+        export.verify(broken)
 
 
 @pytest.mark.parametrize("network", ENDS)

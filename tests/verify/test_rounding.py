@@ -37,7 +37,7 @@ def matrix_product(weights: list[np.ndarray], bias: np.ndarray) -> ir.Model:
     terms=st.sampled_from([1, 7, 64, 1000]),
     rank=st.sampled_from([1, 5, 60]),
     mean=st.sampled_from([0.0, 1.0, 100.0]),
-    size=st.sampled_from([1e-12, 1.0, 1e6]),
+    size=st.sampled_from([1e-23, 1e-12, 1.0, 1e6]),
     dtype=st.sampled_from([np.float32, np.float16]),
 )
 def test_the_product_of_two_factors_lies_within_the_bound_of_the_exact_one(
@@ -56,7 +56,8 @@ def test_the_product_of_two_factors_lies_within_the_bound_of_the_exact_one(
     for rounded in (pair, dense):
         assert (np.abs(rounded.output - truth) <= rounded.allowed).all()
     relative = np.linalg.norm(pair.allowed) / np.linalg.norm(truth)
-    assert relative < (1e-3 if dtype is np.float32 else 0.5)
+    if size > 1e-19:  # The squares of smaller values underflow.
+        assert relative < (1e-3 if dtype is np.float32 else 0.5)
 
 
 def test_a_conv_in_float64_is_run_in_float32() -> None:

@@ -60,6 +60,13 @@ def test_a_step_on_what_no_layer_changes_is_not_stepped_over() -> None:
     assert points(model).ends == ("y",)
 
 
+def test_the_output_of_a_branch_is_compared_although_its_condition_has_a_step() -> None:
+    nodes = """m = ReduceMean <keepdims = 0> (a)  c = Greater (m, half)
+      y = If (c) <then_branch = t () => (u) { u = Relu (a) }, else_branch = e () => (n) { n = Neg (a) }>"""
+    found = points(network("float[1, 8, 16, 16] y", nodes, ", float half = {0.5}"))
+    assert (found.ends, found.before) == (("y",), ())
+
+
 def test_an_output_with_nothing_shared_in_front_of_it_is_named() -> None:
     model = network("float[1, 8, 16, 16] y", "y = Round (a)")
     found = find_points(model, ())

@@ -33,7 +33,7 @@ def _edited(edit: Edit, options: tuple[str, ...], folder: Path) -> Call:
     edit(model, folder)
     if not (folder / "m.onnx").exists():
         (folder / "m.onnx").write_bytes(model.SerializeToString())
-    return Call("trp-export", ["m.onnx", *options], codes=(0, 2, 3, 4, 5))
+    return Call("trp-export", ["m.onnx", *options], codes=(0, 2, 3, 4, 5, 11))
 
 
 def _external() -> dict[str, Edit]:

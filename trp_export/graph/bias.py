@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_export.graph.sites import LocatedSite
-from trp_export.graph.weights import add_initializer, find_bias
+from trp_export.graph.weights import add_initializer, find_bias, find_constant
 from trp_export.lowrank.factor import Float64
 
 _TAKE_BIAS = ("Conv", "ConvTranspose", "Gemm")
@@ -44,8 +44,9 @@ def _set_bias(model: ir.Model, node: ir.Node, place: LocatedSite, bias: Float64,
     """Give a node another bias, which `value` holds if it is stored already. Returns what holds it."""
     if place.weight is None or node.op_type not in _TAKE_BIAS:
         raise ValueError(f"{node.name} cannot have a bias")
-    old = node.inputs[2] if len(node.inputs) > 2 else None
-    name = (old.name if old is not None else None) or f"{place.site.name}.bias"
+    old = find_constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    # Not that of an Identity's output, which stays.
+    name = (old.root.name if old is not None else None) or f"{place.site.name}.bias"
     if value is None:
         value = add_initializer(model.graph, name, bias, place.weight.dtype)
     node.resize_inputs(3)

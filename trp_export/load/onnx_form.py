@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
+from graphlib import CycleError, TopologicalSorter
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,27 @@ def complete_outputs(proto: onnx.ModelProto, path: Path) -> None:
             raise UnsupportedError(
                 f"{path}: output {value.name} has no type, and none can be inferred. Export the model with types."
             )
+
+
+def sort_nodes(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
+    """Put each node behind those whose values it reads, as converters to float16 forget. A cycle stays as it is."""
+    makers = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
+    needs = {place: {makers[name] for name in _reads(node) & makers.keys()} for place, node in enumerate(graph.node)}
+    if any(max(behind, default=-1) >= place for place, behind in needs.items()):
+        with suppress(CycleError):
+            order = {place: rank for rank, place in enumerate(TopologicalSorter(needs).static_order())}
+            ranks = {tuple(node.output): order[place] for place, node in enumerate(graph.node)}
+            graph.node.sort(key=lambda node: ranks[tuple(node.output)])
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in inner_graphs(attribute):
+                sort_nodes(inner)
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    """The names that a node and the graphs inside it read."""
+    inner = (graph for attribute in node.attribute for graph in inner_graphs(attribute))
+    return {*node.input, *(name for graph in inner for other in graph.node for name in _reads(other))}
 
 
 def refuse_maps(proto: onnx.ModelProto, path: Path) -> None:

@@ -24,6 +24,8 @@ def require_close(plan: Plan, built: Built, knowledge: Knowledge, options: Optio
     calibration = options.calibration
     if calibration is None or not calibration.unasked or knowledge.evaluator is not None or not plan.changed:
         return
+    if built.deviation is not None and built.deviation.is_within_rounding:
+        return
     score = built.held_out
     if score is not None:
         limit, apart = _MOST_DIVERGENCE, score.divergence

@@ -43,6 +43,13 @@ class Deviation:
         return self.inputs.partition(",")[0]
 
     @property
+    def is_within_rounding(self) -> bool:
+        """True where truncation moved the outputs no further than rounding may move them."""
+        if self.truncation is None or self.whole is None or self.not_run:
+            return False
+        return self.truncation.relative_l2 <= self.whole.bound
+
+    @property
     def unreached(self) -> tuple[str, ...]:
         """The changed layers that did not run where the outputs were compared: on the images of `seen`, or `inputs`."""
         images = {layer.name for layer in self.layers if self.seen is not None and CALIBRATION in layer.inputs}

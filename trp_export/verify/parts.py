@@ -139,6 +139,34 @@ class _Search:
         pairs += [(value, other) for value, other in self.moved.items() if value.graph is wanted]
         for value, other in pairs:
             self.shared[value], self._backwards[other] = other, value
+        self._pair_twins(wanted)
+
+    def _pair_twins(self, wanted: ir.Graph) -> None:
+        """Of several nodes that compute the same, a simplifier keeps one: its values stand for those of the others."""
+        alike: dict[tuple[object, ...], list[ir.Node]] = {}
+        first: dict[ir.Value, ir.Value] = {}  # Of the values that are computed alike.
+        for node in wanted:
+            reads = tuple(
+                first.get(value, value) for value in node.inputs if value is not None and find_constant(value) is None
+            )
+            known = alike.setdefault((node.op_type, node.domain, len(node.inputs), reads), [])
+            twin = next((other for other in known if self._may_be_merged(node, other)), None) if reads else None
+            if twin is None:
+                known.append(node)
+                continue
+            for value, other in zip(node.outputs, twin.outputs, strict=False):
+                first[value] = other
+                if value in self.shared or other in self.shared:
+                    kept = self.shared.get(value) or self.shared[other]
+                    self.shared.setdefault(value, kept)
+                    self.shared.setdefault(other, kept)
+
+    def _may_be_merged(self, node: ir.Node, twin: ir.Node) -> bool:
+        """True where one of two nodes that read the same values is gone, and their constants are equal."""
+        if all(value in self.shared for value in (*node.outputs, *twin.outputs)) or not _same_attributes(node, twin):
+            return False
+        constants = [(a, b) for a, b in zip(node.inputs, twin.inputs, strict=True) if find_constant(a) is not None]
+        return not _has_bodies(node) and all(a is b or _equal_constants(a, b) for a, b in constants)
 
     def _outputs(self, wanted: ir.Graph, got: ir.Graph) -> dict[ir.Value, ir.Value]:
         """Outputs go by their position: two outputs that were swapped are two parts that differ."""

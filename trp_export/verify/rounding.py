@@ -45,6 +45,8 @@ _WEIGHTED = {*_LAYERS, "BatchNormalization", "LSTM", "GRU", "RNN"}
 _UNITS = {np.dtype(np.float16): 2.0**-11, np.dtype(np.float32): 2.0**-24, np.dtype(np.float64): 2.0**-53}
 # Products below the smallest normal number are rounded to zero.
 _TINY = 1e-37
+# The square of what is smaller lies below the smallest normal number of float32: sizes are not known more exactly.
+_LEAST_SIZE = 2.0**-63
 _NUDGED = (ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE)
 # For a product of two values whose sizes are not in the file.
 _UNKNOWN_TERMS = 1024
@@ -82,7 +84,8 @@ def run_with_bounds(part: ir.Model, feeds: Mapping[str, Array], exact: Weights =
     terms = sum(_terms(node, values) for node in model.graph)
     stored = sum(node.op_type in _ARITHMETIC for node in model.graph)
     unit = np.hypot(_UNITS[output.dtype] * np.sqrt(terms), coarse * np.sqrt(stored))
-    return Rounded(output, LAMBDA * unit * _sizes(model, fed, values, name) + _TINY, terms)
+    sizes = _sizes(model, fed, values, name) + _LEAST_SIZE * np.sqrt(terms)
+    return Rounded(output, LAMBDA * unit * sizes + _TINY, terms)
 
 
 def is_linear(model: ir.Model) -> bool:
