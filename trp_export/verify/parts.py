@@ -165,8 +165,10 @@ class _Search:
         """True where one of two nodes that read the same values is gone, and their constants are equal."""
         if all(value in self.shared for value in (*node.outputs, *twin.outputs)) or not _same_attributes(node, twin):
             return False
-        constants = [(a, b) for a, b in zip(node.inputs, twin.inputs, strict=True) if find_constant(a) is not None]
-        return not _has_bodies(node) and all(a is b or _equal_constants(a, b) for a, b in constants)
+        return not _has_bodies(node) and all(
+            a is b or (a is not None and b is not None and (find_constant(a) is None or _equal_constants(a, b)))
+            for a, b in zip(node.inputs, twin.inputs, strict=True)
+        )
 
     def _outputs(self, wanted: ir.Graph, got: ir.Graph) -> dict[ir.Value, ir.Value]:
         """Outputs go by their position: two outputs that were swapped are two parts that differ."""
