@@ -22,7 +22,7 @@ from trp_export.inputs.samples import Batch
 from trp_export.metrics.classes import are_classes
 from trp_export.metrics.recognise import is_embedding
 from trp_export.metrics.score import Score
-from trp_export.precision.fp16 import to_fp16
+from trp_export.precision.fp16 import require_opens, to_fp16
 from trp_export.precision.int8 import shown_and_held_out, to_int8
 from trp_export.precision.rounding import ROUNDED
 from trp_export.runtime.partial import Tap
@@ -114,6 +114,8 @@ def convert(
     try:
         made, how = _in(precision, model, batches, progress)
         save_model(made, file)
+        if precision == "fp16":
+            require_opens(file)
         _forget_types(made)
         judges = held_out or (shown_and_held_out(batches)[1] if batches else ())
         parity = _compare(model, made, judges) if judges else None

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 
 from trp_export.errors import UnsupportedError, first_line
 from trp_export.graph.half_weights import is_rounding
+from trp_export.system.processes import ending_with_us
 
 # The converter's smallest number.
 _SMALLEST = 5.96e-8
+# The names that the converter gives its casts. A file that it made has them already.
+_CASTS = re.compile(r"^graph_(input|output)_cast_?\d+$|_cast_to_fp(16|32)(_node)?$")
+_OPEN = "import sys, onnxruntime; onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
+_TIMEOUT_S = 300
 
 
 def to_fp16(model: ir.Model) -> ir.Model:
     """A copy of the model in fp16, made by onnxruntime's converter.
 
-    Raises UnsupportedError where that fails, or where a weight is not the float16 number next to what it was.
+    Inner values that have the names of the converter's casts are renamed in `model`. Raises UnsupportedError where the
+    conversion fails, or where a weight is not the float16 number next to what it was.
     """
+    _free_names(model)
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     try:
@@ -25,8 +37,43 @@ def to_fp16(model: ir.Model) -> ir.Model:
         raise UnsupportedError(f"this model cannot be converted to fp16: {first_line(error)}") from error
     made = ir.serde.deserialize_model(half)
     made.graph.sort()  # The converter puts its casts at the end.
+    _require_values(made)
     _require_rounded(model, made)
     return made
+
+
+def require_opens(file: Path) -> None:
+    """Open a model as others will, in a process of its own: onnxruntime's optimisations of fp16 crash on some graphs.
+
+    Raises UnsupportedError where that process dies.
+    """
+    argv = ending_with_us([sys.executable, "-P", "-c", _OPEN, str(file)])
+    try:
+        done = subprocess.run(argv, capture_output=True, timeout=_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise UnsupportedError(f"onnxruntime does not open this model within {_TIMEOUT_S} s") from error
+    if done.returncode < 0:
+        raise UnsupportedError(f"onnxruntime crashes when it opens this model (signal {-done.returncode})")
+
+
+def _free_names(model: ir.Model) -> None:
+    taken = {value.name for node in model.graph.all_nodes() for value in node.outputs}
+    for node in model.graph.all_nodes():
+        if _CASTS.search(node.name or ""):
+            node.name = f"{node.name}.before"
+        for value in node.outputs:
+            if _CASTS.search(value.name or "") and not value.is_graph_output():
+                while value.name in taken:
+                    value.name = f"{value.name}.before"
+                taken.add(value.name)
+
+
+def _require_values(made: ir.Model) -> None:
+    """The converter loses values that it renames where the graphs inside a node read them."""
+    for node in made.graph.all_nodes():
+        for value in node.inputs:
+            if value is not None and not (value.producer() or value.is_initializer() or value.is_graph_input()):
+                raise UnsupportedError(f"onnxruntime's converter to fp16 loses the value {value.name}")
 
 
 def _require_rounded(model: ir.Model, made: ir.Model) -> None:

@@ -1,0 +1,46 @@
+"""What onnxruntime's converter to fp16, and onnxruntime itself, get wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import pytest
+from models import build, save
+
+import trp_export.precision.fp16 as fp16
+from trp_export.errors import UnsupportedError
+from trp_export.precision.fp16 import require_opens, to_fp16
+
+NET = """<ir_version: 8, opset_import: ["" : 17]> net (float[1, 3, 8, 8] x) => (float[1, 4, 8, 8] y)
+<float[4, 3, 3, 3] w__weight> { a = Conv <pads = [1, 1, 1, 1]> (x, w__weight)  y = Relu (a) }"""
+
+
+def test_a_file_that_the_converter_made_is_converted_again(tmp_path: Path) -> None:
+    once = to_fp16(ir.serde.deserialize_model(build(NET)))
+    names = {value.name for node in once.graph for value in node.outputs}
+    twice = to_fp16(once)
+    onnx.checker.check_model(ir.serde.serialize_model(twice), full_check=True)
+    file = tmp_path / "half.onnx"
+    ir.save(twice, file)
+    require_opens(file)
+    assert "graph_input_cast_0" in names
+
+
+def test_a_value_that_the_converter_loses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(model: onnx.ModelProto, **_: object) -> onnx.ModelProto:
+        model.graph.node[1].input[0] = "lost"
+        return model
+
+    monkeypatch.setattr("onnxruntime.transformers.float16.convert_float_to_float16", lose)
+    with pytest.raises(UnsupportedError, match="loses the value lost"):
+        to_fp16(ir.serde.deserialize_model(build(NET)))
+
+
+def test_a_model_on_which_onnxruntime_crashes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = save(build(NET), tmp_path / "model.onnx")
+    require_opens(file)
+    monkeypatch.setattr(fp16, "_OPEN", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    with pytest.raises(UnsupportedError, match=r"crashes when it opens this model \(signal 11\)"):
+        require_opens(file)
