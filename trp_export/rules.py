@@ -70,7 +70,9 @@ class Energy(RankRule):
         return f"energy {self.share:g}"
 
     def rank(self, curve: Curve) -> int:
-        return int((curve.energy >= self.share - _ENERGY_SLACK).argmax()) + 1
+        reaches = curve.energy >= self.share - _ENERGY_SLACK
+        reaches[-1] = True  # Energy that is measured on images can stay below 1 at the full rank.
+        return int(reaches.argmax()) + 1
 
 
 @dataclass(frozen=True, slots=True)

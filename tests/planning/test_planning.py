@@ -49,6 +49,13 @@ def test_energy_takes_the_smallest_rank_that_keeps_enough(seed: int, share: floa
         assert rank == 1 or curve.energy[rank - 2] < share
 
 
+@given(st.integers(0, 99), st.floats(1e-11, 1e-2))
+def test_energy_keeps_the_full_rank_where_no_rank_keeps_enough(seed: int, missing: float) -> None:
+    for curve in layer(seed=seed).curves:
+        measured = replace(curve, energy=curve.energy * (1 - missing))
+        assert Energy(1).rank(measured) == curve.full_rank
+
+
 @given(st.integers(0, 99), st.floats(0.01, 1.0))
 def test_threshold_drops_what_is_below_a_share_of_the_largest(seed: int, share: float) -> None:
     (curve,) = layer(seed=seed, choice="channel").curves
