@@ -12,10 +12,12 @@ import pytest
 from models import build, save
 from onnx import TensorProto, helper, numpy_helper
 
+from trp_export import Benchmark, Options, Rank, compress
 from trp_export.errors import LoadError, UnsupportedError
+from trp_export.graph.prepare import prepare
 from trp_export.load import load
 from trp_export.load.onnx_file import load_onnx
-from trp_export.options import LoadOptions
+from trp_export.options import Calibration, LoadOptions
 
 NET = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y) <float[4, 4, 3, 3] w> { y = Conv <pads = [1, 1, 1, 1]> (x, w) }"""
@@ -266,3 +268,28 @@ def test_folders_and_devices_are_refused_at_once(tmp_path: Path) -> None:
     ):
         with pytest.raises(LoadError, match=message):
             load(tmp_path / name, LoadOptions())
+
+
+def test_texts_in_a_model_stay(tmp_path: Path) -> None:
+    """Networks that name their classes hold texts, which no file of weights can."""
+    model = build(NET)
+    labels = [f"a class with a long name, number {number}".encode() for number in range(300)]
+    model.graph.initializer.append(helper.make_tensor("labels", TensorProto.STRING, [300], labels))
+    model.graph.node.append(helper.make_node("Gather", ["labels", "which"], ["label"]))
+    model.graph.input.append(helper.make_tensor_value_info("which", TensorProto.INT64, [1]))
+    model.graph.output.append(helper.make_tensor_value_info("label", TensorProto.STRING, [1]))
+    output = tmp_path / "small.onnx"
+    compress(
+        save(model, tmp_path / "model.onnx"),
+        Options(Rank(2), calibration=Calibration("none"), benchmark=Benchmark(run=False), output=output),
+    )
+    kept = {tensor.name: tensor for tensor in onnx.load(output).graph.initializer}
+    assert list(kept["labels"].string_data) == labels
+
+
+def test_texts_in_place_of_weights_are_a_load_error(tmp_path: Path) -> None:
+    model = build(NET)
+    del model.graph.initializer[:]
+    model.graph.initializer.append(helper.make_tensor("w", TensorProto.STRING, [4, 4, 3, 3], [b"x"] * 144))
+    with pytest.raises(LoadError, match="texts in place of weights"):
+        prepare(load(save(model, tmp_path / "model.onnx"), LoadOptions()).model)

@@ -35,6 +35,7 @@ def save_model(model: ir.Model, path: Path, apart: bool = False) -> None:
     try:
         if apart or sum(sizes) > _INLINE_BYTES:
             data = f"{path.name}.data"
+            _keep_texts_inside(model)
             ir.save(model, path, external_data=data, size_threshold_bytes=_MOST_INSIDE_BYTES)
             least = sum(size for size in sizes if size > _MOST_INSIDE_BYTES)
             if least:
@@ -43,6 +44,21 @@ def save_model(model: ir.Model, path: Path, apart: bool = False) -> None:
             write_model(model, path)
     except OSError as error:
         raise OutputError(f"{path.name} cannot be written: {error.strerror or error}.") from error
+
+
+class _Texts(ir.StringTensor):
+    """Counts as empty, since onnx_ir would try to write texts to the file of weights."""
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+
+def _keep_texts_inside(model: ir.Model) -> None:
+    for value in (value for graph in model.graphs() for value in graph.initializers.values()):
+        tensor = value.const_value
+        if isinstance(tensor, ir.StringTensor) and not isinstance(tensor, _Texts):
+            value.const_value = _Texts(tensor.string_data(), shape=tensor.shape, name=tensor.name)
 
 
 def size_bytes(path: Path) -> int:

@@ -106,9 +106,16 @@ def name_values(model: ir.Model) -> None:
 
 
 def require_finite_weights(model: ir.Model) -> None:
-    """Raises LoadError for NaN, and for infinity in a weight; as a bound of Clip or in a mask infinity is sound."""
+    """Raises LoadError for texts in place of weights, for NaN, and for infinity in a weight.
+
+    As a bound of Clip or in a mask infinity is sound.
+    """
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
+        if tensor is not None and tensor.dtype == ir.DataType.STRING:
+            if any(node.op_type in _LAYERS for node, _ in find_readers(value)):
+                raise LoadError(f"{name.removesuffix('.weight')} has texts in place of weights ({name}).")
+            continue
         if tensor is None or not tensor.dtype.is_floating_point():
             continue
         array = tensor.numpy()

@@ -31,8 +31,8 @@ def make_skeleton(model: ir.Model) -> Skeleton:
     defaults: dict[str, ir.TensorProtocol] = {}
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
-        if tensor is None:
-            continue
+        if tensor is None or (tensor.dtype == ir.DataType.STRING and not value.is_graph_input()):
+            continue  # Texts are always in the model itself.
         if value.is_graph_input():
             defaults[name] = tensor
         elif tensor.nbytes <= _LARGE_BYTES or value.is_graph_output():

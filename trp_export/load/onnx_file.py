@@ -17,6 +17,7 @@ from trp_export.options import LoadOptions
 
 LEAST_OPSET = 7
 _MOST_AXES = 32
+_LARGE_BYTES = 1 << 16
 
 
 def load_onnx(path: Path, options: LoadOptions) -> Source:
@@ -36,6 +37,7 @@ def load_onnx(path: Path, options: LoadOptions) -> Source:
         model = ir.serde.deserialize_model(proto)
         for graph in (model.graph, *(function.graph for function in model.functions.values())):
             ir.external_data.set_base_dir(graph, base)
+        _take_out_of_proto(model)
     except Exception as error:  # onnx_ir has many ways to say that a file contradicts itself.
         raise LoadError(f"{path} is not a sound ONNX file: {first_line(error)}") from error
     size = sum(file.stat().st_size for file in {path, *files.values()})
@@ -61,6 +63,26 @@ def _strip_tensors(proto: onnx.ModelProto) -> None:
     for tensor in tensors(proto):
         tensor.ClearField("doc_string")
         tensor.ClearField("metadata_props")
+
+
+def _take_out_of_proto(model: ir.Model) -> None:
+    """Copy every tensor, so that the message can go: it hands out another copy of a weight whenever one is read."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = _own(value.const_value)
+        for node in graph:
+            for name, attribute in list(node.attributes.items()):
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    node.attributes[name] = ir.AttrTensor(name, _own(attribute.as_tensor()))
+
+
+def _own(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    if not isinstance(tensor, ir.serde.TensorProtoTensor):
+        return tensor
+    if tensor.nbytes < _LARGE_BYTES or tensor.dtype.bitwidth < 8:
+        return ir.serde.deserialize_tensor(ir.serde.serialize_tensor(tensor))
+    return ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
 
 
 def _check_size(tensor: onnx.TensorProto, size_bytes: int, path: Path) -> None:

@@ -105,7 +105,7 @@ def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
             _copy(light.graph, field.name, value)
     declared = {value.name for value in light.graph.input}
     for tensor in proto.graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL and tensor.ByteSize() <= _SMALL_BYTES:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL and _is_small(tensor):
             light.graph.initializer.append(tensor)
         elif tensor.name not in declared:
             light.graph.input.append(
@@ -118,6 +118,11 @@ def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
             tensor.ClearField("dims")
             tensor.dims.append(0)
     return light
+
+
+def _is_small(tensor: onnx.TensorProto) -> bool:
+    """By its shape first: protobuf copies a message to say how many bytes it takes."""
+    return prod(tensor.dims) <= _SMALL_BYTES and bool(tensor.ByteSize() <= _SMALL_BYTES)
 
 
 def check_model(proto: onnx.ModelProto, path: Path) -> None:
