@@ -115,11 +115,12 @@ def rows(runs: Path, network: str) -> list[dict[str, Any]]:
     found = []
     for name, timed in read(runs / f"{network}.json")["latency"].items():
         document = read((runs / name).with_suffix(".json"))
-        score = document["deviation"]["score"]
+        score, macs = document["deviation"]["score"], document["before"]["macs"] / document["after"]["macs"]
         found.append(
             {
                 "name": name.removeprefix(f"{network}-").removesuffix(".onnx"),
-                "macs": document["before"]["macs"] / document["after"]["macs"],
+                "macs": macs,
+                "label": f"{macs:.2f}x",
                 "before": score["before"],
                 "after": score["after"],
                 "error": score["error"],
@@ -146,7 +147,7 @@ def draw(found: Mapping[str, list[dict[str, Any]]], path: Path, images: str) -> 
         )  # fmt: skip
         for row in others:
             axis.annotate(
-                f"{row['macs']:.2f}x", (row["ms"], 100 * row["after"]), (5, -9), textcoords="offset points", fontsize=7
+                row["label"], (row["ms"], 100 * row["after"]), (5, -9), textcoords="offset points", fontsize=7
             )
     axis.set_xlabel("latency in ms, one thread, one image; labels: times fewer MACs")
     axis.set_ylabel(f"top-1 in percent, {images}")

@@ -3,7 +3,8 @@
     python tools/wide_results.py train      # dense, then the factors: about 80 minutes on one core
     python tools/wide_results.py export     # the ONNX files, and their accuracy
     python tools/wide_results.py time       # their latency, side by side, on a quiet machine
-    python tools/wide_results.py write      # table and picture
+    python tools/wide_results.py time --device arm      # instructions on an emulated ARM processor
+    python tools/wide_results.py write      # tables, picture, and the trained factors in models_zoo/weights
 
 Networks and figures are in runs/wide. Interrupt it at any time: the same command continues. The test images are read
 once for each file, after the last epoch. 2,500 training images are held out from the first epoch on.
@@ -18,10 +19,12 @@ from typing import Any
 import click
 import data
 import numpy as np
+import torch
 from common import IMAGENET, accuracy, draw_images, put_into_page
 from frontier import draw
 from reproduce_trp import read_results, run
 
+from models_zoo.registry import WEIGHTS
 from trp_export.bench import compare, median, ratio
 from trp_export.inputs.images import load_images
 
@@ -32,6 +35,8 @@ SGD = ("--schedule", "cosine", "--nesterov", "--weight-decay", "5e-4", "--ema", 
 CALIBRATION, SEED = 1024, 0
 CUTS = ("dense", "label-free", "trained")
 PRECISIONS = ("fp32", "int8")
+DEVICES = ("local", "arm")
+SHIPPED = WEIGHTS / f"vgg8-factors-{RATIO}x.pt"
 # Of trp-export; the trained network brings its factors along.
 OPTIONS = {
     "dense": ("--skip", "*", "--energy", "1"),
@@ -92,57 +97,73 @@ def export(runs: Path) -> None:
 
 @main.command()
 @click.option("--budget", default=90.0, show_default=True, help="Seconds of the comparison.")
+@click.option("--device", type=click.Choice(DEVICES), default="local", show_default=True)
 @click.pass_obj
-def time(runs: Path, budget: float) -> None:
-    """Time all files in one comparison."""
+def time(runs: Path, budget: float, device: str) -> None:
+    """Time all files in one comparison, or count their instructions on an emulated ARM processor."""
     names = [f"{cut}-{precision}" for precision in PRECISIONS for cut in CUTS]
-    comparison = compare([runs / f"{name}.onnx" for name in names], budget_s=budget, shapes={"x": (1, 3, 32, 32)})
-    by_name = dict(zip(names, comparison.measurements, strict=True))
+    files = [runs / f"{name}.onnx" for name in names]
+    comparison = compare(files, device=device, budget_s=budget)
+    measurements = dict(zip(names, comparison.measurements, strict=True))
     environment = comparison.environment
-    found = {
+    costs = {
         name: {
-            "ms": median(measured) / 1e6,
-            "over fp32": str(ratio(by_name["dense-fp32"], measured)),
-            "over int8": str(ratio(by_name["dense-int8"], measured)),
+            "millions": median(measured) / 1e6,  # Nanoseconds, or instructions.
+            "over fp32": str(ratio(measurements["dense-fp32"], measured)),
+            "over int8": str(ratio(measurements["dense-int8"], measured)),
         }
-        for name, measured in by_name.items()
+        for name, measured in measurements.items()
     }
     machine = f"{environment.cpu}, {environment.threads} thread, onnxruntime {environment.onnxruntime}"
-    _write(runs / "latency.json", {"machine": machine, "latency": found})
-    print(json.dumps(found, indent=1))
+    _write(runs / f"costs-{device}.json", {"machine": machine, "costs": costs})
+    print(json.dumps(costs, indent=1))
 
 
 @main.command()
 @click.pass_obj
 def write(runs: Path) -> None:
-    """Write table and picture into docs."""
-    results, timed = read_results(runs / "results.json"), read_results(runs / "latency.json")
-    put_into_page(DOCS / "results" / "wide.md", "rows", table(results, timed))
-    draw(curves(results, timed["latency"]), DOCS / "assets" / "wide.svg", "test images")
+    """Write tables and picture into docs, and the trained factors into models_zoo/weights."""
+    results = read_results(runs / "results.json")
+    timed = {device: costs for device in DEVICES if (costs := read_results(runs / f"costs-{device}.json"))}
+    page = DOCS / "results" / "wide.md"
+    put_into_page(page, "accuracy", accuracy_table(results))
+    put_into_page(page, "costs", "\n\n".join(cost_table(device, costs) for device, costs in timed.items()))
+    draw(curves(results, timed["local"]["costs"]), DOCS / "assets" / "wide.svg", "test images")
+    torch.save(torch.load(runs / "trained" / "model.pt", weights_only=True) | {"licence": "MIT"}, SHIPPED)
 
 
-def table(results: dict[str, Any], timed: dict[str, Any]) -> str:
-    """All rows as Markdown, with the machine they were timed on."""
+def accuracy_table(results: dict[str, Any]) -> str:
+    """Size and accuracy of all files as Markdown."""
     lines = [
-        "| network | precision | MACs | bytes | accuracy, % | latency, ms | over dense fp32 | over dense int8 |",
-        "|---|---|---|---|---|---|---|---|",
+        "| network | MACs | bytes, fp32 | bytes, int8 | accuracy, fp32 | accuracy, int8 |",
+        "|---|---|---|---|---|---|",
     ]
+    for cut in CUTS:
+        plain, small = (results[f"{cut}-{precision}"] for precision in PRECISIONS)
+        sizes = f"{plain['macs']:.2f}x | {plain['bytes']:,} | {small['bytes']:,}"
+        lines.append(f"| {NAMES[cut]} | {sizes} | {plain['accuracy']:.2f} % | {small['accuracy']:.2f} % |")
+    return "\n".join(lines)
+
+
+def cost_table(device: str, timed: dict[str, Any]) -> str:
+    """Latency or instructions of all files as Markdown, with the machine."""
+    unit = "ms" if device == "local" else "1e6 instructions"
+    lines = [f"| network | precision | {unit} | over dense fp32 | over dense int8 |", "|---|---|---|---|---|"]
     for precision in PRECISIONS:
         for cut in CUTS:
-            result, latency = results[name := f"{cut}-{precision}"], timed["latency"][name]
-            size = f"{result['macs']:.2f}x | {result['bytes']:,}"
-            speed = f"{latency['ms']:.3f} | {latency['over fp32']} | {latency['over int8']}"
-            lines.append(f"| {NAMES[cut]} | {precision} | {size} | {result['accuracy']:.2f} | {speed} |")
-    return "\n".join([*lines, "", f"{timed['machine']}. n = {results['dense-fp32']['images']:,} test images."])
+            cost = timed["costs"][f"{cut}-{precision}"]
+            cells = f"{cost['millions']:.3f} | {cost['over fp32']} | {cost['over int8']}"
+            lines.append(f"| {NAMES[cut]} | {precision} | {cells} |")
+    return "\n".join([*lines, "", f"{timed['machine']}."])
 
 
-def curves(results: dict[str, Any], latency: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def curves(results: dict[str, Any], costs: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The rows of each precision as the picture takes them: dense first."""
     return {
         precision: [
             {
-                "macs": results[f"{cut}-{precision}"]["macs"],
-                "ms": latency[f"{cut}-{precision}"]["ms"],
+                "label": f"{RATIO}x, {cut}",
+                "ms": costs[f"{cut}-{precision}"]["millions"],
                 "after": (share := results[f"{cut}-{precision}"]["accuracy"] / 100),
                 "error": (share * (1 - share) / results[f"{cut}-{precision}"]["images"]) ** 0.5,
             }

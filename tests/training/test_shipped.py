@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models_zoo.cifar_resnet import CifarResNet
+from models_zoo import find_architecture
 from training.checkpoint import load_network
 from training.data.images import load_labelled_images
 from training.data.in_memory import ValidationInMemory
@@ -16,14 +16,14 @@ from training.data.normalisation import Normalisation
 from training.layers import find_layers, total_macs
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted((ROOT / "models_zoo" / "weights").glob("resnet20-trp-*.pt"))
+SHIPPED = sorted((ROOT / "models_zoo" / "weights").glob("*-[0-9]*x.pt"))
 DATA = ROOT.parent / "shared" / "data" / "cifar10"
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_the_ratio_is_that_of_the_name(path: Path) -> None:
     network = load_network(path, None, ())
-    dense = total_macs(find_layers(CifarResNet(20), network.input_shape))
+    dense = total_macs(find_layers(find_architecture(network.arch).build(None), network.input_shape))
     promised = float(re.findall(r"-([\d.]+)x$", path.stem)[0])
     assert dense / total_macs(find_layers(network.module, network.input_shape)) >= promised
     assert path.with_suffix(".md").exists()
