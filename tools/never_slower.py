@@ -28,7 +28,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "never-slower.
 ROWS = Path(__file__).resolve().parents[1] / "runs" / "never_slower.jsonl"
 MODELS = ROWS.parent / "never_slower_models"
 CLEAN_UP = "clean-up"
-BUDGET_S = 15.0
+BUDGET_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,7 @@ def main(ratios: tuple[float, ...], tune: str | None, images: str, only: str, *,
         put_into_page(PAGE, "without", _table([row for row in rows if row["images"] != "real"]))
 
 
-def _arguments(network: Network, ratio: float, tune: str | None, images: str) -> list[str]:
+def arguments(network: Network, ratio: float, tune: str | None, images: str) -> list[str]:
     """The command without data folder and output."""
     calib = f"{{data}}/{network.calib} --calib-count {network.count}" if images == "real" else images
     words = f"trp-export {{models}}/{network.model} --macs {ratio:g} --calib {calib} {network.prepare}"
@@ -101,7 +101,7 @@ def _arguments(network: Network, ratio: float, tune: str | None, images: str) ->
 
 def _export(network: Network, ratio: float, tune: str | None, images: str) -> dict[str, Any]:
     shared = Path(os.environ["TRP_DATA"])
-    command = _arguments(network, ratio, tune, images)
+    command = arguments(network, ratio, tune, images)
     folders = {"models": shared / "models" / "real", "data": shared / "data" / "real"}
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "small.onnx"
