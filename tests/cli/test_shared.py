@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import click
+import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -254,6 +255,19 @@ def test_an_internal_error_shows_no_traceback(capsys: pytest.CaptureFixture[str]
     written = capsys.readouterr().err
     assert written.startswith("error: internal error, please report it (ZeroDivisionError: division by zero).\n")
     assert "Traceback" not in written
+
+
+def test_weights_that_are_moved_during_the_work_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "outside").write_bytes(bytes(4))
+    (tmp_path / "model" / "w").symlink_to("../outside")
+
+    def read() -> None:
+        folder = tmp_path / "model"
+        ir.ExternalTensor("w", 0, 4, ir.DataType.FLOAT, shape=ir.Shape([1]), name="w", base_dir=folder).numpy()
+
+    assert run_briefly(click.Command("read", callback=read)) == 3
+    assert "a file of weights changed during the work: External data path" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("asked_for", ["bash_complete", "nonsense", "\x1b[2J"])

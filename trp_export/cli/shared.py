@@ -19,6 +19,7 @@ import click
 
 from trp_export.errors import (
     INTERRUPTED,
+    LoadError,
     OptionError,
     OutputError,
     StoppedEarly,
@@ -32,6 +33,9 @@ from trp_export.system.torch_cache import private_torch_cache
 
 # What writing to a stream raises: a full disk, or a device that failed.
 _CANNOT_PRINT = (errno.ENOSPC, errno.EIO)
+
+# What onnx_ir raises where a file of weights that was checked before leads elsewhere when it is read.
+_DATA_MOVED = ("External data path", "External data location")
 
 
 def run(command: click.Command, arguments: Sequence[str] | None = None, *, interrupted: str, memory: str) -> int:
@@ -69,6 +73,8 @@ def _fail_unforeseen(error: Exception, memory: str) -> int:
         return _fail(f"what the command prints cannot be written: {error.strerror}.", OutputError.exit_code)
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return _fail(f"{error.filename} cannot be a file: {error.strerror}.", OptionError.exit_code)
+    if isinstance(error, ValueError) and str(error).startswith(_DATA_MOVED):
+        return _fail(f"a file of weights changed during the work: {first_line(error)}", LoadError.exit_code)
     if is_out_of_memory(error):
         return _fail(f"out of memory. {memory}", TrpError.exit_code)
     if os.environ.get("TRP_TRACEBACK"):
