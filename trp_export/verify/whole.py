@@ -115,7 +115,7 @@ class _PointSearch:
             rounded = any(one.op_type in _LAYERS for one in (node, *inner)) or not self.rounded.isdisjoint(reads)
             if rounded:
                 self.rounded.update(node.outputs)
-            # A single condition lies as good as never so close to its limit that rounding takes the other branch.
+            # A condition is hardly ever so close to its limit that rounding takes the other branch.
             flowing = set(reads) - {node.inputs[0]} if node.op_type == "If" else reads
             if rounded and (any(map(_has_steps, (node, *inner))) or not self.stepped.isdisjoint(flowing)):
                 self.stepped.update(node.outputs)
