@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,7 @@ def trained_by_two(data: Path, output: Path, method: list[str]) -> TrainedNetwor
     environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}", "OMP_NUM_THREADS": "1"}
     environment["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
     for _ in range(2):
+        shutil.rmtree(output, ignore_errors=True)
         done = subprocess.run(start, env=environment, capture_output=True, text=True, check=False, timeout=240)
         # torch now and then aborts while gloo's threads end.
         if "terminate called without an active exception" not in done.stderr:
