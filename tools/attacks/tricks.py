@@ -479,6 +479,8 @@ while time.monotonic() < end and os.path.isdir(os.path.dirname(place)) and not o
             time.sleep(0.001)
 """
 
+_FLIPPING: list[subprocess.Popen[bytes]] = []
+
 
 def _races(kit: Kit) -> Iterator[tuple[str, Callable[[Path], Call]]]:
     for turn in range(6):
@@ -489,7 +491,12 @@ def _races(kit: Kit) -> Iterator[tuple[str, Callable[[Path], Call]]]:
 
 
 def _flip(place: Path, *targets: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", FLIP, str(place), *targets])
+    """Exchange a file until the attempt ends; that of an attempt before, whose outcome nobody checked, is stopped."""
+    for process in _FLIPPING:
+        process.kill()
+        process.wait()
+    _FLIPPING[:] = [subprocess.Popen([sys.executable, "-c", FLIP, str(place), *targets])]
+    return _FLIPPING[0]
 
 
 def _ends(flipping: subprocess.Popen[bytes], check: Callable[[Ended], str | None], ended: Ended) -> str | None:
