@@ -51,6 +51,10 @@ class Core:
     max_khz: int
 
 
+# The block of a machine that says nothing of it: the rows of a matrix product.
+ROWS_AT_ONCE = 4
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """A device before anything runs on it, as its `probe` describes it.
@@ -70,7 +74,7 @@ class Machine:
     providers: tuple[str, ...]
     build: str = ""
     features: str = ""
-    block: int = 4
+    block: int = ROWS_AT_ONCE
 
 
 def choose_cores(machine: Machine, threads: int, wanted: Sequence[int] | None) -> tuple[int, ...]:

@@ -12,9 +12,9 @@ from trp_export.bench.devices.base import Start
 from trp_export.bench.environment import choose_cores
 from trp_export.bench.models import BenchModel, read_cases
 from trp_export.bench.profile import Profile, profile_and_time
+from trp_export.bench.runners.python_runner import CPU
 from trp_export.latency.table import Conditions
 
-PROVIDER = "CPUExecutionProvider"
 # Kinds whose runner is onnxruntime's Python package: it has a profiler.
 _PROFILED = ("local", "ssh")
 _PROFILE_NS = 0.7e9
@@ -69,7 +69,7 @@ class DeviceUnderTest:
             logical_cores=machine.logical_cores,
             cores=choose_cores(machine, self.threads, None),
             threads=self.threads,
-            provider=PROVIDER,
+            provider=CPU,
             onnxruntime=machine.onnxruntime,
             unit="ms" if unit == "ns" else f"million {unit}",
             precision=self.precision,
@@ -82,9 +82,7 @@ class DeviceUnderTest:
         (case,) = self._cases([file])
         with open_device(self.specification, self.settings) as opened:
             opened.stage([case])
-            start = Start(
-                self.threads, choose_cores(opened.probe(), self.threads, None), PROVIDER, self.settings.timeout_s
-            )
+            start = Start(self.threads, choose_cores(opened.probe(), self.threads, None), CPU, self.settings.timeout_s)
             return profile_and_time(opened, 0, case, start, _PROFILE_NS)
 
     def compare(self, files: Sequence[Path]) -> Comparison:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from trp_export.bench.devices.base import Ready, Start, Turn
-from trp_export.bench.environment import Core, Machine
+from trp_export.bench.environment import ROWS_AT_ONCE, Core, Machine
 from trp_export.bench.runners import python_runner
 from trp_export.errors import DeviceError
 from trp_export.system.json_fields import Fields, parse_json
@@ -148,7 +148,7 @@ def read_machine(reply: Mapping[str, Any], what: str) -> Machine:
         providers=fields.texts("providers", _MOST_CORES),
         build=fields.text("build") if "build" in reply else "",
         features=fields.text("features") if "features" in reply else "",
-        block=max(1, fields.whole("block", _LARGEST_BLOCK)) if "block" in reply else 4,
+        block=max(1, fields.whole("block", _LARGEST_BLOCK)) if "block" in reply else ROWS_AT_ONCE,
     )
 
 

@@ -33,7 +33,7 @@ from trp_export.bench.devices.replies import (
     read_turn,
 )
 from trp_export.bench.devices.staging import copy_local, write_inputs
-from trp_export.bench.environment import Machine
+from trp_export.bench.environment import ROWS_AT_ONCE, Machine
 from trp_export.bench.models import BenchModel
 from trp_export.errors import DeviceError
 from trp_export.system.processes import ending_with_us
@@ -135,7 +135,9 @@ class WebDevice:
         version = done.output.decode(errors="replace").strip().split(" built on")[0]
         machine = LocalDevice(self._folder).probe()
         engine = f"Node {version}" if self._in_node else version
-        return replace(machine, system=f"{machine.system}, {engine}", can_pin=False, onnxruntime="web", block=4)
+        return replace(
+            machine, system=f"{machine.system}, {engine}", can_pin=False, onnxruntime="web", block=ROWS_AT_ONCE
+        )
 
     def stage(self, cases: Sequence[BenchModel]) -> None:
         """See base.Device."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from trp_export.graph.exact.replacement import replace_node
 from trp_export.graph.weights import DEFAULT_DOMAINS, find_constant
 
 # By how much two constants that an exporter rounded may differ, as a share.
@@ -99,20 +100,11 @@ def _divides_by(node: ir.Node, height: float) -> bool:
 
 
 def _rewrite(one: _Written) -> None:
-    graph = one.clip.graph
-    if graph is None:
-        raise ValueError(f"{one.clip.name} is not in a graph")
-    last = one.divide.outputs[0]
-    name, shape, kind = last.name, last.shape, last.type
     attributes = {"alpha": 1 / one.height, "beta": one.shift / one.height}
     sigmoid = ir.node("HardSigmoid", [one.x], attributes, name=f"{one.clip.name}.hard_sigmoid")
     nodes = [sigmoid]
     if one.multiply is not None:
-        sigmoid.outputs[0].name = f"{name}.hard_sigmoid"
+        sigmoid.outputs[0].name = f"{one.divide.outputs[0].name}.hard_sigmoid"
         sigmoid.outputs[0].shape, sigmoid.outputs[0].type = one.x.shape, one.x.type
         nodes.append(ir.node("Mul", [one.x, sigmoid.outputs[0]], name=f"{one.clip.name}.hard_swish"))
-    made = nodes[-1].outputs[0]
-    last.name = f"{name}.written_out"
-    made.name, made.shape, made.type = name, shape, kind
-    graph.insert_after(one.divide, nodes)
-    last.replace_all_uses_with(made, replace_graph_outputs=True)
+    replace_node(one.divide, nodes)

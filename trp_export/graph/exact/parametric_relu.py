@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trp_export.graph.exact.replacement import replace_node
 from trp_export.graph.weights import DEFAULT_DOMAINS, find_constant
 
 Slopes = NDArray[np.float32]
@@ -26,9 +27,8 @@ def write_leaky_relus(model: ir.Model) -> int:
     """Rewrite those of one slope, in place. Returns their number."""
     found = [(node, slopes) for node, slopes in _parametric_relus(model) if slopes.size == 1]
     for node, slopes in found:
-        (x, _), (y,) = node.inputs, node.outputs
-        leaky = ir.node("LeakyRelu", [x], {"alpha": float(slopes.reshape(()))}, name=node.name)
-        _replace(node, [leaky], leaky.outputs[0], y)
+        alpha = {"alpha": float(slopes.reshape(()))}
+        replace_node(node, [ir.node("LeakyRelu", node.inputs[:1], alpha, name=node.name)])
     return len(found)
 
 
@@ -94,16 +94,4 @@ def _write_as_convs(node: ir.Node, slopes: Slopes) -> None:
     negative = named(ir.node("Relu", mirrored.outputs, name=f"{base}.negative"), "negative")
     scaled = depthwise(negative.outputs[0], -slopes, "scaled")
     total = ir.node("Add", [positive.outputs[0], scaled.outputs[0]], name=node.name)
-    _replace(node, [positive, mirrored, negative, scaled, total], total.outputs[0], y)
-
-
-def _replace(node: ir.Node, made: list[ir.Node], value: ir.Value, old: ir.Value) -> None:
-    """Put nodes in the place of one; `value` takes the name and the readers of `old`."""
-    graph = node.graph
-    if graph is None:
-        raise ValueError(f"{node.name} is not in a graph")
-    value.name, value.shape, value.type = old.name, old.shape, old.type
-    old.name = f"{value.name}.written_out"
-    graph.insert_after(node, made)
-    old.replace_all_uses_with(value, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+    replace_node(node, [positive, mirrored, negative, scaled, total])
