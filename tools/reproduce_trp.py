@@ -18,24 +18,30 @@ from typing import Any
 
 import click
 import data
-from common import IMAGENET, accuracy
+import numpy as np
+from common import IMAGENET, accuracy, draw_images
 
 from trp_export.inputs.images import load_images
 
 # The paper's method from pretrained weights: lambda 3e-4 at m = 1 becomes 6e-3 on projection steps at m = 20.
 NUCLEAR, PERIOD = "6e-3", "20"
 PAPER = ("--epochs", "8", "--lr", "0.01", "--schedule", "cosine", "--weight-decay", "1e-4")
-OURS = ("--lr", "0.05", "--schedule", "cosine", "--nesterov", "--weight-decay", "5e-4", "--ramp", "cosine")
+SGD = ("--lr", "0.05", "--schedule", "cosine", "--nesterov", "--weight-decay", "5e-4")
+OURS = (*SGD, "--ramp", "cosine")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the table: options of trp-train, or of trp-export alone where nothing is trained."""
+    """A line of the table: options of trp-train, or of trp-export alone where nothing is trained.
+
+    With `plan`, options of trp-export, the ranks come from an export of the pretrained network.
+    """
 
     name: str
     train: tuple[str, ...] = ()
     export: tuple[str, ...] = ()
-    teacher: bool = False
+    teacher: str = ""
+    plan: tuple[str, ...] = ()
 
 
 def _paper(name: str, scheme: str, ratio: str, *more: str) -> Row:
@@ -44,7 +50,14 @@ def _paper(name: str, scheme: str, ratio: str, *more: str) -> Row:
 
 def _ours(name: str, scheme: str, ratio: str, epochs: str, factors: str) -> Row:
     options = ("--scheme", scheme, "--macs", ratio, "--period", PERIOD, "--nuclear", NUCLEAR, *OURS)
-    return Row(name, (*options, "--epochs", epochs, "--factors", factors), teacher=True)
+    return Row(name, (*options, "--epochs", epochs, "--factors", factors), teacher="resnet20")
+
+
+def _long(ratio: str, epochs: str) -> Row:
+    """Factors with ranks in blocks of 4 channels, as ARM processors compute, trained from the first step."""
+    options = ("--factors", "all", "--epochs", epochs, *SGD, "--ema", "0.998", "--label-smoothing", "0.1")
+    plan = ("--scheme", "spatial", "--macs", ratio, "--align", "4", "--keep-slow-pairs")
+    return Row(f"spatial-{ratio}x-{epochs}-epochs", options, teacher="resnet32", plan=plan)
 
 
 ROWS = (
@@ -54,6 +67,7 @@ ROWS = (
     _ours("spatial-2.84x", "spatial", "2.84", "24", "15"),
     _ours("channel-2.17x", "channel", "2.17", "20", "12"),
     _ours("spatial-3.6x", "spatial", "3.6", "24", "15"),
+    _long("2.84", "100"),
     _paper("nuclear-only-spatial-2.84x", "spatial", "2.84", "--nuclear", NUCLEAR, "--no-project"),
     _paper("trp1-channel-2.17x", "channel", "2.17"),
     _paper("trp1-nu-channel-2.17x", "channel", "2.17", "--nuclear", NUCLEAR),
@@ -132,13 +146,28 @@ def _trained(row: Row, images: Path, weights: Path, validation: int, folder: Pat
     if (folder / "last.pt").exists():
         run("training.cli", "--resume", "-o", str(folder))
     else:
-        teacher = ("--teacher", str(weights)) if row.teacher else ()
+        teacher = ("--teacher", str(data.network(row.teacher)), "--teacher-arch", row.teacher) if row.teacher else ()
+        plan = (
+            ("--plan", str(_planned(row, images, weights, folder.with_name(f"{folder.name}-plan")))) if row.plan else ()
+        )
         run(
             "training.cli",
-            *("--arch", "resnet20", "--data", f"npz:{images}", "--init", str(weights), *teacher),
+            *("--arch", "resnet20", "--data", f"npz:{images}", "--init", str(weights), *teacher, *plan),
             *("--validation", str(validation), "--keep", "last", "--amp", "-o", str(folder), *row.train),
         )
     return folder / "model.pt"
+
+
+def _planned(row: Row, images: Path, weights: Path, folder: Path) -> Path:
+    """The report of an export by the row's plan options, with 1,024 training images drawn by seed 0."""
+    report, calibration = folder / "resnet20.json", folder / "images.npz"
+    if not report.exists():
+        folder.mkdir(exist_ok=True)
+        np.savez(calibration, images=draw_images(images, 1_024, seed=0))
+        inputs = ("--calib", str(calibration), "--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
+        options = ("--arch", "resnet20", *inputs, "--no-bench", "--quiet", *row.plan)
+        run("trp_export.cli.export", str(weights), *options, "-o", str(folder / "resnet20.onnx"))
+    return report
 
 
 def _speed_up(latency: dict[str, Any] | None) -> str | None:
