@@ -75,6 +75,24 @@ def fastestdet() -> list[np.ndarray]:
     return [made.astype(np.float32)]
 
 
+def nanodet(apart: bool) -> list[np.ndarray]:
+    """All in one output, or scores and distances of each level apart, in any order; cells reach over the border."""
+    counts = [-(-SIZE[0] // stride) * -(-SIZE[1] // stride) for stride in (8, 16, 32, 64)]
+    levels = [(np.zeros((1, count, CLASSES)), np.full((1, count, 4, 8), -50.0)) for count in counts]
+    stride, middle = 16, 0.5 if apart else 0.0
+    for corners, score, number in zip(CORNERS, SCORES, NUMBERS, strict=True):
+        column, row = np.rint((corners[:2] + corners[2:]) / 2 / stride - middle).astype(int)
+        at, centre = row * (SIZE[1] // stride) + column, (np.array([column, row]) + middle) * stride
+        levels[1][0][0, at, number] = score
+        for side, distance in enumerate(np.concatenate([centre - corners[:2], corners[2:] - centre]) / stride):
+            low = int(distance)
+            levels[1][1][0, at, side, [low, low + 1]] = np.log([1 - distance + low, max(distance - low, 1e-12)])
+    parts = [(scores.astype(np.float32), sides.reshape(1, -1, 32).astype(np.float32)) for scores, sides in levels]
+    if apart:
+        return [scores for scores, _ in parts] + [sides for _, sides in parts]
+    return [np.concatenate([np.concatenate(level, axis=2) for level in parts], axis=1)]
+
+
 def ssd(background: bool, shares: bool) -> list[np.ndarray]:
     corners = np.tile(np.array([1, 1, 9, 9], dtype=np.float32), (1, 40, 1))
     scores = np.zeros((1, 40, CLASSES + background), dtype=np.float32)
@@ -105,6 +123,8 @@ MAKERS: list[tuple[str, Callable[[], list[np.ndarray]]]] = [
     ("yolov8", yolov8),
     ("yolov8", lambda: yolov8(points=10)),
     ("fastestdet", fastestdet),
+    ("nanodet", lambda: nanodet(apart=True)),
+    ("nanodet", lambda: nanodet(apart=False)),
     ("ssd", lambda: ssd(background=True, shares=True)),
     ("ssd", lambda: ssd(background=False, shares=False)),
     ("nms", six),

@@ -115,6 +115,44 @@ GRAPHS = {
         y = Min (i, c)
         }""",
     ),
+    "grids": (
+        18,
+        """<int64 zero = {0}, int64 one = {1}, int64[4] twice = {1, 2, 1, 1}, float half = {0.5}> {
+        s = Shape (x)
+        width = Gather <axis = 0> (s, three)
+        r = Range (zero, width, one)
+        columns = Cast <to = 1> (r)
+        empty = ConstantOfShape <value = float[1] {2.5}> (s)
+        a = Sum (x, empty, columns)
+        left = Less (columns, half)
+        b = Where (left, a, x)
+        c = Mish (b)
+        d = ReduceL2 <keepdims = 1> (c, axes)
+        e = Reciprocal (d)
+        f = Mul (c, e)
+        g = Tile (f, twice)
+        h = Floor (g)
+        i = Ceil (x)
+        same = Greater (x, half)
+        not = Not (same)
+        odd = Equal (same, not)
+        j = Where (odd, x, i)
+        k = Concat <axis = 1> (h, j)
+        l = Sin (k)
+        y = Cos (l)
+        }""",
+    ),
+    "recurrent": (
+        17,
+        """{
+        s = Reshape (x, steps)
+        t = Transpose <perm = [1, 0, 2]> (s)
+        there, last, cell = LSTM <hidden_size = 5, direction = "bidirectional"> (t, w, r, b)
+        back, end_, cell_ = LSTM <hidden_size = 5, direction = "bidirectional"> (t, w, r, , , last, cell)
+        sum = Add (there, back)
+        y = Transpose <perm = [2, 0, 1, 3]> (sum)
+        }""",
+    ),
     "older": (
         9,
         """{
@@ -127,11 +165,26 @@ GRAPHS = {
     ),
 }
 
+# Weights and sizes that the graphs above name.
+_RANDOM = np.random.default_rng(1)
+CONSTANTS = {
+    "grids": {"three": np.array(3), "axes": np.array([1, 3])},
+    "recurrent": {
+        "steps": np.array([3, 8, 21]),
+        **{
+            key: 0.3 * _RANDOM.standard_normal(shape).astype(np.float32)
+            for key, shape in {"w": (2, 20, 21), "r": (2, 20, 5), "b": (2, 40)}.items()
+        },
+    },
+}
+
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_torch_gives_what_onnxruntime_gives(name: str) -> None:
     opset, body = GRAPHS[name]
     proto = onnx.parser.parse_model(HEAD.replace("{opset}", str(opset)) + body)
+    for key, array in CONSTANTS.get(name, {}).items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, key))
     x = np.random.default_rng(0).standard_normal((3, 4, 6, 7)).astype(np.float32)
     wanted = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
     graph = TorchGraph(prepare(ir.serde.deserialize_model(proto)))

@@ -13,6 +13,7 @@ from trp_export.graph.large_files import read_model
 from trp_export.graph.shapes import Shape, infer_value_shapes
 from trp_export.inputs.image_set import ImageSet
 from trp_export.metrics import label_pictures
+from trp_export.metrics.answers import open_answers
 from trp_export.metrics.classes import Classes, are_classes, are_numbers, labels_of, require_classes
 from trp_export.metrics.detections import open_detections
 from trp_export.metrics.function import open_function
@@ -105,6 +106,10 @@ def _open(name: str, options: Images, images: ImageSet, sample: Sample, model: P
         case "sequences", _, alphabet:
             texts = None if labels is None else texts_of(labels, names)
             return open_sequences(sample, texts, Path(alphabet) if alphabet else None), ()
+        case "outputs", _, _ if labels is None and (answers := open_answers(sample)) is not None:
+            return answers, ()
+        case "outputs", _, _:
+            raise OptionError("--metric outputs takes no labels, and needs outputs of floats for each image.")
     raise OptionError(f"--metric {name} is unknown.")
 
 

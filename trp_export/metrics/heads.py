@@ -21,6 +21,8 @@ Decode = Callable[[Outputs, Size], list[Boxes]]
 
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64), (16, 32), (4, 8, 16, 32))
 _ANCHORS = 3
+# Distances to four sides in 8 bins each.
+_SIDES = 32
 # Offsets within a cell are a few cells at most; coordinates in pixels reach across the image.
 _LARGEST_OFFSET = 16.0
 # Coordinates as shares of the input stay near 1.
@@ -88,6 +90,30 @@ def fastestdet(outputs: Outputs, size: Size) -> list[Boxes]:
     ]
 
 
+def nanodet(outputs: Outputs, size: Size, levels: Sequence[tuple[int, int]]) -> list[Boxes]:
+    """Of each level scores (n, cells, classes) and distances to the four sides (n, cells, 4 * bins), or both in one.
+
+    X. Li et al., "Generalized Focal Loss" (2020): a distance is the mean over bins, in cells. PicoDet, with an output
+    for each, counts from the middle of a cell; NanoDet-Plus, with all in one (n, cells, classes + 32), from its corner.
+    """
+    if levels:
+        scores, sides = (np.concatenate([outputs[level[part]] for level in levels], axis=1) for part in (0, 1))
+    else:
+        scores, sides = outputs[0][..., :-_SIDES], outputs[0][..., -_SIDES:]
+    cells, strides = _grid(size, _STRIDES[1])
+    bins = _shares(sides.reshape(*sides.shape[:2], 4, -1))
+    distances = (bins * np.arange(bins.shape[-1])).sum(axis=-1) * strides
+    centres = (cells + (0.5 if levels else 0.0)) * strides
+    corners = np.concatenate([centres - distances[..., :2], centres + distances[..., 2:]], axis=-1)
+    return [_best_class(own, score) for own, score in zip(corners, scores, strict=True)]
+
+
+def _shares(values: Array) -> NDArray[np.float64]:
+    """Softmax over the last axis."""
+    powers = np.exp(_wide(values) - values.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
 def ssd(outputs: Outputs, size: Size, boxes: int, scores: int, background: bool, shares: bool) -> list[Boxes]:
     """Corners (n, priors, 4) that the network has decoded, and scores (n, priors, classes); class 0 may be none."""
     corners = _in_pixels(outputs[boxes], size, shares)
@@ -149,7 +175,7 @@ def _grid(size: Size, strides: Sequence[int]) -> tuple[Array, Array]:
     """Column and row of every cell (cells, 2), and its stride (cells, 1), from the finest level to the coarsest."""
     cells, steps = [], []
     for stride in strides:
-        height, width = size[0] // stride, size[1] // stride
+        height, width = -(-size[0] // stride), -(-size[1] // stride)
         rows, columns = np.mgrid[:height, :width]
         cells.append(np.stack([columns, rows], axis=-1).reshape(-1, 2))
         steps.append(np.full((height * width, 1), stride))
@@ -159,19 +185,14 @@ def _grid(size: Size, strides: Sequence[int]) -> tuple[Array, Array]:
 def _strides_of(size: Size, count: int, anchors: int) -> tuple[int, ...] | None:
     """The strides of the levels that have so many cells together."""
     for strides in _STRIDES:
-        if anchors * sum((size[0] // stride) * (size[1] // stride) for stride in strides) == count:
+        if anchors * sum(-(-size[0] // stride) * -(-size[1] // stride) for stride in strides) == count:
             return strides
     return None
 
 
 def _find_yolox(sample: Sample, wanted: bool) -> Head | None:
     rows = sample.first
-    if (
-        rows.ndim != 3
-        or len(rows) != sample.count
-        or rows.shape[2] < 6
-        or _strides_of(sample.size, rows.shape[1], 1) is None
-    ):
+    if not _has_rows(sample) or rows.shape[2] < 6 or _strides_of(sample.size, rows.shape[1], 1) is None:
         return None
     offsets = wanted or float(np.nanquantile(np.abs(rows[..., :2]), 0.9)) < _LARGEST_OFFSET
     return Head("yolox", yolox) if offsets else None
@@ -179,7 +200,7 @@ def _find_yolox(sample: Sample, wanted: bool) -> Head | None:
 
 def _find_yolov5(sample: Sample, wanted: bool) -> Head | None:
     rows = sample.first
-    if rows.ndim != 3 or len(rows) != sample.count or rows.shape[2] < 6:
+    if not _has_rows(sample) or rows.shape[2] < 6:
         return None
     known = any(_strides_of(sample.size, rows.shape[1], anchors) for anchors in (1, _ANCHORS))
     return Head("yolov5", yolov5) if wanted or known else None
@@ -187,12 +208,8 @@ def _find_yolov5(sample: Sample, wanted: bool) -> Head | None:
 
 def _find_yolov8(sample: Sample, wanted: bool) -> Head | None:
     rows = sample.first
-    if (
-        rows.ndim != 3
-        or len(rows) != sample.count
-        or rows.shape[1] < 5
-        or not (wanted or _strides_of(sample.size, rows.shape[2], 1))
-    ):
+    known = _has_rows(sample) and rows.shape[1] > 4 and (wanted or _strides_of(sample.size, rows.shape[2], 1))
+    if not known:
         return None
     scores = rows[:, 4:]
     are_shares = np.atleast_1d(((scores >= 0) & (scores <= 1)).all(axis=(0, 2)))
@@ -207,6 +224,35 @@ def _find_fastestdet(sample: Sample, wanted: bool) -> Head | None:
         return None
     shares = bool(((maps[:, 0] >= 0) & (maps[:, 0] <= 1)).all()) and np.allclose(maps[:, 5:].sum(axis=1), 1, atol=1e-2)
     return Head("fastestdet", fastestdet) if shares or wanted else None
+
+
+def _find_nanodet(sample: Sample, wanted: bool) -> Head | None:
+    """Scores are shares, and distances are not."""
+    if any(output.ndim != 3 or len(output) != sample.count or output.dtype.kind != "f" for output in sample.outputs):
+        return None
+    rows = sample.first
+    if len(sample.outputs) == 1:
+        parts, known = [(rows[..., :-_SIDES], rows[..., -_SIDES:])], rows.shape[2] > _SIDES
+        levels: tuple[tuple[int, int], ...] = ()
+    else:
+        sides = {output.shape[1]: index for index, output in enumerate(sample.outputs) if output.shape[2] == _SIDES}
+        scores = {output.shape[1]: index for index, output in enumerate(sample.outputs) if index not in sides.values()}
+        known = sides.keys() == scores.keys() and len(sample.outputs) == 2 * len(sides)
+        levels = tuple((scores[cells], sides[cells]) for cells in sorted(sides, reverse=True)) if known else ()
+        parts = [(sample.outputs[score], sample.outputs[side]) for score, side in levels]
+    known = known and sum(part[0].shape[1] for part in parts) == len(_grid(sample.size, _STRIDES[1])[0])
+    proven = known and all(_within(score) and not _within(side) for score, side in parts)
+    return Head("nanodet", partial(nanodet, levels=levels)) if proven else None
+
+
+def _has_rows(sample: Sample) -> bool:
+    rows = sample.first
+    return rows.ndim == 3 and len(rows) == sample.count and rows.dtype.kind == "f"
+
+
+def _within(values: Array) -> bool:
+    """True where all values lie in 0..1."""
+    return bool(((values >= 0) & (values <= 1)).all())
 
 
 def _find_ssd(sample: Sample, wanted: bool) -> Head | None:
@@ -272,6 +318,7 @@ def _are_shares(corners: Array) -> bool:
 _FINDERS: dict[str, Callable[[Sample, bool], Head | None]] = {
     "nms": _find_nms,
     "ssd": _find_ssd,
+    "nanodet": _find_nanodet,
     "yolox": _find_yolox,
     "fastestdet": _find_fastestdet,
     "yolov5": _find_yolov5,

@@ -6,8 +6,8 @@ from pathlib import PurePath
 from typing import Final
 
 AUTO: Final = "auto"
-METRICS: Final = ("top1", "top5", "map", "miou", "psnr", "ssim", "pairs", "sequences")
-HEADS: Final = ("yolov5", "yolov8", "yolox", "fastestdet", "ssd", "nms")
+METRICS: Final = ("top1", "top5", "map", "miou", "psnr", "ssim", "pairs", "sequences", "outputs")
+HEADS: Final = ("yolov5", "yolov8", "yolox", "fastestdet", "nanodet", "ssd", "nms")
 
 
 def read_metric(text: str) -> str:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
+from trp_export.metrics.answers import open_answers
 from trp_export.metrics.classes import are_classes, are_numbers
 from trp_export.metrics.heads import find_head
-from trp_export.metrics.sample import Array, Sample
+from trp_export.metrics.sample import Array, Sample, Span
+from trp_export.metrics.sequences import open_sequences
 
 # Descriptors have a power of two of values from here on; few networks tell so many classes apart.
 _LEAST_EMBEDDING = 64
 _UNIT = 1e-3
+# Networks that read answer most steps with a blank or the class of the step before.
+_LONGEST_TEXT = 0.7
 
 
 def kind_of(sample: Sample) -> str | None:
@@ -23,7 +27,8 @@ def kind_of(sample: Sample) -> str | None:
     if classes:
         known = bool(sample.classes) or are_numbers(sample.first)
         return "pairs" if not known and is_embedding(sample.first) else "top1"
-    return _kind_of_map(sample) or ("sequences" if _are_steps(sample) else None)
+    fits = _kind_of_map(sample) or ("sequences" if _are_steps(sample) else None)
+    return fits or ("outputs" if open_answers(sample) is not None else None)
 
 
 def is_embedding(rows: Array) -> bool:
@@ -59,8 +64,15 @@ def _kind_of_map(sample: Sample) -> str | None:
 
 
 def _are_steps(sample: Sample) -> bool:
+    """True for scores that CTC decodes to far fewer classes than there are steps."""
     output = sample.first
-    return output.ndim == 3 and output.dtype.kind == "f" and sample.count in output.shape[:2]
+    if len(sample.outputs) > 1 or output.ndim != 3 or output.dtype.kind != "f":
+        return False
+    if sample.count not in output.shape[:2]:
+        return False
+    texts = open_sequences(sample, None, None).predict(sample.outputs, Span(0, sample.size))
+    steps = output.shape[0] * output.shape[1]
+    return bool(sum(map(len, texts)) <= _LONGEST_TEXT * steps)
 
 
 def _are_chosen_steps(sample: Sample) -> bool:

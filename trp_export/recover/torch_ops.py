@@ -346,6 +346,32 @@ def _instance_norm(node: ir.Node, given: Inputs) -> Tensor:
     return functional.instance_norm(x, weight=scale, bias=bias, eps=node.attributes.get_float("epsilon", 1e-5))
 
 
+def _constant_of_shape(node: ir.Node, given: Inputs) -> Tensor:
+    value = node.attributes.get_tensor("value", None)
+    fill = torch.zeros(1) if value is None else torch.from_numpy(np.array(value.numpy()))
+    return fill.reshape(()).expand(_ints(given[0])).clone()
+
+
+def _lstm(node: ir.Node, given: Inputs) -> Sequence[Tensor]:
+    """Y (steps, directions, n, hidden), and the last hidden and cell states. Gates are input, output, forget, cell."""
+    x, weights, recurrent, bias, lengths, hidden, cell, peepholes = (*given, *[None] * 8)[:8]
+    plain = {"direction", "hidden_size"} >= {name for name in node.attributes if node.attributes[name].value}
+    if not plain or lengths is not None or peepholes is not None:
+        raise UnsupportedError(f"this form of LSTM ({node.name}) cannot be run in torch.")
+    directions, size = recurrent.shape[0], recurrent.shape[2]
+    if node.attributes.get_string("direction", "forward") == "reverse":
+        raise UnsupportedError(f"a backward LSTM ({node.name}) cannot be run in torch.")
+    order = torch.cat([torch.arange(gate * size, (gate + 1) * size) for gate in (0, 2, 3, 1)])
+    biases = torch.zeros(directions, 8 * size) if bias is None else bias
+    parameters = []
+    for way in range(directions):
+        matrices = [weights[way][order], recurrent[way][order]]
+        parameters += [*matrices, *(part[order] for part in biases[way].split(4 * size))]
+    start = [torch.zeros(directions, x.shape[1], size) if state is None else state for state in (hidden, cell)]
+    y, *last = torch.lstm(x, start, parameters, True, 1, 0.0, False, directions == 2, False)
+    return [y.reshape(*y.shape[:2], directions, size).transpose(1, 2), *last]
+
+
 RULES: dict[str, Callable[[ir.Node, Inputs], Any]] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
@@ -371,6 +397,18 @@ RULES: dict[str, Callable[[ir.Node, Inputs], Any]] = {
     "Sub": _elementwise(torch.sub),
     "Mul": _elementwise(torch.mul),
     "Div": _elementwise(torch.div),
+    "Sum": _variadic(torch.add),
+    "Equal": _elementwise(torch.eq),
+    "Greater": _elementwise(torch.gt),
+    "Less": _elementwise(torch.lt),
+    "Not": _elementwise(torch.logical_not),
+    "Where": _elementwise(torch.where),
+    "Floor": _elementwise(torch.floor),
+    "Ceil": _elementwise(torch.ceil),
+    "Reciprocal": _elementwise(torch.reciprocal),
+    "Mish": _elementwise(functional.mish),
+    "Sin": _elementwise(torch.sin),
+    "Cos": _elementwise(torch.cos),
     "Pow": _elementwise(torch.pow),
     "Sqrt": _elementwise(torch.sqrt),
     "Exp": _elementwise(torch.exp),
@@ -386,6 +424,7 @@ RULES: dict[str, Callable[[ir.Node, Inputs], Any]] = {
     "GlobalMaxPool": lambda _, given: given[0].amax(dim=list(range(2, given[0].ndim)), keepdim=True),
     "ReduceMean": _reduce(torch.mean),
     "ReduceSum": _reduce(torch.sum),
+    "ReduceL2": _reduce(torch.linalg.vector_norm),
     "ReduceMax": _reduce(torch.amax),
     "ReduceMin": _reduce(torch.amin),
     "Flatten": _flatten,
@@ -403,6 +442,10 @@ RULES: dict[str, Callable[[ir.Node, Inputs], Any]] = {
     "Pad": _pad,
     "Gather": _gather,
     "Shape": _shape,
+    "ConstantOfShape": _constant_of_shape,
+    "Range": lambda _, given: torch.arange(*(value.item() for value in given), dtype=given[0].dtype),
+    "Tile": lambda _, given: given[0].repeat(_ints(given[1])),
+    "LSTM": _lstm,
     "Cast": _cast,
     "Expand": lambda _, given: given[0] * torch.ones(_ints(given[1]), dtype=given[0].dtype),
     "Identity": lambda _, given: given[0],
