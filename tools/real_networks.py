@@ -1,12 +1,13 @@
 """Export trained networks of several kinds with images, and measure each result on images that nothing was fitted to.
 
-    TRP_DATA=SHARED python tools/real_networks.py --ratio 1.25 --ratio 1.5      # the commands, one after the other
-    TRP_DATA=SHARED python tools/real_networks.py --tune 5min --only yolox      # with tuning
-    TRP_DATA=SHARED python tools/real_networks.py --ratio 1.25 --images synthetic
+    TRP_DATA=SHARED python tools/real_networks.py --macs 1.25 --macs 1.5        # the commands, one after the other
+    TRP_DATA=SHARED python tools/real_networks.py --macs 1.25 --tune 5min --only yolox
+    TRP_DATA=SHARED python tools/real_networks.py --speedup 1.3 --only waifu2x
+    TRP_DATA=SHARED python tools/real_networks.py --macs 1.25 --images synthetic
     python tools/real_networks.py --write                                       # and put the table into the page
 
-SHARED holds `models/real` and `data/real`, listed in `tools/data.py`. Every row is one `trp-export` command. Rows are
-kept in a file, so that a second call does just what is missing.
+SHARED holds `models/real` and `data/real`, listed in `tools/data.py`. Every row is one `trp-export` command with its
+benchmark, so the machine must be quiet. Rows are kept in a file, so that a second call does just what is missing.
 """
 
 from __future__ import annotations
@@ -70,38 +71,42 @@ NETWORKS = (
 
 
 @click.command(help=(__doc__ or "").split("\n", maxsplit=1)[0])
-@click.option("--ratio", "ratios", type=float, multiple=True, help="Times fewer multiply-adds; repeatable.")
+@click.option("--macs", type=float, multiple=True, help="Times fewer multiply-adds; repeatable.")
+@click.option("--speedup", type=float, multiple=True, help="Times as fast; repeatable.")
 @click.option("--tune", help="As for trp-export, such as 5min.")
 @click.option("--images", type=click.Choice(IMAGES), default="real", show_default=True, help="What --calib gets.")
 @click.option("--only", default="", help="Networks whose name contains this.")
 @click.option("--write", is_flag=True, help="Put all rows into the page.")
-def main(ratios: tuple[float, ...], tune: str | None, images: str, only: str, *, write: bool) -> None:
+def main(
+    macs: tuple[float, ...], speedup: tuple[float, ...], tune: str | None, images: str, only: str, *, write: bool
+) -> None:
     ROWS.parent.mkdir(exist_ok=True)
+    rules = [f"--{name} {ratio:g}" for name, ratios in (("macs", macs), ("speedup", speedup)) for ratio in ratios]
     rows = read(ROWS)
     for network in NETWORKS:
         if only.lower() not in network.name.lower():
             continue
-        for ratio in ratios:
-            wanted = {"network": network.name, "ratio": ratio, "tune": tune, "images": images}
-            if not any(wanted.items() <= ({"images": "real"} | row).items() for row in rows):
-                append(ROWS, _export(network, ratio, tune, images) | wanted)
+        for rule in rules:
+            wanted = {"network": network.name, "rule": rule, "tune": tune, "images": images}
+            if not any(wanted.items() <= row.items() for row in rows):
+                append(ROWS, _export(network, rule, tune, images) | wanted)
     if write:
-        rows = [{"images": "real"} | row for row in read(ROWS)]
+        rows = read(ROWS)
         put_into_page(PAGE, "table", _table([row for row in rows if row["images"] == "real"]))
         put_into_page(PAGE, "without", _table([row for row in rows if row["images"] != "real"]))
 
 
-def arguments(network: Network, ratio: float, tune: str | None, images: str) -> list[str]:
+def arguments(network: Network, rule: str, tune: str | None, images: str) -> list[str]:
     """The command without data folder and output."""
     calib = f"{{data}}/{network.calib} --calib-count {network.count}" if images == "real" else images
-    words = f"trp-export {{models}}/{network.model} --macs {ratio:g} --calib {calib} {network.prepare}"
-    words += f" --eval {{data}}/{network.evaluate} --metric {network.metric} --no-bench"
+    words = f"trp-export {{models}}/{network.model} {rule} --calib {calib} {network.prepare}"
+    words += f" --eval {{data}}/{network.evaluate} --metric {network.metric}"
     return [*words.split(), *(("--tune", tune) if tune else ())]
 
 
-def _export(network: Network, ratio: float, tune: str | None, images: str) -> dict[str, Any]:
+def _export(network: Network, rule: str, tune: str | None, images: str) -> dict[str, Any]:
     shared = Path(os.environ["TRP_DATA"])
-    command = arguments(network, ratio, tune, images)
+    command = arguments(network, rule, tune, images)
     folders = {"models": shared / "models" / "real", "data": shared / "data" / "real"}
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "small.onnx"
@@ -111,17 +116,28 @@ def _export(network: Network, ratio: float, tune: str | None, images: str) -> di
         if not output.exists():
             return row | {"error": done.stderr.strip().splitlines()[-1:]}
         report = json.loads(output.with_suffix(".json").read_text())
-    score = report["deviation"]["score"]
-    return row | {"score": score, "notes": [n for n in report["notes"] if "held-out" in n], "code": done.returncode}
+    return row | {
+        "score": report["deviation"]["score"],
+        "macs": report["before"]["macs"] / report["after"]["macs"],
+        "speed": report["latency"]["models"][1]["ratio"],
+        "notes": [note for note in report["notes"] if "held-out" in note],
+        "code": done.returncode,
+    }
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| network | MACs | images | tuned | metric | before | after | held-out divergence |", "|" + "---|" * 8]
-    for row in sorted(rows, key=lambda row: (row["network"], row["ratio"], row["images"], row["tune"] or "")):
-        start = f"| {row['network']} | {row['ratio']:g}x fewer | {row['images']} | {row['tune'] or 'no'} "
+    heads = (
+        "network | rule | images | tuned | MACs | measured | quotient | metric | before | after | held-out divergence"
+    )
+    lines = [f"| {heads} |", "|" + "---|" * (heads.count("|") + 1)]
+    for row in sorted(rows, key=lambda row: (row["network"], row["rule"], row["images"], row["tune"] or "")):
+        start = f"| {row['network']} | `{row['rule']}` | {row['images']} | {row['tune'] or 'no'} "
         if "error" in row:
-            lines.append(f"{start}| {' '.join(row['error'])} | | | |")
+            lines.append(f"{start}| | | | {' '.join(row['error'])} | | | |")
             continue
+        speed = row["speed"]
+        start += f"| {row['macs']:.2f}x | {speed['value']:.2f}x [{speed['low']:.2f}, {speed['high']:.2f}] "
+        start += f"| {speed['value'] / row['macs']:.2f} "
         score, note = row["score"], next(iter(row["notes"]), "")
         points = 100 if score["unit"] == "%" else 1
         error = f" ± {points * score['error']:.2f}" if score.get("error") is not None else ""
