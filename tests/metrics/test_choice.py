@@ -56,6 +56,8 @@ IMAGES = ImageSet("made", np.zeros((2, 3, 32, 48), np.float32), None, Preprocess
         (sample(normal(1, 3, 24, 40)), "psnr"),
         (sample(normal(1, 1, 32, 48)), "miou"),
         (sample(normal(1, 21, 8, 12)), "miou"),
+        (sample(normal(1, 21, 8, 12), normal(1, 21, 4, 6)), "miou"),
+        (sample(normal(1, 1, 8, 12), normal(1, 2, 8, 12)), "outputs"),
         (sample(RNG.integers(0, 9, (1, 32, 48))), "miou"),
         (sample(RNG.integers(0, 9, (1, 1, 32, 48))), "miou"),
         (sample(read_text(40, 1, 37)), "sequences"),

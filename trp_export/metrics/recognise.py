@@ -56,6 +56,9 @@ def _kind_of_map(sample: Sample) -> str | None:
     output = sample.first
     if is_picture(sample):
         return "psnr"
+    channels = {other.shape[3 if sample.channels_last else 1] for other in sample.outputs if other.ndim == 4}
+    if len(channels) > 1:
+        return None  # Maps of unlike kinds, such as scores, offsets and sizes of boxes.
     whole = output.dtype.kind in "iub"
     sides = [side for side in output.shape[1:] if side != 1]
     if output.ndim == 4 and len(output) == sample.count and len(sides) >= 2 and (whole or output.dtype.kind == "f"):
