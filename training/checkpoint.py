@@ -22,7 +22,7 @@ from trp_export.errors import LoadError, OptionError, OutputError
 from trp_export.load.checkpoint import FORMAT, VERSION, parse_checkpoint
 from trp_export.load.state_dict import build_module, fill_module, fit_module, get_architecture
 from trp_export.load.torch_file import read_torch_file
-from trp_export.planning.plan import parse_plan
+from trp_export.planning.saved_plan import parse_plan
 from trp_export.system.files import atomic_write
 
 DENSE, FACTORS = "dense", "factors"
@@ -129,7 +129,7 @@ def write(content: Mapping[str, Any], path: Path) -> None:
 
 def as_pairs(module: nn.Module, plan: object, where: str) -> nn.Module:
     """`module` with untrained pairs in place of the plan's layers. Raises LoadError where they do not fit."""
-    choices = parse_plan(plan, where)
+    choices = parse_plan(plan, where).layers
     try:
         return with_pairs(module, [(choice.name, choice.branches) for choice in choices if choice.branches])
     except (KeyError, TypeError) as error:

@@ -19,8 +19,9 @@ from training.targets import curve
 from trp_export.errors import OptionError
 from trp_export.lowrank.branches import factorise_branches
 from trp_export.planning.curves import Layer, schemes_for
-from trp_export.planning.plan import Change, Choice, Plan, read_plan
+from trp_export.planning.plan import Change, Plan
 from trp_export.planning.rules import plan_by_choices
+from trp_export.planning.saved_plan import Choice, read_plan
 
 
 @torch.no_grad()
@@ -85,7 +86,7 @@ def plan_from_file(path: Path, model: nn.Module, input_shape: Sequence[int]) -> 
 
     Raises LoadError for a file that cannot be read, OptionError where it does not fit or a layer becomes a sum.
     """
-    changed = {choice.name: choice for choice in read_plan(path) if choice.branches}
+    changed = {choice.name: choice for choice in read_plan(path).layers if choice.branches}
     sums = [name for name, choice in changed.items() if len(choice.branches) > 1]
     if sums:
         raise OptionError(

@@ -18,7 +18,7 @@ from training.options import TrainOptions
 from training.run_folder import LAST, read_state, restored_options
 from trp_export.errors import LoadError
 from trp_export.load.state_dict import get_architecture, outline
-from trp_export.planning.plan import parse_plan
+from trp_export.planning.saved_plan import parse_plan
 from trp_export.system.json_fields import Fields
 
 _FORMAT, _VERSION = "trp-run", 4

@@ -28,8 +28,8 @@ from trp_export.lowrank.factor import Float64
 from trp_export.options import Selection
 from trp_export.planning.channels import ChannelDecision
 from trp_export.planning.curves import Curve, Layer, make_curve, schemes_for
-from trp_export.planning.plan import Choice
 from trp_export.planning.rules import require_fits
+from trp_export.planning.saved_plan import Choice
 from trp_export.runtime.measured_shapes import measure_shapes, measure_value_shapes
 from trp_export.runtime.sessions import CannotRunError
 from trp_export.system.progress import Progress

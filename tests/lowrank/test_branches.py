@@ -24,8 +24,9 @@ from trp_export.lowrank.site import Site, Use
 from trp_export.lowrank.space import SHARES, all_schemes, lr_space, second_branches
 from trp_export.planning.budgets import Budget, plan_by_macs
 from trp_export.planning.curves import Layer, make_curve
-from trp_export.planning.plan import Choice, Decision, Plan, parse_plan
+from trp_export.planning.plan import Decision, Plan
 from trp_export.planning.rules import plan_by_choices
+from trp_export.planning.saved_plan import Choice, parse_plan
 from trp_export.planning.second_branch import second_curves, with_curves
 
 USE = Use((8, 8), (8, 8), (1, 1), (1, 1, 1, 1), (1, 1))
@@ -113,11 +114,11 @@ def test_a_plan_with_a_sum_is_of_version_2_and_reads_back() -> None:
     sums = Plan((Decision(SITE, BRANCHES, "by hand"),), "by hand")
     document = json.loads(json.dumps(sums.to_json()))
     assert document["version"] == 2
-    assert parse_plan(document, "x") == (Choice("conv", BRANCHES, "by hand"),)
+    assert parse_plan(document, "x").layers == (Choice("conv", BRANCHES, "by hand"),)
     single = Plan((Decision(SITE, BRANCHES[:1], "by hand"),), "by hand").to_json()
     assert single["version"] == 1
     assert single["layers"][0] == {"name": "conv", "scheme": "spatial-wise", "rank": 3, "reason": "by hand"}
-    assert parse_plan(single, "x")[0].branches == BRANCHES[:1]
+    assert parse_plan(single, "x").layers[0].branches == BRANCHES[:1]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_a_plan_with_a_sum_is_of_version_2_and_reads_back() -> None:
 def test_a_sum_that_cannot_be_read_is_refused(branches: object, message: str | None) -> None:
     document = {"format": "trp-plan", "version": 2, "layers": [{"name": "conv", "branches": branches}]}
     if message is None:
-        (choice,) = parse_plan(document, "x")
+        (choice,) = parse_plan(document, "x").layers
         with pytest.raises(OptionError, match="full rank is 12"):
             plan_by_choices([Layer(SITE, ())], [choice], "x")
     else:

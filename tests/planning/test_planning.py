@@ -20,8 +20,9 @@ from trp_export.lowrank.site import Site, Use
 from trp_export.planning.budgets import Budget, plan_by_macs
 from trp_export.planning.curves import FIXED, Layer, align_rank, make_curve, schemes_for
 from trp_export.planning.knapsack import Menu, allocate
-from trp_export.planning.plan import Choice, Decision, Plan, parse_plan, read_plan
+from trp_export.planning.plan import Decision, Plan
 from trp_export.planning.rules import keep, plan_by_choices, plan_by_rule
+from trp_export.planning.saved_plan import Choice, parse_plan, read_plan
 from trp_export.rules import Energy, Macs, Rank, Threshold
 
 CHANNEL, SPATIAL = SCHEMES["channel-wise"], SCHEMES["spatial-wise"]
@@ -189,9 +190,9 @@ def test_a_model_without_layers_meets_a_budget_only_where_it_costs_nothing() -> 
 def test_a_plan_survives_json() -> None:
     layers = [layer("a"), layer("b", choice="channel"), refused()]
     plan = plan_by_rule(layers, Energy(0.6))
-    choices = parse_plan(json.loads(json.dumps(plan.to_json())), "plan.json")
+    choices = parse_plan(json.loads(json.dumps(plan.to_json())), "plan.json").layers
     assert plan_by_choices(layers, choices, plan.rule) == plan
-    assert parse_plan({"plan": plan.to_json(), "schema": 1}, "report.json") == choices
+    assert parse_plan({"plan": plan.to_json(), "schema": 1}, "report.json").layers == choices
 
 
 @pytest.mark.parametrize(
@@ -272,7 +273,7 @@ def test_changed_lists_the_layers_with_branches() -> None:
 
 def test_a_plan_of_many_layers_is_read_in_linear_time() -> None:
     layers = [{"name": f"layer{index}"} for index in range(100_000)]
-    assert len(parse_plan({"format": "trp-plan", "version": 1, "layers": layers}, "plan.json")) == 100_000
+    assert len(parse_plan({"format": "trp-plan", "version": 1, "layers": layers}, "plan.json").layers) == 100_000
 
 
 @pytest.mark.parametrize("field", ["name", "scheme", "rank"])

@@ -23,7 +23,8 @@ from trp_export.lowrank.schemes import Branch
 from trp_export.network import Network, analyse, measure_layers
 from trp_export.options import LoadOptions, Selection
 from trp_export.planning.curves import FIXED
-from trp_export.planning.plan import Choice, Decision, Plan
+from trp_export.planning.plan import Decision, Plan
+from trp_export.planning.saved_plan import Choice
 from trp_export.rules import Energy, Macs, Params, Rank, Rule, SavedPlan
 from trp_export.steps.knowledge import Knowledge
 from trp_export.steps.slow_pairs import FastPlan, plan_fast

@@ -273,7 +273,7 @@ def _make_plan(path: Path) -> None:
 
 
 def _read_plan(path: Path) -> object:
-    from trp_export.planning.plan import read_plan
+    from trp_export.planning.saved_plan import read_plan
 
     return read_plan(path)
 

@@ -28,7 +28,7 @@ from trp_export.errors import LoadError, OptionError, StoppedEarly, TrpError
 from trp_export.flags import build_value
 from trp_export.load.torch_file import read_torch_file
 from trp_export.lowrank import schemes
-from trp_export.planning.plan import parse_plan
+from trp_export.planning.saved_plan import parse_plan
 
 HERE = Path(__file__).parent
 Command = Callable[..., Any]
@@ -70,7 +70,7 @@ def test_a_run_trains_a_network_of_low_rank(stripes: Path, tmp_path: Path) -> No
     assert network.plan is not None
     assert run.history[-1]["cut_accuracy"] > 0.9
     assert run.history[-1]["macs_ratio"] >= 1.6
-    for choice in parse_plan(network.plan, "plan"):
+    for choice in parse_plan(network.plan, "plan").layers:
         if not choice.branches:
             continue
         (branch,) = choice.branches

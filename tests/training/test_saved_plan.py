@@ -16,7 +16,7 @@ from training.cut import decompose, plan_from_file
 from training.layers import find_layers, total_macs
 from training.loop import TrainingRun
 from trp_export.errors import LoadError, OptionError, TrpError
-from trp_export.planning.plan import parse_plan
+from trp_export.planning.saved_plan import parse_plan
 
 LAYERS: list[dict[str, Any]] = [
     {"name": "stem", "scheme": None, "rank": None},
@@ -46,9 +46,13 @@ def test_the_factors_of_a_plan_are_trained_at_its_ranks(stripes: Path, tmp_path:
     run.train()
     network = load(tmp_path / "run" / "model.pt")
     assert network.kind == FACTORS
-    chosen = {choice.name: choice.branches for choice in parse_plan(network.plan, "the checkpoint") if choice.branches}
+    chosen = {
+        choice.name: choice.branches for choice in parse_plan(network.plan, "the checkpoint").layers if choice.branches
+    }
     wanted = {
-        choice.name: choice.branches for choice in parse_plan(json.loads(plan.read_text()), "") if choice.branches
+        choice.name: choice.branches
+        for choice in parse_plan(json.loads(plan.read_text()), "").layers
+        if choice.branches
     }
     assert chosen == wanted
     assert run.history[-1]["ranks"] == {"conv1": 3, "conv2": 5, "point": 4}

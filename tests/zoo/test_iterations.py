@@ -26,7 +26,8 @@ from trp_export.load import load
 from trp_export.lowrank.branches import factorise_branches
 from trp_export.lowrank.schemes import CHANNEL_WISE, Branch
 from trp_export.options import LoadOptions
-from trp_export.planning.plan import Decision, Plan, parse_plan
+from trp_export.planning.plan import Decision, Plan
+from trp_export.planning.saved_plan import parse_plan
 from trp_export.rules import Energy
 
 NAME = "resnet14x0.25-dignet-t2"
@@ -114,7 +115,7 @@ def test_a_network_that_was_trained_and_cut_runs_at_any_number_of_iterations(tmp
         source = load(tmp_path / "cut.pt", LoadOptions(iterations=iterations))
         model = prepare(source.model)
         located = find_sites(model, {})
-        choices = parse_plan(source.plan, "the plan")
+        choices = parse_plan(source.plan, "the plan").layers
         assert {choice.name for choice in choices} <= {place.site.name for place in located}
         assert any(choice.name.startswith("gates.") for choice in choices) == (iterations > 1)
         (got,) = run(ir.serde.serialize_model(model), {"input": x.numpy()})

@@ -21,7 +21,7 @@ from trp_export.load.source import Source
 from trp_export.load.state_dict import build_module, get_architecture, load_state, require_plain_tensors
 from trp_export.lowrank.factor import Factors, product
 from trp_export.options import LoadOptions
-from trp_export.planning.plan import Choice, parse_plan
+from trp_export.planning.saved_plan import Choice, parse_plan
 
 FORMAT = "trp-checkpoint"
 VERSION = 1
@@ -107,7 +107,7 @@ def load_checkpoint(path: Path, content: Mapping[str, Any], options: LoadOptions
     checkpoint = parse_checkpoint(content, path, options.arch)
     tensors = checkpoint.tensors
     if checkpoint.factored:
-        choices = parse_plan(checkpoint.plan, f"the plan inside {path}")
+        choices = parse_plan(checkpoint.plan, f"the plan inside {path}").layers
         tensors = _multiply_out(tensors, checkpoint.arch, choices, path)
     inputs = options.inputs.or_shape(checkpoint.input_shape)
     source = load_state(path, checkpoint.arch, tensors, replace(options, inputs=inputs))

@@ -9,7 +9,8 @@ from trp_export.errors import OptionError
 from trp_export.lowrank.schemes import Branches
 from trp_export.lowrank.site import Site
 from trp_export.planning.curves import Curve, Layer, align_rank
-from trp_export.planning.plan import Choice, Decision, Plan
+from trp_export.planning.plan import Decision, Plan
+from trp_export.planning.saved_plan import Choice
 
 
 class LayerRule(Protocol):

@@ -16,9 +16,8 @@ from trp_export.metrics.evaluator import Evaluator, open_evaluator
 from trp_export.network import Network, analyse, left_out, measure_layers, normal_form
 from trp_export.options import Options
 from trp_export.planning.budgets import Damage, lost_energy
-from trp_export.planning.channels import ChannelDecision
 from trp_export.planning.curves import Layer
-from trp_export.planning.plan import Choice, parse_channel_groups, parse_plan, read_channels, read_plan
+from trp_export.planning.saved_plan import Choice, Choices, parse_plan, read_plan
 from trp_export.rules import OwnPlan, Rule, SavedPlan
 from trp_export.runtime.batch_size import with_true_batch
 from trp_export.runtime.sessions import CannotRunError, open_session
@@ -117,16 +116,17 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
         inputs = with_true_batch(inputs, source.path)
     samples = open_samples(inputs, source, options)
     fold = options.calibration is not None if fold is None else fold
-    saved = saved_choices(options.effective_rule, source)
+    plan = saved_plan(options.effective_rule, source)
+    saved = plan.layers if plan is not None else ()
     channels = ChannelChoice(
-        saved_channels(options.effective_rule, source), lambda name: left_out(name, options.selection)
+        plan.channels if plan is not None else None, lambda name: left_out(name, options.selection)
     )
     sizes = samples.shapes if samples is not None else None
     by_images = wants_channels(options, channels.saved)
     fold = fold or by_images
     first = None if by_images else channels
     network = analyse(source, work.scratch, inputs, data=sizes, fold=fold, channels=first)
-    network, rewritten = with_timed_rewrites(network, options, work)
+    network, rewritten = with_timed_rewrites(network, plan, options, work)
     layers = measure_layers(network, options.selection, () if by_images else saved, work.progress)
     evaluator, notes = _evaluator(network, inputs, options, work.progress)
     data = None
@@ -194,29 +194,12 @@ def _opens(model: Path) -> bool:
     return True
 
 
-def saved_choices(rule: Rule, source: Source) -> tuple[Choice, ...]:
-    """The choices of a saved plan; without any rule those inside the checkpoint; none under other rules.
-
-    Raises LoadError for a plan that cannot be read.
-    """
+def saved_plan(rule: Rule, source: Source) -> Choices | None:
+    """The saved plan that the rule names; without any rule that inside the checkpoint. Raises LoadError."""
     if isinstance(rule, SavedPlan):
         return read_plan(rule.path)
-    if not isinstance(rule, OwnPlan):
-        return ()
-    if source.plan is not None:
-        return parse_plan(source.plan, f"the plan inside {source.name}")
-    return ()
-
-
-def saved_channels(rule: Rule, source: Source) -> tuple[ChannelDecision, ...] | None:
-    """The channel groups that a saved plan makes thinner; None where there is no plan, and equal channels are sought.
-
-    Raises LoadError for a plan that cannot be read.
-    """
-    if isinstance(rule, SavedPlan):
-        return read_channels(rule.path)
     if isinstance(rule, OwnPlan) and source.plan is not None:
-        return parse_channel_groups(source.plan, f"the plan inside {source.name}")
+        return parse_plan(source.plan, f"the plan inside {source.name}")
     return None
 
 

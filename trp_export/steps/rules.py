@@ -6,8 +6,9 @@ from functools import singledispatch
 
 from trp_export.latency.search import plan_for_speedup
 from trp_export.planning.budgets import Budget, plan_by_macs, plan_by_params
-from trp_export.planning.plan import Choice, Plan
+from trp_export.planning.plan import Plan
 from trp_export.planning.rules import plan_by_choices, plan_by_rule
+from trp_export.planning.saved_plan import Choice
 from trp_export.rules import Macs, OwnPlan, Params, RankRule, Rule, SavedPlan, Speedup
 from trp_export.steps.knowledge import Knowledge
 

@@ -9,7 +9,8 @@ from trp_export.errors import DeviceError, LoadError, UnsupportedError, first_li
 from trp_export.graph.exact import TIMED, timed_rewrites
 from trp_export.network import Network
 from trp_export.options import Options
-from trp_export.planning.plan import Plan, read_rewrites
+from trp_export.planning.plan import Plan
+from trp_export.planning.saved_plan import Choices
 from trp_export.rules import SavedPlan
 from trp_export.system.text import name_some
 from trp_export.workspace import Workspace
@@ -19,14 +20,16 @@ _LEAST_GAIN = 1.03
 _DENSE = Plan((), "dense")
 
 
-def with_timed_rewrites(network: Network, options: Options, work: Workspace) -> tuple[Network, tuple[str, ...]]:
+def with_timed_rewrites(
+    network: Network, saved: Choices | None, options: Options, work: Workspace
+) -> tuple[Network, tuple[str, ...]]:
     """The network with the rewrites that a saved plan names, or that the device runs faster, and notes.
 
     Without a benchmark none is made. Raises LoadError for a plan that names unknown ones.
     """
     rule = options.effective_rule
-    if isinstance(rule, SavedPlan):
-        return replace(network, rewrites=_saved(rule.path)), ()
+    if saved is not None and isinstance(rule, SavedPlan):
+        return replace(network, rewrites=_known(saved.rewrites, rule.path)), ()
     rewrites = timed_rewrites(network.model)
     if not rewrites or not options.is_timed:
         return network, ()
@@ -39,8 +42,7 @@ def with_timed_rewrites(network: Network, options: Options, work: Workspace) -> 
     return replace(network, rewrites=tuple(chosen)), tuple(notes)
 
 
-def _saved(path: Path) -> tuple[str, ...]:
-    rewrites = read_rewrites(path)
+def _known(rewrites: tuple[str, ...], path: Path) -> tuple[str, ...]:
     if unknown := [rewrite for rewrite in rewrites if rewrite not in TIMED]:
         raise LoadError(f"{path}: unknown rewrite {unknown[0][:80]!r}; there are {', '.join(TIMED)}.")
     return rewrites
