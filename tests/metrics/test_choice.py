@@ -47,6 +47,8 @@ IMAGES = ImageSet("made", np.zeros((2, 3, 32, 48), np.float32), None, Preprocess
         (sample(normal(1, 1000, 1, 1)), "top1"),
         (sample(normal(1, 10), normal(1, 10)), "top1"),
         (sample(softmax(normal(1, 128))), "top1"),
+        (sample(normal(1, 10), softmax(normal(1, 10))), "top1"),
+        (sample(normal(1, 4), softmax(normal(1, 2))), "outputs"),
         (sample(normal(1, 128), classes=("a", "b")), "top1"),
         (sample(np.array([7])), "top1"),
         (sample(normal(1, 512)), "pairs"),

@@ -24,6 +24,8 @@ def kind_of(sample: Sample) -> str | None:
     classes = are_classes(sample.first, sample.count)
     if not (classes and len(sample.outputs) == 1) and find_head(sample) is not None:
         return "map"
+    if classes and _has_classes_elsewhere(sample):
+        return "outputs"
     if classes:
         known = bool(sample.classes) or are_numbers(sample.first)
         return "pairs" if not known and is_embedding(sample.first) else "top1"
@@ -36,10 +38,21 @@ def is_embedding(rows: Array) -> bool:
     rows = rows.reshape(len(rows), -1).astype(np.float64)
     if not np.isfinite(rows).all():
         return False
-    probabilities = bool((rows >= 0).all()) and bool(np.allclose(rows.sum(axis=1), 1, atol=_UNIT))
+    probabilities = _are_probabilities(rows)
     unit = bool(np.allclose(np.linalg.norm(rows, axis=1), 1, atol=_UNIT))
     values = rows.shape[1]
     return not probabilities and (unit or (values >= _LEAST_EMBEDDING and values & (values - 1) == 0))
+
+
+def _are_probabilities(rows: Array) -> bool:
+    return bool((rows >= 0).all()) and bool(np.allclose(rows.sum(axis=1), 1, atol=_UNIT))
+
+
+def _has_classes_elsewhere(sample: Sample) -> bool:
+    """True where another output holds the probabilities of classes, and the first holds something else."""
+    first, *others = sample.outputs
+    wide = [other for other in others if other.ndim == 2 and other.shape[1] not in (1, first.size // len(first))]
+    return not _are_probabilities(first.reshape(len(first), -1)) and any(map(_are_probabilities, wide))
 
 
 def is_picture(sample: Sample) -> bool:
