@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,9 +17,10 @@ from models import save
 from onnx import TensorProto, helper, numpy_helper
 
 from trp_export.errors import OutputError
+from trp_export.graph import weights
 from trp_export.graph.large_files import _LARGE_BYTES, read_model, write_model
 from trp_export.graph.model_files import save_model
-from trp_export.graph.weights import large_weights, release
+from trp_export.graph.weights import add_initializer, large_weights, release, set_later
 
 LARGE = _LARGE_BYTES // 4
 TYPES = (np.float32, np.float16, np.float64, np.int64, np.int8, np.bool_)
@@ -124,3 +127,24 @@ def test_a_disk_that_is_full_at_the_end_of_a_weight_is_reported(
     monkeypatch.setattr(ir.Tensor, "tofile", write_all_but_the_last_buffer)
     with pytest.raises(OutputError, match="No space left on device"):
         save_model(model, tmp_path / "m.onnx", apart)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("view", [np.transpose, lambda array: array[:, ::2], lambda array: array])
+def test_weights_in_any_order_in_memory_are_written_without_a_copy(
+    view: Callable[[np.ndarray], np.ndarray], apart: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "_PIECE_BYTES", 1 << 16)
+    base = np.arange(1 << 20, dtype=np.float32).reshape(1 << 10, -1)
+    model = ir.serde.deserialize_model(model_of({"w": np.zeros_like(view(base))}))
+    tracemalloc.start()
+    added = add_initializer(model.graph, "added", view(base), ir.DataType.FLOAT)
+    set_later(model.graph.initializers["w"], lambda: view(base))
+    save_model(model, tmp_path / "m.onnx", apart)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert added.const_value is not None
+    assert np.shares_memory(added.const_value.numpy(), base)
+    assert peak < view(base).nbytes / 2
+    for array in values(onnx.load(tmp_path / "m.onnx")).values():
+        np.testing.assert_array_equal(array, view(base))

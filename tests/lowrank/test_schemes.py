@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trp_export.lowrank import factor
 from trp_export.lowrank.factor import factorise, kept_energy, product, spectrum
 from trp_export.lowrank.schemes import (
     ALL_AXES,
     DECOUPLING,
+    MATRIX,
     SCHEMES,
     Scheme,
     fold,
@@ -143,3 +147,14 @@ def test_energy_distinguishes_ranks_that_differ_by_little() -> None:
     values = np.array([[1.0, 1e-6, 1e-7]])
     energy = kept_energy(values)
     assert energy[0] < energy[1] < energy[2] == 1
+
+
+@pytest.mark.parametrize("shape", [(64, 20_000), (20_000, 64)])
+def test_factors_are_made_without_a_copy_of_them(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factor, "_CHUNK_BYTES", 1 << 18)
+    kernel = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    tracemalloc.start()
+    factors = factorise(kernel, MATRIX, 1, 60)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.3 * (factors.reduce.nbytes + factors.expand.nbytes)

@@ -111,7 +111,7 @@ def _is_apart(tensor: ir.TensorProtocol) -> bool:
 
 
 def _write_tensor(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
-    if isinstance(tensor, ir.ExternalTensor | ir.Tensor):
+    if isinstance(tensor, ir.ExternalTensor | ir.Tensor | ir.LazyTensor):
         file.flush()
         tensor.tofile(file)
     else:

@@ -6,6 +6,7 @@ import mmap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +16,7 @@ from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Array
 
 _LARGE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 26
 _MOST_NUMBERS = 1 << 20
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
@@ -55,6 +57,30 @@ class Constant:
         if tensor is None:
             raise ValueError(f"{self.root.name} has no value")
         return tensor
+
+
+class _Unordered(ir.Tensor[Any]):
+    """A weight whose axes may lie in any order in memory. Writing it puts a piece at a time into order."""
+
+    def tofile(self, file: BinaryIO) -> None:
+        array = self.numpy()
+        for rows in pieces(array):
+            file.write(array[rows].tobytes())
+
+
+def make_tensor(array: Array, dtype: ir.DataType, name: str | None) -> ir.TensorProtocol:
+    """A tensor of an array, which is copied only where its type differs."""
+    array = np.asarray(array, dtype.numpy())
+    kind = ir.tensor if array.flags.c_contiguous else _Unordered
+    return kind(array, dtype=dtype, name=name)
+
+
+def pieces(array: NDArray[Any]) -> list[Any]:
+    """Indices of an array's rows, some megabytes at a time."""
+    if array.nbytes <= _PIECE_BYTES:
+        return [...]
+    rows = max(1, _PIECE_BYTES * len(array) // array.nbytes)
+    return [slice(start, start + rows) for start in range(0, len(array), rows)]
 
 
 def large_weights(model: ir.Model) -> list[ir.TensorProtocol]:
@@ -124,7 +150,7 @@ def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType
     unique, count = name, 1
     while unique in graph.initializers:
         unique, count = f"{name}.{count}", count + 1
-    tensor = ir.tensor(np.asarray(array, dtype.numpy(), order="C"), dtype=dtype, name=unique)
+    tensor = make_tensor(array, dtype, unique)
     value = ir.Value(name=unique, type=ir.TensorType(dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
     return value
@@ -141,7 +167,7 @@ def set_value(value: ir.Value, array: Array) -> None:
         raise ValueError(f"{value.name} has no value")
     dtype = value.const_value.dtype
     value.shape = ir.Shape(array.shape)
-    value.const_value = ir.tensor(np.ascontiguousarray(array, dtype.numpy()), dtype=dtype, name=value.name)
+    value.const_value = make_tensor(array, dtype, value.name)
 
 
 def set_later(value: ir.Value, make: Callable[[], Array]) -> None:
@@ -151,7 +177,7 @@ def set_later(value: ir.Value, make: Callable[[], Array]) -> None:
     dtype, shape = value.const_value.dtype, ir.Shape(value.const_value.shape.numpy())
 
     def evaluate() -> ir.TensorProtocol:
-        return ir.tensor(np.asarray(make(), dtype.numpy(), order="C"), dtype=dtype, name=value.name)
+        return make_tensor(make(), dtype, value.name)
 
     value.const_value = ir.LazyTensor(evaluate, dtype, shape, name=value.name)
 

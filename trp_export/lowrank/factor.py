@@ -78,7 +78,9 @@ def _truncated_svd(matrices: Array, rank: int) -> tuple[Array, Array]:
     """(matrices, rows, columns) -> (matrices, rows, r), (matrices, r, columns)."""
     count, rows, columns = matrices.shape
     dtype = matrices.dtype if min(rows, columns) > _LARGE else np.dtype(np.float64)
-    left, right = np.empty((count, rows, rank), dtype), np.empty((count, rank, columns), dtype)
+    # In memory as the kernels of the pair are, so that `fold_pair` need not copy them.
+    left = np.empty((count, rank, rows), dtype).swapaxes(1, 2)
+    right = np.empty((count, columns, rank), dtype).swapaxes(1, 2)
     for index, matrix in enumerate(matrices):
         wide = rows <= columns
         small, near, far = (matrix, left[index], right[index]) if wide else (matrix.T, right[index].T, left[index].T)

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from trp_export.graph.weights import find_constant, release, set_later
+from trp_export.graph.weights import find_constant, pieces, release, set_later
 from trp_export.lowrank.factor import Float64
 from trp_export.runtime.partial import open_part
 from trp_export.runtime.sessions import Array, open_session, run_session
@@ -51,7 +50,6 @@ _NUDGED = (ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE)
 # For a product of two values whose sizes are not in the file.
 _UNKNOWN_TERMS = 1024
 _IR_VERSION = 8
-_PIECE_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,21 +236,13 @@ def nudge(arrays: Mapping[str, Array]) -> dict[str, Array]:
     for name, array in arrays.items():
         if array.dtype in _UNITS:
             moved[name] = np.empty(array.shape, array.dtype)
-            for rows in _pieces(array):
+            for rows in pieces(array):
                 up = generator.integers(0, 2, array[rows].shape, dtype=np.int8).astype(bool)
                 towards = np.where(up, array.dtype.type(np.inf), array.dtype.type(-np.inf))
                 moved[name][rows] = np.where(array[rows] == 0, array[rows], np.nextafter(array[rows], towards))
         else:
             moved[name] = array
     return moved
-
-
-def _pieces(array: Array) -> list[Any]:
-    """Indices of an array's rows, some megabytes at a time."""
-    if array.nbytes <= _PIECE_BYTES:
-        return [...]
-    rows = max(1, _PIECE_BYTES * len(array) // array.nbytes)
-    return [slice(start, start + rows) for start in range(0, len(array), rows)]
 
 
 def _square(array: Array) -> Array:
