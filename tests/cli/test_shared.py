@@ -247,6 +247,16 @@ def test_a_command_runs_where_streams_are_closed(streams: tuple[int, ...]) -> No
     assert subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True).returncode == 0
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent as POSIX does it")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_while_python_shuts_down_does_not_change_the_exit_code(name: str) -> None:
+    lines = ["import atexit, os, signal, sys", "from trp_export.cli.start import call"]
+    lines.append(f"atexit.register(lambda: os.kill(os.getpid(), signal.{name}))")
+    lines.append("call(lambda: sys.exit(6))")
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True)
+    assert (ended.returncode, ended.stderr) == (6, b"")
+
+
 def test_an_internal_error_shows_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
         raise ZeroDivisionError("division by zero\nmore")

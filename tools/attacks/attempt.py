@@ -295,7 +295,7 @@ def _complaint(call: Call, ended: Ended) -> str | None:
         return beyond
     if ended.code < 0 and ended.code not in (call.codes or ()):
         return f"ended by signal {-ended.code}: {message[-300:]!r}"
-    if "Traceback" in message or "a fault of this program" in message:
+    if ("Traceback" in message and not is_python_alone(ended)) or "a fault of this program" in message:
         return f"exit {ended.code}: {message[-600:]!r}"
     if ended.code not in (call.codes if call.codes is not None else DOCUMENTED):
         return f"exit {ended.code} is not one of {tuple(call.codes or DOCUMENTED)}: {message[-300:]!r}"
@@ -311,6 +311,12 @@ def _complaint(call: Call, ended: Ended) -> str | None:
     if failed and len(message) > _MOST_CHARACTERS:
         return f"exit {ended.code} with {len(message):,} characters"
     return None
+
+
+def is_python_alone(ended: Ended) -> bool:
+    """Whether Ctrl-C ended Python before it had found the first module of the command (docs/exit-codes.md)."""
+    files = re.findall(r'File "([^"]+)"', ended.err)
+    return ended.code == -signal.SIGINT and not any("trp_export" in file or "training" in file for file in files)
 
 
 def _beyond_bounds(ended: Ended) -> str | None:

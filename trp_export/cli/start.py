@@ -1,4 +1,4 @@
-"""Where the commands start. Importing this module makes Ctrl-C end the program with one line and exit code 130.
+"""Where the commands start and end. Importing this module makes Ctrl-C end the program with one line and exit code 130.
 
 It does so before anything slow is imported. `run` in shared.py takes over once there is work that must be undone.
 Only entry points import this module.
@@ -7,6 +7,7 @@ Only entry points import this module.
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 
@@ -33,22 +34,36 @@ def _open_closed_streams() -> None:
 _open_closed_streams()
 
 
+def call(main: Callable[[], object]) -> None:
+    """Call the entry point of a command. What it made is complete when it returns.
+
+    While Python shuts down, it would let any signal end it. Signals are ignored from here on, so that the exit code
+    stays what it is.
+    """
+    from trp_export.system.signals import ignore_ending_signals
+
+    try:
+        main()
+    finally:
+        ignore_ending_signals()
+
+
 def export() -> None:
     """Run trp-export."""
     from trp_export.cli.export import main
 
-    main()
+    call(main)
 
 
 def bench() -> None:
     """Run trp-bench."""
     from trp_export.cli.bench import main
 
-    main()
+    call(main)
 
 
 def bundle() -> None:
     """Run trp-bundle."""
     from trp_export.cli.bundle import main
 
-    main()
+    call(main)

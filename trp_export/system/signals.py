@@ -59,6 +59,12 @@ def held_back() -> Iterator[None]:
             signal.raise_signal(came[0])
 
 
+def ignore_ending_signals() -> None:
+    """Let no signal but SIGKILL end the process from now on."""
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def not_ignored(handler: object) -> bool:
     """Whether a signal with this handler may be handled otherwise: nohup, for one, has SIGHUP ignored."""
     return handler not in (None, signal.SIG_IGN)
