@@ -10,8 +10,6 @@ import os
 import sys
 from importlib import import_module
 
-from trp_export.errors import TrpError
-
 TYPE_CHECKING = False  # As in typing, whose import would delay the moment from which Ctrl-C is handled.
 
 # onnxruntime would queue the names of models, nodes and the interpreter's path for its maker, from its import on.
@@ -21,6 +19,7 @@ if "onnxruntime" in sys.modules:
     sys.modules["onnxruntime"].disable_telemetry_events()
 
 if TYPE_CHECKING:
+    from trp_export.errors import TrpError
     from trp_export.inputs.options import InputOptions
     from trp_export.inputs.preprocessing import Preprocessing
     from trp_export.options import (
@@ -59,6 +58,7 @@ _HOMES = {
     "SavedPlan": _RULES,
     "Speedup": _RULES,
     "Threshold": _RULES,
+    "TrpError": "trp_export.errors",
     "Plan": "trp_export.planning.plan",
     "Preprocessing": "trp_export.inputs.preprocessing",
     "Report": "trp_export.report.document",

@@ -295,7 +295,7 @@ def _complaint(call: Call, ended: Ended) -> str | None:
         return beyond
     if ended.code < 0 and ended.code not in (call.codes or ()):
         return f"ended by signal {-ended.code}: {message[-300:]!r}"
-    if ("Traceback" in message and not is_python_alone(ended)) or "a fault of this program" in message:
+    if ("Traceback" in message and not is_too_early(ended)) or "a fault of this program" in message:
         return f"exit {ended.code}: {message[-600:]!r}"
     if ended.code not in (call.codes if call.codes is not None else DOCUMENTED):
         return f"exit {ended.code} is not one of {tuple(call.codes or DOCUMENTED)}: {message[-300:]!r}"
@@ -313,10 +313,11 @@ def _complaint(call: Call, ended: Ended) -> str | None:
     return None
 
 
-def is_python_alone(ended: Ended) -> bool:
-    """Whether Ctrl-C ended Python before it had found the first module of the command (docs/exit-codes.md)."""
-    files = re.findall(r'File "([^"]+)"', ended.err)
-    return ended.code == -signal.SIGINT and not any("trp_export" in file or "training" in file for file in files)
+def is_too_early(ended: Ended) -> bool:
+    """Whether Ctrl-C ended Python before it had read the first module of the command (docs/exit-codes.md)."""
+    files = re.findall(r'File "([^"<]+)", line \d+, in (\S+)', ended.err)
+    ours = [(Path(file).name, place) for file, place in files if Path(file).suffix == ".py"]
+    return ended.code == -signal.SIGINT and set(ours) <= {("__init__.py", "<module>"), ("start.py", "<module>")}
 
 
 def _beyond_bounds(ended: Ended) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import bundles
 import damage
 import devices
+import images
 import injection
 import interrupts
 import models
@@ -28,6 +29,7 @@ def _of(family: str, make: Maker) -> Maker:
 FAMILIES: Mapping[str, Maker] = {
     "ONNX files": models.attempts,
     **{family: _of(family, damage.attempts) for family in ("damaged files", "documents", "arrays", "saved states")},
+    "images": images.attempts,
     "injection": injection.attempts,
     "private paths": privacy.attempts,
     "bundles": bundles.attempts,

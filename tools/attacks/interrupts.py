@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from attempt import Attempt, Call, Ended, is_python_alone
+from attempt import Attempt, Call, Ended, is_too_early
 from kit import EXPORT, TRAIN, Kit
 
 PROGRAMS = {
@@ -55,7 +55,7 @@ def _one_line(ended: Ended) -> str | None:
     lines = ended.err.splitlines()
     if ended.code == 130 and len(lines) != 1:
         return f"exit 130 with {len(lines)} lines: {ended.err[-300:]!r}"
-    wordy = ended.code < 0 and not is_python_alone(ended) and lines and not lines[0].startswith("error: ")
+    wordy = ended.code < 0 and not is_too_early(ended) and lines and not lines[0].startswith("error: ")
     return f"ended by the signal with words: {ended.err[-300:]!r}" if wordy else None
 
 
