@@ -219,12 +219,25 @@ def _archives(key: str) -> dict[str, bytes]:
         "a member outside": _archive({"../../evil.npy": _header((1,)) + b"xxxx"}),
         "a member twice": _twice(key),
         "no members": _archive({}),
+        "a member under a password": _flagged(key, 1),
+        "a member packed as nobody knows": _flagged(key, 0, 99),
+        "a member packed by LZMA": _archive({f"{key}.npy": _header((10**7,)) + bytes(4 * 10**7)}, zipfile.ZIP_LZMA),
+        "a member packed by BZIP2": _archive({f"{key}.npy": _header((10**7,)) + bytes(4 * 10**7)}, zipfile.ZIP_BZIP2),
     }
 
 
-def _archive(members: dict[str, bytes]) -> bytes:
+def _flagged(key: str, flags: int, method: int = 0) -> bytes:
+    """One member whose headers, at the front and in the directory at the end, hold these flags and this method."""
+    content = bytearray(_archive({f"{key}.npy": _header((1,)) + b"xxxx"}))
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = content.index(mark) + place
+        content[start : start + 4] = bytes([flags, 0, method, 0])
+    return bytes(content)
+
+
+def _archive(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
     content = BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
+    with zipfile.ZipFile(content, "w", method) as archive:
         for name, data in members.items():
             archive.writestr(name, data)
     return content.getvalue()

@@ -45,6 +45,7 @@ def _weights(kit: Kit) -> Iterator[tuple[str, Callable[[Path], Call]]]:
         "with 100,000 members": lambda path: _zip(path, {f"archive/data/{i}": b"" for i in range(100_000)}),
         "that claims to be TorchScript": partial(_with_member, kit, "archive/code/__torch__.py"),
     }
+    archives |= {f"with {name}": partial(_saved, kit, edit) for name, edit in _tensors().items()}
     for name, make in archives.items():
         yield f"state.pt {name}", partial(_read, "state.pt", make, ("trp-export", ["state.pt", *STATE]))
     for name, content in _safetensors().items():
@@ -76,6 +77,39 @@ def _packed(kit: Kit, path: Path) -> None:
                 if "/data/" in name:
                     for _ in range(200):
                         file.write(bytes(10**6))
+
+
+def _tensors() -> dict[str, Callable[[dict[str, Any]], object]]:
+    """Weights that claim far more numbers than the file holds, or are no ordinary numbers."""
+    large = torch.zeros(1).expand(2**20, 2**20, 1, 1)
+    return {
+        "one number for 2^40": lambda state: state.update({"conv1.weight": large}),
+        "an unknown weight of 2^40": lambda state: state.update({"more.weight": large}),
+        "one number for each weight": lambda state: state.update({
+            name: tensor.reshape(-1)[:1].expand(tensor.shape) if tensor.dim() else tensor
+            for name, tensor in state.items()
+        }),
+        "a bias of 2^40": lambda state: state.update({"fc.bias": torch.zeros(1).expand(2**40)}),
+        "weights of bfloat16": lambda state: state.update({"conv1.weight": state["conv1.weight"].bfloat16()}),
+        "weights of float8": lambda state: state.update({"conv1.weight": state["conv1.weight"].to(torch.float8_e5m2)}),
+        "weights of no axes": lambda state: state.update({"conv1.weight": torch.tensor(1.0)}),
+        "negative strides of nothing": lambda state: state.update({"conv1.weight": torch.empty(0, 3, 3, 3)}),
+        "900 levels of lists": lambda state: state.update({"x": _nested(900)}),
+        "itself": lambda state: state.update({"x": state}),
+    }  # fmt: skip
+
+
+def _nested(depth: int) -> list[Any]:
+    inner: list[Any] = []
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+def _saved(kit: Kit, edit: Callable[[dict[str, Any]], object], path: Path) -> None:
+    state = dict(torch.load(kit["state.pt"], weights_only=True))
+    edit(state)
+    torch.save(state, path)
 
 
 def _with_member(kit: Kit, name: str, path: Path) -> None:
@@ -317,6 +351,14 @@ def _graphs(kit: Kit) -> Iterator[tuple[str, Callable[[Path], Call]]]:
         "IR version 0": lambda m: setattr(m, "ir_version", 0),
         "negative IR version": lambda m: setattr(m, "ir_version", -5),
         "texts as weights": _texts,
+        "20,000 nodes of one name": lambda m: [_add_relu(m, index, "same") for index in range(20_000)],
+        "400 Ifs in one another": partial(_nested_ifs, 400),
+        "raw and typed data": lambda m: m.graph.initializer[0].float_data.extend([1.0] * 432),
+        "data that are too short": lambda m: setattr(m.graph.initializer[0], "raw_data", b"xxxx"),
+        "a type of 999": lambda m: setattr(m.graph.initializer[0], "data_type", 999),
+        "a type of bfloat16": lambda m: setattr(m.graph.initializer[0], "data_type", TensorProto.BFLOAT16),
+        "a type of 4 bits": lambda m: setattr(m.graph.initializer[0], "data_type", TensorProto.INT4),
+        "a Constant of 2^62": _constant,
         "a sparse weight of 2^62": _sparse,
         "a quantised scale of zero": _quantised,
         **{f"a note of {name}": partial(_note, text) for name, text in _notes().items()},
@@ -381,6 +423,30 @@ def _attribute(model: onnx.ModelProto, name: str, value: Any) -> None:
     kept = [attribute for attribute in node.attribute if attribute.name != name]
     del node.attribute[:]
     node.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+
+def _add_relu(model: onnx.ModelProto, index: int, name: str) -> None:
+    model.graph.node.append(helper.make_node("Relu", ["a"], [f"relu{index}"], name=name))
+
+
+def _nested_ifs(depth: int, model: onnx.ModelProto) -> None:
+    body = helper.make_graph([helper.make_node("Relu", ["a"], ["z"])], "g", [], [onnx.ValueInfoProto(name="z")])
+    for level in range(depth):
+        node = helper.make_node("If", ["flag"], [f"z{level}"], then_branch=body, else_branch=_leaf(level))
+        body = helper.make_graph([node], "g", [], [onnx.ValueInfoProto(name=f"z{level}")])
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "flag"))
+    model.graph.node[1].CopyFrom(helper.make_node("If", ["flag"], ["b"], then_branch=body, else_branch=_leaf(depth)))
+
+
+def _leaf(level: int) -> onnx.GraphProto:
+    name = f"leaf{level}"
+    return helper.make_graph([helper.make_node("Relu", ["a"], [name])], "g", [], [onnx.ValueInfoProto(name=name)])
+
+
+def _constant(model: onnx.ModelProto) -> None:
+    tensor = TensorProto(data_type=TensorProto.FLOAT, dims=[2**31, 2**31], raw_data=b"xxxx")
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["k"], value=tensor))
+    model.graph.node.append(helper.make_node("Add", ["a", "k"], ["unused"]))
 
 
 def _both_ends(model: onnx.ModelProto) -> None:
