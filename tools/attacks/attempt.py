@@ -315,9 +315,9 @@ def _complaint(call: Call, ended: Ended) -> str | None:
 
 def is_too_early(ended: Ended) -> bool:
     """Whether Ctrl-C ended Python before it had read the first module of the command (docs/exit-codes.md)."""
-    files = re.findall(r'File "([^"<]+)", line \d+, in (\S+)', ended.err)
-    ours = [(Path(file).name, place) for file, place in files if Path(file).suffix == ".py"]
-    return ended.code == -signal.SIGINT and set(ours) <= {("__init__.py", "<module>"), ("start.py", "<module>")}
+    frames = re.findall(r'File "([^"]+)", line \d+, in (\S+)', ended.err)
+    ours = {(Path(file).name, place) for file, place in frames if Path(file).is_relative_to(ROOT)}
+    return ended.code == -signal.SIGINT and ours <= {("__init__.py", "<module>"), ("start.py", "<module>")}
 
 
 def _beyond_bounds(ended: Ended) -> str | None:
