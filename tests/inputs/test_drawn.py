@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import as_samples
 
+from trp_export.calibration.held_out import split_samples
 from trp_export.inputs.drawn import USUAL_SCALES, PixelScale, draw_shapes, drawn_images, pixel_scales
+from trp_export.inputs.image_set import ImageSet
 from trp_export.inputs.preprocessing import SCALE, Preprocessing
 from trp_export.inputs.spec import InputSpec
 
@@ -60,7 +63,18 @@ def test_without_preprocessing_every_usual_scale_is_possible() -> None:
     assert pixel_scales(RGB, Preprocessing()) == USUAL_SCALES
     images = drawn_images(RGB, USUAL_SCALES, 8, 0)
     assert images[2].max() > 50
-    assert np.abs(images[[0, 1, 4, 5]]).max() < 10
+    assert np.abs(images[[0, 1, 4, 7]]).max() < 10
+
+
+@pytest.mark.parametrize("count", [16, 64, 256])
+def test_images_to_fit_to_and_held_out_images_have_every_scale(count: int) -> None:
+    scales = [PixelScale((10.0**power,), (0.0,)) for power in range(4)]
+    images = drawn_images(RGB, scales, count, 0)
+    parts = split_samples(as_samples(ImageSet("drawn", images, None, Preprocessing(), 3, None, (), as_is=True)))
+    for part in parts:
+        assert part is not None
+        values = next(iter(part.batch(0, len(part)).arrays.values()))
+        assert set(np.unique(values)) == {1, 10, 100, 1000}
 
 
 def test_inputs_of_whole_numbers_get_pixels() -> None:

@@ -16,7 +16,9 @@ from trp_export.calibration.held_out import split_samples
 from trp_export.calibration.moments import load_moments
 from trp_export.inputs.image_set import ImageSet
 from trp_export.inputs.preprocessing import Preprocessing
+from trp_export.inputs.samples import Batch
 from trp_export.verify import compare_on_calibration_images
+from trp_export.verify.calibration_images import Kind
 
 IMAGES = make_images(40).inputs
 
@@ -48,6 +50,21 @@ def test_the_result_is_judged_on_held_out_images(trp: Command, model: Path, tmp_
     assert f"its predicted class stays the same on {share} 10 held-out images." in outcome.out
     assert "relative L2 (10 held-out images)" in outcome.out
     assert "noise" not in outcome.out
+
+
+@pytest.mark.parametrize(("kind", "moved"), [("held-out synthetic", 0.5), ("held-out", 1e-3)])
+def test_each_synthetic_image_counts_alike_whatever_its_scale(kind: Kind, moved: float, tmp_path: Path) -> None:
+    """The result adds 1 to an output that is 1 in one half of the images and 1,000 in the other."""
+    text = '<ir_version: 8, opset_import: ["": 17]> net (float[N, 1, 2, 2] x) => (float[N, 1, 2, 2] y) {BODY}'
+    for name, body in (("a", "y = Identity (x)"), ("b", "one = Constant <value_float = 1.0> () y = Add (x, one)")):
+        onnx.save(onnx.parser.parse_model(text.replace("BODY", body)), tmp_path / name)
+    images = np.ones((8, 1, 2, 2), np.float32) * np.where(np.arange(8) % 2, 1, 1000).reshape(8, 1, 1, 1)
+    seen = compare_on_calibration_images(
+        tmp_path / "a", tmp_path / "b", [Batch({"x": images.astype(np.float32)})], kind
+    )
+    assert seen is not None
+    assert seen.distance.relative_l2 == pytest.approx(moved**0.5 if "synthetic" in kind else moved * 2**0.5, rel=0.01)
+    assert seen.distance.max_abs == 1
 
 
 def test_outputs_that_are_no_classes_move(trp: Command, tmp_path: Path) -> None:
@@ -107,3 +124,18 @@ def test_moments_are_kept_of_a_dry_run_too(trp: Command, model: Path, tmp_path: 
 def test_where_moments_cannot_be_kept_nothing_is_written(refuses: Command, model: Path) -> None:
     error = refuses(7, "model.onnx", "--rank", "1", "--calib", "images.npy", "--no-bench", "--calib-stats", "/dev/full")
     assert "/dev/full cannot be written" in error
+
+
+def test_outputs_that_vary_by_rounding_alone_are_not_measured_by_their_variance(trp: Command, tmp_path: Path) -> None:
+    """What a layer gives for x and for -x cancels: the output is twice the bias of 1, whatever the factors are."""
+    text = """<ir_version: 8, opset_import: ["": 17]> net (float[N, 3, 12, 12] image) => (float[N, 16, 12, 12] y)
+    <float[16, 3, 3, 3] w> {
+      minus = Neg (image)  a = Conv <pads = [1, 1, 1, 1]> (image, w)  b = Conv <pads = [1, 1, 1, 1]> (minus, w)
+      one = Constant <value_float = 1.0> ()  c = Add (a, one)  d = Add (b, one)  y = Add (c, d)
+    }"""
+    save(build(text), tmp_path / "model.onnx")
+    np.save(tmp_path / "images.npy", IMAGES)
+    outcome = trp("model.onnx", "--rank", "1", "--calib", "images.npy", "--no-bench", "-o", "small.onnx")
+    assert outcome.code == 0, outcome.err
+    assert "moved by less than 0.01%" in outcome.out
+    assert "of their variance" not in outcome.out + outcome.err

@@ -67,7 +67,9 @@ def drawn_images(spec: InputSpec, scales: Sequence[PixelScale], count: int, seed
     height, width = spec.size or (1, 1)
     random = np.random.default_rng(seed)
     shapes = _expose(draw_shapes((count, spec.channels or 3, height, width), random), random)
-    images = np.concatenate([scales[index % len(scales)].apply(shapes[[index]]) for index in range(count)])
+    # Every n-th image is held out: with a plain cycle these might all have one scale.
+    turns = ((index + index // len(scales)) % len(scales) for index in range(count))
+    images = np.concatenate([scales[turn].apply(shapes[[index]]) for index, turn in enumerate(turns)])
     if spec.is_integer:
         images = np.rint(images).clip(0, min(255, np.iinfo(spec.numpy_dtype).max))
     if spec.layout in ("NHWC", "HWC"):

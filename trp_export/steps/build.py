@@ -50,7 +50,7 @@ _LEAST_DIVERGENCE = 1e-4
 class Built:
     """The rewritten model's files and cost, notes on how it was made, and how far it is from the original.
 
-    `held_out` is the divergence on held-out calibration images before any tuning.
+    `held_out` is the divergence on held-out calibration images before any tuning; `tuned` is set where there was one.
     """
 
     files: Files
@@ -58,6 +58,7 @@ class Built:
     notes: tuple[str, ...]
     deviation: Deviation | None = None
     held_out: HeldOut | None = None
+    tuned: bool = False
 
 
 def build_verified(plan: Plan, knowledge: Knowledge, options: Options, work: Workspace) -> Built:
@@ -112,15 +113,9 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
     if size_bytes(files.result) > network.original_bytes:
         pack_weights(model, read_model(network.original))
         save_model(model, files.result)
-    data = knowledge.calibration
-    synthetic = data is not None and data.synthetic
-    notes = (
-        *(notes or _on_held_out_images(fitted, synthetic=synthetic)),
-        *_refitted(plan, network, fitted),
-        *not_simplified,
-        *rewritten,
-    )
-    return Built(files, Cost(params, macs, size_bytes(files.result)), notes, held_out=fitted.held_out)
+    cost = Cost(params, macs, size_bytes(files.result))
+    all_notes = (*notes, *_refitted(plan, network, fitted), *not_simplified, *rewritten)
+    return Built(files, cost, all_notes, held_out=fitted.held_out, tuned=bool(notes))
 
 
 def _rewrite(model: ir.Model, plan: Plan, network: Network, fitted: LayerFactors) -> WeightNames:
@@ -150,11 +145,12 @@ def _set_products(
     set_products(model, plan, located, factors)
 
 
-def _on_held_out_images(fitted: LayerFactors, *, synthetic: bool) -> tuple[str, ...]:
-    """A note on the divergence of the outputs, in units of their variance."""
-    score = fitted.held_out
-    if score is None:
+def _on_held_out_images(built: Built, deviation: Deviation, data: CalibrationData | None) -> tuple[str, ...]:
+    """A note on the divergence of the outputs, in units of their variance; none where rounding moves them as far."""
+    score = built.held_out
+    if score is None or built.tuned or deviation.is_within_rounding:
         return ()
+    synthetic = data is not None and data.synthetic
     apart = f"less than {percent(_LEAST_DIVERGENCE)}"
     if score.divergence >= _LEAST_DIVERGENCE:
         apart = percent(score.divergence) + (f" \u00b1 {percent(score.error)}" if score.error else "")
@@ -191,7 +187,8 @@ def _verified(built: Built, plan: Plan, knowledge: Knowledge, work: Workspace) -
         progress=work.progress,
     )
     not_run = tuple(change.site.name for change in plan.changed if change.site.name in network.not_run)
-    notes = (*built.notes, *_effect_unknown(not_run, deviation))
+    on_images = _on_held_out_images(built, deviation, knowledge.calibration)
+    notes = (*built.notes, *on_images, *_effect_unknown(not_run, deviation))
     return replace(built, deviation=replace(deviation, not_run=not_run), notes=notes)
 
 

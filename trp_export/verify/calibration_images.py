@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,8 @@ from trp_export.verify.whole import Execution, find_points
 
 # With more images, every n-th batch is used: the result is a share, and a pass over all images takes long.
 _ENOUGH = 256
+# An image whose outputs are smaller than this share of the largest counts less: they may be rounding alone.
+_LEAST_SIZE = 1e-4
 
 Kind = Literal["calibration", "synthetic", "held-out", "held-out synthetic"]
 
@@ -68,7 +70,20 @@ def compare_on_calibration_images(
         return None
     wanted, got = answers
     images = sum(map(len, chosen))
-    return CalibrationAgreement(images, kind, distance(wanted, got), _same_class(wanted[0], got[0], images))
+    apart = distance(wanted, got)
+    if kind.endswith("synthetic"):
+        levelled = [_levelled(one, other, images) for one, other in zip(wanted, got, strict=False)]
+        apart = replace(apart, relative_l2=distance(*zip(*levelled, strict=True)).relative_l2)
+    return CalibrationAgreement(images, kind, apart, _same_class(wanted[0], got[0], images))
+
+
+def _levelled(wanted: Array, got: Array, images: int) -> tuple[Array, Array]:
+    """Two outputs in which each image has the same size: the scales of synthetic images differ by a factor of 100."""
+    if wanted.ndim == 0 or len(wanted) != images or wanted.dtype.kind != "f" or wanted.shape != got.shape:
+        return wanted, got
+    sizes = np.linalg.norm(wanted.astype(np.float64).reshape(images, -1), axis=1)
+    units = np.maximum(sizes, _LEAST_SIZE * sizes.max()).reshape(-1, *(1,) * (wanted.ndim - 1))
+    return (wanted, got) if not units.all() or not np.isfinite(units).all() else (wanted / units, got / units)
 
 
 def run_both(original: Path, result: Path, inputs: Sequence[Inputs]) -> tuple[list[Array], list[Array]] | None:

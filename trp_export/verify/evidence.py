@@ -47,7 +47,8 @@ class Deviation:
         """True where truncation moved the outputs no further than rounding may move them."""
         if self.truncation is None or self.whole is None or self.not_run:
             return False
-        return self.truncation.relative_l2 <= self.whole.bound
+        on_images = self.seen.distance.relative_l2 if self.seen is not None else 0.0
+        return max(self.truncation.relative_l2, on_images) <= self.whole.bound
 
     @property
     def unreached(self) -> tuple[str, ...]:
