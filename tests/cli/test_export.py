@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from command import Command, files
-from models import build, noise, operators, relative_l2, run, save
+from models import CONV_NET, build, noise, operators, relative_l2, run, save
 from onnx import numpy_helper
 
 from trp_export.cli import export as cli
@@ -388,3 +388,11 @@ def test_every_option_of_the_help_stands_under_a_known_heading(trp: Command) -> 
     for entry in entries(Options):
         assert entry.flag.section in SECTIONS
         assert entry.flag.name in outcome.out
+
+
+def test_the_earlier_name_of_shape_is_still_read(trp: Command, tmp_path: Path) -> None:
+    save(build(CONV_NET.replace("3, 12, 12] image", "3, h, w] image")), tmp_path / "model.onnx")
+    earlier, now = (
+        trp("model.onnx", "--rank", "1", "--dry-run", name, "1,3,20,20") for name in ("--input-shape", "--shape")
+    )
+    assert (earlier.code, earlier.out) == (0, now.out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from trp_export.errors import LoadError, OptionError
 from trp_export.inputs.calibration import open_calibration
 from trp_export.inputs.description import NetworkInputs
-from trp_export.inputs.generator import read_batches
+from trp_export.inputs.generator import fit_batch, read_batches
 from trp_export.inputs.options import names_function
 from trp_export.inputs.spec import InputSpec
 
@@ -48,6 +49,18 @@ def test_archive_with_one_array_per_input_is_split_into_batches(tmp_path: Path) 
     few = open_calibration(tmp_path / "a.npz", PAIR, count=7, seed=3)
     assert len(few) == 7
     assert set(map(tuple, few.batch(0, 7).arrays["left"])) <= set(map(tuple, joined))
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "noted"), [(9, None, True), (9, 3, True), (5, None, False), (None, 9, False)]
+)
+def test_note_names_samples_that_are_missing_only_where_the_user_asked_for_them(
+    count: int | None, most: int | None, noted: bool, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "a.npz", **pair(5))
+    samples = open_calibration(tmp_path / "a.npz", PAIR, count=count, most=most)
+    assert len(samples) == 5
+    assert any("has 5 samples of the 9 that were asked for" in note for note in samples.notes) == noted
 
 
 @pytest.mark.parametrize(
@@ -213,3 +226,20 @@ def test_whatever_a_function_yields_fits_or_is_refused(items: list[object]) -> N
     with suppress(LoadError):
         batches = read_batches(lambda: items, inputs, "made", None)  # type: ignore[arg-type, return-value]
         assert all(batch["x"].dtype == np.float32 and batch["x"].shape[1:] == (2,) for batch in batches)
+
+
+@pytest.mark.parametrize("symbol", ["n", None])
+def test_batch_of_unequal_lengths_is_refused_where_the_file_names_them_alike(symbol: str | None) -> None:
+    specs = tuple(replace(spec, symbols=(symbol, None)) for spec in PAIR.specs)
+    batch = {"left": np.ones((4, 2)), "size": np.ones((2, 1), int)}
+    if symbol is None:
+        assert {len(array) for array in fit_batch(batch, NetworkInputs(specs), "batch 0").values()} == {2, 4}
+        return
+    with pytest.raises(LoadError, match=r"left holds 4 samples and size 2; the network wants as many of each \(n\)"):
+        fit_batch(batch, NetworkInputs(specs), "batch 0")
+
+
+def test_arrays_without_samples_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **pair(0))
+    with pytest.raises(LoadError, match="holds no samples"):
+        open_calibration(tmp_path / "a.npz", PAIR)

@@ -168,6 +168,32 @@ def test_open_sizes_are_the_users_then_those_of_the_data_then_224_with_a_note() 
     assert user.completed({"x": (5, 32, 32, 3)}).shapes == {"x": (2, 32, 32, 3)}
 
 
+WAVE = "d = Constant <value_float = 1.0> () y = Mul (x, d)"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "shapes"),
+    [
+        ("float[n, t] x", {"x": (1, 16_384)}),
+        ("float[n, 1, t] x", {"x": (1, 1, 16_384)}),
+        ("float16[n, t, 2] x", {"x": (1, 16_384, 2)}),
+        ("float[n, 80, t] x", {"x": (1, 80, 224)}),
+        ("int64[n, t] x", {"x": (1, 224)}),
+        ("float[n, t] mask, float[n, 80, t] x", {"mask": (1, 224), "x": (1, 80, 224)}),
+    ],
+)
+def test_open_length_of_a_waveform_is_a_second_of_speech(inputs: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    assumed = describe(inputs, WAVE).completed()
+    assert assumed.shapes == shapes
+    assert str(max(shapes["x"])) in assumed.notes[0]
+    assert max(max(shape) for shape in describe(inputs, WAVE).completed(extent=64).shapes.values()) <= 80
+
+
+@pytest.mark.parametrize("name", ["unk__6", "s0", "dynamic_axes_1", "dim_2"])
+def test_names_that_an_exporter_counts_up_are_not_shown(name: str) -> None:
+    assert describe(f"float[{name}, 3, h, w1] x", CONV).only.show() == "(any, 3, h, w1)"
+
+
 def test_open_channels_are_those_of_the_conv() -> None:
     assert describe("float[n, c, h, w1] x", CONV).completed(extent=32).shapes == {"x": (1, 3, 32, 32)}
 

@@ -102,11 +102,6 @@ def test_random_choice_is_repeatable_ordered_and_without_repetition(
     assert len(first) == min(count, 20)
 
 
-def test_count_above_the_number_of_images_gives_a_note(tmp_path: Path) -> None:
-    np.save(tmp_path / "set.npy", _pixels(5))
-    assert "holds 5 images: all are used" in load_images(tmp_path / "set.npy", CIFAR, count=9).notes[0]
-
-
 def test_resize_scales_the_shorter_side_and_crop_cuts_the_centre(tmp_path: Path) -> None:
     folder = _folder(tmp_path, _pixels(2, 40, 20))
     images = load_images(folder, Preprocessing(mean=(0.5,), std=(0.5,), resize=10, crop=(8, 8)))

@@ -429,6 +429,26 @@ def test_one_array_is_the_example_of_a_module_of_one_input(trp: Command, tmp_pat
     assert outcome.code == 0, outcome.err
 
 
+@pytest.mark.parametrize("named", ["--shape", "--input"])
+def test_the_only_input_of_a_module_has_the_name_in_its_code_as_well(named: str, trp: Command, tmp_path: Path) -> None:
+    torch.save(Renamed(), tmp_path / "renamed.pt")
+    np.savez(tmp_path / "image.npz", image=np.ones((2, 3, 9, 9), np.float32))
+    value = "image=2,3,9,9" if named == "--shape" else "image.npz"
+    outcome = trp("renamed.pt", "--trust-pickle", named, value, *RULE)
+    assert outcome.code == 0, outcome.err
+
+
+class Renamed(nn.Module):
+    """A network whose only input has a name of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.net(image)
+
+
 def test_export_archive_knows_its_inputs(trp: Command, tmp_path: Path, shaped: nn.Module) -> None:
     batch = {0: torch.export.Dim("batch")}
     example = (torch.randn(2, 3, 8, 8), torch.randn(2, 5))

@@ -28,6 +28,13 @@ def test_a_file_that_the_converter_made_is_converted_again(tmp_path: Path) -> No
     assert "graph_input_cast_0" in names
 
 
+def test_sizes_of_outputs_stay_open() -> None:
+    text = NET.replace("float[1, 4, 8, 8] y", "float[n, 4, h, w] y")
+    (output,) = to_fp16(ir.serde.deserialize_model(build(text))).graph.outputs
+    assert output.shape is not None
+    assert [str(size) for size in output.shape] == ["n", "4", "h", "w"]
+
+
 def test_a_value_that_the_converter_loses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def lose(model: onnx.ModelProto, **_: object) -> onnx.ModelProto:
         model.graph.node[1].input[0] = "lost"

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from trp_export.report.document import Report
     from trp_export.system.progress import Progress
 
+# Scripts that were written before the first release name --shape so.
+EARLIER_SHAPE = "input-shape"
 EXAMPLES = """
 \b
 Examples:
@@ -50,7 +52,11 @@ Nothing is written unless the code is 0, 10 or 11.
     cls=SectionedCommand,
     sections=SECTIONS,
     epilog=EXAMPLES,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 110,
+        "token_normalize_func": lambda name: "shape" if name == EARLIER_SHAPE else name,
+    },
 )
 @click.argument("model", type=click.Path(path_type=Path))
 @options_from(Options)

@@ -29,19 +29,26 @@ def open_calibration(
     preprocessing: Preprocessing = Preprocessing(),
     *,
     count: int | None = None,
+    most: int | None = None,
     seed: int = 0,
 ) -> Samples:
-    """Samples for a network; of more than `count` samples a random choice by `seed`.
+    """Samples for a network: the `count` that the user asks for, else `most`; of more a random choice by `seed`.
 
     `source` is a folder of images or of .npy files (one sample each), an .npy, an .npz (`images`, or one array per
     input, with the samples along its first axis, and perhaps their `labels`), or `module:function` or
     `file.py:function`, a generator function of dicts of arrays. Raises LoadError or OptionError with the remedy.
     """
+    limit = most if count is None else count
     if names_function(str(source)):
-        return _from_function(str(source), inputs, preprocessing, count)
-    if len(inputs.specs) == 1:
-        return image_samples(load_images(source, preprocessing, spec=inputs.only, count=count, seed=seed), inputs)
-    return _from_archive(Path(source), inputs, preprocessing, count, seed)
+        samples = _from_function(str(source), inputs, preprocessing, limit)
+    elif len(inputs.specs) == 1:
+        samples = image_samples(load_images(source, preprocessing, spec=inputs.only, count=limit, seed=seed), inputs)
+    else:
+        samples = _from_archive(Path(source), inputs, preprocessing, limit, seed)
+    if count is None or count <= len(samples):
+        return samples
+    fewer = f"{source} has {len(samples):,} samples of the {count:,} that were asked for: all are used"
+    return replace(samples, notes=(*samples.notes, fewer))
 
 
 def image_samples(images: ImageSet, inputs: NetworkInputs) -> Samples:
@@ -86,7 +93,9 @@ def _from_archive(
         for spec in specs
         if not _is_same_for_all(spec, arrays[spec.name])
     }
-    if len(set(lengths.values())) != 1 or not min(lengths.values()):
+    if set(lengths.values()) == {0}:
+        raise LoadError(f"{path} holds no samples: the first axis of each array is empty.")
+    if len(set(lengths.values())) != 1:
         shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise LoadError(f"{path}: arrays need the same number of samples along their first axis, not {shown}.")
     available = next(iter(lengths.values()))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +16,17 @@ from trp_export.errors import LoadError, OptionError, UnsupportedError
 from trp_export.inputs.arrays import read_input_file
 from trp_export.inputs.layout import Reading, read_channels
 from trp_export.inputs.options import InputOptions, NamedShape, show_shape
-from trp_export.inputs.spec import CHANNEL_AXES, OPEN_EXTENT, Array, Extents, InputSpec, Layout, fit_array, random_input
+from trp_export.inputs.spec import (
+    CHANNEL_AXES,
+    OPEN_EXTENT,
+    WAVEFORM_EXTENT,
+    Array,
+    Extents,
+    InputSpec,
+    Layout,
+    fit_array,
+    random_input,
+)
 
 BATCH = 1
 
@@ -70,6 +81,7 @@ class NetworkInputs:
     def completed(self, data: Mapping[str, Sequence[int]] | None = None, extent: int = OPEN_EXTENT) -> NetworkInputs:
         """The same with every size known: that of the `data` (shape by input name), else `extent`; 1 for the batch.
 
+        A waveform beside no other input of open size gets about a second of speech in place of the usual extent.
         Sizes that the user gave stay. A note names the inputs whose sizes were assumed. The size of the data's batch
         is not taken. Raises OptionError where the data do not fit.
         """
@@ -78,6 +90,8 @@ class NetworkInputs:
             sized = _with_sizes(self[name], (None, *shape[1:]) if self[name].batched else tuple(shape), "the data")
             specs = [_agreeing(spec, sized) for spec in specs]
         assumed = [spec for spec in specs if _open_sizes(spec)]
+        if extent == OPEN_EXTENT and assumed and all(spec.is_waveform for spec in assumed):
+            extent = WAVEFORM_EXTENT
         notes = (_assumed(assumed, extent),) if assumed else ()
         done: list[InputSpec] = []
         for spec in specs:
@@ -99,11 +113,14 @@ class NetworkInputs:
         return made
 
 
-def describe_inputs(model: ir.Model, options: InputOptions = InputOptions()) -> NetworkInputs:
+def describe_inputs(
+    model: ir.Model, options: InputOptions = InputOptions(), aliases: Mapping[str, str] = MappingProxyType({})
+) -> NetworkInputs:
     """Read the inputs from the graph, and complete them by what the user says.
 
-    Sizes that neither tells stay open: `completed` closes them. Raises OptionError where the options do not fit the
-    model, LoadError where the file of inputs cannot be read.
+    `aliases` are the names of inputs in the graph by others that the user may give. Sizes that neither graph nor user
+    tell stay open: `completed` closes them. Raises OptionError where the options do not fit the model, LoadError where
+    the file of inputs cannot be read.
     """
     specs = tuple(
         _read_spec(value, options.layout)
@@ -111,12 +128,13 @@ def describe_inputs(model: ir.Model, options: InputOptions = InputOptions()) -> 
         if value.const_value is None and (value.name or "") not in model.graph.initializers
     )
     specs = _with_shared(specs)
-    for name, sizes in _named(options.shapes, specs):
+    for name, sizes in _named([(aliases.get(name or "", name), sizes) for name, sizes in options.shapes], specs):
         sized = _with_sizes(next(spec for spec in specs if spec.name == name), sizes, f"--shape {_text(name, sizes)}")
         specs = tuple(_agreeing(spec, sized) for spec in specs)
     arrays: dict[str, Array] = {}
     if options.file is not None:
-        arrays = _named_arrays(read_input_file(options.file), specs, str(options.file))
+        stored = {aliases.get(name, name): array for name, array in read_input_file(options.file).items()}
+        arrays = _named_arrays(stored, specs, str(options.file))
         for name, array in arrays.items():
             spec = next(spec for spec in specs if spec.name == name)
             arrays[name] = fit_array(spec, array, str(options.file))

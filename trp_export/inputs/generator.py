@@ -82,7 +82,23 @@ def fit_batch(item: object, inputs: NetworkInputs, where: str) -> dict[str, Arra
             raise LoadError(f"{where}: array {spec.name} is empty.")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise LoadError(f"{where}: array {spec.name} holds NaN or infinite values.")
+    _require_equal_lengths(batch, inputs, where)
     return batch
+
+
+def _require_equal_lengths(batch: Mapping[str, Array], inputs: NetworkInputs, where: str) -> None:
+    """Raises LoadError where inputs whose first axes have one name in the file differ in their number of samples."""
+    first: dict[str, str] = {}
+    for spec in inputs.specs:
+        name = spec.symbols[0] if spec.batched and spec.symbols else None
+        if name is None:
+            continue
+        other = first.setdefault(name, spec.name)
+        if len(batch[other]) != len(batch[spec.name]):
+            raise LoadError(
+                f"{where}: {other} holds {len(batch[other])} samples and {spec.name} {len(batch[spec.name])}; the "
+                f"network wants as many of each ({name})."
+            )
 
 
 def require_names(arrays: Mapping[Any, object], inputs: NetworkInputs, where: str) -> None:

@@ -7,7 +7,6 @@ note, what is not usable an error.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,12 +60,9 @@ def load_images(
     else:
         images = _open_arrays(path, preprocessing, spec)
     _ = images.steps  # Choices that do not fit the input are refused before an image is decoded.
-    notes = images.notes
-    if count is not None and count > len(images):
-        notes += (f"{path} holds {len(images)} images: all are used.",)
-    elif count is not None and count < len(images):
+    if count is not None and count < len(images):
         images = images.take(choose(len(images), count, seed))
-    return replace(images, notes=notes)
+    return images
 
 
 def choose(available: int, count: int, seed: int) -> NDArray[np.intp]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -19,7 +20,11 @@ Layout = Literal["NCHW", "NHWC", "CHW", "HWC", "other", "unknown"]
 CHANNEL_AXES: Mapping[str, int] = {"NCHW": 1, "NHWC": 3, "CHW": 0, "HWC": 2}
 # For sizes that nothing tells: large enough that every tap of every kernel is used.
 OPEN_EXTENT = 224
+# For waveforms, whose networks divide time by hundreds: about a second of speech, and a power of two.
+WAVEFORM_EXTENT = 16_384
 _LIMIT_BYTES = 4 * 2**30
+# Names of open sizes that exporters and shape inference count up: nobody wrote them.
+_NUMBERED = re.compile(r"(unk__|dynamic\w*|dim_?|s|u)\d+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,14 @@ class InputSpec:
     @property
     def is_integer(self) -> bool:
         return self.dtype.startswith(("int", "uint"))
+
+    @property
+    def is_waveform(self) -> bool:
+        """True for floats of an open length in one or two channels: (N, T), (N, C, T) or (N, T, C)."""
+        if self.declared is None or not self.dtype.startswith(("float", "double")) or not self.batched:
+            return False
+        open_axes, known = self.declared[1:].count(None), [size for size in self.declared[1:] if size is not None]
+        return len(self.declared) in (2, 3) and open_axes == 1 and all(size <= 2 for size in known)
 
     @property
     def batched(self) -> bool:
@@ -159,7 +172,9 @@ def random_input(spec: InputSpec, shape: Sequence[int | None] | None, generator:
 
 
 def _shown(size: int | None, symbol: str | None) -> str:
-    return str(size) if size is not None else symbol if symbol and len(symbol) <= 12 else "any"
+    if size is not None:
+        return str(size)
+    return symbol if symbol and len(symbol) <= 12 and not _NUMBERED.fullmatch(symbol) else "any"
 
 
 def _clipped(array: Array, wanted: np.dtype[Any]) -> Array:

@@ -28,8 +28,9 @@ class Source:
     """A model with what its file tells about it.
 
     `path` is the ONNX file itself where the source is one, `bytes` its size with its external data.
-    `inputs` are the sizes or arrays of inputs that were known when it was read. `plan` is the plan stored in a
-    checkpoint. `normal` is true once the model is in normal form.
+    `inputs` are the sizes or arrays of inputs that were known when it was read; `aliases` are the names of inputs in
+    the graph by those that the source had. `plan` is the plan stored in a checkpoint. `normal` is true once the model
+    is in normal form.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Source:
     bytes: int | None = None
     arch: str | None = None
     inputs: InputOptions = InputOptions()
+    aliases: Mapping[str, str] = field(default_factory=dict)
     probe: Probe | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None

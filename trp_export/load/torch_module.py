@@ -117,6 +117,7 @@ def _trace(
         model=model,
         arch=options.arch,
         inputs=InputOptions(tuple(shape for shape in shapes if shape[0] in kept)),
+        aliases=dict(zip(example.tensors, example.names, strict=True)),
         probe=Probe({key: array for key, array in inputs.items() if key in kept}, expected),
         notes=notes,
     )

@@ -37,6 +37,8 @@ def to_fp16(model: ir.Model) -> ir.Model:
         raise UnsupportedError(f"this model cannot be converted to fp16: {first_line(error)}") from error
     made = ir.serde.deserialize_model(half)
     made.graph.sort()  # The converter puts its casts at the end.
+    for output, declared in zip(made.graph.outputs, model.graph.outputs, strict=True):
+        output.shape = declared.shape  # The converter closes sizes that the model leaves open.
     _require_values(made)
     _require_rounded(model, made)
     return made

@@ -223,6 +223,7 @@ def open_samples(inputs: NetworkInputs, source: Source, options: Options) -> Sam
         calibration.path,
         inputs,
         options.preprocessing.or_else(source.mean, source.std),
-        count=calibration.count or _MOST_CALIBRATION_IMAGES,
+        count=calibration.count,
+        most=_MOST_CALIBRATION_IMAGES,
         seed=calibration.seed,
     )

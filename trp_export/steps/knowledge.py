@@ -111,7 +111,7 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
     """
     work.progress("load", 0)
     source = normal_form(load(model, options.load_with_inputs))
-    inputs = describe_inputs(source.model, options.inputs)
+    inputs = describe_inputs(source.model, options.inputs, source.aliases)
     if source.path is not None and (options.calibration is not None or options.images is not None):
         inputs = with_true_batch(inputs, source.path)
     samples = open_samples(inputs, source, options)
