@@ -64,7 +64,7 @@ def test_a_network_that_ends_in_argmax_runs_in_8_bits() -> None:
 
 def test_int8_that_leaves_nothing_in_8_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_ENOUGH", 0.0)
-    monkeypatch.setattr(module, "_LEAST_SHARE", 0.0)
+    monkeypatch.setattr(module, "_MOST_IN_FLOAT", 1.0)
     with pytest.raises(UnsupportedError, match="every layer of this model does too much damage in 8 bits"):
         make_int8(make_proto(CLASSES, "int64[N, 1, 12, 12] y"))
 

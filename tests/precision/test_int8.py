@@ -16,7 +16,9 @@ from networks import in_batches, make_images, make_network
 from shared import USES, SharedUse, shared_images, shared_network
 
 from trp_export.errors import UnsupportedError
+from trp_export.graph.cost import node_macs
 from trp_export.graph.prepare import prepare
+from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.weights import set_value
 from trp_export.inputs.samples import Batch
 from trp_export.precision import int8 as module
@@ -119,7 +121,19 @@ def test_damage_beyond_the_limit_puts_layers_back_into_float(monkeypatch: pytest
     monkeypatch.setattr(module, "_ENOUGH", whole.divergence / 2)
     part = to_int8(model, batches("x"))
     assert part.in_float
-    assert part.divergence < whole.divergence
+    assert part.divergence <= whole.divergence / 2
+
+
+def test_layers_in_float_take_at_most_half_of_the_multiply_adds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit cannot be reached, so as much stays in float as may."""
+    model, _ = make_network()
+    monkeypatch.setattr(module, "_ENOUGH", 0.0)
+    monkeypatch.setattr(module, "_NEARLY", 1.0)
+    made = to_int8(model, batches("x"))
+    runs = infer_shapes(model, {"x": batches("x")[0].arrays["x"].shape})
+    macs = {unit.name: node_macs(unit.node, runs) or 0 for unit in find_units(model) if unit.weight is not None}
+    share = sum(macs.get(name, 0) for name in made.in_float) / sum(macs.values())
+    assert 0 < share <= 0.5
 
 
 PAIR = """<ir_version: 8, opset_import: ["" : 17]>

@@ -28,6 +28,7 @@ from trp_export.precision.rounding import ROUNDED
 from trp_export.runtime.partial import Tap
 from trp_export.runtime.sessions import CannotRunError, noise
 from trp_export.system.progress import Progress
+from trp_export.system.text import name_some
 
 if TYPE_CHECKING:
     from trp_export.bench import Measurement
@@ -58,7 +59,7 @@ class Variant:
     """One form of the model. `refused` says why there is none, or why it may not ship; it may stand in a sentence.
 
     Without `low_rank` it is the original in that precision, which one could ship instead. `how` tells how it was
-    made, `judged` what --eval says of it, `latency` how long it takes.
+    made, `in_float` which operators int8 left in float, `judged` what --eval says of it, `latency` how long it takes.
     """
 
     precision: str
@@ -70,6 +71,7 @@ class Variant:
     refused: str | None = None
     judged: Score | None = None
     latency: Measurement | None = None
+    in_float: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -86,6 +88,7 @@ class Variant:
             "shipped": shipped,
             "bytes": self.bytes,
             "how": self.how,
+            "in_float": list(self.in_float),
             "refused": self.refused,
             "parity": asdict(self.parity) if self.parity else None,
             "judged": asdict(self.judged) if self.judged else None,
@@ -112,7 +115,7 @@ def convert(
     fold_weights(model)  # Weights that are stored behind a Cast or a DequantizeLinear.
     remove_unused(model)
     try:
-        made, how = _in(precision, model, batches, progress)
+        made, how, in_float = _in(precision, model, batches, progress)
         save_model(made, file)
         if precision == "fp16":
             require_opens(file)
@@ -124,15 +127,15 @@ def convert(
             refused = _overflow(source, model, made, judges)
     except (TrpError, CannotRunError) as error:
         return Variant(precision, low_rank, None, None, refused=first_line(error).removesuffix("."))
-    return Variant(precision, low_rank, file, size_bytes(file), how, parity, refused)
+    return Variant(precision, low_rank, file, size_bytes(file), how, parity, refused, in_float=in_float)
 
 
-def _in(precision: str, model: ir.Model, batches: Batches, progress: Progress) -> tuple[ir.Model, str]:
+def _in(precision: str, model: ir.Model, batches: Batches, progress: Progress) -> tuple[ir.Model, str, tuple[str, ...]]:
     if precision == "fp16":
-        return to_fp16(model), ""
+        return to_fp16(model), "", ()
     made = to_int8(model, batches, lambda share: progress("int8", share))
-    kept = f"; in float: {', '.join(made.in_float)}" if made.in_float else ""
-    return made.model, f"grids by {made.method}{kept}"
+    kept = f"; in float: {name_some(made.in_float)}" if made.in_float else ""
+    return made.model, f"grids by {made.method}{kept}", made.in_float
 
 
 def _compare(model: ir.Model, made: ir.Model, batches: Batches) -> Parity:

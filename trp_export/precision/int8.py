@@ -7,6 +7,7 @@ would have to serve parts of very different ranges.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,11 +19,13 @@ from numpy.typing import NDArray
 
 from trp_export.calibration.answers import Answer, answer_divergence, decoding_nodes, find_answers, run_answers
 from trp_export.errors import TrpError, UnsupportedError, first_line
+from trp_export.graph.cost import node_macs
+from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.skeleton import fill_skeleton, make_skeleton
 from trp_export.inputs.samples import Batch
 from trp_export.precision.equalise import equalise
 from trp_export.precision.grids import Grid
-from trp_export.precision.quantisable import find_units
+from trp_export.precision.quantisable import QuantisableOp, find_units
 from trp_export.precision.ranges import METHODS, Spread, gather_spreads
 from trp_export.precision.rounding import LEAST_OPSET, ROUNDED, round_model, rounded_values
 from trp_export.system.progress import Share
@@ -34,7 +37,8 @@ LEAST_IMAGES = 16
 MOST_IMAGES = 256
 _HELD_OUT = 4
 _ENOUGH = 1e-2  # the divergence up to which no layer is left in float
-_LEAST_SHARE = 0.1  # the share of the damage that a unit must do to be left in float
+_MOST_IN_FLOAT = 0.5  # the share of the multiply-adds that may stay in float
+_NEARLY = 1.25  # what is left in float may do this many times the damage of all that is affordable
 
 
 class UselessImagesError(TrpError):
@@ -146,20 +150,30 @@ class _Trial:
         return answer_divergence(self.answers, self.reference, outcome)
 
     def keep_float(self, progress: Share) -> tuple[str, ...]:
-        """The units that stay in float: those that alone do much of the damage, until the rest does little.
+        """The units that stay in float: the fewest of those that do most damage alone, until the rest does little.
 
-        Where damage is spread evenly, a few float layers would not help.
+        They take at most half of the multiply-adds. Where that is not enough, the fewest that do nearly as well.
         """
-        kept: tuple[str, ...] = ()
-        whole = left = self.damage(())
-        units = [unit.name for unit in find_units(self.model) if unit.name not in self.decoding]
+        whole = self.damage(())
+        if whole <= _ENOUGH:
+            return ()
+        units = {unit.name: unit for unit in find_units(self.model) if unit.name not in self.decoding}
         alone = {}
-        for index, name in enumerate(units if whole > _ENOUGH else ()):
+        for index, name in enumerate(units):
             progress(0.6 + 0.3 * index / len(units))
             alone[name] = self.damage([other for other in units if other != name])
-        for name in sorted(alone, key=lambda name: -alone[name]):
-            if left <= _ENOUGH or alone[name] < _LEAST_SHARE * whole:
-                break
-            kept = (*kept, name)
-            left = self.damage(kept)
-        return kept
+        order = self._affordable(sorted(units.values(), key=lambda unit: -alone[unit.name]))
+        limit = max(_ENOUGH, _NEARLY * self.damage(order))
+        return order[: bisect_left(range(len(order)), True, key=lambda count: self.damage(order[:count]) <= limit)]
+
+    def _affordable(self, units: Sequence[QuantisableOp]) -> tuple[str, ...]:
+        """The names of the first units, without those that would take the share of multiply-adds in float too high."""
+        runs = infer_shapes(self.model, {name: a.shape for name, a in self.tested[0].first(1).arrays.items()})
+        macs = {unit.name: (node_macs(unit.node, runs) or 0) if unit.weight is not None else 0 for unit in units}
+        room = _MOST_IN_FLOAT * sum(macs.values())
+        names = []
+        for unit in units:
+            if macs[unit.name] <= room:
+                room -= macs[unit.name]
+                names.append(unit.name)
+        return tuple(names)
