@@ -226,6 +226,12 @@ def test_images_that_tell_nothing_are_refused() -> None:
         to_int8(model, in_batches(flat))
 
 
+def test_a_float16_model_is_refused_with_what_to_start_from() -> None:
+    model, _ = make_network()
+    with pytest.raises(UnsupportedError, match=r"float16\. Start from the float32 file"):
+        to_int8(to_fp16(model), batches())
+
+
 def test_a_model_without_layers_is_refused() -> None:
     text = '<ir_version: 8, opset_import: ["" : 17]> net (float[N, 3] x) => (float[N, 3] y) { y = Relu (x) }'
     with pytest.raises(UnsupportedError, match="no layer"):

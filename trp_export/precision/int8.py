@@ -22,10 +22,11 @@ from trp_export.errors import TrpError, UnsupportedError, first_line
 from trp_export.graph.cost import node_macs
 from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.skeleton import fill_skeleton, make_skeleton
+from trp_export.graph.weights import find_constant
 from trp_export.inputs.samples import Batch
 from trp_export.precision.equalise import equalise
 from trp_export.precision.grids import Grid
-from trp_export.precision.quantisable import QuantisableOp, find_units
+from trp_export.precision.quantisable import WITH_WEIGHT, QuantisableOp, find_units
 from trp_export.precision.ranges import METHODS, Spread, gather_spreads
 from trp_export.precision.rounding import LEAST_OPSET, ROUNDED, round_model, rounded_values
 from trp_export.system.progress import Share
@@ -66,6 +67,8 @@ def to_int8(model: ir.Model, batches: Batches, progress: Share = lambda share: N
     answers = find_answers(model)
     decoding = frozenset(node.name or "" for node in decoding_nodes(model, answers))
     if not _in_8_bits(model, decoding):
+        if _in_half(model):
+            raise UnsupportedError("its weights are float16. Start from the float32 file that it was made from.")
         raise UnsupportedError("no layer of this model can run in 8 bits.")
     reference = run_answers(model, answers, tested)
     equalise(model, shown)
@@ -86,6 +89,12 @@ def to_int8(model: ir.Model, batches: Batches, progress: Share = lambda share: N
 def _in_8_bits(model: ir.Model, kept: Collection[str]) -> bool:
     """True where a layer with weights remains beside the units `kept` in float."""
     return any(unit.weight is not None and unit.name not in kept for unit in find_units(model))
+
+
+def _in_half(model: ir.Model) -> bool:
+    """True where the weights of layers are float16."""
+    weights = (find_constant(node.inputs[1]) for node in model.graph if node.op_type in WITH_WEIGHT)
+    return any(weight is not None and weight.dtype == ir.DataType.FLOAT16 for weight in weights)
 
 
 def shown_and_held_out(batches: Batches) -> tuple[Batches, Batches]:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from trp_export.graph.weights import Constant, find_bias, find_constant
 
-_WITH_WEIGHT = ("Conv", "Gemm", "MatMul")
+WITH_WEIGHT = ("Conv", "Gemm", "MatMul")
 _WITHOUT_WEIGHT = ("Add", "GlobalAveragePool", "AveragePool", "Concat")
 MOVERS = ("MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "DepthToSpace")
 
@@ -47,7 +47,7 @@ def find_units(model: ir.Model) -> tuple[QuantisableOp, ...]:
 
 
 def _unit(node: ir.Node) -> QuantisableOp | None:
-    if node.op_type in _WITH_WEIGHT:
+    if node.op_type in WITH_WEIGHT:
         return _with_weight(node)
     if node.op_type not in _WITHOUT_WEIGHT:
         return None
