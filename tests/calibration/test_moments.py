@@ -204,7 +204,7 @@ def test_values_that_are_not_finite_name_the_layer() -> None:
 def test_inputs_that_do_not_fit_are_refused() -> None:
     model, located = make_network()
     wrong = replace(make_images(4), pixels=np.zeros((4, 1, 12, 12), dtype=np.float32))
-    with pytest.raises(LoadError, match=r"failed on the images \(x \(4, 1, 12, 12\)\)"):
+    with pytest.raises(LoadError, match=r"failed on inputs of these shapes \(x \(4, 1, 12, 12\)\)"):
         gather_moments(model, located, as_samples(wrong))
 
 

@@ -472,3 +472,11 @@ def test_read_torch_file_refuses_objects_inside_such_options(tmp_path: Path) -> 
     torch.save({"args": argparse.Namespace(model=torch.nn.Linear(2, 2))}, tmp_path / "last.pt")
     with pytest.raises(LoadError, match="can run code"):
         read_torch_file(tmp_path / "last.pt")
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
+def test_an_error_inside_torchscript_is_named_by_its_cause(refuses: Command, tmp_path: Path) -> None:
+    torch.jit.script(small_net()).save(tmp_path / "net.pt")
+    error = refuses(2, "net.pt", "--trust-pickle", "--shape", "1,4,8,8", *RULE)
+    assert "TorchScript interpreter" not in error
+    assert "4 channels" in error

@@ -56,7 +56,7 @@ class Tap:
             return dict(zip(self.outputs, run_session(self._session, arrays), strict=True))
         except CannotRunError as error:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-            raise LoadError(f"the model failed on the images ({shapes}): {error}") from error
+            raise LoadError(f"the model failed on inputs of these shapes ({shapes}): {error}") from error
 
 
 def extract(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], types: Types) -> ir.Model:
