@@ -94,7 +94,7 @@ def _tensors() -> dict[str, Callable[[dict[str, Any]], object]]:
         "weights of float8": lambda state: state.update({"conv1.weight": state["conv1.weight"].to(torch.float8_e5m2)}),
         "weights of no axes": lambda state: state.update({"conv1.weight": torch.tensor(1.0)}),
         "negative strides of nothing": lambda state: state.update({"conv1.weight": torch.empty(0, 3, 3, 3)}),
-        "900 levels of lists": lambda state: state.update({"x": _nested(900)}),
+        "60 levels of lists": lambda state: state.update({"x": _nested(60)}),
         "itself": lambda state: state.update({"x": state}),
     }  # fmt: skip
 
@@ -352,7 +352,7 @@ def _graphs(kit: Kit) -> Iterator[tuple[str, Callable[[Path], Call]]]:
         "negative IR version": lambda m: setattr(m, "ir_version", -5),
         "texts as weights": _texts,
         "20,000 nodes of one name": lambda m: [_add_relu(m, index, "same") for index in range(20_000)],
-        "400 Ifs in one another": partial(_nested_ifs, 400),
+        "25 Ifs in one another": partial(_nested_ifs, 25),
         "raw and typed data": lambda m: m.graph.initializer[0].float_data.extend([1.0] * 432),
         "data that are too short": lambda m: setattr(m.graph.initializer[0], "raw_data", b"xxxx"),
         "a type of 999": lambda m: setattr(m.graph.initializer[0], "data_type", 999),
