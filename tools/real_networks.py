@@ -3,6 +3,7 @@
     TRP_DATA=SHARED python tools/real_networks.py --macs 1.25 --macs 1.5        # the commands, one after the other
     TRP_DATA=SHARED python tools/real_networks.py --macs 1.25 --tune 5min --only yolox
     TRP_DATA=SHARED python tools/real_networks.py --speedup 1.3 --only waifu2x
+    TRP_DATA=SHARED python tools/real_networks.py --int8
     TRP_DATA=SHARED python tools/real_networks.py --macs 1.25 --images synthetic
     python tools/real_networks.py --write                                       # and put the table into the page
 
@@ -73,15 +74,24 @@ NETWORKS = (
 @click.command(help=(__doc__ or "").split("\n", maxsplit=1)[0])
 @click.option("--macs", type=float, multiple=True, help="Times fewer multiply-adds; repeatable.")
 @click.option("--speedup", type=float, multiple=True, help="Times as fast; repeatable.")
+@click.option("--int8", is_flag=True, help="int8 alone.")
 @click.option("--tune", help="As for trp-export, such as 5min.")
 @click.option("--images", type=click.Choice(IMAGES), default="real", show_default=True, help="What --calib gets.")
 @click.option("--only", default="", help="Networks whose name contains this.")
 @click.option("--write", is_flag=True, help="Put all rows into the page.")
 def main(
-    macs: tuple[float, ...], speedup: tuple[float, ...], tune: str | None, images: str, only: str, *, write: bool
+    macs: tuple[float, ...],
+    speedup: tuple[float, ...],
+    tune: str | None,
+    images: str,
+    only: str,
+    *,
+    int8: bool,
+    write: bool,
 ) -> None:
     ROWS.parent.mkdir(exist_ok=True)
     rules = [f"--{name} {ratio:g}" for name, ratios in (("macs", macs), ("speedup", speedup)) for ratio in ratios]
+    rules += ["--precision int8"] * int8
     rows = read(ROWS)
     for network in NETWORKS:
         if only.lower() not in network.name.lower():
@@ -93,7 +103,8 @@ def main(
     if write:
         rows = read(ROWS)
         put_into_page(PAGE, "table", _table([row for row in rows if row["images"] == "real"]))
-        put_into_page(PAGE, "without", _table([row for row in rows if row["images"] != "real"]))
+        if made := [row for row in rows if row["images"] != "real"]:
+            print(_table(made))
 
 
 def arguments(network: Network, rule: str, tune: str | None, images: str) -> list[str]:
