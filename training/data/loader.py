@@ -93,8 +93,9 @@ def read_batches(loader: DataLoader[Any]) -> Iterator[Read]:
             batch: Read = next(iterator)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # A worker that dies while it hands over a batch breaks the connection before torch notices.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise TrpError(
                 "a process that reads images has died, most often for lack of memory: lower --workers."
