@@ -164,7 +164,8 @@ def _planned(row: Row, images: Path, weights: Path, folder: Path) -> Path:
     if not report.exists():
         folder.mkdir(exist_ok=True)
         np.savez(calibration, images=draw_images(images, 1_024, seed=0))
-        inputs = ("--calib", str(calibration), "--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
+        mean, std = (",".join(map(str, values or ())) for values in (IMAGENET.mean, IMAGENET.std))
+        inputs = ("--calib", str(calibration), "--mean", mean, "--std", std)
         options = ("--arch", "resnet20", *inputs, "--no-bench", "--quiet", *row.plan)
         run("trp_export.cli.export", str(weights), *options, "-o", str(folder / "resnet20.onnx"))
     return report

@@ -157,18 +157,23 @@ def _sigmoid(x: Float64) -> Float64:
     return np.asarray(0.5 * (1 + np.tanh(0.5 * x)))
 
 
+def channel_units(variance: Float64) -> Float64:
+    """In which units the squared error of each channel counts: its variance; the largest for one that hardly varies."""
+    largest = float(variance.max(initial=0.0))
+    return np.where(variance > _STILL * largest, variance, largest)
+
+
 def _weights(a: Float64, relevance: Float64) -> Array:
     """Relevance over the channel's variance, such that an error as large as the channel's spread counts 1."""
     axes = (0, *range(2, a.ndim))
     total = relevance.sum()
     mean = (relevance * a).sum(axis=axes, keepdims=True) / total
     variance = (relevance * np.square(a - mean)).sum(axis=axes, keepdims=True) / total
-    largest = float(variance.max(initial=0.0))
-    if not largest > 0:
+    if not variance.max(initial=0.0) > 0:
         # Nothing varies: any change is one in full.
         scale = float(np.square(a).mean()) or 1.0
         return np.full(a.shape, len(a) / a.size / scale)
-    units = np.where(variance > _STILL * largest, variance, largest)
+    units = channel_units(variance)
     return np.asarray(relevance / total * len(a) / (units * a.shape[1]))
 
 

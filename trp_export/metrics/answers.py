@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from trp_export.calibration.divergence import channel_units
 from trp_export.metrics.sample import Array, Outputs, Sample, Span
 from trp_export.metrics.score import Score, paired_error
 
@@ -19,8 +20,6 @@ from trp_export.metrics.score import Score, paired_error
 Kept = list[NDArray[np.float32]]
 # Of a large map this many evenly spaced positions, so that many images fit into memory.
 _MOST_POSITIONS = 1024
-# A channel that varies less than this, as a share of the liveliest one's variance, is measured by that one's.
-_STILL = 1e-7
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +76,8 @@ def _positions(maps: Array) -> NDArray[np.float32]:
 def _lost(before: Sequence[NDArray[np.float32]], after: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
     """Of one output, the error of each image as a share of the variance; 1 where shapes differ."""
     everything = np.concatenate(before, axis=1, dtype=np.float64)
-    variance = everything.var(axis=1)
-    largest = float(variance.max(initial=0.0)) or 1.0
-    units = np.where(variance > _STILL * largest, variance, largest)
+    units = channel_units(everything.var(axis=1))
+    units = np.where(units > 0, units, 1.0)  # Nothing varies.
     return np.array(
         [
             float(np.mean(np.square(own.astype(np.float64) - truth).mean(axis=1) / units))

@@ -222,7 +222,7 @@ def _find_fastestdet(sample: Sample, wanted: bool) -> Head | None:
     maps = sample.first
     if maps.ndim != 4 or len(sample.outputs) != 1 or maps.shape[1] < 6 or maps.dtype.kind != "f":
         return None
-    shares = bool(((maps[:, 0] >= 0) & (maps[:, 0] <= 1)).all()) and np.allclose(maps[:, 5:].sum(axis=1), 1, atol=1e-2)
+    shares = _within(maps[:, 0]) and np.allclose(maps[:, 5:].sum(axis=1), 1, atol=1e-2)
     return Head("fastestdet", fastestdet) if shares or wanted else None
 
 
