@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from models import build, noise, relative_l2, run
 from onnx import numpy_helper
@@ -22,11 +22,14 @@ from trp_export.channels.thin import ChannelChoice, choose_channels
 from trp_export.graph.prepare import prepare, remove_unused
 from trp_export.graph.shapes import infer_value_shapes, input_shapes
 from trp_export.planning.channels import ChannelDecision
+from trp_export.runtime.sessions import open_session, run_session
+from trp_export.verify.rounding import LAMBDA, nudge, nudge_weights
 
 FIND = ChannelChoice(None, lambda name: None)
 HEAD = '<ir_version: 8, opset_import: ["" : 17]> net (float[N, 3, 12, 12] x) => (float[N, K, H, W] y) '
 
 # Each makes y of a, which has 8 channels, and names the weights that make them: all have their channels on axis 0.
+# Gates get small values: a closed one is exact to 1e-7 only absolutely, which may be more than all of a small output.
 BODIES = {
     "conv": "<float[5, 8, 3, 3] w> { y = Conv <pads = [1, 1, 1, 1]> (a, w) }",
     "strided": "<float[5, 8, 3, 3] w> { y = Conv <strides = [2, 3], dilations = [2, 1], pads = [0, 2, 1, 0]> (a, w) }",
@@ -40,8 +43,9 @@ BODIES = {
     "multiplied": "<float[16, 1, 3, 3] d, float[5, 16, 1, 1] w> { p = Conv <group = 8> (a, d)\n y = Conv (p, w) }",
     "residual": "<float[8, 8, 3, 3] v, float[5, 8, 1, 1] w> { r = Relu (a)\n p = Conv <pads = [1, 1, 1, 1]> (r, v)\n "
     "s = Add (p, a)\n y = Conv (s, w) }",
-    "gate": "<float[4, 8, 1, 1] v, float[8, 4, 1, 1] u, float[5, 8, 1, 1] w> { g = GlobalAveragePool (a)\n "
-    "h = Conv (g, v)\n i = Relu (h)\n j = Conv (i, u)\n k = Sigmoid (j)\n m = Mul (a, k)\n y = Conv (m, w) }",
+    "gate": "<float small = {0.05}, float[4, 8, 1, 1] v, float[8, 4, 1, 1] u, float[5, 8, 1, 1] w> "
+    "{ f = GlobalAveragePool (a)\n g = Mul (f, small)\n h = Conv (g, v)\n i = Relu (h)\n "
+    "j = Conv (i, u)\n k = Sigmoid (j)\n m = Mul (a, k)\n y = Conv (m, w) }",
     "concat": "<float[6, 8, 3, 3] v, float[5, 17, 1, 1] w> { p = Conv <pads = [1, 1, 1, 1]> "
     "(a, v)\n c = Concat <axis = 1> (x, p, a)\n y = Conv (c, w) }",
     "split": "<float[5, 4, 1, 1] w> { p, q = Split <axis = 1> (a)\n "
@@ -65,8 +69,9 @@ BODIES = {
     "slice": "<int64[1] b = {2}, int64[1] e = {9223372036854775807}, int64[1] i = {1}, float[5, 6, 1, 1] w> "
     "{ p = Slice (a, b, e, i)\n y = Conv (p, w) }",
     "gather": "<int64[5] i = {7, 0, 0, 3, 2}, float[5, 5, 1, 1] w> { p = Gather <axis = 1> (a, i)\n y = Conv (p, w) }",
-    "lstm": "<float[1, 8, 8] w, float[1, 8, 2] r, int64[3] s = {1, -1, 8}, int64[4] t = {-1, 2, 1, 1}> "
-    "{ p = GlobalAveragePool (a)\n q = Reshape (p, s)\n o, y0, c = LSTM <hidden_size = 2> (q, w, r)\n "
+    "lstm": "<float small = {0.05}, float[1, 8, 8] w, float[1, 8, 2] r, int64[3] s = {1, -1, 8}, "
+    "int64[4] t = {-1, 2, 1, 1}> { p = GlobalAveragePool (a)\n m = Mul (p, small)\n q = Reshape (m, s)\n "
+    "o, y0, c = LSTM <hidden_size = 2> (q, w, r)\n "
     "y = Reshape (o, t) }",
 }
 STEM = (
@@ -124,9 +129,17 @@ def thin(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[ChannelDecision
 
 
 def require_same(wide: onnx.ModelProto, thinner: onnx.ModelProto) -> None:
+    """Where large numbers leave a small difference, rounding moves the wide network itself by more than 1e-5."""
     inputs = noise(wide)
-    for wanted, got in zip(run(wide, inputs), run(thinner, inputs), strict=True):
-        assert relative_l2(wanted, got) < 1e-5
+    for wanted, got, moved in zip(run(wide, inputs), run(thinner, inputs), run_moved(wide, inputs), strict=True):
+        assert relative_l2(wanted, got) < max(1e-5, LAMBDA * relative_l2(wanted, moved))
+
+
+def run_moved(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Weights and inputs are moved by one unit in the last place, and onnxruntime optimises nothing."""
+    moved = ir.from_proto(model)
+    nudge_weights(moved)
+    return run_session(open_session(ir.to_proto(moved).SerializeToString(), optimise=False), nudge(inputs))
 
 
 def copy_channel(model: onnx.ModelProto, kind: str, first: int, second: int) -> None:
@@ -151,18 +164,35 @@ def make_constant(model: onnx.ModelProto, kind: str, channel: int, value: float)
     edit(model, "bn.b", lambda array: array.__setitem__(channel, value))
 
 
+VALUES = st.lists(st.sampled_from([0.0, -0.5, 0.75, 1.5]), max_size=2)
+
+
 @settings(max_examples=60)
-@given(st.sampled_from(sorted(BODIES)), st.integers(0, 2**31), st.data())
-def test_thinner_network_answers_as_the_wide_one(kind: str, seed: int, data: st.DataObject) -> None:
+@given(st.sampled_from(sorted(BODIES)), st.integers(0, 2**31), st.permutations(range(8)), st.integers(1, 4), VALUES)
+@example("lstm", 238, [5, 1, 2, 3, 4, 0, 6, 7], 2, [])
+@example("lstm", 391, [5, 1, 2, 3, 4, 0, 6, 7], 2, [])
+def test_thinner_network_answers_as_the_wide_one(
+    kind: str, seed: int, channels: list[int], copies: int, values: list[float]
+) -> None:
     model = network(kind, seed % 7)
     randomise(model, seed)
-    channels = data.draw(st.permutations(range(8)))
-    for second in channels[1 : data.draw(st.integers(1, 4))]:
+    for second in channels[1:copies]:
         copy_channel(model, kind, channels[0], second)
-    for channel in channels[6 : 6 + data.draw(st.integers(0, 2))]:
-        make_constant(model, kind, channel, data.draw(st.sampled_from([0.0, -0.5, 0.75, 1.5])))
+    for channel, value in zip(channels[6:], values, strict=False):
+        make_constant(model, kind, channel, value)
     thinner, _ = thin(model)
     require_same(model, thinner)
+
+
+@pytest.mark.parametrize(("kind", "seed"), [("lstm", 238), ("conv", 0), ("gate", 1)])
+def test_one_wrong_weight_is_beyond_rounding(kind: str, seed: int) -> None:
+    model = network(kind, seed % 7)
+    randomise(model, seed)
+    copy_channel(model, kind, 5, 1)
+    thinner, _ = thin(model)
+    edit(thinner, "w", lambda array: array.__setitem__((0, 0, 0), array[0, 0, 0] * (1 + 1e-3)))
+    with pytest.raises(AssertionError):
+        require_same(model, thinner)
 
 
 @pytest.mark.parametrize("kind", sorted(set(BODIES) - LIVES - {"grouped", "grouped transposed"}))
