@@ -20,6 +20,7 @@ from trp_export.planning.curves import Layer
 from trp_export.planning.saved_plan import Choice, Choices, parse_plan, read_plan
 from trp_export.rules import OwnPlan, Rule, SavedPlan
 from trp_export.runtime.batch_size import with_true_batch
+from trp_export.runtime.new_sizes import set_sizes
 from trp_export.runtime.sessions import CannotRunError, open_session
 from trp_export.steps.calibrate import Batches, CalibrationData, calibrate, open_samples
 from trp_export.steps.thin_channels import Wide, thin_by_images, wants_channels
@@ -110,7 +111,7 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
     Raises LoadError, OptionError or UnsupportedError, each with the remedy.
     """
     work.progress("load", 0)
-    source = normal_form(load(model, options.load_with_inputs))
+    source = normal_form(_with_sizes(load(model, options.load_with_inputs), options, work))
     inputs = describe_inputs(source.model, options.inputs, source.aliases)
     if source.path is not None and (options.calibration is not None or options.images is not None):
         inputs = with_true_batch(inputs, source.path)
@@ -153,6 +154,15 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
         pair_costs=pair_costs,
         notes=(*network.notes, *rewritten, *notes, *untimed),
     )
+
+
+def _with_sizes(source: Source, options: Options, work: Workspace) -> Source:
+    """The source at the sizes of --shape, also where its ONNX file fixes others."""
+    if source.path is None or not options.inputs.shapes:
+        return source
+    copy = work.scratch / "original.onnx"
+    notes = set_sizes(source.model, source.path, options.inputs, copy)
+    return replace(source, path=copy, notes=(*source.notes, *notes)) if notes else source
 
 
 def _alignment(options: Options) -> int:
