@@ -7,7 +7,9 @@
 
 It ends with the table of all rows in the folder. Interrupt it at any time: the same command continues after the last
 finished epoch, and a finished row is not trained again. --only-epochs ends the command after that many epochs. The
-loss is the mean over the passes of a gated network, the last one counting most. The images for testing are read once
+loss is the mean over the passes of a gated network, the last one counting most. The passes share one batch norm, whose
+running statistics are a mixture that no pass has in training; so after the schedule every network, gated or not, takes
+about 400 steps more with these statistics held fixed. The images for testing are read once
 a row, after its last epoch: test_half of CIFAR-10, and the part `val` of CamVid, by which nothing is chosen. CamVid
 is a folder with `train` and `val`, each of NAME.jpg at 160 x 120 and NAME.label.png with classes 0 to 10 (11 is
 void).
@@ -46,6 +48,7 @@ ROWS = {
 CAMVID_CLASSES, VOID = 11, 11
 WEIGHT_DECAY = 5e-4
 LR = 0.1  # at its peak
+SETTLING_STEPS, SETTLING_LR, LARGEST_GRADIENT = 400, 0.002, 1.0
 MEAN, STD = torch.tensor(IMAGENET.mean or ()), torch.tensor(IMAGENET.std or ())
 
 
@@ -71,7 +74,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """SGD with Nesterov momentum, a short warm-up and a cosine."""
+    """SGD with Nesterov momentum, a short warm-up and a cosine over `epochs`; then steps with batch norm held fixed."""
 
     epochs: int
     seed: int
@@ -171,25 +174,40 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return len(self.history) >= self.schedule.epochs
+        return len(self.history) >= self.schedule.epochs + self._settling_epochs
+
+    @property
+    def _settling_epochs(self) -> int:
+        return max(1, round(SETTLING_STEPS / (len(self.task.train[1]) // self.task.batch)))
+
+    def _rate(self, progress: float) -> float:
+        """The learning rate after so many epochs."""
+        if progress < self.schedule.epochs:
+            return learning_rate(progress / self.schedule.epochs, LR)
+        return SETTLING_LR * (1 - (progress - self.schedule.epochs) / self._settling_epochs)
 
     def train_epoch(self) -> None:
         epoch, batch = len(self.history), self.task.batch
+        settling = epoch >= self.schedule.epochs
         generator = torch.Generator().manual_seed(self.schedule.seed * 1000 + epoch)
         x, y = self.task.train
         order = torch.randperm(len(x), generator=generator)
-        self._trained.train()  # Batch norm of a trunk that stays as it is keeps its statistics.
+        self.model.eval()
+        if not settling:
+            self._trained.train()  # Batch norm of a trunk that stays as it is keeps its statistics.
         steps, total, started = len(x) // batch, 0.0, time.perf_counter()
         for step in range(steps):
             chosen = order[step * batch : (step + 1) * batch]
             inputs, labels = self.task.augment(x[chosen], y[chosen], generator)
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate((epoch + step / steps) / self.schedule.epochs, LR)
+                group["lr"] = self._rate(epoch + step / steps)
             with torch.autocast("cpu", torch.bfloat16):
                 answers = answers_of(self.model, inputs.contiguous(memory_format=torch.channels_last))
             loss = loss_of(answers, labels)
             self.optimizer.zero_grad()
             loss.backward()
+            if settling:
+                nn.utils.clip_grad_norm_(self._trained.parameters(), LARGEST_GRADIENT)
             self.optimizer.step()
             total += float(loss.detach())
         seconds = round(time.perf_counter() - started, 1)
@@ -272,7 +290,7 @@ def main(
     results, task = output / "results.jsonl", cifar10() if folder is None else camvid(folder)
     task = task.of(images, seed)
     schedule = Schedule(epochs, seed)
-    left = epochs * len(ROWS[task.name]) if only_epochs is None else only_epochs
+    left = float("inf") if only_epochs is None else only_epochs
     states = output / f"{task.name}-{len(task.train[1])}-images-{epochs}-epochs-seed-{seed}"
     states.mkdir(parents=True, exist_ok=True)
     for job in missing(results, jobs(task, schedule, trunk, networks or ROWS[task.name])):
@@ -289,7 +307,7 @@ def main(
 def jobs(task: Task, schedule: Schedule, trunk: Path | None, networks: Sequence[str]) -> list[dict[str, Any]]:
     """What tells one row from another."""
     known: dict[str, Any] = {"task": task.name, "epochs": schedule.epochs, "seed": schedule.seed}
-    known |= {"trained_on": len(task.train[1]), "trunk": trunk and trunk.stem}
+    known |= {"trained_on": len(task.train[1]), "trunk": trunk and trunk.stem, "settling": SETTLING_STEPS}
     return [{**known, "network": name} for name in networks]
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from models_zoo.pairs import Sum, branches_for, replace_layer
 from training.layers import TorchLayer, find_layers, kernel_of, unwrapped
@@ -51,34 +50,6 @@ def low_rank_copy(module: nn.Module, plan: Plan) -> nn.Module:
             total += fold(low, branch.scheme, weight.shape, change.site.group)
         weight.copy_(total)
     return model
-
-
-@torch.no_grad()
-def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set running mean and variance to the plain average over `batches` of inputs, as a cut makes the old ones wrong.
-
-    Everything else runs as in evaluation. Without batch norm, or without a batch, nothing changes.
-    """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    if not norms:
-        return
-    was_training = {module: module.training for module in model.modules()}
-    momenta = [norm.momentum for norm in norms]
-    device = next(model.parameters()).device
-    model.eval()
-    try:
-        for index, batch in enumerate(batches):
-            for norm in norms:
-                if index == 0:
-                    norm.reset_running_stats()
-                norm.train()
-                norm.momentum = None  # A cumulative average.
-            model(batch.to(device))
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, training in was_training.items():
-            module.training = training
 
 
 def plan_from_file(path: Path, model: nn.Module, input_shape: Sequence[int]) -> Plan:

@@ -89,7 +89,7 @@ class TrainingRun:
         """Take the steps of an epoch that remain."""
         optimisation, position, steps = self.options.optimisation, self._position, len(self.batches)
         take_step = TrainingStep(self.options, self._phase, self._teacher, self.device, self.last)
-        self._phase.model.train()
+        self._phase.train(hold_repeated_norms=optimisation.settles(position.epoch))
         batches = pace.waits_for(self.batches.epoch(position.epoch, position.step), optimisation.batch)
         while position.step < steps:
             x, y = self._next(batches)

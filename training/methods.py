@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import torch
 
+from training.batch_norm import reestimate_batch_norm
 from training.channels.csgd import CSGD
 from training.channels.dagger import Dagger
 from training.channels.magnitude import Magnitude
 from training.channels.settings import Widths
 from training.checkpoint import DENSE, TrainedNetwork
-from training.cut import as_trained, low_rank_copy, reestimate_batch_norm
+from training.cut import as_trained, low_rank_copy
 from training.data.batches import TrainingBatches
 from training.layers import find_layers, total_macs
 from training.options import TrainOptions

@@ -206,6 +206,10 @@ class Optimisation:
         """Epochs before the cut."""
         return self.epochs - self.factor_epochs
 
+    def settles(self, epoch: int) -> bool:
+        """Whether the epoch is one of the last tenth, in which the learning rate is low."""
+        return epoch > 0 and epoch >= self.epochs - max(1, self.epochs // 10)
+
 
 @dataclass(frozen=True, slots=True)
 class Distillation:

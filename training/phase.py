@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from training.average import WeightAverage
+from training.batch_norm import norms_run_again
 from training.checkpoint import TrainedNetwork
 from training.methods import Method, make_method
 from training.options import TrainOptions
@@ -20,7 +21,8 @@ from training.prepare import make_optimizer, on_device, wrapped
 class Phase:
     """The network, the model as it is run (wrapped and compiled), its optimizer, and the method that makes it smaller.
 
-    `method` is None where nothing is to shrink, or once the dense network is finished; `average` is None without --ema.
+    `method` is None where nothing is to shrink, or once the dense network is finished; `average` is None without --ema;
+    `repeated_norms` are the layers of batch norm that run more than once for an image.
     """
 
     network: TrainedNetwork
@@ -28,6 +30,14 @@ class Phase:
     optimizer: torch.optim.SGD
     method: Method | None
     average: WeightAverage | None
+    repeated_norms: list[nn.Module]
+
+    def train(self, *, hold_repeated_norms: bool) -> None:
+        """Switch to training, where layers of batch norm that run more than once may keep their statistics."""
+        self.model.train()
+        if hold_repeated_norms:
+            for norm in self.repeated_norms:
+                norm.eval()
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside the block the network has its averaged weights, if it has any."""
@@ -60,4 +70,6 @@ def start_phase(options: TrainOptions, network: TrainedNetwork, device: torch.de
     model = wrapped(module, device, compile=options.speed.compile)
     optimizer = make_optimizer(module, options.optimisation)
     average = WeightAverage(module, options.optimisation.ema) if options.optimisation.ema else None
-    return Phase(network, model, optimizer, make_method(options, network, optimizer, steps_per_epoch), average)
+    method = make_method(options, network, optimizer, steps_per_epoch)
+    repeated = norms_run_again(module, torch.zeros(network.input_shape))
+    return Phase(network, model, optimizer, method, average, repeated)

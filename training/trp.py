@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.cut import as_trained, reestimate_batch_norm
+from training.batch_norm import reestimate_batch_norm
+from training.cut import as_trained
 from training.layers import TorchLayer, find_layers, total_macs, unwrapped
 from training.matrices import Unfolding, unfolding
 from training.ranks import choose_schemes, plan_of_ranks, projection_ranks, ramped

@@ -30,3 +30,17 @@ def tiny(num_classes: int = 4) -> nn.Module:
 
 def tiny_without_norm(num_classes: int = 4) -> nn.Module:
     return Tiny(num_classes, norm=False)
+
+
+class TinyTwice(Tiny):
+    """Its second conv and batch norm run twice, as in a network with recurrent gates."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.conv1(self.norm(self.stem(x)).relu())).relu()
+        for _ in range(2):
+            x = self.norm2(self.conv2(x)).relu()
+        return self.head(self.point(x).relu().mean((2, 3)))
+
+
+def tiny_twice(num_classes: int = 4) -> nn.Module:
+    return TinyTwice(num_classes)

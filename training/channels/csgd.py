@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.batch_norm import reestimate_batch_norm
 from training.channels.clusters import ClusterMean, Labels, cluster
 from training.channels.groups import (
     ChannelCosts,
@@ -33,7 +34,6 @@ from training.channels.groups import (
     find_groups,
 )
 from training.channels.settings import CSGDSettings
-from training.cut import reestimate_batch_norm
 from training.layers import find_layers, kernel_of, total_macs, unwrapped
 from training.replicas import broadcast
 from training.spectra import full_precision

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from training.batch_norm import reestimate_batch_norm
 from training.channels.clusters import ClusterMean, Labels
 from training.channels.settings import Widths
 from training.channels.ties import ZERO, Ties, find_ties
-from training.cut import reestimate_batch_norm
 from training.layers import TorchLayer
 from training.spectra import full_precision
 from trp_export.errors import OptionError

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from training.batch_norm import reestimate_batch_norm
 from training.channels.choose import Budget, Counts, Stay, Target
 from training.channels.groups import (
     REMOVED,
@@ -29,7 +30,6 @@ from training.channels.groups import (
 )
 from training.channels.settings import DaggerSettings, MagnitudeSettings
 from training.channels.ties import Ties
-from training.cut import reestimate_batch_norm
 from training.layers import find_layers, kernel_of, total_macs, unwrapped
 from training.step_hooks import register_before_update
 from trp_export.rules import Macs
