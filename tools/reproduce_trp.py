@@ -18,8 +18,7 @@ from typing import Any
 
 import click
 import data
-import numpy as np
-from common import IMAGENET, accuracy, draw_images
+from common import IMAGENET, accuracy
 
 from trp_export.inputs.images import load_images
 
@@ -32,16 +31,12 @@ OURS = (*SGD, "--ramp", "cosine")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the table: options of trp-train, or of trp-export alone where nothing is trained.
-
-    With `plan`, options of trp-export, the ranks come from an export of the pretrained network.
-    """
+    """A line of the table: options of trp-train, or of trp-export alone where nothing is trained."""
 
     name: str
     train: tuple[str, ...] = ()
     export: tuple[str, ...] = ()
     teacher: str = ""
-    plan: tuple[str, ...] = ()
 
 
 def _paper(name: str, scheme: str, ratio: str, *more: str) -> Row:
@@ -53,13 +48,6 @@ def _ours(name: str, scheme: str, ratio: str, epochs: str, factors: str) -> Row:
     return Row(name, (*options, "--epochs", epochs, "--factors", factors), teacher="resnet20")
 
 
-def _long(ratio: str, epochs: str) -> Row:
-    """Factors with ranks in blocks of 4 channels, as ARM processors compute, trained from the first step."""
-    options = ("--factors", "all", "--epochs", epochs, *SGD, "--ema", "0.998", "--label-smoothing", "0.1")
-    plan = ("--scheme", "spatial", "--macs", ratio, "--align", "4", "--keep-slow-pairs")
-    return Row(f"spatial-{ratio}x-{epochs}-epochs", options, teacher="resnet32", plan=plan)
-
-
 ROWS = (
     Row("origin", export=("--energy", "1")),
     Row("direct-channel-2.17x", export=("--scheme", "channel", "--macs", "2.17")),
@@ -67,7 +55,6 @@ ROWS = (
     _ours("spatial-2.84x", "spatial", "2.84", "24", "15"),
     _ours("channel-2.17x", "channel", "2.17", "20", "12"),
     _ours("spatial-3.6x", "spatial", "3.6", "24", "15"),
-    _long("2.84", "100"),
     _paper("nuclear-only-spatial-2.84x", "spatial", "2.84", "--nuclear", NUCLEAR, "--no-project"),
     _paper("trp1-channel-2.17x", "channel", "2.17"),
     _paper("trp1-nu-channel-2.17x", "channel", "2.17", "--nuclear", NUCLEAR),
@@ -147,28 +134,12 @@ def _trained(row: Row, images: Path, weights: Path, validation: int, folder: Pat
         run("training.cli", "--resume", "-o", str(folder))
     else:
         teacher = ("--teacher", str(data.network(row.teacher)), "--teacher-arch", row.teacher) if row.teacher else ()
-        plan = (
-            ("--plan", str(_planned(row, images, weights, folder.with_name(f"{folder.name}-plan")))) if row.plan else ()
-        )
         run(
             "training.cli",
-            *("--arch", "resnet20", "--data", f"npz:{images}", "--init", str(weights), *teacher, *plan),
+            *("--arch", "resnet20", "--data", f"npz:{images}", "--init", str(weights), *teacher),
             *("--validation", str(validation), "--keep", "last", "--amp", "-o", str(folder), *row.train),
         )
     return folder / "model.pt"
-
-
-def _planned(row: Row, images: Path, weights: Path, folder: Path) -> Path:
-    """The report of an export by the row's plan options, with 1,024 training images drawn by seed 0."""
-    report, calibration = folder / "resnet20.json", folder / "images.npz"
-    if not report.exists():
-        folder.mkdir(exist_ok=True)
-        np.savez(calibration, images=draw_images(images, 1_024, seed=0))
-        mean, std = (",".join(map(str, values or ())) for values in (IMAGENET.mean, IMAGENET.std))
-        inputs = ("--calib", str(calibration), "--mean", mean, "--std", std)
-        options = ("--arch", "resnet20", *inputs, "--no-bench", "--quiet", *row.plan)
-        run("trp_export.cli.export", str(weights), *options, "-o", str(folder / "resnet20.onnx"))
-    return report
 
 
 def _speed_up(latency: dict[str, Any] | None) -> str | None:

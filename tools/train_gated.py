@@ -251,13 +251,13 @@ def result(run: Run) -> dict[str, Any]:
 
 def table(results: list[dict[str, Any]]) -> str:
     """All finished rows as Markdown."""
-    lines = ["| data | network | parameters | million MACs | after each pass, % | images, epochs | seed |"]
+    lines = ["| data | network | parameters | million MACs | after each pass, % | images, epochs, steps held | seed |"]
     lines.append("|---|---|---|---|---|---|---|")
     lines += [
         f"| {row['task']} | {row['network']}{', gates alone' if row['trunk'] else ''} "
         f"| {row['params']:,} | {row['macs'] / 1e6:.1f} "
         f"| {', '.join(f'{score:.2f}' for score in row['scores'])} "
-        f"| {row['trained_on']:,}, {row['epochs']} | {row['seed']} |"
+        f"| {row['trained_on']:,}, {row['epochs']}, {row.get('settling', 0)} | {row['seed']} |"
         for row in results
     ]
     return "\n".join(lines)
