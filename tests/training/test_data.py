@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from training.data.augmentation import Augmentation
 from training.data.images import LabelledImages, load_labelled_images, require_every_class, require_fit, split
 from training.data.in_memory import BatchesInMemory, ValidationInMemory
 from training.data.normalisation import Normalisation
+from training.data.transforms import BatchMix
 from training.loss import training_loss
 from training.schedule import learning_rate
 from trp_export.errors import LoadError, OptionError
@@ -184,3 +186,23 @@ def test_label_smoothing_spreads_a_share_of_each_label_over_all_classes() -> Non
     surprise = -torch.log_softmax(logits, 1)
     expected = 0.8 * surprise[torch.arange(5), labels].mean() + 0.2 * surprise.mean()
     assert training_loss(logits, labels, None, smoothing=0.2).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_mixed_batches_blend_each_image_with_the_one_before_it() -> None:
+    plain = BatchesInMemory(image_set(), NORMALISE, 8, seed=1, device=CPU)
+    mix = BatchMix(Augmentation(mixup=1.0), classes=40)
+    mixed = BatchesInMemory(image_set(), NORMALISE, 8, seed=1, device=CPU, mix=mix)
+    for (x, y), (blend, shares) in zip(plain.epoch(2), mixed.epoch(2), strict=True):
+        part, labels = shares[0, y[0]], torch.nn.functional.one_hot(y, 40).float()
+        assert 0 < part < 1
+        torch.testing.assert_close(blend, part * x + (1 - part) * x.roll(1, 0))
+        torch.testing.assert_close(shares, part * labels + (1 - part) * labels.roll(1, 0))
+
+
+def test_mixed_batches_follow_from_the_seed_and_the_step() -> None:
+    batches = BatchesInMemory(image_set(), NORMALISE, 8, seed=1, device=CPU, mix=BatchMix(Augmentation(cutmix=1.0), 40))
+    whole = list(batches.epoch(1))
+    for (x, y), (again, shares) in zip(whole[1:], batches.epoch(1, first_step=1), strict=True):
+        assert torch.equal(x, again)
+        assert torch.equal(y, shares)
+    assert next(iter(batches.inputs(1))).shape == whole[0][0].shape

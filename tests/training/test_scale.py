@@ -88,10 +88,17 @@ def test_images_of_the_networks_size_are_held_in_memory(folder: Path, tmp_path: 
 
 
 def test_options_that_the_data_cannot_follow_are_refused(stripes: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="--augment is for images that are read while training"):
+    with pytest.raises(OptionError, match="is held in memory, where --augment knows mixup and cutmix only"):
         TrainingRun(options_for(stripes, tmp_path / "run", augment=Augmentation(jitter=0.4)), silent)
     with pytest.raises(OptionError, match="--epoch-images is for --data webdataset"):
         options_for(stripes, tmp_path / "run", epoch_images=9)
+
+
+def test_a_set_in_memory_is_mixed(stripes: Path, tmp_path: Path) -> None:
+    run = train(options_for(stripes, tmp_path / "run", augment=Augmentation(mixup=0.2, cutmix=1), macs=None, epochs=1))
+    _, shares = next(iter(run.batches.epoch(0)))
+    assert shares.shape == (16, 4)
+    torch.testing.assert_close(shares.sum(1), torch.ones(16))
 
 
 def test_odd_images_are_counted_and_named(folder: Path, tmp_path: Path, command: Command) -> None:

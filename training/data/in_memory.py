@@ -13,13 +13,14 @@ from torch import Tensor
 from training.data.batches import Examples
 from training.data.images import LabelledImages
 from training.data.normalisation import Normalisation
-from training.data.seeds import generator
+from training.data.seeds import generator, mixed_seed
+from training.data.transforms import BatchMix
 
 
 class BatchesInMemory:
-    """Random crops of images padded by an eighth, flipped at random (He et al. 2015, section 4.2).
+    """Random crops of images padded by an eighth, flipped at random (He et al. 2015, section 4.2), then mixed.
 
-    `share` is (process, processes) of a distributed run: each draws the same batch and takes its part.
+    `share` is (process, processes) of a distributed run: each draws the same batch, takes its part, and mixes that.
     """
 
     def __init__(
@@ -30,8 +31,10 @@ class BatchesInMemory:
         seed: int,
         device: torch.device,
         share: tuple[int, int] = (0, 1),
+        mix: BatchMix | None = None,
     ) -> None:
         self._normalise, self._batch, self._seed, self._share = normalisation, batch, seed, share
+        self._mix = mix
         count, height, width, _ = images.images.shape
         self._margin, self._extent, self._count = height // 8, (height, width), count
         margin = self._margin
@@ -43,7 +46,9 @@ class BatchesInMemory:
         return self._count // self._batch
 
     def epoch(self, epoch: int, first_step: int = 0) -> Examples:
-        return self._batches(epoch, first_step, self._share)
+        for step, (x, y) in enumerate(self._batches(epoch, first_step, self._share), first_step):
+            seed = mixed_seed(self._seed, epoch, step, self._share[0])
+            yield (x, y) if self._mix is None else self._mix(x, y, seed)
 
     def inputs(self, count: int) -> Iterator[Tensor]:
         return (x for _, (x, _) in zip(range(count), self._batches(-1, 0, (0, 1)), strict=False))

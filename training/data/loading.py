@@ -16,8 +16,9 @@ class Loading:
 
     augment: Augmentation = flag(
         "--augment",
-        "Augmentation of images that are read while training: crop=0.08,jitter=0.4,randaugment=9,mixup=0.2,cutmix=1,"
-        "repeat=3, or some of these. Default: a random crop of 0.08 to 1 of the area, flipped at random.",
+        "Augmentation of training images: crop=0.08,jitter=0.4,randaugment=9,mixup=0.2,cutmix=1,repeat=3, "
+        "or some of these; for a set held in memory mixup and cutmix alone. Default: a random crop of 0.08 to 1 of the "
+        "area, flipped at random.",
         section=DATA,
         read=read_augmentation,
         write=write_augmentation,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +29,7 @@ from training.data.normalisation import Normalisation
 from training.data.odd_images import OddImages
 from training.data.shards import Shards, ShardSource, find_shards
 from training.data.streamed import IndexedSource, Reading, Source, StreamedBatches, StreamedValidation
+from training.data.transforms import BatchMix
 from training.options import TrainOptions
 from training.prepare import class_count
 from training.replicas import world
@@ -95,13 +96,25 @@ def make_data(options: TrainOptions, images: Images, network: TrainedNetwork, de
 
 
 def _in_memory(options: TrainOptions, images: LabelledImages, network: TrainedNetwork, device: torch.device) -> RunData:
-    if options.loading.augment != Augmentation():
-        raise OptionError(f"--augment is for images that are read while training; {options.data} is held in memory.")
+    augment, classes = options.loading.augment, class_count(network)
+    if replace(augment, mixup=0.0, cutmix=0.0) != Augmentation():
+        raise OptionError(
+            f"{options.data} is held in memory, where --augment knows mixup and cutmix only; the others are for "
+            "images that are read while training."
+        )
     train, validation = split(images, options.validation, options.seed)
-    require_fit(train, network.input_shape, class_count(network))
+    require_fit(train, network.input_shape, classes)
     normalisation = Normalisation(network.mean, network.std)
     return RunData(
-        BatchesInMemory(train, normalisation, options.optimisation.batch, options.seed, device, world()),
+        BatchesInMemory(
+            train,
+            normalisation,
+            options.optimisation.batch,
+            options.seed,
+            device,
+            world(),
+            BatchMix(augment, classes) if augment.mixes else None,
+        ),
         ValidationInMemory(validation, normalisation, device, world()),
         images.digest(),
         OddImages(),

@@ -64,9 +64,9 @@ class BatchMix:
 
         mixes = []
         if augmentation.mixup:
-            mixes.append(v2.MixUp(alpha=augmentation.mixup, num_classes=classes))
+            mixes.append(v2.MixUp(alpha=float(augmentation.mixup), num_classes=classes))
         if augmentation.cutmix:
-            mixes.append(v2.CutMix(alpha=augmentation.cutmix, num_classes=classes))
+            mixes.append(v2.CutMix(alpha=float(augmentation.cutmix), num_classes=classes))
         self._mix = v2.RandomChoice(mixes)
 
     def __call__(self, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
