@@ -98,6 +98,16 @@ def test_factors_are_trained_at_the_end(stripes: Path, tmp_path: Path) -> None:
     assert again.network.kind == FACTORS
 
 
+def test_a_teacher_must_be_normalised_as_the_network_is(stripes: Path, tmp_path: Path) -> None:
+    train(options_for(stripes, tmp_path / "dense", epochs=1, macs=None))
+    content, teacher = read(tmp_path / "dense" / "model.pt"), tmp_path / "teacher.pt"
+    write(content | {"mean": np.float32(content["mean"]).tolist()}, teacher)  # As a float32 tensor gives its values.
+    TrainingRun(options_for(stripes, tmp_path / "run", teacher=teacher, macs=None), silent)
+    write(content | {"mean": [0.5, 0.5, 0.5]}, teacher)
+    with pytest.raises(OptionError, match="normalised by a different mean and std"):
+        TrainingRun(options_for(stripes, tmp_path / "other", teacher=teacher, macs=None), silent)
+
+
 def test_a_network_is_trained_without_a_rank_rule(stripes: Path, tmp_path: Path) -> None:
     run = train(options_for(stripes, tmp_path / "run", macs=None, epochs=1))
     assert run.history[-1]["macs_ratio"] == 1
