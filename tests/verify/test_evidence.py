@@ -169,6 +169,23 @@ def test_scale_that_goes_into_the_layer_after_it_leaves_the_shift_before_it_alon
     assert report.deviation.rewrite.relative_l2 < 1e-5
 
 
+def test_output_of_a_layer_stands_for_the_last_of_what_was_fused_into_it() -> None:
+    """Also where the exporter wrote an Identity behind each, and the name of the layer's output stays."""
+    head = '<ir_version: 8, opset_import: ["" : 17]> net (float[1, 3, 8, 8] x) => (float[1, 4, 8, 8] y)\n'
+    weights = "<float[4, 3, 1, 1] w, float[4, 4, 1, 1] v, float[1, 4, 1, 1] b, float[1] s, float[1] t> {\n"
+    before = "c = Conv (x, w)  a = Add (c, b)  i = Identity (a)  m = Mul (s, i)  j = Identity (m)  "
+    wanted, got = (
+        ir.serde.deserialize_model(build(head + weights + body))
+        for body in (
+            before + "d = Add (j, t)  k = Identity (d)  h = Relu (k)  y = Conv (h, v) }",
+            "c = Conv (x, w)  d = Add (c, t)  h = Relu (d)  y = Conv (h, v) }",
+        )
+    )
+    got.graph.initializers["w"].const_value = ir.tensor(np.full((4, 3, 1, 1), 2, np.float32), name="w")
+    names = {value.name: other.name for value, other in find_differences(wanted, got).shared.items()}
+    assert names == {"x": "x", "m": "c", "d": "d", "h": "h", "y": "y"}
+
+
 def test_sums_are_not_taken_for_fused_into_nodes_that_hold_no_weights() -> None:
     """Index arithmetic that simplification rewrites stays one part: the sum does not become the value before it."""
     head = '<ir_version: 8, opset_import: ["" : 17]> net (int64[1] k, int64[1, 4] x) => (int64[1, 4] y)\n'

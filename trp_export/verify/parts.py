@@ -84,7 +84,8 @@ def find_differences(wanted: ir.Model, got: ir.Model) -> Differences:
         more = dict(fused for part in found.parts for fused in found.fused(part))
         if not more:
             return Differences(tuple(found.parts), found.shared)
-        moved |= more
+        last = set(more.values())  # Of several that are fused into one layer, its output stands for the last.
+        moved = {value: other for value, other in moved.items() if other not in last} | more
 
 
 @dataclass(slots=True)
@@ -114,13 +115,13 @@ class _Search:
             return []
         pairs = []
         for start, value in part.got_inputs:
-            readers = value.consumers()
-            if len(readers) != 1 or value.producer() is None or readers[0] not in part.wanted_nodes:
+            reader = _only_reader(value)
+            if reader is None or value.producer() is None or reader not in part.wanted_nodes:
                 continue
             if not _holds_weights(start.producer()) or self._made_alike(value, start):
                 continue  # The layer before holds no weights, or is as it was: the affine node went into the one after.
-            made = readers[0].outputs[0]
-            if _is_affine(readers[0]) and made not in self.shared:
+            made = reader.outputs[0]
+            if _is_affine(reader) and made not in self.shared:
                 pairs.append((made, start))
         return pairs
 
@@ -220,6 +221,14 @@ class _Search:
         inputs = dict.fromkeys((*starts, *(self._backwards[start] for start in theirs)))
         pairs = tuple((start, self._backwards[start]) for start in theirs)
         return Part(value, other, frozenset(nodes), frozenset(its), tuple(inputs), pairs, body)
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    """The node that reads a value, behind any Identity; None where several do, or none."""
+    readers = value.consumers()
+    while len(readers) == 1 and readers[0].op_type == "Identity":
+        readers = readers[0].outputs[0].consumers()
+    return readers[0] if len(readers) == 1 else None
 
 
 def _holds_weights(node: ir.Node | None) -> bool:
