@@ -277,3 +277,21 @@ def test_sequence_inputs_are_unsupported_by_name() -> None:
 def test_image_spec_of_a_module_is_nchw() -> None:
     spec = InputSpec.of_images((None, 3, 8, 6))
     assert (spec.layout, spec.channels, spec.size, spec.show()) == ("NCHW", 3, (8, 6), "(any, 3, 8, 6)")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "shapes"),
+    [
+        ("float[n, t] x, float[2, m, 128] h", "float[a, b, c] y", [(1, 16_384), (2, 1, 128)]),
+        ("float[2, n, 128] h, float[n, t] x", "float[a, b, c] y", [(2, 1, 128), (1, 16_384)]),
+        ("float[n, t] x, float[1, m, 64] h", "float[1, b, 64] y", [(1, 16_384), (1, 1, 64)]),
+        ("float[n, t] x, float[1, m, 64] h", "float[1, b, 10] y", [(1, 224), (1, 224, 64)]),
+        ("int64[n] count, float[1, t, 80] x", "float[a, b, c] y", [(1,), (1, 224, 80)]),
+    ],
+)
+def test_state_of_a_recurrent_layer_has_as_many_samples_as_the_input(
+    inputs: str, outputs: str, shapes: list[tuple[int, ...]]
+) -> None:
+    text = f'<ir_version: 8, opset_import: ["" : 17]> g ({inputs}) => ({outputs}) {{ y = Identity (x) }}'
+    sized = describe_inputs(ir.serde.deserialize_model(build(text))).completed()
+    assert list(sized.shapes.values()) == shapes

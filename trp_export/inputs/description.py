@@ -127,7 +127,7 @@ def describe_inputs(
         for value in model.graph.inputs
         if value.const_value is None and (value.name or "") not in model.graph.initializers
     )
-    specs = _with_shared(specs)
+    specs = _with_shared(_with_states(specs, model.graph.outputs))
     for name, sizes in _named([(aliases.get(name or "", name), sizes) for name, sizes in options.shapes], specs):
         sized = _with_sizes(next(spec for spec in specs if spec.name == name), sizes, f"--shape {_text(name, sizes)}")
         specs = tuple(_agreeing(spec, sized) for spec in specs)
@@ -180,12 +180,36 @@ def _with_layout(spec: InputSpec, reading: Reading, chosen: str | None) -> Input
     return replace(spec, layout=layout, channels=channels, shape=shape)
 
 
+def _with_states(specs: Sequence[InputSpec], outputs: Sequence[ir.Value]) -> tuple[InputSpec, ...]:
+    """Floats (layers, any, units) beside an input of open batch size are a state, where an output may be the next."""
+    shapes = [tuple(dim if isinstance(dim, int) else None for dim in value.shape or ()) for value in outputs]
+    any_number = [spec for spec in specs if spec.declared and spec.declared[0] is None]
+    return tuple(
+        replace(spec, state=True, shared=True)
+        if any_number and spec.dtype.startswith("float") and _may_recur(spec.declared or (), shapes)
+        else spec
+        for spec in specs
+    )
+
+
+def _may_recur(declared: Extents, outputs: Sequence[Extents]) -> bool:
+    """Whether an output may have the sizes (layers, any, units). Of one layer, it must have as many units."""
+    if len(declared) != 3 or declared[1] is not None or None in (declared[0], declared[2]):
+        return False
+    return any(
+        len(shape) == 3
+        and all(size in (None, own) for size, own in zip(shape, declared, strict=True))
+        and (declared[0] != 1 or shape[2] is not None)
+        for shape in outputs
+    )
+
+
 def _with_shared(specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
     """Inputs whose first axis has another fixed size than that of the images, or of the input of most axes, hold no
     axis of samples."""
     if len(specs) < 2:
         return tuple(specs)
-    main = max(specs, key=lambda spec: (spec.is_image, len(spec.declared or ())))
+    main = max(specs, key=lambda spec: (spec.is_image, not spec.state, len(spec.declared or ())))
     samples = {None, 1} if not main.declared or main.declared[0] is None else {None, main.declared[0]}
     return tuple(
         spec if spec is main or spec.declared is None or (spec.declared and spec.declared[0] in samples)
@@ -269,15 +293,19 @@ def _with_symbols(spec: InputSpec, known: Mapping[str, int]) -> InputSpec:
 
 
 def _open_sizes(spec: InputSpec) -> bool:
-    return spec.shape is not None and None in spec.shape[1 if spec.batched else 0 :]
+    """Whether sizes other than the number of samples are open."""
+    if spec.shape is None:
+        return False
+    return None in (spec.shape[::2] if spec.state else spec.shape[1 if spec.batched else 0 :])
 
 
 def _filled(spec: InputSpec, known: Mapping[str, int], extent: int) -> InputSpec:
     spec = _with_symbols(spec, known)
     if spec.shape is None:
         return spec
-    defaults = (BATCH if spec.batched else extent, *(extent for _ in spec.shape[1:]))
-    sizes = zip(spec.shape, defaults, strict=False)  # A scalar has none.
+    samples = 1 if spec.state else 0 if spec.batched else None
+    defaults = [BATCH if axis == samples else extent for axis in range(len(spec.shape))]
+    sizes = zip(spec.shape, defaults, strict=True)
     filled = tuple(default if size is None else size for size, default in sizes)
     return replace(spec, shape=filled, channels=filled[CHANNEL_AXES[spec.layout]] if spec.is_image else None)
 

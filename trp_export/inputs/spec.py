@@ -35,7 +35,8 @@ class InputSpec:
     the file, None where it leaves one open; `shape` are those known by now; both are None where not even the number of
     axes is known. `symbols` are the names of open sizes: one name is one size. `layout` is "unknown" for an image
     whose channels neither the graph nor the user points out. `takes_pixels`: the graph itself scales 0..255. `shared`:
-    the input has no axis of samples beside inputs that have one.
+    the input has no axis of samples beside inputs that have one. `state`: it is the state of a recurrent layer, with
+    its samples on the second axis.
     """
 
     name: str
@@ -47,6 +48,7 @@ class InputSpec:
     channels: int | None = None
     takes_pixels: bool = False
     shared: bool = False
+    state: bool = False
 
     @classmethod
     def of_images(cls, shape: Sequence[int | None], name: str = "input") -> InputSpec:
