@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import cos, pi
 
 import numpy as np
@@ -11,7 +12,7 @@ from training.settings import RankRule
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Scheme
 from trp_export.planning.budgets import Budget, plan_by_macs
-from trp_export.planning.curves import Curve, Layer
+from trp_export.planning.curves import Curve, Layer, align_rank
 from trp_export.planning.plan import Plan
 from trp_export.planning.rules import plan_by_rule
 from trp_export.rules import Energy, Macs, Threshold
@@ -35,43 +36,50 @@ def ramped(rule: RankRule, ramp: str, progress: float) -> RankRule:
     return rule
 
 
-def plan_of_ranks(
-    layers: Sequence[Layer], rule: RankRule, total_macs: int, weights: Mapping[str, float] | None = None
-) -> Plan:
-    """The plan of a cut at this moment. Raises OptionError where a budget cannot be met.
+@dataclass(frozen=True, slots=True)
+class RankChoice:
+    """By what ranks are chosen: a rule, and for a budget the multiply-adds of the whole network.
 
-    `weights` say how much lost energy harms in each layer under a budget; layers that are not named have 1.
+    `weights` say how much lost energy harms in each layer under a budget; layers that are not named have 1. Ranks are
+    multiples of `align` where a layer has such ranks.
     """
-    if not isinstance(rule, Macs):
-        return plan_by_rule(layers, rule)
 
-    def damage(layer: Layer, curve: Curve) -> Float64:
-        return np.asarray((weights or {}).get(layer.site.name, 1.0) * (1.0 - curve.energy))
+    rule: RankRule
+    total_macs: int
+    weights: Mapping[str, float] | None = None
+    align: int = 1
 
-    return plan_by_macs(layers, Budget(total_macs, rule.ratio), damage=damage)
+    def damage(self, layer: Layer, curve: Curve) -> Float64:
+        """How much each rank of a curve harms."""
+        return np.asarray((self.weights or {}).get(layer.site.name, 1.0) * (1.0 - curve.energy))
 
 
-def projection_ranks(
-    layers: Sequence[Layer], rule: RankRule, total_macs: int, weights: Mapping[str, float] | None = None
-) -> dict[str, int]:
+def plan_of_ranks(layers: Sequence[Layer], choice: RankChoice) -> Plan:
+    """The plan of a cut at this moment. Raises OptionError where a budget cannot be met."""
+    if isinstance(choice.rule, Macs):
+        budget = Budget(choice.total_macs, choice.rule.ratio)
+        return plan_by_macs(layers, budget, choice.align, choice.damage)
+    return plan_by_rule(layers, choice.rule, choice.align)
+
+
+def projection_ranks(layers: Sequence[Layer], choice: RankChoice) -> dict[str, int]:
     """The rank of each layer with a curve, by name; the full rank where the layer stays dense.
 
     A rule for each layer projects to its rank even where that does not save anything yet, because the rank is still
     falling. Under a budget, layers that the plan keeps dense are not projected.
     """
     curves = {layer.site.name: layer.curves[0] for layer in layers if layer.curves}
+    rule, align = choice.rule, choice.align
     if not isinstance(rule, Macs):
-        return {name: rule.rank(curve) for name, curve in curves.items()}
-    plan = plan_of_ranks(layers, rule, total_macs, weights)
+        return {name: align_rank(rule.rank(curve), align, curve.top_rank) for name, curve in curves.items()}
+    plan = plan_of_ranks(layers, choice)
     ranks = {change.site.name: change.rank for change in plan.changed}
     return {name: ranks.get(name) or curve.full_rank for name, curve in curves.items()}
 
 
-def choose_schemes(
-    layers: Sequence[Layer], rule: RankRule, total_macs: int, weights: Mapping[str, float] | None = None
-) -> dict[str, Scheme]:
+def choose_schemes(layers: Sequence[Layer], choice: RankChoice) -> dict[str, Scheme]:
     """One scheme for each layer with curves: the plan's, or for a layer that it keeps the cheapest at full rank."""
-    plan = plan_of_ranks(layers, rule, total_macs, weights)
+    plan = plan_of_ranks(layers, choice)
     planned = {change.site.name: change.scheme for change in plan.changed}
     chosen: dict[str, Scheme] = {}
     for layer in layers:

@@ -67,6 +67,14 @@ class TRPSettings:
     rule: RankRule = field(default_factory=lambda: Energy(0.98))
     schemes: Mapping[str, str] = field(default_factory=lambda: {"*": "spatial"})
     layers: LayerFilter = paper_choice
+    align: int = flag(
+        "--align",
+        "Round ranks up to a multiple of N, such as the channels that the processor computes at once.",
+        section=LOW_RANK,
+        read=int,
+        metavar="N",
+        default=1,
+    )
     period: int = flag("--period", "Project every N steps.", section=LOW_RANK, read=int, metavar="N", default=20)
     exact_every: int = flag(
         "--exact-every",
@@ -123,7 +131,7 @@ class TRPSettings:
     layer_weights: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("period", "exact_every"):
+        for name in ("align", "period", "exact_every"):
             if getattr(self, name) < 1:
                 raise InvalidOptionError(f"{{{name}}} must be at least 1, not {getattr(self, name)}.")
         require_at_least_zero("nuclear", self.nuclear)

@@ -27,7 +27,7 @@ from training.batch_norm import reestimate_batch_norm
 from training.cut import as_trained
 from training.layers import TorchLayer, find_layers, total_macs, unwrapped
 from training.matrices import Unfolding, unfolding
-from training.ranks import choose_schemes, plan_of_ranks, projection_ranks, ramped
+from training.ranks import RankChoice, choose_schemes, plan_of_ranks, projection_ranks, ramped
 from training.replicas import broadcast, share_out, world
 from training.settings import RankRule, TRPSettings
 from training.spectra import Truncation, full_precision, projected
@@ -80,7 +80,7 @@ class TRP:
     def measure(self) -> Plan:
         """The plan of a cut by the final rule at this moment. No weight is changed."""
         self._decompose()
-        return plan_of_ranks(self._planned_layers(), self.settings.rule, self.total_macs, self.settings.layer_weights)
+        return plan_of_ranks(self._planned_layers(), self._choice(self.settings.rule))
 
     def finish(self, batches: Iterable[Tensor] | None = None) -> Plan:
         """Project a last time by the final rule, re-estimate batch norm on `batches` of inputs, and remove the hooks.
@@ -90,7 +90,7 @@ class TRP:
         for hook in self._hooks:
             hook.remove()
         known = self._decompose()
-        plan = plan_of_ranks(self._planned_layers(), self.settings.rule, self.total_macs, self.settings.layer_weights)
+        plan = plan_of_ranks(self._planned_layers(), self._choice(self.settings.rule))
         ranks = {change.site.name: change.rank for change in plan.changed}
         self._set_ranks(self._full_ranks() | ranks)
         self._carry_out(_truncated(known, self.ranks), write=True)
@@ -165,7 +165,7 @@ class TRP:
             Layer(layer.site, tuple(offers[layer.name])) if layer.name in offers else _left_alone(layer)
             for layer in self.layers
         ]
-        schemes = choose_schemes(layers, self.settings.rule, self.total_macs, self.settings.layer_weights)
+        schemes = choose_schemes(layers, self._choice(self.settings.rule))
         targets = []
         for layer in chosen:
             offer = next(offer for offer in offers[layer.name] if offer.scheme == schemes[layer.name])
@@ -285,7 +285,10 @@ class TRP:
         return {target.name: target.curve.full_rank for target in self._targets}
 
     def _ranks(self, rule: RankRule) -> dict[str, int]:
-        return projection_ranks(self._planned_layers(), rule, self.total_macs, self.settings.layer_weights)
+        return projection_ranks(self._planned_layers(), self._choice(rule))
+
+    def _choice(self, rule: RankRule) -> RankChoice:
+        return RankChoice(rule, self.total_macs, self.settings.layer_weights, self.settings.align)
 
     def _planned_layers(self) -> list[Layer]:
         curves = {target.name: target.curve for target in self._targets}

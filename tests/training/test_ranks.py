@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from models_zoo.cifar_resnet import CifarResNet
 from training.layers import find_layers, total_macs
-from training.ranks import choose_schemes, plan_of_ranks, projection_ranks, ramped
+from training.ranks import RankChoice, choose_schemes, plan_of_ranks, projection_ranks, ramped
+from training.settings import RankRule
 from trp_export.errors import OptionError
 from trp_export.planning.curves import Layer, make_curve, schemes_for
 from trp_export.rules import Energy, Macs, Rank, Threshold
@@ -27,29 +28,37 @@ def layers() -> list[Layer]:
 @settings(max_examples=20)
 def test_a_budget_is_kept_and_used(layers: list[Layer], ratio: float) -> None:
     total = sum(layer.site.macs for layer in layers)
-    plan = plan_of_ranks(layers, Macs(ratio), total)
+    plan = plan_of_ranks(layers, RankChoice(Macs(ratio), total))
     macs = sum(decision.macs for decision in plan.decisions)
     cheapest = max(layer.site.macs_per_rank(layer.curves[0].scheme) for layer in layers)
     assert total / ratio - cheapest <= macs <= total / ratio
-    ranks = projection_ranks(layers, Macs(ratio), total)
+    ranks = projection_ranks(layers, RankChoice(Macs(ratio), total))
     for layer, decision in zip(layers, plan.decisions, strict=True):
         assert ranks[layer.site.name] == (decision.branches[0].rank if decision.branches else layer.curves[0].full_rank)
 
 
+@pytest.mark.parametrize("rule", [Macs(2.5), Energy(0.9)])
+def test_ranks_are_multiples_of_the_block(layers: list[Layer], rule: RankRule) -> None:
+    choice = RankChoice(rule, total_macs_of(layers), align=4)
+    plan, ranks = plan_of_ranks(layers, choice), projection_ranks(layers, choice)
+    assert plan.changed
+    assert all(change.rank % 4 == 0 == (ranks[change.site.name] - change.rank) for change in plan.changed)
+
+
 def test_a_budget_out_of_reach_names_the_largest_ratio(layers: list[Layer]) -> None:
     with pytest.raises(OptionError, match="out of reach: at rank 1 everywhere it is"):
-        plan_of_ranks(layers, Macs(1e6), total_macs_of(layers))
+        plan_of_ranks(layers, RankChoice(Macs(1e6), total_macs_of(layers)))
 
 
 def test_a_higher_weight_gives_a_layer_more_rank(layers: list[Layer]) -> None:
     name = layers[2].site.name
-    plain = projection_ranks(layers, Macs(3.0), total_macs_of(layers))
-    weighted = projection_ranks(layers, Macs(3.0), total_macs_of(layers), {name: 100.0})
+    plain = projection_ranks(layers, RankChoice(Macs(3.0), total_macs_of(layers)))
+    weighted = projection_ranks(layers, RankChoice(Macs(3.0), total_macs_of(layers), {name: 100.0}))
     assert weighted[name] > plain[name]
 
 
 def test_an_energy_rule_projects_even_above_break_even(layers: list[Layer]) -> None:
-    ranks = projection_ranks(layers, Energy(0.999), total_macs_of(layers))
+    ranks = projection_ranks(layers, RankChoice(Energy(0.999), total_macs_of(layers)))
     curve = layers[1].curves[0]
     assert curve.top_rank < ranks[layers[1].site.name] < curve.full_rank
 
@@ -61,8 +70,8 @@ def test_schemes_under_a_budget_are_the_plans(layers: list[Layer]) -> None:
         Layer(f.site, tuple(make_curve(f.site, s, f.weight.detach().numpy()) for s in schemes_for(f.site, "auto")))
         for f in found
     ]
-    chosen = choose_schemes(many, Macs(2.0), total_macs(found))
-    plan = plan_of_ranks(many, Macs(2.0), total_macs(found))
+    chosen = choose_schemes(many, RankChoice(Macs(2.0), total_macs(found)))
+    plan = plan_of_ranks(many, RankChoice(Macs(2.0), total_macs(found)))
     assert set(chosen) == {f.name for f in found}
     assert all(chosen[d.site.name] == d.scheme for d in plan.changed)
 

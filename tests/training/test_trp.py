@@ -12,7 +12,7 @@ from tiny_networks import Tiny
 from torch import Tensor, nn
 
 from training import TRP, Energy, Macs, TRPSettings, targets
-from training.ranks import plan_of_ranks
+from training.ranks import RankChoice, plan_of_ranks
 from training.settings import ByName
 from trp_export.errors import OptionError
 from trp_export.lowrank import schemes
@@ -197,8 +197,7 @@ def test_finish_leaves_exactly_the_ranks_of_its_plan() -> None:
         assert relative_rank(model.get_submodule(decision.site.name).weight) == decision.rank
     again = plan_of_ranks(
         [Layer(c.site, (make_curve(c.site, c.scheme, weight_of(model, c.site.name)),)) for c in plan.changed],
-        Energy(1 - 1e-10),
-        1,
+        RankChoice(Energy(1 - 1e-10), 1),
     )
     assert [d.branches[0].rank for d in again.decisions] == [c.rank for c in plan.changed]
     dense = sum(decision.site.macs for decision in plan.decisions)
