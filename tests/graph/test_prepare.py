@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trp_export.errors import UnsupportedError
 from trp_export.graph.bounds import require_bounded
-from trp_export.graph.packed import pack_weights
+from trp_export.graph.packed import drop_shapes, pack_weights
 from trp_export.graph.prepare import prepare
 from trp_export.graph.shapes import infer_value_shapes, input_shapes
 from trp_export.graph.simplify import simplify
@@ -246,3 +246,17 @@ def test_weights_go_back_behind_their_expression_where_nothing_is_lost(
     assert after.ByteSize() < (0.7 if is_exact else 1.1) * before.ByteSize()
     # onnxruntime computes with weights that it unpacks in another order of summation.
     np.testing.assert_allclose(run(after, noise(proto))[0], run(before, noise(proto))[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("has_shapes", [False, True])
+def test_shapes_between_nodes_go_where_the_original_has_none(has_shapes: bool) -> None:
+    proto = build(text("c = Conv (x, k)  y = Relu (c)", "float[64, 4, 3, 3] k"))
+    shaped = onnx.shape_inference.infer_shapes(proto)
+    assert shaped.graph.value_info
+    model = ir.serde.deserialize_model(shaped)
+    drop_shapes(model, ir.serde.deserialize_model(shaped if has_shapes else proto))
+    after = ir.serde.serialize_model(model)
+    onnx.checker.check_model(after)
+    assert ("c" in {value.name for value in after.graph.value_info}) == has_shapes
+    assert after.graph.output == shaped.graph.output
+    np.testing.assert_array_equal(run(after, noise(proto))[0], run(proto, noise(proto))[0])

@@ -1,7 +1,7 @@
-"""Store weights as they came: folding the expression that makes a weight must not enlarge the file.
+"""Store a model as it came: what a rewrite adds to it must not enlarge the file.
 
-A weight that is still exactly what such an expression makes of smaller constants (a Cast of float16, a DequantizeLinear
-of int8) goes back behind it.
+Values between nodes need no types and shapes where the original had none. A weight that is still exactly what an
+expression makes of smaller constants (a Cast of float16, a DequantizeLinear of int8) goes back behind it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,18 @@ def pack_weights(model: ir.Model, original: ir.Model) -> None:
         found = made.get(_digest(tensor.numpy()))
         if found is not None:
             _put_behind(model.graph, value, *found)
+
+
+def drop_shapes(model: ir.Model, original: ir.Model) -> None:
+    """Remove the types and shapes of the values between nodes, in place, where the original has none."""
+    if not any(value.shape is not None for value in _between_nodes(original)):
+        for value in _between_nodes(model):
+            value.type = value.shape = None
+
+
+def _between_nodes(model: ir.Model) -> list[ir.Value]:
+    made = (value for graph in model.graphs() for node in graph for value in node.outputs)
+    return [value for value in made if not value.is_graph_output()]
 
 
 def _put_behind(graph: ir.Graph, weight: ir.Value, result: ir.Value, nodes: Sequence[ir.Node]) -> None:

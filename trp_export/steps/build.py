@@ -22,7 +22,7 @@ from trp_export.graph.interface import require_same_interface
 from trp_export.graph.large_files import read_model
 from trp_export.graph.metadata import sign, strip_traces
 from trp_export.graph.model_files import save_model, size_bytes
-from trp_export.graph.packed import pack_weights
+from trp_export.graph.packed import drop_shapes, pack_weights
 from trp_export.graph.prepare import remove_unused
 from trp_export.graph.rewrite import WeightNames, read_factors, rewrite, set_products, tag_nodes
 from trp_export.graph.simplify import simplify
@@ -111,7 +111,9 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
     save_model(model, files.result)
     params = count_params(model)
     if size_bytes(files.result) > network.original_bytes:
-        pack_weights(model, read_model(network.original))
+        original = read_model(network.original)
+        pack_weights(model, original)
+        drop_shapes(model, original)
         save_model(model, files.result)
     cost = Cost(params, macs, size_bytes(files.result))
     all_notes = (*notes, *_refitted(plan, network, fitted), *not_simplified, *rewritten)

@@ -187,7 +187,8 @@ def _run_original(original: Path, given: Mapping[str, Inputs], inputs: NetworkIn
 def _does_not_run(inputs: NetworkInputs, failure: str) -> str:
     """What failed and the remedy: other sizes only where some are open and onnxruntime's message is about sizes."""
     shapes = {
-        name: ",".join("1" if size is None else str(size) for size in shape) for name, shape in inputs.shapes.items()
+        name: ",".join("1" if size is None else str(size) for size in shape) or "()"
+        for name, shape in inputs.shapes.items()
     }
     sizes = "; ".join(f"{name} {shape}" for name, shape in shapes.items())
     some_open = any(spec.declared is None or None in spec.declared for spec in inputs.specs)
