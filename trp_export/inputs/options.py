@@ -53,7 +53,7 @@ class InputOptions:
     shapes: tuple[NamedShape, ...] = flag(
         "--shape",
         "Shape of input NAME, or of the first input. Default: that of the file or the architecture; sizes left open "
-        "there follow the images.",
+        "there follow the images, and those that a file fixes change where the network runs at others.",
         section=SECTION,
         kind="many",
         read=parse_shape,
