@@ -41,6 +41,8 @@ from trp_export.inputs.images import load_images
 HELD_OUT, SPLIT_SEED = 2_500, 0
 TEACHERS = ("teacher-0", "teacher-1")
 FIRST_SHARE = 0.22  # of the time, for the first group
+CAPTURE_S = 2.5  # to capture the step of a network
+SEED_OF_TAUGHT = 100  # so that their order is not that of the first group
 TEMPERATURE, SHARE, SMOOTHING = 4.0, 0.9, 0.1
 SHAPE = (1, 3, 32, 32)
 
@@ -153,11 +155,7 @@ def train_all(
             report(f"{trainee.name}: {measured:.2f} % of {len(held_out)} images held out")
             _save(trainee, runs, facts | {"held_out_accuracy": measured})
 
-    first = [
-        Trainee(name, _built(name, seed), partial(_labelled, smoothing=SMOOTHING if name in TEACHERS else 0.0), seed)
-        for seed, name in [(seed, name) for seed, name in enumerate(TEACHERS)] + [(0, name) for name in LABELLED]
-        if not name.startswith(left_out or ("-",))
-    ]
+    first = [_labelled_trainee(name) for name in (*TEACHERS, *LABELLED) if not name.startswith(left_out)]
     recipe = Recipe(epochs[0])
     count = train(first, views, recipe, report, None if seconds is None else FIRST_SHARE * seconds)
     finish(first, recipe, count)
@@ -166,14 +164,13 @@ def train_all(
     table = answers([dense[name] for name in TEACHERS], views)
     report(f"{len(views)} images, {views.count} views")
 
-    taught = partial(_taught, table)
+    rows = [row for row in TAUGHT if not row.name.startswith(left_out)]
     second = [
-        Trainee(row.name, _factors_of(row, dense, runs), taught, 100 + row.seed)
-        for row in TAUGHT
-        if not row.name.startswith(left_out or ("-",))
+        Trainee(row.name, _factors_of(row, dense, runs), partial(_taught, table), SEED_OF_TAUGHT + row.seed)
+        for row in rows
     ]
     recipe = Recipe(epochs[1])
-    left = None if seconds is None else seconds - (time.perf_counter() - started) - 2.5 * len(second)
+    left = None if seconds is None else seconds - (time.perf_counter() - started) - CAPTURE_S * len(second)
     finish(second, recipe, train(second, views, recipe, report, left))
     report("done")
 
@@ -252,6 +249,13 @@ def _images(device: torch.device, count: int | None) -> tuple[Views, Views]:
     held_out, trained = order[:HELD_OUT], order[HELD_OUT:][:count]
     mean, std = torch.tensor(IMAGENET.mean), torch.tensor(IMAGENET.std)
     return Views(x[trained], y[trained], mean, std, device), Views(x[held_out], y[held_out], mean, std, device)
+
+
+def _labelled_trainee(name: str) -> Trainee:
+    is_teacher = name in TEACHERS
+    seed = TEACHERS.index(name) if is_teacher else 0
+    loss = partial(_labelled, smoothing=SMOOTHING if is_teacher else 0.0)
+    return Trainee(name, _built(name, seed), loss, seed)
 
 
 def _built(name: str, seed: int) -> nn.Module:
