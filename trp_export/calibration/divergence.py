@@ -17,7 +17,7 @@ probability: what a detector says of a place where it sees nothing is never read
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from math import prod
 from typing import Any
@@ -61,11 +61,17 @@ class HeldOut:
 class Yardstick:
     """The measure of one answer: the divergence is the sum of `weights` times what `kind` says, over the image.
 
-    `weights` have the shape of the answer, (n, C, *), or one that broadcasts to it.
+    `scale` (1, C, 1...) belongs to a set of images, and `relevance` (n, 1, *) to the images that are compared.
     """
 
     kind: Kind
-    weights: Array
+    scale: Array
+    relevance: Array
+
+    @property
+    def weights(self) -> Array:
+        """(n, C, *), or a shape that broadcasts to it."""
+        return self.scale * self.relevance
 
     @property
     def centred(self) -> bool:
@@ -88,16 +94,31 @@ class Yardstick:
 
 
 def yardsticks(original: Outputs, kinds: Kinds | None = None) -> dict[str, Yardstick]:
-    """The yardstick of each answer (n, C, *) of the original. An answer without a kind holds values."""
-    kinds = kinds or {}
-    relevance = _relevances(original, kinds)
-    result = {}
-    for name, array in original.items():
-        a, kind = _as_channels(array), kinds.get(name, Kind.VALUES)
-        if kind is Kind.VALUES and _like_classes(array):
-            kind = Kind.CLASSES
-        result[name] = Yardstick(kind, _WEIGHTS[kind](a, relevance[name]))
-    return result
+    """The yardstick of each answer (n, C, *) of the original. An answer without a kind holds values.
+
+    A few images say little about variances: take all that there are, and `for_images` for a part of them.
+    """
+    found = {
+        name: Kind.CLASSES if kind is Kind.VALUES and _like_classes(original[name]) else kind
+        for name, kind in {**dict.fromkeys(original, Kind.VALUES), **(kinds or {})}.items()
+        if name in original
+    }
+    relevance = _relevances(original, found)
+    return {
+        name: Yardstick(kind, _SCALES[kind](_as_channels(original[name]), relevance[name]), relevance[name])
+        for name, kind in found.items()
+    }
+
+
+def for_images(sticks: Mapping[str, Yardstick], original: Outputs) -> dict[str, Yardstick]:
+    """The same yardsticks for other images, whose answers (n, C, *) by the original are given."""
+    relevance = _relevances(original, {name: stick.kind for name, stick in sticks.items()})
+    moved = {}
+    for name, stick in sticks.items():
+        # Where images differ in size, the whole set's positions stand in one axis.
+        scale = stick.scale.reshape(*stick.scale.shape[:2], *[1] * (relevance[name].ndim - 2))
+        moved[name] = replace(stick, scale=scale, relevance=relevance[name])
+    return moved
 
 
 def divergence(original: Outputs, other: Outputs, kinds: Kinds | None = None) -> float:
@@ -163,35 +184,32 @@ def channel_units(variance: Float64) -> Float64:
     return np.where(variance > _STILL * largest, variance, largest)
 
 
-def _weights(a: Float64, relevance: Float64) -> Array:
-    """Relevance over the channel's variance, such that an error as large as the channel's spread counts 1."""
+def _scale(a: Float64, relevance: Float64) -> Array:
+    """Such that an error as large as the channel's spread, at all positions by their relevance, counts 1."""
     axes = (0, *range(2, a.ndim))
     total = relevance.sum()
     mean = (relevance * a).sum(axis=axes, keepdims=True) / total
     variance = (relevance * np.square(a - mean)).sum(axis=axes, keepdims=True) / total
-    if not variance.max(initial=0.0) > 0:
-        # Nothing varies: any change is one in full.
-        scale = float(np.square(a).mean()) or 1.0
-        return np.full(a.shape, len(a) / a.size / scale)
-    units = channel_units(variance)
-    return np.asarray(relevance / total * len(a) / (units * a.shape[1]))
+    # Where nothing varies, any change is one in full.
+    units = channel_units(variance) if variance.max(initial=0.0) > 0 else float(np.square(a).mean()) or 1.0
+    return np.asarray(np.ones(variance.shape) * len(a) / (total * units * a.shape[1]))
 
 
-def _weights_of_classes(a: Float64, relevance: Float64) -> Array:
+def _scale_of_classes(a: Float64, relevance: Float64) -> Array:
     """One over the squared distance of the logits from their mean."""
     spread = float(np.square(a - a.mean(axis=1, keepdims=True)).sum()) / max(len(a), 1)
     return np.full((1,) * a.ndim, 1.0 / spread if spread > 0 else 1.0)
 
 
-def _weights_of_scores(a: Float64, relevance: Float64) -> Array:
-    """Relevance over the divergence of the scores from the mean score of each channel."""
+def _scale_of_scores(a: Float64, relevance: Float64) -> Array:
+    """One over the divergence of the scores from the mean score of each channel."""
     axes = (0, *range(2, a.ndim))
     middle = np.broadcast_to((relevance * a).sum(axis=axes, keepdims=True) / relevance.sum(), a.shape)
     spread = float((relevance * _apart(a, middle, Kind.PROBABILITIES)).sum()) / max(len(a), 1)
-    return np.asarray(relevance / spread if spread > 0 else relevance)
+    return np.full((1,) * a.ndim, 1.0 / spread if spread > 0 else 1.0)
 
 
-_WEIGHTS = {Kind.VALUES: _weights, Kind.CLASSES: _weights_of_classes, Kind.PROBABILITIES: _weights_of_scores}
+_SCALES = {Kind.VALUES: _scale, Kind.CLASSES: _scale_of_classes, Kind.PROBABILITIES: _scale_of_scores}
 
 
 def _relevances(original: Outputs, kinds: Kinds) -> dict[str, Float64]:
@@ -208,7 +226,7 @@ def _relevances(original: Outputs, kinds: Kinds) -> dict[str, Float64]:
         shape = (len(array), 1, *array.shape[2:])
         result = np.ones(shape)
         for other, score in scores.items():
-            if other != name and score.shape == shape:
+            if other != name and score.shape == shape and kinds.get(name) is not Kind.CLASSES:
                 result *= score
         relevance[name] = np.maximum(result, _LEAST_RELEVANCE)
     return relevance

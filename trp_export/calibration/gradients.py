@@ -8,14 +8,14 @@ torch. Weighting the positions of an image in the same way gained nothing more o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
-from trp_export.calibration.answers import Answer, find_answers, kinds_of
-from trp_export.calibration.divergence import yardsticks
+from trp_export.calibration.answers import Answer, find_answers, kinds_of, run_answers
+from trp_export.calibration.divergence import Yardstick, for_images, yardsticks
 from trp_export.calibration.memory import has_room_for_gradients
 from trp_export.calibration.moments import is_tapped
 from trp_export.graph.sites import LocatedSite
@@ -43,13 +43,15 @@ def measure_owed(
     outputs = {node.outputs[0].name or "": place for place in places for node in place.nodes}
     answers = find_answers(model)
     network = TorchGraph(model, [*(answer.name for answer in answers), *outputs])
+    # The images of one batch say little about the spread of an answer.
+    sticks = yardsticks(run_answers(model, answers, batches), kinds_of(answers))
     random = torch.Generator().manual_seed(seed)
     channels: dict[str, Float64] = {}
     for index, batch in enumerate(batches):
         progress(index / len(batches))
         values = network(*(torch.from_numpy(np.asarray(batch.arrays[name])) for name in network.inputs))
         made = values[len(answers) :]
-        loss = _probe(answers, values[: len(answers)], random)
+        loss = _probe(answers, values[: len(answers)], sticks, random)
         gradients = torch.autograd.grad(loss, made, allow_unused=True)
         for place, gradient in zip(outputs.values(), gradients, strict=True):
             if gradient is None:
@@ -61,7 +63,12 @@ def measure_owed(
     return {name: total for name, total in channels.items() if np.isfinite(total).all() and total.any()}
 
 
-def _probe(answers: Sequence[Answer], values: Sequence[torch.Tensor], random: torch.Generator) -> torch.Tensor:
+def _probe(
+    answers: Sequence[Answer],
+    values: Sequence[torch.Tensor],
+    sticks: Mapping[str, Yardstick],
+    random: torch.Generator,
+) -> torch.Tensor:
     """A random sum of the answers whose gradients have the divergence's curvature as mean outer product."""
     arrays = {
         answer.name: value.movedim(answer.axis, 1) if value.ndim > 2 else value
@@ -69,7 +76,7 @@ def _probe(answers: Sequence[Answer], values: Sequence[torch.Tensor], random: to
     }
     originals = {name: array.detach().numpy() for name, array in arrays.items()}
     total = torch.zeros(())
-    for name, stick in yardsticks(originals, kinds_of(answers)).items():
+    for name, stick in for_images(sticks, originals).items():
         roots = torch.from_numpy(np.sqrt(stick.curvature(originals[name])).astype(np.float32))
         noise = torch.randn(roots.shape, generator=random) * roots
         if stick.centred:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trp_export.calibration.answers import find_answers, kinds_of
-from trp_export.calibration.divergence import Kind, Yardstick, agreement, yardsticks
+from trp_export.calibration.divergence import Kind, Yardstick, agreement, for_images, yardsticks
 from trp_export.errors import OptionError, UnsupportedError
 from trp_export.inputs.samples import Batch
 from trp_export.recover.muon import Muon
@@ -81,6 +81,8 @@ class Distiller:
         self._held_out = _join(held_out, self._student.inputs) if held_out else _rows(samples, order[:share])
         self._wanted = self._answers(self._teacher, self._held_out)
         self._sticks = yardsticks(self._wanted, self._kinds)
+        # A step sees a few images only, which say nothing about the spread of an answer.
+        self._units = yardsticks(self._answers(self._teacher, self._samples), self._kinds)
         self._require_sound(compressed)
         self._start = self.weights
         self.start_score = self.score()
@@ -145,7 +147,7 @@ class Distiller:
             for values in (got, wanted)
         )
         originals = {name: value.numpy() for name, value in zip(self._outputs, reference, strict=True)}
-        sticks = yardsticks(originals, self._kinds).values()
+        sticks = for_images(self._units, originals).values()
         shares = [_share(a, b, stick) for a, b, stick in zip(own, reference, sticks, strict=True)]
         return torch.stack(shares).mean()
 
@@ -162,7 +164,8 @@ class Distiller:
         exact = self._answers(self._student, probe)
         with half_precision():
             rounded = self._answers(self._student, probe)
-        apart = [stick.shares(exact[name], rounded[name]).mean() for name, stick in self._sticks.items()]
+        sticks = for_images(self._sticks, exact)
+        apart = [stick.shares(exact[name], rounded[name]).mean() for name, stick in sticks.items()]
         return float(np.mean(apart)) <= _ROUNDING * self.start_score[0]
 
     def _new_optimizers(self, rate: float) -> list[tuple[torch.optim.Optimizer, float]]:
