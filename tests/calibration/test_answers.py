@@ -9,7 +9,7 @@ import pytest
 from networks import as_samples, in_batches, make_images
 
 from trp_export.calibration.answers import answer_divergence, decoding_nodes, find_answers, run_answers
-from trp_export.calibration.divergence import Kind, divergence, yardsticks
+from trp_export.calibration.divergence import Kind, divergence, for_images, yardsticks
 from trp_export.calibration.moments import gather_moments
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
@@ -198,3 +198,32 @@ def test_sensitivities_of_layers_behind_an_answer_are_measured() -> None:
     measured = measure(model)
     assert len(measured) == 3
     assert all(sensitivity.damage[-1] > 1e-3 for sensitivity in measured.values())
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_parts_of_the_images_add_up_to_all(kind: Kind) -> None:
+    """Two images are measured in the units of all, whose variances they do not have."""
+    rng = np.random.default_rng(0)
+    answers = {
+        "y": 10 * rng.random((1, 5, 1)) * rng.standard_normal((24, 5, 3)),
+        "score": rng.standard_normal((24, 4, 3)),
+    }
+    others = {name: array + 0.3 * rng.standard_normal(array.shape) for name, array in answers.items()}
+    whole = yardsticks(answers, {"y": kind, "score": Kind.PROBABILITIES})
+    for name, stick in whole.items():
+        parts = []
+        for start in range(0, 24, 2):
+            part = {key: array[start : start + 2] for key, array in answers.items()}
+            parts.append(for_images(whole, part)[name].shares(part[name], others[name][start : start + 2]))
+        np.testing.assert_allclose(np.concatenate(parts), stick.shares(answers[name], others[name]))
+
+
+def test_classes_stay_classes_on_two_images() -> None:
+    """Two images vary little in some classes, and yet no class counts more than another."""
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((40, 200))
+    logits[1] = logits[0] + 1e-4 * rng.standard_normal(200)
+    sticks = yardsticks({"y": logits})
+    assert sticks["y"].kind is Kind.CLASSES
+    assert yardsticks({"y": logits[:2]})["y"].scale.size > 1
+    assert for_images(sticks, {"y": logits[:2]})["y"].scale.size == 1

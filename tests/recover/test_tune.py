@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 from networks import RESIDUAL, in_batches, make_images, make_network
 
+from trp_export.calibration.divergence import divergence
 from trp_export.calibration.output_curves import LayerFactors
 from trp_export.errors import OptionError, UnsupportedError
 from trp_export.graph.bias import add_to_bias
@@ -282,6 +283,19 @@ def test_answers_in_half_precision_do_where_they_differ_little(monkeypatch: pyte
     near = Distiller(original, original, in_batches(images), (), 0)
     monkeypatch.setattr("trp_export.recover.distil.half_precision", lambda: torch.autocast("cpu", torch.bfloat16))
     assert not near._half_precision_will_do()
+
+
+def test_parts_of_a_step_add_up_to_the_divergence() -> None:
+    """A part of a few images is measured in the units of all: the loss is what the score is."""
+    original, small, images = _compressed()
+    run = Distiller(original, small, in_batches(images), (), 0)
+    wanted, got = (run._answers(network, run._samples)["y"] for network in (run._teacher, run._student))
+    parts = [
+        float(run._divergence([torch.from_numpy(got[at : at + 2])], [torch.from_numpy(wanted[at : at + 2])]))
+        for at in range(0, len(wanted), 2)
+    ]
+    assert len(wanted) % 2 == 0
+    assert np.mean(parts) == pytest.approx(divergence({"y": wanted}, {"y": got}), rel=1e-4)
 
 
 def test_minutes_become_steps() -> None:
