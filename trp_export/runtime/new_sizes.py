@@ -6,7 +6,7 @@ that hold such a size inside, as in a Reshape, a grid of anchors or a layer that
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,17 +29,16 @@ def set_sizes(model: ir.Model, file: Path, options: InputOptions, copy: Path) ->
     network does not run at these sizes, or its outputs do not follow them.
     """
     before = describe_inputs(model, replace(options, shapes=(), file=None))
-    changed = [spec for spec in before.specs if _differs(spec, _wanted(before, options).get(spec.name))]
+    asked = _asked(before, options)
+    changed = [spec for spec in before.specs if _differs(spec, asked.get(spec.name))]
     if not changed:
         return ()
-    wanted = {spec.name: _wanted(before, options)[spec.name] for spec in changed}
+    wanted = {spec.name: asked[spec.name] for spec in changed}
     declared = [value.shape for value in model.graph.outputs]
     _forget_sizes(model)
     for value in model.graph.inputs:
         if value.name in wanted and value.shape is not None:
-            value.shape = ir.Shape(
-                size if isinstance(dim, int) else dim for dim, size in zip(value.shape, wanted[value.name], strict=True)
-            )
+            value.shape = _with_open_kept(value.shape, wanted[value.name])
     save_model(model, copy, apart=True)
     text = ", ".join(show_shape((name, sizes)) for name, sizes in wanted.items())
     after = describe_inputs(model, replace(options, file=None))
@@ -51,15 +50,18 @@ def set_sizes(model: ir.Model, file: Path, options: InputOptions, copy: Path) ->
     _require_outputs_follow(old, before, answers, after, problem)
     for value, shape, answer in zip(model.graph.outputs, declared, answers, strict=True):
         dims = shape if shape is not None and len(shape) == answer.ndim else answer.shape
-        value.shape = ir.Shape(
-            size if isinstance(dim, int) else dim for dim, size in zip(dims, answer.shape, strict=True)
-        )
+        value.shape = _with_open_kept(dims, answer.shape)
     save_model(model, copy, apart=True)
     return (f"{_fixed(changed)}; the network runs at {text} as well, and the result takes this size instead",)
 
 
-def _wanted(inputs: NetworkInputs, options: InputOptions) -> Mapping[str, tuple[int, ...]]:
+def _asked(inputs: NetworkInputs, options: InputOptions) -> Mapping[str, tuple[int, ...]]:
     return {name if name is not None else inputs.specs[0].name: sizes for name, sizes in options.shapes if inputs.specs}
+
+
+def _with_open_kept(dims: Iterable[int | ir.SymbolicDim], sizes: Sequence[int]) -> ir.Shape:
+    """These sizes where numbers stood; what was open stays so."""
+    return ir.Shape(size if isinstance(dim, int) else dim for dim, size in zip(dims, sizes, strict=True))
 
 
 def _differs(spec: InputSpec, sizes: Sequence[int] | None) -> bool:
