@@ -1,42 +1,48 @@
-"""Trained Rank Pruning as a callback of Hugging Face's Trainer.
+"""A network trained to be made smaller by a callback of Hugging Face's Trainer.
 
-    python examples/hugging_face_trainer.py out/ [STEPS]
+    python examples/hugging_face_trainer.py out/ [STEPS] [METHOD]
 
-Needs `pip install 'transformers[torch]'`. `make` may as well return `CSGD(...)`.
+Needs `pip install 'transformers[torch]'`. METHOD is trp, csgd or dagger. The state of the callback lies in the
+Trainer's checkpoints, so `train(resume_from_checkpoint=True)` continues to the same weights.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from own_loop import export, load_images, make_method
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
-from train_low_rank import load_images
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from models_zoo import find_architecture
-from training import CSGD, TRP, TRPSettings, decompose
-from trp_export import Macs
-
-SHAPE = (1, 3, 32, 32)
 
 
 class TrainSmaller(TrainerCallback):
-    """Trains a network for a cut. `make` gets the optimizer; `batches` of inputs re-estimate batch norm at the end."""
+    """Makes `network` smaller by the method of this name; `batches` of inputs re-estimate batch norm at the end."""
 
-    def __init__(self, make: Callable[[torch.optim.Optimizer], TRP | CSGD], batches: Iterable[Tensor]) -> None:
-        self._make, self._batches = make, batches
+    def __init__(self, name: str, network: nn.Module, batches: Iterable[Tensor]) -> None:
+        self._name, self._network, self._batches = name, network, batches
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, optimizer: Any, **others: Any) -> None:
-        self.method = self._make(getattr(optimizer, "optimizer", optimizer))  # Without the wrapper of accelerate.
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # Without the wrapper of accelerate.
+        saved = self._file(args, state)
+        last = torch.load(saved, weights_only=True) if saved.exists() else None
+        self.method = make_method(self._name, self._network, optimizer, last)
+
+    def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        torch.save(self.method.state_dict(), self._file(args, state))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self.plan = self.method.finish(self._batches)
+        self.method.finish(self._batches)
+
+    def _file(self, args: Any, state: Any) -> Path:
+        return Path(args.output_dir, f"checkpoint-{state.global_step}", "method.pt")
 
 
 class Classifier(nn.Module):
@@ -64,24 +70,22 @@ class Images(Dataset[dict[str, Tensor]]):
         return {"pixel_values": self.images[index], "labels": self.labels[index]}
 
 
-def main(folder: Path, steps: int = 12) -> None:
+def main(folder: Path, steps: int = 12, name: str = "trp") -> None:
     images, network = Images(), find_architecture("resnet20").build(10)
-    settings = TRPSettings(rule=Macs(2), period=5, nuclear=1e-3)
-    smaller = TrainSmaller(lambda optimizer: TRP(network, optimizer, settings, SHAPE), images.images.split(64))
+    smaller = TrainSmaller(name, network, images.images.split(64))
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=32,
         learning_rate=1e-3,
-        save_strategy="no",
+        save_steps=steps,
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
     )
     Trainer(Classifier(network), arguments, train_dataset=images, callbacks=[smaller]).train()
-    print(f"{smaller.method.step} steps; {len(smaller.plan.changed)} layers have low rank")
-    torch.save(decompose(network, smaller.plan), folder / "factors.pt")
+    export(network, smaller.method, folder / "resnet20.onnx")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:3]), *sys.argv[3:4])

@@ -1,9 +1,9 @@
-"""Trained Rank Pruning in a loop made of timm's parts, as in timm's train.py: two lines more.
+"""A network trained to be made smaller in a loop of timm's parts, as in timm's train.py: two lines more.
 
-    python examples/timm_loop.py out/ [STEPS]
+    python examples/timm_loop.py out/ [STEPS] [METHOD]
 
-Needs `pip install timm`. In train.py itself the line `trp = ...` goes below `optimizer = create_optimizer_v2(...)`, and
-`trp.finish(...)` below the loop over epochs. `CSGD` takes the place of `TRP` where filters are to become equal.
+Needs `pip install timm`. METHOD is trp, csgd or dagger. In train.py itself the line `method = ...` goes below
+`optimizer = create_optimizer_v2(...)`, and `method.finish(...)` below the loop over epochs.
 """
 
 from __future__ import annotations
@@ -13,19 +13,14 @@ from pathlib import Path
 
 import timm
 import torch
+from own_loop import export, load_images, make_method
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch.nn import functional
-from train_low_rank import load_images
-
-from training import TRP, TRPSettings, decompose
-from trp_export import Macs
-
-SHAPE = (1, 3, 32, 32)
 
 
-def main(folder: Path, steps: int = 12) -> None:
+def main(folder: Path, steps: int = 12, name: str = "trp") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     images, labels = load_images()
@@ -34,21 +29,18 @@ def main(folder: Path, steps: int = 12) -> None:
     scheduler = CosineLRScheduler(optimizer, t_initial=steps)
     averaged = ModelEmaV3(model, decay=0.9)
 
-    trp = TRP(model, optimizer, TRPSettings(rule=Macs(1.5), period=5), SHAPE)  # the first line
+    method = make_method(name, model, optimizer)  # the first line
     model.train()
     for step in range(steps):
         chosen = torch.randint(len(images), (32,))
         optimizer.zero_grad()
-        loss = functional.cross_entropy(model(images[chosen]), labels[chosen])
-        loss.backward()
+        functional.cross_entropy(model(images[chosen]), labels[chosen]).backward()
         optimizer.step()
         averaged.update(model, step)
         scheduler.step(step)
-    plan = trp.finish(images.split(64))  # the second line
-
-    print(f"loss {loss.item():.3f}; {len(plan.changed)} layers of {len(plan.decisions)} have low rank")
-    torch.save(decompose(model, plan), folder / "factors.pt")
+    method.finish(images.split(64))  # the second line
+    export(model, method, folder / "resnet10t.onnx")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:3]), *sys.argv[3:4])

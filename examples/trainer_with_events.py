@@ -1,9 +1,10 @@
-"""Trained Rank Pruning in a trainer that calls functions by event, as Ultralytics' does.
+"""A network trained to be made smaller by a trainer that calls functions by event, as Ultralytics' does.
 
-    python examples/trainer_with_events.py out/ [STEPS]
+    python examples/trainer_with_events.py out/ [STEPS] [METHOD]
 
-With Ultralytics: `model.add_callback("on_train_start", smaller.start)` and `("on_train_end", smaller.finish)`. Its
-trainers have `model` and `optimizer`, as has the one below, which stands in for it. `CSGD` may take the place of `TRP`.
+METHOD is trp, csgd or dagger. With Ultralytics: `model.add_callback("on_train_start", smaller.start)` and
+`("on_train_end", smaller.finish)`. Its trainers have `model` and `optimizer`, as has the one below, which stands in for
+it. torch.fx cannot trace Ultralytics' own networks, so trp alone can train these.
 """
 
 from __future__ import annotations
@@ -14,28 +15,24 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from own_loop import export, load_images, make_method
 from torch import Tensor
 from torch.nn import functional
-from train_low_rank import load_images
 
 from models_zoo import find_architecture
-from training import TRP, TRPSettings, decompose
-from trp_export import Macs
-
-SHAPE = (1, 3, 32, 32)
 
 
 class TrainSmaller:
-    """Trains the model of a trainer for a cut; `batches` of inputs re-estimate batch norm at the end."""
+    """Makes the model of a trainer smaller by the method of this name; `batches` of inputs re-estimate batch norm."""
 
-    def __init__(self, settings: TRPSettings, batches: Iterable[Tensor]) -> None:
-        self._settings, self._batches = settings, batches
+    def __init__(self, name: str, batches: Iterable[Tensor]) -> None:
+        self._name, self._batches = name, batches
 
     def start(self, trainer: Trainer) -> None:
-        self.trp = TRP(trainer.model, trainer.optimizer, self._settings, SHAPE)
+        self.method = make_method(self._name, trainer.model, trainer.optimizer)
 
     def finish(self, trainer: Trainer) -> None:
-        self.plan = self.trp.finish(self._batches)
+        self.method.finish(self._batches)
 
 
 class Trainer:
@@ -66,18 +63,16 @@ class Trainer:
         self.run("on_train_end")
 
 
-def main(folder: Path, steps: int = 12) -> None:
+def main(folder: Path, steps: int = 12, name: str = "trp") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     images, labels = load_images()
-    smaller = TrainSmaller(TRPSettings(rule=Macs(2), period=5, nuclear=1e-3), images.split(64))
-    trainer = Trainer()
+    smaller, trainer = TrainSmaller(name, images.split(64)), Trainer()
     trainer.add_callback("on_train_start", smaller.start)
     trainer.add_callback("on_train_end", smaller.finish)
     trainer.train(images, labels, steps)
-    print(f"{smaller.trp.step} steps; {len(smaller.plan.changed)} layers have low rank")
-    torch.save(decompose(trainer.model, smaller.plan), folder / "factors.pt")
+    export(trainer.model, smaller.method, folder / "resnet20.onnx")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:3]), *sys.argv[3:4])

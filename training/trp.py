@@ -44,8 +44,9 @@ _MOMENTA = ("momentum_buffer", "exp_avg")
 class TRP:
     """Trains the chosen layers of a model for low rank while `optimizer` trains the model.
 
-    The model may be wrapped by torch.compile or DistributedDataParallel. `input_shape` is (1, c, *extents).
-    Raises OptionError where no layer is chosen or a budget cannot be met.
+    The model may be wrapped by torch.compile or DistributedDataParallel. `input_shape` is (1, c, *extents). `state` is
+    what `state_dict` returned in a run that goes on: weights that are restored already stay as they are. Raises
+    OptionError where no layer is chosen or a budget cannot be met.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class TRP:
         optimizer: torch.optim.Optimizer,
         settings: TRPSettings,
         input_shape: Sequence[int],
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         self.settings, self.optimizer, self.step = settings, optimizer, 0
         self._model = unwrapped(model)
@@ -64,7 +66,9 @@ class TRP:
             register_before_update(optimizer, self._before_update),
             optimizer.register_step_post_hook(self._after_step),
         ]
-        if settings.project and settings.ramp == "none":
+        if state is not None:
+            self.load_state_dict(state)
+        elif settings.project and settings.ramp == "none":
             self.project()
 
     def project(self) -> None:

@@ -137,6 +137,23 @@ def test_weights_of_any_layout_and_size_train_alike(
         torch.testing.assert_close(mine, others, rtol=0, atol=1e-5)
 
 
+def test_training_resumes_bit_for_bit_between_projections() -> None:
+    settings = TRPSettings(rule=Rank(2), period=4, nuclear=1e-3)
+    model = Tiny()
+    optimizer = sgd(model)
+    trp = TRP(model, optimizer, settings, SHAPE)
+    take_steps(model, optimizer, 6)
+    twin = copy.deepcopy(model)
+    other = sgd(twin)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    resumed = TRP(twin, other, settings, SHAPE, copy.deepcopy(trp.state_dict()))
+    take_steps(model, optimizer, 3, start=6)
+    take_steps(twin, other, 3, start=6)
+    assert trp.step == resumed.step == 9
+    for mine, others in zip(model.state_dict().values(), twin.state_dict().values(), strict=True):
+        assert torch.equal(mine, others)
+
+
 def test_following_resumes_in_another_memory_layout() -> None:
     torch.manual_seed(0)
     settings = replace(EVERY_STEP, exact_every=9, schemes={"*": "channel"})
@@ -147,9 +164,7 @@ def test_following_resumes_in_another_memory_layout() -> None:
     twin = Tiny(norm=False)
     twin.load_state_dict(model.state_dict())
     other = sgd(twin, lr=0.02)
-    resumed = TRP(twin, other, replace(settings, ramp="linear"), SHAPE)  # A ramp: nothing is projected at the start.
-    resumed.settings = settings
-    resumed.load_state_dict(copy.deepcopy(trp.state_dict()))
+    TRP(twin, other, settings, SHAPE, copy.deepcopy(trp.state_dict()))
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     take_steps(model, optimizer, 3, start=3)
     take_steps(twin, other, 3, start=3)

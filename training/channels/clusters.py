@@ -62,8 +62,9 @@ def _kmeans(data: np.ndarray, count: int, random: np.random.Generator) -> np.nda
 def _first_centres(data: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
     """Filters drawn with a probability that grows with the square of the distance to those drawn before."""
     chosen = [int(random.integers(len(data)))]
+    nearest = np.full(len(data), np.inf)
     while len(chosen) < count:
-        nearest = cdist(data, data[chosen], "sqeuclidean").min(1)
+        nearest = np.minimum(nearest, cdist(data, data[chosen[-1:]], "sqeuclidean")[:, 0])
         total = nearest.sum()
         chosen.append(int(random.choice(len(data), p=nearest / total)) if total > 0 else chosen[0])
     return np.asarray(data[chosen])

@@ -56,10 +56,10 @@ class _Clustered:
 class CSGD:
     """Makes filters of a model equal, cluster by cluster, while `optimizer` trains it.
 
-    The model may be wrapped by torch.compile or DistributedDataParallel. `input_shape` is (1, c, *extents). The update
-    is the paper's for SGD. An optimizer that rescales gradients, as Adam does, rescales the pull with them, and decay
-    outside the gradient (AdamW) stays as it is. Raises OptionError where nothing can be merged, a budget is out of
-    reach, or torch.fx cannot trace the model.
+    The model may be wrapped by torch.compile or DistributedDataParallel. `input_shape` is (1, c, *extents), `state`
+    what `state_dict` returned in a run that goes on. The update is the paper's for SGD. An optimizer that rescales
+    gradients, as Adam does, rescales the pull with them, and decay outside the gradient (AdamW) stays as it is. Raises
+    OptionError where nothing can be merged, a budget is out of reach, or torch.fx cannot trace the model.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class CSGD:
         optimizer: torch.optim.Optimizer,
         settings: CSGDSettings,
         input_shape: Sequence[int],
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         self.settings, self.optimizer, self.step = settings, optimizer, 0
         self._model = unwrapped(model)
@@ -77,6 +78,8 @@ class CSGD:
             register_before_update(optimizer, self._before_update),
             optimizer.register_step_post_hook(self._after_step),
         ]
+        if state is not None:
+            self.load_state_dict(state)
 
     def measure(self) -> ChannelPlan:
         """The plan of a merge. It is the same from the start to the end."""

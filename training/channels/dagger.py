@@ -43,6 +43,7 @@ class Dagger(Removal):
         optimizer: torch.optim.Optimizer,
         settings: DaggerSettings,
         input_shape: Sequence[int],
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(model, optimizer, settings, input_shape)
         self.settings, self._goal = settings, self._target(settings.rule)
@@ -51,6 +52,8 @@ class Dagger(Removal):
         self._adam = torch.optim.Adam(self._gates.parameters(), settings.gate_lr)
         # The weights of readers with all gates open. Those in the model have the gates of the moment.
         self._open = [reader.weight.detach().clone() for reader in self._readers]
+        if state is not None:
+            self.load_state_dict(state)
 
     def measure(self) -> ChannelPlan:
         """The plan of a removal now. It changes until the gates are fixed."""

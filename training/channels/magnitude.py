@@ -34,8 +34,12 @@ class Magnitude(Removal):
         optimizer: torch.optim.Optimizer,
         settings: MagnitudeSettings,
         input_shape: Sequence[int],
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(model, optimizer, settings, input_shape)
+        if state is not None:
+            self.load_state_dict(state)
+            return
         counts = Counts(counts_of(settings.rule, self._groups, self._costs))
         self.plan = self._plan(counts.choose([magnitudes(self._model, group) for group in self._groups]))
         self._close(self.plan)

@@ -55,8 +55,9 @@ class Reader:
 class Removal:
     """What methods share that remove channels from a model while `optimizer` trains it.
 
-    Once there is a plan, the weights of what reads removed channels are zero after each step. Raises OptionError where
-    nothing can be removed, a budget is out of reach, or torch.fx cannot trace the model.
+    Once there is a plan, the weights of what reads removed channels are zero after each step. `state` is what
+    `state_dict` returned in a run that goes on. Raises OptionError where nothing can be removed, a budget is out of
+    reach, or torch.fx cannot trace the model.
     """
 
     def __init__(

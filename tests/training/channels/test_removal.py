@@ -20,7 +20,8 @@ from training.channels.magnitude import magnitudes
 from training.channels.removal import Removal
 from trp_export.errors import OptionError
 
-Make = Callable[[nn.Module, torch.optim.Optimizer], Removal]
+State = dict[str, Any] | None
+Make = Callable[..., Removal]
 HALF = DaggerSettings(rule=Widths(0.5), gate_steps=3, gate_lr=0.1)
 
 
@@ -32,12 +33,12 @@ def sgd(model: nn.Module, **options: Any) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), 2e-3, momentum=0.9, weight_decay=1e-3, **options)
 
 
-def by_gates(model: nn.Module, optimizer: torch.optim.Optimizer) -> Dagger:
-    return Dagger(model, optimizer, HALF, SHAPE)
+def by_gates(model: nn.Module, optimizer: torch.optim.Optimizer, state: State = None) -> Dagger:
+    return Dagger(model, optimizer, HALF, SHAPE, state)
 
 
-def by_magnitude(model: nn.Module, optimizer: torch.optim.Optimizer) -> Magnitude:
-    return Magnitude(model, optimizer, MagnitudeSettings(Widths(0.5)), SHAPE)
+def by_magnitude(model: nn.Module, optimizer: torch.optim.Optimizer, state: State = None) -> Magnitude:
+    return Magnitude(model, optimizer, MagnitudeSettings(Widths(0.5)), SHAPE, state)
 
 
 def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int, start: int = 0) -> None:
@@ -189,12 +190,10 @@ def test_training_resumes_bit_for_bit(make: Make, steps: int) -> None:
     optimizer = sgd(model)
     method = make(model, optimizer)
     take_steps(model, optimizer, steps)
-    twin = randomised(Projected(), seed=5)
+    twin = copy.deepcopy(model)
     other = sgd(twin)
-    resumed = make(twin, other)
-    twin.load_state_dict(copy.deepcopy(model.state_dict()))
-    resumed.load_state_dict(copy.deepcopy(method.state_dict()))
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    resumed = make(twin, other, copy.deepcopy(method.state_dict()))
     take_steps(model, optimizer, 3, start=steps)
     take_steps(twin, other, 3, start=steps)
     assert method.finish([batch(9)]) == resumed.finish([batch(9)]) or method.step == resumed.step == steps + 3
