@@ -10,12 +10,13 @@ from training.batch_norm import reestimate_batch_norm
 from training.channels.csgd import CSGD
 from training.channels.dagger import Dagger
 from training.channels.magnitude import Magnitude
-from training.channels.settings import Widths
+from training.channels.settings import MagnitudeSettings, Widths
 from training.checkpoint import DENSE, TrainedNetwork
 from training.cut import as_trained, low_rank_copy
 from training.data.batches import TrainingBatches
 from training.layers import find_layers, total_macs
 from training.options import TrainOptions
+from training.settings import ByName, RankRule, TRPSettings
 from training.trp import TRP
 from trp_export.errors import OptionError
 from trp_export.rules import Macs
@@ -34,8 +35,8 @@ def make_method(
     if options.channel_rule is not None:
         return _channel_method(options, options.channel_rule, network, optimizer, steps_per_epoch)
     if options.rank_rule is not None:
-        ranks = options.trp_settings(options.rank_rule, steps_per_epoch)
-        return TRP(network.module, optimizer, ranks, network.input_shape)
+        settings = _trp_settings(options, options.rank_rule, steps_per_epoch)
+        return TRP(network.module, optimizer, settings, network.input_shape)
     return None
 
 
@@ -75,14 +76,28 @@ def _channel_method(
     steps_per_epoch: int,
 ) -> CSGD | Dagger | Magnitude:
     module, shape = network.module, network.input_shape
-    if options.method == "csgd":
-        return CSGD(module, optimizer, options.csgd_settings(rule), shape)
+    may_lose_filters = ByName(options.layers.only, options.layers.skip).matches
     if options.method == "magnitude":
-        return Magnitude(module, optimizer, options.magnitude_settings(rule), shape)
-    settings, steps = options.dagger_settings(rule), steps_per_epoch * options.optimisation.epochs
-    if settings.gate_steps >= steps:
+        return Magnitude(module, optimizer, MagnitudeSettings(rule, may_lose_filters), shape)
+    if options.method == "csgd":
+        csgd = replace(options.csgd, rule=rule, seed=options.seed, layers=may_lose_filters)
+        return CSGD(module, optimizer, csgd, shape)
+    dagger = replace(options.dagger, rule=rule, seed=options.seed, layers=may_lose_filters)
+    steps = steps_per_epoch * options.optimisation.epochs
+    if dagger.gate_steps >= steps:
         raise OptionError(
-            f"--gate-steps {settings.gate_steps} leaves none of the {steps} steps of this run to train the weights. "
+            f"--gate-steps {dagger.gate_steps} leaves none of the {steps} steps of this run to train the weights. "
             "Lower it, or raise --epochs."
         )
-    return Dagger(module, optimizer, settings, shape)
+    return Dagger(module, optimizer, dagger, shape)
+
+
+def _trp_settings(options: TrainOptions, rule: RankRule, steps_per_epoch: int) -> TRPSettings:
+    """The settings of TRP for a run. The ramp takes three quarters of the dense epochs."""
+    return replace(
+        options.trp,
+        rule=rule,
+        schemes={"*": options.layers.scheme},
+        layers=options.layers.filter,
+        ramp_steps=int(0.75 * options.optimisation.dense_epochs * steps_per_epoch),
+    )

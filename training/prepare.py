@@ -10,7 +10,8 @@ from torch import nn
 
 from training.checkpoint import DENSE, FACTORS, TrainedNetwork, load_network, new_network
 from training.cut import as_trained, decompose, plan_from_file
-from training.options import Optimisation, TrainOptions
+from training.optimisation import Optimisation
+from training.options import TrainOptions
 from training.replicas import world
 from trp_export.errors import OptionError
 from trp_export.rules import SavedPlan

@@ -52,6 +52,43 @@ class ByName:
 
 
 @dataclass(frozen=True, slots=True)
+class Layers:
+    """Which layers are trained for low rank, and how they are decomposed."""
+
+    scheme: str = flag(
+        "--scheme",
+        "How a layer is decomposed. auto, sliced and all take the best of several for each layer.",
+        section=LOW_RANK,
+        choices=SCHEME_CHOICES,
+        default="spatial",
+    )
+    only: tuple[str, ...] = flag(
+        "--only",
+        "Train only layers whose name matches; may be repeated. Default: all convs with kernels larger than 1x1, "
+        "except the first.",
+        section=LOW_RANK,
+        kind="many",
+        metavar="PATTERN",
+        default=(),
+    )
+    skip: tuple[str, ...] = flag(
+        "--skip",
+        "Leave out layers whose name matches; may be repeated.",
+        section=LOW_RANK,
+        kind="many",
+        metavar="PATTERN",
+        default=(),
+    )
+
+    def __post_init__(self) -> None:
+        require_choice("scheme", self.scheme, SCHEME_CHOICES)
+
+    @property
+    def filter(self) -> LayerFilter:
+        return ByName(self.only, self.skip) if self.only or self.skip else paper_choice
+
+
+@dataclass(frozen=True, slots=True)
 class TRPSettings:
     """How a network is trained for low rank. The defaults are the paper's method, with a projection every 20 steps.
 

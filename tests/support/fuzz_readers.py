@@ -382,8 +382,9 @@ def _make_last(path: Path) -> None:
 
     from models_zoo import find_architecture
     from training.last_state import LastState
-    from training.options import StartOptions, TrainOptions
+    from training.options import TrainOptions
     from training.run_folder import stored_options
+    from training.start_options import StartOptions
 
     options = TrainOptions(data="npz:data", output=Path("run"), start=StartOptions(arch="resnet20"))
     weights = find_architecture("resnet20").build(None).state_dict()

@@ -13,7 +13,7 @@ from tiny_networks import Tiny, TinyTwice
 from models_zoo import find_architecture
 from training.batch_norm import norms_run_again, reestimate_batch_norm
 from training.loop import TrainingRun
-from training.options import Optimisation
+from training.optimisation import Optimisation
 
 
 def test_norms_that_run_again_are_found() -> None:

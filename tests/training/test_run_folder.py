@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from training.options import ALL, Distillation, Layers, Optimisation, StartOptions, TrainOptions
+from training.optimisation import ALL, Distillation, Optimisation
+from training.options import TrainOptions
 from training.run_folder import (
     require_same_files,
     require_same_run,
@@ -17,6 +18,8 @@ from training.run_folder import (
     run_folder,
     stored_options,
 )
+from training.settings import Layers
+from training.start_options import StartOptions
 from trp_export.errors import LoadError, OptionError, OutputError
 from trp_export.rules import Energy, Macs, SavedPlan, Threshold
 

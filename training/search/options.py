@@ -7,8 +7,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Literal, get_args
 
-from training.options import ARCHITECTURE, LARGEST_SEED, write_shape
+from training.options import LARGEST_SEED
 from training.settings import require_above_zero, require_choice
+from training.start_options import ARCHITECTURE, write_shape
 from trp_export.flags import InvalidOptionError, flag, one_of
 from trp_export.inputs.options import parse_shape
 from trp_export.inputs.preprocessing import read_numbers
