@@ -210,8 +210,8 @@ def gated(runs: Path, results: Path) -> None:
     for name in LABELLED:
         facts = json.loads((runs / f"{name}.json").read_text())
         schedule = train_gated.Schedule(facts["epochs"], 0)
-        for job in missing(results, train_gated.jobs(task, schedule, (name,))):
-            trained = train_gated.Run(name, task, schedule, runs)
+        for job in missing(results, train_gated.jobs(task, schedule, None, (name,))):
+            trained = train_gated.Run(name, task, schedule, None, runs)
             if not trained.history:
                 checkpoint = torch.load(runs / f"{name}.pt", weights_only=True)
                 trained.model.load_state_dict(checkpoint["state_dict"])

@@ -3,7 +3,7 @@
     python tools/projection_cost.py [--processes 1,8,64] [--rounds 3]
 
 Each process is played in turn, on one thread: it does its own share of the work and sends what it would send.
-Printed, as Markdown, are the CPU time of the busiest process (the median over rounds) and of all together, the share of
+Printed, as Markdown, are the CPU time of the busiest process and of all together (medians over rounds), the share of
 the work that the number of multiplications gives the busiest, and the bytes broadcast by a projection.
 """
 
@@ -98,14 +98,13 @@ def main(processes: tuple[int, ...], rounds: int) -> None:
         trp = TRP(model, optimizer, settings, architecture.input_shape or ())
         trp.step = trp.settings.period  # The ramp is over; at its start nothing is projected.
         for count in processes:
-            measured = [projection(trp, count)[0] for _ in range(rounds)]
+            measured = np.median([projection(trp, count)[0] for _ in range(rounds)], axis=0)
             trp.settings = replace(settings, nuclear=6e-3)
             _, with_pull = projection(trp, count)
             trp.settings = settings
             _, sent = projection(trp, count)
-            busiest, total = (float(np.median([of(round) for round in measured])) for of in (max, sum))
             print(
-                f"| {layers}, {scheme}-wise | {count} | {busiest:.2f} | {total:.2f} | "
+                f"| {layers}, {scheme}-wise | {count} | {measured.max():.2f} | {measured.sum():.2f} | "
                 f"{calculated_share(trp, count):.0%} | {sent / 1e6:.0f}, {with_pull / 1e6:.0f} |",
                 flush=True,
             )

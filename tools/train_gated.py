@@ -3,17 +3,16 @@
     python tools/train_gated.py -o runs/gated --epochs 164                           # all rows for CIFAR-10
     python tools/train_gated.py -o runs/gated --epochs 2 resnet14 resnet14-rignet-t2
     python tools/train_gated.py -o runs/gated --epochs 40 --camvid DIR               # all rows for CamVid
-    python tools/train_gated.py -o runs/gated --epochs 8 --init dense.pt resnet20-rignet-t2
+    python tools/train_gated.py -o runs/gated --epochs 8 --trunk dense.pt resnet20-rignet-t2
 
 It ends with the table of all rows in the folder. Interrupt it at any time: the same command continues after the last
 finished epoch, and a finished row is not trained again. --only-epochs ends the command after that many epochs. The
 loss is the mean over the passes of a gated network, the last one counting most. The passes share one batch norm, whose
 running statistics are a mixture that no pass has in training; so after the schedule every network, gated or not, takes
-about 400 steps more with these statistics held fixed. --init takes weights of a trunk, around which the gates alone
-are trained, or of a whole network, which learns from ResNet-32 with the statistics held throughout. The images for
-testing are read once a row, after its last epoch: test_half of CIFAR-10, and the part `val` of CamVid, by which nothing
-is chosen. CamVid is a folder with `train` and `val`, each of NAME.jpg at 160 x 120 and NAME.label.png with classes 0 to
-10 (11 is void).
+about 400 steps more with these statistics held fixed. The images for testing are read once
+a row, after its last epoch: test_half of CIFAR-10, and the part `val` of CamVid, by which nothing is chosen. CamVid
+is a folder with `train` and `val`, each of NAME.jpg at 160 x 120 and NAME.label.png with classes 0 to 10 (11 is
+void).
 """
 
 from __future__ import annotations
@@ -37,9 +36,7 @@ from train_cifar_resnet import augment, learning_rate, load
 
 from models_zoo import find_architecture
 from models_zoo.gated import Gated
-from training.checkpoint import load_network
 from training.layers import find_layers, total_macs
-from training.loss import training_loss
 
 ROWS = {
     "cifar10": (
@@ -52,7 +49,6 @@ CAMVID_CLASSES, VOID = 11, 11
 WEIGHT_DECAY = 5e-4
 LR = 0.1  # at its peak
 SETTLING_STEPS, SETTLING_LR, LARGEST_GRADIENT = 400, 0.002, 1.0
-TAUGHT_LR, TEMPERATURE, SHARE = 0.02, 4.0, 0.9  # with a teacher
 MEAN, STD = torch.tensor(IMAGENET.mean or ()), torch.tensor(IMAGENET.std or ())
 
 
@@ -78,14 +74,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """SGD with Nesterov momentum, a short warm-up and a cosine over `epochs`; then steps with batch norm held fixed.
-
-    `init` holds weights to start from; those of a trunk stay as they are.
-    """
+    """SGD with Nesterov momentum, a short warm-up and a cosine over `epochs`; then steps with batch norm held fixed."""
 
     epochs: int
     seed: int
-    init: Path | None = None
 
 
 def cifar10() -> Task:
@@ -134,13 +126,10 @@ def mean_iou(classes: Tensor, y: Tensor) -> float:
     return float((table.diagonal() / union.clamp_min(1))[union > 0].mean())
 
 
-def loss_of(answers: list[Tensor], y: Tensor, taught: Tensor | None) -> Tensor:
-    """The loss of the passes, the last one weighted most: 1, 2, ..., T. `taught` are the logits of a teacher."""
+def loss_of(answers: list[Tensor], y: Tensor) -> Tensor:
+    """Cross-entropy of the passes, the last one weighted most: 1, 2, ..., T."""
     losses = [
-        functional.cross_entropy(answer.float(), y, ignore_index=-100 if y.ndim == 1 else VOID)
-        if taught is None
-        else training_loss(answer, y, taught, temperature=TEMPERATURE, share=SHARE)
-        for answer in answers
+        functional.cross_entropy(answer.float(), y, ignore_index=-100 if y.ndim == 1 else VOID) for answer in answers
     ]
     weights = torch.arange(1, len(losses) + 1) / sum(range(1, len(losses) + 1))
     return (torch.stack(losses) * weights).sum()
@@ -162,15 +151,16 @@ def scores(model: nn.Module, task: Task) -> list[float]:
 class Run:
     """The training of one network, an epoch at a time; its state is on disk after each."""
 
-    def __init__(self, name: str, task: Task, schedule: Schedule, folder: Path) -> None:
+    def __init__(self, name: str, task: Task, schedule: Schedule, trunk: Path | None, folder: Path) -> None:
         self.name, self.task, self.schedule = name, task, schedule
         self._state = folder / f"{name}.last.pt"
         torch.manual_seed(schedule.seed)
         self.model = find_architecture(name).build(None)
         self._trained: nn.Module = self.model
-        self._teacher: nn.Module | None = None
-        if schedule.init is not None:
-            self._begin_with(torch.load(schedule.init, weights_only=True)["state_dict"])
+        if trunk is not None and isinstance(self.model, Gated):
+            self.model.trunk.load_state_dict(torch.load(trunk, weights_only=True)["state_dict"])
+            self.model.trunk.requires_grad_(False)
+            self._trained = self.model.gates
         self.model = self.model.eval().to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
             self._trained.parameters(), LR, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY
@@ -182,39 +172,28 @@ class Run:
             self.optimizer.load_state_dict(state["optimizer"])
             self.history = state["history"]
 
-    def _begin_with(self, weights: dict[str, Tensor]) -> None:
-        """Take weights of a trunk, and train the gates alone, or of the whole network, and train it by a teacher."""
-        if weights.keys() == self.model.state_dict().keys():
-            self.model.load_state_dict(weights)
-            teacher = load_network(data.network("resnet32"), "resnet32", CLASSES).module
-            self._teacher = teacher.eval().to(memory_format=torch.channels_last)
-        else:
-            self.model.trunk.load_state_dict(weights)
-            self.model.trunk.requires_grad_(False)
-            self._trained = self.model.gates
-
     @property
     def finished(self) -> bool:
         return len(self.history) >= self.schedule.epochs + self._settling_epochs
 
     @property
     def _settling_epochs(self) -> int:
-        return 0 if self._teacher else max(1, round(SETTLING_STEPS / (len(self.task.train[1]) // self.task.batch)))
+        return max(1, round(SETTLING_STEPS / (len(self.task.train[1]) // self.task.batch)))
 
     def _rate(self, progress: float) -> float:
         """The learning rate after so many epochs."""
         if progress < self.schedule.epochs:
-            return learning_rate(progress / self.schedule.epochs, TAUGHT_LR if self._teacher else LR)
+            return learning_rate(progress / self.schedule.epochs, LR)
         return SETTLING_LR * (1 - (progress - self.schedule.epochs) / self._settling_epochs)
 
     def train_epoch(self) -> None:
         epoch, batch = len(self.history), self.task.batch
-        holds = self._teacher is not None or epoch >= self.schedule.epochs
+        settling = epoch >= self.schedule.epochs
         generator = torch.Generator().manual_seed(self.schedule.seed * 1000 + epoch)
         x, y = self.task.train
         order = torch.randperm(len(x), generator=generator)
         self.model.eval()
-        if not holds:
+        if not settling:
             self._trained.train()  # Batch norm of a trunk that stays as it is keeps its statistics.
         steps, total, started = len(x) // batch, 0.0, time.perf_counter()
         for step in range(steps):
@@ -222,15 +201,12 @@ class Run:
             inputs, labels = self.task.augment(x[chosen], y[chosen], generator)
             for group in self.optimizer.param_groups:
                 group["lr"] = self._rate(epoch + step / steps)
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", torch.bfloat16):
-                answers = answers_of(self.model, inputs)
-                with torch.no_grad():
-                    taught = self._teacher(inputs) if self._teacher else None
-            loss = loss_of(answers, labels, taught)
+                answers = answers_of(self.model, inputs.contiguous(memory_format=torch.channels_last))
+            loss = loss_of(answers, labels)
             self.optimizer.zero_grad()
             loss.backward()
-            if holds:
+            if settling:
                 nn.utils.clip_grad_norm_(self._trained.parameters(), LARGEST_GRADIENT)
             self.optimizer.step()
             total += float(loss.detach())
@@ -278,7 +254,7 @@ def table(results: list[dict[str, Any]]) -> str:
     lines = ["| data | network | parameters | million MACs | after each pass, % | images, epochs, steps held | seed |"]
     lines.append("|---|---|---|---|---|---|---|")
     lines += [
-        f"| {row['task']} | {row['network']}{', from ' + row['init'] if row['init'] else ''} "
+        f"| {row['task']} | {row['network']}{', gates alone' if row['trunk'] else ''} "
         f"| {row['params']:,} | {row['macs'] / 1e6:.1f} "
         f"| {', '.join(f'{score:.2f}' for score in row['scores'])} "
         f"| {row['trained_on']:,}, {row['epochs']}, {row.get('settling', 0)} | {row['seed']} |"
@@ -292,7 +268,11 @@ def table(results: list[dict[str, Any]]) -> str:
 @click.option("--epochs", default=164)
 @click.option("--images", type=int, help="Train on so many of the images, drawn by --seed.")
 @click.option("--seed", default=0)
-@click.option("--init", type=click.Path(path_type=Path), help="Weights of the trunk, or of the whole network.")
+@click.option(
+    "--trunk",
+    type=click.Path(path_type=Path),
+    help="Weights of the trunk, which stay as they are: the gates alone are trained.",
+)
 @click.option("--only-epochs", type=int, help="End after this many epochs; the same command continues.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.argument("networks", nargs=-1)
@@ -301,7 +281,7 @@ def main(
     epochs: int,
     images: int | None,
     seed: int,
-    init: Path | None,
+    trunk: Path | None,
     only_epochs: int | None,
     output: Path,
     networks: tuple[str, ...],
@@ -309,12 +289,12 @@ def main(
     """Train networks with recurrent gates, and plain ones for comparison, by one schedule."""
     results, task = output / "results.jsonl", cifar10() if folder is None else camvid(folder)
     task = task.of(images, seed)
-    schedule = Schedule(epochs, seed, init)
+    schedule = Schedule(epochs, seed)
     left = float("inf") if only_epochs is None else only_epochs
     states = output / f"{task.name}-{len(task.train[1])}-images-{epochs}-epochs-seed-{seed}"
     states.mkdir(parents=True, exist_ok=True)
-    for job in missing(results, jobs(task, schedule, networks or ROWS[task.name])):
-        run = Run(job["network"], task, schedule, states)
+    for job in missing(results, jobs(task, schedule, trunk, networks or ROWS[task.name])):
+        run = Run(job["network"], task, schedule, trunk, states)
         while not run.finished and left:
             run.train_epoch()
             left -= 1
@@ -324,11 +304,10 @@ def main(
     print(table(read(results)))
 
 
-def jobs(task: Task, schedule: Schedule, networks: Sequence[str]) -> list[dict[str, Any]]:
+def jobs(task: Task, schedule: Schedule, trunk: Path | None, networks: Sequence[str]) -> list[dict[str, Any]]:
     """What tells one row from another."""
     known: dict[str, Any] = {"task": task.name, "epochs": schedule.epochs, "seed": schedule.seed}
-    init = schedule.init and schedule.init.stem
-    known |= {"trained_on": len(task.train[1]), "init": init, "settling": SETTLING_STEPS}
+    known |= {"trained_on": len(task.train[1]), "trunk": trunk and trunk.stem, "settling": SETTLING_STEPS}
     return [{**known, "network": name} for name in networks]
 
 

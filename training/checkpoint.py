@@ -123,8 +123,9 @@ def write(content: Mapping[str, Any], path: Path) -> None:
             torch.save(dict(content), file)
             file.flush()
             os.fsync(file.fileno())
-    except RuntimeError as error:  # torch raises it where a disk fills up.
-        raise OutputError(f"{path} cannot be written: {error}.") from error
+    except RuntimeError as error:  # torch's own, where a write failed, such as on a full disk.
+        reason = error.__context__.strerror if isinstance(error.__context__, OSError) else None
+        raise OutputError(f"{path} cannot be written: {reason or 'the disk may be full'}.") from error
 
 
 def as_pairs(module: nn.Module, plan: object, where: str) -> nn.Module:

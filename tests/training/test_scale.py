@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from test_streamed import folder, needs_webdataset, shards
 from torch import Tensor, nn
 
 from training.average import WeightAverage
-from training.checkpoint import load_network
+from training.checkpoint import load_network, write
 from training.data.augmentation import Augmentation
 from training.loop import TrainingRun
 from training.options import TrainOptions
@@ -198,6 +199,18 @@ def test_a_full_disk_leaves_the_state_from_before(
     assert_same_weights(train(options_for(stripes, tmp_path / "whole", epochs=3)), train(options, resume=True))
 
 
+def test_a_file_that_cannot_be_written_says_why(tmp_path: Path) -> None:
+    path, before = tmp_path / "last.pt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    write({"weight": torch.zeros(4)}, path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"last\.pt cannot be written: File too large\."):
+            write({"weight": torch.zeros(1 << 20)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert read(path)["weight"].shape == (4,)
+
+
 def test_data_that_fails_in_mid_epoch_is_saved_and_named(folder: Path, tmp_path: Path) -> None:
     content = {path: path.read_bytes() for path in folder.rglob("*.png")}
     options = streamed(folder, tmp_path / "run")
@@ -253,8 +266,6 @@ def test_data_from_a_command_is_repeated_to_resume(stripes: Path, tmp_path: Path
     train(options_for(stripes, tmp_path / "run", epochs=1))
     state = read(tmp_path / "run" / "last.pt")
     marker = tmp_path / "run-by-a-file"
-    from training.checkpoint import write
-
     data = f"webdataset:pipe:touch {marker}"
     write(state | {"options": state["options"] | {"data": data}}, tmp_path / "run" / "last.pt")
     done = command("--resume", "--arch", TINY, "-o", tmp_path / "run")
