@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -23,6 +24,7 @@ from trp_export.graph.shapes import Runs, Shape, infer_shapes, infer_value_shape
 from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.graph.statistics import Statistics, mean_inputs, norm_outputs
 from trp_export.inputs.description import NetworkInputs, describe_inputs
+from trp_export.inputs.spec import Array
 from trp_export.load import Source
 from trp_export.lowrank.factor import Float64
 from trp_export.options import Selection
@@ -30,9 +32,11 @@ from trp_export.planning.channels import ChannelDecision
 from trp_export.planning.curves import Curve, Layer, make_curve, schemes_for
 from trp_export.planning.rules import require_fits
 from trp_export.planning.saved_plan import Choice
+from trp_export.runtime.data_dependent import data_dependent
 from trp_export.runtime.measured_shapes import measure_shapes, measure_value_shapes
 from trp_export.runtime.sessions import CannotRunError
 from trp_export.system.progress import Progress
+from trp_export.system.text import name_some
 from trp_export.system.threads import map_layers
 
 # Tried in turn where a model with open sizes does not run at the usual one.
@@ -123,16 +127,16 @@ def analyse(
     folder: Path,
     inputs: NetworkInputs | None = None,
     *,
-    data: Mapping[str, Sequence[int]] | None = None,
+    data: Mapping[str, Array] = MappingProxyType({}),
     fold: bool = False,
     channels: ChannelChoice | None = None,
 ) -> Network:
     """Find the layers of a model and what they cost.
 
-    `inputs` describe what the network is fed; sizes that they leave open are those of the `data`, shapes by input
-    name, or else usual ones. `channels` says which channels are removed before anything else. `fold` folds batch norm
-    and constants into layers first: what images say is about outputs as the next layer sees them. The model goes to
-    `folder` and is read back lazily, so that weights are in memory only while used.
+    `inputs` describe what the network is fed; sizes that they leave open are those of the `data`, one sample by
+    input name, or else usual ones. `channels` says which channels are removed before anything else. `fold` folds batch
+    norm and constants into layers first: what images say is about outputs as the next layer sees them. The model goes
+    to `folder` and is read back lazily, so that weights are in memory only while used.
     """
     source = normal_form(source)
     prepared = source.model
@@ -158,7 +162,7 @@ def analyse(
     return Network(
         source=replace(source, model=model),
         model=model,
-        notes=(*source.notes, *completed.notes, *notes, *in_words(rewritten), *_uncounted(model, shapes)),
+        notes=(*source.notes, *completed.notes, *notes, *in_words(rewritten), *_uncounted(model, shapes, completed)),
         file=file,
         original=original,
         original_bytes=source.bytes or size_bytes(original),
@@ -185,7 +189,7 @@ def _thin(
     if thinned is None:
         return decisions, None, notes
     wide = ir.load(thinned.wide)
-    macs = count_macs(wide, _run_or_infer(wide, thinned.wide, inputs, None)[1])
+    macs = count_macs(wide, _run_or_infer(wide, thinned.wide, inputs, {})[1])
     return decisions, replace(thinned, macs=macs), notes
 
 
@@ -198,7 +202,7 @@ def _value_shapes(model: ir.Model, folder: Path, inputs: NetworkInputs) -> Mappi
     file = folder / "shapes.onnx"
     save_model(model, file, apart=True)
     try:
-        return {**inferred, **measure_value_shapes(file, inputs.shapes, inputs.feeds())}
+        return {**inferred, **measure_value_shapes(file, inputs.shapes, inputs.typical())}
     except (CannotRunError, UnsupportedError):
         return inferred
 
@@ -245,21 +249,21 @@ def measured_macs(model: ir.Model, inputs: NetworkInputs, file: Path) -> int | N
     """Multiply-adds of a model on the inputs of the original; the model is saved to `file` for that."""
     save_model(model, file, apart=True)
     try:
-        runs = measure_shapes(file, inputs.shapes, inputs.feeds())
+        runs = measure_shapes(file, inputs.shapes, inputs.typical())
     except (CannotRunError, UnsupportedError):
         runs = infer_shapes(model, inputs.shapes)
     return count_macs(model, runs)
 
 
 def _run_or_infer(
-    model: ir.Model, file: Path, inputs: NetworkInputs, data: Mapping[str, Sequence[int]] | None
+    model: ir.Model, file: Path, inputs: NetworkInputs, data: Mapping[str, Array]
 ) -> tuple[NetworkInputs, Runs]:
     """The inputs with all sizes and the runs of the nodes; of the usual sizes for open ones the first that runs."""
     usual = inputs.completed(data)
     candidates = [usual, *(inputs.completed(data, extent) for extent in _OTHER_EXTENTS)]
     for completed in candidates[:1] if candidates[0].shapes == candidates[1].shapes else candidates:
         try:
-            return completed, measure_shapes(file, completed.shapes, completed.feeds())
+            return completed, measure_shapes(file, completed.shapes, completed.typical())
         except (CannotRunError, UnsupportedError):
             continue
     return usual, infer_shapes(model, usual.shapes)
@@ -271,7 +275,7 @@ def _unlisted(listed: Sequence[str]) -> tuple[str, ...]:
     return (f"the {len(listed)} weights that the file lists as inputs, {listed[0]} first, cannot be fed any longer",)
 
 
-def _uncounted(model: ir.Model, shapes: Runs) -> tuple[str, ...]:
+def _uncounted(model: ir.Model, shapes: Runs, inputs: NetworkInputs) -> tuple[str, ...]:
     uncounted = name_uncounted(model)
     notes = [f"MACs do not include {uncounted}"] if uncounted else []
     if count_macs(model, shapes) is None:
@@ -279,6 +283,8 @@ def _uncounted(model: ir.Model, shapes: Runs) -> tuple[str, ...]:
             "MACs are unknown: onnxruntime cannot run this model, and its shapes cannot be inferred. Budgets count the "
             "multiply-adds of each layer for one output pixel"
         )
+    elif decided := data_dependent(model):
+        notes.append(f"what {name_some(decided)} runs depends on the data: MACs are those on {inputs.source}")
     return tuple(notes)
 
 

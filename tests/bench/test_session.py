@@ -70,6 +70,25 @@ def test_any_type_and_shape_of_input(any_types: Path) -> None:
     assert found.measurements[0].deviation is not None
 
 
+def test_a_file_of_a_fixed_size_meets_its_result_at_another(conv_net: Path, tmp_path: Path) -> None:
+    resized = onnx.load(conv_net)
+    for dim, size in zip(resized.graph.input[0].type.tensor_type.shape.dim, (2, 3, 24, 32), strict=True):
+        dim.dim_value = size
+    del resized.graph.output[0].type.tensor_type.shape.dim[:]
+    onnx.save(resized, tmp_path / "other.onnx")
+    models, shapes = [conv_net, tmp_path / "other.onnx"], {"x": (2, 3, 24, 32)}
+    before = conv_net.read_bytes()
+    found = compare(models, budget_s=0.5, processes=2, shapes=shapes)
+    assert found.environment.inputs == "float32[2,3,24,32]"
+    assert [one.model for one in found.measurements] == ["net.onnx", "other.onnx"]
+    assert found.measurements[0].file_bytes == len(before)
+    note = "net.onnx: the file fixes input x to (1, 3, 16, 16), and the network runs at x=2,3,24,32 as well"
+    assert sum(line.startswith(note) for line in found.noise) == 1
+    assert conv_net.read_bytes() == before
+    with pytest.raises(OptionError, match="does not fit"):
+        compare([conv_net], shapes={"x": (2, 4, 24, 32)})
+
+
 def test_given_inputs_are_checked(conv_net: Path) -> None:
     with pytest.raises(OptionError, match=r"input 'x' is float32 \(1, 3, 16, 16\); got float64"):
         read_cases([conv_net], inputs={"x": np.zeros((1, 3, 16, 16))})

@@ -161,11 +161,11 @@ def test_open_sizes_are_the_users_then_those_of_the_data_then_224_with_a_note() 
     assert assumed.shapes == {"x": (1, 224, 224, 3)}
     assert "--shape x=1,224,224,3" in assumed.notes[0]
     assert "?" not in assumed.notes[0]
-    by_data = inputs.completed({"x": (5, 48, 64, 3)})
+    by_data = inputs.completed({"x": np.zeros((5, 48, 64, 3), np.float32)})
     assert by_data.shapes == {"x": (1, 48, 64, 3)}
     assert by_data.notes == ()
     user = describe("float[n, h, w1, 3] x", f"{TO_NCHW} y = Conv (t, w)", InputOptions.of(2, 32, 32, 3))
-    assert user.completed({"x": (5, 32, 32, 3)}).shapes == {"x": (2, 32, 32, 3)}
+    assert user.completed({"x": np.zeros((5, 32, 32, 3), np.float32)}).shapes == {"x": (2, 32, 32, 3)}
 
 
 WAVE = "d = Constant <value_float = 1.0> () y = Mul (x, d)"

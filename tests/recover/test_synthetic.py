@@ -275,6 +275,7 @@ def test_a_result_far_from_the_original_is_refused_unless_the_user_insists(
     assert not (tmp_path / "small.onnx").exists()
     word = "synthetic" if text else "none"
     assert f"--calib {word} writes it all the same" in str(refused.value)
+    assert f"Give {'images' if text else 'real inputs'} " in str(refused.value)
     options = Options(Rank(1), calibration=Calibration(word), benchmark=KEEP_ALL, output=tmp_path / "small.onnx")
     compress(tmp_path / "model.onnx", options)
     assert (tmp_path / "small.onnx").exists()

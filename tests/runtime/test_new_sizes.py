@@ -22,11 +22,11 @@ def network(outputs: str, body: str, size: str = "10, 3, 32, 32") -> onnx.ModelP
     return build(f'<ir_version: 8, opset_import: ["" : 17]> net (float[{size}] x) => (float[{outputs}] y) {body}')
 
 
-def at(model: onnx.ModelProto, shape: str, folder: Path) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """The model with the sizes of --shape, and the notes."""
+def at(model: onnx.ModelProto, shape: str, folder: Path) -> tuple[onnx.ModelProto, str]:
+    """The model with the sizes of --shape, and what was changed."""
     changed = ir.from_proto(model)
-    notes = set_sizes(changed, save(model, folder / "m.onnx"), InputOptions((parse_shape(shape),)), folder / "n.onnx")
-    return ir.to_proto(changed), notes
+    words = set_sizes(changed, save(model, folder / "m.onnx"), InputOptions((parse_shape(shape),)), folder / "n.onnx")
+    return ir.to_proto(changed), words
 
 
 def sizes(values: list[onnx.ValueInfoProto]) -> list[list[int | str]]:
@@ -35,11 +35,11 @@ def sizes(values: list[onnx.ValueInfoProto]) -> list[list[int | str]]:
 
 @pytest.mark.parametrize("shape", ["1,3,48,64", "x=2,3,32,32"])
 def test_network_of_any_size_takes_the_new_one(shape: str, tmp_path: Path) -> None:
-    changed, (note,) = at(network("10, 4, 32, 32", CONV), shape, tmp_path)
+    changed, words = at(network("10, 4, 32, 32", CONV), shape, tmp_path)
     wanted = list(parse_shape(shape)[1])
     assert sizes(list(changed.graph.input)) == [wanted]
     assert sizes(list(changed.graph.output)) == [[wanted[0], 4, *wanted[2:]]]
-    assert note.startswith("the file fixes input x to (10, 3, 32, 32); the network runs at x=")
+    assert words.startswith("the file fixes input x to (10, 3, 32, 32), and the network runs at x=")
 
 
 def test_open_sizes_stay_open(tmp_path: Path) -> None:
@@ -50,8 +50,8 @@ def test_open_sizes_stay_open(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", ["10,3,32,32", "10,1,32,32", "10,3,32", "z=1,3,8,8"])
 def test_nothing_changes_where_sizes_agree_or_are_refused_elsewhere(shape: str, tmp_path: Path) -> None:
     model = network("10, 4, 32, 32", CONV)
-    changed, notes = at(model, shape, tmp_path)
-    assert (notes, sizes(list(changed.graph.input))) == ((), [[10, 3, 32, 32]])
+    changed, words = at(model, shape, tmp_path)
+    assert (words, sizes(list(changed.graph.input))) == ("", [[10, 3, 32, 32]])
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,8 @@ class BenchModel:
     """One model to be measured with its inputs' data, in the order of the model's inputs.
 
     `files` are all its files, the model first, then external data. `precision` is fp32, fp16 or int8:
-    the coarsest arithmetic in the graph, which sets how close a device's outputs must be to the local ones.
+    the coarsest arithmetic in the graph, which sets how close a device's outputs must be to the local ones. `resized`
+    says in words where a copy at other sizes than the user's file fixes is measured in its place.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class BenchModel:
     precision: str
     inputs: tuple[Input, ...]
     feeds: tuple[np.ndarray, ...]
+    resized: str = ""
 
     @property
     def limit(self) -> float:
@@ -59,10 +61,12 @@ def read_cases(
     batch: int = 1,
     inputs: Mapping[str, np.ndarray] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    folder: Path | None = None,
 ) -> tuple[BenchModel, ...]:
     """All models with their data; equal inputs of different models get equal data.
 
-    Raises LoadError for files that are not ONNX models, OptionError for shapes that do not fit.
+    Where a file fixes other sizes than `shapes`, a copy at these takes its place in `folder`, if there is one. Raises
+    LoadError for files that are not ONNX models, OptionError for shapes that do not fit.
     """
     if not paths:
         raise OptionError("name at least one ONNX file")
@@ -70,7 +74,8 @@ def read_cases(
         raise OptionError(f"batch must be at least 1, not {batch}")
     labels = _labels(paths)
     cases = tuple(
-        _read_case(path, label, batch, inputs, shapes or {}) for path, label in zip(paths, labels, strict=True)
+        _read_case(path, label, batch, inputs, shapes or {}, folder and folder / f"{place}.onnx")
+        for place, (path, label) in enumerate(zip(paths, labels, strict=True))
     )
     names = {value.name for case in cases for value in case.inputs}
     if unknown := sorted(set(shapes or ()) - names):
@@ -96,11 +101,17 @@ def _read_case(
     batch: int,
     inputs: Mapping[str, np.ndarray] | None,
     shapes: Mapping[str, Sequence[int]],
+    copy: Path | None,
 ) -> BenchModel:
     require_model_file(path)
     model = read_proto(path)
     files = (path, *external_files(model, path))
+    digest, size = sha256(files), sum(file.stat().st_size for file in files)
     found = _inputs(model, path)
+    resized = _resize(path, found, shapes, copy) if copy is not None else ""
+    if copy is not None and resized:
+        model = read_proto(copy)
+        path, files, found = copy, (copy, *external_files(model, copy)), _inputs(model, copy)
     feeds = [
         _given(value, inputs, path) if inputs is not None else _random(value, _shape(value, batch, shapes, path), index)
         for index, value in enumerate(found)
@@ -108,12 +119,36 @@ def _read_case(
     return BenchModel(
         path=path,
         label=label,
-        sha256=sha256(files),
-        file_bytes=sum(file.stat().st_size for file in files),
+        sha256=digest,
+        file_bytes=size,
         files=files,
         precision=precision_of(model),
         inputs=found,
         feeds=tuple(feeds),
+        resized=resized,
+    )
+
+
+def _resize(path: Path, inputs: Sequence[Input], shapes: Mapping[str, Sequence[int]], copy: Path) -> str:
+    """Save a copy at other sizes than the file fixes. Returns what was changed, in words; raises OptionError."""
+    wanted = {value.name: tuple(shapes[value.name]) for value in inputs if value.name in shapes}
+    if all(_fits(value, wanted[value.name]) for value in inputs if value.name in wanted):
+        return ""
+    from trp_export.graph.large_files import read_model
+    from trp_export.inputs.options import InputOptions
+    from trp_export.runtime.new_sizes import set_sizes
+
+    return set_sizes(read_model(path), path, InputOptions(tuple(wanted.items())), copy)
+
+
+def _fits(value: Input, wanted: Sequence[int]) -> bool:
+    """Whether the file leaves these sizes open, or fixes the same."""
+    return value.shape == (None,) or (
+        len(wanted) == len(value.shape)
+        and all(
+            size > 0 and (size == dim or not isinstance(dim, int))
+            for size, dim in zip(wanted, value.shape, strict=True)
+        )
     )
 
 
@@ -147,11 +182,7 @@ def _shape(value: Input, batch: int, shapes: Mapping[str, Sequence[int]], path: 
     """A shape for random data: as declared, a dynamic first dimension taken as the batch. Raises OptionError."""
     declared = ", ".join(str(dim or "?") for dim in value.shape)
     if wanted := shapes.get(value.name):
-        fits = len(wanted) == len(value.shape) and all(
-            want > 0 and (want == dim or not isinstance(dim, int))
-            for want, dim in zip(wanted, value.shape, strict=True)
-        )
-        if not fits and value.shape != (None,):
+        if not _fits(value, wanted):
             raise OptionError(f"{path}: input {value.name!r} is ({declared}); {tuple(wanted)} does not fit.")
         return tuple(wanted)
     if not value.shape:

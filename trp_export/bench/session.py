@@ -12,7 +12,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from trp_export.bench.outputs import LEAST_OUTPUT_BYTES, Reference, check_output
 from trp_export.bench.providers import Nodes, Provider
 from trp_export.bench.samples import Comparison, Measurement, OutputDeviation, Process
 from trp_export.errors import OptionError, VerifyError
+from trp_export.system.scratch import Scratch
 
 TURN_NS = 60e6  # long enough to drown the first, cold run; short enough to interleave finely
 WARM_WINDOWS = 6  # after so many windows a process counts as warm
@@ -105,9 +106,11 @@ def compare(
         if not 0 < seconds < math.inf:
             raise OptionError(f"the {what} must be above 0 s and finite, not {seconds:g}")
     asked = Provider.read(provider)
-    cases = read_cases([Path(model) for model in models], batch=batch, inputs=inputs, shapes=shapes)
     begin = time.monotonic()
-    with open_device(device, settings) as opened:
+    with ExitStack() as stack:
+        folder = stack.enter_context(Scratch()).folder
+        cases = read_cases(list(map(Path, models)), batch=batch, inputs=inputs, shapes=shapes, folder=folder)
+        opened = stack.enter_context(open_device(device, settings))
         machine = opened.probe()
         start = Start(threads, choose_cores(machine, threads, cores), asked.name, settings.timeout_s)
         if like:
@@ -192,6 +195,11 @@ class _Run:
         notes = noise_remarks(measurements, self.machine, self.watch.others(), environment)
         notes += tuple(_random_outputs(lane) for lane in self.lanes if lane.wanted.random)
         notes += tuple(self.asked.describe(lane.case.label, lane.nodes) for lane in self.lanes if lane.nodes)
+        notes += tuple(
+            f"{lane.case.label}: {lane.case.resized}: it is measured at these"
+            for lane in self.lanes
+            if lane.case.resized
+        )
         notes += tuple(_BY_ANSWERS.format(lane.case.label) for lane in self.lanes if lane.by_answers)
         fed = sorted({signature(lane.case) for lane in self.lanes})
         if len(fed) > 1:

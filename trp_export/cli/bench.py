@@ -121,7 +121,8 @@ def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     "--shape",
     multiple=True,
     metavar="NAME=SIZES",
-    help="Shape of an input with open dimensions, as in NAME=1,3,224,224.",
+    help="Shape of an input, as in NAME=1,3,224,224, where its dimensions are open, or fixed in a network that runs "
+    "at others.",
 )
 @click.option("--profile", is_flag=True, help="Also show the time of each layer (local device only).")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -296,12 +297,15 @@ def _profiles(options: BenchOptions, found: Comparison, inputs: dict[str, np.nda
     from trp_export.bench.devices.base import Start
     from trp_export.bench.models import read_cases
     from trp_export.bench.profile import profile_models
+    from trp_export.system.scratch import Scratch
 
-    cases = read_cases(options.models, batch=options.batch, inputs=inputs, shapes=options.shapes)
     environment = found.environment
-    return profile_models(
-        cases, Start(environment.threads, environment.cores, environment.provider, options.settings.timeout_s)
-    )
+    start = Start(environment.threads, environment.cores, environment.provider, options.settings.timeout_s)
+    with Scratch() as scratch:
+        cases = read_cases(
+            options.models, batch=options.batch, inputs=inputs, shapes=options.shapes, folder=scratch.folder
+        )
+        return profile_models(cases, start)
 
 
 @contextmanager

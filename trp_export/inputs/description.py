@@ -25,10 +25,13 @@ from trp_export.inputs.spec import (
     InputSpec,
     Layout,
     fit_array,
+    main_input,
     random_input,
 )
 
 BATCH = 1
+# An input of more channels holds something else than an image.
+_MOST_CHANNELS = 4
 
 _LAYOUTS: Mapping[tuple[int, int], Layout] = {(4, 1): "NCHW", (4, 3): "NHWC", (3, 0): "CHW", (3, 2): "HWC"}
 # What exporters write for "any size" says nothing about which sizes are equal.
@@ -39,11 +42,13 @@ _NO_SYMBOLS = ("", "?", "None", "none", "unk", "unknown", "-1")
 class NetworkInputs:
     """All inputs that a caller feeds, in the order of the graph; those with a default value are left out.
 
-    `arrays` are the user's own data by input name (`--input`); `notes` say which sizes were assumed.
+    `arrays` are the user's own data by input name (`--input`), `sample` is one of the calibration data; `notes` say
+    which sizes were assumed.
     """
 
     specs: tuple[InputSpec, ...]
     arrays: Mapping[str, Array] = field(default_factory=dict)
+    sample: Mapping[str, Array] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -68,6 +73,11 @@ class NetworkInputs:
         return self.only.require_image()
 
     @property
+    def takes_images(self) -> bool:
+        """Whether images can feed the network: one input, of few enough channels to be one."""
+        return len(self.specs) == 1 and self.specs[0].is_image and (self.specs[0].channels or 3) <= _MOST_CHANNELS
+
+    @property
     def at_a_time(self) -> int | None:
         """The number of samples that the network takes at a time, None for any number."""
         sizes = [spec.declared[0] for spec in self.specs if spec.batched and spec.declared]
@@ -78,15 +88,15 @@ class NetworkInputs:
         """Raises KeyError."""
         return next((spec for spec in self.specs if spec.name == name), None) or _missing(name)
 
-    def completed(self, data: Mapping[str, Sequence[int]] | None = None, extent: int = OPEN_EXTENT) -> NetworkInputs:
-        """The same with every size known: that of the `data` (shape by input name), else `extent`; 1 for the batch.
+    def completed(self, data: Mapping[str, Array] = MappingProxyType({}), extent: int = OPEN_EXTENT) -> NetworkInputs:
+        """The same with every size known: that of the `data` (one sample by name), else `extent`; 1 for the batch.
 
         A waveform beside no other input of open size gets about a second of speech in place of the usual extent.
         Sizes that the user gave stay. A note names the inputs whose sizes were assumed. The size of the data's batch
-        is not taken. Raises OptionError where the data do not fit.
+        is not taken: the sample is repeated. Raises OptionError where the data do not fit.
         """
         specs = list(self.specs)
-        for name, shape in (data or {}).items():
+        for name, shape in ((name, array.shape) for name, array in data.items()):
             sized = _with_sizes(self[name], (None, *shape[1:]) if self[name].batched else tuple(shape), "the data")
             specs = [_agreeing(spec, sized) for spec in specs]
         assumed = [spec for spec in specs if _open_sizes(spec)]
@@ -96,7 +106,19 @@ class NetworkInputs:
         done: list[InputSpec] = []
         for spec in specs:
             done = [*done, _filled(spec, _sizes_by_symbol([*specs, *done]), extent)]
-        return replace(self, specs=tuple(done), notes=(*self.notes, *notes))
+        sample = {spec.name: _repeated(data[spec.name], spec) for spec in done if spec.name in data}
+        return replace(self, specs=tuple(done), sample=sample or self.sample, notes=(*self.notes, *notes))
+
+    @property
+    def source(self) -> str:
+        """What `typical` arrays are, in words."""
+        if self.arrays:
+            return "the inputs of --input"
+        return "the first calibration sample" if self.sample else "noise; --calib or --input FILE.npz gives real data"
+
+    def typical(self) -> dict[str, Array]:
+        """One array per input, the best there is: the user's own, else the sample, else noise. Raises as `feeds`."""
+        return replace(self, arrays={**self.sample, **self.arrays}).feeds()
 
     def feeds(self, seed: int = 0) -> dict[str, Array]:
         """One array per input: the user's own, else seeded noise of the known sizes.
@@ -205,11 +227,10 @@ def _may_recur(declared: Extents, outputs: Sequence[Extents]) -> bool:
 
 
 def _with_shared(specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
-    """Inputs whose first axis has another fixed size than that of the images, or of the input of most axes, hold no
-    axis of samples."""
+    """Inputs whose first axis has another fixed size than that of the main one hold no axis of samples."""
     if len(specs) < 2:
         return tuple(specs)
-    main = max(specs, key=lambda spec: (spec.is_image, not spec.state, len(spec.declared or ())))
+    main = main_input(specs)
     samples = {None, 1} if not main.declared or main.declared[0] is None else {None, main.declared[0]}
     return tuple(
         spec if spec is main or spec.declared is None or (spec.declared and spec.declared[0] in samples)
@@ -308,6 +329,13 @@ def _filled(spec: InputSpec, known: Mapping[str, int], extent: int) -> InputSpec
     sizes = zip(spec.shape, defaults, strict=True)
     filled = tuple(default if size is None else size for size, default in sizes)
     return replace(spec, shape=filled, channels=filled[CHANNEL_AXES[spec.layout]] if spec.is_image else None)
+
+
+def _repeated(sample: Array, spec: InputSpec) -> Array:
+    """The sample as often as the network takes samples at a time."""
+    if not spec.batched or not spec.shape or not sample.ndim:
+        return sample
+    return np.repeat(sample[:1], spec.shape[0] or BATCH, axis=0)
 
 
 def _assumed(specs: Sequence[InputSpec], extent: int) -> str:

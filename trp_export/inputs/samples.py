@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from trp_export.errors import LoadError
 from trp_export.inputs.image_set import ImageSet
 from trp_export.inputs.placement import Size
-from trp_export.inputs.spec import Array
+from trp_export.inputs.spec import Array, main_input
 
 Indices = slice | NDArray[Any]
 
@@ -78,19 +78,14 @@ class Samples:
 
     @property
     def main(self) -> ImageSet:
-        """The set that labels and metrics go by: that of an image, or of most axes."""
-
-        def axes(samples: ImageSet) -> tuple[bool, int]:
-            pixels = samples.pixels
-            is_image = samples.spec is None or samples.spec.is_image
-            return is_image, pixels.ndim if isinstance(pixels, np.ndarray) else 4
-
-        return max(self.sets.values(), key=axes)
+        """The set that labels and metrics go by."""
+        specs = [samples.spec for samples in self.sets.values() if samples.spec is not None]
+        return self.sets[main_input(specs).name] if specs else next(iter(self.sets.values()))
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each input in a batch of one sample."""
-        return {name: array.shape for name, array in self.batch(0, 1).arrays.items()}
+    def first(self) -> Mapping[str, Array]:
+        """The first sample: an array for each input by name, in a batch of one."""
+        return self.batch(0, 1).arrays
 
     def batch(self, start: int, stop: int) -> Batch:
         """Samples `start` to `stop` as the network takes them. Raises LoadError, naming an unusable sample."""

@@ -130,6 +130,11 @@ class InputSpec:
         return "(" + ", ".join(_shown(size, name) for size, name in zip(self.declared, names, strict=False)) + ")"
 
 
+def main_input(specs: Sequence[InputSpec]) -> InputSpec:
+    """The input that others, outputs and labels follow: the image, else the one of most axes that is no state."""
+    return max(specs, key=lambda spec: (spec.is_image, not spec.state, len(spec.declared or spec.shape or ())))
+
+
 def fit_array(spec: InputSpec, array: Array, where: str) -> Array:
     """The array in the type of the input. Raises LoadError where the shape does not fit or values would be lost."""
     declared = spec.declared

@@ -16,23 +16,23 @@ from trp_export.errors import OptionError, UnsupportedError
 from trp_export.graph.model_files import save_model
 from trp_export.inputs.description import NetworkInputs, describe_inputs
 from trp_export.inputs.options import InputOptions, show_shape
-from trp_export.inputs.spec import CHANNEL_AXES, InputSpec
+from trp_export.inputs.spec import CHANNEL_AXES, InputSpec, main_input
 from trp_export.runtime.sessions import Array, CannotRunError, open_session, run_session
 
 _REMEDY = "Leave --shape out, or export the network with open sizes."
 
 
-def set_sizes(model: ir.Model, file: Path, options: InputOptions, copy: Path) -> tuple[str, ...]:
+def set_sizes(model: ir.Model, file: Path, options: InputOptions, copy: Path) -> str:
     """Change the model in place where --shape differs from what its file fixes, and save it to `copy`.
 
-    Returns a note for each input that was changed; without any, nothing was saved. Raises OptionError where the
-    network does not run at these sizes, or its outputs do not follow them.
+    Returns what was changed, in words; nothing where nothing was saved. Raises OptionError where the network does not
+    run at these sizes, or its outputs do not follow them.
     """
     before = describe_inputs(model, replace(options, shapes=(), file=None))
     asked = _asked(before, options)
     changed = [spec for spec in before.specs if _differs(spec, asked.get(spec.name))]
     if not changed:
-        return ()
+        return ""
     wanted = {spec.name: asked[spec.name] for spec in changed}
     declared = [value.shape for value in model.graph.outputs]
     _forget_sizes(model)
@@ -52,7 +52,7 @@ def set_sizes(model: ir.Model, file: Path, options: InputOptions, copy: Path) ->
         dims = shape if shape is not None and len(shape) == answer.ndim else answer.shape
         value.shape = _with_open_kept(dims, answer.shape)
     save_model(model, copy, apart=True)
-    return (f"{_fixed(changed)}; the network runs at {text} as well, and the result takes this size instead",)
+    return f"{_fixed(changed)}, and the network runs at {text} as well"
 
 
 def _asked(inputs: NetworkInputs, options: InputOptions) -> Mapping[str, tuple[int, ...]]:
@@ -94,7 +94,7 @@ def _require_outputs_follow(
     old: Sequence[Array], before: NetworkInputs, new: Sequence[Array], after: NetworkInputs, problem: str
 ) -> None:
     """An output of as many samples, or of the same height and width, as the input must stay so."""
-    name = max(before.specs, key=lambda spec: (spec.is_image, len(spec.declared or ()))).name
+    name = main_input(before.specs).name
     was, now = before.completed()[name], after.completed()[name]
     for first, second in zip(old, new, strict=True):
         if (_counts(first, was) and not _counts(second, now)) or (_covers(first, was) and not _covers(second, now)):

@@ -36,8 +36,9 @@ def require_close(plan: Plan, built: Built, knowledge: Knowledge, options: Optio
     else:
         return
     if apart > limit:
+        data = "images" if knowledge.network.described.takes_images else "real inputs (.npz or FILE.py:FUNCTION)"
         insist = "synthetic" if score is not None else "none"
         raise FarFromOriginalError(
             f"the outputs would differ from the original's by {where}, so the result may be useless; nothing was "
-            f"written.\nGive images with --calib PATH, or cut less; --calib {insist} writes it all the same."
+            f"written.\nGive {data} with --calib PATH, or cut less; --calib {insist} writes it all the same."
         )

@@ -122,11 +122,11 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
     channels = ChannelChoice(
         plan.channels if plan is not None else None, lambda name: left_out(name, options.selection)
     )
-    sizes = samples.shapes if samples is not None else None
+    sample = samples.first if samples is not None else {}
     by_images = wants_channels(options, channels.saved)
     fold = fold or by_images
     first = None if by_images else channels
-    network = analyse(source, work.scratch, inputs, data=sizes, fold=fold, channels=first)
+    network = analyse(source, work.scratch, inputs, data=sample, fold=fold, channels=first)
     network, rewritten = with_timed_rewrites(network, plan, options, work)
     layers = measure_layers(network, options.selection, () if by_images else saved, work.progress)
     evaluator, notes = _evaluator(network, inputs, options, work.progress)
@@ -161,8 +161,10 @@ def _with_sizes(source: Source, options: Options, work: Workspace) -> Source:
     if source.path is None or not options.inputs.shapes:
         return source
     copy = work.scratch / "original.onnx"
-    notes = set_sizes(source.model, source.path, options.inputs, copy)
-    return replace(source, path=copy, notes=(*source.notes, *notes)) if notes else source
+    changed = set_sizes(source.model, source.path, options.inputs, copy)
+    if not changed:
+        return source
+    return replace(source, path=copy, notes=(*source.notes, f"{changed}: the result takes this size instead"))
 
 
 def _alignment(options: Options) -> int:

@@ -25,8 +25,6 @@ _DRAWN_MACS = 1e11
 _LEAST_DRAWN, _MOST_DRAWN = 16, 256
 # Where nobody asked for images: this many keep nearly as much as four times as many (docs/results/synthetic-images.md).
 _MOST_UNASKED = 256
-# Shapes stand for photos; an input of more channels holds something else.
-_MOST_CHANNELS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,7 @@ def synthetic_samples(network: Network, options: Options, progress: Progress) ->
     Raises UnsupportedError where the user did.
     """
     calibration = options.calibration
-    if calibration is None or (calibration.unasked and not _takes_images(network)):
+    if calibration is None or (calibration.unasked and not network.described.takes_images):
         return None
     images = synthetic_images(network, calibration, options.preprocessing, progress)
     return SyntheticSamples(image_samples(images, network.described), not _has_statistics(network))
@@ -57,7 +55,7 @@ def synthetic_images(
     Raises UnsupportedError for a network that does not take images.
     """
     spec = network.described.image
-    if not _takes_images(network) or spec.size is None:
+    if not network.described.takes_images or spec.size is None:
         raise UnsupportedError(
             f"images cannot be synthesised for input {spec.name} {spec.show()}; give real data with --calib PATH."
         )
@@ -76,11 +74,6 @@ def synthetic_images(
 def synthetic_note(count: int, seed: int) -> str:
     """What the user should know about synthetic images."""
     return f"{count:,} images were synthesised, seed {seed}; real images, even without labels, keep more accuracy"
-
-
-def _takes_images(network: Network) -> bool:
-    specs = network.described.specs
-    return len(specs) == 1 and specs[0].is_image and (specs[0].channels or 3) <= _MOST_CHANNELS
 
 
 def _has_statistics(network: Network) -> bool:

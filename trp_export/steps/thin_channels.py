@@ -76,8 +76,8 @@ def thin_by_images(wide: Wide, choice: ChannelChoice, options: Options, work: Wo
     folder = work.scratch / "thin"
     folder.mkdir()
     source = replace(network.source, model=model, path=network.original)
-    sizes = data.samples.shapes if data.samples is not None else None
-    thin = analyse(source, folder, network.described, data=sizes, fold=True, channels=replace(choice, saved=None))
+    sample = data.samples.first if data.samples is not None else {}
+    thin = analyse(source, folder, network.described, data=sample, fold=True, channels=replace(choice, saved=None))
     if thin.thinned is None:
         return None
     return replace(
