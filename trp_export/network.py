@@ -272,7 +272,10 @@ def _run_or_infer(
 def _unlisted(listed: Sequence[str]) -> tuple[str, ...]:
     if not listed:
         return ()
-    return (f"the {len(listed)} weights that the file lists as inputs, {listed[0]} first, cannot be fed any longer",)
+    what = f"weight {listed[0]}, which the file lists as an input,"
+    if len(listed) > 1:
+        what = f"the {len(listed)} weights that the file lists as inputs, {listed[0]} first,"
+    return (f"{what} cannot be fed any longer",)
 
 
 def _uncounted(model: ir.Model, shapes: Runs, inputs: NetworkInputs) -> tuple[str, ...]:

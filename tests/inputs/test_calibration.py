@@ -41,7 +41,7 @@ def test_archive_with_one_array_per_input_is_split_into_batches(tmp_path: Path) 
     np.savez(tmp_path / "a.npz", **arrays)
     data = open_calibration(tmp_path / "a.npz", PAIR)
     assert len(data) == 150
-    assert data.shapes == {"left": (1, 2), "size": (1, 1)}
+    assert {name: array.shape for name, array in data.first.items()} == {"left": (1, 2), "size": (1, 1)}
     batches = list(data.batches())
     joined = np.concatenate([batch.arrays["left"] for batch in batches])
     np.testing.assert_array_equal(joined, arrays["left"].astype(np.float32))
@@ -85,7 +85,7 @@ def test_images_are_batches_that_can_be_read_twice(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 6, 3), dtype=np.uint8)
     np.save(tmp_path / "a.npy", pixels)
     data = open_calibration(tmp_path / "a.npy", IMAGE)
-    assert data.shapes == {"x": (1, 3, 8, 6)}
+    assert {name: array.shape for name, array in data.first.items()} == {"x": (1, 3, 8, 6)}
     for _ in range(2):
         (batch,) = data.batches()
         np.testing.assert_allclose(batch.arrays["x"], pixels.transpose(0, 3, 1, 2) / 255, atol=1e-6)

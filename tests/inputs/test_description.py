@@ -179,10 +179,11 @@ WAVE = "d = Constant <value_float = 1.0> () y = Mul (x, d)"
         ("float16[n, t, 2] x", {"x": (1, 16_384, 2)}),
         ("float[n, 80, t] x", {"x": (1, 80, 224)}),
         ("int64[n, t] x", {"x": (1, 224)}),
+        ("float[n, 8, d, h, w1] x", {"x": (1, 8, 64, 64, 64)}),
         ("float[n, t] mask, float[n, 80, t] x", {"mask": (1, 224), "x": (1, 80, 224)}),
     ],
 )
-def test_open_length_of_a_waveform_is_a_second_of_speech(inputs: str, shapes: dict[str, tuple[int, ...]]) -> None:
+def test_open_sizes_are_those_of_what_the_input_looks_like(inputs: str, shapes: dict[str, tuple[int, ...]]) -> None:
     assumed = describe(inputs, WAVE).completed()
     assert assumed.shapes == shapes
     assert str(max(shapes["x"])) in assumed.notes[0]

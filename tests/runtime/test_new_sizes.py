@@ -18,6 +18,9 @@ from trp_export.runtime.new_sizes import set_sizes
 CONV = "<float[4, 3, 3, 3] w> { h = Conv <pads = [1, 1, 1, 1]> (x, w)\n y = Sigmoid (h) }"
 
 
+WEIGHTS = "float[4, 3, 3, 3] w, int64[2] axes = {2, 3}"
+
+
 def network(outputs: str, body: str, size: str = "10, 3, 32, 32") -> onnx.ModelProto:
     return build(f'<ir_version: 8, opset_import: ["" : 17]> net (float[{size}] x) => (float[{outputs}] y) {body}')
 
@@ -25,7 +28,7 @@ def network(outputs: str, body: str, size: str = "10, 3, 32, 32") -> onnx.ModelP
 def at(model: onnx.ModelProto, shape: str, folder: Path) -> tuple[onnx.ModelProto, str]:
     """The model with the sizes of --shape, and what was changed."""
     changed = ir.from_proto(model)
-    words = set_sizes(changed, save(model, folder / "m.onnx"), InputOptions((parse_shape(shape),)), folder / "n.onnx")
+    words = set_sizes(changed, InputOptions((parse_shape(shape),)), folder / "n.onnx")
     return ir.to_proto(changed), words
 
 
@@ -70,6 +73,13 @@ def test_nothing_changes_where_sizes_agree_or_are_refused_elsewhere(shape: str, 
             "<float[4, 3, 1, 1] w, int64[4] s = {10, 4, 32, 32}> { h = Conv (x, w)\n y = Resize (h, , , s) }",
             r"holds a size inside: an output of shape \(10, 4, 32, 32\)",
         ),
+        (
+            "10,3,48,48",
+            "10, 4, 1, 1",
+            f"<{WEIGHTS}, int64[2] a = {{0, 0}}, int64[2] b = {{32, 32}}> "
+            "{ h = Slice (x, a, b, axes)\n k = Conv (h, w)\n y = GlobalAveragePool (k) }",
+            "holds a size inside: .* would cut 48 to 32",
+        ),
     ],
 )
 def test_network_that_holds_a_size_is_refused(shape: str, outputs: str, body: str, reason: str, tmp_path: Path) -> None:
@@ -77,6 +87,29 @@ def test_network_that_holds_a_size_is_refused(shape: str, outputs: str, body: st
         at(network(outputs, body), shape, tmp_path)
     assert "the file fixes input x to (10, 3, 32, 32)" in str(caught.value)
     assert "Leave --shape out, or export the network with open sizes." in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("piece", "words"),
+    [
+        (
+            "<int64[2] a = {1, 1}, int64[2] b = {17, 17}> { h = Slice (x, a, b, axes)",
+            "makes 16 of 48 there, as of 32 before",
+        ),
+        ("<int64[2] a = {1, 1}, int64[2] b = {-1, -1}> { h = Slice (x, a, b, axes)", None),
+        ("<int64[2] a = {0, 0}, int64[2] b = {2, 2}> { h = Slice (x, a, b, axes)", None),
+        ("<int64[4] s = {10, 3, 16, 16}> { h = Resize (x, , , s)", "makes 16 of 48 there, as of 32 before"),
+        ("<float[4] s = {1, 1, 2, 2}> { h = Resize (x, , s)", None),
+    ],
+)
+def test_what_keeps_a_size_inside_is_said(piece: str, words: str | None, tmp_path: Path) -> None:
+    body = (
+        piece.replace("<", f"<{WEIGHTS}, ", 1)
+        + '\n k = Conv <auto_pad = "SAME_UPPER"> (h, w)\n y = GlobalAveragePool (k) }'
+    )
+    _, changed = at(network("10, 4, 1, 1", body), "10,3,48,48", tmp_path)
+    assert changed.startswith("the file fixes")
+    assert (words in changed) if words else changed.endswith("runs at x=10,3,48,48 as well")
 
 
 def test_export_at_a_new_size_answers_as_the_original_at_its_own(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def main() -> None:
             sys.exit(f"{kind} {number}: {complaint}")
 
 
-def run(arguments: list[str]) -> str | None:
+def run(arguments: list[str], documented: tuple[int, ...] = DOCUMENTED) -> str | None:
     """What was wrong with the way the command ended, None where nothing was."""
     from trp_export.cli import export as cli
 
@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> str | None:
         except SystemExit as end:
             code = end.code
     message = err.getvalue()
-    if code not in DOCUMENTED or "Traceback" in message:
+    if code not in documented or "Traceback" in message:
         return f"exit {code}: {message}"
     if code and not (message.startswith("error: ") and len(message.splitlines()) <= 4):
         return f"exit {code} with more than a line or two: {message}"

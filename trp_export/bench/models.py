@@ -138,7 +138,7 @@ def _resize(path: Path, inputs: Sequence[Input], shapes: Mapping[str, Sequence[i
     from trp_export.inputs.options import InputOptions
     from trp_export.runtime.new_sizes import set_sizes
 
-    return set_sizes(read_model(path), path, InputOptions(tuple(wanted.items())), copy)
+    return set_sizes(read_model(path), InputOptions(tuple(wanted.items())), copy)
 
 
 def _fits(value: Input, wanted: Sequence[int]) -> bool:

@@ -19,6 +19,7 @@ from trp_export.inputs.options import InputOptions, NamedShape, show_shape
 from trp_export.inputs.spec import (
     CHANNEL_AXES,
     OPEN_EXTENT,
+    VOLUME_EXTENT,
     WAVEFORM_EXTENT,
     Array,
     Extents,
@@ -91,7 +92,8 @@ class NetworkInputs:
     def completed(self, data: Mapping[str, Array] = MappingProxyType({}), extent: int = OPEN_EXTENT) -> NetworkInputs:
         """The same with every size known: that of the `data` (one sample by name), else `extent`; 1 for the batch.
 
-        A waveform beside no other input of open size gets about a second of speech in place of the usual extent.
+        A waveform beside no other input of open size gets about a second of speech in place of the usual extent, and a
+        volume less than it.
         Sizes that the user gave stay. A note names the inputs whose sizes were assumed. The size of the data's batch
         is not taken: the sample is repeated. Raises OptionError where the data do not fit.
         """
@@ -102,6 +104,8 @@ class NetworkInputs:
         assumed = [spec for spec in specs if _open_sizes(spec)]
         if extent == OPEN_EXTENT and assumed and all(spec.is_waveform for spec in assumed):
             extent = WAVEFORM_EXTENT
+        elif extent == OPEN_EXTENT and any(spec.is_volume for spec in assumed):
+            extent = VOLUME_EXTENT
         notes = (_assumed(assumed, extent),) if assumed else ()
         done: list[InputSpec] = []
         for spec in specs:

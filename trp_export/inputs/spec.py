@@ -22,6 +22,8 @@ CHANNEL_AXES: Mapping[str, int] = {"NCHW": 1, "NHWC": 3, "CHW": 0, "HWC": 2}
 OPEN_EXTENT = 224
 # For waveforms, whose networks divide time by hundreds: about a second of speech, and a power of two.
 WAVEFORM_EXTENT = 16_384
+# For volumes, which would take gigabytes at the usual extent.
+VOLUME_EXTENT = 64
 _LIMIT_BYTES = 4 * 2**30
 # Names of open sizes that exporters and shape inference count up: nobody wrote them.
 _NUMBERED = re.compile(r"(unk__|dynamic\w*|dim_?|s|u)\d+", re.IGNORECASE)
@@ -71,6 +73,11 @@ class InputSpec:
             return False
         open_axes, known = self.declared[1:].count(None), [size for size in self.declared[1:] if size is not None]
         return len(self.declared) in (2, 3) and open_axes == 1 and all(size <= 2 for size in known)
+
+    @property
+    def is_volume(self) -> bool:
+        """True for an input with three open axes or more beside that of the samples."""
+        return self.declared is not None and self.declared[1 if self.batched else 0 :].count(None) > 2
 
     @property
     def batched(self) -> bool:

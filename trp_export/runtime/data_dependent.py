@@ -17,7 +17,7 @@ _SIZES = ("Shape", "Size")
 def data_dependent(model: ir.Model) -> tuple[str, ...]:
     """The If and Loop nodes around counted operators whose branch or number of iterations values decide, by name."""
     return tuple(
-        f"{node.op_type} {node.name or node.outputs[0].name}"
+        node.name or f"{node.op_type} of {node.outputs[0].name}"
         for node in model.graph.all_nodes()
         if node.domain in DEFAULT_DOMAINS and node.op_type in ("If", "Loop") and _counts(node) and _is_decided(node)
     )

@@ -161,7 +161,7 @@ def _with_sizes(source: Source, options: Options, work: Workspace) -> Source:
     if source.path is None or not options.inputs.shapes:
         return source
     copy = work.scratch / "original.onnx"
-    changed = set_sizes(source.model, source.path, options.inputs, copy)
+    changed = set_sizes(source.model, options.inputs, copy)
     if not changed:
         return source
     return replace(source, path=copy, notes=(*source.notes, f"{changed}: the result takes this size instead"))

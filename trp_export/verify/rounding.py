@@ -96,7 +96,8 @@ def _sizes(model: ir.Model, feeds: Mapping[str, Array], values: Mapping[str, Arr
     output = values[name].astype(np.float64)
     if is_linear(model):
         squares = _squares(model, feeds, values, name)
-        return np.where(np.isfinite(squares), np.sqrt(np.maximum(squares, output**2)), np.abs(output))
+        if np.isfinite(squares).all():  # Else they are beyond float32.
+            return np.sqrt(np.maximum(squares, output**2))
     moved = model.clone()
     nudge_weights(moved)
     other = _run_all(moved, nudge(feeds))[name].astype(np.float64)
