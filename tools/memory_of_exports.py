@@ -1,12 +1,12 @@
 """The peak memory of exports of large ONNX files, against the bounds for a file of N bytes.
 
-    python tools/memory_of_exports.py [--sizes 100,300,1000] [--write]
+    python tools/memory_of_exports.py [--sizes 100,300,1000] [--kinds convs,gemm] [--write]
 
 Files of convs and files of one large Gemm are made in a temporary folder and exported: by their weights alone, on
-images that are given, and on images that the export makes because nobody mentions any.
+images that are given, and, if asked for, on images that the export makes because nobody mentions any.
 Memory is the resident set of the export and all programs that it starts, added up every 20 ms. The bound is
-2.5 N + 400 MB, and 8 GB more where the export calibrates. --write puts the table into docs/results/memory.md. Linux,
-macOS only.
+2.5 N + 400 MB, and 6 GB more where the export calibrates. Each export is recorded in build/ when it ends; a second call
+goes on where the first one stopped. --write puts all that are recorded into docs/results/memory.md. Linux, macOS only.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 import numpy as np
 import onnx
 import psutil
-from common import Listed
+from common import Listed, append, missing, read
 from onnx import TensorProto, helper, numpy_helper
 
-PAGE = Path(__file__).parents[1] / "docs" / "results" / "memory.md"
+ROOT = Path(__file__).parents[1]
+PAGE, ROWS = ROOT / "docs" / "results" / "memory.md", ROOT / "build" / "memory.jsonl"
 MB = 1_000_000
-GROWTH, FIXED_MB, CALIBRATION_MB = 2.5, 400, 8_000
-CHANNELS = 512
+GROWTH, FIXED_MB, CALIBRATION_MB = 2.5, 400, 6_000
+# Channels of each kind of convs.
+CHANNELS = {"convs": 256, "wide-convs": 512}
+KINDS = (*CHANNELS, "gemm", "square-gemm")
 # Outputs of the Gemm, as in VGG-16. A square one is as wide as it is high.
 GEMM_OUTPUTS = 4096
 IMAGES, EXTENT = 32, 16
@@ -41,13 +43,14 @@ _POLL_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Memory in MB."""
+    """Memory in MB. `size` is what was asked for, `file_mb` what the file has."""
 
     kind: str
     calibration: str
+    size: int
     file_mb: float
     peak_mb: float
-    seconds: float
+    minutes: float
     code: int
 
     @property
@@ -60,45 +63,45 @@ class Row:
 
     def __str__(self) -> str:
         verdict = f"exit {self.code}" if self.code else "yes" if self.is_within else "no"
-        file = f"{self.kind} | {self.file_mb:,.0f} | {CALIBRATION[self.calibration]}"
-        return f"| {file} | {self.peak_mb:,.0f} | {self.bound_mb:,.0f} | {verdict} |"
+        file = f"{self.kind.replace('-', ' ')} | {self.file_mb:,.0f} | {CALIBRATION[self.calibration]}"
+        return f"| {file} | {self.peak_mb:,.0f} | {self.bound_mb:,.0f} | {verdict} | {self.minutes:,.1f} |"
 
 
 @click.command()
 @click.option("--sizes", type=Listed(int), default="100,300,1000", show_default=True, help="Sizes of files in MB.")
-@click.option("--kinds", type=Listed(str, ("convs", "gemm", "square-gemm")), default="convs,gemm", show_default=True)
-@click.option("--calibration", type=Listed(str, tuple(CALIBRATION)), default=",".join(CALIBRATION), show_default=True)
+@click.option("--kinds", type=Listed(str, KINDS), default="convs,gemm", show_default=True)
+@click.option("--calibration", type=Listed(str, tuple(CALIBRATION)), default="none,given", show_default=True)
 @click.option("--write", is_flag=True, help="Write the table to docs/results/memory.md.")
 def main(sizes: tuple[int, ...], kinds: tuple[str, ...], calibration: tuple[str, ...], write: bool) -> None:
     """Peak memory of exports of large ONNX files."""
-    rows = []
-    for row in measure(sizes, kinds, calibration):
-        print(row, f"{row.seconds:.0f} s", flush=True)
-        rows.append(row)
+    ROWS.parent.mkdir(exist_ok=True)
+    jobs = [{"kind": k, "calibration": c, "size": size} for size in sizes for k in kinds for c in calibration]
+    for job in missing(ROWS, jobs):
+        append(ROWS, asdict(measure(**job)))
     if write:
-        PAGE.write_text(page(rows), encoding="utf-8")
+        PAGE.write_text(page([Row(**line) for line in read(ROWS)]), encoding="utf-8")
 
 
-def measure(sizes: tuple[int, ...], kinds: tuple[str, ...], calibration: tuple[str, ...]) -> Iterator[Row]:
-    for size in sizes:
-        for kind in kinds:
-            with tempfile.TemporaryDirectory() as folder:
-                model, images = Path(folder, "model.onnx"), Path(folder, "images.npy")
-                shape = make_convs(model, size) if kind == "convs" else make_gemm(model, size, square=kind != "gemm")
-                rng = np.random.default_rng(0)
-                np.save(images, rng.integers(0, 256, (IMAGES, *shape[2:], shape[1]), dtype=np.uint8))
-                for how in calibration:
-                    yield export(kind, model, images, how)
+def measure(kind: str, calibration: str, size: int) -> Row:
+    """One export of a file of about `size` MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        model, images = Path(folder, "model.onnx"), Path(folder, "images.npy")
+        shape = make_convs(model, size, CHANNELS[kind]) if kind in CHANNELS else make_gemm(model, size, kind)
+        rng = np.random.default_rng(0)
+        np.save(images, rng.integers(0, 256, (IMAGES, *shape[2:], shape[1]), dtype=np.uint8))
+        code, peak, seconds = export(model, images, calibration)
+        return Row(kind, calibration, size, model.stat().st_size / MB, peak / MB, seconds / 60, code)
 
 
-def make_convs(path: Path, size_mb: int) -> tuple[int, ...]:
-    """A chain of 3x3 convs with 512 channels, and its input's shape."""
-    count = max(1, round(size_mb * MB / (4 * 9 * CHANNELS**2)))
+def make_convs(path: Path, size_mb: int, channels: int) -> tuple[int, ...]:
+    """A chain of 3x3 convs, and its input's shape."""
+    count = max(1, round(size_mb * MB / (4 * 9 * channels**2)))
     rng, names = np.random.default_rng(0), ["image"]
-    first = rng.standard_normal((CHANNELS, 3, 3, 3), dtype=np.float32) / np.float32(5)
+    first = rng.standard_normal((channels, 3, 3, 3), dtype=np.float32) / np.float32(5)
     weights = [numpy_helper.from_array(first, "conv0.weight")]
     for index in range(1, count + 1):
-        kernel = rng.standard_normal((CHANNELS, CHANNELS, 3, 3), dtype=np.float32) / np.float32(68)
+        kernel = rng.standard_normal((channels, channels, 3, 3), dtype=np.float32)
+        kernel *= np.float32((2 / (9 * channels)) ** 0.5)
         weights.append(numpy_helper.from_array(kernel, f"conv{index}.weight"))
     nodes = []
     for weight in weights:
@@ -107,13 +110,13 @@ def make_convs(path: Path, size_mb: int) -> tuple[int, ...]:
         nodes.append(helper.make_node("Relu", [f"{name}.out"], [f"{name}.relu"], name=f"{name}.relu"))
         names.append(f"{name}.relu")
     nodes.append(helper.make_node("GlobalAveragePool", [names[-1]], ["y"], name="pool"))
-    return save(path, nodes, weights, (1, 3, EXTENT, EXTENT), ("N", CHANNELS, 1, 1))
+    return save(path, nodes, weights, (1, 3, EXTENT, EXTENT), ("N", channels, 1, 1))
 
 
-def make_gemm(path: Path, size_mb: int, *, square: bool) -> tuple[int, ...]:
+def make_gemm(path: Path, size_mb: int, kind: str) -> tuple[int, ...]:
     """A small conv and one Gemm, and the input's shape."""
     elements = size_mb * MB / 4
-    outputs = round(elements**0.5) if square else GEMM_OUTPUTS
+    outputs = round(elements**0.5) if kind == "square-gemm" else GEMM_OUTPUTS
     extent = max(1, round((elements / outputs / 16) ** 0.5))
     rng = np.random.default_rng(0)
     weights = [
@@ -146,7 +149,8 @@ def save(
     return shape
 
 
-def export(kind: str, model: Path, images: Path, calibration: str) -> Row:
+def export(model: Path, images: Path, calibration: str) -> tuple[int, int, float]:
+    """The exit code, the peak in bytes, and the seconds that it took."""
     arguments = [str(model), "--energy", "0.9", "--no-bench", "-o", str(model.with_name("small.onnx"))]
     arguments += {"none": ["--calib", "none"], "given": ["--calib", str(images)], "unasked": []}[calibration]
     started = time.monotonic()
@@ -155,8 +159,7 @@ def export(kind: str, model: Path, images: Path, calibration: str) -> Row:
     while process.poll() is None:
         peak = max(peak, resident_bytes(process))
         time.sleep(_POLL_S)
-    seconds = time.monotonic() - started
-    return Row(kind, calibration, model.stat().st_size / MB, peak / MB, seconds, process.returncode)
+    return process.returncode, peak, time.monotonic() - started
 
 
 def resident_bytes(process: psutil.Process) -> int:
@@ -173,37 +176,49 @@ def resident_bytes(process: psutil.Process) -> int:
 
 
 def page(rows: list[Row]) -> str:
+    rows = sorted(rows, key=lambda row: (row.calibration != "none", KINDS.index(row.kind), row.size))
     held = sum(row.is_within for row in rows)
-    lines = [
+    return "\n".join([
         "# Memory of large exports",
         "",
         f"**{held} of {len(rows)} exports stay within {GROWTH:g} N + {FIXED_MB} MB for an ONNX file of N bytes, and "
         f"{CALIBRATION_MB / 1000:g} GB more where it calibrates.**",
         "",
-        "Files of 3x3 convs with 512 channels, and files of one large Gemm, random weights, `--energy 0.9 --no-bench`. "
-        f"Calibration reads {IMAGES} images of the network's size.",
-        "Peak memory is the resident set of the export and of the programs that it starts, files mapped into memory "
+        f"Files of 3x3 convs with {CHANNELS['convs']} channels, wide ones with {CHANNELS['wide-convs']}, and files of",
+        f"one large Gemm; random weights, `--energy 0.9 --no-bench`. Calibration reads {IMAGES} images of the network's",
+        "size.",
+        "Peak memory is the resident set of the export and of the programs that it starts, files mapped into memory",
         "included, added up every 20 ms; one run each.",
         "",
-        "| file | MB | images | peak MB | bound MB | within |",
-        "|---|---|---|---|---|---|",
+        "| file | MB | images | peak MB | bound MB | within | minutes |",
+        "|---|---|---|---|---|---|---|",
         *map(str, rows),
         "",
-        f"{platform.platform()}, Python {platform.python_version()}.",
+        f"{platform.platform()}, Python {platform.python_version()}. The minutes are those of one thread of a machine",
+        "that was busy with other work, and say no more than how long one may have to wait.",
+        "",
+        "## What calibration takes",
+        "",
+        "Of a layer that reads `d` values at a time (`c k k` of a conv, in each group), second moments are `d x d`",
+        "matrices in double precision. Two are kept as triangles, those of the images to fit to and of the images held",
+        "out; they are whole while images are summed up. So calibration takes about",
+        "",
+        "- 12 `d`² bytes for each layer, and for all layers together at most 3 GiB: the small layers come first;",
+        "- ten matrices of 8 `d`² bytes while one layer's factors are found, each at most 256 MiB, which is 5,792 inputs;",
+        "- 1 GB for images, what the network computes from them, and torch where it is installed.",
+        "",
+        "A layer beyond these bounds follows its weights alone, and a note names it. The time grows with `d`³.",
         "",
         "## Repeat it",
         "",
         "    python tools/memory_of_exports.py --write",
+        "    python tools/memory_of_exports.py --kinds wide-convs --sizes 28 --calibration given --write",
         "",
         "## Caveats",
         "",
-        "Calibration keeps at most 4 GiB of moments of the layers' inputs, in double precision; the small layers come "
-        "first. A matrix of one layer may take 256 MiB, which is 5,792 inputs. Layers beyond that follow their weights "
-        "alone, which a note says. Images, and what a network computes from them, are bounded apart from that "
-        "(`trp_export/calibration/memory.py`). `--tune` and `--calib synthetic` train in torch and have no bound.",
+        "`--tune` and `--calib synthetic` train in torch and have no bound.",
         "",
-    ]
-    return "\n".join(lines)
+    ])  # fmt: skip
 
 
 if __name__ == "__main__":

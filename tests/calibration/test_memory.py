@@ -28,7 +28,7 @@ def test_a_layer_of_many_classes_keeps_its_moments_without_gradients() -> None:
 
 def test_small_layers_come_first_and_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     places = [place(name, 4, width) for name, width in (("a", 40), ("b", 30), ("c", 20), ("d", 200), ("e", 10))]
-    own = [2 * 8 * width**2 + 8 * 16 for width in (40, 30, 20, 200, 10)]
+    own = [12 * width**2 + 8 * 16 for width in (40, 30, 20, 200, 10)]
     monkeypatch.setattr(memory, "_MOMENTS_BYTES", own[1] + own[2] + own[4])
     assert [p.site.name for p in places_with_room(places)] == ["b", "c", "e"]
     monkeypatch.setattr(memory, "_MATRIX_BYTES", 8 * 20**2)

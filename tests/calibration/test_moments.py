@@ -25,6 +25,7 @@ from trp_export.calibration.moments import (
 )
 from trp_export.calibration.output_curves import calibrated_factors, calibrated_layers
 from trp_export.calibration.patches import Window, count_positions, gather_patches, sample_positions, window
+from trp_export.calibration.triangles import packed
 from trp_export.errors import LoadError, OptionError, OutputError
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_products
@@ -113,7 +114,7 @@ def test_sampled_moments_are_close_and_repeatable(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "SAMPLES_PER_ENTRY", 1)
     first, second = (gather_moments(model, located, as_samples(images), seed=1)["one"] for _ in range(2))
     assert first.count == 64 * 50 < full.count
-    np.testing.assert_array_equal(first.outer, second.outer)
+    np.testing.assert_array_equal(first.half, second.half)
     gap = np.linalg.norm(first.covariance - full.covariance) / np.linalg.norm(full.covariance)
     assert gap < 0.1
 
@@ -149,7 +150,7 @@ ODD_MOMENTS = {
 @pytest.mark.parametrize(("field", "odd"), ODD_MOMENTS.values(), ids=ODD_MOMENTS)
 def test_moments_that_no_images_give_are_refused(tmp_path: Path, field: str, odd: np.ndarray) -> None:
     path = tmp_path / "m.npz"
-    save_moments(path, {"a": Moments(10, np.zeros((1, 2)), 10 * np.eye(2)[None], 4, np.zeros(1))})
+    save_moments(path, {"a": Moments(10, np.zeros((1, 2)), packed(10 * np.eye(2)[None]), 4, np.zeros(1))})
     assert load_moments(path)["a"].count == 10
     with np.load(path) as file:
         arrays = dict(file) | {f"0.{field}": odd}
@@ -159,7 +160,7 @@ def test_moments_that_no_images_give_are_refused(tmp_path: Path, field: str, odd
 
 
 def test_moments_on_a_full_disk(small_disk: Path) -> None:
-    wide = Moments(8, np.ones((1, 90)), np.ones((1, 90, 90)))
+    wide = Moments(8, np.ones((1, 90)), packed(np.ones((1, 90, 90))))
     with pytest.raises(OutputError, match=r"wide.npz cannot be written: No space left.* --calib-stats"):
         save_moments(small_disk / "wide.npz", {"wide": wide, "wider": wide})
     assert not list(small_disk.iterdir())
@@ -223,7 +224,7 @@ def test_remarks_name_small_samples_and_constant_inputs() -> None:
     sums = MomentSums(np.zeros((1, 200)))
     sums.add(rng.standard_normal((1, 30, 1, 200)).astype(np.float32))
     few = sums.moments()
-    constant = Moments(100, np.full((1, 3), 200.0), np.full((1, 3, 3), 400.0))
+    constant = Moments(100, np.full((1, 3), 200.0), packed(np.full((1, 3, 3), 400.0)))
     notes = " ".join(calibration_remarks({"few": few, "constant": constant}))
     assert "1 layer has too few images for its size, few most of all (30 images for 200 inputs)" in notes
     assert "the inputs of constant never change" in notes
@@ -233,7 +234,7 @@ def test_remarks_name_small_samples_and_constant_inputs() -> None:
 
 def test_preprocessing_unlike_that_of_training_is_remarked() -> None:
     mean = np.ones((1, 4))
-    seen = {"a": Moments(100, 250 * mean * 100, 10 * np.eye(4)[None])}
+    seen = {"a": Moments(100, 250 * mean * 100, packed(10 * np.eye(4)[None]))}
     assert "24900 % away from those that batch norm saw" in " ".join(calibration_remarks(seen, {"a": mean}))
     assert "batch norm" not in " ".join(calibration_remarks(seen, {"a": 220 * mean, "b": mean}))
 
@@ -309,7 +310,7 @@ def test_few_images_and_constant_channels_give_finite_factors_of_gated_networks(
     "owed", [-np.eye(2)[None], np.full((1, 2, 2), np.nan), np.ones((1, 2, 3)), np.ones(4)], ids=str
 )
 def test_moments_of_gradients_that_cannot_be_are_refused(owed: np.ndarray, tmp_path: Path) -> None:
-    sound = Moments(8, np.ones((1, 3)), np.eye(3)[None], 8, np.zeros(1), np.eye(2)[None])
+    sound = Moments(8, np.ones((1, 3)), packed(np.eye(3)[None]), 8, np.zeros(1), np.eye(2)[None])
     save_moments(tmp_path / "sound.npz", {"a": sound})
     kept = load_moments(tmp_path / "sound.npz")["a"].owed
     assert kept is not None
@@ -321,7 +322,7 @@ def test_moments_of_gradients_that_cannot_be_are_refused(owed: np.ndarray, tmp_p
 
 def test_moments_of_layers_with_other_outputs_are_not_added() -> None:
     own, other = (
-        {"a": Moments(8, np.ones((1, 3)), np.eye(3)[None], 8, np.zeros(1), np.eye(channels)[None])}
+        {"a": Moments(8, np.ones((1, 3)), packed(np.eye(3)[None]), 8, np.zeros(1), np.eye(channels)[None])}
         for channels in (2, 4)
     )
     with pytest.raises(OptionError, match="different networks"):

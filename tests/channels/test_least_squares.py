@@ -10,6 +10,7 @@ import pytest
 from models import build
 
 from trp_export.calibration.moments import Moments
+from trp_export.calibration.triangles import packed
 from trp_export.channels.analysis import analyse_channels
 from trp_export.channels.groups import find_groups
 from trp_export.channels.least_squares import find_readers, find_thinning, refitted
@@ -38,7 +39,7 @@ def moments_of(entries: int, seed: int) -> Moments:
     values = rng.standard_normal((500, entries)) @ rng.standard_normal((entries, entries)) + rng.standard_normal(
         entries
     )
-    return Moments(500, values.sum(axis=0)[None], (values.T @ values)[None])
+    return Moments(500, values.sum(axis=0)[None], packed((values.T @ values)[None]))
 
 
 @pytest.fixture(params=[1, 3])

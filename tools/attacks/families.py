@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+import bad_days
 import bundles
 import damage
 import devices
@@ -41,5 +42,6 @@ FAMILIES: Mapping[str, Maker] = {
     "stopped trainings": trainings.attempts,
     "surroundings": surroundings.attempts,
     "tricks": tricks.attempts,
+    "bad days": bad_days.attempts,
     "hostile boards": devices.attempts,
 }

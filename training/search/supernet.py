@@ -166,7 +166,7 @@ def _biases(place: LocatedSite) -> list[str]:
 
 def _covariance(place: LocatedSite, moments: Moments | None) -> Float64 | None:
     """The covariance of a layer's inputs, about zero where its bias cannot change; None where it is not known."""
-    if moments is None or moments.outer.ndim == 2:
+    if moments is None:
         return None
     return moments.covariance if takes_bias(place) else moments.second
 

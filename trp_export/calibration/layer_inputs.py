@@ -43,6 +43,10 @@ class Use:
         """Output positions of one image."""
         return count_positions(self.window, self.data.shape)
 
+    def of_images(self, images: slice) -> Use:
+        """The same for some of the images."""
+        return Use(self.data[:, images] if self.window.transposed else self.data[images], self.window)
+
     def patches(self, positions: Positions) -> Float32:
         """(group, images, count, d) at flat positions (images, count)."""
         patches = gather_patches(self.data, self.window, positions)

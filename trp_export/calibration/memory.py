@@ -21,7 +21,9 @@ _FLOAT_BYTES = 4
 _LEAST_WALKED = 8
 # One matrix of moments in double precision, of which a layer's factors take a dozen, and those of all layers together.
 _MATRIX_BYTES = 256 * 2**20
-_MOMENTS_BYTES = 4 * 2**30
+_MOMENTS_BYTES = 3 * 2**30
+# The patches of one image that a layer reads, and those of the images that are summed up at a time.
+_PATCH_BYTES = 128 * 2**20
 _DOUBLE_BYTES = 8
 
 
@@ -61,10 +63,20 @@ def has_room_for_gradients(site: Site) -> bool:
     return _square_bytes(site.kernel_shape[0] // site.group, site.group) <= _MATRIX_BYTES
 
 
+def positions_to_read(site: Site) -> int:
+    """The most positions of one image to gather the patches of a layer from."""
+    return max(1, _PATCH_BYTES // (_FLOAT_BYTES * site.group * prod(site.kernel_shape[1:])))
+
+
+def images_to_sum(site: Site, positions: int) -> int:
+    """How many images to gather the patches of a layer from at a time, with these positions of each."""
+    return max(1, positions_to_read(site) // max(positions, 1))
+
+
 def _moments_bytes(site: Site) -> int:
-    """Of the inputs, of held-out inputs, and of the answers."""
+    """Half a matrix of the inputs, a whole one while the held-out inputs are summed up, and one of the answers."""
     outputs = _square_bytes(site.kernel_shape[0] // site.group, site.group) if has_room_for_gradients(site) else 0
-    return 2 * _square_bytes(prod(site.kernel_shape[1:]), site.group) + outputs
+    return 3 * _square_bytes(prod(site.kernel_shape[1:]), site.group) // 2 + outputs
 
 
 def _square_bytes(size: int, count: int) -> int:

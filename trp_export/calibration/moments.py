@@ -8,7 +8,7 @@ well-conditioned estimator for large-dimensional covariance matrices", 2004, in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -17,7 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_export.calibration.layer_inputs import LayerInputs, Use, is_read
+from trp_export.calibration.memory import images_to_sum, positions_to_read
 from trp_export.calibration.patches import Array, Float32, Positions, sample_positions
+from trp_export.calibration.triangles import diagonal, packed, rows, unpacked
 from trp_export.errors import LoadError, OptionError
 from trp_export.graph.sites import LocatedSite
 from trp_export.inputs.arrays import read_arrays, require_plain_file
@@ -44,7 +46,8 @@ _HUGE = 1e18
 class Moments:
     """The moments of one layer's inputs: the number of patches, their sum (group, d), the sum of their outer products.
 
-    `outer` is (group, d, d). `images` counts the images behind the patches; `scatter` (group,) is the sum over images
+    `half` holds the lower triangles of these, row by row (group, d (d + 1) / 2): most of the memory of calibration.
+    `images` counts the images behind the patches; `scatter` (group,) is the sum over images
     of the squared Frobenius distance between the second moments of the image and those of all images. Without images,
     nothing is shrunk. `owed` (group, m, m) is what the answers owe to the output channels (`gradients`), None where
     that is unknown.
@@ -52,7 +55,7 @@ class Moments:
 
     count: int
     total: Float64
-    outer: Float64
+    half: Float64
     images: int = 0
     scatter: Float64 | None = None
     owed: Float64 | None = None
@@ -64,7 +67,9 @@ class Moments:
     @property
     def second(self) -> Float64:
         """(group, d, d), about zero."""
-        return self.outer / self.count
+        second = unpacked(self.half)
+        second /= self.count
+        return second
 
     @property
     def covariance(self) -> Float64:
@@ -73,18 +78,21 @@ class Moments:
 
     def about(self, point: Float64) -> Float64:
         """Second moments (group, d, d) about a point (group, d)."""
-        apart = self.mean - point
-        covariance = self.outer / self.count - self.mean[:, :, None] * self.mean[:, None, :]
-        return np.asarray(covariance + apart[:, :, None] * apart[:, None, :])
+        apart, moments = self.mean - point, self.second
+        moments -= self.mean[:, :, None] * self.mean[:, None, :]
+        moments += apart[:, :, None] * apart[:, None, :]
+        return moments
 
     @property
     def shrinkage(self) -> Float64:
         """The share of the identity in the covariance to use, per group: 1 where one image says nothing of others."""
+        return self._shrinkage(self.covariance)
+
+    def _shrinkage(self, covariance: Float64) -> Float64:
         if self.scatter is None:
             return np.zeros(len(self.total))
         if self.images < 2:
             return np.ones(len(self.total))
-        covariance = self.covariance
         size = covariance.shape[1]
         spread = np.einsum("gdd->g", covariance) / size
         apart = np.einsum("gde,gde->g", covariance, covariance) - size * spread**2
@@ -93,13 +101,14 @@ class Moments:
 
     def shrunk(self, *, centred: bool) -> Float64:
         """The covariance (group, d, d), shrunk; about zero unless `centred`."""
-        covariance, share = self.covariance, self.shrinkage
-        size = covariance.shape[1]
-        spread = np.einsum("gdd->g", covariance) / size
-        result = (1 - share)[:, None, None] * covariance + (share * spread)[:, None, None] * np.eye(size)
+        result = self.covariance
+        share = self._shrinkage(result)
+        spread = np.einsum("gdd->g", result) / result.shape[1]
+        result *= (1 - share)[:, None, None]
+        np.einsum("gdd->gd", result)[...] += (share * spread)[:, None]
         if not centred:
             result += self.mean[:, :, None] * self.mean[:, None, :]
-        return np.asarray(result)
+        return result
 
     def metric(self, *, centred: bool) -> ErrorMetric:
         """The metric in which factors are found."""
@@ -113,7 +122,7 @@ class Moments:
         return Moments(
             self.count + other.count,
             self.total + other.total,
-            self.outer + other.outer,
+            self.half + other.half,
             self.images + other.images,
             scatter,
             sum(owed[1:], owed[0]) if owed else None,
@@ -157,13 +166,14 @@ class MomentSums:
 
     def moments(self) -> Moments:
         """The moments about zero."""
-        outer, reference = self._outer, self.reference
-        mean_norm = np.einsum("gde,gde->g", outer, outer) / self._count**2
+        mean_norm = np.einsum("gde,gde->g", self._outer, self._outer) / self._count**2
         scatter = np.maximum(self._norms - self._images * mean_norm, 0.0)
-        cross = reference[:, :, None] * self._total[:, None, :]
-        outer = outer + cross + cross.transpose(0, 2, 1)
-        outer += self._count * reference[:, :, None] * reference[:, None, :]
-        return Moments(self._count, self._total + self._count * reference, outer, self._images, scatter)
+        total = self._total + self._count * self.reference
+        half = packed(self._outer)
+        for index, row in enumerate(rows(half)):
+            row += self._total[:, index, None] * self.reference[:, : index + 1]
+            row += self.reference[:, index, None] * total[:, : index + 1]
+        return Moments(self._count, total, half, self._images, scatter)
 
 
 def gather_moments(
@@ -196,7 +206,8 @@ def gather_moments(
         done += len(batch)
         progress(done / len(samples))
     calibrated = {place.site.name for place in inputs.places}
-    return {name: own.moments() for name, own in sums.items() if name in calibrated}
+    # One after the other: sums and moments together would take twice the memory.
+    return {name: sums.pop(name).moments() for name in list(sums) if name in calibrated}
 
 
 def is_tapped(model: ir.Model, place: LocatedSite) -> bool:
@@ -216,7 +227,7 @@ def merge_moments(parts: Sequence[Mapping[str, Moments]]) -> dict[str, Moments]:
 
 def _of_one_layer(own: Moments, other: Moments) -> bool:
     unlike = own.owed is not None and other.owed is not None and own.owed.shape != other.owed.shape
-    return own.outer.shape == other.outer.shape and not unlike
+    return own.half.shape == other.half.shape and not unlike
 
 
 def with_owed(moments: Mapping[str, Moments], owed: Mapping[str, Float64]) -> dict[str, Moments]:
@@ -230,7 +241,7 @@ def save_moments(path: Path, moments: Mapping[str, Moments]) -> None:
     for index, own in enumerate(moments.values()):
         arrays[f"{index}.count"] = np.array(own.count)
         arrays[f"{index}.total"] = own.total
-        arrays[f"{index}.outer"] = own.outer[:, *np.tril_indices(own.outer.shape[1])]
+        arrays[f"{index}.outer"] = own.half
         arrays[f"{index}.images"] = np.array(own.images)
         if own.scatter is not None:
             arrays[f"{index}.scatter"] = own.scatter
@@ -289,29 +300,45 @@ def calibration_remarks(
 
 def samples_per_image(site: Site, images: int) -> int:
     """The number of positions to sample in each image."""
-    return -(-max(SAMPLES_PER_ENTRY * prod(site.kernel_shape[1:]), LEAST_SAMPLES) // images)
+    wanted = -(-max(SAMPLES_PER_ENTRY * prod(site.kernel_shape[1:]), LEAST_SAMPLES) // images)
+    return min(wanted, positions_to_read(site))
 
 
-def sample_patches(uses: Sequence[Use], site: Site, batch: int, images: int, rng: np.random.Generator) -> list[Float32]:
-    """Patches of all uses of a layer on a batch, each (group, images, positions, d).
+def sample_patches(
+    uses: Sequence[Use], site: Site, batch: int, images: int, rng: np.random.Generator
+) -> Iterator[Float32]:
+    """Patches of all uses of a layer on a batch, each (group, images, positions, d), some images at a time.
 
     Positions are drawn from all uses alike, so that a use counts by its size. The patches of one image are put
     together, since they are no independent samples. Raises LoadError for values that are not finite or huge, and where
     the weight does not fit its input.
     """
     drawn = draw_positions(uses, site, batch, images, rng)
-    parts = [use.patches(positions) for use, positions in zip(uses, drawn, strict=True)]
-    wanted = prod(site.kernel_shape[1:])
-    wrong = next((part.shape[-1] for part in parts if part.shape[-1] != wanted), None)
-    if wrong is not None:
-        raise LoadError(
-            f"{site.name} reads {wrong} values at a time, but its weight takes {wanted}: the model does not run."
+    for some in image_blocks(uses, site, drawn):
+        yield from together(
+            [_patches(use.of_images(some), site, at[some]) for use, at in zip(uses, drawn, strict=True)], axis=2
         )
-    if not all(np.abs(part).max(initial=0.0) < _HUGE for part in parts):
+
+
+def image_blocks(uses: Sequence[Use], site: Site, drawn: Sequence[Positions]) -> Iterator[slice]:
+    """The images to gather the patches of all uses from at a time; all of them where the uses differ in number."""
+    counts = {use.images for use in uses}
+    step = images_to_sum(site, sum(positions.shape[1] for positions in drawn)) if len(counts) == 1 else max(counts)
+    yield from (slice(start, start + step) for start in range(0, max(counts), step))
+
+
+def _patches(use: Use, site: Site, positions: Positions) -> Float32:
+    part, wanted = use.patches(positions), prod(site.kernel_shape[1:])
+    if part.shape[-1] != wanted:
+        raise LoadError(
+            f"{site.name} reads {part.shape[-1]} values at a time, but its weight takes {wanted}: the model does not "
+            "run."
+        )
+    if not np.abs(part).max(initial=0.0) < _HUGE:
         raise LoadError(
             f"the inputs of {site.name} are NaN, infinite or huge on these images. Check the model and preprocessing."
         )
-    return together(parts, axis=2)
+    return part
 
 
 def draw_positions(
@@ -334,7 +361,7 @@ def together(parts: Sequence[Array], axis: int) -> list[Array]:
 
 
 def _varies(own: Moments) -> bool:
-    squares = np.einsum("gdd->gd", own.outer)
+    squares = diagonal(own.half)
     return bool((squares / own.count - own.mean**2 > 1e-10 * squares / own.count).any())
 
 
@@ -350,11 +377,7 @@ def _unpack(file: Mapping[str, np.ndarray], index: int) -> Moments:
     groups, d = total.shape
     if half.shape != (groups, d * (d + 1) // 2):  # Before anything of d x d is allocated.
         raise ValueError(half.shape)
-    outer = np.empty((groups, d, d))
-    rows, columns = np.tril_indices(d)
-    outer[:, rows, columns] = half
-    outer[:, columns, rows] = half
-    moments = Moments(count, total, outer, images, scatter, owed)
+    moments = Moments(count, total, half, images, scatter, owed)
     with np.errstate(all="ignore"):
         is_possible = _is_semidefinite(moments.covariance) and np.isfinite(moments.shrinkage).all()
     if not is_possible or (owed is not None and not _is_semidefinite(owed)):

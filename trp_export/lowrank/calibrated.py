@@ -220,7 +220,9 @@ def _normal_equations(stack: _Stack, left: Float64) -> tuple[Float64, Float64]:
     half = np.swapaxes(left, 1, 2).reshape(-1, rows) @ stack.m.reshape(rows, -1)
     half = half.reshape(count, rank * taps, rows, taps)
     h = half.reshape(count, rank * taps, -1) @ stack.w.reshape(count, -1, rows * taps).transpose(0, 2, 1)
-    g = np.swapaxes(half, 2, 3).reshape(count, -1, rows) @ left
+    half = np.swapaxes(half, 2, 3).reshape(count, -1, rows)
+    g = half @ left
+    del half  # These matrices are what takes the memory.
     g = np.swapaxes(g.reshape(count, rank * taps, taps, rank), 2, 3).reshape(count, rank * taps, rank * taps)
     diagonal = np.einsum("paa->pa", g)
     diagonal[...] = np.where(diagonal > 0, diagonal * (1 + _JITTER), 1.0)
@@ -243,19 +245,25 @@ def _held_out_errors(stack: _Stack, judge: _Stack, variances: Float64) -> Float6
     start = _start(stack, stack.full_rank)
     g, h = _normal_equations(stack, start)
     lower = _cholesky(g)
-    judged_g, judged_h = _normal_equations(judge, start)
-    solved = _solve_lower(lower, np.concatenate([h, judged_h, judged_g], axis=2))
-    y, crossed, half = np.split(solved, [h.shape[2], 2 * h.shape[2]], axis=2)
-    squares = _solve_lower(lower, np.swapaxes(half, 1, 2)) * (y @ np.swapaxes(y, 1, 2))
-    gained = np.cumsum((y * crossed).sum(axis=(0, 2)))
-    added = np.cumsum(np.cumsum(squares.sum(axis=0), axis=0), axis=1).diagonal()
+    del g
+    judged, judged_h = _normal_equations(judge, start)
+    y, crossed = np.split(_solve_lower(lower, np.concatenate([h, judged_h], axis=2)), 2, axis=2)
+    judged = _solve_lower(lower, judged)
+    judged = _solve_lower(lower, np.swapaxes(judged, 1, 2))
+    del lower
+    judged *= y @ np.swapaxes(y, 1, 2)
+    gained, added = np.cumsum((y * crossed).sum(axis=(0, 2))), judged.sum(axis=0) if len(judged) > 1 else judged[0]
+    for axis in (0, 1):
+        np.cumsum(added, axis=axis, out=added)
     last = np.arange(1, stack.full_rank + 1) * (len(gained) // stack.full_rank) - 1
+    added = added.diagonal()
     return np.asarray(variances.sum() - 2 * gained[last] + added[last])
 
 
 def _solve_lower(lower: Float64, right: Float64) -> Float64:
     """X with L X = B, for stacks of lower triangles (p, q, q) and right sides (p, q, n)."""
-    return np.stack([solve_triangular(a, b, lower=True, check_finite=False) for a, b in zip(lower, right, strict=True)])
+    solved = [solve_triangular(a, b, lower=True, check_finite=False) for a, b in zip(lower, right, strict=True)]
+    return np.stack(solved) if len(solved) > 1 else solved[0][None]
 
 
 def _cholesky(g: Float64) -> Float64:

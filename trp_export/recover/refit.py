@@ -11,8 +11,9 @@ Sources: Izenman, "Reduced-rank regression", 1975; He, Zhang and Sun, "Channel P
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
 from math import prod
 from typing import Any
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from trp_export.calibration.held_out import take_samples
 from trp_export.calibration.layer_inputs import Use, has_readable_inputs
 from trp_export.calibration.memory import has_room_for_moments
-from trp_export.calibration.moments import draw_positions, together
+from trp_export.calibration.moments import draw_positions, image_blocks, together
 from trp_export.calibration.output_curves import LayerFactors
 from trp_export.calibration.patches import Positions, window
 from trp_export.errors import LoadError
@@ -88,6 +89,7 @@ def refit(
     others: Sequence[LayerFactors] = (),
     held_out: Sequence[Batch] = (),
     stays: bool = False,
+    calibrated: Container[str] | None = None,
     owed: Mapping[str, Float64] | None = None,
     room: Sequence[int] = (),
     seed: int = 0,
@@ -98,7 +100,8 @@ def refit(
 
     `fitted` says what becomes of the layers that cannot be refitted. With inputs `held_out`, a layer is refitted only
     where that comes nearer to its target on them than the factors in `fitted` and in `others`, and with `stays` layers
-    that stay dense are refitted, too: the result's `values` hold their weights. `owed` is what the answers owe to
+    that stay dense are refitted, too: the result's `values` hold their weights. Of the layers that become pairs, only
+    those `calibrated` are refitted if that is given. `owed` is what the answers owe to
     output channels, by site name. `room` is the number of images that fit into memory from each node of the main graph
     on; fewer are used where it is smaller. Batch norms that are left in the graph are re-estimated on the way. The
     model stays as it is. Raises LoadError, naming the layer, where the compressed network's values are not finite.
@@ -126,6 +129,8 @@ def refit(
         progress(index / len(layers))
         name, place = layer.site.name, copies[layer.site.name]
         fits = can_refit(model, places[name], layer)
+        if layer.branches and calibrated is not None:
+            fits = fits and name in calibrated
         if not layer.branches and not (fits and stays and held_out):
             continue
         if room and place.nodes[0].graph is copy.graph:
@@ -151,11 +156,11 @@ def _choose(
 ) -> Choice:
     """What a layer becomes: its regression, or what is known of it where that does better on held-out images."""
     samples = _gather(walks, place.nodes, state.layer.site, rng)
-    shown = sum_residuals(state, islice(samples, walks.shown))
+    shown = sum_residuals(state, chain.from_iterable(islice(samples, walks.shown)))
     choices = [regress(state, shown)]
     if known:
         choices += [choice for own in known for choice in _known(own, state, shown)]
-        choices = [closest_choice(state, choices, sum_residuals(state, samples))]
+        choices = [closest_choice(state, choices, sum_residuals(state, chain.from_iterable(samples)))]
     return choices[0]
 
 
@@ -221,8 +226,29 @@ class _Walks:
         self.original, self.compressed = (Walk(model, inputs, self._threads) for model in self._models)
 
 
-def _gather(walks: _Walks, nodes: Sequence[ir.Node], site: Site, rng: np.random.Generator) -> Iterator[Samples]:
-    """What all uses of a layer read and should give, batch by batch; the walks stop at the first."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Aim:
+    """The output of the original in a batch, and the shortcuts that are added to it: as they were and as they are."""
+
+    output: Array
+    shortcuts: Sequence[tuple[Array, Array]]
+
+    def at(self, images: slice, positions: Positions) -> Array:
+        """What the layer itself should give: (1, images, count, n)."""
+        target = _outputs_at(self.output[images], positions)
+        for before, now in self.shortcuts:
+            target += _outputs_at(before[images], positions)
+            target -= _outputs_at(now[images], positions)
+        return target.reshape(1, *positions.shape, -1)
+
+
+def _gather(
+    walks: _Walks, nodes: Sequence[ir.Node], site: Site, rng: np.random.Generator
+) -> Iterator[Iterator[Samples]]:
+    """What all uses of a layer read and should give, for each batch some images at a time.
+
+    The walks stop at the first use.
+    """
     original, compressed = walks.original, walks.compressed
     data, output = _input(nodes[0]), _output(nodes[0])
     shortcuts = [_shortcut(node, compressed) for node in nodes]
@@ -235,15 +261,21 @@ def _gather(walks: _Walks, nodes: Sequence[ir.Node], site: Site, rng: np.random.
         uses = [Use(got[_input(node)][index], window(node, site)) for node in nodes]
         images = uses[0].images
         drawn = draw_positions(uses, site, images, walks.images, rng)
-        targets = []
-        for node, positions, names in zip(nodes, drawn, shortcuts, strict=True):
-            target = _outputs_at(wanted[_output(node)][index], positions)
-            for name in names:
-                target += _outputs_at(wanted[name][index], positions)
-                target -= _outputs_at(got[name][index], positions)
-            targets.append(target.reshape(1, *positions.shape, -1))
-        # Uses whose number of images differs from that of the first are left out.
-        x = together([use.patches(at) for use, at in zip(uses, drawn, strict=True)], axis=2)[0]
+        aims = [
+            _Aim(wanted[_output(node)][index], [(wanted[name][index], got[name][index]) for name in names])
+            for node, names in zip(nodes, shortcuts, strict=True)
+        ]
+        yield _some_at_a_time(uses, aims, drawn, site)
+
+
+def _some_at_a_time(
+    uses: Sequence[Use], aims: Sequence[_Aim], drawn: Sequence[Positions], site: Site
+) -> Iterator[Samples]:
+    """Uses whose number of images differs from that of the first are left out."""
+    for some in image_blocks(uses, site, drawn):
+        places = [positions[some] for positions in drawn]
+        x = together([use.of_images(some).patches(at) for use, at in zip(uses, places, strict=True)], axis=2)[0]
+        targets = [aim.at(some, positions) for aim, positions in zip(aims, places, strict=True)]
         y = together(targets, axis=2)[0].reshape(-1, targets[0].shape[-1])
         if not (np.isfinite(x.sum()) and np.isfinite(y.sum())):
             raise LoadError(

@@ -53,6 +53,7 @@ def make_factors(
             others=[plain],
             held_out=known.held_out,
             stays=_answers_are_vectors(network, known),
+            calibrated=known.moments,
             owed={name: own.owed for name, own in known.moments.items() if own.owed is not None},
             room=known.room,
             seed=calibration.seed,
