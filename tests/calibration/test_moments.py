@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import RESIDUAL, as_samples, make_images, make_network
 
+from trp_export.calibration import memory
 from trp_export.calibration import moments as module
 from trp_export.calibration.moments import (
     Moments,
@@ -117,6 +118,23 @@ def test_sampled_moments_are_close_and_repeatable(monkeypatch: pytest.MonkeyPatc
     np.testing.assert_array_equal(first.half, second.half)
     gap = np.linalg.norm(first.covariance - full.covariance) / np.linalg.norm(full.covariance)
     assert gap < 0.1
+
+
+def test_images_that_are_summed_up_a_few_at_a_time_give_the_same_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, located = make_network()
+    whole = gather_moments(model, located, as_samples(make_images(20)))
+    monkeypatch.setattr(module, "images_to_sum", lambda site, positions: 3)
+    some = gather_moments(model, located, as_samples(make_images(20)))
+    for name, own in whole.items():
+        assert (some[name].count, some[name].images) == (own.count, own.images)
+        np.testing.assert_allclose(some[name].covariance, own.covariance, atol=1e-5)
+
+
+def test_patches_of_large_images_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, located = make_network()
+    monkeypatch.setattr(memory, "_PATCH_BYTES", 4 * 8 * 3 * 3 * 10)
+    own = gather_moments(model, located, as_samples(make_images(20)))["one"]
+    assert own.count == 20 * 10
 
 
 def test_moments_add_up_and_survive_a_file(tmp_path: Path) -> None:

@@ -97,10 +97,12 @@ def test_layers_that_cannot_be_refitted_keep_what_they_are_given(monkeypatch: py
     plan = _plan(located, {"one": (CHANNEL_WISE, 3)})
     given = factorise_branches(located[1].kernel(), (Branch(CHANNEL_WISE, 3),), 1)
     assert "one" in refit(model, plan, in_batches(make_images(8).inputs), LayerFactors({"one": given}, {})).shifts
-    monkeypatch.setattr("trp_export.recover.refit.can_refit", lambda *_: False)
-    fitted = refit(model, plan, in_batches(make_images(8).inputs), LayerFactors({"one": given}, {}))
-    assert fitted.factors["one"] is given
-    assert fitted.shifts == {}
+    for calibrated, fits in (((), True), (None, False)):
+        monkeypatch.setattr("trp_export.recover.refit.can_refit", lambda *_, fits=fits: fits)
+        known = LayerFactors({"one": given}, {})
+        fitted = refit(model, plan, in_batches(make_images(8).inputs), known, calibrated=calibrated)
+        assert fitted.factors["one"] is given
+        assert fitted.shifts == {}
 
 
 def test_a_second_pair_is_fitted_to_what_the_first_leaves() -> None:

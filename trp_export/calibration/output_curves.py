@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from trp_export.lowrank.schemes import Array
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Plan
 from trp_export.system.progress import Share
+from trp_export.system.threads import in_background
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +53,9 @@ def calibrated_layers(
         progress(index / len(layers))
         name = layer.site.name
         judge = (held_out or moments).get(name)
-        result.append(layer if judge is None else _calibrated(layer, places[name], moments[name], judge))
+        if judge is not None:
+            layer = in_background(partial(_calibrated, layer, places[name], moments[name], judge))
+        result.append(layer)
     return tuple(result)
 
 
@@ -76,7 +80,7 @@ def calibrated_factors(
         place = places[site.name]
         kernel = place.kernel()
         metric = own.metric(centred=takes_bias(place))
-        factors[site.name] = calibrate_branches(kernel, change.branches, site.group, metric)
+        factors[site.name] = in_background(partial(calibrate_branches, kernel, change.branches, site.group, metric))
         if takes_bias(place):
             new = sum_products(factors[site.name], change.branches, site.kernel_shape, site.group)
             shifts[site.name] = bias_shift(kernel, new, own.mean)

@@ -25,6 +25,7 @@ from trp_export.planning.curves import Curve, Layer
 from trp_export.planning.sensitivity import Sensitivity
 from trp_export.runtime.incremental import Walk
 from trp_export.system.progress import Share
+from trp_export.system.threads import in_background
 
 # Shares of a layer's output variance at which it is measured: plans of small ratios use the
 # lowest, and a layer that hardly matters may lose most of its output.
@@ -85,7 +86,7 @@ def _ranks(curve: Curve) -> list[int]:
 def _fit(place: LocatedSite, curve: Curve, rank: int, metric: ErrorMetric, mean: Float64) -> tuple[Float64, Float64]:
     """The kernel of a rank, and the shift of the bias that keeps the mean output."""
     kernel, site = place.kernel(), place.site
-    fit = calibrated_pair(kernel, curve.scheme, site.group, rank, metric, turns=_TURNS)
+    fit = in_background(lambda: calibrated_pair(kernel, curve.scheme, site.group, rank, metric, turns=_TURNS))
     new = product(fit.factors, curve.scheme, site.kernel_shape, site.group)
     return new, bias_shift(kernel, new, mean)
 

@@ -38,14 +38,15 @@ def call(main: Callable[[], object]) -> None:
     """Call the entry point of a command. What it made is complete when it returns.
 
     While Python shuts down, it would let any signal end it. Signals are ignored from here on, so that the exit code
-    stays what it is.
+    stays what it is. Work that an interrupt left in the background is not waited for.
     """
-    from trp_export.system.signals import ignore_ending_signals
+    from trp_export.system.signals import exit_without_waiting, ignore_ending_signals
 
     try:
         main()
     finally:
         ignore_ending_signals()
+        exit_without_waiting()
 
 
 def export() -> None:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import blas, eigh
+from scipy.linalg import blas
 
+from trp_export.lowrank.eigen import eigenvalues, largest_eigenvectors
 from trp_export.lowrank.schemes import Array, Scheme, fold, fold_pair, unfold
 
 Float64 = NDArray[np.float64]
@@ -96,8 +97,7 @@ def _truncated_svd(matrices: Array, rank: int) -> tuple[Array, Array]:
 def _largest_eigenvectors(gram: Float64, rank: int) -> tuple[Float64, Float64]:
     """The `rank` largest eigenvalues, descending, and their vectors as columns. A large matrix is overwritten."""
     if len(gram) > _LARGE:
-        first = len(gram) - rank
-        values, vectors = eigh(gram, lower=True, overwrite_a=True, subset_by_index=(first, len(gram) - 1))
+        values, vectors = largest_eigenvectors(gram, rank)
     else:
         values, vectors = np.linalg.eigh(gram)
     return values[::-1][:rank], vectors[:, ::-1][:, :rank]
@@ -108,7 +108,7 @@ def _gram_eigenvalues(matrices: Array) -> Float64:
     rows, columns = matrices.shape[1:]
     small = matrices if rows <= columns else np.swapaxes(matrices, 1, 2)
     if min(rows, columns) > _LARGE:
-        values = np.stack([eigh(_gram(matrix), lower=True, eigvals_only=True, overwrite_a=True) for matrix in small])
+        values = np.stack([eigenvalues(_gram(matrix)) for matrix in small])
     else:
         values = np.linalg.eigvalsh(np.stack([_gram(matrix) for matrix in small]))
     values = values[:, ::-1]

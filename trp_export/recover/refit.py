@@ -49,6 +49,7 @@ from trp_export.recover.regression import (
 )
 from trp_export.runtime.incremental import Walk
 from trp_export.system.progress import Share
+from trp_export.system.threads import in_background
 
 Array = NDArray[Any]
 
@@ -157,7 +158,7 @@ def _choose(
     """What a layer becomes: its regression, or what is known of it where that does better on held-out images."""
     samples = _gather(walks, place.nodes, state.layer.site, rng)
     shown = sum_residuals(state, chain.from_iterable(islice(samples, walks.shown)))
-    choices = [regress(state, shown)]
+    choices = [in_background(lambda: regress(state, shown))]
     if known:
         choices += [choice for own in known for choice in _known(own, state, shown)]
         choices = [closest_choice(state, choices, sum_residuals(state, chain.from_iterable(samples)))]

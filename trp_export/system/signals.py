@@ -6,15 +6,19 @@ the first is undone where the command ends; where the others are known to happen
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-from trp_export.errors import StoppedEarly
+from trp_export.errors import INTERRUPTED, StoppedEarly
 
 _Handler = Callable[[int, FrameType | None], None]
+# The name of threads that are left behind where a signal interrupts the wait for them (`threads`).
+BACKGROUND = "trp-export in the background"
 _ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -63,6 +67,15 @@ def ignore_ending_signals() -> None:
     """Let no signal but SIGKILL end the process from now on."""
     for number in _ENDING:
         signal.signal(number, signal.SIG_IGN)
+
+
+def exit_without_waiting() -> None:
+    """End the process at once if work is left in the background: libraries must not be taken down under it."""
+    if any(thread.name == BACKGROUND for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(INTERRUPTED)
 
 
 def not_ignored(handler: object) -> bool:
