@@ -1,11 +1,11 @@
 """Try what hostile files, devices and bad days do to the commands, and count what held.
 
-    python tools/attacks [--only FAMILY] [--name TEXT] [--write]
+    python tools/attacks [--only FAMILY] [--name TEXT] [--missing] [--write]
 
 Each attempt runs in a process of its own, with limits on memory, time and the size of files, in a temporary folder
-with an empty home. Nothing outside that folder is changed. The outcome of each attempt is recorded in build/, where an
-attempt that is repeated replaces the earlier outcome, and --write puts all of them into docs/results/attacks.md. Linux
-only.
+with an empty home. Nothing outside that folder is changed. The outcome of each attempt is recorded in build/ at once,
+where an attempt that is repeated replaces the earlier outcome, and --write puts all of them into
+docs/results/attacks.md. Linux only.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ PAGE, RECORD = ROOT / "docs" / "results" / "attacks.md", ROOT / "build" / "attac
 @click.command()
 @click.option("--only", multiple=True, metavar="FAMILY", help="Only this family; may be repeated.")
 @click.option("--name", default="", help="Only attempts whose name contains this.")
+@click.option("--missing", is_flag=True, help="Only attempts without a recorded outcome.")
 @click.option("--write", is_flag=True, help="Write the table of all recorded families to docs/results/attacks.md.")
-def main(only: tuple[str, ...], name: str, write: bool) -> None:
+def main(only: tuple[str, ...], name: str, missing: bool, write: bool) -> None:
     """Count which attempts held."""
     unknown = set(only) - set(FAMILIES)
     if unknown:
@@ -54,10 +55,13 @@ def main(only: tuple[str, ...], name: str, write: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="attacks.") as folder:
         kit = make_kit(Path(folder, "kit"))
         for family in only or FAMILIES:
-            attempts = [attempt for attempt in FAMILIES[family](kit) if name in attempt.name]
-            outcome = run_attempts(attempts, Path(folder, "place"))
-            record(family, outcome, is_whole=not name)
-            print(f"{family}: {len(outcome['attempts'])} tried, {len(failures(outcome))} failed", flush=True)
+            known = recorded().get(family, {"attempts": {}})["attempts"] if missing else {}
+            attempts = [own for own in FAMILIES[family](kit) if name in own.name and own.name not in known]
+            if not (name or missing):
+                forget(family)
+            for attempt in attempts:
+                run_attempt(attempt, Path(folder, "place"))
+            print(f"{family}: {len(attempts)} tried", flush=True)
     outcomes = recorded()
     print(*table(outcomes), sep="\n")
     if write:
@@ -65,14 +69,17 @@ def main(only: tuple[str, ...], name: str, write: bool) -> None:
     sys.exit(any(failures(outcome) for outcome in outcomes.values()))
 
 
-def run_attempts(attempts: list[Attempt], place: Path) -> Outcome:
-    """What was wrong with each attempt, None where it held, and the time that all took."""
-    started, complaints = time.monotonic(), {}
-    for attempt in attempts:
-        complaint = complaints[attempt.name] = judge(attempt, place)
-        if complaint is not None:
-            print(f"FAILED {attempt.family}: {attempt.name}: {complaint}", flush=True)
-    return {"attempts": complaints, "seconds": time.monotonic() - started}
+def run_attempt(attempt: Attempt, place: Path) -> None:
+    """Try it, and record what was wrong, None where it held, and the time it took."""
+    started = time.monotonic()
+    complaint = judge(attempt, place)
+    if complaint is not None:
+        print(f"FAILED {attempt.family}: {attempt.name}: {complaint}", flush=True)
+    outcomes = recorded()
+    outcome = outcomes.setdefault(attempt.family, {"attempts": {}, "seconds": 0.0})
+    outcome["attempts"][attempt.name] = complaint
+    outcome["seconds"] += time.monotonic() - started
+    save(outcomes)
 
 
 def failures(outcome: Outcome) -> dict[str, str]:
@@ -84,15 +91,16 @@ def recorded() -> dict[str, Outcome]:
     return {family: outcomes[family] for family in FAMILIES if family in outcomes}
 
 
-def record(family: str, outcome: Outcome, *, is_whole: bool) -> None:
-    """Add the outcome of attempts to that of their family, or take its place where the whole family was tried."""
-    outcomes = recorded()
-    before = outcomes.get(family)
-    if before is not None and not is_whole:
-        attempts = {**before["attempts"], **outcome["attempts"]}
-        outcome = {"attempts": attempts, "seconds": before["seconds"] + outcome["seconds"]}
+def forget(family: str) -> None:
+    """What an earlier run recorded of a family that is tried again as a whole."""
+    save({name: outcome for name, outcome in recorded().items() if name != family})
+
+
+def save(outcomes: dict[str, Outcome]) -> None:
     RECORD.parent.mkdir(exist_ok=True)
-    RECORD.write_text(json.dumps({**outcomes, family: outcome}, indent=1))
+    part = RECORD.with_suffix(".part")
+    part.write_text(json.dumps(outcomes, indent=1))
+    part.replace(RECORD)
 
 
 def table(outcomes: dict[str, Outcome]) -> list[str]:

@@ -274,13 +274,17 @@ def snapshot(folder: Path) -> dict[str, str]:
     entries = {}
     for path in folder.rglob("*"):
         name = os.fsencode(path.relative_to(folder)).decode("utf-8", "backslashreplace")
-        if path.is_symlink():
-            entries[name] = f"link to {os.fsencode(path.readlink())!r}"
-        elif path.is_file():
-            entries[name] = _digest(path)
-        else:
-            entries[name] = "folder" if path.is_dir() else "special"
+        with suppress(FileNotFoundError):  # Some attempts exchange files all the time.
+            entries[name] = _content(path)
     return entries
+
+
+def _content(path: Path) -> str:
+    if path.is_symlink():
+        return f"link to {os.fsencode(path.readlink())!r}"
+    if path.is_file():
+        return _digest(path)
+    return "folder" if path.is_dir() else "special"
 
 
 def _digest(path: Path) -> str:
