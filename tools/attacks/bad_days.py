@@ -70,14 +70,14 @@ def _two(kit: Kit, program: str, arguments: tuple[str, ...], codes: tuple[int, .
     return Call(program, arguments, codes=codes, writes=writes, signal=0, check=partial(_both_whole, other))
 
 
-def _start(program: str, arguments: tuple[str, ...], folder: Path) -> subprocess.Popen[str]:
+def _start(program: str, arguments: tuple[str, ...], folder: Path, modules: str = str(ROOT)) -> subprocess.Popen[str]:
     """A command beside the attempt."""
     module = "training.start" if program in ("trp-train", "trp-search") else "trp_export.cli.start"
     script = f"import sys; sys.argv[0] = {program!r}; from {module} import {program[4:]} as run; sys.exit(run())"
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder.parent / "tmp")},
+        env={**os.environ, "PYTHONPATH": modules, "TMPDIR": str(folder.parent / "tmp")},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -474,7 +474,23 @@ def _odd_clock(kit: Kit, program: str, clock: str, folder: Path) -> Call:
 # --- what another program has put where we look
 
 
+KILL = """
+import os, pathlib, signal
+replace, count = pathlib.Path.replace, 0
+def killing(self, target):
+    global count
+    done = replace(self, target)
+    count += pathlib.Path(target).name in ("o.onnx", "o.json", "r.html")
+    if count == {}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+pathlib.Path.replace = killing
+"""
+
+
 def _planted(kit: Kit) -> Iterator[tuple[str, Prepare]]:
+    for count in (1, 2, 3):
+        yield f"a run was killed after it had renamed {count} of 3 files", partial(_killed, kit, count)
     for place in ("tmp", "work"):
         for what in ("a link to a folder", "a link to a file", "an old folder", "a pipe", "links inside"):
             yield f"{what} among our hidden folders, {place}", partial(_leftover, kit, place, what)
@@ -484,6 +500,35 @@ def _planted(kit: Kit) -> Iterator[tuple[str, Prepare]]:
         yield f"images with {what}", partial(_images, kit, what)
     for name in (".trp-train.lock", "state-1-0.pt", "last.pt", "history.jsonl"):
         yield f"{name} of a run is a pipe", partial(_piped_run, kit, name)
+
+
+def _killed(kit: Kit, count: int, folder: Path) -> Call:
+    """The next run makes all files anew, and removes what the killed one left where that is older than a day."""
+    kit.copy_beside_old_outputs(folder)
+    site = folder.parent / "site"
+    site.mkdir(exist_ok=True)
+    (site / "sitecustomize.py").write_text(KILL.format(count))
+    arguments = ("base.onnx", *EXPORT, "-o", "o.onnx", "--report", "r.html")
+    _start("trp-export", arguments, folder, f"{site}{os.pathsep}{ROOT}").communicate(timeout=300)
+    left = list(folder.glob(".trp-export.*"))
+    for path in left:
+        os.utime(path, (0, 0))
+    shutil.rmtree(folder.parent / "tmp")
+    (folder.parent / "tmp").mkdir()
+    return Call(
+        "trp-export",
+        arguments,
+        codes=(0,),
+        writes=("o.*", "r.html", ".trp-export.*", ".trp-export.*/*", "scratch/*"),
+        signal=0,
+        check=partial(_all_new, left),
+    )
+
+
+def _all_new(left: list[Path], ended: Ended) -> str | None:
+    old = [name for name in ("o.onnx", "o.json", "r.html") if b"old" in (ended.folder / name).read_bytes()[:10]]
+    stays = [path.name for path in left if path.exists()]
+    return f"old {old}, {len(left)} left, of which stay {stays}" if old or stays or not left else None
 
 
 def _leftover(kit: Kit, place: str, what: str, folder: Path) -> Call:
