@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from models import save
 from onnx import TensorProto, helper, numpy_helper
 
-from trp_export.errors import OutputError
+from trp_export.errors import LoadError, OutputError
 from trp_export.graph import weights
 from trp_export.graph.large_files import _LARGE_BYTES, read_model, write_model
 from trp_export.graph.model_files import save_model
@@ -79,6 +80,14 @@ def test_large_weights_stay_on_disk_and_can_be_read_again(tmp_path: Path) -> Non
     np.testing.assert_array_equal(view, array)
     release([weight])
     np.testing.assert_array_equal(view, array)
+
+
+@pytest.mark.parametrize("size", [100, _LARGE_BYTES + 100])
+def test_a_file_that_lost_its_end_is_refused(tmp_path: Path, size: int) -> None:
+    path = save(model_of({"w": np.arange(LARGE, dtype=np.float32)}), tmp_path / "m.onnx")
+    os.truncate(path, size)
+    with pytest.raises(LoadError, match=r"m.onnx changed during the work .* Run the command again"):
+        read_model(path)
 
 
 def test_weights_in_typed_fields_are_read(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from typing import BinaryIO
 import onnx
 import onnx_ir as ir
 
+from trp_export.errors import LoadError, first_line
+
 # Smaller weights are read at once.
 _LARGE_BYTES = 1 << 16
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -69,7 +71,19 @@ def require_size(path: Path, size: int) -> None:
 
 
 def read_model(path: Path) -> ir.Model:
-    """A sound ONNX file of which large weights stay on disk until they are used."""
+    """A sound ONNX file of which large weights stay on disk until they are used.
+
+    Raises LoadError where another program has damaged it since it was found to be sound.
+    """
+    try:
+        return _read(path)
+    except OSError:
+        raise
+    except Exception as error:  # protobuf's own errors differ between its implementations.
+        raise LoadError(f"{path} changed during the work ({first_line(error)}). Run the command again.") from error
+
+
+def _read(path: Path) -> ir.Model:
     if path.stat().st_size < _LARGE_BYTES:
         return ir.load(path)
     place = str(path.absolute())
