@@ -39,6 +39,7 @@ import trp_export.ship.bundle_stage  # noqa: F401
 ROOT = Path(__file__).parents[2]
 # "attempts": what was wrong with each, by its name, or None; "seconds" that they took.
 Outcome = dict[str, Any]
+BEGIN, END = "<!-- counts: begin -->", "<!-- counts: end -->"
 PAGE, RECORD = ROOT / "docs" / "results" / "attacks.md", ROOT / "build" / "attacks.json"
 
 
@@ -65,7 +66,7 @@ def main(only: tuple[str, ...], name: str, missing: bool, write: bool) -> None:
     outcomes = recorded()
     print(*table(outcomes), sep="\n")
     if write:
-        PAGE.write_text(page(outcomes), encoding="utf-8")
+        PAGE.write_text(page(outcomes, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     sys.exit(any(failures(outcome) for outcome in outcomes.values()))
 
 
@@ -110,7 +111,8 @@ def table(outcomes: dict[str, Outcome]) -> list[str]:
     return ["| what is attacked | tried | held | failed |", "|---|---|---|---|", *rows]
 
 
-def page(outcomes: dict[str, Outcome]) -> str:
+def page(outcomes: dict[str, Outcome], before: str) -> str:
+    """The page with the counts, between its marks, of these outcomes."""
     tried = sum(len(outcome["attempts"]) for outcome in outcomes.values())
     notes = [
         f"- {family}: {name}: {complaint[:200]}"
@@ -118,31 +120,16 @@ def page(outcomes: dict[str, Outcome]) -> str:
         for name, complaint in failures(outcome).items()
     ]
     minutes = sum(outcome["seconds"] for outcome in outcomes.values()) / 60
-    return "\n".join([
-        "# Hostile files, devices and bad days",
-        "",
+    counts = "\n".join([
         f"**{tried - len(notes)} of {tried} attempts held.**",
-        "",
-        "Held is a documented exit code with a line or two and without a traceback, a minute of computing, and 3 GB.",
-        "Inputs are unchanged, and nothing is left in the folder, in the temporary folder or at home. No text from a",
-        "file or a device reaches the terminal as control characters, or a page or a card as elements.",
         "",
         *table(outcomes),
         "",
         *(["What failed:", "", *notes, ""] if notes else []),
         f"{platform.platform()}, Python {platform.python_version()}, {minutes:.0f} minutes beside other work.",
-        "",
-        "## Repeat it",
-        "",
-        "    python tools/attacks --write",
-        "",
-        "## Caveats",
-        "",
-        "The attempts are those of `tools/attacks`; another attacker has other ideas. Boards and phones are scripts in",
-        "the place of `ssh` and `adb`. What a signal meets depends on the machine. `make test-slow` damages files at",
-        "random.",
-        "",
     ])  # fmt: skip
+    head, rest = before.split(BEGIN)
+    return f"{head}{BEGIN}\n{counts}\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":
