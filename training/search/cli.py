@@ -18,7 +18,7 @@ from trp_export.errors import OptionError
 from trp_export.flags import build_value
 from trp_export.system.extras import require
 from trp_export.system.signals import held_back
-from trp_export.system.staging import require_writable
+from trp_export.system.staging import Output, check_outputs
 
 if TYPE_CHECKING:
     from training.search.run import SavedSearch
@@ -75,7 +75,8 @@ def command(model: Path | None, *, resume: bool, allow_changed_data: bool, **giv
     if options is None:
         model, options, saved = _resumed(model, given)
     assert model is not None
-    require_writable(options.output.parent)
+    data = [Path(options.data.partition(":")[2] or options.data)] if options.data is not None else []
+    check_outputs([Output(options.output, "-o")], [model, *data])
     with errors_name_flags(SearchOptions), _progress() as (progress, report):
         plan, notes = run_search(model, options, progress, report, saved=saved, allow_changed_data=allow_changed_data)
     for note in notes:

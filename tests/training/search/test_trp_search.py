@@ -204,6 +204,13 @@ def test_bad_input_is_refused_in_a_line(folder: Path, trp_search: Command) -> No
         assert not (folder / "plan.search").exists(), arguments
 
 
+@pytest.mark.parametrize("read", ["model.onnx", "images.npy"])
+def test_a_plan_is_not_written_over_what_is_read(folder: Path, trp_search: Command, read: str) -> None:
+    (folder / "plan.json").hardlink_to(folder / read)
+    code, _, err = trp_search("model.onnx", "--data", "images.npy", "--macs", 2, *FAST, "-o", "plan.json")
+    assert (code, "plan.json is read and would be written over" in err) == (2, True)
+
+
 def test_a_diverging_search_is_reported_and_leaves_nothing(folder: Path, trp_search: Command) -> None:
     arguments = ("model.onnx", "--data", "images.npy", "--macs", 2, "--epochs", 3, "--batch", 8, "--lr", 1e30)
     code, out, err = trp_search(*arguments, "-o", "plan.json")
