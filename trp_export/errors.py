@@ -92,10 +92,21 @@ def first_line(error: BaseException, limit: int = 200) -> str:
     return (lines[0] if lines else type(error).__name__)[:limit]
 
 
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "failed to map segment",
+    "cannot map zero-fill pages",
+    "without setting an exception",
+    "error return without exception set",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out; torch has errors of its own for it."""
+    """Whether an error means that memory ran out; torch, the loader of libraries and Python have their own for it."""
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, MemoryError) or any(sign in text for sign in _OUT_OF_MEMORY)
 
 
 class StoppedEarly(Exception):  # noqa: N818 - not an error: the user asked for it

@@ -86,6 +86,18 @@ def test_a_killed_run_s_folder_is_removed_a_day_later(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_is_removed_where_rmtree_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").touch()
+    monkeypatch.setattr("shutil.rmtree", lambda folder, *, ignore_errors: None)
+    with Scratch(tmp_path) as scratch:
+        (scratch.folder / "inside" / "deep").mkdir(parents=True)
+        (scratch.folder / "inside" / "file").touch()
+        (scratch.folder / "link").symlink_to(tmp_path / "kept")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept" / "file").exists()
+
+
 def test_sweeping_spares_what_is_locked_or_not_ours(tmp_path: Path) -> None:
     other, plain, link = tmp_path / "data.trp-export.x", tmp_path / ".trp-export.file", tmp_path / ".trp-export.link"
     other.mkdir()

@@ -147,7 +147,9 @@ def _run_and_signal(call: Call, place: Path) -> Ended:
     }[call.program]
     running = place / "running"
     running.unlink(missing_ok=True)
-    script = f"open({str(running)!r}, 'w')\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n"
+    script = (
+        f"open({str(running)!r}, 'w').close()\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n"
+    )
     (place / call.program).write_text(script)
     without = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ORT_DISABLE_TELEMETRY"))
     variables = {**os.environ, **environment(place), "PYTHONPATH": str(ROOT), **without, **call.environment}

@@ -604,7 +604,7 @@ def _exchanged_output(kit: Kit, folder: Path) -> Call:
     flipping = _flip(folder / "o.onnx", "victim", "absent")
     arguments = ["base.onnx", *EXPORT, "-o", "o.onnx"]
     check = partial(_ends, flipping, lambda ended: None)
-    return Call("trp-export", arguments, codes=(0, 7), writes=("o.*", "absent"), check=check)
+    return Call("trp-export", arguments, codes=(0, 2, 7), writes=("o.*", "absent"), check=check)
 
 
 def _exchanged_input(kit: Kit, target: str, folder: Path) -> Call:

@@ -17,6 +17,8 @@ Shapes = Mapping[str, Sequence[int | None]]
 # The values that one of two walks holds, and those of the layers that are read together.
 _WALKED_BYTES = 320 * 2**20
 _READ_BYTES = 128 * 2**20
+# All images: 1,024 of 3x418x418.
+_KEPT_BYTES = 2 * 2**30
 _FLOAT_BYTES = 4
 _LEAST_WALKED = 8
 # One matrix of moments in double precision, of which a layer's factors take a dozen, and those of all layers together.
@@ -35,6 +37,11 @@ def images_to_walk(model: ir.Model, shapes: Shapes) -> tuple[int, ...]:
     alive = np.array(_bytes_alive(model, shapes), dtype=np.int64)
     most = np.maximum.accumulate(np.maximum(alive, 1)[::-1])[::-1]
     return tuple(int(count) for count in np.maximum(_WALKED_BYTES // most, _LEAST_WALKED))
+
+
+def images_to_keep(image_bytes: int) -> int:
+    """How many images of a size to calibrate on: all of them stay in memory as the network reads them."""
+    return _KEPT_BYTES // max(image_bytes, 1)
 
 
 def images_to_read(names: Iterable[str], shapes: Shapes) -> int:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.calibration.held_out import split_samples, take_samples
-from trp_export.calibration.memory import images_to_read, images_to_walk, places_with_room
+from trp_export.calibration.memory import images_to_keep, images_to_read, images_to_walk, places_with_room
 from trp_export.calibration.moments import (
     Moments,
     calibration_remarks,
@@ -28,6 +28,7 @@ from trp_export.graph.shapes import infer_value_shapes
 from trp_export.graph.sites import LocatedSite
 from trp_export.inputs.calibration import open_calibration
 from trp_export.inputs.description import NetworkInputs
+from trp_export.inputs.images import choose
 from trp_export.inputs.samples import Batch, Samples, input_types
 from trp_export.load import Source
 from trp_export.network import Network
@@ -215,11 +216,14 @@ def _saved_statistics(calibration: Calibration) -> tuple[dict[str, Moments], ...
 
 
 def open_samples(inputs: NetworkInputs, source: Source, options: Options) -> Samples | None:
-    """The calibration data that the user gave; None without any. Raises LoadError for data that do not fit."""
+    """The calibration data that the user gave; None without any. Raises LoadError for data that do not fit.
+
+    Where the user does not say how many, they are as many as memory is for.
+    """
     calibration = options.calibration
     if calibration is None or calibration.synthetic:
         return None
-    return open_calibration(
+    samples = open_calibration(
         calibration.path,
         inputs,
         options.preprocessing.or_else(source.mean, source.std),
@@ -227,3 +231,10 @@ def open_samples(inputs: NetworkInputs, source: Source, options: Options) -> Sam
         most=_MOST_CALIBRATION_IMAGES,
         seed=calibration.seed,
     )
+    multiple = samples.at_a_time or 1
+    each = sum(array.nbytes for array in samples.largest.arrays.values()) // multiple
+    room = max(images_to_keep(each) // multiple, 1) * multiple
+    if calibration.count is not None or room >= len(samples):
+        return samples
+    note = f"{room:,} of {len(samples):,} images are used, for memory's sake; --calib-count asks for more"
+    return replace(samples.take(choose(len(samples), room, calibration.seed)), notes=(*samples.notes, note))

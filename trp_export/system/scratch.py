@@ -40,7 +40,7 @@ class Scratch:
         with ExitStack() as undo:
             with held_back():
                 self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=self._parent))
-                undo.callback(shutil.rmtree, self.folder, ignore_errors=True)
+                undo.callback(_remove, self.folder)
                 undo.enter_context(locked(self.folder))
                 self._furnish()
             self._undo = undo.pop_all()
@@ -53,6 +53,18 @@ class Scratch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._undo.close()
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, also where there are hardly any descriptors left, of which rmtree takes several."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        for path in sorted(folder.rglob("*"), reverse=True):
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            else:
+                path.unlink()
+        folder.rmdir()
 
 
 @contextmanager
