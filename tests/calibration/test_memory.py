@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from trp_export.calibration import memory
-from trp_export.calibration.memory import has_room_for_gradients, has_room_for_moments, places_with_room
+from trp_export.calibration.memory import (
+    has_room_for_gradients,
+    has_room_for_moments,
+    images_to_keep,
+    images_to_sum,
+    places_with_room,
+    positions_to_read,
+)
 from trp_export.graph.sites import LocatedSite
 from trp_export.lowrank.site import Site
 
@@ -37,3 +44,12 @@ def test_small_layers_come_first_and_keep_their_order(monkeypatch: pytest.Monkey
 
 def test_refused_layers_take_no_room() -> None:
     assert places_with_room([place("lstm", refusal="an LSTM"), place("fc", 4, 4)])[0].site.name == "fc"
+
+
+def test_usual_images_are_all_kept_and_patches_are_read_in_pieces() -> None:
+    assert images_to_keep(4 * 3 * 224 * 224) > 1024 > images_to_keep(4 * 3 * 640 * 640) > 256
+    resnet, first = place("resnet", 512, 512, 3, 3).site, place("first", 64, 3, 7, 7).site
+    assert positions_to_read(resnet) > 56 * 56
+    assert images_to_sum(resnet, 56 * 56) == 2
+    assert images_to_sum(first, 32768) > 1
+    assert images_to_sum(resnet, 10**9) == 1

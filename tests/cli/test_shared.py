@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import io
 import logging
 import os
@@ -265,6 +266,34 @@ def test_an_internal_error_shows_no_traceback(capsys: pytest.CaptureFixture[str]
     written = capsys.readouterr().err
     assert written.startswith("error: internal error, please report it (ZeroDivisionError: division by zero).\n")
     assert "Traceback" not in written
+
+
+def test_a_library_that_cannot_be_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "oddlib.py").write_text("raise ValueError('no such setting')\n")
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    assert run_briefly(click.Command("odd", callback=lambda: importlib.import_module("oddlib"))) == 2
+    assert "error: oddlib cannot be imported (ValueError: no such setting)." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        SystemError("<function _find_and_load> returned NULL without setting an exception"),
+        OSError(12, "Cannot allocate memory"),
+        MemoryError(),
+    ],
+    ids=str,
+)
+def test_every_sign_of_little_memory_is_out_of_memory(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise error
+
+    assert run_briefly(click.Command("large", callback=fail)) == 1
+    assert capsys.readouterr().err.startswith("error: out of memory.")
 
 
 def test_weights_that_are_moved_during_the_work_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

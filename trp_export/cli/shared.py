@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -79,11 +80,25 @@ def _fail_unforeseen(error: Exception, memory: str) -> int:
         return _fail(f"out of memory. {memory}", TrpError.exit_code)
     if os.environ.get("TRP_TRACEBACK"):
         raise error
+    if package := _failed_import(error):
+        why = f"{type(error).__name__}: {first_line(error)}"
+        return _fail(
+            f"{package} cannot be imported ({why}). Check its installation and its variables.", OptionError.exit_code
+        )
     return _fail(
         f"internal error, please report it ({type(error).__name__}: {first_line(error)}).\n"
         "Set TRP_TRACEBACK=1 to see where it happened.",
         TrpError.exit_code,
     )
+
+
+def _failed_import(error: Exception) -> str | None:
+    """The library that failed while one of its modules was imported: for an odd variable, for example."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        name = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if frame.f_code.co_name == "<module>" and "site-packages" in frame.f_code.co_filename:
+            return name
+    return None
 
 
 def _invoke(command: click.Command, arguments: Sequence[str] | None) -> object:
