@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from networks import make_images, make_network
+
+from trp_export import Benchmark, Calibration, Options, Rank, compress
 from trp_export.calibration import memory
 from trp_export.calibration.memory import (
     has_room_for_gradients,
@@ -53,3 +60,15 @@ def test_usual_images_are_all_kept_and_patches_are_read_in_pieces() -> None:
     assert images_to_sum(resnet, 56 * 56) == 2
     assert images_to_sum(first, 32768) > 1
     assert images_to_sum(resnet, 10**9) == 1
+
+
+def test_images_that_do_not_fit_into_memory_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = make_network()
+    onnx.save(ir.serde.serialize_model(model), tmp_path / "model.onnx")
+    np.save(tmp_path / "images.npy", make_images(12).inputs)
+    monkeypatch.setattr(memory, "_KEPT_BYTES", 5 * 4 * 3 * 12 * 12)
+    for count, note in ((None, "5 of 12 images are used, for memory's sake; --calib-count asks for more"), (12, None)):
+        calibration = Calibration(tmp_path / "images.npy", count=count)
+        options = Options(rule=Rank(2), calibration=calibration, benchmark=Benchmark(run=False), dry_run=True)
+        notes = compress(tmp_path / "model.onnx", options).notes
+        assert [own for own in notes if "for memory's sake" in own] == ([note] if note else [])

@@ -33,6 +33,7 @@ from trp_export.graph.rewrite import set_kernel
 from trp_export.graph.sites import DEPTHWISE, LocatedSite, find_sites
 from trp_export.graph.weights import apply_values, find_bias
 from trp_export.inputs.samples import Batch
+from trp_export.lowrank.branches import stored_kernel
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.site import Site
 from trp_export.planning.plan import Change, Plan
@@ -129,17 +130,19 @@ def refit(
     for index, layer in enumerate(layers):
         progress(index / len(layers))
         name, place = layer.site.name, copies[layer.site.name]
-        fits = can_refit(model, places[name], layer)
-        if layer.branches and calibrated is not None:
-            fits = fits and name in calibrated
+        may = calibrated is None or not layer.branches or name in calibrated
+        fits = may and can_refit(model, places[name], layer)
         if not layer.branches and not (fits and stays and held_out):
             continue
         if room and place.nodes[0].graph is copy.graph:
             walks.widen(room[order[id(place.nodes[0])]] // len(place.nodes))
         renormalise_before(place.nodes[0])
+        if not fits:
+            _keep(copy, place, layer, fitted)
+            continue
         state = LayerState(layer, place.kernel().astype(np.float64), _bias(place), (owed or {}).get(name))
         known = [fitted, *others] if held_out else []
-        choice = _choose(walks, place, state, known, rng) if fits else _as_known(fitted, state)
+        choice = _choose(walks, place, state, known, rng)
         _set(copy, place, state, choice)
         if choice.pairs:
             factors[name] = choice.pairs
@@ -178,6 +181,15 @@ def _as_known(known: LayerFactors, state: LayerState) -> Choice:
     name = state.layer.site.name
     pairs = known.factors.get(name, ())
     return Choice(pairs, state.product(pairs), known.shifts.get(name, np.zeros(len(state.kernel))))
+
+
+def _keep(model: ir.Model, place: LocatedSite, layer: Change, known: LayerFactors) -> None:
+    """Give a layer its known factors, in their precision: it may be too large for another."""
+    name, site = layer.site.name, layer.site
+    if pairs := known.factors.get(name, ()):
+        set_kernel(place, stored_kernel(pairs, layer.branches, site.kernel_shape, site.group))
+    if (shift := known.shifts.get(name)) is not None:
+        add_to_bias(model, [place], {name: shift})
 
 
 def _set(model: ir.Model, place: LocatedSite, state: LayerState, choice: Choice) -> None:
