@@ -502,7 +502,7 @@ def _planted(kit: Kit) -> Iterator[tuple[str, Prepare]]:
                 yield f"{what} among our hidden folders, {place}", partial(_leftover, kit, place, what)
     for what in ("a pipe", "a link", "a folder", "an escape", "10 MB", "a list", "no UTF-8"):
         yield f"a cache of latencies with {what}", partial(_cache, kit, what)
-    for what in ("a loop of folders", "1000 folders in one another", "names of control characters", "no UTF-8"):
+    for what in ("a loop of folders", "60 folders in one another", "names of control characters", "no UTF-8"):
         yield f"images with {what}", partial(_images, kit, what)
     for name in (".trp-train.lock", "state-1-0.pt", "last.pt", "history.jsonl"):
         yield f"{name} of a run is a pipe", partial(_piped_run, kit, name)
@@ -611,10 +611,10 @@ def _images(kit: Kit, what: str, folder: Path) -> Call:
     images, name = folder / "images", "1.png"
     if what == "a loop of folders":
         (images / "loop").symlink_to(".")
-    elif what == "1000 folders in one another":
+    elif what == "60 folders in one another":
         here = Path.cwd()
         os.chdir(images)
-        for _ in range(1000):
+        for _ in range(60):
             Path("a" * 50).mkdir()
             os.chdir("a" * 50)
         os.chdir(here)
