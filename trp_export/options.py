@@ -187,7 +187,7 @@ class Calibration:
         section=CALIBRATION,
         read=int,
         metavar="N",
-        shown_default="1024; fewer synthetic ones",
+        shown_default="1024, or what 2 GiB hold; fewer synthetic ones",
         default=None,
     )
     seed: int = flag(
