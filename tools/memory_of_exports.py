@@ -223,8 +223,9 @@ def page(rows: list[Row]) -> str:
         "## Caveats",
         "",
         "`--tune` and `--calib synthetic` train in torch and have no bound.",
-        "A single Gemm that calibrates takes some seven bytes for each of the file, so one beyond 1.3 GB would exceed the",
-        "bound. Factors of such a layer have since been kept in its own precision in the refit, which is not measured here.",
+        "A single Gemm that calibrates takes some seven bytes for each of the file, so one beyond 1.3 GB would exceed",
+        "the bound. Factors of such a layer have since been kept in its own precision in the refit, which is not",
+        "measured here.",
         "",
     ])  # fmt: skip
 

@@ -72,12 +72,14 @@ def _two(kit: Kit, program: str, arguments: tuple[str, ...], codes: tuple[int, .
 
 def _start(program: str, arguments: tuple[str, ...], folder: Path, modules: str = str(ROOT)) -> subprocess.Popen[str]:
     """A command beside the attempt."""
+    apart = folder.parent / "apart"
+    apart.mkdir(exist_ok=True)
     module = "training.start" if program in ("trp-train", "trp-search") else "trp_export.cli.start"
     script = f"import sys; sys.argv[0] = {program!r}; from {module} import {program[4:]} as run; sys.exit(run())"
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": modules, "TMPDIR": str(folder.parent / "tmp")},
+        env={**os.environ, "PYTHONPATH": modules, "TMPDIR": str(apart)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
