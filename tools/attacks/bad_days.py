@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -659,7 +660,8 @@ def _shards(kit: Kit) -> Iterator[tuple[str, Prepare]]:
         "half of it",
         "nothing",
     ):
-        yield f"a shard with {name}", partial(_shard, kit, name)
+        if find_spec("webdataset") is not None:
+            yield f"a shard with {name}", partial(_shard, kit, name)
     for name in ("links to a device", "a pipe", "names of control characters", "no UTF-8", "a link to itself"):
         yield f"classes with {name}", partial(_classes, kit, name)
 
