@@ -68,6 +68,10 @@ def _read_align(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
+# Whether channels may go by images, beside those that are equal or dead.
+CHANNEL_CHOICES = ("auto", "on", "off")
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which layers, which decompositions and which ranks every rule may choose from.
@@ -106,17 +110,22 @@ class Selection:
         metavar="N|auto",
         default=1,
     )
-    channels: bool = flag(
+    channels: str = flag(
         "--channels",
-        "Also remove channels where that harms less, and refit the layer that reads them. With --macs or --params.",
+        "Share --macs or --params out over pairs and channels, and refit the layers that read fewer. auto does so "
+        "where your images calibrate, each answer is one vector, and less damage is predicted.",
         section=LAYERS,
-        kind="on",
-        default=False,
+        choices=CHANNEL_CHOICES,
+        default="auto",
     )
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEME_CHOICES:
             raise InvalidOptionError(f"{{scheme}} must be one of {', '.join(SCHEME_CHOICES)}, not {self.scheme}.")
+        if self.channels not in CHANNEL_CHOICES:
+            raise InvalidOptionError(
+                f"{{channels}} must be one of {', '.join(CHANNEL_CHOICES)}, not {self.channels!r}."
+            )
         if self.align != "auto" and self.align < 1:
             raise InvalidOptionError(f"{{align}} must be at least 1, not {self.align}.")
 
@@ -513,12 +522,22 @@ class Options:
         self._require_used_preprocessing()
 
     def _require_budget_for_channels(self) -> None:
-        if not self.selection.channels:
+        if self.selection.channels != "on":
             return
         if not isinstance(self.rule, (Macs, Params)):
-            raise InvalidOptionError("{selection.channels} shares out a budget: give --macs or --params.")
-        if self.calibration is not None and self.calibration.is_none:
-            raise InvalidOptionError("{selection.channels} goes by images; leave {calibration} none out.")
+            raise InvalidOptionError("{selection.channels} on shares out a budget: give --macs or --params.")
+        if not self._has_own_images:
+            raise InvalidOptionError("{selection.channels} on goes by your images: give {calibration} PATH.")
+
+    @property
+    def may_remove_channels(self) -> bool:
+        """True where a budget may be shared out over channels as well: the user's own images say which."""
+        return self.selection.channels != "off" and isinstance(self.rule, (Macs, Params)) and self._has_own_images
+
+    @property
+    def _has_own_images(self) -> bool:
+        """True where the user gave images to calibrate on."""
+        return self._has_images and not (self.calibration is not None and self.calibration.synthetic)
 
     @property
     def _has_images(self) -> bool:

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from command import Command
 from models import build, save
 
+from models_zoo import find_architecture
 from trp_export.errors import OptionError
 from trp_export.options import Calibration, Options, Selection
 from trp_export.rules import Energy, Macs
@@ -56,7 +58,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return {tensor.name: tuple(tensor.dims) for tensor in onnx.load(path).graph.initializer}
 
 
-EXPORT = ("model.onnx", "--macs", "1.8", "--channels", "--calib", "images.npy", "--no-bench")
+EXPORT = ("model.onnx", "--macs", "1.8", "--channels", "on", "--calib", "images.npy", "--no-bench")
 
 
 def test_channels_that_others_can_stand_for_go(trp: Command, folder: Path) -> None:
@@ -66,7 +68,7 @@ def test_channels_that_others_can_stand_for_go(trp: Command, folder: Path) -> No
     assert kernel[0] <= 32
     document = json.loads((folder / "model.trp.json").read_text())
     assert document["before"]["macs"] / document["after"]["macs"] >= 1.8
-    (group,) = (group for group in document["plan"]["channels"] if group.get("fitted"))
+    (group,) = (group for group in document["plan"].get("channels", ()) if group.get("fitted"))
     assert group["name"] == "conv2"
     assert "what reads them is refitted" in outcome.out
     assert "at no loss" not in (folder / "page.html").read_text()
@@ -92,8 +94,63 @@ def test_a_skipped_layer_keeps_its_channels(trp: Command, folder: Path) -> None:
     assert (64, 1, 3, 3) in shapes(folder / "kept.onnx").values()
 
 
+def test_a_pytorch_network_may_lose_channels(trp: Command, folder: Path) -> None:
+    torch.save(find_architecture("resnet20").build(None).state_dict(), folder / "resnet20.pt")
+    np.save(folder / "small.npy", np.random.default_rng(3).standard_normal((32, 3, 32, 32)).astype(np.float32))
+    words = ("resnet20.pt", "--arch", "resnet20", "--macs", "2", "--calib", "small.npy", "--channels", "on")
+    outcome = trp(*words, "--no-bench", "-o", "model.trp.onnx")
+    assert outcome.code == 0, outcome.err
+    assert fitted(folder)
+
+
+def fitted(folder: Path) -> list[str]:
+    document = json.loads((folder / "model.trp.json").read_text())
+    return [group["name"] for group in document["plan"].get("channels", ()) if group.get("fitted")]
+
+
+AUTO = tuple(word for word in EXPORT if word not in ("--channels", "on"))
+
+
+def test_channels_go_unasked_where_that_does_less_damage(trp: Command, folder: Path) -> None:
+    assert trp(*AUTO).code == 0
+    assert fitted(folder) == ["conv2"]
+    assert trp(*AUTO, "--channels", "off", "-o", "pairs.onnx").code == 0
+    assert (64, 1, 3, 3) in shapes(folder / "pairs.onnx").values()
+
+
+def test_channels_stay_where_pairs_do_less_damage(trp: Command, folder: Path) -> None:
+    rng = np.random.default_rng(8)
+    proto = onnx.load(folder / "model.onnx")
+    for tensor in proto.graph.initializer:
+        value = onnx.numpy_helper.to_array(tensor)
+        if value.ndim == 4 and 1 not in value.shape[:2]:  # Every channel is needed, and the kernels have a low rank.
+            rows = value.reshape(len(value), -1)
+            value = (rng.standard_normal((len(rows), 3)) @ rng.standard_normal((3, rows.shape[1]))).reshape(value.shape)
+        elif value.ndim == 4:
+            value = rng.standard_normal(value.shape)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float32), tensor.name))
+    save(proto, folder / "model.onnx")
+    assert trp(*AUTO, "--macs", "1.4").code == 0
+    assert fitted(folder) == []
+
+
+def test_channels_stay_unasked_where_the_answer_is_a_map(trp: Command, folder: Path) -> None:
+    proto = build(NET.replace("scores)", "f)", 1).replace("float[N, 8] f)", "float[N, 8, 16, 16] f)"))
+    weights = {tensor.name: tensor for tensor in onnx.load(folder / "model.onnx").graph.initializer}
+    for tensor in proto.graph.initializer:
+        tensor.CopyFrom(weights[tensor.name])
+    del proto.graph.node[-2:]
+    save(proto, folder / "model.onnx")
+    assert trp(*AUTO).code == 0
+    assert fitted(folder) == []
+
+
 def test_channels_need_a_budget_and_images() -> None:
     with pytest.raises(OptionError, match="give --macs or --params"):
-        Options(Energy(0.9), selection=Selection(channels=True))
-    with pytest.raises(OptionError, match="goes by images"):
-        Options(Macs(2), Calibration("none"), selection=Selection(channels=True))
+        Options(Energy(0.9), selection=Selection(channels="on"))
+    with pytest.raises(OptionError, match="goes by your images"):
+        Options(Macs(2), Calibration("none"), selection=Selection(channels="on"))
+    with pytest.raises(OptionError, match="goes by your images"):
+        Options(Macs(2), Calibration("synthetic"), selection=Selection(channels="on"))
+    with pytest.raises(OptionError, match="must be one of auto, on, off"):
+        Options(Macs(2), selection=Selection(channels="yes"))

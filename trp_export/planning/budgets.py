@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -129,6 +130,15 @@ def share_out(
     if allocation is None:
         return tuple(len(menu.cost) - 1 for menu in savings)
     return tuple(allocation.options[len(offers) :].tolist())
+
+
+def least_damage(
+    layers: Sequence[Layer], budget: Budget, *, in_params: bool = False, align: int = 1, damage: Damage = lost_energy
+) -> float:
+    """The damage of the plan of pairs that does least within a budget; infinite where no plan is small enough."""
+    offers = _offers(layers, align, damage, in_params=in_params)
+    allocation = allocate([offer.menu for offer in offers], budget.left - _fixed(offers, budget))
+    return math.inf if allocation is None else allocation.damage
 
 
 def _offers(layers: Sequence[Layer], align: int, damage: Damage, *, in_params: bool) -> list[_Offer]:

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from trp_export.calibration.answers import find_answers, read_answers
-from trp_export.calibration.divergence import is_vector
+from trp_export.calibration.answers import answers_are_vectors
 from trp_export.calibration.output_curves import LayerFactors, calibrated_factors
 from trp_export.graph.bias import takes_bias
 from trp_export.lowrank.branches import Pairs, factorise_branches, sum_products
@@ -25,7 +24,6 @@ from trp_export.options import Calibration
 from trp_export.planning.plan import Change, Plan
 from trp_export.recover.best_of import closest
 from trp_export.recover.refit import refit
-from trp_export.runtime.incremental import Walk
 from trp_export.steps.calibrate import CalibrationData
 from trp_export.system.progress import Progress
 from trp_export.system.threads import map_layers
@@ -52,7 +50,7 @@ def make_factors(
             candidates[-1],
             others=[plain],
             held_out=known.held_out,
-            stays=_answers_are_vectors(network, known),
+            stays=answers_are_vectors(network.model, known.batches[0]),
             calibrated=known.moments,
             owed={name: own.owed for name, own in known.moments.items() if own.owed is not None},
             room=known.room,
@@ -63,17 +61,6 @@ def make_factors(
     original = network.wide.model if network.wide is not None else None
     best, scores = closest(network.model, plan, candidates, known.held_out or known.batches, original=original)
     return _rounded(network, replace(candidates[best], held_out=scores[best] if known.held_out else None))
-
-
-def _answers_are_vectors(network: Network, known: CalibrationData) -> bool:
-    """True where each answer is one vector for an image, to which all positions add up.
-
-    Least squares serve what is frequent. What a detector finds is rare: layers that stay dense are not refitted there,
-    which loses boxes although the mean error falls.
-    """
-    answers = find_answers(network.model)
-    values = read_answers(Walk(network.model, [known.batches[0].arrays]), answers)
-    return all(is_vector(array) for array in values.values())
 
 
 def _completed(fitted: LayerFactors, plain: LayerFactors) -> LayerFactors:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trp_export.calibration.answers import answers_are_vectors
 from trp_export.channels.thin import ChannelChoice
 from trp_export.errors import DeviceError, LoadError, OptionError, UnsupportedError, first_line
 from trp_export.inputs.description import NetworkInputs, describe_inputs
@@ -23,7 +24,7 @@ from trp_export.runtime.batch_size import with_true_batch
 from trp_export.runtime.new_sizes import set_sizes
 from trp_export.runtime.sessions import CannotRunError, open_session
 from trp_export.steps.calibrate import Batches, CalibrationData, calibrate, open_samples
-from trp_export.steps.thin_channels import Wide, thin_by_images, wants_channels
+from trp_export.steps.thin_channels import Wide, channels_do_less, requires_channels, thin_by_images
 from trp_export.steps.timed_rewrites import with_timed_rewrites
 from trp_export.system.progress import Progress
 from trp_export.system.staging import is_same_file
@@ -123,24 +124,22 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
         plan.channels if plan is not None else None, lambda name: left_out(name, options.selection)
     )
     sample = samples.first if samples is not None else {}
-    by_images = wants_channels(options, channels.saved)
-    fold = fold or by_images
-    first = None if by_images else channels
+    required = requires_channels(options, channels.saved)
+    fold = fold or required
+    first = None if required else channels
     network = analyse(source, work.scratch, inputs, data=sample, fold=fold, channels=first)
     network, rewritten = with_timed_rewrites(network, plan, options, work)
-    layers = measure_layers(network, options.selection, () if by_images else saved, work.progress)
+    layers = measure_layers(network, options.selection, () if required else saved, work.progress)
     evaluator, notes = _evaluator(network, inputs, options, work.progress)
     data = None
     cuts = options.effective_rule.chooses_ranks or bool(saved)
     align = _alignment(options)
     if options.calibration is not None:
         data, layers, unfit = _calibrate(network, layers, samples, options, work.progress, cuts=cuts)
-        if by_images and data is not None:
-            thin = thin_by_images(Wide(network, layers, data, align), channels, options, work)
-            if thin is not None:
-                network = replace(thin, rewrites=network.rewrites)
-                layers = measure_layers(network, options.selection, saved, work.progress)
-                data, layers = calibrate(network, layers, None, options, work.progress, cuts=cuts, known=data)
+        if data is not None and data.moments and (required or _may_thin(network, data, options)):
+            wide = Wide(network, layers, data, align)
+            thin = _thinner(wide, channels, saved, options, work, required=required, cuts=cuts)
+            network, layers, data = thin.network, thin.layers, thin.data
         notes = (*notes, *_same_images(options), *(data.notes if data is not None else (*unfit, _WEIGHTS_ALONE)))
     pair_costs, untimed = _pair_costs(network, options, work) if cuts else (None, ())
     return Knowledge(
@@ -154,6 +153,35 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
         pair_costs=pair_costs,
         notes=(*network.notes, *rewritten, *notes, *untimed),
     )
+
+
+def _may_thin(network: Network, data: CalibrationData, options: Options) -> bool:
+    """Whether channels may go by images unasked: after none went at no loss, where each answer is one vector."""
+    may = options.may_remove_channels and network.thinned is None
+    return may and answers_are_vectors(network.model, data.batches[0])
+
+
+def _thinner(
+    wide: Wide,
+    channels: ChannelChoice,
+    saved: Sequence[Choice],
+    options: Options,
+    work: Workspace,
+    *,
+    required: bool,
+    cuts: bool,
+) -> Wide:
+    """The network with fewer channels by images, and what the images tell about it; as it was where that does less."""
+    found = thin_by_images(wide, channels, options, work)
+    if found is None:
+        return wide
+    network = replace(found.network, rewrites=wide.network.rewrites)
+    layers = measure_layers(network, options.selection, saved, work.progress)
+    data, layers = calibrate(network, layers, None, options, work.progress, cuts=cuts, known=wide.data)
+    if data is None:
+        return wide
+    thin = Wide(network, layers, data, wide.align)
+    return thin if required or channels_do_less(wide, thin, found.damage, options) else wide
 
 
 def _with_sizes(source: Source, options: Options, work: Workspace) -> Source:

@@ -17,7 +17,7 @@ from trp_export.graph.shapes import infer_value_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.network import Network, analyse
 from trp_export.options import Options
-from trp_export.planning.budgets import Budget, share_out
+from trp_export.planning.budgets import Budget, least_damage, share_out
 from trp_export.planning.channels import ChannelDecision
 from trp_export.planning.curves import Layer
 from trp_export.planning.knapsack import Menu
@@ -27,6 +27,9 @@ from trp_export.system.threads import map_layers
 from trp_export.workspace import Workspace
 
 Wanted = Mapping[str, Sequence[int]]
+# Fewer channels must do this share of the damage of pairs alone: the prediction does not see how refits of several
+# thinner layers add up, while pairs are refitted one behind the other.
+_CLEARLY = 2 / 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,8 +42,16 @@ class Wide:
     align: int
 
 
-def wants_channels(options: Options, saved: Sequence[ChannelDecision] | None) -> bool:
-    """True where channels are to go by images: the user asks for it, or a saved plan did so.
+@dataclass(frozen=True, slots=True, eq=False)
+class Thin:
+    """A network that lost channels by images, and the damage that this is predicted to do."""
+
+    network: Network
+    damage: float
+
+
+def requires_channels(options: Options, saved: Sequence[ChannelDecision] | None) -> bool:
+    """True where channels are to go by images whatever is predicted: the user asks for it, or a saved plan did so.
 
     Raises OptionError for such a plan without images.
     """
@@ -50,10 +61,31 @@ def wants_channels(options: Options, saved: Sequence[ChannelDecision] | None) ->
             f"the plan removes channels of {fitted[0]} and refits what reads them, which needs images: give --calib "
             "PATH, best those that the plan was made with."
         )
-    return bool(fitted) or options.selection.channels
+    return bool(fitted) or options.selection.channels == "on"
 
 
-def thin_by_images(wide: Wide, choice: ChannelChoice, options: Options, work: Workspace) -> Network | None:
+def channels_do_less(wide: Wide, thin: Wide, damage: float, options: Options) -> bool:
+    """True where fewer channels, which do this damage, and pairs are predicted to do clearly less than pairs alone."""
+    alone, together = (_damage_of_pairs(each, options) for each in (wide, thin))
+    return damage + together <= _CLEARLY * alone
+
+
+def _damage_of_pairs(wide: Wide, options: Options) -> float:
+    in_params = isinstance(options.rule, Params)
+    budget = _budget(wide.network, options)
+    return least_damage(wide.layers, budget, in_params=in_params, align=wide.align, damage=wide.data.damage)
+
+
+def _budget(network: Network, options: Options) -> Budget:
+    rule = options.rule
+    if isinstance(rule, Params):
+        return Budget(network.params, rule.ratio, network.fewer_params)
+    if isinstance(rule, Macs):
+        return Budget(network.budget_macs, rule.ratio, network.fewer_macs)
+    raise OptionError("channels go by images under a budget: give --macs or --params.")
+
+
+def thin_by_images(wide: Wide, choice: ChannelChoice, options: Options, work: Workspace) -> Thin | None:
     """The network without the channels that a budget or a saved plan leaves out; None where none can go.
 
     Raises OptionError for a saved plan of other groups.
@@ -62,7 +94,9 @@ def thin_by_images(wide: Wide, choice: ChannelChoice, options: Options, work: Wo
     shapes = infer_value_shapes(network.model, network.described.shapes)
     analysis, groups = analyse_groups(network.model, shapes, choice.left_out)
     readers = find_readers(analysis, groups, network.located, data.moments)
-    gone = _saved(readers, choice.saved) if choice.saved is not None else _chosen(readers, wide, options, work)
+    gone, damage = (
+        (_saved(readers, choice.saved), 0.0) if choice.saved is not None else _chosen(readers, wide, options, work)
+    )
     if not gone:
         return None
     model = network.model.clone()
@@ -80,7 +114,7 @@ def thin_by_images(wide: Wide, choice: ChannelChoice, options: Options, work: Wo
     thin = analyse(source, folder, network.described, data=sample, fold=True, channels=replace(choice, saved=None))
     if thin.thinned is None:
         return None
-    return replace(
+    network = replace(
         thin,
         source=replace(thin.source, path=network.source.path),
         original=network.original,
@@ -92,6 +126,7 @@ def thin_by_images(wide: Wide, choice: ChannelChoice, options: Options, work: Wo
         channels=tuple(_decision(decision, gone) for decision in thin.channels),
         wide=network,
     )
+    return Thin(network, damage)
 
 
 def _saved(readers: Sequence[Reader], saved: Sequence[ChannelDecision]) -> Wanted:
@@ -105,12 +140,11 @@ def _saved(readers: Sequence[Reader], saved: Sequence[ChannelDecision]) -> Wante
     return {decision.name: decision.dropped for decision in saved if decision.fitted}
 
 
-def _chosen(readers: Sequence[Reader], wide: Wide, options: Options, work: Workspace) -> Wanted:
-    """The channels of each group that go, for the least damage under the budget together with pairs."""
-    network, data, rule = wide.network, wide.data, options.rule
-    if not isinstance(rule, (Macs, Params)) or not readers:
-        return {}
-    in_params = isinstance(rule, Params)
+def _chosen(readers: Sequence[Reader], wide: Wide, options: Options, work: Workspace) -> tuple[Wanted, float]:
+    """The channels of each group that go, for the least damage under the budget together with pairs; their damage."""
+    data, in_params = wide.data, isinstance(options.rule, Params)
+    if not isinstance(options.rule, (Macs, Params)) or not readers:
+        return {}, 0.0
 
     def thinning(reader: Reader) -> Thinning:
         own = data.moments[reader.place.site.name]
@@ -119,14 +153,14 @@ def _chosen(readers: Sequence[Reader], wide: Wide, options: Options, work: Works
 
     found = list(map_layers(thinning, readers, partial(work.progress, "channels")))
     menus = [_menu(one, wide, in_params=in_params) for one in found]
-    total, fewer = (network.params, network.fewer_params) if in_params else (network.budget_macs, network.fewer_macs)
-    budget = Budget(total, rule.ratio, fewer)
+    budget = _budget(wide.network, options)
     options_taken = share_out(wide.layers, menus, budget, in_params=in_params, align=wide.align, damage=data.damage)
-    return {
+    gone = {
         one.reader.group.name: tuple(sorted(one.order[: one.counts[taken]]))
         for one, taken in zip(found, options_taken, strict=True)
         if taken
     }
+    return gone, sum(float(menu.damage[taken]) for menu, taken in zip(menus, options_taken, strict=True))
 
 
 def _menu(thinning: Thinning, wide: Wide, *, in_params: bool) -> Menu:

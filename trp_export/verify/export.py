@@ -97,7 +97,8 @@ def verify_export(
     shapes = inputs.shapes
     ran = _run_original(files.original, _candidates(inputs, dense, images), inputs)
     if source.probe is not None and ran.failure is None:
-        _require_as_pytorch(source.probe, files.dense, dense)
+        unfitted = files.wide or files.dense
+        _require_as_pytorch(source.probe, unfitted, read_model(unfitted))
     must = frozenset(change.site.name for change in plan.changed)
     if thinned is not None and ran.failure is None:
         prove_removal(thinned, ran.batches)
