@@ -134,6 +134,19 @@ def test_channels_stay_where_pairs_do_less_damage(trp: Command, folder: Path) ->
     assert fitted(folder) == []
 
 
+def test_a_graph_that_cannot_be_followed_is_no_obstacle_unasked(
+    trp: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(*given: object) -> None:
+        raise KeyError("an operator of next year")
+
+    monkeypatch.setattr("trp_export.steps.thin_channels.find_readers", stumble)
+    outcome = trp(*AUTO)
+    assert outcome.code == 0, outcome.err
+    assert fitted(folder) == []
+    assert "all channels stay, since this network is unlike those known" in outcome.out
+
+
 def test_channels_stay_unasked_where_the_answer_is_a_map(trp: Command, folder: Path) -> None:
     proto = build(NET.replace("scores)", "f)", 1).replace("float[N, 8] f)", "float[N, 8, 16, 16] f)"))
     weights = {tensor.name: tensor for tensor in onnx.load(folder / "model.onnx").graph.initializer}

@@ -60,6 +60,11 @@ def places_with_room(located: Sequence[LocatedSite]) -> tuple[LocatedSite, ...]:
     return tuple(place for place in accepted if place.site.name in room)
 
 
+def has_room_for_second(located: Sequence[LocatedSite]) -> bool:
+    """Whether the moments of a second network of these layers, or thinner ones, fit beside those of the first."""
+    return sum(_moments_bytes(place.site) for place in places_with_room(located)) <= _MOMENTS_BYTES // 2
+
+
 def has_room_for_moments(site: Site) -> bool:
     """Whether a matrix of the moments of the layer's inputs is within the bound for one layer."""
     return _square_bytes(prod(site.kernel_shape[1:]), site.group) <= _MATRIX_BYTES

@@ -19,6 +19,8 @@ from trp_export.graph.prepare import remove_unused
 from trp_export.graph.shapes import Shape
 from trp_export.planning.channels import ChannelDecision
 
+# What following channels through a graph unlike any known may raise.
+UNLIKE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 # Why the layer of a name is left out of the export; None where it is not.
 LeftOut = Callable[[str], str | None]
 
@@ -80,7 +82,7 @@ def try_channels(
     """`choose_channels`, and a note where a network is unlike any that the analysis knows: then all channels stay."""
     try:
         return *choose_channels(model, shapes, choice), ()
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except UNLIKE as error:
         note = f"equal channels were not looked for, since this network is unlike those known ({error!r:.80})"
         return None, {}, (), (f"{note}; please report it",)
 

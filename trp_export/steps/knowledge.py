@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trp_export.calibration.answers import answers_are_vectors
-from trp_export.channels.thin import ChannelChoice
+from trp_export.calibration.memory import has_room_for_second
+from trp_export.channels.thin import UNLIKE, ChannelChoice
 from trp_export.errors import DeviceError, LoadError, OptionError, UnsupportedError, first_line
 from trp_export.inputs.description import NetworkInputs, describe_inputs
 from trp_export.inputs.samples import Samples
@@ -156,9 +157,11 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
 
 
 def _may_thin(network: Network, data: CalibrationData, options: Options) -> bool:
-    """Whether channels may go by images unasked: after none went at no loss, where each answer is one vector."""
-    may = options.may_remove_channels and network.thinned is None
-    return may and answers_are_vectors(network.model, data.batches[0])
+    """Whether channels may go by images unasked: none went at no loss, and each answer is one vector."""
+    understood = bool(network.channels) and network.thinned is None
+    if not (options.may_remove_channels and understood and has_room_for_second(network.located)):
+        return False
+    return answers_are_vectors(network.model, data.batches[0])
 
 
 def _thinner(
@@ -172,7 +175,13 @@ def _thinner(
     cuts: bool,
 ) -> Wide:
     """The network with fewer channels by images, and what the images tell about it; as it was where that does less."""
-    found = thin_by_images(wide, channels, options, work)
+    try:
+        found = thin_by_images(wide, channels, options, work)
+    except UNLIKE as error:
+        if required:
+            raise
+        note = f"all channels stay, since this network is unlike those known ({error!r:.80}); please report it"
+        return replace(wide, data=replace(wide.data, notes=(*wide.data.notes, note)))
     if found is None:
         return wide
     network = replace(found.network, rewrites=wide.network.rewrites)
