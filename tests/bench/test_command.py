@@ -160,7 +160,7 @@ def test_input_files(conv_net: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["NET", "--threads", "0"], 2, "threads must be at least 1"),
         (["NET", "--cores", "a,b"], 2, "--cores takes whole numbers"),
         (["NET", "--shape", "x"], 2, "--shape takes NAME="),
-        (["NET", "--shape", "x=1,3,4,4"], 2, "does not fit"),
+        (["NET", "--shape", "x=1,5,16,16"], 2, "does not fit"),
         (["NET", "--plot", "p.pdf"], 2, "--plot draws .png or .svg"),
         (["NET", "--save", "no/where/s.json"], 7, "no folder"),
         (["NET", "--against", "nope.json"], 3, "nope.json cannot be read"),

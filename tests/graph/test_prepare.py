@@ -192,7 +192,7 @@ def test_weights_that_are_all_listed_as_inputs_are_factored_and_noted(tmp_path: 
     proto.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [8, 4, 3, 3]))
     report = export(save(proto, tmp_path / "model.onnx"))
     assert len(changed(report)) == 1
-    assert any("lists as inputs" in note for note in report.notes)
+    assert any("weight w, which the file lists as an input" in note for note in report.notes)
 
 
 QUANTISED = {

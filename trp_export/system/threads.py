@@ -42,9 +42,9 @@ def map_layers(work: Callable[[T], R], layers: Sequence[T], progress: Callable[[
             for _, future in tasks:
                 future.cancel()
             if isinstance(error, Exception):
-                for thread in threads:
-                    thread.join()
+                _join(threads)
             raise
+        _join(threads)
     return results
 
 
@@ -53,8 +53,18 @@ def in_background(work: Callable[[], R]) -> R:
     if threading.current_thread() is not threading.main_thread():
         return work()
     future: Future[R] = Future()
-    _start(lambda: _fulfil(future, work))
-    return future.result()
+    thread = _start(lambda: _fulfil(future, work))
+    try:
+        return future.result()
+    finally:
+        if future.done():
+            thread.join()
+
+
+def _join(threads: Sequence[threading.Thread]) -> None:
+    """Wait for threads that have nothing left to do: one that is alive when the command ends counts as left behind."""
+    for thread in threads:
+        thread.join()
 
 
 def _start(work: Callable[[], None]) -> threading.Thread:
