@@ -143,7 +143,7 @@ def _saved(readers: Sequence[Reader], saved: Sequence[ChannelDecision]) -> Wante
 def _chosen(readers: Sequence[Reader], wide: Wide, options: Options, work: Workspace) -> tuple[Wanted, float]:
     """The channels of each group that go, for the least damage under the budget together with pairs; their damage."""
     data, in_params = wide.data, isinstance(options.rule, Params)
-    if not isinstance(options.rule, (Macs, Params)) or not readers:
+    if not readers:
         return {}, 0.0
 
     def thinning(reader: Reader) -> Thinning:

@@ -96,14 +96,14 @@ def verify_export(
     dense, products = read_model(files.dense), read_model(files.products)
     shapes = inputs.shapes
     ran = _run_original(files.original, _candidates(inputs, dense, images), inputs)
-    if source.probe is not None and ran.failure is None:
-        unfitted = files.wide or files.dense
-        _require_as_pytorch(source.probe, unfitted, read_model(unfitted))
+    wide = None if files.wide is None else read_model(files.wide)
+    if source.probe is not None and ran.failure is None:  # Where channels went by images, `dense` is refitted.
+        _require_as_pytorch(source.probe, files.wide or files.dense, wide or dense)
     must = frozenset(change.site.name for change in plan.changed)
     if thinned is not None and ran.failure is None:
         prove_removal(thinned, ran.batches)
-    if files.wide is not None:
-        _prove_folding(files.original, read_model(files.wide), ran.batches, shapes, None)
+    if wide is not None:
+        _prove_folding(files.original, wide, ran.batches, shapes, None)
     folding = _prove_folding(files.original, dense, ran.batches, shapes, thinned)
     unrounded = None if files.unrounded is None else tuple(map(read_model, files.unrounded))
     proof = prove_layers(products, read_model(files.result), dense, ran.batches, shapes, must, unrounded)
