@@ -18,7 +18,7 @@ from trp_export.inputs.preprocessing import SECTION as PREPROCESSING
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.lowrank.names import SCHEME_CHOICES
 from trp_export.metrics.names import AUTO, HEADS, METRICS, read_metric, without_folder
-from trp_export.rules import FIRST, RULES, SIZE, Macs, OwnPlan, Params, Rule, SavedPlan
+from trp_export.rules import FIRST, RULES, SIZE, OwnPlan, Rule, SavedPlan
 
 LAYERS, MODEL, CALIBRATION = "Layers and decompositions", "The model", "Calibration"
 EVALUATION = "Evaluation"
@@ -112,8 +112,8 @@ class Selection:
     )
     channels: str = flag(
         "--channels",
-        "Share --macs or --params out over pairs and channels, and refit the layers that read fewer. auto does so "
-        "where your images calibrate, each answer is one vector, and less damage is predicted.",
+        "Share a budget out over pairs and channels, and refit the layers that read fewer. auto does so where your "
+        "images calibrate, each answer is one vector, and less damage is predicted.",
         section=LAYERS,
         choices=CHANNEL_CHOICES,
         default="auto",
@@ -524,15 +524,18 @@ class Options:
     def _require_budget_for_channels(self) -> None:
         if self.selection.channels != "on":
             return
-        if not isinstance(self.rule, (Macs, Params)):
-            raise InvalidOptionError("{selection.channels} on shares out a budget: give --macs or --params.")
+        if not self.effective_rule.needs_sensitivities:
+            raise InvalidOptionError(
+                "{selection.channels} on shares out a budget: give --speedup, --macs, --params or --max-drop."
+            )
         if not self._has_own_images:
             raise InvalidOptionError("{selection.channels} on goes by your images: give {calibration} PATH.")
 
     @property
     def may_remove_channels(self) -> bool:
         """True where a budget may be shared out over channels as well: the user's own images say which."""
-        return self.selection.channels != "off" and isinstance(self.rule, (Macs, Params)) and self._has_own_images
+        shares_out = self.effective_rule.needs_sensitivities
+        return self.selection.channels != "off" and shares_out and self._has_own_images
 
     @property
     def _has_own_images(self) -> bool:

@@ -33,8 +33,8 @@ def compress(model: str | Path | nn.Module, options: Options = Options(), progre
     """
     asked, options = options, options.with_calibration
     with open_workspace(model, options, progress) as work:
-        knowledge = learn(model, options, work)
-        planned = make_plan(knowledge, options, work)
+        planned = make_plan(learn(model, options, work), options, work)
+        knowledge = planned.knowledge
         report = report_plan(knowledge, planned, asked)
         if work.outputs is None:
             save_measurements(knowledge, options)

@@ -159,7 +159,7 @@ def test_channels_stay_unasked_where_the_answer_is_a_map(trp: Command, folder: P
 
 
 def test_channels_need_a_budget_and_images() -> None:
-    with pytest.raises(OptionError, match="give --macs or --params"):
+    with pytest.raises(OptionError, match="give --speedup, --macs, --params or --max-drop"):
         Options(Energy(0.9), selection=Selection(channels="on"))
     with pytest.raises(OptionError, match="goes by your images"):
         Options(Macs(2), Calibration("none"), selection=Selection(channels="on"))

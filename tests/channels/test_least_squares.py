@@ -42,6 +42,10 @@ def moments_of(entries: int, seed: int) -> Moments:
     return Moments(500, values.sum(axis=0)[None], packed((values.T @ values)[None]))
 
 
+def costs_of(located) -> dict[str, float]:
+    return {place.site.name: place.site.macs for place in located}
+
+
 @pytest.fixture(params=[1, 3])
 def case(request: pytest.FixtureRequest):
     size = request.param
@@ -50,7 +54,7 @@ def case(request: pytest.FixtureRequest):
     located = find_sites(model, infer_shapes(model, SHAPES))
     analysis = analyse_channels(model, infer_value_shapes(model, SHAPES))
     moments = moments_of(6 * size * size, 0)
-    (reader,) = find_readers(analysis, find_groups(analysis), located, {"conv3": moments})
+    (reader,) = find_readers(analysis, find_groups(analysis), located, {"conv3": moments}, costs_of(located))
     return reader, moments
 
 
@@ -70,7 +74,7 @@ def test_the_reader_of_a_group_is_found_behind_a_depthwise_conv(case) -> None:
     assert reader.place.site.name == "conv3"
     assert reader.group.name == "conv1"
     sites = {"conv1": 3 * 64, "conv2": 9 * 64, "conv3": 5 * reader.place.kernel()[0, 0].size * 64}
-    assert reader.macs == pytest.approx(sum(sites.values()))
+    assert reader.cost == pytest.approx(sum(sites.values()))
 
 
 def test_errors_are_those_of_the_refit(case) -> None:
@@ -108,4 +112,4 @@ def test_channels_that_an_output_or_two_layers_read_stay() -> None:
     model = prepare(ir.serde.deserialize_model(build(text)))
     located = find_sites(model, infer_shapes(model, SHAPES))
     analysis = analyse_channels(model, infer_value_shapes(model, SHAPES))
-    assert find_readers(analysis, find_groups(analysis), located, {}) == ()
+    assert find_readers(analysis, find_groups(analysis), located, {}, costs_of(located)) == ()

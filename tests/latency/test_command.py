@@ -76,7 +76,7 @@ def images(folder: Path) -> Path:
 
 
 def test_int8_is_planned_for_with_what_layers_take_in_int8(trp: Command, lab: Lab, tmp_path: Path) -> None:
-    wish = ("--speedup", "4", "--calib", images(tmp_path), "--precision", "int8", "--no-bench")
+    wish = ("--speedup", "4", "--calib", images(tmp_path), "--precision", "int8", "--channels", "off", "--no-bench")
     outcome = trp(chain(tmp_path), *wish, "-o", "small.onnx", "--latency-table", "t.json")
     assert outcome.code == 0, outcome.err
     report = json.loads((tmp_path / "small.json").read_text())
@@ -103,7 +103,7 @@ def test_tables_of_another_precision_are_refused_and_kept_apart(
 
 def test_an_int8_result_that_is_not_faster_is_refused(refuses: Command, lab: Lab, tmp_path: Path) -> None:
     lab.slowdown = 9.0
-    wish = ("--speedup", "4", "--calib", images(tmp_path), "--precision", "int8", "--no-bench")
+    wish = ("--speedup", "4", "--calib", images(tmp_path), "--precision", "int8", "--channels", "off", "--no-bench")
     assert "not faster than the original" in refuses(6, chain(tmp_path), *wish, "-o", "small.onnx")
 
 

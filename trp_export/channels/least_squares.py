@@ -35,14 +35,13 @@ _MOST_ENTRIES = 2400
 class Reader:
     """The one layer that reads a group's channels: `positions[i]` of its input is the group's channel i.
 
-    `macs` and `params` are those that go with each channel, in the layers that make it and in this one.
+    `cost` is what goes with each channel, in the layers that make it and in this one.
     """
 
     group: Group
     place: LocatedSite
     positions: Ids
-    macs: float
-    params: float
+    cost: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,9 +58,13 @@ class Thinning:
 
 
 def find_readers(
-    analysis: Analysis, groups: Sequence[Group], located: Sequence[LocatedSite], moments: Mapping[str, Moments]
+    analysis: Analysis,
+    groups: Sequence[Group],
+    located: Sequence[LocatedSite],
+    moments: Mapping[str, Moments],
+    costs: Mapping[str, float],
 ) -> tuple[Reader, ...]:
-    """The groups whose channels one calibrated layer reads and nothing else does."""
+    """The groups whose channels one calibrated layer reads and nothing else does; `costs` are those of whole layers."""
     places = {node: place for place in located for node in place.nodes}
     mixes = [step for step in analysis.steps if isinstance(step, Mix)]
     summed = {int(root) for columns in analysis.columns for root in analysis.ties.roots(columns.ids)}
@@ -78,9 +81,8 @@ def find_readers(
         blocked = any(analysis.ties.reason(channel) is not None for channel in own)
         if place is None or blocked or -1 in at or not _can_be_refitted(place, step, moments):
             continue
-        macs, params = _per_channel(analysis, group, places)
-        site, count = place.site, len(roots)
-        readers.append(Reader(group, place, np.array(at), macs + site.macs / count, params + site.params / count))
+        cost = _cost_of_making(analysis, group, places, costs) + costs[place.site.name] / len(roots)
+        readers.append(Reader(group, place, np.array(at), cost))
     return tuple(readers)
 
 
@@ -126,17 +128,18 @@ def _can_be_refitted(place: LocatedSite, step: Mix, moments: Mapping[str, Moment
     return known is not None and alone and takes_bias(place) and known.total.shape[1] <= _MOST_ENTRIES
 
 
-def _per_channel(analysis: Analysis, group: Group, places: Mapping[ir.Node, LocatedSite]) -> tuple[float, float]:
-    """The multiply-adds and parameters of the layers that make one of the channels."""
+def _cost_of_making(
+    analysis: Analysis, group: Group, places: Mapping[ir.Node, LocatedSite], costs: Mapping[str, float]
+) -> float:
+    """What the layers that make one of the channels cost for it."""
     own = set(group.channels.tolist())
     made = {step.node: step.outputs for step in analysis.steps if isinstance(step, Mix)}
     made |= {rows.node: rows.ids for rows in analysis.rows if rows.node in places}
-    macs = params = 0.0
-    for node, ids in made.items():
-        if node in places and not own.isdisjoint(analysis.ties.roots(ids).tolist()):
-            site = places[node].site
-            macs, params = macs + site.macs / len(ids), params + site.params / len(ids)
-    return macs, params
+    return sum(
+        costs[places[node].site.name] / len(ids)
+        for node, ids in made.items()
+        if node in places and not own.isdisjoint(analysis.ties.roots(ids).tolist())
+    )
 
 
 def _spread(weights: Float64, second: Float64) -> float:

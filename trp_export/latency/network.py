@@ -6,7 +6,7 @@ predicted = the dense network, measured whole + over its layers (pair - dense)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +68,21 @@ class NetworkLatency:
         """What costs are counted in."""
         return self.table.conditions.unit
 
+    def of_layers(self, budget: float) -> float:
+        """What the layers with a timing may cost together for the whole network to cost `budget`."""
+        return budget - self.dense + sum(timing.dense for timing in self.timings.values())
+
+    @property
+    def layer_costs(self) -> Mapping[str, float]:
+        """The cost of every layer as it is; of one without a timing by its multiply-adds."""
+        sites = [place.site for place in self.network.located]
+        timed = sum(site.macs for site in sites if site.name in self.timings)
+        rate = sum(timing.dense for timing in self.timings.values()) / max(timed, 1)
+        return {
+            site.name: self.timings[site.name].dense if site.name in self.timings else site.macs * rate
+            for site in sites
+        }
+
     def forecast(self, plan: Plan) -> Forecast:
         """What was predicted of a plan beside what it measures."""
         conditions = self.table.conditions
@@ -90,6 +105,13 @@ class NetworkLatency:
             save_standin(self.network, plan, file, self.table.conditions.precision)
             self.table.add({key: speedup_of(self.device, self.network.original, file)})
         return self.table.get(key) or 0.0
+
+    def speedup_of(self, network: Network) -> float:
+        """How many times as fast as the original another form of it is without low rank; measured once.
+
+        Raises DeviceError.
+        """
+        return replace(self, network=network, digest=digest_on(network, self.device)).measured(Plan((), "dense"))
 
     def _cost(self, change: Change) -> float:
         ranks, costs = self.timings[change.site.name].pairs[change.scheme.name]
@@ -131,7 +153,8 @@ def device_under_test(network: Network, benchmark: Benchmark, precision: Precisi
 def digest_on(network: Network, device: DeviceUnderTest) -> str:
     """What stands for a network and the shapes that a device feeds it."""
     fed = str(sorted(device.shapes.items()))
-    return network_digest(read_model(network.original), "".join((fed, *network.rewrites)))
+    thinner = (network_digest(network.model, ""),) if network.thinned is not None else ()
+    return network_digest(read_model(network.original), "".join((fed, *network.rewrites, *thinner)))
 
 
 def open_table(device: DeviceUnderTest, benchmark: Benchmark) -> Table:
@@ -173,7 +196,7 @@ def measure_network(
 def _subjects(
     network: Network, layers: Sequence[Layer], align: int, precision: str, device: DeviceUnderTest
 ) -> tuple[Subject, ...]:
-    """The layers that may become pairs."""
+    """The layers that may become pairs; those that may not as well, where they are timed in the same runs."""
     signatures, block = signatures_of(network, alone=not device.profiled), device.block()
     return tuple(
         Subject(
@@ -185,7 +208,7 @@ def _subjects(
             ),
         )
         for layer in layers
-        if layer.curves and layer.site.name in signatures
+        if (layer.curves or device.profiled) and layer.site.name in signatures
     )
 
 
@@ -197,9 +220,9 @@ def signatures_of(network: Network, *, alone: bool = False) -> dict[str, str]:
 
 
 def _can_be_timed(place: LocatedSite, alone: bool) -> bool:
-    """False for layers that cannot be cut or run at several sizes, and for transposed convs timed alone."""
+    """False for layers of unknown or several sizes, and for transposed convs timed alone."""
     return (
-        place.site.refusal is None
+        bool(place.site.kernel_shape)
         and len(place.site.uses) == len(place.nodes)
         and not (alone and place.site.op == "ConvTranspose")
     )

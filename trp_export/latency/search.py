@@ -59,6 +59,5 @@ def predicted_plan(
     layers: Sequence[Layer], latency: NetworkLatency, budget: float, ratio: float, damage: Damage
 ) -> Plan:
     """The plan of least damage that is predicted to cost at most `budget`, or the fastest where none does."""
-    of_layers = sum(timing.dense for timing in latency.timings.values())
-    spare = budget - (latency.dense - of_layers)
-    return plan_by_latency(layers, latency.timings, spare, latency.unit, f"speed-up {ratio:g}x", damage)
+    left = latency.of_layers(budget)
+    return plan_by_latency(layers, latency.timings, left, latency.unit, f"speed-up {ratio:g}x", damage)

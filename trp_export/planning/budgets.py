@@ -97,60 +97,75 @@ class Budget:
         return self.total * self.already / self.ratio
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class BudgetedLayers:
+    """Layers with what each of their options costs and harms, and what they may cost together, in the same unit."""
+
+    offers: tuple[_Offer, ...]
+    budget: float
+
+
+def layers_in_macs(
+    layers: Sequence[Layer], budget: Budget, align: int = 1, damage: Damage = lost_energy
+) -> BudgetedLayers:
+    """Layers under a budget of multiply-adds, which count the whole network."""
+
+    def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
+        ranks = ranks_at(curve, align)
+        return ranks, curve.macs_before + ranks * np.float64(curve.macs_per_rank)
+
+    offers = tuple(_offer(layer, layer.site.macs, costs, damage) for layer in layers)
+    return BudgetedLayers(offers, budget.left - _beside(offers, budget))
+
+
+def layers_in_params(
+    layers: Sequence[Layer], budget: Budget, align: int = 1, damage: Damage = lost_energy
+) -> BudgetedLayers:
+    """Layers under a budget of parameters; no layer gets more multiply-adds."""
+
+    def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
+        ranks = ranks_at(curve, align)
+        return ranks, curve.params_before + ranks * np.float64(curve.params_per_rank)
+
+    offers = tuple(_offer(layer, layer.site.params, costs, damage) for layer in layers)
+    return BudgetedLayers(offers, budget.left - _beside(offers, budget))
+
+
+def layers_in_time(
+    layers: Sequence[Layer], timings: Mapping[str, LayerTiming], budget: float, damage: Damage = lost_energy
+) -> BudgetedLayers:
+    """Layers that may take at most `budget` together.
+
+    `timings` by site name; a layer without one stays as it is and is not counted. A pair is on offer only where it is
+    faster than its layer.
+    """
+
+    def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
+        known = {} if curve.after else timings[layer.site.name].pairs  # Sums of pairs are not measured.
+        ranks, taken = known.get(curve.scheme.name, (NO_RANKS, np.zeros(0)))
+        faster = (taken < timings[layer.site.name].dense) & (ranks <= curve.full_rank)
+        return ranks[faster], taken[faster]
+
+    offers = tuple(
+        _offer(layer, timings[layer.site.name].dense, costs, damage)
+        if layer.site.name in timings
+        else _offer(Layer(layer.site, ()), 0.0, costs, damage)
+        for layer in layers
+    )
+    return BudgetedLayers(offers, budget)
+
+
 def plan_by_macs(layers: Sequence[Layer], budget: Budget, align: int = 1, damage: Damage = lost_energy) -> Plan:
     """The plan of least damage within a budget of multiply-adds, which count the whole network.
 
     Raises OptionError where no plan is small enough. It names the best ratio and the layers that hold the rest.
     """
-    return _plan(_offers(layers, align, damage, in_params=False), "macs", budget)
+    return _plan(layers_in_macs(layers, budget, align, damage), "macs", budget)
 
 
 def plan_by_params(layers: Sequence[Layer], budget: Budget, align: int = 1, damage: Damage = lost_energy) -> Plan:
     """The plan of least damage within a budget of parameters; no layer gets more multiply-adds."""
-    return _plan(_offers(layers, align, damage, in_params=True), "params", budget)
-
-
-def share_out(
-    layers: Sequence[Layer],
-    savings: Sequence[Menu],
-    budget: Budget,
-    *,
-    in_params: bool = False,
-    align: int = 1,
-    damage: Damage = lost_energy,
-) -> tuple[int, ...]:
-    """The option of each of `savings` where a budget is shared out over pairs and these, for the least damage.
-
-    Costs of savings are 0 or negative. What pair and saving save of one layer is added up, which is a little too much.
-    Where the budget is out of reach, the largest saving of each.
-    """
-    offers = _offers(layers, align, damage, in_params=in_params)
-    fixed = _fixed(offers, budget)
-    allocation = allocate([*(offer.menu for offer in offers), *savings], budget.left - fixed)
-    if allocation is None:
-        return tuple(len(menu.cost) - 1 for menu in savings)
-    return tuple(allocation.options[len(offers) :].tolist())
-
-
-def least_damage(
-    layers: Sequence[Layer], budget: Budget, *, in_params: bool = False, align: int = 1, damage: Damage = lost_energy
-) -> float:
-    """The damage of the plan of pairs that does least within a budget; infinite where no plan is small enough."""
-    offers = _offers(layers, align, damage, in_params=in_params)
-    allocation = allocate([offer.menu for offer in offers], budget.left - _fixed(offers, budget))
-    return math.inf if allocation is None else allocation.damage
-
-
-def _offers(layers: Sequence[Layer], align: int, damage: Damage, *, in_params: bool) -> list[_Offer]:
-    """Each layer with what its ranks cost, in parameters or in multiply-adds."""
-
-    def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
-        ranks = ranks_at(curve, align)
-        if in_params:
-            return ranks, curve.params_before + ranks * np.float64(curve.params_per_rank)
-        return ranks, curve.macs_before + ranks * np.float64(curve.macs_per_rank)
-
-    return [_offer(layer, layer.site.params if in_params else layer.site.macs, costs, damage) for layer in layers]
+    return _plan(layers_in_params(layers, budget, align, damage), "params", budget)
 
 
 def plan_by_latency(
@@ -163,22 +178,9 @@ def plan_by_latency(
 ) -> Plan:
     """The plan of least damage whose layers take at most `budget` together, or the fastest where none does.
 
-    `timings` by site name; a layer without one stays as it is and is not counted. A pair is taken only where it is
-    faster than its layer. `unit` is the unit of the costs, `rule` the rule as the plan states it.
+    `unit` is the unit of the costs, `rule` the rule as the plan states it.
     """
-
-    def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
-        known = {} if curve.after else timings[layer.site.name].pairs  # Sums of pairs are not measured.
-        ranks, taken = known.get(curve.scheme.name, (NO_RANKS, np.zeros(0)))
-        faster = (taken < timings[layer.site.name].dense) & (ranks <= curve.full_rank)
-        return ranks[faster], taken[faster]
-
-    offers = [
-        _offer(layer, timings[layer.site.name].dense, costs, damage)
-        if layer.site.name in timings
-        else _offer(Layer(layer.site, ()), 0.0, costs, damage)
-        for layer in layers
-    ]
+    offers = layers_in_time(layers, timings, budget, damage).offers
     allocation = allocate([offer.menu for offer in offers], max(budget, _least(offers) * (1 + 1e-9)))
     if allocation is None:
         raise ValueError("the budget is below the least cost")
@@ -189,22 +191,39 @@ def plan_by_latency(
     return Plan(tuple(decisions), rule)
 
 
+def share_out(layers: BudgetedLayers, savings: Sequence[Menu]) -> tuple[tuple[int, ...], float]:
+    """The option of each of `savings` where a budget is shared out over pairs and these, and the damage of it all.
+
+    Costs of savings are 0 or negative. What pair and saving save of one layer is added up, which is a little too much.
+    Where the budget is out of reach, the largest saving of each, and infinite damage.
+    """
+    allocation = allocate([*(offer.menu for offer in layers.offers), *savings], layers.budget)
+    if allocation is None:
+        return tuple(len(menu.cost) - 1 for menu in savings), math.inf
+    return tuple(allocation.options[len(layers.offers) :].tolist()), allocation.damage
+
+
+def least_damage(layers: BudgetedLayers) -> float:
+    """The damage of the plan of pairs that does least within a budget; infinite where no plan is small enough."""
+    return share_out(layers, ())[1]
+
+
 def _timed(offer: _Offer, chosen: int, unit: str) -> str:
     return f"{offer.menu.cost[0]:.3g} to {offer.menu.cost[chosen]:.3g} {unit}"
 
 
-def _plan(offers: Sequence[_Offer], counted: str, budget: Budget) -> Plan:
-    fixed = _fixed(offers, budget)
-    allocation = allocate([offer.menu for offer in offers], budget.left - fixed)
+def _plan(layers: BudgetedLayers, counted: str, budget: Budget) -> Plan:
+    offers = layers.offers
+    allocation = allocate([offer.menu for offer in offers], layers.budget)
     if allocation is None:
         why = why_none([offer.layer.site for offer in offers if len(offer.options) == 1], len(offers))
-        reached = budget.already * budget.total / (fixed + _least(offers))
+        reached = budget.already * budget.total / (_beside(offers, budget) + _least(offers))
         best = f"at rank 1 everywhere it is {reached:.2f}{_holders(offers, budget.total)}"
         raise OptionError(f"--{counted} {budget.ratio:g} is out of reach: {why or best}.")
     return Plan(_decisions(offers, allocation), f"{counted} {budget.ratio:g}x fewer")
 
 
-def _fixed(offers: Sequence[_Offer], budget: Budget) -> float:
+def _beside(offers: Sequence[_Offer], budget: Budget) -> float:
     """What the network costs beside the layers on offer."""
     return budget.total - sum(float(offer.menu.cost[0]) for offer in offers)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from trp_export.calibration.answers import answers_are_vectors
 from trp_export.calibration.memory import has_room_for_second
-from trp_export.channels.thin import UNLIKE, ChannelChoice
+from trp_export.channels.thin import ChannelChoice
 from trp_export.errors import DeviceError, LoadError, OptionError, UnsupportedError, first_line
 from trp_export.inputs.description import NetworkInputs, describe_inputs
 from trp_export.inputs.samples import Samples
@@ -18,6 +18,7 @@ from trp_export.metrics.evaluator import Evaluator, open_evaluator
 from trp_export.network import Network, analyse, left_out, measure_layers, normal_form
 from trp_export.options import Options
 from trp_export.planning.budgets import Damage, lost_energy
+from trp_export.planning.channels import ChannelDecision
 from trp_export.planning.curves import Layer
 from trp_export.planning.saved_plan import Choice, Choices, parse_plan, read_plan
 from trp_export.rules import OwnPlan, Rule, SavedPlan
@@ -25,7 +26,6 @@ from trp_export.runtime.batch_size import with_true_batch
 from trp_export.runtime.new_sizes import set_sizes
 from trp_export.runtime.sessions import CannotRunError, open_session
 from trp_export.steps.calibrate import Batches, CalibrationData, calibrate, open_samples
-from trp_export.steps.thin_channels import Wide, channels_do_less, requires_channels, thin_by_images
 from trp_export.steps.timed_rewrites import with_timed_rewrites
 from trp_export.system.progress import Progress
 from trp_export.system.staging import is_same_file
@@ -43,12 +43,21 @@ _WEIGHTS_ALONE = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class ChannelsByImages:
+    """That channels may go by images: those of a choice. `required`: whatever is predicted of it."""
+
+    choice: ChannelChoice
+    required: bool
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Knowledge:
     """The network, and the data that plans, factors and evaluations use. A field is None if it was not asked for.
 
     `layers` hold the curves of each layer, `saved` the choices of a saved plan. `pair_costs` say which pairs are slow;
-    None where there will be no pairs, or slow ones are kept.
+    None where there will be no pairs, or slow ones are kept. `by_images` is None where no channels may go by images.
+    `remarks` are what the user should know beside what network and images say.
     """
 
     network: Network
@@ -59,7 +68,14 @@ class Knowledge:
     evaluator: Evaluator | None = None
     latency: NetworkLatency | None = None
     pair_costs: PairCosts | None = None
-    notes: tuple[str, ...] = ()
+    by_images: ChannelsByImages | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """All that the user should know."""
+        of_images = self.calibration.notes if self.calibration is not None else ()
+        return tuple(dict.fromkeys((*self.network.notes, *self.remarks, *of_images)))
 
     @property
     def macs(self) -> int:
@@ -125,35 +141,51 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
         plan.channels if plan is not None else None, lambda name: left_out(name, options.selection)
     )
     sample = samples.first if samples is not None else {}
-    required = requires_channels(options, channels.saved)
+    required = _requires_channels(options, channels.saved)
     fold = fold or required
     first = None if required else channels
     network = analyse(source, work.scratch, inputs, data=sample, fold=fold, channels=first)
     network, rewritten = with_timed_rewrites(network, plan, options, work)
     layers = measure_layers(network, options.selection, () if required else saved, work.progress)
-    evaluator, notes = _evaluator(network, inputs, options, work.progress)
-    data = None
+    evaluator, remarks = _evaluator(network, inputs, options, work.progress)
+    data, may_thin = None, False
     cuts = options.effective_rule.chooses_ranks or bool(saved)
-    align = _alignment(options)
     if options.calibration is not None:
         data, layers, unfit = _calibrate(network, layers, samples, options, work.progress, cuts=cuts)
-        if data is not None and data.moments and (required or _may_thin(network, data, options)):
-            wide = Wide(network, layers, data, align)
-            thin = _thinner(wide, channels, saved, options, work, required=required, cuts=cuts)
-            network, layers, data = thin.network, thin.layers, thin.data
-        notes = (*notes, *_same_images(options), *(data.notes if data is not None else (*unfit, _WEIGHTS_ALONE)))
-    pair_costs, untimed = _pair_costs(network, options, work) if cuts else (None, ())
-    return Knowledge(
+        may_thin = data is not None and bool(data.moments) and (required or _may_thin(network, data, options))
+        remarks = (*remarks, *_same_images(options), *(() if data is not None else (*unfit, _WEIGHTS_ALONE)))
+    knowledge = Knowledge(
         network,
         layers,
         saved=tuple(_kept_if_left_out(choice, options) for choice in saved),
-        align=align,
+        align=_alignment(options),
         calibration=data,
         evaluator=evaluator,
-        latency=_latency(network, layers, options, work),
-        pair_costs=pair_costs,
-        notes=(*network.notes, *rewritten, *notes, *untimed),
+        by_images=ChannelsByImages(channels, required) if may_thin else None,
+        remarks=(*rewritten, *remarks),
     )
+    return with_clocks(knowledge, options, work) if cuts else knowledge
+
+
+def with_clocks(knowledge: Knowledge, options: Options, work: Workspace) -> Knowledge:
+    """With what times layers and pairs on the device, as far as the options need it. Raises DeviceError."""
+    pair_costs, untimed = _pair_costs(knowledge.network, options, work)
+    latency = _latency(knowledge.network, knowledge.layers, options, work)
+    return replace(knowledge, pair_costs=pair_costs, latency=latency, remarks=(*knowledge.remarks, *untimed))
+
+
+def _requires_channels(options: Options, saved: Sequence[ChannelDecision] | None) -> bool:
+    """True where channels are to go by images whatever is predicted: the user asks for it, or a saved plan did so.
+
+    Raises OptionError for such a plan without images.
+    """
+    fitted = [decision.name for decision in saved or () if decision.fitted]
+    if fitted and options.calibration is None:
+        raise OptionError(
+            f"the plan removes channels of {fitted[0]} and refits what reads them, which needs images: give --calib "
+            "PATH, best those that the plan was made with."
+        )
+    return bool(fitted) or options.selection.channels == "on"
 
 
 def _may_thin(network: Network, data: CalibrationData, options: Options) -> bool:
@@ -162,35 +194,6 @@ def _may_thin(network: Network, data: CalibrationData, options: Options) -> bool
     if not (options.may_remove_channels and understood and has_room_for_second(network.located)):
         return False
     return answers_are_vectors(network.model, data.batches[0])
-
-
-def _thinner(
-    wide: Wide,
-    channels: ChannelChoice,
-    saved: Sequence[Choice],
-    options: Options,
-    work: Workspace,
-    *,
-    required: bool,
-    cuts: bool,
-) -> Wide:
-    """The network with fewer channels by images, and what the images tell about it; as it was where that does less."""
-    try:
-        found = thin_by_images(wide, channels, options, work)
-    except UNLIKE as error:
-        if required:
-            raise
-        note = f"all channels stay, since this network is unlike those known ({error!r:.80}); please report it"
-        return replace(wide, data=replace(wide.data, notes=(*wide.data.notes, note)))
-    if found is None:
-        return wide
-    network = replace(found.network, rewrites=wide.network.rewrites)
-    layers = measure_layers(network, options.selection, saved, work.progress)
-    data, layers = calibrate(network, layers, None, options, work.progress, cuts=cuts, known=wide.data)
-    if data is None:
-        return wide
-    thin = Wide(network, layers, data, wide.align)
-    return thin if required or channels_do_less(wide, thin, found.damage, options) else wide
 
 
 def _with_sizes(source: Source, options: Options, work: Workspace) -> Source:

@@ -19,6 +19,7 @@ from trp_export.steps.build import build
 from trp_export.steps.knowledge import Knowledge
 from trp_export.steps.precisions import judge_as_shipped
 from trp_export.steps.slow_pairs import FastPlan, plan_fast
+from trp_export.steps.thin_channels import Thinner
 from trp_export.workspace import Workspace
 
 
@@ -26,11 +27,10 @@ from trp_export.workspace import Workspace
 class _Trials:
     """Builds plans without tuning and evaluates them in the precision that ships."""
 
-    knowledge: Knowledge
     options: Options
     work: Workspace
 
-    def try_plan(self, plan: Plan, name: str) -> tuple[Cost, Score]:
+    def try_plan(self, plan: Plan, knowledge: Knowledge, name: str) -> tuple[Cost, Score]:
         """The cost of the network that the plan makes, and what it keeps; progress is shown under `name`."""
 
         def progress(step: str, share: float) -> None:
@@ -38,20 +38,20 @@ class _Trials:
 
         calibration = self.options.calibration and self.options.calibration.without_tuning
         work = replace(self.work, progress=progress)
-        built = build(plan, self.knowledge, calibration, self.work.scratch / "candidate.onnx", work)
-        evaluator, batches = self.knowledge.required_evaluator, self.knowledge.batches
+        built = build(plan, knowledge, calibration, self.work.scratch / "candidate.onnx", work)
+        evaluator, batches = knowledge.required_evaluator, knowledge.batches
         evaluate = judge_as_shipped(evaluator, self.options, batches, self.work.scratch)
         return built.cost, evaluate(built.files.result, lambda share: progress("compare", share))
 
 
 def smallest_within_drop(
     rule: MaxDrop, knowledge: Knowledge, options: Options, work: Workspace
-) -> tuple[FastPlan, Frontier]:
-    """The plan of the smallest network tried within the limit, and all that were tried.
+) -> tuple[FastPlan, Knowledge, Frontier]:
+    """The plan of the smallest network tried within the limit, what it is for, and all that were tried.
 
     Raises OptionError, naming the nearest, where none is within it.
     """
-    search = _Search(rule, knowledge, _Trials(knowledge, options, work))
+    search = _Search(rule, Thinner(knowledge, options, work), _Trials(options, work))
     explore(search.try_ratio)
     return search.outcome()
 
@@ -61,28 +61,33 @@ class _Search:
     """What has been tried, so that no network is built twice."""
 
     rule: MaxDrop
-    knowledge: Knowledge
+    thinner: Thinner
     trials: _Trials
     tried: list[tuple[FastPlan, Point]] = field(default_factory=list)
     evaluation: Score | None = None
+    best: tuple[float, Knowledge] | None = None  # How far the smallest within the limit went, and what is known of it.
 
     def try_ratio(self, ratio: float) -> bool | None:
         """True where the plan for this ratio is within the limit; None where there is no such plan."""
+        budget = self.rule.budget(ratio)
         try:
-            fast = plan_fast(self.rule.budget(ratio), self.knowledge, self.trials.work.progress)
+            knowledge = self.thinner.fewer(budget)
+            fast = plan_fast(budget, knowledge, self.trials.work.progress)
         except OptionError:
             return None
-        plan = replace(fast.plan, align=self.knowledge.align)
-        if not plan.changed:
+        plan = replace(fast.plan, align=knowledge.align, channels=knowledge.network.channels)
+        if not plan.changed and knowledge.network is self.thinner.wide.network:
             return None
-        point = next((point for earlier, point in self.tried if earlier.plan.changed == plan.changed), None)
+        point = next((point for earlier, point in self.tried if _same(earlier.plan, plan)), None)
         if point is None:
-            point = self._try(ratio, plan)
+            point = self._try(ratio, plan, knowledge)
             self.tried.append((replace(fast, plan=plan), point))
+            if point.holds and (self.best is None or point.reached >= self.best[0]):
+                self.best = point.reached, knowledge
         return point.holds
 
-    def _try(self, ratio: float, plan: Plan) -> Point:
-        cost, evaluation = self.trials.try_plan(plan, f"{ratio:.2f}x")
+    def _try(self, ratio: float, plan: Plan, knowledge: Knowledge) -> Point:
+        cost, evaluation = self.trials.try_plan(plan, knowledge, f"{ratio:.2f}x")
         self.evaluation = evaluation
         if not evaluation.unit and 0 < evaluation.before <= self.rule.points:
             raise OptionError(
@@ -91,7 +96,7 @@ class _Search:
             )
         return Point(
             ratio=ratio,
-            reached=self._reached(plan, cost),
+            reached=self._reached(plan, knowledge, cost),
             params=cost.params,
             macs=cost.macs,
             after=evaluation.after,
@@ -99,18 +104,19 @@ class _Search:
             holds=holds(evaluation, self.rule.largest_drop),
         )
 
-    def _reached(self, plan: Plan, cost: Cost) -> float:
+    def _reached(self, plan: Plan, knowledge: Knowledge, cost: Cost) -> float:
         """How many times smaller, or as fast, the network has become, by what is minimised."""
-        network = self.knowledge.network
+        network = knowledge.network
         match self.rule.minimise:
             case "macs":
-                return network.budget_macs / (cost.macs or sum(decision.macs for decision in plan.decisions))
+                before = network.budget_macs * network.fewer_macs
+                return before / (cost.macs or sum(decision.macs for decision in plan.decisions))
             case "params":
                 return network.original_params / cost.params
             case "latency":
-                return self.knowledge.measured_latency.measured(plan)
+                return knowledge.measured_latency.measured(plan)
 
-    def outcome(self) -> tuple[FastPlan, Frontier]:
+    def outcome(self) -> tuple[FastPlan, Knowledge, Frontier]:
         """Raises OptionError where nothing that was tried is within the limit."""
         if self.evaluation is None:
             raise OptionError("--max-drop: no plan makes this network smaller; --dry-run --energy 0.9 says why.")
@@ -126,12 +132,16 @@ class _Search:
             chosen=within[-1] if within else 0,
             unit=self.evaluation.unit,
         )
-        if not within:
-            raise OptionError(_out_of_reach(frontier, calibrated=self.knowledge.calibration is not None))
+        if not within or self.best is None:
+            raise OptionError(_out_of_reach(frontier, calibrated=self.thinner.wide.calibration is not None))
         fast = tried[within[-1]][0]
         lost = points(self.rule.points, frontier.unit)
         plan = replace(fast.plan, rule=f"at most {lost} lost: {fast.plan.rule}")
-        return replace(fast, plan=plan), frontier
+        return replace(fast, plan=plan), self.best[1], frontier
+
+
+def _same(one: Plan, other: Plan) -> bool:
+    return one.changed == other.changed and one.channels == other.channels
 
 
 def _out_of_reach(frontier: Frontier, *, calibrated: bool) -> str:

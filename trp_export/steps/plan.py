@@ -16,39 +16,42 @@ from trp_export.rules import MaxDrop
 from trp_export.steps.knowledge import Knowledge
 from trp_export.steps.max_drop import smallest_within_drop
 from trp_export.steps.slow_pairs import plan_fast
+from trp_export.steps.thin_channels import Thinner
 from trp_export.workspace import Workspace
 
 # Lost energy that is rounding and no more.
 _ROUNDING = 1e-6
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Planned:
-    """The plan, the networks tried on the way to it, and the speed-up that latencies predict, where there are any."""
+    """The plan, the network that it is for, those tried on the way, and the speed-up that latencies predict, if any."""
 
     plan: Plan
+    knowledge: Knowledge
     frontier: Frontier | None
     forecast: Forecast | None
     notes: tuple[str, ...]
 
 
 def make_plan(knowledge: Knowledge, options: Options, work: Workspace) -> Planned:
-    """The plan of the options' rule.
+    """The plan of the options' rule, for the network as it is or with fewer channels.
 
     Raises OptionError for a rule that cannot be met, DeviceError where a speed-up can no longer be measured.
     """
     rule = options.effective_rule
     frontier = None
     if isinstance(rule, MaxDrop):
-        fast, frontier = smallest_within_drop(rule, knowledge, options, work)
+        fast, knowledge, frontier = smallest_within_drop(rule, knowledge, options, work)
     else:
+        knowledge = Thinner(knowledge, options, work).fewer(rule)
         fast = plan_fast(rule, knowledge, work.progress)
     plan = replace(fast.plan, channels=knowledge.network.channels, rewrites=knowledge.network.rewrites)
     if rule.chooses_ranks:
         plan = replace(plan, align=knowledge.align)
     forecast = knowledge.latency.forecast(plan) if knowledge.latency is not None else None
     notes = (*fast.notes, *_low_rank_already(knowledge.layers), *(forecast.remarks if forecast is not None else ()))
-    return Planned(plan, frontier, forecast, notes)
+    return Planned(plan, knowledge, frontier, forecast, notes)
 
 
 def _low_rank_already(layers: Sequence[Layer]) -> tuple[str, ...]:

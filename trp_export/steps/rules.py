@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import singledispatch
 
+from trp_export.errors import OptionError
 from trp_export.latency.search import plan_for_speedup
-from trp_export.planning.budgets import Budget, plan_by_macs, plan_by_params
+from trp_export.planning.budgets import (
+    Budget,
+    BudgetedLayers,
+    layers_in_macs,
+    layers_in_params,
+    layers_in_time,
+    plan_by_macs,
+    plan_by_params,
+)
 from trp_export.planning.plan import Plan
 from trp_export.planning.rules import plan_by_choices, plan_by_rule
 from trp_export.planning.saved_plan import Choice
@@ -31,16 +41,14 @@ def _(rule: RankRule, knowledge: Knowledge) -> Plan:
 def _(rule: Macs, knowledge: Knowledge) -> Plan:
     if rule.ratio <= knowledge.fewer_macs:
         return _by_channels_alone(f"macs {rule.ratio:g}x fewer", knowledge)
-    budget = Budget(knowledge.macs, rule.ratio, knowledge.fewer_macs)
-    return plan_by_macs(knowledge.layers, budget, knowledge.align, knowledge.damage)
+    return plan_by_macs(knowledge.layers, _in_macs(rule, knowledge), knowledge.align, knowledge.damage)
 
 
 @plan_by.register
 def _(rule: Params, knowledge: Knowledge) -> Plan:
     if rule.ratio <= knowledge.fewer_params:
         return _by_channels_alone(f"params {rule.ratio:g}x fewer", knowledge)
-    budget = Budget(knowledge.params, rule.ratio, knowledge.fewer_params)
-    return plan_by_params(knowledge.layers, budget, knowledge.align, knowledge.damage)
+    return plan_by_params(knowledge.layers, _in_params(rule, knowledge), knowledge.align, knowledge.damage)
 
 
 @plan_by.register
@@ -58,6 +66,41 @@ def _(rule: OwnPlan, knowledge: Knowledge) -> Plan:
     if knowledge.saved:
         return plan_by_choices(knowledge.layers, knowledge.saved, "the plan inside the checkpoint")
     return _all_kept(knowledge, "no rule, so nothing is lost", "no rule")
+
+
+def _in_macs(rule: Macs, knowledge: Knowledge) -> Budget:
+    return Budget(knowledge.macs, rule.ratio, knowledge.fewer_macs)
+
+
+def _in_params(rule: Params, knowledge: Knowledge) -> Budget:
+    return Budget(knowledge.params, rule.ratio, knowledge.fewer_params)
+
+
+def under_budget(rule: Rule, knowledge: Knowledge) -> BudgetedLayers:
+    """The layers with what a rule leaves them together. Raises OptionError for a rule without a budget."""
+    layers, align, damage = knowledge.layers, knowledge.align, knowledge.damage
+    match rule:
+        case Macs():
+            return layers_in_macs(layers, _in_macs(rule, knowledge), align, damage)
+        case Params():
+            return layers_in_params(layers, _in_params(rule, knowledge), align, damage)
+        case Speedup():
+            latency = knowledge.measured_latency
+            return layers_in_time(layers, latency.timings, latency.of_layers(latency.original / rule.ratio), damage)
+        case _:
+            raise OptionError("channels go by images under a budget: give --speedup, --macs, --params or --max-drop.")
+
+
+def layer_costs(rule: Rule, knowledge: Knowledge) -> Mapping[str, float]:
+    """What each layer costs as it is, by name, in the unit of the rule's budget."""
+    sites = [place.site for place in knowledge.network.located]
+    match rule:
+        case Params():
+            return {site.name: site.params for site in sites}
+        case Speedup():
+            return knowledge.measured_latency.layer_costs
+        case _:
+            return {site.name: site.macs for site in sites}
 
 
 def _by_channels_alone(rule: str, knowledge: Knowledge) -> Plan:

@@ -1,28 +1,33 @@
-"""Remove channels by images: choose them under a budget, refit what reads them, and analyse what is left."""
+"""Remove channels by images: choose them under a budget, refit what reads them, and learn about what is left."""
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from trp_export.channels.least_squares import Reader, Thinning, find_readers, find_thinning, refitted
-from trp_export.channels.thin import ChannelChoice, analyse_groups
+from trp_export.channels.thin import UNLIKE, ChannelChoice, analyse_groups
 from trp_export.errors import OptionError
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_kernel
 from trp_export.graph.shapes import infer_value_shapes
 from trp_export.graph.sites import find_sites
-from trp_export.network import Network, analyse
+from trp_export.network import Network, analyse, measure_layers
 from trp_export.options import Options
-from trp_export.planning.budgets import Budget, least_damage, share_out
+from trp_export.planning.budgets import BudgetedLayers, least_damage, share_out
 from trp_export.planning.channels import ChannelDecision
-from trp_export.planning.curves import Layer
 from trp_export.planning.knapsack import Menu
-from trp_export.rules import Macs, Params
-from trp_export.steps.calibrate import CalibrationData
+from trp_export.planning.sensitivity import Sensitivity
+from trp_export.rules import Rule, Speedup
+from trp_export.steps.calibrate import CalibrationData, calibrate
+from trp_export.steps.knowledge import ChannelsByImages, Knowledge, with_clocks
+from trp_export.steps.rules import layer_costs, under_budget
 from trp_export.system.threads import map_layers
 from trp_export.workspace import Workspace
 
@@ -30,103 +35,114 @@ Wanted = Mapping[str, Sequence[int]]
 # Fewer channels must do this share of the damage of pairs alone: the prediction does not see how refits of several
 # thinner layers add up, while pairs are refitted one behind the other.
 _CLEARLY = 2 / 3
+# A network that channels alone make faster than asked by more than this gets some of them back.
+_NEAR = 0.02
+_MOST_TRIES = 3
+_LEAST_SPEEDUP = 1.01
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Wide:
-    """A network as it is before channels go, and what images tell about it."""
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    """Channels of each group that go, the damage that this does, and the damage predicted of them and pairs."""
 
-    network: Network
-    layers: tuple[Layer, ...]
-    data: CalibrationData
-    align: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Thin:
-    """A network that lost channels by images, and the damage that this is predicted to do."""
-
-    network: Network
+    channels: Wanted
     damage: float
+    predicted: float
 
 
-def requires_channels(options: Options, saved: Sequence[ChannelDecision] | None) -> bool:
-    """True where channels are to go by images whatever is predicted: the user asks for it, or a saved plan did so.
+@dataclass(slots=True, eq=False)
+class Thinner:
+    """Removes channels of one network by images, for one rule after another of the same kind."""
 
-    Raises OptionError for such a plan without images.
-    """
-    fitted = [decision.name for decision in saved or () if decision.fitted]
-    if fitted and options.calibration is None:
-        raise OptionError(
-            f"the plan removes channels of {fitted[0]} and refits what reads them, which needs images: give --calib "
-            "PATH, best those that the plan was made with."
-        )
-    return bool(fitted) or options.selection.channels == "on"
+    wide: Knowledge
+    options: Options
+    work: Workspace
+    _thinnings: tuple[Thinning, ...] | None = None
+
+    def fewer(self, rule: Rule) -> Knowledge:
+        """What is known of the network with fewer channels, for a rule to make a plan for.
+
+        Where no channels may go, or less damage is not clearly predicted and nobody requires it, what is known already.
+        Raises OptionError for a saved plan of other groups.
+        """
+        by_images, data = self.wide.by_images, self.wide.calibration
+        if by_images is None or data is None:
+            return self.wide
+        try:
+            return self._fewer(rule, by_images, data) or self.wide
+        except UNLIKE as error:
+            if by_images.required:
+                raise
+            note = f"all channels stay, since this network is unlike those known ({error!r:.80}); please report it"
+            self.wide = replace(self.wide, by_images=None, remarks=(*self.wide.remarks, note))
+            return self.wide
+
+    def _fewer(self, rule: Rule, by_images: ChannelsByImages, data: CalibrationData) -> Knowledge | None:
+        """What is known of the thinner network; None where it is not to be made."""
+        wide = self.wide
+        readers = _readers(wide.network, data, by_images.choice, layer_costs(rule, wide))
+        allowed = math.inf if by_images.required else _CLEARLY * least_damage(under_budget(rule, wide))
+        found = self._not_too_fast(rule, readers, by_images, data, allowed)
+        thin = _learn_again(found[1], wide, self.options, self.work) if found is not None else None
+        if found is None or thin is None or by_images.required:
+            return thin
+        return thin if found[0].damage + least_damage(under_budget(rule, thin)) <= allowed else None
+
+    def _not_too_fast(
+        self,
+        rule: Rule,
+        readers: Sequence[Reader],
+        by_images: ChannelsByImages,
+        data: CalibrationData,
+        allowed: float,
+    ) -> tuple[_Gone, Network] | None:
+        """The channels that go and the network without them, which is little faster than a speed-up asks for, if any.
+
+        None where no channels go, or more damage than is allowed is predicted.
+        """
+        aim = rule
+        for tries_left in reversed(range(_MOST_TRIES)):
+            gone = self._choose(aim, readers, by_images, data)
+            if not gone.channels or gone.predicted > allowed:
+                return None
+            network = _without(gone.channels, readers, self.wide.network, data, by_images.choice, self.work)
+            if network is None:
+                return None
+            if not isinstance(rule, Speedup) or not isinstance(aim, Speedup):
+                return gone, network
+            excess = self.wide.measured_latency.speedup_of(network) / rule.ratio
+            if excess <= 1 + _NEAR or not tries_left:
+                return gone, network
+            aim = Speedup(max(aim.ratio / excess, _LEAST_SPEEDUP))
+        return None
+
+    def _choose(
+        self, rule: Rule, readers: Sequence[Reader], by_images: ChannelsByImages, data: CalibrationData
+    ) -> _Gone:
+        """The channels of each group that go: those of a saved plan, or for the least damage under a budget."""
+        if by_images.choice.saved is not None:
+            return _Gone(_saved(readers, by_images.choice.saved), 0.0, 0.0)
+        return _share_out(self._find(readers, data), under_budget(rule, self.wide), data)
+
+    def _find(self, readers: Sequence[Reader], data: CalibrationData) -> tuple[Thinning, ...]:
+        """What may go of each group; found once."""
+        if self._thinnings is None:
+
+            def thinning(reader: Reader) -> Thinning:
+                own = data.moments[reader.place.site.name]
+                judge = (data.judge or data.moments)[reader.place.site.name]
+                return find_thinning(reader, own, judge)
+
+            self._thinnings = tuple(map_layers(thinning, readers, partial(self.work.progress, "channels")))
+        return self._thinnings
 
 
-def channels_do_less(wide: Wide, thin: Wide, damage: float, options: Options) -> bool:
-    """True where fewer channels, which do this damage, and pairs are predicted to do clearly less than pairs alone."""
-    alone, together = (_damage_of_pairs(each, options) for each in (wide, thin))
-    return damage + together <= _CLEARLY * alone
-
-
-def _damage_of_pairs(wide: Wide, options: Options) -> float:
-    in_params = isinstance(options.rule, Params)
-    budget = _budget(wide.network, options)
-    return least_damage(wide.layers, budget, in_params=in_params, align=wide.align, damage=wide.data.damage)
-
-
-def _budget(network: Network, options: Options) -> Budget:
-    rule = options.rule
-    if isinstance(rule, Params):
-        return Budget(network.params, rule.ratio, network.fewer_params)
-    if isinstance(rule, Macs):
-        return Budget(network.budget_macs, rule.ratio, network.fewer_macs)
-    raise OptionError("channels go by images under a budget: give --macs or --params.")
-
-
-def thin_by_images(wide: Wide, choice: ChannelChoice, options: Options, work: Workspace) -> Thin | None:
-    """The network without the channels that a budget or a saved plan leaves out; None where none can go.
-
-    Raises OptionError for a saved plan of other groups.
-    """
-    network, data = wide.network, wide.data
+def _readers(
+    network: Network, data: CalibrationData, choice: ChannelChoice, costs: Mapping[str, float]
+) -> tuple[Reader, ...]:
     shapes = infer_value_shapes(network.model, network.described.shapes)
     analysis, groups = analyse_groups(network.model, shapes, choice.left_out)
-    readers = find_readers(analysis, groups, network.located, data.moments)
-    gone, damage = (
-        (_saved(readers, choice.saved), 0.0) if choice.saved is not None else _chosen(readers, wide, options, work)
-    )
-    if not gone:
-        return None
-    model = network.model.clone()
-    places = {place.site.name: place for place in find_sites(model, network.shapes)}
-    for reader in readers:
-        if reader.group.name in gone:
-            name = reader.place.site.name
-            kernel, shift = refitted(reader, gone[reader.group.name], data.moments[name])
-            set_kernel(places[name], kernel)
-            add_to_bias(model, [places[name]], {name: shift})
-    folder = work.scratch / "thin"
-    folder.mkdir()
-    source = replace(network.source, model=model, path=network.original)
-    sample = data.samples.first if data.samples is not None else {}
-    thin = analyse(source, folder, network.described, data=sample, fold=True, channels=replace(choice, saved=None))
-    if thin.thinned is None:
-        return None
-    network = replace(
-        thin,
-        source=replace(thin.source, path=network.source.path),
-        original=network.original,
-        original_bytes=network.original_bytes,
-        original_params=network.original_params,
-        statistics=network.statistics,
-        means={},
-        notes=tuple(dict.fromkeys((*network.notes, *thin.notes))),
-        channels=tuple(_decision(decision, gone) for decision in thin.channels),
-        wide=network,
-    )
-    return Thin(network, damage)
+    return find_readers(analysis, groups, network.located, data.moments, costs)
 
 
 def _saved(readers: Sequence[Reader], saved: Sequence[ChannelDecision]) -> Wanted:
@@ -140,37 +156,72 @@ def _saved(readers: Sequence[Reader], saved: Sequence[ChannelDecision]) -> Wante
     return {decision.name: decision.dropped for decision in saved if decision.fitted}
 
 
-def _chosen(readers: Sequence[Reader], wide: Wide, options: Options, work: Workspace) -> tuple[Wanted, float]:
-    """The channels of each group that go, for the least damage under the budget together with pairs; their damage."""
-    data, in_params = wide.data, isinstance(options.rule, Params)
-    if not readers:
-        return {}, 0.0
-
-    def thinning(reader: Reader) -> Thinning:
-        own = data.moments[reader.place.site.name]
-        judge = (data.judge or data.moments)[reader.place.site.name]
-        return find_thinning(reader, own, judge)
-
-    found = list(map_layers(thinning, readers, partial(work.progress, "channels")))
-    menus = [_menu(one, wide, in_params=in_params) for one in found]
-    budget = _budget(wide.network, options)
-    options_taken = share_out(wide.layers, menus, budget, in_params=in_params, align=wide.align, damage=data.damage)
+def _share_out(thinnings: Sequence[Thinning], layers: BudgetedLayers, data: CalibrationData) -> _Gone:
+    """The channels of each group that go under a budget, for the least damage."""
+    menus = [_menu(one, data.sensitivities) for one in thinnings]
+    taken, of_all = share_out(layers, menus)
     gone = {
-        one.reader.group.name: tuple(sorted(one.order[: one.counts[taken]]))
-        for one, taken in zip(found, options_taken, strict=True)
-        if taken
+        one.reader.group.name: tuple(sorted(one.order[: one.counts[option]]))
+        for one, option in zip(thinnings, taken, strict=True)
+        if option
     }
-    return gone, sum(float(menu.damage[taken]) for menu, taken in zip(menus, options_taken, strict=True))
+    return _Gone(gone, sum(float(menu.damage[option]) for menu, option in zip(menus, taken, strict=True)), of_all)
 
 
-def _menu(thinning: Thinning, wide: Wide, *, in_params: bool) -> Menu:
+def _menu(thinning: Thinning, sensitivities: Mapping[str, Sensitivity]) -> Menu:
     """What each count saves, and the damage that it does."""
-    reader, sensitivities = thinning.reader, wide.data.sensitivities
-    per_channel = reader.params if in_params else reader.macs
-    own = sensitivities.get(reader.place.site.name)
+    own = sensitivities.get(thinning.reader.place.site.name)
     laws = [own] if own is not None else list(sensitivities.values())
     damage = np.median([law.at(thinning.errors) for law in laws], axis=0) if laws else thinning.errors
-    return Menu(-per_channel * np.array(thinning.counts, dtype=np.float64), np.asarray(damage, dtype=np.float64))
+    saved = thinning.reader.cost * np.array(thinning.counts, dtype=np.float64)
+    return Menu(-saved, np.asarray(damage, dtype=np.float64))
+
+
+def _without(
+    gone: Wanted,
+    readers: Sequence[Reader],
+    wide: Network,
+    data: CalibrationData,
+    choice: ChannelChoice,
+    work: Workspace,
+) -> Network | None:
+    """The network without these channels, what read them refitted; None where nothing goes in the end."""
+    model = wide.model.clone()
+    places = {place.site.name: place for place in find_sites(model, wide.shapes)}
+    for reader in readers:
+        if reader.group.name in gone:
+            name = reader.place.site.name
+            kernel, shift = refitted(reader, gone[reader.group.name], data.moments[name])
+            set_kernel(places[name], kernel)
+            add_to_bias(model, [places[name]], {name: shift})
+    folder = Path(tempfile.mkdtemp(prefix="thin", dir=work.scratch))
+    source = replace(wide.source, model=model, path=wide.original)
+    sample = data.samples.first if data.samples is not None else {}
+    thin = analyse(source, folder, wide.described, data=sample, fold=True, channels=replace(choice, saved=None))
+    if thin.thinned is None:
+        return None
+    return replace(
+        thin,
+        source=replace(thin.source, path=wide.source.path),
+        original=wide.original,
+        original_bytes=wide.original_bytes,
+        original_params=wide.original_params,
+        statistics=wide.statistics,
+        means={},
+        notes=tuple(dict.fromkeys((*wide.notes, *thin.notes))),
+        channels=tuple(_decision(decision, gone) for decision in thin.channels),
+        wide=wide,
+        rewrites=wide.rewrites,
+    )
+
+
+def _learn_again(network: Network, wide: Knowledge, options: Options, work: Workspace) -> Knowledge | None:
+    """What images and the device say about the thinner network."""
+    layers = measure_layers(network, options.selection, wide.saved, work.progress)
+    data, layers = calibrate(network, layers, None, options, work.progress, known=wide.calibration)
+    if data is None:
+        return None
+    return with_clocks(replace(wide, network=network, layers=layers, calibration=data), options, work)
 
 
 def _decision(decision: ChannelDecision, gone: Wanted) -> ChannelDecision:
