@@ -5,10 +5,12 @@
     TRP_DATA=SHARED python tools/real_networks.py --speedup 1.3 --only waifu2x
     TRP_DATA=SHARED python tools/real_networks.py --int8
     TRP_DATA=SHARED python tools/real_networks.py --macs 1.25 --images synthetic
-    python tools/real_networks.py --write                                       # and put the table into the page
+    TRP_DATA=SHARED python tools/real_networks.py --macs 1.25 --parts           # without one part after another
+    python tools/real_networks.py --write                                       # and put the tables into the page
 
 SHARED holds `models/real` and `data/real`, listed in `tools/data.py`. Every row is one `trp-export` command with its
-benchmark, so the machine must be quiet. Rows are kept in a file, so that a second call does just what is missing.
+benchmark, so the machine must be quiet; those of --parts are not timed. Rows are kept in a file, so that a second call
+does just what is missing.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ ROWS = Path(__file__).resolve().parents[1] / "build" / "real_networks.jsonl"
 
 
 IMAGES = ("real", "synthetic", "none")
+# What leaves out one part of the closed form each.
+PARTS = {"": "all", "--no-recover": "no refit", "--channels off": "pairs alone"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ NETWORKS = (
 @click.option("--int8", is_flag=True, help="int8 alone.")
 @click.option("--tune", help="As for trp-export, such as 5min.")
 @click.option("--images", type=click.Choice(IMAGES), default="real", show_default=True, help="What --calib gets.")
+@click.option("--parts", is_flag=True, help="Not timed, with all parts and without one after another.")
 @click.option("--only", default="", help="Networks whose name contains this.")
 @click.option("--write", is_flag=True, help="Put all rows into the page.")
 def main(
@@ -87,6 +92,7 @@ def main(
     only: str,
     *,
     int8: bool,
+    parts: bool,
     write: bool,
 ) -> None:
     ROWS.parent.mkdir(exist_ok=True)
@@ -96,12 +102,14 @@ def main(
     for network in NETWORKS:
         if only.lower() not in network.name.lower():
             continue
-        for rule in rules:
-            wanted = {"network": network.name, "rule": rule, "tune": tune, "images": images}
-            if not any(wanted.items() <= row.items() for row in rows):
-                append(ROWS, _export(network, rule, tune, images) | wanted)
+        for rule, part in ((rule, part) for rule in rules for part in (PARTS if parts else [None])):
+            wanted = {"network": network.name, "rule": rule, "tune": tune, "images": images, "part": part}
+            if not any(wanted.items() <= {"part": None, **row}.items() for row in rows):
+                append(ROWS, _export(network, rule, tune, images, part) | wanted)
     if write:
         rows = read(ROWS)
+        put_into_page(PAGE, "parts", _table_of_parts([row for row in rows if row.get("part") is not None]))
+        rows = [row for row in rows if row.get("part") is None]
         put_into_page(PAGE, "table", _table([row for row in rows if row["images"] == "real"]))
         if made := [row for row in rows if row["images"] != "real"]:
             print(_table(made))
@@ -115,9 +123,9 @@ def arguments(network: Network, rule: str, tune: str | None, images: str) -> lis
     return [*words.split(), *(("--tune", tune) if tune else ())]
 
 
-def _export(network: Network, rule: str, tune: str | None, images: str) -> dict[str, Any]:
+def _export(network: Network, rule: str, tune: str | None, images: str, part: str | None) -> dict[str, Any]:
     shared = Path(os.environ["TRP_DATA"])
-    command = arguments(network, rule, tune, images)
+    command = [*arguments(network, rule, tune, images), *([*part.split(), "--no-bench"] if part is not None else ())]
     folders = {"models": shared / "models" / "real", "data": shared / "data" / "real"}
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "small.onnx"
@@ -130,7 +138,7 @@ def _export(network: Network, rule: str, tune: str | None, images: str) -> dict[
     return row | {
         "score": report["deviation"]["score"],
         "macs": report["before"]["macs"] / report["after"]["macs"],
-        "speed": report["latency"]["models"][1]["ratio"],
+        "speed": report["latency"] and report["latency"]["models"][1]["ratio"],
         "notes": [note for note in report["notes"] if "held-out" in note],
         "code": done.returncode,
     }
@@ -149,13 +157,25 @@ def _table(rows: list[dict[str, Any]]) -> str:
         speed = row["speed"]
         start += f"| {row['macs']:.2f}x | {speed['value']:.2f}x [{speed['low']:.2f}, {speed['high']:.2f}] "
         start += f"| {speed['value'] / row['macs']:.2f} "
-        score, note = row["score"], next(iter(row["notes"]), "")
-        points = 100 if score["unit"] == "%" else 1
-        error = f" ± {points * score['error']:.2f}" if score.get("error") is not None else ""
-        what = f"{score['what']}, {score['images']} images"
-        before, after = points * score["before"], points * score["after"]
-        lines.append(f"{start}| {what} | {before:.2f} | {after:.2f}{error} | {note} |")
+        lines.append(f"{start}| {_score(row['score'])} | {next(iter(row['notes']), '')} |")
     return "\n".join(lines)
+
+
+def _table_of_parts(rows: list[dict[str, Any]]) -> str:
+    heads = "network | rule | parts | metric | before | after | held-out divergence"
+    lines = [f"| {heads} |", "|" + "---|" * (heads.count("|") + 1)]
+    for row in sorted(rows, key=lambda row: (row["network"], row["rule"], list(PARTS).index(row["part"]))):
+        start = f"| {row['network']} | `{row['rule']}` | {PARTS[row['part']]} "
+        lines.append(f"{start}| {_score(row['score'])} | {next(iter(row['notes']), '')} |")
+    return "\n".join(lines)
+
+
+def _score(score: dict[str, Any]) -> str:
+    """What was measured, before and after with its standard error, as cells."""
+    points = 100 if score["unit"] == "%" else 1
+    error = f" ± {points * score['error']:.2f}" if score.get("error") is not None else ""
+    before, after = points * score["before"], points * score["after"]
+    return f"{score['what']}, {score['images']} images | {before:.2f} | {after:.2f}{error}"
 
 
 if __name__ == "__main__":
