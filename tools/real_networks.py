@@ -3,7 +3,7 @@
     TRP_DATA=SHARED python tools/real_networks.py --macs 1.25 --macs 1.5        # the commands, one after the other
     TRP_DATA=SHARED python tools/real_networks.py --macs 1.25 --tune 5min --only yolox
     TRP_DATA=SHARED python tools/real_networks.py --speedup 1.3 --only waifu2x
-    TRP_DATA=SHARED python tools/real_networks.py --int8
+    TRP_DATA=SHARED python tools/real_networks.py --int8                        # alone; with --macs low rank, then int8
     TRP_DATA=SHARED python tools/real_networks.py --macs 1.25 --images synthetic
     TRP_DATA=SHARED python tools/real_networks.py --macs 1.25 --parts           # without one part after another
     python tools/real_networks.py --write                                       # and put the tables into the page
@@ -78,7 +78,7 @@ NETWORKS = (
 @click.command(help=(__doc__ or "").split("\n", maxsplit=1)[0])
 @click.option("--macs", type=float, multiple=True, help="Times fewer multiply-adds; repeatable.")
 @click.option("--speedup", type=float, multiple=True, help="Times as fast; repeatable.")
-@click.option("--int8", is_flag=True, help="int8 alone.")
+@click.option("--int8", is_flag=True, help="In int8; alone without a ratio.")
 @click.option("--tune", help="As for trp-export, such as 5min.")
 @click.option("--images", type=click.Choice(IMAGES), default="real", show_default=True, help="What --calib gets.")
 @click.option("--parts", is_flag=True, help="Not timed, with all parts and without one after another.")
@@ -97,7 +97,8 @@ def main(
 ) -> None:
     ROWS.parent.mkdir(exist_ok=True)
     rules = [f"--{name} {ratio:g}" for name, ratios in (("macs", macs), ("speedup", speedup)) for ratio in ratios]
-    rules += ["--precision int8"] * int8
+    if int8:
+        rules = [f"{rule} --precision int8" for rule in rules] or ["--precision int8"]
     rows = read(ROWS)
     for network in NETWORKS:
         if only.lower() not in network.name.lower():
