@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from training.channels.groups import ChannelGroup
+from training.data.seeds import seeded
 from training.layers import kernel_of
 
 _HIDDEN = 32
@@ -27,8 +28,7 @@ class Gates(nn.Module):
         super().__init__()
         self._parts: list[list[tuple[str, str]]] = []
         self.networks = nn.ModuleDict()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             for group in groups:
                 self._parts.append([self._add(model, group, layer) for layer in group.layers])
 

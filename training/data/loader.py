@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from training.data.reading import Samples, decode
 from training.data.transforms import Transform, transformed
@@ -123,7 +123,7 @@ def make_loader(
 def _batch(chosen: Sequence[Item], items: Sequence[Item]) -> Read:
     pixels = [item.pixels for item in chosen if item.pixels is not None]
     return Read(
-        torch.stack(pixels) if pixels else torch.empty(0),
+        default_collate(pixels) if pixels else torch.empty(0),  # In a worker, straight into shared memory.
         torch.tensor([item.label for item in chosen], dtype=torch.int64),
         tuple(item.remark for item in items if item.remark is not None),
     )

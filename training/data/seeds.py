@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 
 def generator(*parts: int) -> torch.Generator:
     """A generator whose stream is unrelated to that of any other combination of parts."""
     return torch.Generator().manual_seed(mixed_seed(*parts))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let torch's random numbers on the CPU follow from `seed` inside, and go on as before afterwards.
+
+    torch.manual_seed sets the generators of all devices, too, and takes as long as a third of reading an image.
+    """
+    before = torch.get_rng_state()
+    try:
+        torch.default_generator.manual_seed(seed)
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def mixed_seed(*parts: int) -> int:

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from training.data.augmentation import Augmentation
+from training.data.seeds import seeded
 
 # The short side before the centre crop, as torchvision's and most published validations have it: 256 for 224.
 _RESIZE = 256 / 224
@@ -48,8 +49,7 @@ def pixels_of(image: Image.Image) -> Tensor:
 
 def transformed(image: Image.Image, transform: Transform, seed: int) -> Tensor:
     """The pixels of the image after a transform whose random numbers follow from `seed` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return pixels_of(transform(image))
 
 
@@ -72,6 +72,5 @@ class BatchMix:
     def __call__(self, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         if self._mix is None:
             return x, y
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             return self._mix(x, y)
