@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from trp_export.errors import LoadError
-from trp_export.inputs.pictures import DEEP_MODES, in_eight_bits, open_image, upright
+from trp_export.inputs.pictures import DEEP_MODES, in_eight_bits, open_image, open_picture, upright
 
 _ODD_MODES = {"P": "palette", "PA": "palette", "CMYK": "CMYK", "1": "1-bit", "F": "floating point", "YCbCr": "YCbCr"}
 
@@ -44,7 +44,7 @@ class Samples(Protocol):
 def decode(source: Path | bytes, name: str) -> Decoded:
     """Decode one image of any format, size and colour mode. It never raises for what is wrong with the file."""
     try:
-        with open_image(BytesIO(source) if isinstance(source, bytes) else source, name) as image:
+        with open_image(BytesIO(source), name) if isinstance(source, bytes) else open_picture(source) as image:
             turned = upright(image)
             remark = "16-bit" if image.mode in DEEP_MODES else _ODD_MODES.get(image.mode)
             if remark is None and turned is not image:
