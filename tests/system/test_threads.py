@@ -70,7 +70,7 @@ def test_a_signal_does_not_wait_for_work_that_never_ends(way: str) -> None:
 DECOMPOSING = """
 import os, signal, threading
 import numpy as np
-from trp_export.lowrank.eigen import eigenvalues
+from trp_export.lowrank.unlocked import eigenvalues
 from trp_export.system.threads import in_background
 
 def work():

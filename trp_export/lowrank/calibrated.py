@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-from scipy.linalg import solve_triangular
 
 from trp_export.lowrank.factor import Factors, Float64
 from trp_export.lowrank.metric import ErrorMetric, unweigh, weigh
 from trp_export.lowrank.schemes import Array, Scheme, fold_pair, full_rank
+from trp_export.lowrank.unlocked import solve_lower
 
 # Added to a covariance as a share of its mean diagonal: what the images did not show must still cost something.
 RIDGE = 1e-4
@@ -262,7 +262,7 @@ def _held_out_errors(stack: _Stack, judge: _Stack, variances: Float64) -> Float6
 
 def _solve_lower(lower: Float64, right: Float64) -> Float64:
     """X with L X = B, for stacks of lower triangles (p, q, q) and right sides (p, q, n)."""
-    solved = [solve_triangular(a, b, lower=True, check_finite=False) for a, b in zip(lower, right, strict=True)]
+    solved = [solve_lower(a, b) for a, b in zip(lower, right, strict=True)]
     return np.stack(solved) if len(solved) > 1 else solved[0][None]
 
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import blas
 
-from trp_export.lowrank.eigen import eigenvalues, largest_eigenvectors
 from trp_export.lowrank.schemes import Array, Scheme, fold, fold_pair, unfold
+from trp_export.lowrank.unlocked import add_gram, eigenvalues, largest_eigenvectors
 
 Float64 = NDArray[np.float64]
 _CHUNK_BYTES = 64 * 2**20
@@ -124,9 +123,9 @@ def _gram(matrix: Array) -> Float64:
     rows = len(matrix)
     total = np.zeros((rows, rows), order="F")
     for columns in _slices(matrix):
-        part = matrix[:, columns].astype(np.float64)
+        part = matrix[:, columns].astype(np.float64, order="F")
         if rows > _LARGE:
-            total = blas.dsyrk(1.0, part, beta=1.0, c=total, lower=True, overwrite_c=True)
+            add_gram(total, part)
         else:
             total += part @ part.T
     return total
