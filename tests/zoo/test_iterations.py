@@ -61,6 +61,16 @@ def test_the_file_runs_the_trunk_so_often(weights: Path, iterations: int | None)
     assert source.arch == f"resnet14x0.25-dignet-t{iterations or 2}"
 
 
+def test_parameters_are_those_of_the_module_at_any_number_of_iterations(weights: Path) -> None:
+    state = torch.load(weights, weights_only=True)
+    of_trunk, of_gates = (
+        sum(value.numel() for name, value in state.items() if name.startswith(part) and value.is_floating_point())
+        for part in ("trunk.", "gates.")
+    )
+    for iterations, wanted in ((1, of_trunk), (2, of_trunk + of_gates), (3, of_trunk + of_gates)):
+        assert count_params(load(weights, LoadOptions(arch=NAME, iterations=iterations)).model) == wanted
+
+
 def test_factors_are_stored_once_for_all_iterations(weights: Path) -> None:
     params, convs = [], []
     for iterations in (2, 4):

@@ -167,12 +167,20 @@ def _export_script(module: nn.Module, example: Example, static: bool, outputs: i
 
 
 def _clean(model: ir.Model) -> None:
-    """Fold the small constant expressions the exporter leaves, such as a bias computed from a weight's shape."""
+    """Fold the small constant expressions the exporter leaves, and drop the zeros it gives convs without a bias."""
     from onnxscript import optimizer
 
     strip_traces(model)
+    stored = set(model.graph.initializers)
     with _quiet():
         optimizer.fold_constants(model)
+    for node in model.graph:
+        bias = node.inputs[2] if node.op_type == "Conv" and len(node.inputs) > 2 else None
+        if bias is None or bias.name in stored or bias.const_value is None or bias.const_value.numpy().any():
+            continue
+        node.replace_input_with(2, None)
+        if not bias.uses():
+            del model.graph.initializers[str(bias.name)]
 
 
 def _run(module: nn.Module, example: Example, what: str) -> list[NDArray[Any]]:
