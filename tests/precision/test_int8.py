@@ -282,6 +282,28 @@ def round_all(model: ir.Model, x: np.ndarray) -> onnx.ModelProto:
     return proto(copy)
 
 
+def test_each_use_of_a_shared_weight_has_its_own_ranges() -> None:
+    """One use sees values 100 times smaller; with the range of the other it would keep three levels of 255."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    net (float[N, 3, 12, 12] x) => (float[N, 3, 12, 12] large, float[N, 3, 12, 12] small) <float hundredth = {0.01}>
+    { large = Conv <pads = [1, 1, 1, 1]> (x, w)  s = Mul (x, hundredth)
+      small = Conv <pads = [1, 1, 1, 1]> (s, w) }"""
+    model, _ = make_network(text, given={"w": np.random.default_rng(0).standard_normal((3, 3, 3, 3))})
+    x = make_images(16).inputs
+    made = round_all(model, x)
+    for before, after in zip(run(proto(model), {"x": x}), run(made, {"x": x}), strict=True):
+        assert relative_l2(before, after) < 0.03
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    makers = {name: node for node in made.graph.node for name in node.output}
+    convs = [node for node in made.graph.node if node.op_type == "Conv"]
+    weights, steps = zip(
+        *((makers[conv.input[1]].input[0], values[makers[conv.input[0]].input[1]]) for conv in convs), strict=True
+    )
+    assert len(set(weights)) == 1
+    by_hand = np.ptp([*x.ravel(), 0.0]) / 255
+    np.testing.assert_allclose(steps, [by_hand, by_hand / 100], rtol=1e-3)
+
+
 def test_pairs_of_shared_weights_are_equalised_together() -> None:
     text = """<ir_version: 8, opset_import: ["": 17]>
     net (float[N, 3, 12, 12] x) => (float[N, 3, 12, 12] y)
