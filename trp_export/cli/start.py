@@ -40,13 +40,18 @@ def call(main: Callable[[], object]) -> None:
     While Python shuts down, it would let any signal end it. Signals are ignored from here on, so that the exit code
     stays what it is. Work that an interrupt left in the background is not waited for.
     """
-    from trp_export.system.signals import exit_without_waiting, ignore_ending_signals
+    from trp_export.errors import INTERRUPTED
+    from trp_export.system.signals import exit_without_teardown, ignore_ending_signals
 
+    interrupted = False
     try:
         main()
+    except SystemExit as end:
+        interrupted = end.code == INTERRUPTED
+        raise
     finally:
         ignore_ending_signals()
-        exit_without_waiting()
+        exit_without_teardown(interrupted=interrupted)
 
 
 def export() -> None:

@@ -6,6 +6,7 @@ the first is undone where the command ends; where the others are known to happen
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -69,9 +70,16 @@ def ignore_ending_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def exit_without_waiting() -> None:
-    """End the process at once if work is left in the background: libraries must not be taken down under it."""
-    if any(thread.name == BACKGROUND for thread in threading.enumerate()):
+def exit_without_teardown(*, interrupted: bool) -> None:
+    """End the process at once where it was interrupted, or where work is left in the background.
+
+    Libraries must not be taken down under such work, nor those that an interrupt left half imported: some crash then.
+    """
+    is_busy = any(thread.name == BACKGROUND for thread in threading.enumerate())
+    if interrupted and not is_busy:
+        with suppress(Exception):
+            atexit._run_exitfuncs()  # Processes of libraries end, and their temporary folders go.
+    if interrupted or is_busy:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
