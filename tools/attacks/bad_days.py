@@ -32,6 +32,20 @@ Setup = Callable[[], object]
 BENCH = ("base.onnx", "--budget", "0.1", "--processes", "1")
 SEARCH = ("base.onnx", "--data", "good.npz", "--macs", "1.5", "--epochs", "1", "-o", "s.json")
 ESCAPE = "\x1b]0;PWNED\x07\x1b[2J\u202e"
+# What files and folders may be called.
+NAMES = {
+    "control characters": ESCAPE,
+    "no UTF-8": "\udcff\udcfe",
+    "a line end": "a\nerror: forged",
+    "200 bytes": "é" * 100,
+    "300 bytes": "é" * 150,
+    "spaces": "  two  spaces ",
+    "many scripts": "模型 модель 🦆 e\u0301",
+    "a leading dash": "-rank",
+    "a hidden name": ".hidden",
+    "braces and percents": "{0} %s $HOME `id` [a-z]* &lt;",
+    "a backslash": "C:\\x",
+}
 
 
 def attempts(kit: Kit) -> Iterator[Attempt]:
@@ -662,7 +676,7 @@ def _shards(kit: Kit) -> Iterator[tuple[str, Prepare]]:
     ):
         if find_spec("webdataset") is not None:
             yield f"a shard with {name}", partial(_shard, kit, name)
-    for name in ("links to a device", "a pipe", "names of control characters", "no UTF-8", "a link to itself"):
+    for name in ("links to a device", "a pipe", "a link to itself"):
         yield f"classes with {name}", partial(_classes, kit, name)
 
 
@@ -738,8 +752,9 @@ def _classes(kit: Kit, what: str, folder: Path) -> Call:
     elif what == "a link to itself":
         (inside / "a" / "loop").symlink_to("..")
         (inside / "c").symlink_to(".")
-    else:
-        (inside / "a").rename(inside / (ESCAPE if what.startswith("names") else "\udcff"))
+    else:  # A name, if the file system can hold it.
+        with suppress(OSError):
+            (inside / "a").rename(inside / what)
     arguments = ["--arch", "resnet20", "--data", "imagefolder:set", "--batch", "8", "--shape", "1,3,32,32"]
     return Call(
         "trp-train",
@@ -754,25 +769,39 @@ def _classes(kit: Kit, what: str, folder: Path) -> Call:
 
 
 def _names(kit: Kit) -> Iterator[tuple[str, Prepare]]:
-    names = {
-        "control characters": ESCAPE,
-        "no UTF-8": "\udcff\udcfe",
-        "a line end": "a\nerror: forged",
-        "200 bytes": "é" * 100,
-    }
-    for what, name in names.items():
-        yield f"trp-train -o {what}", partial(_called, kit, "trp-train", [*TRAIN, "-o", name])
-        yield f"trp-search -o {what}", partial(_called, kit, "trp-search", [*SEARCH[:-1], f"{name}.json"])
-        yield f"trp-bench --save {what}", partial(_called, kit, "trp-bench", [*BENCH, "--save", f"{name}.json"])
-        yield f"--bundle {what}", partial(_called, kit, "trp-export", ["base.onnx", *EXPORT, "--bundle", name])
+    for what, name in NAMES.items():
+        path = f"./{name}" if name.startswith("-") else name
+        yield f"trp-train -o {what}", partial(_called, kit, "trp-train", [*TRAIN, "-o", path])
+        yield f"trp-search -o {what}", partial(_called, kit, "trp-search", [*SEARCH[:-1], f"{path}.json"])
+        yield f"trp-bench --save {what}", partial(_called, kit, "trp-bench", [*BENCH, "--save", f"{path}.json"])
+        yield f"--bundle {what}", partial(_called, kit, "trp-export", ["base.onnx", *EXPORT, "--bundle", path])
         yield (
             f"--report {what}",
-            partial(_called, kit, "trp-export", ["base.onnx", *EXPORT, "-o", "o.onnx", "--report", f"{name}.html"]),
+            partial(_called, kit, "trp-export", ["base.onnx", *EXPORT, "-o", "o.onnx", "--report", f"{path}.html"]),
         )
-        yield f"trp-bundle verify {what}", partial(_called, kit, "trp-bundle", ["verify", name])
+        yield f"trp-bundle verify {what}", partial(_called, kit, "trp-bundle", ["verify", path])
+        yield f"a model called {what}", partial(_read, kit, name, "base.onnx", "trp-export", ["{}", *EXPORT])
+        yield f"a benchmark of {what}", partial(_read, kit, name, "base.onnx", "trp-bench", ["{}", *BENCH[1:]])
+        calibrated = ["base.onnx", *EXPORT, "--calib", "{}", "-o", "o.onnx"]
+        yield f"images called {what}", partial(_read, kit, name, "good.npz", "trp-export", calibrated)
+        yield f"a folder of images called {what}", partial(_read, kit, name, "images", "trp-export", calibrated)
+        yield f"a class called {what}", partial(_classes, kit, name)
 
 
 def _called(kit: Kit, program: str, arguments: list[str], folder: Path) -> Call:
     kit.copy(folder, "base.onnx", "data", "good.npz")
     codes = (2, 3) if program == "trp-bundle" else (0, 2, 7)
     return Call(program, arguments, codes=codes, writes=("*",), signal=0)
+
+
+def _read(kit: Kit, name: str, source: str, program: str, arguments: list[str], folder: Path) -> Call:
+    """A file of this name is read like any other, where the file system can hold the name."""
+    kit.copy(folder, "base.onnx", source) if source != "base.onnx" else kit.copy(folder, source)
+    name += Path(source).suffix
+    codes: tuple[int, ...] = (0,)
+    try:
+        (folder / source).rename(folder / name)
+    except OSError:
+        codes = (2, 3)
+    path = f"./{name}" if name.startswith("-") else name
+    return Call(program, [part.format(path) for part in arguments], codes=codes, writes=("*",), signal=0)
