@@ -358,3 +358,18 @@ def test_ctrl_c_during_start_up_ends_in_one_line(command: str, delay_s: float, t
     else:  # The command was ready first, and refused its options; after that the signal ends the interpreter.
         assert process.returncode in (2, 3, -signal.SIGINT), errors
         assert b"error: " in errors
+
+
+@pytest.mark.parametrize(("code", "printed"), [(0, "tidied up\ntaken down\n"), (130, "tidied up\n")])
+def test_nothing_is_taken_down_after_an_interrupt(code: int, printed: str) -> None:
+    program = (
+        "import atexit, sys\n"
+        "from trp_export.cli.start import call\n"
+        "class Library:\n"
+        "    def __del__(self): print('taken down')\n"
+        "library = Library()\n"
+        "atexit.register(print, 'tidied up')\n"
+        f"call(lambda: sys.exit({code}))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, printed, "")

@@ -239,7 +239,8 @@ class DyingSamples(FolderSamples):
         return super().read(index)
 
 
-def test_a_worker_that_dies_is_reported_between_steps(folder: Path) -> None:
+def test_a_worker_that_dies_is_reported_between_steps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils.data.dataloader._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # Seconds, once 5.
     samples, how = DyingSamples(folder), reading(workers=1)
     source = IndexedSource(samples, torch.tensor([0]), how)
     with pytest.raises(TrpError, match=r"a process that reads images has died.*lower --workers"):
