@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from trp_export.system.privacy import is_private, names_without_paths, without_paths
 
 PARTS = st.text("abcdefghijklmnopqrstuvwxyz0123456789_-", min_size=2, max_size=8)
-MODULES = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=2, max_size=8)
+# A part of a network may not be called as a folder of this run is, such as /tmp.
+MODULES = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=2, max_size=8).filter(lambda name: not is_private(f"/{name}"))
 OPERATORS = st.sampled_from(["Conv", "Relu", "Add", "Gemm", "MatMul", "Conv_1", "Relu_output_0"])
 ROOTS = [
     *("/content/drive/MyDrive/alice", "/projects/alice", "/proj/alice", "/net/alice", "/export/home/alice"),

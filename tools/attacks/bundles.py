@@ -29,7 +29,11 @@ def attempts(kit: Kit) -> Iterator[Attempt]:
         codes = (0, 2, 3) if what.startswith(MAY_HOLD) else (2, 3)
         yield Attempt("bundles", f"manifest with {what}", partial(_changed, kit, partial(_edit, edit), codes=codes))
     for digest in ("0" * 64, "", "x", "\x1b[2J", "sha256:" + "0" * 64, "0" * 10**5):
-        yield Attempt("bundles", f"digest {digest[:20]!r}", partial(_changed, kit, lambda b: None, digest))
+        yield Attempt(
+            "bundles",
+            f"digest {digest[:20]!r} of {len(digest)} characters",
+            partial(_changed, kit, lambda b: None, digest),
+        )
 
 
 def _changed(kit: Kit, change: Change, *rest: Any, codes: tuple[int, ...] = (2, 3)) -> Call:
