@@ -795,13 +795,13 @@ def _called(kit: Kit, program: str, arguments: list[str], folder: Path) -> Call:
 
 
 def _read(kit: Kit, name: str, source: str, program: str, arguments: list[str], folder: Path) -> Call:
-    """A file of this name is read like any other, where the file system can hold the name."""
+    """A file of this name is read like any other, where the file system can hold it. Outputs are called in UTF-8."""
     kit.copy(folder, "base.onnx", source) if source != "base.onnx" else kit.copy(folder, source)
     name += Path(source).suffix
-    codes: tuple[int, ...] = (0,)
+    codes: tuple[int, ...] = (0, 7) if name.startswith("\udcff") else (0,)
     try:
         (folder / source).rename(folder / name)
     except OSError:
-        codes = (2, 3)
+        codes = (2, 3, 7)
     path = f"./{name}" if name.startswith("-") else name
     return Call(program, [part.format(path) for part in arguments], codes=codes, writes=("*",), signal=0)
