@@ -684,7 +684,8 @@ def _shard(kit: Kit, what: str, folder: Path) -> Call:
     path = folder / "shard-000.tar"
     path.write_bytes(_members(what))
     _damage(path, what)
-    arguments = ["--arch", "resnet20", "--data", "webdataset:shard-000.tar", "--batch", "32", "--validation", "16"]
+    (folder / "shard-001.tar").write_bytes(_members("sound"))
+    arguments = ["--arch", "resnet20", "--data", "webdataset:shard-*.tar", "--batch", "32", "--validation", "16"]
     return Call(
         "trp-train",
         [*arguments, "--epochs", "1", "--workers", "1", "-o", "new"],
