@@ -42,6 +42,9 @@ _FIRST_ONLY = frozenset(
     {"Reshape", "Slice", "Gather", "Expand", "Tile", "Pad", "Squeeze", "Unsqueeze", "TopK", "Clip", "GatherND"}
     | {"GatherElements", "SplitToSequence", "SequenceAt"}
 )
+_GATHERS = frozenset({"Gather", "GatherND", "GatherElements"})
+_CHOOSES = _CHOOSING | {"ArgMax"}
+_PASSES_INDICES = _MOVING | {"Cast", "Add", "Sub", "Mul", "Div", "Mod", "Unsqueeze", "Where"}
 # These read nothing but a shape, and hide the values that they are added to.
 _NOISE = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
 _LEARNED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum"})
@@ -185,9 +188,18 @@ def _follow(value: ir.Value, known: dict[ir.Value, _Found]) -> _Found:
 
 
 def _data(node: ir.Node) -> Iterator[ir.Value]:
-    """The inputs that hold values: not the shapes, indices and bounds of an operator."""
+    """The inputs that hold values: not the shapes, indices and bounds of an operator, unless the indices are chosen."""
     inputs = node.inputs[:1] if node.op_type in _FIRST_ONLY else node.inputs
-    return (value for value in inputs if value is not None)
+    chosen = [value for value in node.inputs[1:2] if node.op_type in _GATHERS and value is not None and _chosen(value)]
+    return (value for value in (*inputs, *chosen) if value is not None)
+
+
+def _chosen(value: ir.Value) -> bool:
+    """True for indices that follow from values, as those of TopK and NonMaxSuppression do."""
+    node: ir.Node | None = value.producer()
+    while node is not None and node.op_type not in _CHOOSES:
+        node = node.inputs[0].producer() if node.op_type in _PASSES_INDICES and node.inputs[0] is not None else None
+    return node is not None
 
 
 def _computed(value: ir.Value) -> bool:
