@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from trp_export.calibration.layer_inputs import LayerInputs, Use, is_read
 from trp_export.calibration.memory import images_to_sum, positions_to_read
@@ -23,7 +25,7 @@ from trp_export.calibration.triangles import diagonal, packed, rows, unpacked
 from trp_export.errors import LoadError, OptionError
 from trp_export.graph.sites import LocatedSite
 from trp_export.inputs.arrays import read_arrays, require_plain_file
-from trp_export.inputs.samples import Samples
+from trp_export.inputs.samples import Groups, Samples
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.metric import ErrorMetric
 from trp_export.lowrank.site import Site
@@ -130,33 +132,53 @@ class Moments:
 
 
 class MomentSums:
-    """Running sums about a reference point near the mean, in double precision: nothing cancels at the end."""
+    """Running sums about a reference point near the mean, in double precision: nothing cancels at the end.
+
+    Groups of images whose values differ by far in size count alike: each image is weighed by what its group's first
+    patches measure. `mass` is the sum of these weights over patches, their number where there are no groups.
+    """
 
     def __init__(self, reference: Array) -> None:
         group, d = reference.shape
         self.reference = reference.astype(np.float32).astype(np.float64)
         self._count = self._images = 0
+        self.mass = 0.0
+        self._sizes: dict[int, float] = {}
         self._total = np.zeros((group, d))
         self._outer = np.zeros((group, d, d))
         self._norms = np.zeros(group)
 
-    def add(self, patches: Float32) -> None:
+    def weights(self, patches: Float32, groups: Groups | None) -> Float64 | None:
+        """What each of these images counts: (images,); None where all count alike."""
+        if groups is None:
+            return None
+        for group in np.unique(groups).tolist():
+            if group not in self._sizes:
+                self._sizes[group] = float(np.square(patches[:, groups == group], dtype=np.float64).mean())
+        sizes = np.array([self._sizes[group] for group in groups.tolist()])
+        return np.asarray(np.divide(1.0, sizes, out=np.zeros(len(sizes)), where=sizes > 0))
+
+    def add(self, patches: NDArray[Any], weights: Float64 | None = None) -> None:
         """Patches (group, images, positions, d). Of one image, products of many patches may be in single precision."""
         group, images, positions, d = patches.shape
-        patches = patches - self.reference.astype(np.float32)[:, None, None, :]
+        # The reference may be far larger than patches that count much: then all is in double precision.
+        kind = np.dtype(np.float32 if weights is None else np.float64)
+        patches = np.asarray(patches - self.reference.astype(kind)[:, None, None, :])
+        weights = np.ones(images) if weights is None else weights
         self._count += images * positions
         self._images += images
-        self._total += patches.sum(axis=(1, 2), dtype=np.float64)
+        self.mass += positions * float(weights.sum())
+        self._total += np.einsum("gid,i->gd", patches.sum(axis=2, dtype=np.float64), weights)
         if positions < d:
-            exact = patches.astype(np.float64)
+            exact = patches.astype(np.float64) * np.sqrt(weights)[:, None, None]
             flat = exact.reshape(group, -1, d)
             self._outer += flat.transpose(0, 2, 1) @ flat
             # The norm of X^T X is that of X X^T.
             self._add_norms(exact @ exact.transpose(0, 1, 3, 2), positions)
         else:
-            for index in range(images):
+            for index, weight in enumerate(weights.tolist()):
                 own = patches[:, index]
-                product = own.transpose(0, 2, 1) @ own
+                product = weight * (own.transpose(0, 2, 1) @ own)
                 self._outer += product
                 self._add_norms(product[:, None], positions)
 
@@ -166,6 +188,10 @@ class MomentSums:
 
     def moments(self) -> Moments:
         """The moments about zero."""
+        if self.mass and self.mass != self._count:
+            unit = self._count / self.mass
+            self._total, self._outer, self._norms = unit * self._total, unit * self._outer, unit**2 * self._norms
+            self.mass = float(self._count)
         mean_norm = np.einsum("gde,gde->g", self._outer, self._outer) / self._count**2
         scatter = np.maximum(self._norms - self._images * mean_norm, 0.0)
         total = self._total + self._count * self.reference
@@ -199,10 +225,11 @@ def gather_moments(
     done = 0
     for batch in samples.batches(at_a_time):
         for place, uses in inputs(batch.arrays):
-            for patches in sample_patches(uses, place.site, len(batch), len(samples), rng):
+            for patches, groups in sample_patches(uses, place.site, len(batch), len(samples), rng, batch.groups):
                 if place.site.name not in sums:
                     sums[place.site.name] = MomentSums(patches.mean(axis=(1, 2), dtype=np.float64))
-                sums[place.site.name].add(patches)
+                own = sums[place.site.name]
+                own.add(patches, own.weights(patches, groups))
         done += len(batch)
         progress(done / len(samples))
     calibrated = {place.site.name for place in inputs.places}
@@ -305,9 +332,15 @@ def samples_per_image(site: Site, images: int) -> int:
 
 
 def sample_patches(
-    uses: Sequence[Use], site: Site, batch: int, images: int, rng: np.random.Generator
-) -> Iterator[Float32]:
-    """Patches of all uses of a layer on a batch, each (group, images, positions, d), some images at a time.
+    uses: Sequence[Use],
+    site: Site,
+    batch: int,
+    images: int,
+    rng: np.random.Generator,
+    groups: Groups | None = None,
+) -> Iterator[tuple[Float32, Groups | None]]:
+    """Patches of all uses of a layer on a batch, each (group, images, positions, d), some images at a time, and the
+    groups of these images.
 
     Positions are drawn from all uses alike, so that a use counts by its size. The patches of one image are put
     together, since they are no independent samples. Raises LoadError for values that are not finite or huge, and where
@@ -315,9 +348,21 @@ def sample_patches(
     """
     drawn = draw_positions(uses, site, batch, images, rng)
     for some in image_blocks(uses, site, drawn):
-        yield from together(
+        for part in together(
             [_patches(use.of_images(some), site, at[some]) for use, at in zip(uses, drawn, strict=True)], axis=2
-        )
+        ):
+            yield part, groups_at(groups, uses[0].images, some, part.shape[1])
+
+
+def groups_at(groups: Groups | None, images: int, some: slice, count: int) -> Groups | None:
+    """The groups of `some` of the images that a layer reads, `count` of them.
+
+    A layer may read several for each sample, as where windows lie on the first axis. None where they do not tell.
+    """
+    if groups is None or not len(groups) or images % len(groups):
+        return None
+    own = np.repeat(groups, images // len(groups))[some]
+    return own if len(own) == count else None
 
 
 def image_blocks(uses: Sequence[Use], site: Site, drawn: Sequence[Positions]) -> Iterator[slice]:
