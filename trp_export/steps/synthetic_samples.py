@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 
 import numpy as np
 
@@ -106,7 +107,9 @@ def _from_statistics(
     with held_back():
         from trp_export.recover.synthetic import affordable, synthesise
 
-    count = calibration.count or affordable(network.macs or 1)
+    runs = (run for runs in network.shapes.values() for run in runs)
+    values = sum(prod(size or 1 for size in run.output) for run in runs if run.output)
+    count = calibration.count or affordable(network.macs or 1, values)
     if calibration.unasked:
         count = min(count, _MOST_UNASKED)
     return synthesise(
