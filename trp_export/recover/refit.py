@@ -251,9 +251,22 @@ class _Aim:
         """What the layer itself should give: (1, images, count, n)."""
         target = _outputs_at(self.output[images], positions)
         for before, now in self.shortcuts:
-            target += _outputs_at(before[images], positions)
-            target -= _outputs_at(now[images], positions)
+            # A sum repeats what has fewer axes or extents of 1, such as a number for each channel.
+            target += _outputs_at(np.broadcast_to(before, self.output.shape)[images], positions)
+            target -= _outputs_at(np.broadcast_to(now, self.output.shape)[images], positions)
         return target.reshape(1, *positions.shape, -1)
+
+
+def _aim(output: Array, shortcuts: Sequence[tuple[Array, Array]]) -> _Aim:
+    """Without shortcuts that make the sum larger than the layer's output."""
+    return _Aim(output, [pair for pair in shortcuts if _fits(pair[0].shape, output.shape)])
+
+
+def _fits(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, whole) == whole
+    except ValueError:
+        return False
 
 
 def _gather(
@@ -276,7 +289,7 @@ def _gather(
         images = uses[0].images
         drawn = draw_positions(uses, site, images, walks.images, rng)
         aims = [
-            _Aim(wanted[_output(node)][index], [(wanted[name][index], got[name][index]) for name in names])
+            _aim(wanted[_output(node)][index], [(wanted[name][index], got[name][index]) for name in names])
             for node, names in zip(nodes, shortcuts, strict=True)
         ]
         yield _some_at_a_time(uses, aims, drawn, site, walks.groups[index])
