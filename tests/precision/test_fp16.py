@@ -56,7 +56,7 @@ def test_a_model_on_which_onnxruntime_crashes_is_refused(tmp_path: Path, monkeyp
 
 
 def test_an_answer_that_hardly_varies_on_noise_is_judged_beside_its_size(tmp_path: Path) -> None:
-    """A bias near one, which float16 rounds, beside a spread of 1e-4: float16 holds the answer as closely as it holds any."""
+    """A bias near one, which float16 rounds, beside a spread of 1e-4."""
     text = NET.replace("y = Relu (a)", "y = Add (a, b)").replace("w__weight>", "w__weight, float b = {1.0003}>")
     model = build(text)
     (weight,) = (tensor for tensor in model.graph.initializer if tensor.name == "w.weight")
