@@ -78,18 +78,20 @@ def sum_residuals(state: LayerState, samples: Iterable[Samples]) -> Residuals:
     bias = state.bias.astype(np.float32)
     sums: MomentSums | None = None
     total, cross = np.zeros(len(state.bias)), np.zeros(kernel.shape)
-    for x, y, groups in samples:
-        sums = sums or MomentSums(x.mean(axis=(1, 2), dtype=np.float64))
-        weights = sums.weights(x, groups)
-        sums.add(x, weights)
-        flat = x.reshape(len(x), -1, x.shape[-1])
-        made = (flat @ kernel.transpose(0, 2, 1)).transpose(1, 0, 2).reshape(y.shape)
-        left = y - made - bias
-        if weights is not None:
-            left = left * np.repeat(weights, x.shape[2])[:, None]
-        total += left.sum(axis=0, dtype=np.float64)
-        apart = flat - sums.reference.astype(left.dtype)[:, None, :]
-        cross += left.reshape(len(left), len(x), -1).transpose(1, 2, 0) @ apart
+    for every, answers, groups in samples:
+        sums = sums or MomentSums(every.mean(axis=(1, 2), dtype=np.float64))
+        targets = answers.reshape(*every.shape[1:3], -1)
+        for places, own in sums.by_group(every, groups):
+            x, y = every[:, places], targets[places].reshape(-1, targets.shape[-1])
+            sums.add_to(own, x)
+            flat = x.reshape(len(x), -1, x.shape[-1])
+            made = (flat @ kernel.transpose(0, 2, 1)).transpose(1, 0, 2).reshape(y.shape)
+            left = y - made - bias
+            summed = own.weight * left.sum(axis=0, dtype=np.float64)
+            total += summed
+            apart = flat - own.reference.astype(np.float32)[:, None, :]
+            cross += own.weight * (left.reshape(len(left), len(x), -1).transpose(1, 2, 0) @ apart)
+            cross += summed.reshape(len(x), -1, 1) * (own.reference - sums.reference)[:, None, :]
     assert sums is not None  # There are always images to fit to, and to judge on where these are given.
     mass = sums.mass or 1.0
     inputs = sums.moments()
