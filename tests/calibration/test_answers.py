@@ -54,6 +54,17 @@ def make_model(body: str, outputs: str, seed: int = 0) -> ir.Model:
         (POOLED + "y = Multinomial (l)\n", "int32[N, 1] y", {"l"}),
         (TRUNK + "n = RandomNormalLike (r)\n y = Mul (r, n)\n", "float[N, 6, 12, 12] y", {"r"}),
         (
+            TRUNK + "b = Conv (r, v)\n c = Conv (r, u)\n s = Sigmoid (c)\n most = ReduceMax <axes = [1, 2]> (s)\n"
+            "k = Constant <value_ints = [1]> ()\n top, i = TopK (most, k)\n y = GatherND <batch_dims = 1> (b, i)\n",
+            "float[N, M, 12, 12] y",
+            {"b", "c"},
+        ),
+        (
+            TRUNK + "q = Shape (r)\n i = ReduceMax <keepdims = 0> (q)\n y = Gather <axis = 0> (r, i)\n",
+            "float[N, M, 12] y",
+            {"r"},
+        ),
+        (
             TRUNK + "a, b = Split <axis = 1> (r)\n n = RandomNormalLike (b)\n s = Mul (b, n)\n y = Add (a, s)\n",
             "float[N, 3, 12, 12] y",
             {"r"},

@@ -179,7 +179,7 @@ WAVE = "d = Constant <value_float = 1.0> () y = Mul (x, d)"
         ("float16[n, t, 2] x", {"x": (1, 16_384, 2)}),
         ("float[n, 80, t] x", {"x": (1, 80, 224)}),
         ("int64[n, t] x", {"x": (1, 224)}),
-        ("float[n, 8, d, h, w1] x", {"x": (1, 8, 64, 64, 64)}),
+        ("float[n, 8, d, h, w1] x", {"x": (1, 8, 32, 32, 32)}),
         ("float[n, t] mask, float[n, 80, t] x", {"mask": (1, 224), "x": (1, 80, 224)}),
     ],
 )

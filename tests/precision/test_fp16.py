@@ -8,9 +8,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 from models import build, save
+from onnx import numpy_helper
 
 import trp_export.precision.fp16 as fp16
 from trp_export.errors import UnsupportedError
+from trp_export.precision.convert import convert
 from trp_export.precision.fp16 import require_opens, to_fp16
 
 NET = """<ir_version: 8, opset_import: ["" : 17]> net (float[1, 3, 8, 8] x) => (float[1, 4, 8, 8] y)
@@ -51,3 +53,13 @@ def test_a_model_on_which_onnxruntime_crashes_is_refused(tmp_path: Path, monkeyp
     monkeypatch.setattr(fp16, "_OPEN", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     with pytest.raises(UnsupportedError, match=r"crashes when it opens this model \(signal 11\)"):
         require_opens(file)
+
+
+def test_an_answer_that_hardly_varies_on_noise_is_judged_beside_its_size(tmp_path: Path) -> None:
+    """A bias near one, which float16 rounds, beside a spread of 1e-4."""
+    text = NET.replace("y = Relu (a)", "y = Add (a, b)").replace("w__weight>", "w__weight, float b = {1.0003}>")
+    model = build(text)
+    (weight,) = (tensor for tensor in model.graph.initializer if tensor.name == "w.weight")
+    weight.CopyFrom(numpy_helper.from_array(1e-4 * numpy_helper.to_array(weight), weight.name))
+    source = save(model, tmp_path / "model.onnx")
+    assert convert("fp16", source, tmp_path / "half.onnx", (), False, lambda *_: None).refused is None

@@ -47,7 +47,7 @@ def samples(state: LayerState, wanted: Float64, seed: int, noise: float = 0.0) -
         x = rng.standard_normal((group, images, POSITIONS, 3)) @ MIXED + 2
         y = np.einsum("gipd,gnd->ipgn", x, state.by_group(wanted)).reshape(-1, 2 * group) + 1
         y += noise * rng.standard_normal(y.shape)
-        batches.append((x.astype(np.float32), y.astype(np.float32)))
+        batches.append((x.astype(np.float32), y.astype(np.float32), None))
     return batches
 
 
@@ -59,8 +59,8 @@ def test_regression_is_least_squares_with_a_pull_towards_the_kernel(group: int, 
     batches = samples(state, wanted, seed, noise=0.3)
     shown = sum_residuals(state, batches)
     found = regress(state, shown)
-    x = np.concatenate([part.reshape(group, -1, 3) for part, _ in batches], axis=1).astype(np.float64)
-    y = np.concatenate([part for _, part in batches]).reshape(-1, group, 2)
+    x = np.concatenate([part.reshape(group, -1, 3) for part, _, _ in batches], axis=1).astype(np.float64)
+    y = np.concatenate([part for _, part, _ in batches]).reshape(-1, group, 2)
     for index in range(group):
         inputs, targets = x[index] - x[index].mean(axis=0), y[:, index] - y[:, index].mean(axis=0)
         share = max(float(shown.inputs.shrinkage[index]), RIDGE)
@@ -75,7 +75,7 @@ def test_regression_is_least_squares_with_a_pull_towards_the_kernel(group: int, 
 
 def test_inputs_that_never_change_leave_the_kernel_as_it_is() -> None:
     state, wanted = layer(2, 0)
-    still = [(np.full_like(x, 3), np.full_like(y, 5)) for x, y in samples(state, wanted, 0)]
+    still = [(np.full_like(x, 3), np.full_like(y, 5), None) for x, y, _ in samples(state, wanted, 0)]
     found = regress(state, sum_residuals(state, still))
     np.testing.assert_array_equal(found.kernel, state.kernel)
     made = state.by_group(found.kernel).sum(axis=2).reshape(-1) * 3 + state.bias + found.shift
@@ -92,7 +92,7 @@ def test_the_choice_is_that_of_the_least_error_over_all_samples(group: int, seed
 
     def error(choice: Choice) -> float:
         total = 0.0
-        for x, y in batches:
+        for x, y, _ in batches:
             made = np.einsum("gipd,gnd->ipgn", x, state.by_group(choice.kernel)).reshape(y.shape)
             left = (y - made - state.bias - choice.shift).reshape(len(y), group, 2)
             roots = np.broadcast_to(np.eye(2), (group, 2, 2)) if state.owed is None else channel_roots(state.owed)
@@ -157,3 +157,30 @@ def test_without_held_out_images_layers_that_stay_are_as_they_were() -> None:
     model, located = make_network(STAYS.replace("LAST", LAST["dense"]))
     plan, start = _cut(model, located)
     assert not refit(model, plan, in_batches(make_images(40).inputs), start, stays=True).values
+
+
+@pytest.mark.parametrize("positions", [1, POSITIONS])
+def test_groups_of_images_count_by_the_inverse_of_their_size(positions: int) -> None:
+    """Moments and residuals are sums over patches that are weighed, which numpy makes as well."""
+    state, wanted = layer(1, 0)
+    (x, y, _), *_ = samples(state, wanted, 0, noise=0.3)
+    groups = np.arange(x.shape[1]) % 2
+    x = x[:, :, :positions] * np.where(groups, 1000, 1).astype(np.float32)[:, None, None]
+    y = y.reshape(x.shape[1], POSITIONS, -1)[:, :positions].reshape(-1, y.shape[-1])
+    half = x.shape[1] // 2
+    found = sum_residuals(state, [(x, y, groups)] if positions > 1 else [
+        (x[:, :half], y[:half], groups[:half]), (x[:, half:], y[half:], groups[half:]),
+    ])  # fmt: skip
+    first = x if positions > 1 else x[:, :half]
+    sizes = [np.square(first[:, groups[: first.shape[1]] == group].astype(np.float64)).mean() for group in (0, 1)]
+    weights = np.repeat(1 / np.array(sizes)[groups], positions)
+    rows = x.reshape(-1, 3).astype(np.float64)
+    left = y - rows @ state.by_group(state.kernel)[0].T - state.bias
+    mean = np.average(rows, axis=0, weights=weights)
+    covariance = np.einsum("r,ri,rj->ij", weights / weights.sum(), rows - mean, rows - mean)
+    np.testing.assert_allclose(found.inputs.mean[0], mean, rtol=1e-5)
+    np.testing.assert_allclose(found.inputs.covariance[0], covariance, rtol=1e-4, atol=1e-4 * covariance.max())
+    np.testing.assert_allclose(found.mean, np.average(left, axis=0, weights=weights), rtol=1e-4)
+    cross = np.einsum("r,rn,ri->ni", weights / weights.sum(), left - np.average(left, axis=0, weights=weights), rows)
+    np.testing.assert_allclose(found.cross[0], cross, rtol=1e-3, atol=1e-4 * np.abs(cross).max())
+    assert found.inputs.count == len(rows)

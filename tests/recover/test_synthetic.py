@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from command import Command
 from models import CONV_NET, KEEP_ALL, build, save
 from networks import make_images
@@ -28,7 +29,7 @@ from trp_export.steps import closeness
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from trp_export.recover.synthetic import Recipe, affordable, synthesise
+    from trp_export.recover.synthetic import Recipe, _ChannelMoments, affordable, synthesise
 
 TWO_NORMS = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[N, 3, 12, 12] image) => (float[N, 5] logits)
@@ -168,6 +169,19 @@ def test_large_networks_get_fewer_images() -> None:
     assert counts == sorted(counts, reverse=True)
     assert counts[0] == 1024
     assert counts[-1] > 0
+    assert affordable(10**8, 10**7) < affordable(10**8)
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (4, 3, 5, 7)])
+def test_channel_moments_have_the_gradients_of_torch(shape: tuple[int, ...]) -> None:
+    value = torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    axes = [axis for axis in range(len(shape)) if axis != 1]
+    wanted = torch.stack([value.mean(dim=axes), value.var(dim=axes, correction=0)])
+    got = torch.stack(_ChannelMoments.apply(value))
+    weights = torch.arange(1.0, 7.0).reshape(2, 3)
+    torch.testing.assert_close(got, wanted)
+    gradients = [torch.autograd.grad((weights * one).sum(), [value])[0] for one in (got, wanted)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_statistics_that_were_never_gathered_tell_nothing() -> None:

@@ -16,9 +16,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trp_export.calibration.divergence import Kind, divergence, is_vector
+from trp_export.calibration.divergence import Kind, divergence, divergence_of_images, is_vector
 from trp_export.graph.weights import find_constant
-from trp_export.inputs.samples import Batch
+from trp_export.inputs.samples import Batch, Groups
 from trp_export.runtime.incremental import Walk
 
 Array = NDArray[Any]
@@ -42,6 +42,9 @@ _FIRST_ONLY = frozenset(
     {"Reshape", "Slice", "Gather", "Expand", "Tile", "Pad", "Squeeze", "Unsqueeze", "TopK", "Clip", "GatherND"}
     | {"GatherElements", "SplitToSequence", "SequenceAt"}
 )
+_GATHERS = frozenset({"Gather", "GatherND", "GatherElements"})
+_CHOOSES = _CHOOSING | {"ArgMax"}
+_PASSES_INDICES = _MOVING | {"Cast", "Add", "Sub", "Mul", "Div", "Mod", "Unsqueeze", "Where"}
 # These read nothing but a shape, and hide the values that they are added to.
 _NOISE = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
 _LEARNED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum"})
@@ -111,9 +114,19 @@ def answers_are_vectors(model: ir.Model, batch: Batch) -> bool:
     return all(is_vector(array) for array in values.values())
 
 
-def answer_divergence(answers: Sequence[Answer], original: Mapping[str, Array], other: Mapping[str, Array]) -> float:
-    """How far answers are from those of the original: the one measure of damage. Both as `read_answers` gives them."""
-    return divergence(original, other, kinds_of(answers))
+def answer_divergence(
+    answers: Sequence[Answer],
+    original: Mapping[str, Array],
+    other: Mapping[str, Array],
+    groups: Groups | None = None,
+) -> float:
+    """How far answers are from those of the original: the one measure of damage. Both as `read_answers` gives them.
+
+    `groups` of samples count alike.
+    """
+    if groups is None:
+        return divergence(original, other, kinds_of(answers))
+    return float(divergence_of_images(original, other, kinds_of(answers), groups).mean())
 
 
 def kinds_of(answers: Sequence[Answer]) -> dict[str, Kind]:
@@ -185,9 +198,18 @@ def _follow(value: ir.Value, known: dict[ir.Value, _Found]) -> _Found:
 
 
 def _data(node: ir.Node) -> Iterator[ir.Value]:
-    """The inputs that hold values: not the shapes, indices and bounds of an operator."""
+    """The inputs that hold values: not the shapes, indices and bounds of an operator, unless the indices are chosen."""
     inputs = node.inputs[:1] if node.op_type in _FIRST_ONLY else node.inputs
-    return (value for value in inputs if value is not None)
+    chosen = [value for value in node.inputs[1:2] if node.op_type in _GATHERS and value is not None and _chosen(value)]
+    return (value for value in (*inputs, *chosen) if value is not None)
+
+
+def _chosen(value: ir.Value) -> bool:
+    """True for indices that follow from values, as those of TopK and NonMaxSuppression do."""
+    node: ir.Node | None = value.producer()
+    while node is not None and node.op_type not in _CHOOSES:
+        node = node.inputs[0].producer() if node.op_type in _PASSES_INDICES and node.inputs[0] is not None else None
+    return node is not None
 
 
 def _computed(value: ir.Value) -> bool:

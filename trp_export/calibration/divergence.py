@@ -127,8 +127,19 @@ def divergence(original: Outputs, other: Outputs, kinds: Kinds | None = None) ->
     return float(np.mean(shares)) if shares else 0.0
 
 
-def divergence_of_images(original: Outputs, other: Outputs, kinds: Kinds | None = None) -> Float64:
-    """What each image adds to the divergence, which is the mean of them: (n,)."""
+def divergence_of_images(
+    original: Outputs, other: Outputs, kinds: Kinds | None = None, groups: NDArray[np.intp] | None = None
+) -> Float64:
+    """What each image adds to the divergence, which is the mean of them: (n,).
+
+    Where `groups` (n,) of images are given, each is measured in its own units.
+    """
+    if groups is not None and all(len(array) == len(groups) for array in original.values()):
+        result = np.empty(len(groups))
+        for group in np.unique(groups):
+            own = groups == group
+            result[own] = divergence_of_images(_some(original, own), _some(other, own), kinds)
+        return result
     shares = _shares(original, other, kinds)
     if not shares or len({len(share) for share in shares}) > 1:
         return np.array([divergence(original, other, kinds)])  # The rows of an answer are not images.
@@ -140,6 +151,10 @@ def agreement(original: Outputs, other: Outputs) -> float:
     name = next(iter(original))
     a, b = (outputs[name].reshape(len(outputs[name]), -1) for outputs in (original, other))
     return float(np.mean(a.argmax(axis=1) == b.argmax(axis=1)))
+
+
+def _some(outputs: Outputs, rows: NDArray[np.bool_]) -> Outputs:
+    return {name: array[rows] if len(array) == len(rows) else array for name, array in outputs.items()}
 
 
 def _shares(original: Outputs, other: Outputs, kinds: Kinds | None) -> list[Float64]:

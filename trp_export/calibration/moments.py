@@ -23,7 +23,7 @@ from trp_export.calibration.triangles import diagonal, packed, rows, unpacked
 from trp_export.errors import LoadError, OptionError
 from trp_export.graph.sites import LocatedSite
 from trp_export.inputs.arrays import read_arrays, require_plain_file
-from trp_export.inputs.samples import Samples
+from trp_export.inputs.samples import Groups, Indices, Samples
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.metric import ErrorMetric
 from trp_export.lowrank.site import Site
@@ -40,6 +40,8 @@ _MOSTLY_WEIGHTS = 0.5
 _FORMAT = "trp-moments-2"
 # Beyond this, products of float32 values overflow in the network itself.
 _HUGE = 1e18
+# The number of the group that all images form where there are no others.
+_ALL = -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,51 +131,101 @@ class Moments:
         )
 
 
+@dataclass(slots=True, eq=False)
+class _Group:
+    """Images whose values are of one size: the point that their sums are about (group, d), what a patch counts, the sum
+    of that over patches, and the sum of the patches."""
+
+    reference: Float64
+    weight: float
+    total: Float64
+    mass: float = 0.0
+
+
 class MomentSums:
-    """Running sums about a reference point near the mean, in double precision: nothing cancels at the end."""
+    """Running sums about a reference point near the mean, in double precision: nothing cancels at the end.
+
+    Groups of images whose values differ by far in size count alike: each has a reference of its own, and its patches
+    are weighed by the inverse of what the first of them measure. `mass` is the sum of these weights over patches.
+    """
 
     def __init__(self, reference: Array) -> None:
         group, d = reference.shape
-        self.reference = reference.astype(np.float32).astype(np.float64)
+        self.reference = _rounded(reference)
+        self._groups: dict[int, _Group] = {}
         self._count = self._images = 0
-        self._total = np.zeros((group, d))
         self._outer = np.zeros((group, d, d))
         self._norms = np.zeros(group)
 
-    def add(self, patches: Float32) -> None:
-        """Patches (group, images, positions, d). Of one image, products of many patches may be in single precision."""
+    @property
+    def mass(self) -> float:
+        return sum(own.mass for own in self._groups.values())
+
+    def by_group(self, patches: Float32, groups: Groups | None) -> Iterator[tuple[Indices, _Group]]:
+        """Which of the images (group, images, positions, d) belong to each group."""
+        if groups is None:
+            if not self._groups:
+                self._groups[_ALL] = _Group(self.reference, 1.0, np.zeros_like(self.reference))
+            yield slice(None), self._groups[_ALL]
+            return
+        for number in np.unique(groups).tolist():
+            places = np.flatnonzero(groups == number)
+            if number not in self._groups:
+                own = patches[:, places].astype(np.float64)
+                reference, size = _rounded(own.mean(axis=(1, 2))), float(np.square(own).mean())
+                self._groups[number] = _Group(reference, 1.0 / size if size > 0 else 0.0, np.zeros_like(reference))
+            yield places, self._groups[number]
+
+    def add(self, patches: Float32, groups: Groups | None = None) -> None:
+        """Patches (group, images, positions, d), and the groups of the images."""
+        for places, own in self.by_group(patches, groups):
+            self.add_to(own, patches[:, places])
+
+    def add_to(self, own: _Group, patches: Float32) -> None:
+        """Patches of one group. Of one image, products of many patches may be in single precision."""
         group, images, positions, d = patches.shape
-        patches = patches - self.reference.astype(np.float32)[:, None, None, :]
+        patches = patches - own.reference.astype(np.float32)[:, None, None, :]
         self._count += images * positions
         self._images += images
-        self._total += patches.sum(axis=(1, 2), dtype=np.float64)
+        own.mass += own.weight * images * positions
+        own.total += own.weight * patches.sum(axis=(1, 2), dtype=np.float64)
         if positions < d:
             exact = patches.astype(np.float64)
             flat = exact.reshape(group, -1, d)
-            self._outer += flat.transpose(0, 2, 1) @ flat
+            self._outer += own.weight * (flat.transpose(0, 2, 1) @ flat)
             # The norm of X^T X is that of X X^T.
-            self._add_norms(exact @ exact.transpose(0, 1, 3, 2), positions)
+            self._add_norms(exact @ exact.transpose(0, 1, 3, 2), positions, own.weight)
         else:
             for index in range(images):
-                own = patches[:, index]
-                product = own.transpose(0, 2, 1) @ own
-                self._outer += product
-                self._add_norms(product[:, None], positions)
+                one = patches[:, index]
+                product = one.transpose(0, 2, 1) @ one
+                self._outer += own.weight * product.astype(np.float64)
+                self._add_norms(product[:, None], positions, own.weight)
 
-    def _add_norms(self, products: Array, positions: int) -> None:
+    def _add_norms(self, products: Array, positions: int, weight: float) -> None:
         """Squared norms of the second moments of single images, whose products are (group, images, *, *)."""
-        self._norms += np.einsum("gipq,gipq->g", products, products, dtype=np.float64) / positions**2
+        norms = np.einsum("gipq,gipq->g", products, products, dtype=np.float64)
+        self._norms += weight**2 * norms / positions**2
 
     def moments(self) -> Moments:
-        """The moments about zero."""
+        """The moments about zero. Nothing can be added afterwards."""
+        unit = self._count / self.mass if self.mass else 1.0
+        self._outer *= unit
+        self._norms *= unit**2
         mean_norm = np.einsum("gde,gde->g", self._outer, self._outer) / self._count**2
         scatter = np.maximum(self._norms - self._images * mean_norm, 0.0)
-        total = self._total + self._count * self.reference
-        half = packed(self._outer)
-        for index, row in enumerate(rows(half)):
-            row += self._total[:, index, None] * self.reference[:, : index + 1]
-            row += self.reference[:, index, None] * total[:, : index + 1]
+        half, total = packed(self._outer), np.zeros_like(self.reference)
+        for own in self._groups.values():
+            apart, whole = unit * own.total, unit * (own.total + own.mass * own.reference)
+            total += whole
+            for index, row in enumerate(rows(half)):
+                row += apart[:, index, None] * own.reference[:, : index + 1]
+                row += own.reference[:, index, None] * whole[:, : index + 1]
         return Moments(self._count, total, half, self._images, scatter)
+
+
+def _rounded(reference: Array) -> Float64:
+    return np.asarray(reference.astype(np.float32).astype(np.float64))
 
 
 def gather_moments(
@@ -199,10 +251,10 @@ def gather_moments(
     done = 0
     for batch in samples.batches(at_a_time):
         for place, uses in inputs(batch.arrays):
-            for patches in sample_patches(uses, place.site, len(batch), len(samples), rng):
+            for patches, groups in sample_patches(uses, place.site, len(batch), len(samples), rng, batch.groups):
                 if place.site.name not in sums:
                     sums[place.site.name] = MomentSums(patches.mean(axis=(1, 2), dtype=np.float64))
-                sums[place.site.name].add(patches)
+                sums[place.site.name].add(patches, groups)
         done += len(batch)
         progress(done / len(samples))
     calibrated = {place.site.name for place in inputs.places}
@@ -305,9 +357,15 @@ def samples_per_image(site: Site, images: int) -> int:
 
 
 def sample_patches(
-    uses: Sequence[Use], site: Site, batch: int, images: int, rng: np.random.Generator
-) -> Iterator[Float32]:
-    """Patches of all uses of a layer on a batch, each (group, images, positions, d), some images at a time.
+    uses: Sequence[Use],
+    site: Site,
+    batch: int,
+    images: int,
+    rng: np.random.Generator,
+    groups: Groups | None = None,
+) -> Iterator[tuple[Float32, Groups | None]]:
+    """Patches of all uses of a layer on a batch, each (group, images, positions, d), some images at a time, and the
+    groups of these images.
 
     Positions are drawn from all uses alike, so that a use counts by its size. The patches of one image are put
     together, since they are no independent samples. Raises LoadError for values that are not finite or huge, and where
@@ -315,9 +373,21 @@ def sample_patches(
     """
     drawn = draw_positions(uses, site, batch, images, rng)
     for some in image_blocks(uses, site, drawn):
-        yield from together(
+        for part in together(
             [_patches(use.of_images(some), site, at[some]) for use, at in zip(uses, drawn, strict=True)], axis=2
-        )
+        ):
+            yield part, groups_at(groups, uses[0].images, some, part.shape[1])
+
+
+def groups_at(groups: Groups | None, images: int, some: slice, count: int) -> Groups | None:
+    """The groups of `some` of the images that a layer reads, `count` of them.
+
+    A layer may read several for each sample, as where windows lie on the first axis. None where they do not tell.
+    """
+    if groups is None or not len(groups) or images % len(groups):
+        return None
+    own = np.repeat(groups, images // len(groups))[some]
+    return own if len(own) == count else None
 
 
 def image_blocks(uses: Sequence[Use], site: Site, drawn: Sequence[Positions]) -> Iterator[slice]:

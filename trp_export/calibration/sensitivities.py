@@ -17,7 +17,7 @@ from trp_export.calibration.moments import Moments, is_tapped
 from trp_export.graph.bias import add_to_bias, takes_bias
 from trp_export.graph.rewrite import set_kernel
 from trp_export.graph.sites import LocatedSite, find_sites
-from trp_export.inputs.samples import Batch
+from trp_export.inputs.samples import Batch, groups_of
 from trp_export.lowrank.calibrated import bias_shift, calibrated_pair, output_variance
 from trp_export.lowrank.factor import Float64, product
 from trp_export.lowrank.metric import ErrorMetric
@@ -52,7 +52,7 @@ def measure_sensitivities(
     places = {place.site.name: place for place in find_sites(copy, {})}
     answers = find_answers(copy)
     walk = Walk(copy, [batch.arrays for batch in batches], threads, stops=[[answer.name for answer in answers]])
-    reference = read_answers(walk, answers)
+    reference, groups = read_answers(walk, answers), groups_of(batches)
     measured: dict[str, Sensitivity] = {}
     for index, layer in enumerate(layers):
         # What lies behind a layer runs again for it: the first layers take longest.
@@ -71,7 +71,7 @@ def measure_sensitivities(
             error = _relative_error(place, fitted[0], judge)
             if error > 0:
                 outcome = _replaced(copy, place, fitted, walk, answers)
-                points[error] = answer_divergence(answers, reference, outcome)
+                points[error] = answer_divergence(answers, reference, outcome, groups)
         if points:
             measured[name] = Sensitivity(tuple(sorted(points)), tuple(points[e] for e in sorted(points)))
     return measured

@@ -4,7 +4,8 @@
 2. Weights that are listed as graph inputs, as IR 3 demands, are plain initializers; inputs with a default stay inputs.
 3. Constant nodes become initializers, and those of subgraphs move to the main graph.
 4. Every value and every node has a name of its own.
-5. Constant expressions that end in a weight are folded, and transposed and dilated convs get explicit padding.
+5. Constant expressions that end in a weight are folded, products that are a MatMul in other words become one, and
+   transposed and dilated convs get explicit padding.
 6. What nothing reads is removed.
 7. Names lose local paths. Names of the model's inputs and outputs stay.
 """
@@ -20,6 +21,7 @@ from trp_export.graph.explicit_pads import make_pads_explicit
 from trp_export.graph.fold import fold_weights
 from trp_export.graph.inline import inline_functions
 from trp_export.graph.metadata import name_without_paths
+from trp_export.graph.plain_products import make_products_plain
 from trp_export.graph.quantised import require_float, require_unfused
 from trp_export.graph.weights import find_readers
 
@@ -35,6 +37,7 @@ def prepare(model: ir.Model) -> ir.Model:
     """
     prepare_unfolded(model)
     fold_weights(model)
+    make_products_plain(model)
     make_pads_explicit(model)
     remove_unused(model)
     name_without_paths(model)

@@ -104,8 +104,8 @@ class NetworkInputs:
         assumed = [spec for spec in specs if _open_sizes(spec)]
         if extent == OPEN_EXTENT and assumed and all(spec.is_waveform for spec in assumed):
             extent = WAVEFORM_EXTENT
-        elif extent == OPEN_EXTENT and any(spec.is_volume for spec in assumed):
-            extent = VOLUME_EXTENT
+        elif any(spec.is_volume for spec in assumed):
+            extent = VOLUME_EXTENT if extent == OPEN_EXTENT else min(extent, 2 * VOLUME_EXTENT)
         notes = (_assumed(assumed, extent),) if assumed else ()
         done: list[InputSpec] = []
         for spec in specs:

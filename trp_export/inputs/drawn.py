@@ -67,14 +67,19 @@ def drawn_images(spec: InputSpec, scales: Sequence[PixelScale], count: int, seed
     height, width = spec.size or (1, 1)
     random = np.random.default_rng(seed)
     shapes = _expose(draw_shapes((count, spec.channels or 3, height, width), random), random)
-    # Every n-th image is held out: with a plain cycle these might all have one scale.
-    turns = ((index + index // len(scales)) % len(scales) for index in range(count))
+    turns = scale_turns(count, len(scales))
     images = np.concatenate([scales[turn].apply(shapes[[index]]) for index, turn in enumerate(turns)])
     if spec.is_integer:
         images = np.rint(images).clip(0, min(255, np.iinfo(spec.numpy_dtype).max))
     if spec.layout in ("NHWC", "HWC"):
         images = images.transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images.astype(spec.numpy_dtype))
+
+
+def scale_turns(count: int, scales: int) -> NDArray[np.intp]:
+    """Which scale each image has. Every n-th is held out: with a plain cycle these might all have one scale."""
+    places = np.arange(count)
+    return np.asarray((places + places // scales) % scales, dtype=np.intp)
 
 
 def _expose(images: Float32, random: np.random.Generator) -> Float32:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -17,6 +17,7 @@ from trp_export.inputs.placement import Size
 from trp_export.inputs.spec import Array, main_input
 
 Indices = slice | NDArray[Any]
+Groups = NDArray[np.intp]
 
 _LARGEST_BATCH = 64
 # Eight images of 3x224x224: every layer's input is in memory at once.
@@ -28,19 +29,21 @@ class Batch:
     """What a network is fed at a time: an array for each input by name, with the samples along its first axis.
 
     `shared` names the inputs without an axis of samples. `fixed`: the network takes no other number of samples.
+    `groups` (n,) number the samples whose answers are of one size, where they differ by far; else None.
     `len` is the number of samples, and an index chooses among them.
     """
 
     arrays: Mapping[str, Array]
     shared: frozenset[str] = frozenset()
     fixed: bool = False
+    groups: Groups | None = None
 
     def __len__(self) -> int:
         return next((len(array) for name, array in self.arrays.items() if name not in self.shared), 1)
 
     def __getitem__(self, places: Indices) -> Batch:
         arrays = {name: array if name in self.shared else array[places] for name, array in self.arrays.items()}
-        return replace(self, arrays=arrays)
+        return replace(self, arrays=arrays, groups=None if self.groups is None else self.groups[places])
 
     def first(self, count: int) -> Batch:
         """The first samples, all of them where the network takes no other number."""
@@ -65,13 +68,15 @@ class Batch:
 class Samples:
     """Samples for a network: for each input by name a set, all of the same length.
 
-    `at_a_time` is the number of samples that the network takes, None for any. `notes` are for the user.
+    `at_a_time` is the number of samples that the network takes, None for any. `notes` are for the user. `groups` are as
+    in `Batch`.
     """
 
     name: str
     sets: Mapping[str, ImageSet]
     at_a_time: int | None = None
     notes: tuple[str, ...] = ()
+    groups: Groups | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.sets.values())))
@@ -91,7 +96,8 @@ class Samples:
         """Samples `start` to `stop` as the network takes them. Raises LoadError, naming an unusable sample."""
         arrays = {name: samples.batch(start, stop) for name, samples in self.sets.items()}
         shared = (name for name, samples in self.sets.items() if samples.spec is not None and not samples.spec.batched)
-        return Batch(arrays, frozenset(shared), self.at_a_time is not None)
+        groups = None if self.groups is None else self.groups[start:stop]
+        return Batch(arrays, frozenset(shared), self.at_a_time is not None, groups)
 
     @property
     def largest(self) -> Batch:
@@ -127,7 +133,14 @@ class Samples:
 
     def take(self, places: NDArray[np.intp]) -> Samples:
         """The samples at these places."""
-        return replace(self, sets={name: samples.take(places) for name, samples in self.sets.items()})
+        sets = {name: samples.take(places) for name, samples in self.sets.items()}
+        return replace(self, sets=sets, groups=None if self.groups is None else self.groups[places])
+
+
+def groups_of(batches: Sequence[Batch]) -> Groups | None:
+    """The groups of the samples of all batches, in order; None where they form one."""
+    groups = [batch.groups for batch in batches if batch.groups is not None]
+    return np.concatenate(groups) if groups and len(groups) == len(batches) else None
 
 
 def input_types(model: ir.Model) -> dict[str, np.dtype[Any]]:

@@ -22,8 +22,8 @@ CHANNEL_AXES: Mapping[str, int] = {"NCHW": 1, "NHWC": 3, "CHW": 0, "HWC": 2}
 OPEN_EXTENT = 224
 # For waveforms, whose networks divide time by hundreds: about a second of speech, and a power of two.
 WAVEFORM_EXTENT = 16_384
-# For volumes, which would take gigabytes at the usual extent.
-VOLUME_EXTENT = 64
+# For volumes, which would take gigabytes at the usual extent: as many voxels as a picture of 181 x 181 has pixels.
+VOLUME_EXTENT = 32
 _LIMIT_BYTES = 4 * 2**30
 # Names of open sizes that exporters and shape inference count up: nobody wrote them.
 _NUMBERED = re.compile(r"(unk__|dynamic\w*|dim_?|s|u)\d+", re.IGNORECASE)

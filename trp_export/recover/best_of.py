@@ -15,7 +15,7 @@ from trp_export.graph.random_draws import set_seeds
 from trp_export.graph.rewrite import set_products
 from trp_export.graph.sites import find_sites
 from trp_export.graph.weights import apply_values
-from trp_export.inputs.samples import Batch
+from trp_export.inputs.samples import Batch, groups_of
 from trp_export.planning.plan import Plan
 from trp_export.runtime.incremental import Walk
 
@@ -51,7 +51,8 @@ def closest(
         add_to_bias(copy, places, candidate.shifts)
         apply_values(copy, candidate.values)
         outcome = read_answers(Walk(copy, inputs, threads), answers)
-        scores.append(_by_image(divergence_of_images(reference, outcome, kinds_of(answers)), images))
+        apart = divergence_of_images(reference, outcome, kinds_of(answers), groups_of(batches))
+        scores.append(_by_image(apart, images))
     least = scores[int(np.argmin([score.mean() for score in scores]))]
     alike = [index for index, score in enumerate(scores) if _is_as_close(score, least)]
     return alike[-1], tuple(HeldOut(images, float(score.mean()), _standard_error(score)) for score in scores)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from trp_export.calibration.held_out import take_samples
 from trp_export.calibration.layer_inputs import Use, has_readable_inputs
 from trp_export.calibration.memory import has_room_for_moments
-from trp_export.calibration.moments import draw_positions, image_blocks, together
+from trp_export.calibration.moments import draw_positions, groups_at, image_blocks, together
 from trp_export.calibration.output_curves import LayerFactors
 from trp_export.calibration.patches import Positions, window
 from trp_export.errors import LoadError
@@ -32,7 +32,7 @@ from trp_export.graph.bias import add_to_bias, takes_bias
 from trp_export.graph.rewrite import set_kernel
 from trp_export.graph.sites import DEPTHWISE, LocatedSite, find_sites
 from trp_export.graph.weights import apply_values, find_bias
-from trp_export.inputs.samples import Batch
+from trp_export.inputs.samples import Batch, Groups
 from trp_export.lowrank.branches import stored_kernel
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.site import Site
@@ -235,6 +235,7 @@ class _Walks:
             for part in (self._batches, self._held_out)
         ]
         inputs = [batch.arrays for part in parts for batch in part]
+        self.groups = [batch.groups for part in parts for batch in part]
         self.shown, self.images = len(parts[0]), sum(len(batch) for batch in parts[0])
         self.original, self.compressed = (Walk(model, inputs, self._threads) for model in self._models)
 
@@ -250,9 +251,22 @@ class _Aim:
         """What the layer itself should give: (1, images, count, n)."""
         target = _outputs_at(self.output[images], positions)
         for before, now in self.shortcuts:
-            target += _outputs_at(before[images], positions)
-            target -= _outputs_at(now[images], positions)
+            # A sum repeats what has fewer axes or extents of 1, such as a number for each channel.
+            target += _outputs_at(np.broadcast_to(before, self.output.shape)[images], positions)
+            target -= _outputs_at(np.broadcast_to(now, self.output.shape)[images], positions)
         return target.reshape(1, *positions.shape, -1)
+
+
+def _aim(output: Array, shortcuts: Sequence[tuple[Array, Array]]) -> _Aim:
+    """Without shortcuts that make the sum larger than the layer's output."""
+    return _Aim(output, [pair for pair in shortcuts if _fits(pair[0].shape, output.shape)])
+
+
+def _fits(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, whole) == whole
+    except ValueError:
+        return False
 
 
 def _gather(
@@ -275,14 +289,14 @@ def _gather(
         images = uses[0].images
         drawn = draw_positions(uses, site, images, walks.images, rng)
         aims = [
-            _Aim(wanted[_output(node)][index], [(wanted[name][index], got[name][index]) for name in names])
+            _aim(wanted[_output(node)][index], [(wanted[name][index], got[name][index]) for name in names])
             for node, names in zip(nodes, shortcuts, strict=True)
         ]
-        yield _some_at_a_time(uses, aims, drawn, site)
+        yield _some_at_a_time(uses, aims, drawn, site, walks.groups[index])
 
 
 def _some_at_a_time(
-    uses: Sequence[Use], aims: Sequence[_Aim], drawn: Sequence[Positions], site: Site
+    uses: Sequence[Use], aims: Sequence[_Aim], drawn: Sequence[Positions], site: Site, groups: Groups | None
 ) -> Iterator[Samples]:
     """Uses whose number of images differs from that of the first are left out."""
     for some in image_blocks(uses, site, drawn):
@@ -294,7 +308,7 @@ def _some_at_a_time(
             raise LoadError(
                 f"the values around {site.name} are NaN or infinite on these images. Check the preprocessing."
             )
-        yield x, y
+        yield x, y, groups_at(groups, uses[0].images, some, x.shape[1])
 
 
 def _look_ahead(walk: Walk, names: Sequence[str]) -> Mapping[str, Sequence[Array]]:

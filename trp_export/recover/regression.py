@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trp_export.calibration.moments import Moments, MomentSums
+from trp_export.inputs.samples import Groups
 from trp_export.lowrank.branches import Pairs, calibrate_branches, sum_products
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.metric import ErrorMetric, channel_roots, weigh
 from trp_export.planning.plan import Change
 
 Array = NDArray[Any]
-# Inputs (group, images, positions, d) and targets (images x positions, n) of a batch.
-Samples = tuple[Array, Array]
+# Inputs (group, images, positions, d), targets (images x positions, n) and groups (images,) of a batch.
+Samples = tuple[Array, Array, Groups | None]
 
 # Pulls the regression towards the kernel as it was, as a share of the mean variance of the inputs.
 RIDGE = 1e-3
@@ -77,20 +78,26 @@ def sum_residuals(state: LayerState, samples: Iterable[Samples]) -> Residuals:
     bias = state.bias.astype(np.float32)
     sums: MomentSums | None = None
     total, cross = np.zeros(len(state.bias)), np.zeros(kernel.shape)
-    for x, y in samples:
-        sums = sums or MomentSums(x.mean(axis=(1, 2), dtype=np.float64))
-        sums.add(x)
-        flat = x.reshape(len(x), -1, x.shape[-1])
-        made = (flat @ kernel.transpose(0, 2, 1)).transpose(1, 0, 2).reshape(y.shape)
-        left = y - made - bias
-        total += left.sum(axis=0, dtype=np.float64)
-        apart = flat - sums.reference.astype(np.float32)[:, None, :]
-        cross += left.reshape(len(left), len(x), -1).transpose(1, 2, 0) @ apart
+    for every, answers, groups in samples:
+        sums = sums or MomentSums(every.mean(axis=(1, 2), dtype=np.float64))
+        targets = answers.reshape(*every.shape[1:3], -1)
+        for places, own in sums.by_group(every, groups):
+            x, y = every[:, places], targets[places].reshape(-1, targets.shape[-1])
+            sums.add_to(own, x)
+            flat = x.reshape(len(x), -1, x.shape[-1])
+            made = (flat @ kernel.transpose(0, 2, 1)).transpose(1, 0, 2).reshape(y.shape)
+            left = y - made - bias
+            summed = own.weight * left.sum(axis=0, dtype=np.float64)
+            total += summed
+            apart = flat - own.reference.astype(np.float32)[:, None, :]
+            cross += own.weight * (left.reshape(len(left), len(x), -1).transpose(1, 2, 0) @ apart)
+            cross += summed.reshape(len(x), -1, 1) * (own.reference - sums.reference)[:, None, :]
     assert sums is not None  # There are always images to fit to, and to judge on where these are given.
+    mass = sums.mass or 1.0
     inputs = sums.moments()
-    mean = total / inputs.count
+    mean = total / mass
     offset = (inputs.mean - sums.reference)[:, None, :]
-    return Residuals(inputs, mean, cross / inputs.count - mean.reshape(len(kernel), -1, 1) * offset)
+    return Residuals(inputs, mean, cross / mass - mean.reshape(len(kernel), -1, 1) * offset)
 
 
 def regress(state: LayerState, shown: Residuals) -> Choice:

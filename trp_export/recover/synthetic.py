@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -38,8 +39,10 @@ LEARNING_RATE = 0.1
 # The statistics of fewer images do not resemble those of a data set; more images take more memory.
 _LEAST_BATCH, _MOST_BATCH = 16, 128
 _BATCH_ELEMENTS = 128 * 3 * 64 * 64
-# Multiply-adds to spend where the user gives no number of images: about three minutes on one core.
+# Multiply-adds to spend where the user gives no number of images: about three minutes on one core. A value that the
+# network makes on the way takes as long as many of them: 250 in an activation behind a depthwise conv.
 _MACS = 5e12
+_MACS_OF_A_VALUE = 250
 _LEAST_IMAGES, _MOST_IMAGES = 64, 1024
 # Added to variances, as a share of their mean over the channels of a layer.
 _FLOOR = 1e-3
@@ -53,9 +56,11 @@ class Recipe:
     start: Start = draw_shapes
 
 
-def affordable(macs: int) -> int:
-    """The number of images to synthesise by default, for a network of this many multiply-adds."""
-    return int(np.clip(_MACS / (2 * STEPS * max(macs, 1)), _LEAST_IMAGES, _MOST_IMAGES))
+def affordable(macs: int, values: int = 0) -> int:
+    """The number of images to synthesise by default, for a network that does this many multiply-adds and makes so many
+    values."""
+    work = macs + _MACS_OF_A_VALUE * values
+    return int(np.clip(_MACS / (2 * STEPS * max(work, 1)), _LEAST_IMAGES, _MOST_IMAGES))
 
 
 def synthesise(
@@ -125,7 +130,7 @@ class _Goal:
         with half_precision():
             values = self._graph(images)
         return torch.stack(
-            [_divergence(value.float(), *wanted) for value, wanted in zip(values, self._wanted, strict=True)]
+            [_divergence(value, *wanted) for value, wanted in zip(values, self._wanted, strict=True)]
         ).mean()
 
 
@@ -134,10 +139,36 @@ def _divergence(value: Tensor, mean: Tensor, variance: Tensor, least: Tensor) ->
 
     `least` is added to all variances, so that channels that hardly vary count for little.
     """
-    axes = [axis for axis in range(value.ndim) if axis != 1]
-    own, wanted = value.var(dim=axes, correction=0) + least, variance + least
-    apart = (value.mean(dim=axes) - mean).square()
-    return 0.5 * ((own + apart) / wanted - 1 - torch.log(own / wanted)).mean()
+    moments: tuple[Tensor, Tensor] = _ChannelMoments.apply(value)
+    own, wanted = moments[1] + least, variance + least
+    return 0.5 * ((own + (moments[0] - mean).square()) / wanted - 1 - torch.log(own / wanted)).mean()
+
+
+class _ChannelMoments(torch.autograd.Function):
+    """Mean and variance of values (n, c, *) by channel, in float32.
+
+    torch's own variance takes as long as all convs of a small network, and so do its gradient and that of the mean.
+    """
+
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> tuple[Tensor, Tensor]:
+        axes = [axis for axis in range(value.ndim) if axis != 1]
+        mean = value.float().mean(dim=axes)
+        apart = value.float() - _by_channel(mean, value)
+        context.save_for_backward(value, mean)
+        return mean, apart.square_().mean(dim=axes)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        value, mean = context.saved_tensors
+        of_mean, of_variance = (gradient * (value.shape[1] / value.numel()) for gradient in gradients)
+        result: Tensor = (value.float() - _by_channel(mean, value)).mul_(_by_channel(2 * of_variance, value))
+        return result.add_(_by_channel(of_mean, value)).to(value.dtype)
+
+
+def _by_channel(numbers: Tensor, value: Tensor) -> Tensor:
+    """(c,) -> (1, c, 1, ...), as many axes as the value has."""
+    return numbers.view(1, -1, *(1,) * (value.ndim - 2))
 
 
 def _moments(own: Statistics) -> tuple[Tensor, Tensor, Tensor]:

@@ -51,9 +51,12 @@ def distance_of(wanted: Array, got: Array) -> Distance:
     if wanted.dtype.kind in "iub":
         return Distance(float(np.mean(wanted != got)), float(np.abs(left - right).max()))
     finite = np.isfinite(left)
-    if not np.array_equal(left[~finite], right[~finite], equal_nan=True) or not np.isfinite(right[finite]).all():
+    if not finite.all():
+        if not np.array_equal(left[~finite], right[~finite], equal_nan=True):
+            return Distance(np.inf, np.inf)
+        left, right = left[finite], right[finite]
+    if not np.isfinite(right).all():
         return Distance(np.inf, np.inf)
-    left, right = left[finite], right[finite]
     difference = left - right
     size, apart = np.linalg.norm(left), np.linalg.norm(difference)
     relative = apart / size if size > 0 else (0.0 if apart == 0 else np.inf)

@@ -38,7 +38,9 @@ def require_close(plan: Plan, built: Built, knowledge: Knowledge, options: Optio
     if apart > limit:
         data = "images" if knowledge.network.described.takes_images else "real inputs (.npz or FILE.py:FUNCTION)"
         insist = "synthetic" if score is not None else "none"
+        samples = knowledge.calibration.samples if knowledge.calibration is not None else None
+        scale = ", the scale of the pixels (--scale 1/255 or 1)" if samples and samples.groups is not None else ""
         raise FarFromOriginalError(
             f"the outputs would differ from the original's by {where}, so the result may be useless; nothing was "
-            f"written.\nGive {data} with --calib PATH, or cut less; --calib {insist} writes it all the same."
+            f"written.\nGive {data} with --calib PATH{scale}, or cut less; --calib {insist} writes it all the same."
         )

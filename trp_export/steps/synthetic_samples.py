@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 
 import numpy as np
 
 from trp_export.errors import UnsupportedError
 from trp_export.inputs.calibration import image_samples
-from trp_export.inputs.drawn import drawn_images, pixel_scales
+from trp_export.inputs.drawn import PixelScale, drawn_images, pixel_scales, scale_turns
 from trp_export.inputs.image_set import ImageSet
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.inputs.samples import Samples
@@ -44,7 +46,11 @@ def synthetic_samples(network: Network, options: Options, progress: Progress) ->
     if calibration is None or (calibration.unasked and not network.described.takes_images):
         return None
     images = synthetic_images(network, calibration, options.preprocessing, progress)
-    return SyntheticSamples(image_samples(images, network.described), not _has_statistics(network))
+    samples, drawn = image_samples(images, network.described), not _has_statistics(network)
+    scales = len(_scales(network, options.preprocessing))
+    if drawn and scales > 1:
+        samples = replace(samples, groups=scale_turns(len(samples), scales))
+    return SyntheticSamples(samples, drawn)
 
 
 def synthetic_images(
@@ -59,11 +65,11 @@ def synthetic_images(
         raise UnsupportedError(
             f"images cannot be synthesised for input {spec.name} {spec.show()}; give real data with --calib PATH."
         )
-    preprocessing = preprocessing.or_else(network.source.mean, network.source.std)
+    scales = _scales(network, preprocessing)
     make = _from_statistics if _has_statistics(network) else _drawn
-    images = make(network, spec, calibration, preprocessing, progress)
+    images = make(network, spec, calibration, scales, progress)
     notes: tuple[str, ...] = (synthetic_note(len(images), calibration.seed),)
-    if not _has_statistics(network) and len(pixel_scales(spec, preprocessing)) > 1:
+    if not _has_statistics(network) and len(scales) > 1:
         notes += (
             "the scale of the input is not known, so images of several take turns; --scale 1/255 (or 1) tells it",
         )
@@ -76,6 +82,10 @@ def synthetic_note(count: int, seed: int) -> str:
     return f"{count:,} images were synthesised, seed {seed}; real images, even without labels, keep more accuracy"
 
 
+def _scales(network: Network, preprocessing: Preprocessing) -> Sequence[PixelScale]:
+    return pixel_scales(network.described.image, preprocessing.or_else(network.source.mean, network.source.std))
+
+
 def _has_statistics(network: Network) -> bool:
     """True where images can be made from batch norm statistics."""
     spec = network.described.only
@@ -83,21 +93,23 @@ def _has_statistics(network: Network) -> bool:
 
 
 def _drawn(
-    network: Network, spec: InputSpec, calibration: Calibration, preprocessing: Preprocessing, progress: Progress
+    network: Network, spec: InputSpec, calibration: Calibration, scales: Sequence[PixelScale], progress: Progress
 ) -> Array:
     progress("draw images", 0)
     affordable = int(np.clip(_DRAWN_MACS / max(network.macs or 1, 1), _LEAST_DRAWN, _MOST_DRAWN))
     count = calibration.count or affordable
-    return drawn_images(spec, pixel_scales(spec, preprocessing), count, calibration.seed)
+    return drawn_images(spec, scales, count, calibration.seed)
 
 
 def _from_statistics(
-    network: Network, spec: InputSpec, calibration: Calibration, preprocessing: Preprocessing, progress: Progress
+    network: Network, spec: InputSpec, calibration: Calibration, scales: Sequence[PixelScale], progress: Progress
 ) -> Array:
     with held_back():
         from trp_export.recover.synthetic import affordable, synthesise
 
-    count = calibration.count or affordable(network.macs or 1)
+    runs = (run for runs in network.shapes.values() for run in runs)
+    values = sum(prod(size or 1 for size in run.output) for run in runs if run.output)
+    count = calibration.count or affordable(network.macs or 1, values)
     if calibration.unasked:
         count = min(count, _MOST_UNASKED)
     return synthesise(
@@ -106,6 +118,6 @@ def _from_statistics(
         spec.shape or (),
         count,
         seed=calibration.seed,
-        scales=pixel_scales(spec, preprocessing),
+        scales=scales,
         progress=partial(progress, "synthesise images"),
     )

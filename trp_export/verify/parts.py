@@ -128,7 +128,8 @@ class _Search:
     def _pair_values(self, wanted: ir.Graph, got: ir.Graph, *, inputs_by_name: bool) -> None:
         others = dict(got.initializers)  # A constant may have taken the place of a node.
         others |= {value.name or "": value for node in got for value in node.outputs}
-        made = [value for node in wanted for value in node.outputs if value.name]
+        # A weight behind a Transpose is part of its layer: what is folded into the layer changes it.
+        made = [value for node in wanted for value in node.outputs if value.name and find_constant(value) is None]
         pairs = [(value, others[value.name or ""]) for value in made if value.name in others]
         if inputs_by_name:
             inputs = {value.name: value for value in got.inputs}
