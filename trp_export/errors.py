@@ -5,6 +5,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trp_export.report.document import Report
+
 
 class TrpError(Exception):
     """Anything this project refuses or fails to do, for a reason it can name."""
@@ -67,9 +72,16 @@ class ShortfallError(TrpError):
 
 
 class FarFromOriginalError(TrpError):
-    """The outputs of the result are far from the original's, and no image of the user's shows what that costs."""
+    """The outputs of the result are far from the original's, and no image of the user's shows what that costs.
+
+    `report` says what would have been written.
+    """
 
     exit_code = 12
+
+    def __init__(self, message: str, report: Report | None = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class EnvironmentMismatchError(TrpError):

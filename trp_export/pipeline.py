@@ -40,7 +40,7 @@ def compress(model: str | Path | nn.Module, options: Options = Options(), progre
             save_measurements(knowledge, options)
             return report
         built = build_verified(planned.plan, knowledge, options, work)
-        require_close(planned.plan, built, knowledge, options)
+        require_close(report, built, knowledge, options)
         variants = make_variants(planned.plan, built, knowledge, options, work)
         timing = benchmark(planned.plan, built, variants, knowledge, options, work)
         precisions = choose_precision(timing.of_variants(variants), options)

@@ -12,10 +12,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from click.testing import CliRunner
 from command import Command
 from models import CONV_NET, KEEP_ALL, build, save
 from networks import make_images
 
+from trp_export.cli.export import command
 from trp_export.errors import FarFromOriginalError, OptionError, UnsupportedError
 from trp_export.graph.exact.affine import fold_affine
 from trp_export.graph.prepare import prepare, remove_unused
@@ -29,6 +31,7 @@ from trp_export.steps import closeness
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    from trp_export.recover.best_of import _held_out
     from trp_export.recover.synthetic import Recipe, _ChannelMoments, affordable, synthesise
 
 TWO_NORMS = """<ir_version: 8, opset_import: ["" : 17]>
@@ -293,6 +296,23 @@ def test_a_result_far_from_the_original_is_refused_unless_the_user_insists(
     options = Options(Rank(1), calibration=Calibration(word), benchmark=KEEP_ALL, output=tmp_path / "small.onnx")
     compress(tmp_path / "model.onnx", options)
     assert (tmp_path / "small.onnx").exists()
+
+
+def test_a_refusal_shows_what_would_have_been_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closeness, "_MOST_DIVERGENCE", 0.01)
+    model = save(of_full_rank(WITHOUT_NORM), tmp_path / "model.onnx")
+    words = [str(model), "--rank", "1", "--no-bench", "--keep-slow-pairs", "-o", str(tmp_path / "small.onnx")]
+    ended = CliRunner().invoke(command, words)
+    assert isinstance(ended.exception, FarFromOriginalError)
+    assert "layers of model would become factor pairs" in ended.stdout
+    assert "note: 256 images were synthesised" in ended.stdout
+    assert not (tmp_path / "small.onnx").exists()
+
+
+def test_the_scale_counts_at_which_answers_move_least() -> None:
+    score = _held_out(np.array([1.0, 3.0, 0.1, 0.3]), 4, np.array([0, 0, 1, 1]))
+    assert (score.divergence, score.least) == (pytest.approx(1.1), pytest.approx(0.2))
+    assert _held_out(np.array([1.0, 3.0]), 2, None).least == 2.0
 
 
 def test_no_images_are_made_for_a_saved_plan_or_none() -> None:

@@ -50,11 +50,15 @@ Kinds = Mapping[str, Kind]
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """The divergence of a network on held-out images, with its standard error over images."""
+    """The divergence of a network on held-out images, with its standard error over images.
+
+    `least` is that of the group of images on which it is least.
+    """
 
     images: int
     divergence: float
     error: float
+    least: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)

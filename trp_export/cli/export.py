@@ -16,7 +16,7 @@ import click
 
 from trp_export.cli.from_options import SectionedCommand, SectionOption, errors_name_flags, options_from
 from trp_export.cli.shared import run
-from trp_export.errors import PrecisionError, ShortfallError
+from trp_export.errors import FarFromOriginalError, PrecisionError, ShortfallError
 from trp_export.flags import build_value
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.options import OTHER, OUTPUT, SECTIONS, Options
@@ -83,8 +83,13 @@ def command(model: Path, *, as_json: bool, verbose: bool, quiet: bool, **given: 
     from trp_export.pipeline import compress
 
     messages = Console(stderr=True, quiet=quiet)
-    with errors_name_flags(Preprocessing, Options), _progress_bar(messages) as progress:
-        report = compress(model, options, progress)
+    try:
+        with errors_name_flags(Preprocessing, Options), _progress_bar(messages) as progress:
+            report = compress(model, options, progress)
+    except FarFromOriginalError as error:
+        if error.report is not None and not (quiet or as_json):
+            _print(error.report, messages, verbose=verbose)
+        raise
     if as_json:
         document = report.plan.to_json() if options.dry_run else report.to_json()
         click.echo(json.dumps(document, indent=2))

@@ -15,7 +15,7 @@ from trp_export.graph.random_draws import set_seeds
 from trp_export.graph.rewrite import set_products
 from trp_export.graph.sites import find_sites
 from trp_export.graph.weights import apply_values
-from trp_export.inputs.samples import Batch, groups_of
+from trp_export.inputs.samples import Batch, Groups, groups_of
 from trp_export.planning.plan import Plan
 from trp_export.runtime.incremental import Walk
 
@@ -39,6 +39,7 @@ def closest(
     """
     answers = find_answers(model)
     inputs, images = [batch.arrays for batch in batches], sum(len(batch) for batch in batches)
+    groups = groups_of(batches)
     whole = (original or model).clone()
     set_seeds(whole)
     reference = read_answers(Walk(whole, inputs, threads), answers)
@@ -51,11 +52,16 @@ def closest(
         add_to_bias(copy, places, candidate.shifts)
         apply_values(copy, candidate.values)
         outcome = read_answers(Walk(copy, inputs, threads), answers)
-        apart = divergence_of_images(reference, outcome, kinds_of(answers), groups_of(batches))
+        apart = divergence_of_images(reference, outcome, kinds_of(answers), groups)
         scores.append(_by_image(apart, images))
     least = scores[int(np.argmin([score.mean() for score in scores]))]
     alike = [index for index, score in enumerate(scores) if _is_as_close(score, least)]
-    return alike[-1], tuple(HeldOut(images, float(score.mean()), _standard_error(score)) for score in scores)
+    return alike[-1], tuple(_held_out(score, images, groups) for score in scores)
+
+
+def _held_out(score: Float64, images: int, groups: Groups | None) -> HeldOut:
+    apart = [score] if groups is None or len(groups) != len(score) else [score[groups == one] for one in set(groups)]
+    return HeldOut(images, float(score.mean()), _standard_error(score), float(min(part.mean() for part in apart)))
 
 
 def _by_image(rows: Float64, images: int) -> Float64:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from trp_export.errors import FarFromOriginalError
 from trp_export.options import Options
-from trp_export.planning.plan import Plan
+from trp_export.report.document import Report
 from trp_export.steps.build import Built
 from trp_export.steps.knowledge import Knowledge
 from trp_export.system.text import percent
@@ -16,19 +18,20 @@ _MOST_DIVERGENCE = 0.3
 _MOST_ON_NOISE = 0.5
 
 
-def require_close(plan: Plan, built: Built, knowledge: Knowledge, options: Options) -> None:
+def require_close(report: Report, built: Built, knowledge: Knowledge, options: Options) -> None:
     """Raises FarFromOriginalError where the outputs move far and the user neither gave images nor said so.
 
-    Synthetic images and noise tell large damage from small, not more.
+    Synthetic images and noise tell large damage from small, not more. Where their scale is not known, the scale counts
+    at which the outputs move least: a network may answer anything at those that it was not made for.
     """
     calibration = options.calibration
-    if calibration is None or not calibration.unasked or knowledge.evaluator is not None or not plan.changed:
+    if calibration is None or not calibration.unasked or knowledge.evaluator is not None or not report.plan.changed:
         return
     if built.deviation is not None and built.deviation.is_within_rounding:
         return
     score = built.held_out
     if score is not None:
-        limit, apart = _MOST_DIVERGENCE, score.divergence
+        limit, apart = _MOST_DIVERGENCE, score.least
         where = f"{percent(apart)} % of their variance on {score.images:,} synthetic images"
     elif built.deviation is not None and built.deviation.truncation is not None:
         limit, apart = _MOST_ON_NOISE, built.deviation.truncation.relative_l2
@@ -42,5 +45,6 @@ def require_close(plan: Plan, built: Built, knowledge: Knowledge, options: Optio
         scale = ", the scale of the pixels (--scale 1/255 or 1)" if samples and samples.groups is not None else ""
         raise FarFromOriginalError(
             f"the outputs would differ from the original's by {where}, so the result may be useless; nothing was "
-            f"written.\nGive {data} with --calib PATH{scale}, or cut less; --calib {insist} writes it all the same."
+            f"written.\nGive {data} with --calib PATH{scale}, or cut less; --calib {insist} writes it all the same.",
+            replace(report, notes=tuple(dict.fromkeys((*report.notes, *built.notes)))),
         )
