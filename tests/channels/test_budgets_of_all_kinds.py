@@ -39,6 +39,7 @@ def test_channels_go_for_a_speedup_that_pairs_do_not_reach_as_well(
     document = json.loads((folder / "model.trp.json").read_text())
     assert fitted(folder) == ["conv2"]
     assert document["forecast"]["measured"] == pytest.approx(1.6, rel=0.06)
+    assert any("held-out images the outputs differ" in note for note in document["notes"])
     assert trp(*words, "--channels", "off", "-o", "pairs.onnx").code == 0
     assert (64, 1, 3, 3) in shapes(folder / "pairs.onnx").values()
 

@@ -285,7 +285,7 @@ def test_images_are_synthesised_unasked(unasked: Callable[..., Report]) -> None:
 def test_a_result_far_from_the_original_is_refused_unless_the_user_insists(
     unasked: Callable[..., Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
 ) -> None:
-    monkeypatch.setattr(closeness, "_MOST_DIVERGENCE", 0.01)
+    monkeypatch.setattr(closeness, "_MOST_DIVERGENCE", 0.0)
     monkeypatch.setattr(closeness, "_MOST_ON_NOISE", 0.1)
     with pytest.raises(FarFromOriginalError, match="--calib PATH") as refused:
         unasked(text or ON_FEATURES, Rank(1))
@@ -299,7 +299,7 @@ def test_a_result_far_from_the_original_is_refused_unless_the_user_insists(
 
 
 def test_a_refusal_shows_what_would_have_been_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(closeness, "_MOST_DIVERGENCE", 0.01)
+    monkeypatch.setattr(closeness, "_MOST_DIVERGENCE", 0.0)
     model = save(of_full_rank(WITHOUT_NORM), tmp_path / "model.onnx")
     words = [str(model), "--rank", "1", "--no-bench", "--keep-slow-pairs", "-o", str(tmp_path / "small.onnx")]
     ended = CliRunner().invoke(command, words)

@@ -38,8 +38,23 @@ def make_factors(
     on a network that was trained for low rank plain ones are exact, and nothing can be closer.
     """
     plain = _plain(network, plan, progress)
-    if known is None or not known.moments or calibration is None or not plan.changed:
+    if known is None or not known.moments or calibration is None or not (plan.changed or network.wide):
         return plain
+    candidates = _candidates(network, plan, plain, known, calibration, progress) if plan.changed else [plain]
+    original = network.wide.model if network.wide is not None else None
+    best, scores = closest(network.model, plan, candidates, known.held_out or known.batches, original=original)
+    return _rounded(network, replace(candidates[best], held_out=scores[best] if known.held_out else None))
+
+
+def _candidates(
+    network: Network,
+    plan: Plan,
+    plain: LayerFactors,
+    known: CalibrationData,
+    calibration: Calibration,
+    progress: Progress,
+) -> list[LayerFactors]:
+    """Plain, calibrated and refitted factors."""
     calibrated = calibrated_factors(plan, network.located, known.moments, partial(progress, "factor"))
     candidates = [plain, _completed(calibrated, plain)]
     if calibration.recover:
@@ -58,9 +73,7 @@ def make_factors(
             progress=partial(progress, "refit"),
         )
         candidates.append(_completed(refitted, plain))
-    original = network.wide.model if network.wide is not None else None
-    best, scores = closest(network.model, plan, candidates, known.held_out or known.batches, original=original)
-    return _rounded(network, replace(candidates[best], held_out=scores[best] if known.held_out else None))
+    return candidates
 
 
 def _completed(fitted: LayerFactors, plain: LayerFactors) -> LayerFactors:
