@@ -192,15 +192,19 @@ class MomentSums:
         if positions < d:
             exact = patches.astype(np.float64)
             flat = exact.reshape(group, -1, d)
-            self._outer += own.weight * (flat.transpose(0, 2, 1) @ flat)
+            self._add_products(flat.transpose(0, 2, 1) @ flat, own.weight)
             # The norm of X^T X is that of X X^T.
             self._add_norms(exact @ exact.transpose(0, 1, 3, 2), positions, own.weight)
         else:
             for index in range(images):
                 one = patches[:, index]
                 product = one.transpose(0, 2, 1) @ one
-                self._outer += own.weight * product.astype(np.float64)
                 self._add_norms(product[:, None], positions, own.weight)
+                self._add_products(product, own.weight)
+
+    def _add_products(self, products: Array, weight: float) -> None:
+        """Without a copy where patches count 1: the products of a large layer fill memory."""
+        self._outer += products if weight == 1.0 else weight * products.astype(np.float64)
 
     def _add_norms(self, products: Array, positions: int, weight: float) -> None:
         """Squared norms of the second moments of single images, whose products are (group, images, *, *)."""
