@@ -98,6 +98,6 @@ def test_the_command_says_what_it_rewrote(
     trp: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gains(monkeypatch, tmp_path, 1.5)
-    outcome = trp("net.onnx", "--calib", "none", "-o", "small.onnx")
+    outcome = trp("net.onnx", "--calib", "none", "--budget", "0.1", "-o", "small.onnx")
     assert outcome.code == 0, outcome.err
     assert f"note: rewritten without loss: 1 {PARAMETRIC_RELUS}" in outcome.out
