@@ -109,25 +109,40 @@ def layers_in_macs(
     layers: Sequence[Layer], budget: Budget, align: int = 1, damage: Damage = lost_energy
 ) -> BudgetedLayers:
     """Layers under a budget of multiply-adds, which count the whole network."""
-
-    def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
-        ranks = ranks_at(curve, align)
-        return ranks, curve.macs_before + ranks * np.float64(curve.macs_per_rank)
-
-    offers = tuple(_offer(layer, layer.site.macs, costs, damage) for layer in layers)
-    return BudgetedLayers(offers, budget.left - _beside(offers, budget))
+    return _counted(
+        layers, budget, align, damage, lambda site: site.macs, lambda curve: (curve.macs_before, curve.macs_per_rank)
+    )
 
 
 def layers_in_params(
     layers: Sequence[Layer], budget: Budget, align: int = 1, damage: Damage = lost_energy
 ) -> BudgetedLayers:
     """Layers under a budget of parameters; no layer gets more multiply-adds."""
+    return _counted(
+        layers,
+        budget,
+        align,
+        damage,
+        lambda site: site.params,
+        lambda curve: (curve.params_before, curve.params_per_rank),
+    )
+
+
+def _counted(
+    layers: Sequence[Layer],
+    budget: Budget,
+    align: int,
+    damage: Damage,
+    dense: Callable[[Site], int],
+    of_pairs: Callable[[Curve], tuple[int, int]],
+) -> BudgetedLayers:
+    """Layers whose pairs cost something at any rank, and the same more for each rank."""
 
     def costs(layer: Layer, curve: Curve) -> tuple[Ranks, Float64]:
-        ranks = ranks_at(curve, align)
-        return ranks, curve.params_before + ranks * np.float64(curve.params_per_rank)
+        ranks, (before, per_rank) = ranks_at(curve, align), of_pairs(curve)
+        return ranks, before + ranks * np.float64(per_rank)
 
-    offers = tuple(_offer(layer, layer.site.params, costs, damage) for layer in layers)
+    offers = tuple(_offer(layer, dense(layer.site), costs, damage) for layer in layers)
     return BudgetedLayers(offers, budget.left - _beside(offers, budget))
 
 

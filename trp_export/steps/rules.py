@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import singledispatch
 
-from trp_export.errors import OptionError
 from trp_export.latency.search import plan_for_speedup
 from trp_export.planning.budgets import (
     Budget,
@@ -77,7 +76,7 @@ def _in_params(rule: Params, knowledge: Knowledge) -> Budget:
 
 
 def under_budget(rule: Rule, knowledge: Knowledge) -> BudgetedLayers:
-    """The layers with what a rule leaves them together. Raises OptionError for a rule without a budget."""
+    """The layers with what a budget leaves them together."""
     layers, align, damage = knowledge.layers, knowledge.align, knowledge.damage
     match rule:
         case Macs():
@@ -88,7 +87,7 @@ def under_budget(rule: Rule, knowledge: Knowledge) -> BudgetedLayers:
             latency = knowledge.measured_latency
             return layers_in_time(layers, latency.timings, latency.of_layers(latency.original / rule.ratio), damage)
         case _:
-            raise OptionError("channels go by images under a budget: give --speedup, --macs, --params or --max-drop.")
+            raise NotImplementedError(f"{type(rule).__name__} has no budget")
 
 
 def layer_costs(rule: Rule, knowledge: Knowledge) -> Mapping[str, float]:

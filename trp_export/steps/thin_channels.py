@@ -57,6 +57,7 @@ class Thinner:
     wide: Knowledge
     options: Options
     work: Workspace
+    _readers: tuple[Reader, ...] | None = None
     _thinnings: tuple[Thinning, ...] | None = None
 
     def fewer(self, rule: Rule) -> Knowledge:
@@ -80,9 +81,10 @@ class Thinner:
     def _fewer(self, rule: Rule, by_images: ChannelsByImages, data: CalibrationData) -> Knowledge | None:
         """What is known of the thinner network; None where it is not to be made."""
         wide = self.wide
-        readers = _readers(wide.network, data, by_images.choice, layer_costs(rule, wide))
+        if self._readers is None:
+            self._readers = _readers(wide.network, data, by_images.choice, layer_costs(rule, wide))
         allowed = math.inf if by_images.required else _CLEARLY * least_damage(under_budget(rule, wide))
-        found = self._not_too_fast(rule, readers, by_images, data, allowed)
+        found = self._not_too_fast(rule, self._readers, by_images, data, allowed)
         thin = _learn_again(found[1], wide, self.options, self.work) if found is not None else None
         if found is None or thin is None or by_images.required:
             return thin
@@ -100,21 +102,22 @@ class Thinner:
 
         None where no channels go, or more damage than is allowed is predicted.
         """
-        aim = rule
-        for tries_left in reversed(range(_MOST_TRIES)):
+        found, aim = None, rule
+        for _ in range(_MOST_TRIES):
             gone = self._choose(aim, readers, by_images, data)
             if not gone.channels or gone.predicted > allowed:
                 return None
             network = _without(gone.channels, readers, self.wide.network, data, by_images.choice, self.work)
             if network is None:
                 return None
-            if not isinstance(rule, Speedup) or not isinstance(aim, Speedup):
-                return gone, network
+            found = gone, network
+            if not (isinstance(rule, Speedup) and isinstance(aim, Speedup)):
+                break
             excess = self.wide.measured_latency.speedup_of(network) / rule.ratio
-            if excess <= 1 + _NEAR or not tries_left:
-                return gone, network
+            if excess <= 1 + _NEAR:
+                break
             aim = Speedup(max(aim.ratio / excess, _LEAST_SPEEDUP))
-        return None
+        return found
 
     def _choose(
         self, rule: Rule, readers: Sequence[Reader], by_images: ChannelsByImages, data: CalibrationData
