@@ -292,19 +292,6 @@ def test_agreement_may_fall_by_its_standard_error() -> None:
     assert _agrees_as_well(None, None, 64)
 
 
-def test_gradients_do_not_depend_on_the_size_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    original, small, images = _compressed()
-    made = []
-    for part in (2, 16):
-        monkeypatch.setattr("trp_export.recover.distil._MOST_OF_PART", part)
-        run = Distiller(original, small, in_batches(images), (), 0)
-        run._half = False
-        run.step(0.0)
-        made.append([weight.grad for weight in run._student.weights if weight.grad is not None])
-    for one, other in zip(*made, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
-
-
 def test_answers_in_half_precision_do_where_they_differ_little(monkeypatch: pytest.MonkeyPatch) -> None:
     original, small, images = _compressed()
     far = Distiller(original, small, in_batches(images), (), 0)

@@ -32,12 +32,11 @@ Array = NDArray[Any]
 # For each input by name, in the order of the graph, its values for all samples.
 Samples = dict[str, Tensor]
 
-# Images of a step: the gradient of few is mostly chance. Of large images fewer, so that a step is short.
+# Images of a step: of large images fewer, so that a step is short.
 _MOST_IMAGES, _LEAST_IMAGES = 64, 8
-_ENTRIES = 64 * 3 * 256 * 256
-# A step is shared out to the cores in parts of as many images.
-_MOST_OF_PART, _LEAST_OF_PART = 16, 2
-_ENTRIES_OF_PART = 16 * 3 * 64 * 64
+_ENTRIES = 64 * 3 * 64 * 64
+# Parts of a step, which are shared out to the cores.
+_PARTS = 4
 # The learning rates of Muon to choose from, highest first.
 LEARNING_RATES = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 HELD_OUT = 1 / 8
@@ -75,12 +74,10 @@ class Distiller:
         self._random = torch.Generator().manual_seed(seed)
         samples = _join(batches, self._student.inputs)
         entries = sum(values[:1].numel() for values in samples.values())
+        self._batch_size = min(_MOST_IMAGES, max(_LEAST_IMAGES, _ENTRIES // entries))
         order = torch.randperm(_count(samples), generator=self._random)
         share = 0 if held_out else max(1, round(len(order) * HELD_OUT))
         self._samples = _rows(samples, order[share:])
-        self._batch_size = min(_MOST_IMAGES, max(_LEAST_IMAGES, _ENTRIES // entries), _count(self._samples))
-        part = min(_MOST_OF_PART, max(_LEAST_OF_PART, _ENTRIES_OF_PART // entries))
-        self._part_size = max(part, self._chunk or 1)
         self._held_out = _join(held_out, self._student.inputs) if held_out else _rows(samples, order[:share])
         self._wanted = self._answers(self._teacher, self._held_out)
         self._sticks = yardsticks(self._wanted, self._kinds)
@@ -125,23 +122,17 @@ class Distiller:
 
     def step(self, done: float) -> None:
         """One step of training; `done` is the share of all steps that are done."""
-        chosen = torch.randperm(_count(self._samples), generator=self._random)[: self._batch_size]
+        chosen = torch.randint(_count(self._samples), (self._batch_size,), generator=self._random)
         batch = _rows(self._samples, chosen)
         if len(batch) == 1:
             batch = {name: augment(images, self._random) for name, images in batch.items()}
-        for weight in self._student.weights:
-            weight.grad = None
-        parts = _split(batch, self._part_size)
-        for part, gradients in zip(parts, self._pool.map(self._gradients, parts), strict=True):
-            self._add(gradients, _count(part) / self._batch_size)
+        parts = list(self._pool.map(self._gradients, _split(batch, -(-self._batch_size // _PARTS))))
+        for weight, gradients in zip(self._student.weights, zip(*parts, strict=True), strict=True):
+            used = [gradient for gradient in gradients if gradient is not None]
+            weight.grad = torch.stack(used).mean(dim=0) if used else None
         for optimizer, rate in self._optimizers:
             optimizer.param_groups[0]["lr"] = rate * _schedule(done)
             optimizer.step()
-
-    def _add(self, gradients: Sequence[Tensor | None], share: float) -> None:
-        for weight, gradient in zip(self._student.weights, gradients, strict=True):
-            if gradient is not None:
-                weight.grad = share * gradient if weight.grad is None else weight.grad.add_(gradient, alpha=share)
 
     def _gradients(self, batch: Samples) -> Sequence[Tensor | None]:
         """The gradients of the loss on a part of the batch, in the order of the weights; None for unused weights."""
