@@ -22,7 +22,7 @@ from trp_export.graph.weights import apply_values
 from trp_export.lowrank.schemes import CHANNEL_WISE, SPATIAL_WISE, Branch
 from trp_export.planning.plan import Decision, Plan
 from trp_export.recover.refit import refit
-from trp_export.recover.tune import tune
+from trp_export.recover.tune import _agrees_as_well, _choose_rate, tune
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -274,6 +274,22 @@ def test_a_lower_learning_rate_is_taken_where_the_highest_does_harm(monkeypatch:
     original, small, images = _compressed()
     result = tune(original, small, in_batches(images), steps=120)
     assert result.divergence_after < result.divergence_before
+
+
+@pytest.mark.parametrize("steps", [8, 20, 120])
+def test_trials_of_learning_rates_take_at_most_half_of_the_steps(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    monkeypatch.setattr("trp_export.recover.distil.LEARNING_RATES", (100.0,) * 20)
+    original, small, images = _compressed()
+    run = Distiller(original, small, in_batches(images), (), 0)
+    spent = _choose_rate(run, steps, run.start_score[0], lambda share: None)
+    assert spent <= steps / 2
+
+
+def test_agreement_may_fall_by_its_standard_error() -> None:
+    """One of 64 images more or less is chance, ten are not."""
+    assert _agrees_as_well(60 / 64, 61 / 64, 64)
+    assert not _agrees_as_well(51 / 64, 61 / 64, 64)
+    assert _agrees_as_well(None, None, 64)
 
 
 def test_answers_in_half_precision_do_where_they_differ_little(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,11 @@ class Distiller:
         self._pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
 
     @property
+    def held_out_images(self) -> int:
+        """How many images the score is of."""
+        return _count(self._held_out)
+
+    @property
     def weights(self) -> dict[str, Tensor]:
         """A copy of the trained weights, by the names of initializers."""
         return {n: w.detach().clone() for n, w in zip(self._student.names, self._student.weights, strict=True)}

@@ -6,6 +6,7 @@ Source: Beyer et al., "Knowledge distillation: a good teacher is patient and con
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ _CHECKS = 12
 # The share of all steps that a learning rate is tried for.
 _TRIAL = 0.05
 _LEAST_TRIAL = 5
+# The share of all steps that all trials may take.
+_TRIALS = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,31 +104,36 @@ def _train(run: Distiller, steps: int, progress: Share) -> Tuned:
         progress((spent + step + 1) / steps)
         if (step + 1) % every == 0 or step + 1 == left:
             score = run.score()
-            # Users see agreement, but it is coarse: it must not fall, and divergence decides.
-            if score[0] < best[0] and (score[1] or 0) >= (before[1] or 0):
+            if score[0] < best[0] and _agrees_as_well(score[1], before[1], run.held_out_images):
                 best, kept = score, run.weights
     values = {name: weight.numpy() for name, weight in kept.items()}
     return Tuned(values, steps, before[0], best[0], before[1], best[1])
 
 
+def _agrees_as_well(now: float | None, before: float | None, images: int) -> bool:
+    """Users see agreement, but it is coarse: it may fall by its standard error, and divergence decides."""
+    if now is None or before is None:
+        return True
+    return now >= before - math.sqrt(before * (1 - before) / images)
+
+
 def _choose_rate(run: Distiller, steps: int, start: float, progress: Share) -> int:
     """Begin with the highest learning rate that lowers the divergence in a short trial. Returns the steps that it took.
 
-    Where there are too few steps for trials, it is the highest rate of all.
+    Trials take at most half of the steps; the rate after the last of them is taken untried.
     """
     from trp_export.recover.distil import LEARNING_RATES
 
-    trial, spent = round(_TRIAL * steps), 0
-    if trial < _LEAST_TRIAL:
-        return 0
-    for rate in LEARNING_RATES[:-1]:
+    trial, spent = max(_LEAST_TRIAL, round(_TRIAL * steps)), 0
+    for rate in LEARNING_RATES:
         run.restart(rate)
+        if spent + trial > _TRIALS * steps or rate == LEARNING_RATES[-1]:
+            return spent
         for step in range(trial):
             run.step((step + 0.5) / trial)
             progress((spent + step + 1) / steps)
         spent += trial
         if run.score()[0] < start:
             run.restart(rate)
-            return spent
-    run.restart(LEARNING_RATES[-1])
+            break
     return spent
