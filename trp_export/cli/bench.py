@@ -281,7 +281,8 @@ def _check_outputs(options: BenchOptions) -> None:
     for model in options.models:
         require_model_file(model)
     inputs = [file for model in options.models for file in model_files(model)]
-    check_outputs(outputs, [*inputs, *(path for path in (Path(options.input), options.against) if path)])
+    others = (Path(options.input), options.against, options.settings.ssh_config)
+    check_outputs(outputs, [*inputs, *(path for path in others if path)])
 
 
 def _joined(earlier: Comparison, found: Comparison) -> Comparison:

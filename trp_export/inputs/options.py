@@ -42,6 +42,15 @@ def names_function(text: str) -> bool:
     return bool(colon and module and function.isidentifier()) and not Path(text).exists()
 
 
+def named_file(text: str) -> list[Path]:
+    """The file in `FILE.py:function`, `module:function` or `kind:FILE`, where it exists."""
+    before, colon, after = text.rpartition(":")
+    if not colon:
+        return []
+    candidates = (Path(before), Path(f"{before.replace('.', '/')}.py"), Path(after))
+    return [path for path in candidates if path.is_file()]
+
+
 @dataclass(frozen=True, slots=True)
 class InputOptions:
     """Sizes, data and layout of the inputs, where the file does not say or the user overrides it.
