@@ -419,7 +419,6 @@ def _graphs(kit: Kit) -> Iterator[tuple[str, Callable[[Path], Call]]]:
         "a sparse weight of 2^62": _sparse,
         "a quantised scale of zero": _quantised,
         **{f"a note of {name}": partial(_note, text) for name, text in _notes().items()},
-        "a Loop that doubles a value": partial(_doubling, 40),
         "a Loop whose layer never runs": _idle_loop,
         **{f"{op} to a size that it computes": partial(_computed, op) for op in ("Tile", "Expand", "ConstantOfShape")},
         "a function with the name of an operator": _overriding,
@@ -488,19 +487,6 @@ def _loop(count: int, model: onnx.ModelProto) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array(count), "count"))
     model.graph.initializer.append(numpy_helper.from_array(np.array(False), "go_on"))
     model.graph.node[1].CopyFrom(helper.make_node("Loop", ["count", "go_on", "a"], ["b"], body=body))
-
-
-def _doubling(turns: int, model: onnx.ModelProto) -> None:
-    """Each turn joins a value to itself: 7 kB become petabytes."""
-    info = helper.make_tensor_value_info
-    body = helper.make_graph(
-        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Concat", ["v", "v"], ["w"], axis=0)],
-        "body",
-        [info("i", 7, []), info("go", 9, []), info("v", 1, None)],
-        [info("on", 9, []), info("w", 1, None)],
-    )
-    model.graph.initializer.append(numpy_helper.from_array(np.array(turns), "turns"))
-    model.graph.node[1].CopyFrom(helper.make_node("Loop", ["turns", "", "a"], ["b"], body=body))
 
 
 def _idle_loop(model: onnx.ModelProto) -> None:
