@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -245,6 +247,21 @@ def test_a_worker_that_dies_is_reported_between_steps(folder: Path, monkeypatch:
     source = IndexedSource(samples, torch.tensor([0]), how)
     with pytest.raises(TrpError, match=r"a process that reads images has died.*lower --workers"):
         list(read_batches(source.training(0, 0, (0, 1))))
+
+
+READING = """
+from torch.utils.data import IterableDataset
+from training.data.loader import make_loader
+class Numbers(IterableDataset):
+    def __iter__(self): yield from range(1000)
+reading = iter(make_loader(Numbers(), None, 1))
+next(reading)
+"""
+
+
+def test_a_process_ends_while_its_workers_read(tmp_path: Path) -> None:
+    """As one does whose error holds on to them."""
+    subprocess.run([sys.executable, "-c", READING], timeout=120, check=True, cwd=tmp_path)
 
 
 def test_folders_name_the_classes(folder: Path) -> None:

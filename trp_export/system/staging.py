@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -177,7 +176,7 @@ class OutputStage(Scratch):
         made = sorted(files, key=lambda path: path == self.model)
         moves = [(path, self.output.parent / path.name) for path in made]
         if (page := self.page) is not None and self.report is not None:
-            others = (*others, (self.report, lambda path: shutil.copyfile(page, path)))
+            others = (*others, (self.report, lambda path: path.write_bytes(page.read_bytes())))
         with made_beside(others) as beside:
             replace_together([*beside, *moves])
 
