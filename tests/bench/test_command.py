@@ -171,6 +171,7 @@ def test_input_files(conv_net: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["NET", "--shape", "typo=1,3,16,16"], 2, "no input 'typo' to give a shape to; there are x"),
         (["NET", "--budget", "0"], 2, "budget must be above 0"),
         (["NET", "--budget", "x"], 2, "not a valid float"),
+        (["NET", "--processes", "1000000000"], 2, "is not in the range"),
         (["NET", "--provider", "CUDA"], 8, "CUDA is not in this onnxruntime"),
         (["NET", "--profile", "--device", "arm"], 2, "--profile works on the local device"),
         (["--nonsense"], 2, "No such option"),

@@ -106,7 +106,10 @@ def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
 )
 @click.option("--budget", default=20.0, show_default=True, metavar="SECONDS", help="Time for the whole measurement.")
 @click.option(
-    "--processes", type=click.IntRange(1), metavar="N", help="Fresh processes per model (default: 8 to 20, by budget)."
+    "--processes",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="Fresh processes per model (default: 8 to 20, by budget).",
 )
 @click.option(
     "--input",
