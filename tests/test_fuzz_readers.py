@@ -28,6 +28,13 @@ def fuzz(kind: str, seconds: float, folder: Path) -> dict[str, object]:
     return result
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_that_are_to_be_damaged_are_sound(kind: str, tmp_path: Path) -> None:
+    own = KINDS[kind]
+    own.make(tmp_path / own.file)
+    own.read(tmp_path / own.file)
+
+
 @pytest.mark.parametrize("kind", ["npz", "png", "moments", "manifest"])
 def test_damaged_files_are_read_or_refused(kind: str, tmp_path: Path) -> None:
     assert fuzz(kind, 1, tmp_path)["runs"]

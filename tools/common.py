@@ -13,7 +13,6 @@ from typing import Any
 
 import click
 import numpy as np
-import onnxruntime
 
 from trp_export.inputs.images import ImageSet, load_images
 from trp_export.inputs.preprocessing import Preprocessing
@@ -32,6 +31,8 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 def accuracy(model: Path, images: ImageSet) -> float:
     """Top-1 of an ONNX file of one input, in percent."""
+    import onnxruntime  # Behind trp_export, which switches off its telemetry.
+
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     (name,) = (value.name for value in session.get_inputs())
     logits = np.concatenate([session.run(None, {name: batch})[0] for batch in images.batches(100)])

@@ -15,12 +15,13 @@ from training.options import RUN, SECTIONS, TrainOptions
 from training.run_folder import LAST, parse_stored, require_same_run, restored_options, run_folder
 from training.torchrun import processes, rank, restarts
 from trp_export.cli.from_options import SectionedCommand, SectionOption, options_from
-from trp_export.cli.shared import run
+from trp_export.cli.shared import print_line, run
 from trp_export.errors import LoadError, OptionError, first_line
 from trp_export.flags import build_value, entries
 from trp_export.system.extras import require
 from trp_export.system.files import read_bounded
 from trp_export.system.signals import held_back
+from trp_export.system.text import plain
 
 if TYPE_CHECKING:
     from training.loop import TrainingRun
@@ -90,6 +91,7 @@ def command(*, config: Path | None, resume: bool, allow_changed_data: bool, dry_
     arXiv 1904.03837) for a merge of filters, gates or magnitudes for the removal of filters. The folder of the run
     holds model.pt, ready for trp-export, last.pt to resume from, history.jsonl and history.png.
     """
+    said = given
     if config is not None:
         given = _read_config(config) | {key: value for key, value in given.items() if value not in (None, ())}
     if given.get("output") is None:
@@ -102,6 +104,8 @@ def command(*, config: Path | None, resume: bool, allow_changed_data: bool, dry_
 
     if options is None:
         options = _resumed(given)
+    if resume or config is not None:
+        _require_said(options, options.output / LAST if resume else f"--config {config}", said)
     report = ProgressBar(options.optimisation.epochs)
     with _distributed():
         if dry_run:
@@ -113,7 +117,7 @@ def command(*, config: Path | None, resume: bool, allow_changed_data: bool, dry_
             training = TrainingRun(options, report, resume=resume, allow_changed_data=allow_changed_data)
             training.train()
     if rank() == 0:
-        click.echo(f"{options.output / 'model.pt'}: {_describe(training.kept)}")
+        print_line(f"{options.output / 'model.pt'}: {_describe(training.kept)}")
 
 
 def main() -> NoReturn:
@@ -130,30 +134,34 @@ def _options(given: Mapping[str, Any]) -> TrainOptions:
 
 
 def _resumed(given: Mapping[str, Any]) -> TrainOptions:
-    """The stored options of the run, which those of this command line must not contradict.
-
-    A stored architecture that is imported must be repeated here: the file may come from somebody else.
-    """
-    from models_zoo import require_repeated
-    from training.data.shards import is_local
+    """The stored options of the run, which those of this command line must not contradict."""
     from training.last_state import read_last_state
 
     output: Path = given["output"]
     stored = read_last_state(output).options
     merged = require_same_run(TrainOptions, given, stored, _FREE)
-    options = restored_options(TrainOptions, merged | {"output": str(output)}, str(output / "last.pt"))
+    return restored_options(TrainOptions, merged | {"output": str(output)}, str(output / LAST))
+
+
+def _require_said(options: TrainOptions, where: Path | str, said: Mapping[str, Any]) -> None:
+    """Raise OptionError where a file asks to import or run what this command line does not say itself.
+
+    The file may come from somebody else. `said` holds the options of the command line by key.
+    """
+    from models_zoo import require_repeated
+    from training.data.shards import is_local
+
     kind, _, place = options.data.partition(":")
-    if kind == "webdataset" and not is_local(place) and given.get("data") is None:
+    if kind == "webdataset" and not is_local(place) and said.get("data") is None:
         raise OptionError(
-            f"{output / LAST} asks to fetch data by a command: {options.data}. If you trust it, repeat it with --data."
+            f"{where} asks to fetch data by a command: {options.data}. If you trust it, repeat it with --data."
         )
     for option, arch in (
         ("--arch", options.start.arch),
         ("--teacher-arch", options.distillation.arch if options.distillation else None),
     ):
         if arch is not None:
-            require_repeated(arch, str(output / "last.pt"), given.get(option[2:].replace("-", "_")), option)
-    return options
+            require_repeated(arch, str(where), said.get(option[2:].replace("-", "_")), option)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -202,7 +210,7 @@ class ProgressBar:
 
     def __call__(self, record: dict[str, Any]) -> None:
         if "note" in record:
-            self._console.print(record["note"])
+            self._console.print(plain(record["note"], keep_lines=False), markup=False)
         elif "step" in record:
             text = f"epoch {record['epoch'] + 1}/{self._epochs}  loss {record['loss']:.4f}"
             self._bar.update(self._task, description=text, completed=record["step"], total=record["steps"])
@@ -223,21 +231,21 @@ def _print_plan(run: TrainingRun) -> None:
 
     if run.method is None:
         what = "factors train at their ranks" if run.network.kind == "factors" else "nothing is made smaller"
-        click.echo(f"{len(run.batches)} steps per epoch; {run.network.arch}, {run.network.kind}: {what}.")
+        print_line(f"{len(run.batches)} steps per epoch; {run.network.arch}, {run.network.kind}: {what}.")
         return
     plan, steps = run.method.measure(), f"{len(run.batches)} steps per epoch"
     if isinstance(plan, ChannelPlan):
         for line in plan.lines():
-            click.echo(line)
-        click.echo(f"{steps}; {run.options.channel_rule}: {plan.ratio:.2f}x fewer MACs once they are removed.")
+            print_line(line)
+        print_line(f"{steps}; {run.options.channel_rule}: {plan.ratio:.2f}x fewer MACs once they are removed.")
         return
     for decision in plan.decisions:
         what, why = "kept", decision.reason
         for branch in decision.branches:
             what, why = branch.scheme.name, f"rank {branch.rank} of {decision.site.full_rank(branch.scheme)}"
-        click.echo(f"{decision.site.name:24} {what:24} {why}")
+        print_line(f"{decision.site.name:24} {what:24} {why}")
     ratio = sum(d.site.macs for d in plan.decisions) / sum(d.macs for d in plan.decisions)
-    click.echo(f"{steps}; {plan.rule}: {ratio:.2f}x fewer MACs if cut at the start.")
+    print_line(f"{steps}; {plan.rule}: {ratio:.2f}x fewer MACs if cut at the start.")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from trp_export.errors import OptionError
 from trp_export.flags import InvalidOptionError
 from trp_export.graph.model_files import model_files
+from trp_export.inputs.options import named_file
 from trp_export.options import Options
 from trp_export.rules import SavedPlan
 from trp_export.system.progress import Progress
@@ -59,8 +60,11 @@ def files_read(model: str | Path | nn.Module, options: Options) -> list[Path]:
     """
     calibration, images = options.calibration, options.images
     read = [Path(model)] if isinstance(model, (str, Path)) else []
-    read += [path for path in (images.path, images.labels) if path is not None] if images else []
-    read += [calibration.path] if calibration and isinstance(calibration.path, Path) else []
+    if images is not None:
+        read += [images.path, *named_file(str(images.path)), *named_file(images.metric)]
+        read += [images.labels] if images.labels is not None else []
+    if calibration is not None and isinstance(calibration.path, Path):
+        read += [calibration.path, *named_file(str(calibration.path))]
     read += [options.inputs.file] if options.inputs.file is not None else []
     return read + (
         [options.rule.path] if isinstance(options.rule, SavedPlan) and not _is_renewed(model, options) else []

@@ -92,6 +92,7 @@ def test_no_output_takes_the_place_of_what_is_needed(
     np.save(tmp_path / "x.npy", np.zeros((1, 3, 16, 16), np.float32))
     earlier = tmp_path / "s.json"
     earlier.write_text("{}")
+    (tmp_path / "config").write_text("Host board")
     (tmp_path / "link").symlink_to(conv_net)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     models = [str(conv_net), str(heavy), "--input", str(tmp_path / "x.npy"), *FAST]
@@ -101,8 +102,9 @@ def test_no_output_takes_the_place_of_what_is_needed(
         ("--save", "x.npy"),
         ("--plot", "heavy.svg"),
         ("--save", "s.json"),
+        ("--save", "config"),
     ]:
-        given = [option, str(tmp_path / name)]
+        given = [option, str(tmp_path / name), "--ssh-config", str(tmp_path / "config")]
         assert run([*models, *given] + (["--against", str(earlier)] if name == "s.json" else [])) == 2, name
         assert f"is read and would be written over; choose another place with {option}" in capsys.readouterr().err
     assert run([*models, "--save", str(tmp_path / "p.svg"), "--plot", str(tmp_path / "p.svg")]) == 2
@@ -169,6 +171,7 @@ def test_input_files(conv_net: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["NET", "--shape", "typo=1,3,16,16"], 2, "no input 'typo' to give a shape to; there are x"),
         (["NET", "--budget", "0"], 2, "budget must be above 0"),
         (["NET", "--budget", "x"], 2, "not a valid float"),
+        (["NET", "--processes", "1000000000"], 2, "is not in the range"),
         (["NET", "--provider", "CUDA"], 8, "CUDA is not in this onnxruntime"),
         (["NET", "--profile", "--device", "arm"], 2, "--profile works on the local device"),
         (["--nonsense"], 2, "No such option"),

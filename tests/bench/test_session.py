@@ -176,6 +176,11 @@ def test_wrong_wishes(conv_net: Path) -> None:
         compare([conv_net], device="toaster")
 
 
+def test_a_batch_that_fills_memory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="has more than 2,147,483,648 elements"):
+        compare([save_conv_net(tmp_path / "open.onnx", batch="N")], batch=10**9)
+
+
 def test_an_unlike_device_is_refused_before_it_is_measured(conv_net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from trp_export.bench import session
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from networks import make_images, make_network
 
-from trp_export import Benchmark, Calibration, Options, Rank, compress
+from trp_export import Benchmark, Calibration, Macs, Options, Rank, compress
 from trp_export.calibration import memory
 from trp_export.calibration.memory import (
     has_room_for_gradients,
@@ -22,6 +22,7 @@ from trp_export.calibration.memory import (
 )
 from trp_export.graph.sites import LocatedSite
 from trp_export.lowrank.site import Site
+from trp_export.steps import calibrate
 
 
 def place(name: str, *shape: int, group: int = 1, refusal: str | None = None) -> LocatedSite:
@@ -60,6 +61,20 @@ def test_usual_images_are_all_kept_and_patches_are_read_in_pieces() -> None:
     assert images_to_sum(resnet, 56 * 56) == 2
     assert images_to_sum(first, 32768) > 1
     assert images_to_sum(resnet, 10**9) == 1
+
+
+def test_weights_that_stay_on_disk_give_the_same_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = make_network()
+    onnx.save(ir.serde.serialize_model(model), tmp_path / "model.onnx")
+    np.save(tmp_path / "images.npy", make_images(12).inputs)
+    made = []
+    for bound in (calibrate._IN_MEMORY_BYTES, 0):
+        monkeypatch.setattr(calibrate, "_IN_MEMORY_BYTES", bound)
+        options = Options(rule=Macs(1.5), calibration=Calibration(tmp_path / "images.npy"),
+                          benchmark=Benchmark(run=False), output=tmp_path / "small.onnx")  # fmt: skip
+        compress(tmp_path / "model.onnx", options)
+        made.append((tmp_path / "small.onnx").read_bytes())
+    assert made[0] == made[1]
 
 
 def test_images_that_do_not_fit_into_memory_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

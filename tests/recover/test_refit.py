@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from networks import RESIDUAL, as_samples, in_batches, make_images, make_network
 from shared import USES, SharedUse, all_patches, shared_images, shared_network
 
+from trp_export.calibration import memory
 from trp_export.calibration.divergence import divergence
 from trp_export.calibration.moments import gather_moments
 from trp_export.calibration.output_curves import LayerFactors, calibrated_factors
@@ -103,6 +104,31 @@ def test_layers_that_cannot_be_refitted_keep_what_they_are_given(monkeypatch: py
         fitted = refit(model, plan, in_batches(make_images(8).inputs), known, calibrated=calibrated)
         assert fitted.factors["one"] is given
         assert fitted.shifts == {}
+
+
+def test_layers_too_large_for_their_products_stand_as_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is fitted after them, and how close the network comes, is the same as with their products."""
+    model, located = make_network()
+    plan, batches = _plan(located, RANKS), in_batches(make_images(32).inputs)
+    plain = LayerFactors(
+        {
+            c.site.name: factorise_branches(_kernel(located, c.site.name), c.branches, c.site.group)
+            for c in plan.changed
+        },
+        {"one": np.linspace(0, 1, 8)},
+    )
+    found = []
+    for bound in (memory._MATRIX_BYTES, 8 * 2 * 40**2):  # The moments of `one` and `two` are larger, of 72 values.
+        monkeypatch.setattr(memory, "_MATRIX_BYTES", bound)
+        fitted = refit(model, plan, batches, plain, calibrated=("grouped",))
+        found.append((fitted, closest(model, plan, [plain], batches)[1][0].divergence))
+    (first, apart), (second, as_pairs) = found
+    assert second.factors["one"] is plain.factors["one"]
+    assert as_pairs == pytest.approx(apart, rel=1e-4)
+    np.testing.assert_allclose(second.shifts["grouped"], first.shifts["grouped"], rtol=1e-3, atol=1e-6)
+    for part in ("reduce", "expand"):
+        wanted, got = (getattr(own.factors["grouped"][0], part) for own in (first, second))
+        np.testing.assert_allclose(np.abs(got), np.abs(wanted), rtol=1e-2, atol=1e-4)
 
 
 def test_a_second_pair_is_fitted_to_what_the_first_leaves() -> None:

@@ -11,7 +11,7 @@ from models import build, save
 
 from trp_export import Benchmark, Energy, Options, Rank, Selection, compress
 from trp_export.errors import OptionError
-from trp_export.options import Calibration
+from trp_export.options import Calibration, Images
 from trp_export.planning.rules import LayerRule
 
 TWICE = """<ir_version: 8, opset_import: ["" : 17]>
@@ -68,6 +68,30 @@ def test_open_extents_are_verified_at_a_real_size(tmp_path: Path) -> None:
 def test_a_report_over_the_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="would be written over"):
         run(tmp_path, OPEN, report=tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("text", "file"),
+    [
+        ("FOLDER/batches.py:make", "batches.py"),
+        ("sequences:FOLDER/alphabet.txt", "alphabet.txt"),
+        ("package.batches:make", "package/batches.py"),
+    ],
+)
+def test_a_report_over_a_file_that_an_option_names_within_a_text_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, file: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("read")
+    text = text.replace("FOLDER", str(tmp_path))
+    images = Images(tmp_path / "images", metric=text)
+    calibration = Calibration("none" if text.startswith("sequences") else Path(text))
+    for given in ({"images": images}, {"calibration": calibration}):
+        if given != {"calibration": Calibration("none")}:
+            with pytest.raises(OptionError, match="would be written over"):
+                run(tmp_path, OPEN, report=tmp_path / file, **given)
+    assert (tmp_path / file).read_text() == "read"
 
 
 @pytest.mark.parametrize("selection", [Selection(skip=("convv*",)), Selection(only=("typo",))])

@@ -388,8 +388,8 @@ def _make_last(path: Path) -> None:
 
     options = TrainOptions(data="npz:data", output=Path("run"), start=StartOptions(arch="resnet20"))
     weights = find_architecture("resnet20").build(None).state_dict()
-    fields = {"kind": "dense", "plan": None, "epoch": 0, "step": 0, "loss_sum": 0.0, "trp": None, "history": []}
-    state = LastState(stored_options(options), {"--data": "0" * 64}, model=weights, optimizer={}, **fields)
+    stored, digests = stored_options(options), {"--data": "0" * 64}
+    state = LastState(stored, digests, "dense", None, 0, 0, 0.0, weights, {}, method=None, average=None, history=[])
     torch.save(state.to_content(), path)
 
 

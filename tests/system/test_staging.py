@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,18 @@ def test_an_output_never_takes_the_place_of_an_input(folder: Path, output: str) 
     for path in (Path(output), folder / output):
         with pytest.raises(OptionError, match="is read and would be written over; choose another place with --save"):
             check_outputs([Output(path, "--save")], [Path("model.onnx"), Path("images")])
+
+
+@pytest.mark.parametrize("name", ["images/cat.png", "images/cat.npy", "images/cat.txt", "images/inner/cat.png"])
+def test_an_output_takes_the_place_of_nothing_that_a_folder_may_be_read_for(folder: Path, name: str) -> None:
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_text("read")
+    for output in (Path(name), Path("linked", name)):
+        with pytest.raises(OptionError, match="is read and would be written over"):
+            check_outputs([Output(output, "--report")], [Path("images")])
+    check_outputs([Output(Path(name).with_stem("new"), "--report")], [Path("images")])
+    (folder / "small.json").write_text("of an earlier run")
+    check_outputs([Output(Path("small.json"), "-o")], [Path()])
 
 
 def test_links_in_a_circle_are_refused(folder: Path) -> None:
@@ -73,22 +86,46 @@ def publish(folder: Path) -> None:
         stage.document.write_text("new document")
         assert stage.page is not None
         stage.page.write_text("new page")
-        stage.publish()
+        stage.publish([(folder / "s.npz", lambda path: path.write_text("new statistics"))])
 
 
 def test_published_files_appear_together(folder: Path) -> None:
     before = set(folder.iterdir())
     publish(folder)
-    assert {path.name for path in set(folder.iterdir()) - before} == {"o.onnx", "o.json", "r.html"}
+    assert {path.name for path in set(folder.iterdir()) - before} == {"o.onnx", "o.json", "r.html", "s.npz"}
     assert (folder / "o.onnx").read_text() == "new model"
     assert (folder / "r.html").read_text() == "new page"
 
 
-@pytest.mark.parametrize("fails", ["r.html", "o.json", "o.onnx"])
+def test_files_of_other_folders_appear_with_the_results_or_not_at_all(folder: Path) -> None:
+    place = folder / "images" / "s.npz"
+
+    def publish_with(save: Callable[[Path], object]) -> None:
+        with OutputStage(folder / "o.onnx", None) as stage:
+            stage.model.write_text("model")
+            stage.document.write_text("document")
+            stage.publish([(place, save)])
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise OutputError(f"{path} cannot be written: the disk is full.")
+
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(OutputError) as refused:
+        publish_with(fail)
+    assert str(refused.value) == f"{place} cannot be written: the disk is full."
+    assert sorted(folder.rglob("*")) == before
+    publish_with(lambda path: path.write_text("statistics"))
+    assert place.read_text() == "statistics"
+    assert (folder / "o.onnx").read_text() == "model"
+    assert {*folder.rglob("*")} - {*before} == {place, folder / "o.onnx", folder / "o.json"}
+
+
+@pytest.mark.parametrize("fails", ["r.html", "o.json", "o.onnx", "s.npz"])
 def test_old_files_come_back_if_one_cannot_be_replaced(
     folder: Path, fails: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("o.onnx", "r.html"):
+    for name in ("o.onnx", "r.html", "s.npz"):
         (folder / name).write_text(f"old {name}")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     replace = Path.replace

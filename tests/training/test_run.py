@@ -334,11 +334,11 @@ def test_the_command_reads_a_config_file_and_resumes(stripes: Path, tmp_path: Pa
         f'arch = "{TINY}"\nshape = "1,3,8,8"\ndata = "npz:{stripes}"\nmacs = 1.6\n'
         'epochs = 9\nbatch = 16\nvalidation = 64\nonly = ["conv*"]\n'
     )
-    done = command("--config", config, "--epochs", 1, "-o", tmp_path / "run")
+    done = command("--config", config, "--arch", TINY, "--epochs", 1, "-o", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert "x fewer MACs" in done.stdout
     assert "epoch 1  loss" in done.stderr
-    again = command("--config", config, "--epochs", 1, "-o", tmp_path / "run")
+    again = command("--config", config, "--arch", TINY, "--epochs", 1, "-o", tmp_path / "run")
     assert (again.returncode, again.stdout) == (2, "")
     assert again.stderr.startswith("error: ")
     assert "holds a run already" in again.stderr
@@ -379,6 +379,39 @@ def test_a_bad_config_file_is_refused_in_a_line(tmp_path: Path, command: Command
     assert message in done.stderr
     assert len(done.stderr) < 400
     assert done.stderr.rstrip("\n").isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('arch = "evil_net:make"', "asks to import evil_net:make. If you trust it, repeat the name: --arch"),
+        (
+            'arch = "resnet20"\nteacher = "x.pt"\nteacher-arch = "evil_net:make"',
+            "asks to import evil_net:make. If you trust it, repeat the name: --teacher-arch",
+        ),
+        ('arch = "resnet20"\ndata = "webdataset:pipe:touch imported"', "If you trust it, repeat it with --data"),
+    ],
+)
+def test_a_config_file_imports_and_runs_nothing_that_it_alone_names(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    (tmp_path / "evil_net.py").write_text("open('imported', 'w').write('x')\ndef make(**options): ...\n")
+    monkeypatch.chdir(tmp_path)
+    data = () if "data" in text else ("--data", "npz:x")
+    done = command("--config", "run.toml", *data, "-o", "run")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert not (tmp_path / "imported").exists()
+
+
+def test_a_config_file_does_not_speak_for_the_user_when_a_run_resumes(
+    stripes: Path, tmp_path: Path, command: Command
+) -> None:
+    train(options_for(stripes, tmp_path / "run", epochs=1))
+    (tmp_path / "run.toml").write_text(f'arch = "{TINY}"\n')
+    done = command("--resume", "--config", tmp_path / "run.toml", "-o", tmp_path / "run")
+    assert (done.returncode, "repeat the name: --arch" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("key", ["arch", "teacher_arch"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -247,6 +249,21 @@ def test_a_worker_that_dies_is_reported_between_steps(folder: Path, monkeypatch:
         list(read_batches(source.training(0, 0, (0, 1))))
 
 
+READING = """
+from torch.utils.data import IterableDataset
+from training.data.loader import make_loader
+class Numbers(IterableDataset):
+    def __iter__(self): yield from range(1000)
+reading = iter(make_loader(Numbers(), None, 1))
+next(reading)
+"""
+
+
+def test_a_process_ends_while_its_workers_read(tmp_path: Path) -> None:
+    """As one does whose error holds on to them."""
+    subprocess.run([sys.executable, "-c", READING], timeout=120, check=True, cwd=tmp_path)
+
+
 def test_folders_name_the_classes(folder: Path) -> None:
     samples = FolderSamples(folder)
     assert samples.classes == CLASSES
@@ -296,6 +313,14 @@ def test_a_shard_that_is_missing_is_named(shards: Path) -> None:
 
 
 @needs_webdataset
+def test_the_name_of_a_shard_is_no_command(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shards)
+    (shards / "train-0.tar").rename(shards / "pipe:touch imported;.tar")
+    with pytest.raises(LoadError, match="has a colon in its name; rename it"):
+        find_shards("*.tar", None)
+
+
+@needs_webdataset
 def test_shards_that_are_not_local_must_be_counted(shards: Path) -> None:
     pattern = f"pipe:cat {shards}/train-{{0..3}}.tar"
     assert not is_local(pattern)
@@ -327,3 +352,17 @@ def test_hugging_face_sets_are_read_from_disk(folder: Path, tmp_path: Path) -> N
     )
     with pytest.raises(LoadError, match="does not hold a saved Hugging Face data set"):
         HuggingFaceSamples(folder)
+
+
+def test_a_hugging_face_set_names_no_image_outside_its_folder(folder: Path, tmp_path: Path) -> None:
+    from training.data.hugging_face import HuggingFaceSamples
+
+    saved = tmp_path / "saved"
+    names = (str(folder / CLASSES[0] / "00.png"), "../images/blue/00.png", "inside.png")
+    samples = HuggingFaceSamples.__new__(HuggingFaceSamples)
+    samples._folder, samples._image = saved, "image"
+    samples._images = [{"image": {"bytes": None, "path": name}} for name in names]
+    for index in (0, 1):
+        with pytest.raises(LoadError, match="which lies elsewhere"):
+            samples.read(index)
+    assert samples.read(2) == saved / "inside.png"

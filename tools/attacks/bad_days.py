@@ -208,6 +208,12 @@ def _inputs(kit: Kit) -> Iterator[tuple[str, Prepare]]:
         yield f"{option} {what}", partial(_odd_input, kit, command, make)
     for turn in range(6):
         yield f"a large model that shrinks while it is exported, turn {turn}", partial(_shrinking, kit, 0.4 * turn)
+    for name in ("images.npy", "apart.onnx.data"):
+        for turn in range(3):
+            yield (
+                f"{name} that shrinks while it is read, turn {turn}",
+                partial(_shrinking_beside, kit, name, 0.5 * turn),
+            )
     for name in ("its middle changed", "zeros", "half of it", "a page of noise"):
         yield f"a model in the format of ORT, {name}", partial(_damaged_ort, kit, name)
     yield "a sound model in the format of ORT", partial(_damaged_ort, kit, "")
@@ -254,6 +260,25 @@ def _shrinking(kit: Kit, delay: float, folder: Path) -> Call:
         arguments,
         codes=(0, 3, 4, 5, 7),
         writes=("m.onnx", "o.*"),
+        signal=0,
+        check=lambda ended: "no end" if other.wait() else None,
+    )
+
+
+def _shrinking_beside(kit: Kit, name: str, delay: float, folder: Path) -> Call:
+    """Images, or the weights of a model, in a file of their own. What is mapped into memory may end the program."""
+    rng = np.random.default_rng(0)
+    kit.copy(folder, "base.onnx")
+    np.save(folder / "images.npy", rng.integers(0, 256, (20_000, 12, 12, 3), dtype=np.uint8))
+    model = onnx.load(folder / "base.onnx")
+    onnx.save(model, folder / "apart.onnx", save_as_external_data=True, location="apart.onnx.data", size_threshold=0)
+    shrink = f"import os, time; time.sleep({1 + delay}); os.truncate({name!r}, 50)"
+    other = subprocess.Popen([sys.executable, "-c", shrink], cwd=folder)
+    return Call(
+        "trp-export",
+        ["apart.onnx", "--rank", "2", "--calib", "images.npy", "--no-bench", "--quiet", "-o", "o.onnx"],
+        codes=(0, 3, 4, 5, 7),
+        writes=(name, "o.*"),
         signal=0,
         check=lambda ended: "no end" if other.wait() else None,
     )
@@ -676,6 +701,9 @@ def _shards(kit: Kit) -> Iterator[tuple[str, Prepare]]:
     ):
         if find_spec("webdataset") is not None:
             yield f"a shard with {name}", partial(_shard, kit, name)
+    for name in ("pipe:touch PWNED;.tar", "pipe:touch PWNED;{000..001}.tar", "file:shard-000.tar", "http:x.tar"):
+        if find_spec("webdataset") is not None:
+            yield f"a shard called {name}", partial(_shard_called, kit, name)
     for name in ("links to a device", "a pipe", "a link to itself"):
         yield f"classes with {name}", partial(_classes, kit, name)
 
@@ -692,6 +720,20 @@ def _shard(kit: Kit, what: str, folder: Path) -> Call:
         codes=(0,) if what == "sound" else (0, 2, 3, 7),
         writes=("new", "new/*"),
         signal=0,
+    )
+
+
+def _shard_called(kit: Kit, name: str, folder: Path) -> Call:
+    """A name that would be a command if the pattern held it."""
+    for own in (name, "shard-001.tar"):
+        (folder / own).write_bytes(_members("sound"))
+    arguments = ["--arch", "resnet20", "--data", "webdataset:*.tar", "--batch", "32", "--validation", "16"]
+    return Call(
+        "trp-train",
+        [*arguments, "--epochs", "1", "--workers", "1", "-o", "new"],
+        codes=(2, 3),
+        signal=0,
+        check=lambda ended: "code was run" if (ended.folder / "PWNED").exists() else None,
     )
 
 

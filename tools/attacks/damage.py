@@ -69,6 +69,8 @@ READERS: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
     "run/last.pt": ("trp-train", ["--resume", "-o", "run"], ("run", "data")),
     "data/train.npz": ("trp-train", ["--resume", "-o", "run"], ("run", "data")),
 }
+# Names of this package's own networks that stand for much memory, or none.
+LARGE = ("resnet110x8-seg", "resnet110x8-dignet-t16", "resnet20x99", "resnet20x0.0001", "resnet14-rignet-t99")
 WRITES = ("moments.npz", "run/*", "cache/*")
 
 
@@ -303,7 +305,15 @@ def _states(kit: Kit) -> Iterator[Attempt]:
                     f"{target}: {key} = {value!r}"[:100],
                     partial(_state, kit, target, call, (key,), value),
                 )
-    for arch in ("evil_net:make", "os:getcwd", "os:system", "torchvision:vit_h_14", "torchvision:../x", "x" * 10**6):
+    for arch in (
+        "evil_net:make",
+        "os:getcwd",
+        "os:system",
+        "torchvision:vit_h_14",
+        "torchvision:../x",
+        "x" * 10**6,
+        *LARGE,
+    ):
         yield Attempt("saved states", f"last.pt with arch {arch[:30]}", partial(_arch, kit, "run/last.pt", train, arch))
         yield Attempt(
             "saved states", f"checkpoint with arch {arch[:30]}", partial(_arch, kit, "checkpoint.pt", export, arch)

@@ -59,6 +59,14 @@ def _layer(extra: tuple[str, ...], kit: Kit, text: str, folder: Path) -> Call:
     return Call("trp-export", ["m.onnx", *extra], codes=(0, 2, 3), check=_shown)
 
 
+def _searched(kit: Kit, text: str, folder: Path) -> Call:
+    """A layer that is kept and one that becomes a pair; the pictures of the search hold their names, too."""
+    kit.copy(folder, "good.npz")
+    onnx.save(network((text, f"{text}2", "fc")), folder / "m.onnx")
+    arguments = ["m.onnx", "--data", "good.npz", "--macs", "1.2", "--epochs", "2", "-o", "s.json"]
+    return Call("trp-search", arguments, codes=(0, 2, 3), writes=("s.json", "s.search", "s.search/*"), check=_shown)
+
+
 def _node(kit: Kit, text: str, folder: Path) -> Call:
     model = network()
     model.graph.node[0].name = text
@@ -206,13 +214,14 @@ Put = Callable[[Kit, str, Path], Call]
 SLOW = (
     *("name of a layer, in the bundle", "names and texts of the graph", "name of an input", "file name of a model"),
     *("file name in trp-bench", "reason in a plan", "saved benchmark", "names of classes"),
-    *("name of a layer, in an SVG", "name of a layer, in a PNG", "folder of a class"),
+    *("name of a layer, in an SVG", "name of a layer, in a PNG", "folder of a class", "name of a layer, in trp-search"),
 )
 PLACES: dict[str, Put] = {
     "name of a layer, in the tables": partial(_layer, ("--rank", "2", "--calib", "none", "--dry-run", "-v")),
     "name of a layer, in the bundle": partial(
         _layer, ("--rank", "2", "--calib", "none", "--no-bench", "--bundle", "b")
     ),
+    "name of a layer, in trp-search": _searched,
     "name of a layer, in an error": partial(_layer, ("--rank", "2", "--only", "nothing")),
     "names and texts of the graph": _node,
     "name of an input": _value,

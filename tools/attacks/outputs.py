@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from attempt import Attempt, Call, Ended
 from kit import EXPORT, TRAIN, Kit
 
@@ -39,6 +41,25 @@ TO_A_FULL_DISK = (
 INPUTS = ("apart.onnx", "apart.data", "good.npz", "labelled.npz", "images/3.png", "plan.json", "input.npz")
 
 
+# Files that an option names within a text, or finds in a folder: what is read, and what else the export needs.
+NAMED = {
+    "alphabet.txt": ("--eval", "images", "--metric", "sequences:alphabet.txt"),
+    "measure.py": ("--eval", "images", "--metric", "measure.py:measure"),
+    "batches.py": ("--calib", "batches.py:batches"),
+    "module.py": ("--calib", "module:batches"),
+    "arrays/1.npy": ("--calib", "arrays"),
+    "images/0.txt": ("--calib", "images"),
+    "images/inner/0.png": ("--calib", "images"),
+    "images/0.label.png": ("--eval", "images"),
+}
+BATCHES = """
+import numpy as np
+def batches():
+    for seed in range(4):
+        yield {"image": np.random.default_rng(seed).standard_normal((4, 3, 12, 12)).astype(np.float32)}
+"""
+
+
 def attempts(kit: Kit) -> Iterator[Attempt]:
     """Each output option with each input, each odd place, and each size of the disk."""
     for name, prepare in (*_of_export(kit), *_of_others(kit)):
@@ -51,6 +72,8 @@ def _of_export(kit: Kit) -> Iterator[tuple[str, Make]]:
         yield f"{option} onto {target}, {way} {' '.join(more)}", partial(_onto, kit, option, target, way, more)
     for option, (place, make) in product(OUTPUTS, _places().items()):
         yield f"{option} {place}", partial(_odd, kit, option, make)
+    for option, (target, needs), way in product(("--report", "--calib-stats"), NAMED.items(), ("directly", "a link")):
+        yield f"{option} onto {target} that is read, {way}", partial(_onto_named, kit, option, target, needs, way)
     for second in ("o.onnx", "o.json", "o.onnx.data", "./x/../o.json"):
         yield f"-o o.onnx and --report {second}", partial(_both, kit, "o.onnx", second)
     for name in NAMES:
@@ -96,6 +119,27 @@ def _onto(kit: Kit, option: str, target: str, way: str, more: tuple[str, ...], f
     second_name = way == "a hard link" and target.startswith("images")
     codes = (0, 2, 3, 7) if more or second_name else (2, 3, 7)
     return Call("trp-export", arguments, codes=codes, writes=(place,) if second_name else ())
+
+
+def _onto_named(kit: Kit, option: str, target: str, needs: tuple[str, ...], way: str, folder: Path) -> Call:
+    kit.copy(folder, "base.onnx", "images", "good.npz")
+    (folder / "images" / "inner").mkdir()
+    for name in ("0.label.png", "inner/0.png"):
+        shutil.copyfile(kit["images"] / "0.png", folder / "images" / name)
+    (folder / "images" / "0.txt").write_text("0 0.5 0.5 1 1")
+    (folder / "alphabet.txt").write_text("a\nb\n")
+    (folder / "measure.py").write_text("def measure(name, outputs): return 1.0\n")
+    for name in ("batches.py", "module.py"):
+        (folder / name).write_text(BATCHES)
+    (folder / "arrays").mkdir()
+    for index in range(4):
+        np.save(folder / "arrays" / f"{index}.npy", np.full((3, 12, 12), index, np.float32))
+    place = target
+    if way == "a link":
+        place = f"way{Path(target).suffix}"
+        (folder / place).symlink_to(target)
+    calib = () if "--calib" in needs else CALIB
+    return Call("trp-export", ["base.onnx", *EXPORT, *needs, *calib, "-o", "o.onnx", option, place], codes=(2, 7))
 
 
 def _places() -> dict[str, Make]:

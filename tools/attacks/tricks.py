@@ -10,6 +10,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,29 @@ from kit import EXPORT, TRAIN, Kit, network
 from onnx import TensorProto, helper, numpy_helper
 
 Make = Callable[[Path], object]
+# Options of the other commands that take a number, and what else each command needs, in pairs.
+OTHERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "trp-bench": (
+        ("--threads", "--cores", "--batch", "--budget", "--processes", "--timeout"),
+        ("--budget", "0.1", "--processes", "1"),
+    ),
+    "trp-train": (
+        (
+            *("--epochs", "--batch", "--lr", "--momentum", "--weight-decay", "--ema", "--label-smoothing"),
+            *("--accumulate", "--period", "--exact-every", "--factors", "--seed", "--validation", "--states"),
+            *("--workers", "--macs", "--energy", "--nuclear", "--temperature"),
+        ),
+        (*TRAIN, "-o", "new"),
+    ),
+    "trp-search": (
+        ("--macs", "--epochs", "--count", "--seed", "--lr", "--batch"),
+        ("--data", "good.npz", "--macs", "1.5", "--epochs", "1", "-o", "s.json"),
+    ),
+}
+FRACTIONS = {
+    *("--budget", "--timeout", "--lr", "--momentum", "--weight-decay", "--ema", "--label-smoothing", "--macs"),
+    *("--energy", "--nuclear", "--temperature"),
+}
 STATE = ("--arch", "resnet20", "--shape", "1,5,32,32", "--rank", "2", "--calib", "none", "--dry-run", "--quiet")
 SECRET = "alicebobson" * 40
 
@@ -28,7 +52,7 @@ SECRET = "alicebobson" * 40
 def attempts(kit: Kit) -> Iterator[Attempt]:
     """The whole family."""
     groups = (_weights(kit), _configurations(kit), _stored_names(kit), _labels(kit), _options(kit), _graphs(kit))
-    for group in (*groups, _names(kit), _races(kit)):
+    for group in (*groups, _channels(kit), _names(kit), _races(kit)):
         for name, prepare in group:
             yield Attempt("tricks", name, prepare)
 
@@ -152,6 +176,8 @@ def _safetensors() -> dict[str, bytes]:
 def _configurations(kit: Kit) -> Iterator[tuple[str, Callable[[Path], Call]]]:
     texts: dict[str, bytes] = {
         "an architecture to import": b'arch = "os:system"\n',
+        "an architecture in this folder": b'arch = "evil_net:make"\n',
+        "data by a command": b'data = "webdataset:pipe:touch PWNED"\nepoch-images = 64\n',
         "a teacher to import": b'teacher = "data/train.npz"\nteacher-arch = "evil_net:make"\n',
         "an option twice": b"epochs = 1\nepochs = 2\n",
         "a table for a number": b"[epochs]\na = 1\n",
@@ -177,6 +203,7 @@ def _configurations(kit: Kit) -> Iterator[tuple[str, Callable[[Path], Call]]]:
     }
     for name, text in texts.items():
         yield f"a configuration with {name}", partial(_configured, kit, text)
+    yield "a configuration that repeats what last.pt imports", partial(_repeated, kit)
 
 
 def _configured(kit: Kit, text: bytes, folder: Path) -> Call:
@@ -188,6 +215,18 @@ def _configured(kit: Kit, text: bytes, folder: Path) -> Call:
     return Call(
         "trp-train", ["--config", "c.toml", *given, "-o", "run"], codes=(0, 2, 3), check=_not_run, writes=("run/*",)
     )
+
+
+def _repeated(kit: Kit, folder: Path) -> Call:
+    """Two files from somebody else name the same code; the command line does not."""
+    kit.copy(folder, "run", "data")
+    _write_evil(folder)
+    (folder / "c.toml").write_text('arch = "evil_net:make"\n')
+    content = torch.load(kit["run/last.pt"], weights_only=True)
+    content["options"]["arch"] = "evil_net:make"
+    torch.save(content, folder / "run" / "last.pt")
+    arguments = ["--resume", "--config", "c.toml", "-o", "run"]
+    return Call("trp-train", arguments, codes=(2, 3), writes=("run/*",), check=_not_run)
 
 
 def _write_evil(folder: Path) -> None:
@@ -309,6 +348,24 @@ def _options(kit: Kit) -> Iterator[tuple[str, Callable[[Path], Call]]]:
     for pattern in ("*a" * 500 + "b", "[" * 5000, "[!a-z]" * 500, "\udcff", "?" * 10**5):
         yield f"--only {pattern[:20]!r}", partial(_with_option, kit, "--only", pattern, ("--rank", "2"))
 
+    for (program, (options, _)), number in product(
+        OTHERS.items(), ("nan", "inf", "-1", "0", "1e400", "9" * 5000, "1e9")
+    ):
+        for option in options:
+            # A whole number of this size, where one is wanted.
+            value = "1000000000" if number == "1e9" and option not in FRACTIONS else number
+            yield f"{program} {option} {value[:20]}", partial(_other_option, kit, program, option, value)
+
+
+def _other_option(kit: Kit, program: str, option: str, value: str, folder: Path) -> Call:
+    kit.copy(folder, "base.onnx", "good.npz", "data")
+    given = OTHERS[program][1]
+    kept = [part for pair in zip(given[::2], given[1::2], strict=True) if pair[0] != option for part in pair]
+    first = ["base.onnx"] if program != "trp-train" else []
+    last = ["--dry-run"] if program == "trp-train" else []
+    writes = ("s.json", "s.search", "s.search/*")
+    return Call(program, [*first, *kept, *last, f"{option}={value}"], codes=(0, 2, 3, 4), writes=writes)
+
 
 def _with_option(kit: Kit, option: str, value: str, extra: tuple[str, ...], folder: Path) -> Call:
     kit.copy(folder, "base.onnx", "good.npz")
@@ -362,6 +419,20 @@ def _graphs(kit: Kit) -> Iterator[tuple[str, Callable[[Path], Call]]]:
         "a sparse weight of 2^62": _sparse,
         "a quantised scale of zero": _quantised,
         **{f"a note of {name}": partial(_note, text) for name, text in _notes().items()},
+        "a Loop whose layer never runs": _idle_loop,
+        **{f"{op} to a size that it computes": partial(_computed, op) for op in ("Tile", "Expand", "ConstantOfShape")},
+        "a function with the name of an operator": _overriding,
+        "scales of another length": partial(_scaled, np.ones(5, np.float32), 0),
+        "scales that are NaN": partial(_scaled, np.full(16, np.nan, np.float32), 0),
+        "scales along axis 99": partial(_scaled, np.ones(16, np.float32), 99),
+        **{
+            f"an input that is {kind}": partial(_typed_input, kind)
+            for kind in ("a sequence", "optional", "sparse", "a map")
+        },
+        "100,000 notes on quantisation": lambda m: [
+            m.graph.quantization_annotation.add(tensor_name=f"q{i}") for i in range(10**5)
+        ],
+        "weights of a body in another folder": _body_outside,
         "symbols as sizes": lambda m: _sizes(m, ["\x1b[2J", "a*b", "3", ""]),
         "one symbol for all sizes": lambda m: _sizes(m, ["N", "N", "N", "N"]),
     }
@@ -416,6 +487,78 @@ def _loop(count: int, model: onnx.ModelProto) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array(count), "count"))
     model.graph.initializer.append(numpy_helper.from_array(np.array(False), "go_on"))
     model.graph.node[1].CopyFrom(helper.make_node("Loop", ["count", "go_on", "a"], ["b"], body=body))
+
+
+def _idle_loop(model: onnx.ModelProto) -> None:
+    info = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Conv", ["v", "inner"], ["w"], pads=[1] * 4)],
+        "body",
+        [info("i", 7, []), info("go", 9, []), info("v", 1, None)],
+        [info("on", 9, []), info("w", 1, None)],
+    )
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((16, 16, 3, 3)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "inner"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0), "turns"))
+    model.graph.node[1].CopyFrom(helper.make_node("Loop", ["turns", "", "a"], ["b"], body=body))
+
+
+def _computed(op: str, model: onnx.ModelProto) -> None:
+    """A size that follows from the values of an image: nobody knows it before the network runs."""
+    values = {"k": np.array([1, 10**4, 10**4, 10**4]), "one": np.array([1.0], np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
+    sized = [
+        helper.make_node("ReduceMax", ["image"], ["top"], keepdims=0),
+        helper.make_node("Mul", ["top", "one"], ["scaled"]),
+        helper.make_node("Abs", ["scaled"], ["positive"]),
+        helper.make_node("Ceil", ["positive"], ["whole"]),
+        helper.make_node("Cast", ["whole"], ["count"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["count", "k"], ["sizes"]),
+    ]
+    made = {
+        "Tile": helper.make_node("Tile", ["image", "sizes"], ["big"]),
+        "Expand": helper.make_node("Expand", ["one", "sizes"], ["big"]),
+        "ConstantOfShape": helper.make_node("ConstantOfShape", ["sizes"], ["big"]),
+    }[op]
+    nodes = [*sized, made, helper.make_node("ReduceSum", ["big"], ["sum"], keepdims=0)]
+    for index, node in enumerate(nodes):
+        model.graph.node.insert(index, node)
+    model.graph.node.append(helper.make_node("Add", ["logits", "sum"], ["y"]))
+    model.graph.output[0].name = "y"
+
+
+def _overriding(model: onnx.ModelProto) -> None:
+    node = helper.make_node("Neg", ["x"], ["y"])
+    model.functions.append(helper.make_function("", "Relu", ["x"], ["y"], [node], [helper.make_opsetid("", 17)]))
+
+
+def _scaled(scale: np.ndarray, axis: int, model: onnx.ModelProto) -> None:
+    weight = numpy_helper.to_array(model.graph.initializer[0])
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones(weight.shape, np.int8), "q"))
+    model.graph.initializer.append(numpy_helper.from_array(scale, "scale"))
+    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["q", "scale"], ["conv1.weight"], axis=axis))
+
+
+def _typed_input(kind: str, model: onnx.ModelProto) -> None:
+    tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, [1, 3, 12, 12])
+    types = {
+        "a sequence": helper.make_sequence_type_proto(tensor),
+        "optional": helper.make_optional_type_proto(tensor),
+        "sparse": helper.make_sparse_tensor_type_proto(TensorProto.FLOAT, [1, 3, 12, 12]),
+        "a map": helper.make_map_type_proto(TensorProto.INT64, tensor),
+    }
+    model.graph.input.append(helper.make_value_info("odd", types[kind]))
+
+
+def _body_outside(model: onnx.ModelProto) -> None:
+    tensor = TensorProto(name="inner", data_type=TensorProto.FLOAT, dims=(16, 16, 3, 3))
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../secret")
+    node = helper.make_node("Conv", ["a", "inner"], ["z"], pads=[1] * 4)
+    body = helper.make_graph([node], "g", [], [onnx.ValueInfoProto(name="z")], [tensor])
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "flag"))
+    model.graph.node[1].CopyFrom(helper.make_node("If", ["flag"], ["b"], then_branch=body, else_branch=body))
 
 
 def _attribute(model: onnx.ModelProto, name: str, value: Any) -> None:
@@ -488,6 +631,52 @@ def _quantised(model: onnx.ModelProto) -> None:
 
 def _sizes(model: onnx.ModelProto, sizes: list[str]) -> None:
     model.graph.input[0].CopyFrom(helper.make_tensor_value_info("image", TensorProto.FLOAT, sizes))
+
+
+# --- plans with channels
+
+
+def _channels(kit: Kit) -> Iterator[tuple[str, Callable[[Path], Call]]]:
+    groups: dict[str, Any] = {
+        "a channel below 0": {"dropped": [-1]},
+        "a channel beyond": {"dropped": [99]},
+        "all channels gone": {"dropped": list(range(16))},
+        "a channel a million times": {"dropped": [0] * 10**6},
+        "a million channels": {"channels": 10**6 + 1, "dropped": list(range(10**6))},
+        "10^18 channels": {"channels": 10**18, "dropped": [10**17]},
+        "a cluster of one": {"merged": [[0]]},
+        "a channel merged into itself": {"merged": [[0, 0]]},
+        "clusters in a circle": {"merged": [[0, 1], [1, 0]]},
+        "channels that are not equal": {"merged": [[0, 1]]},
+        "deep clusters": {"merged": [[[0, 1]]]},
+        "channels of another layer": {"name": "fc", "channels": 10, "dropped": [0]},
+        "channels of no layer": {"name": "\x1b]0;X\x07", "dropped": [0]},
+        "fitted channels": {"dropped": [0, 1], "fitted": True},
+        "texts": {"dropped": ["0"]},
+        "fractions": {"dropped": [0.5]},
+        "a reason of 90 kB": {"dropped": [0], "reason": "\x1b[2J" * 20_000},
+    }
+    for name, group in groups.items():
+        plan = {"version": 3, "channels": [{"name": "conv1", "channels": 16} | group]}
+        yield f"a plan with {name}", partial(_plan_with, kit, plan)
+    twice = [{"name": "conv1", "channels": 16, "dropped": [0]}] * 2
+    yield "a plan that names channels twice", partial(_plan_with, kit, {"version": 3, "channels": twice})
+    many = [{"name": f"c{index}", "channels": 2, "dropped": [0]} for index in range(200_000)]
+    yield "a plan with 200,000 groups", partial(_plan_with, kit, {"version": 3, "channels": many})
+    for name, rewrites in {
+        "unknown": ["x" * 90_000],
+        "control characters": ["\x1b[2J"],
+        "numbers": [1],
+        "too many": [str(index) for index in range(100_000)],
+    }.items():
+        yield f"a plan with rewrites, {name}", partial(_plan_with, kit, {"version": 4, "rewrites": rewrites})
+
+
+def _plan_with(kit: Kit, fields: dict[str, Any], folder: Path) -> Call:
+    kit.copy(folder, "base.onnx", "good.npz")
+    (folder / "p.json").write_text(json.dumps(json.loads(kit["plan.json"].read_text()) | fields))
+    arguments = ["base.onnx", "--plan", "p.json", "--calib", "good.npz", "--no-bench", "-o", "o.onnx"]
+    return Call("trp-export", arguments, codes=(0, 2, 3, 4, 5), writes=("o.*",))
 
 
 # --- names of files

@@ -11,6 +11,7 @@ import torch
 
 from trp_export.errors import LoadError, first_line
 from trp_export.system.extras import require
+from trp_export.system.staging import real_path
 
 
 class HuggingFaceSamples:
@@ -55,7 +56,14 @@ class HuggingFaceSamples:
 
     def read(self, index: int) -> Path | bytes:
         cell = self._images[index][self._image]
-        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"])
+        return cell["bytes"] if cell["bytes"] is not None else self._file(str(cell["path"]))
+
+    def _file(self, name: str) -> Path:
+        """A file that a row names. Raises LoadError for one that lies outside the folder of the set."""
+        path = self._folder / name
+        if not real_path(path).is_relative_to(real_path(self._folder)):
+            raise LoadError(f"{self._folder} names the image {name[:200]}, which lies elsewhere; embed it in the set.")
+        return path
 
     def digest(self) -> str:
         """The library's own fingerprint of the set."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
 import signal
 import threading
@@ -52,7 +54,8 @@ def training_batch(items: Sequence[Item]) -> Read:
     """A batch in which other images of the batch take the place of damaged ones."""
     sound = [item for item in items if item.pixels is not None]
     if not sound:
-        return failed(f"all {len(items)} images of a batch are damaged, {items[0].remark}")
+        first = "" if items[0].remark is None else f": {items[0].remark[1]}"
+        return failed(f"all {len(items)} images of a batch are damaged{first}")
     spare = iter(sound * len(items))
     return _batch([item if item.pixels is not None else next(spare) for item in items], items)
 
@@ -136,6 +139,13 @@ def _without_child_signals(loader: DataLoader[Any]) -> Iterator[Any]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
     return iterator
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Python would send workers one signal, which they leave to the run, and wait for them for ever."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def _leave_signals_to_the_run(worker: int) -> None:

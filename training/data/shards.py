@@ -71,6 +71,8 @@ def find_shards(pattern: str, images: int | None) -> Shards:
         )
     if local:
         for address in addresses:
+            if not is_local(address):  # webdataset would take what stands before the colon for a way to fetch it.
+                raise LoadError(f"the shard {address} has a colon in its name; rename it.")
             if not Path(address).is_file():
                 raise LoadError(f"the shard {address} does not exist.")
     names = _class_names(Path(addresses[0]).parent) if local else ()

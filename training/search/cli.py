@@ -13,7 +13,7 @@ import click
 from training.run_folder import LAST, require_same_run, restored_options
 from training.search.options import SEARCH, SECTIONS, SearchOptions
 from trp_export.cli.from_options import SectionedCommand, SectionOption, errors_name_flags, options_from
-from trp_export.cli.shared import run
+from trp_export.cli.shared import print_line, run
 from trp_export.errors import OptionError
 from trp_export.flags import build_value
 from trp_export.system.extras import require
@@ -80,12 +80,12 @@ def command(model: Path | None, *, resume: bool, allow_changed_data: bool, **giv
     with errors_name_flags(SearchOptions), _progress() as (progress, report):
         plan, notes = run_search(model, options, progress, report, saved=saved, allow_changed_data=allow_changed_data)
     for note in notes:
-        click.echo(f"note: {note}", err=True)
+        print_line(f"note: {note}", err=True)
     for decision in plan.decisions:
         from trp_export.lowrank.schemes import describe
 
-        click.echo(f"{decision.site.name:24} {describe(decision.branches) or 'kept':36} {decision.reason}")
-    click.echo(f"{options.output}: {plan.rule}")
+        print_line(f"{decision.site.name:24} {describe(decision.branches) or 'kept':36} {decision.reason}")
+    print_line(f"{options.output}: {plan.rule}")
 
 
 def main() -> NoReturn:

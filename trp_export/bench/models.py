@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from trp_export.bench.runners.python_runner import ELEMENTS
 from trp_export.errors import OptionError, UnsupportedError
 from trp_export.graph.model_files import external_files, read_proto
 from trp_export.graph.precision_of import precision_of
+from trp_export.inputs.options import MOST_ELEMENTS
 from trp_export.load.foreign import require_model_file
 from trp_export.system.files import sha256
 
@@ -202,7 +204,12 @@ def _shape(value: Input, batch: int, shapes: Mapping[str, Sequence[int]], path: 
 
 
 def _random(value: Input, shape: tuple[int, ...], index: int) -> np.ndarray:
-    """Repeatable data: normal floats, full-range 8-bit integers, and 0 or 1 for wider ones (indices, masks)."""
+    """Repeatable data: normal floats, full-range 8-bit integers, and 0 or 1 for wider ones (indices, masks).
+
+    Raises OptionError for more elements than an input may have.
+    """
+    if prod(shape) > MOST_ELEMENTS:
+        raise OptionError(f"input {value.name!r} of the shape {shape} has more than {MOST_ELEMENTS:,} elements.")
     dtype = np.dtype(ELEMENTS[value.element])
     rng = np.random.default_rng(SEED + index)
     if dtype.kind == "f":

@@ -106,7 +106,10 @@ def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
 )
 @click.option("--budget", default=20.0, show_default=True, metavar="SECONDS", help="Time for the whole measurement.")
 @click.option(
-    "--processes", type=click.IntRange(1), metavar="N", help="Fresh processes per model (default: 8 to 20, by budget)."
+    "--processes",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="Fresh processes per model (default: 8 to 20, by budget).",
 )
 @click.option(
     "--input",
@@ -281,7 +284,8 @@ def _check_outputs(options: BenchOptions) -> None:
     for model in options.models:
         require_model_file(model)
     inputs = [file for model in options.models for file in model_files(model)]
-    check_outputs(outputs, [*inputs, *(path for path in (Path(options.input), options.against) if path)])
+    others = (Path(options.input), options.against, options.settings.ssh_config)
+    check_outputs(outputs, [*inputs, *(path for path in others if path)])
 
 
 def _joined(earlier: Comparison, found: Comparison) -> Comparison:

@@ -139,6 +139,11 @@ def print_message(message: str) -> None:
         click.echo(plain(screenful(message)), err=True)
 
 
+def print_line(text: str, *, err: bool = False) -> None:
+    """Print a line that may hold names out of files: no control characters and no other line."""
+    click.echo(plain(text, keep_lines=False), err=err)
+
+
 def _fail(message: str, code: int) -> int:
     """Print an error. Only its first line begins at the margin, so that foreign text cannot pass for another one."""
     print_message("error: " + message.replace("\n", "\n       "))

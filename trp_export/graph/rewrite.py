@@ -54,14 +54,18 @@ class _Path:
 def rewrite(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], factors: Mapping[str, Pairs]) -> WeightNames:
     """Replace layers in place; `factors` by site name. Returns the names of the new weights."""
     places = {place.site.name: place for place in located}
-    names = {}
-    for change in plan.changed:
-        place = places[change.site.name]
-        paths = _register(model, change, place, factors[change.site.name])
-        for node in place.nodes:
-            _replace(node, _make_nodes(node, change, paths))
-        names[change.site.name] = tuple((path.reduce.name or "", path.expand.name or "") for path in paths)
-    return names
+    return {
+        change.site.name: rewrite_layer(model, change, places[change.site.name], factors[change.site.name])
+        for change in plan.changed
+    }
+
+
+def rewrite_layer(model: ir.Model, change: Change, place: LocatedSite, pairs: Pairs) -> tuple[tuple[str, str], ...]:
+    """Replace one layer in place. Returns the names of the new weights, path by path."""
+    paths = _register(model, change, place, pairs)
+    for node in place.nodes:
+        _replace(node, _make_nodes(node, change, paths))
+    return tuple((path.reduce.name or "", path.expand.name or "") for path in paths)
 
 
 def set_products(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], factors: Mapping[str, Pairs]) -> None:
@@ -71,11 +75,12 @@ def set_products(model: ir.Model, plan: Plan, located: Sequence[LocatedSite], fa
     """
     places = {place.site.name: place for place in located}
     for change in plan.changed:
-        site = change.site
-        set_later(
-            places[site.name].constant.root,
-            partial(_product, places[site.name], factors[site.name], change),
-        )
+        set_product(change, places[change.site.name], factors[change.site.name])
+
+
+def set_product(change: Change, place: LocatedSite, pairs: Pairs) -> None:
+    """The same for one layer."""
+    set_later(place.constant.root, partial(_product, place, pairs, change))
 
 
 def _product(place: LocatedSite, pairs: Pairs, change: Change) -> Array:

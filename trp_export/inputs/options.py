@@ -17,7 +17,7 @@ Layout = Literal["nchw", "nhwc"]
 NamedShape = tuple[str | None, tuple[int, ...]]
 
 _MOST_AXES = 16
-_MOST_ELEMENTS = 2**31
+MOST_ELEMENTS = 2**31
 
 
 def parse_shape(text: str) -> NamedShape:
@@ -40,6 +40,15 @@ def names_function(text: str) -> bool:
     """Whether a --calib argument names a function: `module:function`, and no file of that name exists."""
     module, colon, function = text.rpartition(":")
     return bool(colon and module and function.isidentifier()) and not Path(text).exists()
+
+
+def named_file(text: str) -> list[Path]:
+    """The file in `FILE.py:function`, `module:function` or `kind:FILE`, where it exists."""
+    before, colon, after = text.rpartition(":")
+    if not colon:
+        return []
+    candidates = (Path(before), Path(f"{before.replace('.', '/')}.py"), Path(after))
+    return [path for path in candidates if path.is_file()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +109,7 @@ def _require_sizes(name: str | None, sizes: tuple[int, ...]) -> None:
     shown = show_shape((name, sizes))
     if min(sizes, default=0) < 0:
         raise InvalidOptionError(f"{{shapes}} {shown}: no size is below 0.")
-    if len(sizes) > _MOST_AXES or prod(sizes) > _MOST_ELEMENTS:
+    if len(sizes) > _MOST_AXES or prod(sizes) > MOST_ELEMENTS:
         raise InvalidOptionError(
-            f"{{shapes}} {shown}: an input has at most {_MOST_AXES} axes and {_MOST_ELEMENTS:,} elements."
+            f"{{shapes}} {shown}: an input has at most {_MOST_AXES} axes and {MOST_ELEMENTS:,} elements."
         )

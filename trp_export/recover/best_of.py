@@ -9,10 +9,11 @@ import onnx_ir as ir
 
 from trp_export.calibration.answers import find_answers, kinds_of, read_answers
 from trp_export.calibration.divergence import Float64, HeldOut, divergence_of_images
+from trp_export.calibration.memory import has_room_for_moments
 from trp_export.calibration.output_curves import LayerFactors
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.random_draws import set_seeds
-from trp_export.graph.rewrite import set_products
+from trp_export.graph.rewrite import rewrite_layer, set_product
 from trp_export.graph.sites import find_sites
 from trp_export.graph.weights import apply_values
 from trp_export.inputs.samples import Batch, Groups, groups_of
@@ -47,16 +48,26 @@ def closest(
     for candidate in candidates:
         copy = model.clone()
         set_seeds(copy)
-        places = find_sites(copy, {})
-        set_products(copy, plan, places, candidate.factors)
-        add_to_bias(copy, places, candidate.shifts)
-        apply_values(copy, candidate.values)
+        _carry_out(copy, plan, candidate)
         outcome = read_answers(Walk(copy, inputs, threads), answers)
         apart = divergence_of_images(reference, outcome, kinds_of(answers), groups)
         scores.append(_by_image(apart, images))
     least = scores[int(np.argmin([score.mean() for score in scores]))]
     alike = [index for index, score in enumerate(scores) if _is_as_close(score, least)]
     return alike[-1], tuple(_held_out(score, images, groups) for score in scores)
+
+
+def _carry_out(model: ir.Model, plan: Plan, fitted: LayerFactors) -> None:
+    """Products of factors in place of kernels, and pairs in place of layers whose products are too large."""
+    places = {place.site.name: place for place in find_sites(model, {})}
+    add_to_bias(model, tuple(places.values()), fitted.shifts)
+    apply_values(model, fitted.values)
+    for change in plan.changed:
+        place, pairs = places[change.site.name], fitted.factors[change.site.name]
+        if has_room_for_moments(change.site):
+            set_product(change, place, pairs)
+        else:
+            rewrite_layer(model, change, place, pairs)
 
 
 def _held_out(score: Float64, images: int, groups: Groups | None) -> HeldOut:

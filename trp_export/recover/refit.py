@@ -29,7 +29,7 @@ from trp_export.calibration.output_curves import LayerFactors
 from trp_export.calibration.patches import Positions, window
 from trp_export.errors import LoadError
 from trp_export.graph.bias import add_to_bias, takes_bias
-from trp_export.graph.rewrite import set_kernel
+from trp_export.graph.rewrite import rewrite_layer, set_kernel
 from trp_export.graph.sites import DEPTHWISE, LocatedSite, find_sites
 from trp_export.graph.weights import apply_values, find_bias
 from trp_export.inputs.samples import Batch, Groups
@@ -184,12 +184,15 @@ def _as_known(known: LayerFactors, state: LayerState) -> Choice:
 
 
 def _keep(model: ir.Model, place: LocatedSite, layer: Change, known: LayerFactors) -> None:
-    """Give a layer its known factors, in their precision: it may be too large for another."""
+    """Give a layer its known factors: their product, or the pairs where that is too large."""
     name, site = layer.site.name, layer.site
-    if pairs := known.factors.get(name, ()):
-        set_kernel(place, stored_kernel(pairs, layer.branches, site.kernel_shape, site.group))
     if (shift := known.shifts.get(name)) is not None:
         add_to_bias(model, [place], {name: shift})
+    pairs = known.factors.get(name, ())
+    if pairs and has_room_for_moments(site):
+        set_kernel(place, stored_kernel(pairs, layer.branches, site.kernel_shape, site.group))
+    elif pairs:
+        rewrite_layer(model, layer, place, pairs)
 
 
 def _set(model: ir.Model, place: LocatedSite, state: LayerState, choice: Choice) -> None:

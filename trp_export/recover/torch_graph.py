@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trp_export.errors import UnsupportedError
+from trp_export.graph.weights import release
 from trp_export.recover.torch_ops import RULES, channels_last
 
 _TRAINED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -44,6 +45,7 @@ class TorchGraph(nn.Module):
             if value.const_value is None:
                 continue
             tensor = torch.from_numpy(np.array(value.const_value.numpy()))
+            release([value.const_value])
             if tensor.is_floating_point():
                 tensor = tensor.float()
             if value in trained and tensor.is_floating_point():

@@ -8,7 +8,17 @@ from pathlib import Path
 
 from trp_export.errors import LoadError, OptionError, OutputError
 from trp_export.ship.verify import verify_bundle
-from trp_export.system.staging import Output, OutputStage, check_outputs, real_path, require_writable
+from trp_export.system.files import replace_together
+from trp_export.system.signals import held_back
+from trp_export.system.staging import (
+    Output,
+    OutputStage,
+    Saved,
+    check_outputs,
+    made_beside,
+    real_path,
+    require_writable,
+)
 
 MODEL, PAGE = "model.onnx", "report.html"
 
@@ -48,17 +58,21 @@ class BundleStage(OutputStage):
             if real_path(output.path).is_relative_to(place):
                 raise OptionError(f"{output.option} {output.path} lies in the bundle; choose another place for it.")
 
-    def publish(self) -> None:
+    def publish(self, others: Sequence[Saved] = ()) -> None:
         _require_replaceable(self.bundle)
         aside = self.folder / "older"
-        try:
-            if self.bundle.exists():
-                self.bundle.rename(aside)
-            self.made.rename(self.bundle)
-        except BaseException:
-            if aside.exists() and not self.bundle.exists():
-                aside.rename(self.bundle)
-            raise
+        with made_beside(others) as moves, held_back():
+            try:
+                if self.bundle.exists():
+                    self.bundle.rename(aside)
+                self.made.rename(self.bundle)
+                replace_together(moves)
+            except BaseException:
+                if not self.made.exists():
+                    self.bundle.rename(self.made)
+                if aside.exists():
+                    aside.rename(self.bundle)
+                raise
 
 
 def _require_replaceable(bundle: Path) -> None:

@@ -23,6 +23,7 @@ from trp_export.calibration.moments import (
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
 from trp_export.errors import LoadError, OptionError, UnsupportedError
+from trp_export.graph.model_files import size_bytes
 from trp_export.graph.random_draws import random_operators
 from trp_export.graph.shapes import infer_value_shapes
 from trp_export.graph.sites import LocatedSite
@@ -52,6 +53,8 @@ _RUNS_PER_LAYER = 2.0
 _GRADIENT_MACS = 1e12
 _RUNS_OF_A_GRADIENT = 3
 _MOST_CALIBRATION_IMAGES = 1024
+# The weights of larger networks stay on disk.
+_IN_MEMORY_BYTES = 2**28
 
 Batches = Sequence[Batch]
 
@@ -104,8 +107,9 @@ def calibrate(
     samples = made.samples if made is not None else known.samples if known is not None else samples
     if samples is None:
         return None, tuple(layers)
-    ir.external_data.load_to_model(network.model)  # Parts of it are run from memory from here on.
     model = network.model
+    if size_bytes(network.file) <= _IN_MEMORY_BYTES:  # Parts of it are run from here on.
+        ir.external_data.load_to_model(model)
     fitting, reserve = split_samples(samples)
     shapes = infer_value_shapes(model, {name: array.shape for name, array in samples.largest.arrays.items()})
     names = [node.inputs[0].name or "" for place in network.located for node in place.nodes if node.inputs[0]]

@@ -13,7 +13,8 @@ from trp_export.graph.metadata import licence
 from trp_export.options import Options
 from trp_export.report.document import Report
 from trp_export.steps.knowledge import Knowledge
-from trp_export.system.staging import OutputStage
+from trp_export.system.files import replace_together
+from trp_export.system.staging import OutputStage, Saved, made_beside
 from trp_export.workspace import files_read, files_saved
 
 if TYPE_CHECKING:
@@ -42,18 +43,25 @@ def publish(
     else:
         document = json.dumps(report.to_json(), indent=2, allow_nan=False)
         outputs.document.write_text(document + "\n", encoding="utf-8")
-    save_measurements(knowledge, options)
-    outputs.publish()
+    outputs.publish(_measurements(knowledge, options))
     return report
 
 
 def save_measurements(knowledge: Knowledge, options: Options) -> None:
-    """Save calibration statistics and layer latencies for later runs, where the user named files for them."""
-    calibration = options.calibration
+    """Save what was measured for later runs, where the user named files for it: all of them or none."""
+    with made_beside(_measurements(knowledge, options)) as moves:
+        replace_together(moves)
+
+
+def _measurements(knowledge: Knowledge, options: Options) -> list[Saved]:
+    """Calibration statistics and layer latencies, each with the file that the user named for it."""
+    calibration, saved = options.calibration, list[Saved]()
     if knowledge.calibration is not None and calibration is not None and calibration.statistics is not None:
-        save_moments(calibration.statistics, knowledge.calibration.moments)
+        moments = knowledge.calibration.moments
+        saved.append((calibration.statistics, lambda path: save_moments(path, moments)))
     if knowledge.latency is not None and options.benchmark.table is not None:
-        knowledge.latency.table.save(options.benchmark.table)
+        saved.append((options.benchmark.table, knowledge.latency.table.save))
+    return saved
 
 
 def _with_bundle(report: Report, model: str | Path | nn.Module, knowledge: Knowledge, outputs: OutputStage) -> Report:

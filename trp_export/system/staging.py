@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import mimetypes
 import os
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,12 @@ from trp_export.errors import OptionError, OutputError
 from trp_export.system.files import replace_together, require_replaceable
 from trp_export.system.scratch import Scratch
 from trp_export.system.signals import held_back
+
+# The place of a file, and what makes the file under a name that it is given.
+Saved = tuple[Path, Callable[[Path], object]]
+
+# What earlier runs may have left in a folder that is read, such as the current one; images and arrays are not.
+_OURS = (".onnx", ".data", ".json", ".html", ".npz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +105,12 @@ def is_same_file(one: Path, other: Path) -> bool:
 
 
 def _overwrites(output: Path, path: Path) -> bool:
-    """Whether writing `output` would destroy the input `path`: the file, or an image in the folder."""
+    """Whether writing `output` would destroy the input `path`: the file, or what a folder holds but we never write."""
     if is_same_file(output, path):
         return True
-    kind = mimetypes.guess_type(output.name)[0] or ""
-    return kind.startswith("image/") and output.exists() and path.is_dir() and is_same_file(output.parent, path)
+    if output.suffix.lower() in _OURS or not output.exists() or not path.is_dir():
+        return False
+    return real_path(output).is_relative_to(real_path(path))
 
 
 class OutputStage(Scratch):
@@ -161,25 +167,35 @@ class OutputStage(Scratch):
         document = self.output.with_suffix(".json")
         return (self.output, document, self.report) if self.report else (self.output, document)
 
-    def publish(self) -> None:
-        """Move everything into place, the model last. If one move fails, all old files come back.
+    def publish(self, others: Sequence[Saved] = ()) -> None:
+        """Move everything into place, and `others` with it, the model last. If one move fails, all old files come back.
 
         Raises OutputError. The report may lie on another disk, so it is copied beside its place first.
         """
         files = (path for path in self.folder.iterdir() if path != self.scratch)
         made = sorted(files, key=lambda path: path == self.model)
         moves = [(path, self.output.parent / path.name) for path in made]
-        with ExitStack() as beside:
-            if self.page is not None and self.report is not None:
-                moves.insert(0, (_copy_beside(self.report, self.page, beside), self.report))
-            replace_together(moves)
+        if (page := self.page) is not None and self.report is not None:
+            others = (*others, (self.report, lambda path: path.write_bytes(page.read_bytes())))
+        with made_beside(others) as beside:
+            replace_together([*beside, *moves])
 
 
-def _copy_beside(place: Path, file: Path, until: ExitStack) -> Path:
-    """A copy of `file` on the disk of `place`, removed when the stack closes. Raises OutputError."""
-    try:
-        copy = until.enter_context(Scratch(place.parent)).folder / place.name
-        copy.write_bytes(file.read_bytes())
-    except OSError as error:
-        raise OutputError(f"{place} cannot be written: {error.strerror or error}.") from error
-    return copy
+@contextmanager
+def made_beside(files: Sequence[Saved]) -> Iterator[list[tuple[Path, Path]]]:
+    """New files, each made on the disk of its place and paired with that; removed at the end unless they were moved.
+
+    Raises OutputError.
+    """
+    with ExitStack() as until:
+        moves = []
+        for place, save in files:
+            try:
+                new = until.enter_context(Scratch(place.parent)).folder / place.name
+                save(new)
+            except OSError as error:
+                raise OutputError(f"{place} cannot be written: {error.strerror or error}.") from error
+            except OutputError as error:  # It names the hidden folder.
+                raise OutputError(str(error).replace(str(new), str(place))) from error
+            moves.append((new, place))
+        yield moves

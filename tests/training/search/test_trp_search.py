@@ -211,6 +211,19 @@ def test_a_plan_is_not_written_over_what_is_read(folder: Path, trp_search: Comma
     assert (code, "plan.json is read and would be written over" in err) == (2, True)
 
 
+def test_names_out_of_a_model_do_not_act_on_the_terminal(folder: Path, trp_search: Command) -> None:
+    model = onnx.load("model.onnx")
+    for part in (*model.graph.initializer, *model.graph.node):
+        part.name = part.name.replace("one", "\x1b]0;title\x07\nerror: forged")
+    for node in model.graph.node:
+        node.input[:] = [name.replace("one", "\x1b]0;title\x07\nerror: forged") for name in node.input]
+    onnx.save(model, "odd.onnx")
+    code, out, err = trp_search("odd.onnx", "--data", "images.npy", "--macs", 2, *FAST, "-o", "plan.json")
+    assert (code, "forged" in out) == (0, True)
+    for text in (out, err):
+        assert all(line.isprintable() and not line.startswith("error") for line in text.splitlines())
+
+
 def test_a_diverging_search_is_reported_and_leaves_nothing(folder: Path, trp_search: Command) -> None:
     arguments = ("model.onnx", "--data", "images.npy", "--macs", 2, "--epochs", 3, "--batch", 8, "--lr", 1e30)
     code, out, err = trp_search(*arguments, "-o", "plan.json")
