@@ -291,6 +291,14 @@ def test_private_metadata_is_removed(tmp_path: Path) -> None:
     assert b"/home/someone" not in report.files[0].read_bytes()
 
 
+def test_metadata_of_the_model_stays_and_no_tool_but_ours_adds_to_it(tmp_path: Path) -> None:
+    model = build()
+    helper.set_model_props(model, {"author": "someone"})
+    made = onnx.load(check(model, tmp_path).files[0])
+    own = {entry.key: entry.value for entry in made.metadata_props if not entry.key.startswith("trp_export.")}
+    assert own == {"author": "someone"}
+
+
 def test_external_data_is_read_and_counted(tmp_path: Path) -> None:
     onnx.save(build(), tmp_path / "model.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
     (tmp_path / "out").mkdir()
