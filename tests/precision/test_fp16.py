@@ -69,6 +69,13 @@ def test_operators_of_floats_inside_bodies_read_what_the_body_makes(tmp_path: Pa
         assert len(kept)
 
 
+def test_a_sequence_among_the_outputs_is_no_obstacle(tmp_path: Path) -> None:
+    text = NET.replace("=> (float[1, 4, 8, 8] y)", "=> (seq(float[1, 1, 8, 8]) y)")
+    text = text.replace("y = Relu (a)", "b = Relu (a)  y = SplitToSequence <axis = 1> (b)")
+    source = save(build(text), tmp_path / "model.onnx")
+    assert convert("fp16", source, tmp_path / "half.onnx", (), False, lambda *_: None).refused is None
+
+
 def test_a_model_without_weights_in_float32_is_refused() -> None:
     text = NET.replace("float[", "double[")
     with pytest.raises(UnsupportedError, match="no weight can be had in fp16: they are double"):
