@@ -45,6 +45,27 @@ def complete_outputs(proto: onnx.ModelProto, path: Path) -> None:
             )
 
 
+def use_one_domain(proto: onnx.ModelProto) -> None:
+    """Write "ai.onnx", which means the default domain and which onnxruntime takes for it, as ""."""
+    for holder in (proto, *proto.functions):
+        for opset in holder.opset_import:
+            opset.domain = _one_domain(opset.domain)
+    for graph in (proto.graph, *proto.functions):
+        _name_domains(graph)
+
+
+def _name_domains(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
+    for node in graph.node:
+        node.domain = _one_domain(node.domain)
+        for attribute in node.attribute:
+            for inner in inner_graphs(attribute):
+                _name_domains(inner)
+
+
+def _one_domain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
 def sort_nodes(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
     """Put each node behind those whose values it reads, as converters to float16 forget. A cycle stays as it is."""
     makers = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
