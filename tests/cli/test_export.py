@@ -119,7 +119,9 @@ def test_a_model_without_weights_goes_through(trp: Command, tmp_path: Path) -> N
     text = '<ir_version: 8, opset_import: ["" : 17]> net (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }'
     save(build(text), tmp_path / "relu.onnx")
     assert trp("relu.onnx", *RULE).code == 0
-    assert trp("relu.onnx", "--macs", "2", "--no-bench").code == 0
+    outcome = trp("relu.onnx", "--macs", "2", "--no-bench")
+    assert outcome.code == 2
+    assert outcome.err == "error: --macs 2 is out of reach: the network has no layer to cut.\n"
 
 
 def test_only_and_skip_go_by_name(trp: Command, model: Path) -> None:

@@ -277,6 +277,23 @@ def test_a_conv_of_which_only_the_shape_is_read(tmp_path: Path) -> None:
     export(save(model, tmp_path / "model.onnx"))
 
 
+def test_a_weight_that_is_an_output_stays_also_behind_operators_that_move_it(tmp_path: Path) -> None:
+    body = "<float[4, 4, 3, 3] w, float[4, 4, 3, 3] v> { a = Conv (x, w)  y = Conv (a, v)  z = %s }"
+    inputs, outputs = "float[1, 4, 12, 12] x", "float[1, 4, 8, 8] y, float[4, 4, 3, 3] z"
+    for moved in ("Identity (v)", "Transpose <perm = [1, 0, 3, 2]> (v)"):
+        check(build(text(body % moved, inputs, outputs)), tmp_path, ["Conv_0"])
+
+
+def test_the_default_domain_may_have_its_long_name(tmp_path: Path) -> None:
+    model = build()
+    model.opset_import[0].domain = "ai.onnx"
+    for node in model.graph.node:
+        node.domain = "ai.onnx"
+    path = save(model, tmp_path / "model.onnx")
+    (wanted,), (got,) = (run(file, noise(model)) for file in (path, export(path).files[0]))
+    assert relative_l2(wanted, got) < 1e-5
+
+
 def test_a_model_without_layers_is_written_as_it_is(tmp_path: Path) -> None:
     report = check(build(text("{ y = Relu (x) }")), tmp_path, [])
     assert report.plan.decisions == ()
@@ -289,6 +306,14 @@ def test_private_metadata_is_removed(tmp_path: Path) -> None:
     entry.key, entry.value = "pkg.torch.onnx.stack_trace", "File /home/someone/net.py"
     report = check(model, tmp_path)
     assert b"/home/someone" not in report.files[0].read_bytes()
+
+
+def test_metadata_of_the_model_stays_and_no_tool_but_ours_adds_to_it(tmp_path: Path) -> None:
+    model = build()
+    helper.set_model_props(model, {"author": "someone"})
+    made = onnx.load(check(model, tmp_path).files[0])
+    own = {entry.key: entry.value for entry in made.metadata_props if not entry.key.startswith("trp_export.")}
+    assert own == {"author": "someone"}
 
 
 def test_external_data_is_read_and_counted(tmp_path: Path) -> None:

@@ -205,6 +205,17 @@ def test_outputs_without_type_or_shape_get_those_that_follow(tmp_path: Path) -> 
     ]  # fmt: skip
 
 
+def test_open_sizes_of_outputs_get_no_invented_names(tmp_path: Path) -> None:
+    model = build(NET.replace("y = Conv", "z = Conv").replace("(x, w)", "(x, w)  y = Relu (z)"))
+    for axis, name in ((0, "n"), (2, "h")):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+    model.graph.output[0].ClearField("type")
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    (output,) = load_onnx(tmp_path / "m.onnx", LoadOptions()).model.graph.outputs
+    assert output.shape is not None
+    assert [dim if isinstance(dim, int) else dim.value for dim in output.shape] == ["n", 4, None, 8]
+
+
 def test_output_whose_type_does_not_follow_is_unsupported(tmp_path: Path) -> None:
     model = build(NET.replace("y = Conv", "z = Conv"))
     model.opset_import.append(helper.make_opsetid("unknown.domain", 1))

@@ -181,10 +181,10 @@ def test_a_budget_without_layers_to_cut_names_the_commonest_reason() -> None:
         plan_by_macs([*layers, layer()], Budget(10**6, 1000))
 
 
-def test_a_model_without_layers_meets_a_budget_only_where_it_costs_nothing() -> None:
-    assert plan_by_macs([], Budget(0, 2)).decisions == ()
-    with pytest.raises(OptionError, match="out of reach"):
-        plan_by_macs([], Budget(100, 2))
+@pytest.mark.parametrize("macs", [0, 100])
+def test_a_model_without_layers_meets_no_budget(macs: int) -> None:
+    with pytest.raises(OptionError, match="--macs 2 is out of reach: the network has no layer to cut"):
+        plan_by_macs([], Budget(macs, 2))
 
 
 def test_a_plan_survives_json() -> None:

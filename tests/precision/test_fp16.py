@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from models import build, save
+from models import build, run, save
 from onnx import numpy_helper
 
 import trp_export.precision.fp16 as fp16
@@ -45,6 +46,40 @@ def test_a_value_that_the_converter_loses_is_named(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("onnxruntime.transformers.float16.convert_float_to_float16", lose)
     with pytest.raises(UnsupportedError, match="loses the value lost"):
         to_fp16(ir.serde.deserialize_model(build(NET)))
+
+
+BOXES = """<ir_version: 8, opset_import: ["" : 17]> net (float[1, 3, 8, 8] x, bool all) => (int64[kept, 3] y)
+<float[4, 3, 3, 3] w__weight, float[6, 3, 3, 3] v__weight, int64[3] four = {1, -1, 4}, int64[3] six = {1, 6, -1},
+int64[1] most = {9}, int64[1] every = {36}, float[1] half = {0.5}, float two = {2}>
+{ p = Conv (x, w__weight)  boxes = Reshape (p, four)  q = Conv (x, v__weight)  scores = Reshape (q, six)
+  y = If (all) <
+    then_branch = a () => (int64[kept, 3] y1) { d = Mul (boxes, two)  y1 = NonMaxSuppression (d, scores, most, half) },
+    else_branch = b () => (int64[kept, 3] y2) { e = Mul (scores, two)  f, g = TopK <axis = 2> (e, every)
+      y2 = NonMaxSuppression (boxes, f, most, half) }> }"""
+
+
+def test_operators_of_floats_inside_bodies_read_what_the_body_makes(tmp_path: Path) -> None:
+    half = to_fp16(ir.serde.deserialize_model(build(BOXES)))
+    file = tmp_path / "half.onnx"
+    ir.save(half, file)
+    require_opens(file)
+    pixels = np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
+    for branch in (True, False):
+        (kept,) = run(file, {"x": pixels, "all": np.array(branch)})
+        assert len(kept)
+
+
+def test_a_sequence_among_the_outputs_is_no_obstacle(tmp_path: Path) -> None:
+    text = NET.replace("=> (float[1, 4, 8, 8] y)", "=> (seq(float[1, 1, 8, 8]) y)")
+    text = text.replace("y = Relu (a)", "b = Relu (a)  y = SplitToSequence <axis = 1> (b)")
+    source = save(build(text), tmp_path / "model.onnx")
+    assert convert("fp16", source, tmp_path / "half.onnx", (), False, lambda *_: None).refused is None
+
+
+def test_a_model_without_weights_in_float32_is_refused() -> None:
+    text = NET.replace("float[", "double[")
+    with pytest.raises(UnsupportedError, match="no weight can be had in fp16: they are double"):
+        to_fp16(ir.serde.deserialize_model(build(text)))
 
 
 def test_a_model_on_which_onnxruntime_crashes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from ends import branches
+from models import build
 from networks import make_images, make_network
 
 from trp_export.graph.prepare import prepare
 from trp_export.runtime.incremental import Walk
-from trp_export.runtime.partial import Tap, cut_out, extract, serialise
+from trp_export.runtime.partial import Tap, cut_out, extract, is_tensor, serialise
 from trp_export.runtime.sessions import open_session, run_session
 
 
@@ -50,6 +51,38 @@ def test_a_walk_keeps_a_value_until_its_last_stop() -> None:
     walk = Walk(model, [{"x": images}], stops=[["r2"], ["c1", "r2"]])
     assert walk.to(["r2"]) is None
     assert {"c1", "r2"} <= walk.values.keys()
+
+
+SEQUENCE = """<ir_version: 8, opset_import: ["" : 17]> net (float[1, 4, 6, 6] x) => (float[1, 4, 6, 6] y)
+<float[4, 2, 3, 3] w__weight, int64 one = {1}, int64 two = {2}>
+{ a = Relu (x)  s = SplitToSequence <axis = 1> (a, two)  t = Identity (s)  r = Neg (a)  b = SequenceAt (t, one)
+  y = Conv <pads = [1, 1, 1, 1]> (b, w__weight) }"""
+
+
+def test_a_walk_passes_sequences_without_keeping_them() -> None:
+    model = ir.serde.deserialize_model(build(SEQUENCE))
+    batch = {"x": np.random.default_rng(0).standard_normal((1, 4, 6, 6)).astype(np.float32)}
+    walk = Walk(model, [batch])
+    walk.to(["r"])
+    assert "a" in walk.values
+    assert not {"s", "t"} & walk.values.keys()
+    (found,) = walk.run(["y"])["y"]
+    np.testing.assert_array_equal(found, Tap(model, ["x"], ["y"])(batch)["y"])
+
+
+def test_sequences_are_told_from_tensors_also_behind_branches() -> None:
+    text = SEQUENCE.replace(
+        "t = Identity (s)",
+        """t = If (yes) <
+        then_branch = p () => (seq(float) p1) { p1 = Identity (s) },
+        else_branch = q () => (seq(float) q1) { q1 = SplitToSequence <axis = 1> (a, two) }>""",
+    )
+    text = text.replace("int64 two", "bool yes = {1}, int64 two")
+    model = ir.serde.deserialize_model(build(text))
+    made = {value.name: value for node in model.graph for value in node.outputs}
+    for value in made.values():
+        value.type = None
+    assert {name for name, value in made.items() if not is_tensor(value)} == {"s", "t"}
 
 
 def _stop_at(walk: Walk, *stops: list[str]) -> None:

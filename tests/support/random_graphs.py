@@ -367,7 +367,9 @@ def random_graph(seed: int) -> tuple[onnx.ModelProto, list[str]]:
 
 def _leave_open(model: onnx.ModelProto, g: Graph) -> None:
     """Names in the place of the batch size, where onnxruntime does run the model so."""
-    for info in (*model.graph.input, *model.graph.output):
+    bodies = (attribute.g for node in model.graph.node for attribute in node.attribute if attribute.HasField("g"))
+    inner = (info for body in bodies for info in (*body.input, *body.value_info))
+    for info in (*model.graph.input, *model.graph.output, *model.graph.value_info, *inner):
         dims = info.type.tensor_type.shape.dim
         if len(dims) > 1 and info.name != "gain":
             dims[0].dim_param = "n"

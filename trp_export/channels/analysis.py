@@ -15,7 +15,7 @@ import onnx_ir as ir
 from trp_export.channels.labels import Ids, Labels, Ties
 from trp_export.channels.steps import Balance, Columns, Each, Mix, Rows, Setting, Source, Step
 from trp_export.graph.shapes import Shape
-from trp_export.graph.weights import DEFAULT_DOMAINS, Constant, find_constant
+from trp_export.graph.weights import DEFAULT_DOMAINS, Constant, find_constant, is_shown
 
 
 class NotUnderstoodError(Exception):
@@ -162,7 +162,7 @@ def _tie_shared_kernels(analysis: Analysis) -> None:
             (step.group, len(step.outputs), step.node.op_type) == (first.group, len(first.outputs), first.node.op_type)
             for step in others
         )
-        if not alike or _count_readers(root) != len(steps) or root.is_graph_output():
+        if not alike or _count_readers(root) != len(steps) or is_shown(root):
             for step in steps:
                 _block_mix(analysis, step, "its weight is read elsewhere, too")
             continue

@@ -20,7 +20,7 @@ from trp_export.channels.labels import Ids
 from trp_export.channels.steps import Columns, Kept, Mix, Rows
 from trp_export.errors import OptionError
 from trp_export.graph.exact.affine import Term, set_bias
-from trp_export.graph.weights import add_initializer, find_bias, find_constant, set_value
+from trp_export.graph.weights import add_initializer, find_bias, find_constant, is_shown, set_value
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.schemes import Array
 from trp_export.planning.channels import ChannelDecision
@@ -142,7 +142,7 @@ class _Removal:
             return
         root = rows.constant.root
         array = np.compress(kept, rows.constant.array(), axis=rows.axis)
-        if root in rows.node.inputs and len(root.uses()) == 1 and not root.is_graph_output():
+        if root in rows.node.inputs and len(root.uses()) == 1 and not is_shown(root):
             set_value(root, array)
             return
         for index, value in enumerate(rows.node.inputs):

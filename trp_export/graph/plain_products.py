@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from trp_export.graph.shapes import infer_value_shapes
-from trp_export.graph.weights import DEFAULT_DOMAINS, Constant, find_constant, find_readers, set_value
+from trp_export.graph.weights import DEFAULT_DOMAINS, Constant, find_constant, find_readers, is_shown, set_value
 
 _DOTS = "..."
 
@@ -70,7 +70,7 @@ def _squeeze_weights(model: ir.Model, nodes: list[ir.Node]) -> None:
         if weight is not None and data is not None and len(shapes.get(data.name or "", ())) >= len(weight.shape):
             weights.setdefault(weight, []).append(node)
     for weight, readers in weights.items():
-        if weight.root.is_graph_output() or find_readers(weight.root) != [(reader, 1) for reader in readers]:
+        if is_shown(weight.root) or find_readers(weight.root) != [(reader, 1) for reader in readers]:
             continue
         set_value(weight.root, weight.array().reshape(weight.shape[-2:]))
         for reader in readers:

@@ -49,6 +49,8 @@ def simplify(model: ir.Model) -> tuple[ir.Model, str | None]:
     if not _restore_interface(simplified.graph, model.graph):
         return model, "onnxsim changed the inputs or outputs"
     _separate_statistics(simplified.graph)
+    simplified.metadata_props.clear()  # onnxsim adds what it did.
+    simplified.metadata_props.update(model.metadata_props)
     return simplified, None
 
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from trp_export.graph.cost import is_counted, node_macs
 from trp_export.graph.kernels import SPATIAL, as_kernel, group_of, is_transposed_matrix, kernel_shape
 from trp_export.graph.shapes import Run, Runs, Shape, node_key
-from trp_export.graph.weights import Constant, find_constant, find_readers, release, spatial_attribute
+from trp_export.graph.weights import Constant, find_constant, find_readers, is_shown, release, spatial_attribute
 from trp_export.lowrank.schemes import Array
 from trp_export.lowrank.site import Site, Use
 
@@ -112,7 +112,7 @@ def _refusal(nodes: list[ir.Node], weight: Constant | None) -> str | None:
         return _computed_weight(node)
     if weight.dtype not in _FLOATS:
         return f"its weight is {weight.dtype.name.lower()}"
-    if weight.root.is_graph_output():
+    if is_shown(weight.root):
         return "its weight is an output of the model"
     if len(weight.shape) < 2 or (node.op_type not in SPATIAL and len(weight.shape) != 2):
         return f"its weight has {len(weight.shape)} axes"

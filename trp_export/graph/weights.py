@@ -145,6 +145,12 @@ def find_readers(value: ir.Value) -> list[tuple[ir.Node, int]]:
     return readers
 
 
+def is_shown(value: ir.Value) -> bool:
+    """True where a constant is an output of the model, perhaps through Identity and Transpose."""
+    through = (node.outputs[0] for node in value.consumers() if find_constant(node.outputs[0]) is not None)
+    return value.is_graph_output() or any(map(is_shown, through))
+
+
 def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType) -> ir.Value:
     """Register a new initializer; its name gets a number where another has it already."""
     unique, count = name, 1

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from trp_export.errors import LoadError, UnsupportedError, first_line
 from trp_export.graph.model_files import external_file, read_proto, tensors
-from trp_export.load.onnx_form import check_model, complete_outputs, make_dense, refuse_maps, sort_nodes
+from trp_export.load.onnx_form import check_model, complete_outputs, make_dense, refuse_maps, sort_nodes, use_one_domain
 from trp_export.load.source import Source
 from trp_export.options import LoadOptions
 
@@ -25,6 +25,7 @@ def load_onnx(path: Path, options: LoadOptions) -> Source:
     proto = read_proto(path)
     files = _check_tensors(proto, path)
     _check_opset(proto, path)
+    use_one_domain(proto)
     for graph in (proto.graph, *proto.functions):
         sort_nodes(graph)
     complete_outputs(proto, path)

@@ -34,13 +34,36 @@ def complete_outputs(proto: onnx.ModelProto, path: Path) -> None:
     except Exception as error:  # InferenceError, or what the C++ library raises.
         raise LoadError(f"{path} is not a sound ONNX file: {first_line(error)}") from error
     known = {value.name: value.type for value in (*inferred.output, *inferred.value_info, *inferred.input)}
+    symbols = {dim.dim_param for value in proto.graph.input for dim in value.type.tensor_type.shape.dim}
     for value in incomplete:
         if value.name in known and known[value.name].WhichOneof("value") is not None:
             value.type.CopyFrom(known[value.name])
+            _forget_invented(value, symbols)
         if value.type.WhichOneof("value") is None:
             raise UnsupportedError(
                 f"{path}: output {value.name} has no type, and none can be inferred. Export the model with types."
             )
+
+
+def use_one_domain(proto: onnx.ModelProto) -> None:
+    """Write "ai.onnx", which means the default domain and which onnxruntime takes for it, as ""."""
+    for holder in (proto, *proto.functions):
+        for opset in holder.opset_import:
+            opset.domain = _one_domain(opset.domain)
+    for graph in (proto.graph, *proto.functions):
+        _name_domains(graph)
+
+
+def _name_domains(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
+    for node in graph.node:
+        node.domain = _one_domain(node.domain)
+        for attribute in node.attribute:
+            for inner in inner_graphs(attribute):
+                _name_domains(inner)
+
+
+def _one_domain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
 
 
 def sort_nodes(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
@@ -135,6 +158,13 @@ def check_model(proto: onnx.ModelProto, path: Path) -> None:
         onnx.checker.check_model(light)
     except Exception as error:  # ValidationError, or what the C++ checker raises.
         raise LoadError(f"{path} fails the ONNX checker: {first_line(error)}") from error
+
+
+def _forget_invented(value: onnx.ValueInfoProto, symbols: set[str]) -> None:
+    """Leave sizes open to which inference gave names of its own."""
+    for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
+        if dim.dim_param not in symbols:
+            dim.ClearField("dim_param")
 
 
 def _is_complete(value: onnx.ValueInfoProto) -> bool:

@@ -229,6 +229,9 @@ def _timed(offer: _Offer, chosen: int, unit: str) -> str:
 
 def _plan(layers: BudgetedLayers, counted: str, budget: Budget) -> Plan:
     offers = layers.offers
+    if not offers or not budget.total:
+        nothing = "no layer runs on these inputs" if offers else "the network has no layer to cut"
+        raise OptionError(f"--{counted} {budget.ratio:g} is out of reach: {nothing}.")
     allocation = allocate([offer.menu for offer in offers], layers.budget)
     if allocation is None:
         why = why_none([offer.layer.site for offer in offers if len(offer.options) == 1], len(offers))

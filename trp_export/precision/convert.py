@@ -25,7 +25,7 @@ from trp_export.metrics.score import Score
 from trp_export.precision.fp16 import require_opens, to_fp16
 from trp_export.precision.int8 import shown_and_held_out, to_int8
 from trp_export.precision.rounding import ROUNDED
-from trp_export.runtime.partial import Tap
+from trp_export.runtime.partial import Tap, is_tensor
 from trp_export.runtime.sessions import Array, CannotRunError, noise
 from trp_export.system.progress import Progress
 from trp_export.system.text import name_some
@@ -182,7 +182,7 @@ def _overflow(source: Path, model: ir.Model, made: ir.Model, images: Batches) ->
     onnxruntime computes in float32 on a CPU, where only a value that is asked for is rounded to fp16.
     """
     inputs = images[0].first(_IMAGES).arrays if images else noise(source, input_shapes(model))
-    names = [value.name or "" for node in made.graph for value in node.outputs if value.name]
+    names = [value.name or "" for node in made.graph for value in node.outputs if value.name and is_tensor(value)]
     halves = Tap(made, list(inputs), names)(inputs)
     beyond = [name for name, array in halves.items() if array.dtype == np.float16 and not np.isfinite(array).all()]
     known = {value.name for node in model.graph for value in node.outputs}

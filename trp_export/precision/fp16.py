@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from trp_export.errors import UnsupportedError, first_line
 from trp_export.graph.half_weights import is_rounding
+from trp_export.load.onnx_form import inner_graphs
 from trp_export.system.processes import ending_with_us
 
 # The converter's smallest number.
@@ -26,7 +29,8 @@ def to_fp16(model: ir.Model) -> ir.Model:
     """A copy of the model in fp16, made by onnxruntime's converter.
 
     Inner values that have the names of the converter's casts are renamed in `model`. Raises UnsupportedError where the
-    conversion fails, or where a weight is not the float16 number next to what it was.
+    conversion fails, where a weight is not the float16 number next to what it was, and where no weight is a float16
+    number.
     """
     _free_names(model)
     from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -35,13 +39,38 @@ def to_fp16(model: ir.Model) -> ir.Model:
         half = convert_float_to_float16(ir.serde.serialize_model(model), keep_io_types=True)
     except Exception as error:  # protobuf and the converter raise many types of errors.
         raise UnsupportedError(f"this model cannot be converted to fp16: {first_line(error)}") from error
+    _put_casts_into_bodies(half.graph)
     made = ir.serde.deserialize_model(half)
     made.graph.sort()  # The converter puts its casts at the end.
     for output, declared in zip(made.graph.outputs, model.graph.outputs, strict=True):
         output.shape = declared.shape  # The converter closes sizes that the model leaves open.
     _require_values(made)
     _require_rounded(model, made)
+    _require_halves(made)
     return made
+
+
+def _put_casts_into_bodies(graph: onnx.GraphProto) -> None:
+    """The converter puts every cast into the main graph, also those of values that a body makes."""
+    homes = {name: body for body in _bodies(graph) for name in _made_in(body)}
+    while inside := [node for node in graph.node if _CASTS.search(node.name) and node.input[0] in homes]:
+        for node in inside:  # What it makes may be cast again.
+            homes[node.output[0]] = body = homes[node.input[0]]
+            body.node.append(node)
+            graph.node.remove(node)
+
+
+def _bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in inner_graphs(attribute):
+                yield body
+                yield from _bodies(body)
+
+
+def _made_in(body: onnx.GraphProto) -> Iterator[str]:
+    yield from (value.name for value in body.input)
+    yield from (name for node in body.node for name in node.output)
 
 
 def require_opens(file: Path) -> None:
@@ -76,6 +105,15 @@ def _require_values(made: ir.Model) -> None:
         for value in node.inputs:
             if value is not None and not (value.producer() or value.is_initializer() or value.is_graph_input()):
                 raise UnsupportedError(f"onnxruntime's converter to fp16 loses the value {value.name}")
+
+
+def _require_halves(made: ir.Model) -> None:
+    """The converter passes by float64."""
+    tensors = (value.const_value for value in made.graph.initializers.values())
+    types = {tensor.dtype for tensor in tensors if tensor is not None and tensor.dtype.is_floating_point()}
+    if types and ir.DataType.FLOAT16 not in types:
+        names = " and ".join(sorted(dtype.name.lower() for dtype in types))
+        raise UnsupportedError(f"no weight can be had in fp16: they are {names}")
 
 
 def _require_rounded(model: ir.Model, made: ir.Model) -> None:

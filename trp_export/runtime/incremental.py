@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trp_export.runtime.partial import Tap, outer_reads
+from trp_export.runtime.partial import Tap, is_tensor, outer_reads
 
 Array = NDArray[Any]
 
@@ -44,6 +44,12 @@ class Walk:
             self._keep([value.name for value in (*node.inputs, *outer_reads(node)) if value is not None], index)
         for stop in stops:
             self._keep(stop, max((self._made_at.get(name, -1) for name in stop), default=-1) + 1)
+        made = [value for node in self._nodes for value in node.outputs]
+        self._tensors = {*names, *(value.name for value in made if is_tensor(value))}
+        for value in reversed(made):  # A sequence is not kept: what it is made of is.
+            maker, until = value.producer(), self._last_read.get(value.name or "", -1)
+            if value.name not in self._tensors and maker is not None:
+                self._keep([read.name for read in maker.inputs if read is not None], until)
         self.values: dict[str, list[Array]] = {name: [batch[name] for batch in batches] for name in names}
         self._count = len(batches)
         self._position = 0
@@ -68,7 +74,11 @@ class Walk:
         Raises ValueError for a value that was passed and not kept.
         """
         stop = max([self._position, *(self._made_at[name] + 1 for name in names)])
-        live = {name for name, made in self._made_at.items() if made < stop <= self._last_read.get(name, -1)}
+        live = {
+            name
+            for name, made in self._made_at.items()
+            if made < stop <= self._last_read.get(name, -1) and name in self._tensors
+        }
         wanted = sorted(live | set(names))
         new = [name for name in wanted if name not in self.values]
         gone = [name for name in new if self._made_at[name] < self._position]

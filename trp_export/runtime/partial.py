@@ -22,6 +22,13 @@ Types = Mapping[str, np.dtype[Any]]
 _LARGE_BYTES = 1 << 25
 
 
+# What makes no tensor.
+_SEQUENCES = frozenset((
+    *("SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceMap", "SplitToSequence"),
+    "Optional",
+))  # fmt: skip
+
+
 class Tap:
     """A session whose outputs are values inside a model: (name -> array) in, (name -> array) out."""
 
@@ -120,6 +127,22 @@ def outer_reads(node: ir.Node) -> Iterator[ir.Value]:
     for body in bodies:
         reads = [value for one in body.all_nodes() for value in one.inputs]
         yield from (value for value in (*reads, *body.outputs) if value is not None and value.graph not in inner)
+
+
+def is_tensor(value: ir.Value) -> bool:
+    """False for a sequence or an optional value."""
+    if isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
+        return False
+    node, place = value.producer(), value.index() or 0
+    if node is None:
+        return True
+    if node.op_type == "Identity" and node.inputs[0] is not None:
+        return is_tensor(node.inputs[0])
+    if node.op_type in ("If", "Loop"):
+        bodies = [body for attribute in node.attributes.values() for body in subgraphs(attribute)]
+        first = 1 if node.op_type == "Loop" else 0  # A body of a Loop makes its condition first.
+        return all(is_tensor(body.outputs[first + place]) for body in bodies)
+    return node.op_type not in _SEQUENCES
 
 
 def subgraphs(attribute: ir.Attr) -> Sequence[ir.Graph]:

@@ -24,6 +24,7 @@ from trp_export.graph.weights import (
     find_bias,
     find_constant,
     find_readers,
+    is_shown,
     set_value,
 )
 from trp_export.lowrank.factor import Float64
@@ -184,7 +185,7 @@ def _layers_before(value: ir.Value | None, graph: object) -> list[ir.Node]:
 def find_term(layer: ir.Node, uses: int = 1) -> Term | None:
     """None where weight and bias are not constants, or where not just `uses` layers read the weight."""
     weight = find_constant(layer.inputs[1])
-    if weight is None or weight.root.is_graph_output():
+    if weight is None or is_shown(weight.root):
         return None
     readers = find_readers(weight.root)
     if len(readers) != uses or any(node.op_type != layer.op_type or index != 1 for node, index in readers):
