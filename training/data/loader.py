@@ -143,9 +143,13 @@ def _without_child_signals(loader: DataLoader[Any]) -> Iterator[Any]:
 
 @atexit.register
 def _end_workers() -> None:
-    """Python would send workers one signal, which they leave to the run, and wait for them for ever."""
+    """Python would send workers one signal, which they leave to the run, and wait for them for ever.
+
+    Other processes of a program that uses this module are waited for as ever: daemons alone would be ended anyway.
+    """
     for worker in multiprocessing.active_children():
-        worker.kill()
+        if worker.daemon:
+            worker.kill()
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
