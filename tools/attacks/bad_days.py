@@ -139,8 +139,8 @@ def _links(kit: Kit) -> Iterator[tuple[str, Prepare]]:
     for name in ("run/model.pt", "run/last.pt", "run/history.jsonl", "run/history.png"):
         yield f"{name} is another name of the data", partial(_second_name_of_data, kit, name)
     yield "trp-search -o onto another name of its model", partial(_search_onto, kit)
+    yield "s.search is a link to a folder, which is written through", partial(_linked_search, kit)
     for what, make in {
-        "a link to a folder": lambda path: (path.with_name("kept").mkdir(), path.symlink_to("kept")),
         "a file": lambda path: path.write_text("kept"),
         "a pipe": os.mkfifo,
     }.items():
@@ -173,6 +173,13 @@ def _search_onto(kit: Kit, folder: Path) -> Call:
     os.link(folder / "base.onnx", folder / "s.json")
     arguments = ["base.onnx", "--data", "good.npz", "--macs", "1.5", "--epochs", "1", "-o", "s.json"]
     return Call("trp-search", arguments, codes=(2, 7))
+
+
+def _linked_search(kit: Kit, folder: Path) -> Call:
+    kit.copy(folder, "base.onnx", "good.npz")
+    (folder / "kept").mkdir()
+    (folder / "s.search").symlink_to("kept")
+    return Call("trp-search", SEARCH, codes=(0,), writes=("s.json", "kept/*"))
 
 
 def _odd_search(kit: Kit, make: Callable[[Path], object], folder: Path) -> Call:
