@@ -62,7 +62,7 @@ NETWORKS = {
 
 @click.command(help=(__doc__ or "").split("\n", maxsplit=1)[0])
 @click.option("--networks", type=Listed(choices=tuple(NETWORKS)), default=tuple(NETWORKS), help="Names, with commas.")
-@click.option("--energies", type=Listed(), default=("0.9", "0.98", CLEAN_UP), help=f"Such as 0.9,0.999,{CLEAN_UP}.")
+@click.option("--energies", type=Listed(), default=("0.9", "0.98", "0.999", CLEAN_UP), help=f"Such as 0.95,{CLEAN_UP}.")
 @click.option("--threads", type=Listed(int), default=(1, 2), help="Threads of the benchmark.")
 @click.option("--write", is_flag=True, help="Put all rows into the page.")
 def main(networks: tuple[str, ...], energies: tuple[str, ...], threads: tuple[int, ...], *, write: bool) -> None:
