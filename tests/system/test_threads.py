@@ -82,6 +82,7 @@ try:
     in_background(work)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
+    os._exit(0)  # As an interrupted command ends: at Python's own end BLAS may wait for its threads for ever.
 """
 
 
