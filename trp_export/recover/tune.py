@@ -125,15 +125,15 @@ def _choose_rate(run: Distiller, steps: int, start: float, progress: Share) -> i
     from trp_export.recover.distil import LEARNING_RATES
 
     trial, spent = max(_LEAST_TRIAL, round(_TRIAL * steps)), 0
-    for rate in LEARNING_RATES:
-        run.restart(rate)
-        if spent + trial > _TRIALS * steps or rate == LEARNING_RATES[-1]:
-            return spent
+    rates = list(LEARNING_RATES)
+    while len(rates) > 1 and spent + trial <= _TRIALS * steps:
+        run.restart(rates[0])
         for step in range(trial):
             run.step((step + 0.5) / trial)
             progress((spent + step + 1) / steps)
         spent += trial
         if run.score()[0] < start:
-            run.restart(rate)
             break
+        rates.pop(0)
+    run.restart(rates[0])
     return spent
