@@ -9,15 +9,14 @@ import onnx_ir as ir
 
 from trp_export.calibration.answers import find_answers, kinds_of, read_answers
 from trp_export.calibration.divergence import Float64, HeldOut, divergence_of_images
-from trp_export.calibration.memory import has_room_for_moments
 from trp_export.calibration.output_curves import LayerFactors
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.random_draws import set_seeds
-from trp_export.graph.rewrite import rewrite_layer, set_product
 from trp_export.graph.sites import find_sites
 from trp_export.graph.weights import apply_values
 from trp_export.inputs.samples import Batch, Groups, groups_of
 from trp_export.planning.plan import Plan
+from trp_export.recover.stand_in import stand_in
 from trp_export.runtime.incremental import Walk
 
 
@@ -58,16 +57,12 @@ def closest(
 
 
 def _carry_out(model: ir.Model, plan: Plan, fitted: LayerFactors) -> None:
-    """Products of factors in place of kernels, and pairs in place of layers whose products are too large."""
+    """Put shifts, values and factors into the model."""
     places = {place.site.name: place for place in find_sites(model, {})}
     add_to_bias(model, tuple(places.values()), fitted.shifts)
     apply_values(model, fitted.values)
     for change in plan.changed:
-        place, pairs = places[change.site.name], fitted.factors[change.site.name]
-        if has_room_for_moments(change.site):
-            set_product(change, place, pairs)
-        else:
-            rewrite_layer(model, change, place, pairs)
+        stand_in(model, change, places[change.site.name], fitted.factors[change.site.name])
 
 
 def _held_out(score: Float64, images: int, groups: Groups | None) -> HeldOut:

@@ -29,11 +29,10 @@ from trp_export.calibration.output_curves import LayerFactors
 from trp_export.calibration.patches import Positions, window
 from trp_export.errors import LoadError
 from trp_export.graph.bias import add_to_bias, takes_bias
-from trp_export.graph.rewrite import rewrite_layer, set_kernel
+from trp_export.graph.rewrite import set_kernel
 from trp_export.graph.sites import DEPTHWISE, LocatedSite, find_sites
 from trp_export.graph.weights import apply_values, find_bias
 from trp_export.inputs.samples import Batch, Groups
-from trp_export.lowrank.branches import stored_kernel
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.site import Site
 from trp_export.planning.plan import Change, Plan
@@ -48,6 +47,7 @@ from trp_export.recover.regression import (
     sum_residuals,
     with_mean_kept,
 )
+from trp_export.recover.stand_in import stand_in
 from trp_export.runtime.incremental import Walk
 from trp_export.system.progress import Share
 from trp_export.system.threads import in_background
@@ -184,15 +184,12 @@ def _as_known(known: LayerFactors, state: LayerState) -> Choice:
 
 
 def _keep(model: ir.Model, place: LocatedSite, layer: Change, known: LayerFactors) -> None:
-    """Give a layer its known factors: their product, or the pairs where that is too large."""
-    name, site = layer.site.name, layer.site
+    """Give a layer its known factors and shift."""
+    name = layer.site.name
     if (shift := known.shifts.get(name)) is not None:
         add_to_bias(model, [place], {name: shift})
-    pairs = known.factors.get(name, ())
-    if pairs and has_room_for_moments(site):
-        set_kernel(place, stored_kernel(pairs, layer.branches, site.kernel_shape, site.group))
-    elif pairs:
-        rewrite_layer(model, layer, place, pairs)
+    if pairs := known.factors.get(name, ()):
+        stand_in(model, layer, place, pairs)
 
 
 def _set(model: ir.Model, place: LocatedSite, state: LayerState, choice: Choice) -> None:
