@@ -15,6 +15,8 @@ import pytest
 from command import Command, Outcome, files
 from hypothesis import HealthCheck, settings
 
+from trp_export.system.signals import ENDING
+
 # How long an example takes is the machine's doing and no finding.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
@@ -45,6 +47,15 @@ def _simplify_each_graph_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simplify, "ask_worker", cache(simplify.ask_worker))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _same_signals() -> Iterator[None]:
+    """An interrupted command leaves signals ignored, which would go on after its test."""
+    before = {number: signal.getsignal(number) for number in ENDING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -71,9 +71,18 @@ def test_help_shows_the_name_of_the_command(module: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("number", TERMINATING)
-def test_a_signal_interrupts_only_the_command(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
+def test_signals_after_the_one_that_ended_a_command_are_ignored(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_briefly(click.Command("signalled", callback=lambda: signal.raise_signal(number))) == INTERRUPTED
+    signal.raise_signal(number)
+    assert capsys.readouterr().err == "interrupted.\n"
+
+
+@pytest.mark.parametrize("number", TERMINATING)
+def test_a_command_that_ends_by_itself_leaves_signals_as_they_were(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    assert run_briefly(click.Command("silent", callback=lambda: 0)) == 0
     assert signal.getsignal(number) is before
 
 

@@ -20,30 +20,35 @@ from trp_export.errors import INTERRUPTED, StoppedEarly
 _Handler = Callable[[int, FrameType | None], None]
 # The name of threads that are left behind where a signal interrupts the wait for them (`threads`).
 BACKGROUND = "trp-export in the background"
-_ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
     """Let every signal that ends a command do so as Ctrl-C does, unless it is ignored, as nohup has it.
 
-    Whatever is raised after one came is the KeyboardInterrupt that it was; work that was saved ends as it says.
+    Whatever is raised after one came is the KeyboardInterrupt that it was; work that was saved ends as it says. Further
+    signals are ignored then: the command is ending, and its last line must stay whole.
     """
     came: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         came.append(number)
+        if len(came) > 1:
+            ignore_ending_signals()
         raise KeyboardInterrupt
 
     with handling(interrupt, not_ignored):
         try:
             yield
-        except StoppedEarly:
+        except (KeyboardInterrupt, StoppedEarly):
+            ignore_ending_signals()
             raise
         except Exception as error:
-            if came:
-                raise KeyboardInterrupt from error
-            raise
+            if not came:
+                raise
+            ignore_ending_signals()
+            raise KeyboardInterrupt from error
 
 
 @contextmanager
@@ -65,9 +70,10 @@ def held_back() -> Iterator[None]:
 
 
 def ignore_ending_signals() -> None:
-    """Let no signal but SIGKILL end the process from now on."""
-    for number in _ENDING:
-        signal.signal(number, signal.SIG_IGN)
+    """Let no signal but SIGKILL end the process from now on. Only the main thread can."""
+    if threading.current_thread() is threading.main_thread():
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def exit_without_teardown(*, interrupted: bool) -> None:
@@ -93,11 +99,11 @@ def not_ignored(handler: object) -> bool:
 
 @contextmanager
 def handling(handler: _Handler, replaces: Callable[[object], bool]) -> Iterator[None]:
-    """With this handler in the place of those that it replaces. Only the main thread may say what signals do."""
+    """With this handler in the place of those that it replaces, unless one is set within. Only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in _ENDING}
+    before = {number: signal.getsignal(number) for number in ENDING}
     before = {number: was for number, was in before.items() if replaces(was)}
     for number in before:
         signal.signal(number, handler)
@@ -105,4 +111,5 @@ def handling(handler: _Handler, replaces: Callable[[object], bool]) -> Iterator[
         yield
     finally:
         for number, was in before.items():
-            signal.signal(number, was)
+            if signal.getsignal(number) is handler:
+                signal.signal(number, was)
