@@ -19,7 +19,7 @@ def feed(first: int, count: int, folder: Path) -> None:
 
 
 def test_inputs_at_random(tmp_path: Path) -> None:
-    feed(0, 12, tmp_path)
+    feed(0, 8, tmp_path)
 
 
 @pytest.mark.slow

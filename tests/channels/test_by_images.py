@@ -95,9 +95,9 @@ def test_a_skipped_layer_keeps_its_channels(trp: Command, folder: Path) -> None:
 
 
 def test_a_pytorch_network_may_lose_channels(trp: Command, folder: Path) -> None:
-    torch.save(find_architecture("resnet14").build(None).state_dict(), folder / "resnet14.pt")
+    torch.save(find_architecture("resnet14x0.5").build(None).state_dict(), folder / "thin.pt")
     np.save(folder / "small.npy", np.random.default_rng(3).standard_normal((16, 3, 32, 32)).astype(np.float32))
-    words = ("resnet14.pt", "--arch", "resnet14", "--macs", "2", "--calib", "small.npy", "--channels", "on")
+    words = ("thin.pt", "--arch", "resnet14x0.5", "--macs", "2", "--calib", "small.npy", "--channels", "on")
     outcome = trp(*words, "--no-recover", "--no-bench", "-o", "model.trp.onnx")
     assert outcome.code == 0, outcome.err
     assert fitted(folder)

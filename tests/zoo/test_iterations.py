@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import onnx_ir as ir
@@ -23,6 +24,7 @@ from trp_export.graph.rewrite import rewrite
 from trp_export.graph.sites import find_sites
 from trp_export.inputs.options import InputOptions
 from trp_export.load import load
+from trp_export.load.source import Source
 from trp_export.lowrank.branches import factorise_branches
 from trp_export.lowrank.schemes import CHANNEL_WISE, Branch
 from trp_export.options import LoadOptions
@@ -33,8 +35,8 @@ from trp_export.rules import Energy
 NAME = "resnet14x0.25-dignet-t2"
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a gated network with batch norm statistics of its own."""
     torch.manual_seed(0)
     model = find_architecture(NAME).build(None).train()
@@ -43,33 +45,36 @@ def weights(tmp_path: Path) -> Path:
             model(torch.randn(16, 3, 32, 32))
     for parameter in model.gates.parameters():
         nn.init.normal_(parameter, std=0.2)
-    path = tmp_path / "gated.pt"
+    path = tmp_path_factory.mktemp("weights") / "gated.pt"
     torch.save(model.state_dict(), path)
     return path
 
 
-@pytest.mark.parametrize("iterations", [None, 1, 3])
-def test_the_file_runs_the_trunk_so_often_on_the_parameters_of_the_module(
-    weights: Path, iterations: int | None
-) -> None:
-    source = load(weights, LoadOptions(arch=NAME, iterations=iterations))
-    model = find_architecture(f"resnet14x0.25-dignet-t{iterations or 2}").build(None).eval()
+@cache
+def loaded(weights: Path, iterations: int) -> Source:
+    """Each export takes seconds, and several tests look at the same one."""
+    return load(weights, LoadOptions(arch=NAME, iterations=iterations))
+
+
+@pytest.mark.parametrize("iterations", [2, 3])
+def test_the_file_runs_the_trunk_so_often_on_the_parameters_of_the_module(weights: Path, iterations: int) -> None:
+    source = loaded(weights, iterations)
+    model = find_architecture(f"resnet14x0.25-dignet-t{iterations}").build(None).eval()
     state = torch.load(weights, weights_only=True)
     model.load_state_dict(state)
-    used = [value for name, value in state.items() if iterations != 1 or not name.startswith("gates.")]
-    assert count_params(source.model) == sum(value.numel() for value in used if value.is_floating_point())
+    assert count_params(source.model) == sum(value.numel() for value in state.values() if value.is_floating_point())
     x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         wanted = model(x).numpy()
     (got,) = run(ir.serde.serialize_model(source.model), {"input": x.numpy()})
     assert got == pytest.approx(wanted, abs=1e-4)
-    assert source.arch == f"resnet14x0.25-dignet-t{iterations or 2}"
+    assert source.arch == f"resnet14x0.25-dignet-t{iterations}"
 
 
 def test_factors_are_stored_once_for_all_iterations(weights: Path) -> None:
     params, convs = [], []
-    for iterations in (2, 4):
-        model = prepare(load(weights, LoadOptions(arch=NAME, iterations=iterations)).model)
+    for iterations in (2, 3):
+        model = prepare(loaded(weights, iterations).model.clone())
         located = find_sites(model, {})
         branches = (Branch(CHANNEL_WISE, 2),)
         plan = Plan(tuple(Decision(place.site, branches, reason="by hand") for place in located[1:4]), "by hand")
@@ -83,7 +88,7 @@ def test_factors_are_stored_once_for_all_iterations(weights: Path) -> None:
         convs.append(sum(node.op_type == "Conv" for node in model.graph))
         assert not any(node.op_type == "BatchNormalization" for node in model.graph)
     assert params[0] == params[1]
-    assert convs[1] > 1.7 * convs[0]
+    assert convs[1] > 1.3 * convs[0]
 
 
 @pytest.mark.parametrize(
@@ -116,12 +121,12 @@ def test_a_network_that_was_trained_and_cut_runs_at_any_number_of_iterations(tmp
     save_network(replace(network, module=module, kind=FACTORS, plan=plan.to_json()), tmp_path / "cut.pt", [])
     x = torch.randn(2, 3, 32, 32)
     wanted = [answer.detach().numpy() for answer in module.eval().answers(x)]
-    for iterations in (1, 2):
+    for iterations in (1, None):
         source = load(tmp_path / "cut.pt", LoadOptions(iterations=iterations))
         model = prepare(source.model)
         located = find_sites(model, {})
         choices = parse_plan(source.plan, "the plan").layers
         assert {choice.name for choice in choices} <= {place.site.name for place in located}
-        assert any(choice.name.startswith("gates.") for choice in choices) == (iterations > 1)
+        assert any(choice.name.startswith("gates.") for choice in choices) == (iterations is None)
         (got,) = run(ir.serde.serialize_model(model), {"input": x.numpy()})
-        assert got == pytest.approx(wanted[iterations - 1], abs=1e-4)
+        assert got == pytest.approx(wanted[0 if iterations else 1], abs=1e-4)
