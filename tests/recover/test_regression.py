@@ -21,7 +21,16 @@ from trp_export.lowrank.schemes import CHANNEL_WISE, Branch
 from trp_export.lowrank.site import Site
 from trp_export.planning.plan import Change, Decision, Plan
 from trp_export.recover.refit import refit
-from trp_export.recover.regression import RIDGE, Choice, LayerState, Samples, closest_choice, regress, sum_residuals
+from trp_export.recover.regression import (
+    PULLS,
+    RIDGE,
+    Choice,
+    LayerState,
+    Samples,
+    closest_choice,
+    regress,
+    sum_residuals,
+)
 from trp_export.runtime.partial import Tap
 
 IMAGES, POSITIONS = 40, 30
@@ -52,25 +61,36 @@ def samples(state: LayerState, wanted: Float64, seed: int, noise: float = 0.0) -
 
 
 @settings(max_examples=30)
-@given(group=st.integers(1, 5), seed=st.integers(0, 99))
-def test_regression_is_least_squares_with_a_pull_towards_the_kernel(group: int, seed: int) -> None:
+@given(group=st.integers(1, 5), seed=st.integers(0, 99), times=st.sampled_from(PULLS))
+def test_regression_is_least_squares_with_a_pull_towards_the_kernel(group: int, seed: int, times: float) -> None:
     """The same by numpy's least squares: rows of samples, and below them rows that pull."""
     state, wanted = layer(group, seed)
     batches = samples(state, wanted, seed, noise=0.3)
     shown = sum_residuals(state, batches)
-    found = regress(state, shown)
+    found = regress(state, shown, times)
     x = np.concatenate([part.reshape(group, -1, 3) for part, _, _ in batches], axis=1).astype(np.float64)
     y = np.concatenate([part for _, part, _ in batches]).reshape(-1, group, 2)
     for index in range(group):
         inputs, targets = x[index] - x[index].mean(axis=0), y[:, index] - y[:, index].mean(axis=0)
         share = max(float(shown.inputs.shrinkage[index]), RIDGE)
-        pull = np.sqrt(share * np.square(inputs).sum() / 3) * np.eye(3)
+        pull = np.sqrt(times * share * np.square(inputs).sum() / 3) * np.eye(3)
         own = state.by_group(state.kernel)[index].T
         rows = np.concatenate([np.sqrt(1 - share) * inputs, pull])
         best = np.linalg.lstsq(rows, np.concatenate([np.sqrt(1 - share) * targets, pull @ own]), rcond=None)[0]
         np.testing.assert_allclose(state.by_group(found.kernel)[index].T, best, atol=1e-4)
         bias = (y[:, index] - x[index] @ best).mean(axis=0)
         np.testing.assert_allclose((state.bias + found.shift).reshape(group, 2)[index], bias, atol=1e-3)
+
+
+@pytest.mark.parametrize(("is_changed", "noise", "chosen"), [(True, 0.01, PULLS[0]), (False, 3.0, PULLS[-1])])
+def test_held_out_inputs_choose_how_strong_the_pull_is(is_changed: bool, noise: float, chosen: float) -> None:
+    """Weak where the targets show another kernel, strong where they are noise about the layer's own."""
+    state, wanted = layer(2, 0)
+    wanted = wanted if is_changed else state.kernel
+    shown = sum_residuals(state, samples(state, wanted, 1, noise))
+    choices = [regress(state, shown, pull) for pull in PULLS]
+    judged = sum_residuals(state, samples(state, wanted, 2, noise=0.0))
+    assert PULLS[choices.index(closest_choice(state, choices, judged))] == chosen
 
 
 def test_inputs_that_never_change_leave_the_kernel_as_it_is() -> None:

@@ -5,7 +5,8 @@ The best kernel for this is the regression of y on x; the best pair of a rank fo
 under the moments of x (reduced-rank regression). So each layer and its bias take back what earlier layers lost: those
 that become pairs, and on demand those that stay behind the first of them, depthwise convs included.
 Where a layer's output is added to a shortcut, the target is the original sum less the shortcut as it now is.
-A layer takes what comes nearest to its target on inputs that are held out: the regression, or the factors it had.
+A layer takes what comes nearest to its target on inputs that are held out: a regression, pulled towards the weights as
+strongly as does best there, or the factors it had.
 Sources: Izenman, "Reduced-rank regression", 1975; He, Zhang and Sun, "Channel Pruning", 2017, section 3.2.
 """
 
@@ -38,6 +39,7 @@ from trp_export.lowrank.site import Site
 from trp_export.planning.plan import Change, Plan
 from trp_export.recover.batch_norm_statistics import norms_left, renormalise
 from trp_export.recover.regression import (
+    PULLS,
     Choice,
     LayerState,
     Residuals,
@@ -158,10 +160,11 @@ def refit(
 def _choose(
     walks: _Walks, place: LocatedSite, state: LayerState, known: Sequence[LayerFactors], rng: np.random.Generator
 ) -> Choice:
-    """What a layer becomes: its regression, or what is known of it where that does better on held-out images."""
+    """What a layer becomes: what does best on held-out images of its regressions and what is known of it."""
     samples = _gather(walks, place.nodes, state.layer.site, rng)
     shown = sum_residuals(state, chain.from_iterable(islice(samples, walks.shown)))
-    choices = [in_background(lambda: regress(state, shown))]
+    pulls = PULLS if known else PULLS[:1]
+    choices = in_background(lambda: [regress(state, shown, pull) for pull in pulls])
     if known:
         choices += [choice for own in known for choice in _known(own, state, shown)]
         choices = [closest_choice(state, choices, sum_residuals(state, chain.from_iterable(samples)))]

@@ -29,6 +29,8 @@ Samples = tuple[Array, Array, Groups | None]
 
 # Pulls the regression towards the kernel as it was, as a share of the mean variance of the inputs.
 RIDGE = 1e-3
+# How much stronger the pull may be, to choose from on held-out inputs: deep layers see few independent images.
+PULLS = (1, 4, 16, 64, 256)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,11 +102,11 @@ def sum_residuals(state: LayerState, samples: Iterable[Samples]) -> Residuals:
     return Residuals(inputs, mean, cross / mass - mean.reshape(len(kernel), -1, 1) * offset)
 
 
-def regress(state: LayerState, shown: Residuals) -> Choice:
+def regress(state: LayerState, shown: Residuals, pull: float = 1) -> Choice:
     """The best kernel for the samples shown, of the ranks that the layer gets, and the shift that goes with it.
 
-    What the images do not show stays as it was: the ridge pulls towards the kernel, as strongly as the covariance is
-    shrunk towards the identity.
+    What the images do not show stays as it was: the ridge pulls towards the kernel, `pull` times as strongly as the
+    covariance is shrunk towards the identity.
     """
     covariance, share = shown.inputs.covariance, np.maximum(shown.inputs.shrinkage, RIDGE)[:, None, None]
     size = covariance.shape[1]
@@ -112,7 +114,8 @@ def regress(state: LayerState, shown: Residuals) -> Choice:
     # A layer whose inputs never change keeps its kernel.
     ridge = np.where(spread > 0, share * spread, 1.0)
     shrunk = (1 - share) * covariance + ridge * np.eye(size)
-    change = np.linalg.solve(shrunk, (1 - share) * shown.cross.transpose(0, 2, 1)).transpose(0, 2, 1)
+    pulled = shrunk + (pull - 1) * ridge * np.eye(size)
+    change = np.linalg.solve(pulled, (1 - share) * shown.cross.transpose(0, 2, 1)).transpose(0, 2, 1)
     kernel = state.kernel + change.reshape(state.kernel.shape)
     if not state.layer.branches:
         return with_mean_kept(state, (), shown, kernel)
