@@ -45,7 +45,7 @@ def main(epochs: int, write: bool, output: Path, rows: tuple[str, ...]) -> None:
     for method in rows or METHODS:
         name, (kind, *options) = f"{method}-{epochs}", METHODS[method][1]
         if name not in read_results(results_file):
-            row = Row(name, ("--method", kind, *options, *SCHEDULE, "--epochs", str(epochs)), teacher=True)
+            row = Row(name, ("--method", kind, *options, *SCHEDULE, "--epochs", str(epochs)), teacher="resnet20")
             found = carry_out(row, images, weights, 1_000, False, output, test)
             results = read_results(results_file) | {name: found | {"method": method, "epochs": epochs}}
             results_file.write_text(json.dumps(results, indent=2) + "\n")

@@ -237,13 +237,14 @@ def run_counts(settings: Settings) -> None:
 
 def run_answers(settings: Settings) -> None:
     """Keep the outputs on 128 calibration images, and compare those of several CPUs with the float model's."""
-    images = load_images(calibration_file(settings), IMAGENET).batch(0, 128)
+    images = Batch({INPUT: load_images(calibration_file(settings), IMAGENET).batch(0, 128)})
     for network in settings.networks:
         for ratio in (1.0, *settings.ratios):
             float_file, file = (settings.out / f"{network}-{ratio:g}-{form}.onnx" for form in ("fp32", "int8"))
             kept = file.with_suffix(f".{settings.cpu}.npz")
             if not kept.exists():
-                np.savez(kept, **outputs(ir.load(file), [images]))
+                answers: dict[str, Any] = outputs(ir.load(file), [images])
+                np.savez(kept, **answers)
             reference = outputs(ir.load(float_file), [images])
             for one in sorted(settings.out.glob(f"{file.stem}.*.npz")):
                 found = dict(np.load(one))
