@@ -36,7 +36,7 @@ from trp_export.precision.convert import convert
 from trp_export.precision.equalise import equalise
 from trp_export.precision.grids import round_weight, weight_scales
 from trp_export.precision.quantisable import find_units
-from trp_export.precision.ranges import METHODS, gather_spreads
+from trp_export.precision.ranges import METHODS, Spread, gather_spreads
 from trp_export.precision.rounding import round_model, rounded_values
 from trp_export.rules import Energy, Macs
 from trp_export.runtime.partial import Tap
@@ -147,7 +147,6 @@ def run_ablation(settings: Settings) -> None:
                 own = model.clone()
                 if equal:
                     equalise(own, shown)
-                spreads = None
                 for images in settings.shown:
                     few = shown[: max(1, images // BATCH)]
                     spreads = gather_spreads(own, sorted(set(rounded_values(own).values())), few)
@@ -159,8 +158,12 @@ def run_ablation(settings: Settings) -> None:
                                    "images": images, "method": method, "kept": kept}  # fmt: skip
 
                             def work(
-                                own=own, spreads=spreads, method=method, kept=kept, reference=reference
-                            ) -> dict[str, Any]:  # type: ignore[no-untyped-def]
+                                own: ir.Model = own,
+                                spreads: Mapping[str, Spread] = spreads,
+                                method: str = method,
+                                kept: str = kept,
+                                reference: Mapping[str, np.ndarray] = reference,
+                            ) -> dict[str, Any]:
                                 copy = own.clone()
                                 grids = {name: METHODS[method](one) for name, one in spreads.items()}
                                 round_model(copy, grids, kept_units(own, kept))
