@@ -17,10 +17,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
-from common import Listed
+from common import Listed, macs_ratio
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "runs" / "bench_networks"
@@ -126,7 +126,7 @@ def export(networks: Sequence[Network], clock: Clock) -> None:
                 return
             if version.facts.is_file():
                 continue
-            align = "auto" if version.align == "auto" else int(version.align)
+            align: int | Literal["auto"] = "auto" if version.align == "auto" else int(version.align)
             options = Options(
                 rule=Macs(version.ratio),
                 calibration=Calibration("none"),
@@ -142,7 +142,7 @@ def export(networks: Sequence[Network], clock: Clock) -> None:
                 continue
             assert report.after is not None
             write(version.facts, {"macs_before": report.before.macs, "macs_after": report.after.macs})
-            print(f"{version.stem}: MACs / {report.before.macs / report.after.macs:.2f}", flush=True)
+            print(f"{version.stem}: MACs / {macs_ratio(report):.2f}", flush=True)
 
 
 def export_dense(version: Version) -> None:

@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +111,11 @@ def measure(names: Sequence[str], clock: Clock) -> None:
 def list_work(subject: Subject) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
     """What there is to measure, what matters most first."""
     for ratio in WISHED:
-        yield "wished", f"wished {ratio:g}", lambda ratio=ratio: wish(subject, ratio)
+        yield "wished", f"wished {ratio:g}", partial(wish, subject, ratio)
     for rival in RIVALS if subject.name in RIVALRY else ():
-        yield "rival", f"rival {rival}", lambda rival=rival: push(subject, rival)
+        yield "rival", f"rival {rival}", partial(push, subject, rival)
     for ratio in PREDICTED:
-        yield "predicted", f"predicted {ratio:g}", lambda ratio=ratio: predict(subject, ratio)
+        yield "predicted", f"predicted {ratio:g}", partial(predict, subject, ratio)
 
 
 def predict(subject: Subject, ratio: float) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def push(subject: Subject, rival: str) -> dict[str, Any]:
 def rival_plan(subject: Subject, rival: str, ratio: float) -> Plan:
     """The MACs plan with aligned ranks, or one scheme with the same ratio in every layer, aligned too."""
     if rival == "macs":
-        return plan_by_macs(subject.layers, Budget(subject.network.macs, ratio), channel_block())
+        return plan_by_macs(subject.layers, Budget(subject.network.budget_macs, ratio), channel_block())
     return Plan(tuple(alike(layer, rival, ratio) for layer in subject.layers), f"{rival} {ratio:.3f}")
 
 
@@ -171,8 +172,8 @@ def alike(layer: Layer, choice: str, ratio: float) -> Decision:
 
 
 def describe(subject: Subject, plan: Plan) -> dict[str, Any]:
-    latency, network = subject.latency, subject.network
-    after = network.macs - sum(decision.site.macs - decision.macs for decision in plan.decisions)
+    latency, before = subject.latency, subject.network.budget_macs
+    after = before - sum(decision.site.macs - decision.macs for decision in plan.decisions)
     speedup = latency.measured(plan)
     try:
         predicted: float | None = latency.original / latency.predicted(plan)
@@ -183,8 +184,8 @@ def describe(subject: Subject, plan: Plan) -> dict[str, Any]:
         "original_ms": latency.original,
         "predicted": predicted,
         "measured": speedup,
-        "macs": network.macs / after,
-        "quotient": speedup / (network.macs / after),
+        "macs": before / after,
+        "quotient": speedup / (before / after),
         "damage": sum(1 - decision.energy for decision in plan.decisions),
         "layers": [[decision.site.name, words(decision.branches) or None] for decision in plan.decisions],
     }

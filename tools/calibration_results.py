@@ -126,7 +126,7 @@ def run(jobs: Sequence[Mapping[str, Any]], images: Any) -> Iterator[dict[str, An
             yield {
                 **job,
                 "accuracy": accuracy(built.files.result, images),
-                "macs_ratio": shop.knowledge.macs / built.cost.macs,
+                "macs_ratio": shop.macs_ratio(built),
                 "seconds": time.monotonic() - started,
                 "layers": [(d.site.name, describe(d.branches) or None, d.macs, d.site.macs) for d in plan.decisions],
             }
@@ -157,8 +157,8 @@ def workshop(network: str, method: Method, draw: int, folder: Path) -> Workshop:
         known = replace(shop.knowledge.calibration, damage=lost_energy)
         shop.knowledge = replace(shop.knowledge, calibration=known)
     if method.images is None and method.fold:  # Plain SVD: without the bias shifts that batch norm statistics allow.
-        network = replace(shop.knowledge.network, means={}, statistics={})
-        shop.knowledge = replace(shop.knowledge, network=network)
+        bare = replace(shop.knowledge.network, means={}, statistics={})
+        shop.knowledge = replace(shop.knowledge, network=bare)
     return shop
 
 

@@ -18,6 +18,7 @@ from trp_export.inputs.images import ImageSet, load_images
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.options import Options
 from trp_export.planning.plan import Plan
+from trp_export.report.document import Report
 from trp_export.rules import Macs
 from trp_export.steps.build import Built, build
 from trp_export.steps.knowledge import learn
@@ -63,8 +64,22 @@ class Workshop:
         """The model of a plan, with the factors that the options ask for."""
         return build(plan, self.knowledge, self.options.calibration, self.work.result, self.work)
 
+    def macs_ratio(self, built: Built) -> float:
+        """How many times fewer multiply-adds a built model has."""
+        assert built.cost.macs is not None  # The shapes of our own networks are known.
+        return self.knowledge.macs / built.cost.macs
 
-class Listed(click.ParamType):
+
+def macs_ratio(report: Report) -> float:
+    """How many times fewer multiply-adds an export left of one of our own networks, whose shapes are known."""
+    before, after = report.before.macs, report.after
+    assert before is not None
+    assert after is not None
+    assert after.macs is not None
+    return before / after.macs
+
+
+class Listed(click.ParamType[Any]):
     """Values with commas between them, of one type or out of some choices."""
 
     name = "list"

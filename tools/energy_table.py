@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 import data
-from common import IMAGENET
+from common import IMAGENET, macs_ratio
 
 from trp_export import Benchmark, Calibration, Energy, Images, Options, Selection, compress
 from trp_export.options import LoadOptions
@@ -68,7 +68,7 @@ def _cells(report: Report) -> str:
     if report.after is None or score is None or not score.labelled:
         raise click.ClickException("the export gave no result.")
     cut = f"{len(report.plan.changed)} of {len(report.plan.decisions)}"
-    macs = f"{report.before.macs / report.after.macs:.2f}x"
+    macs = f"{macs_ratio(report):.2f}x"
     measured = str(report.low_rank_ratio) if report.low_rank_ratio else "-"
     return f" {cut} | {macs} | {measured} | {score.after:.2%} |"
 

@@ -60,6 +60,7 @@ def main(network: Path, file: Path, iterations: int, count: int, output: Path) -
     """Draw what the gates of a network open and close over its iterations."""
     checkpoint = torch.load(network, weights_only=True)
     model = find_architecture(with_iterations(checkpoint["arch"], iterations)).build(len(checkpoint["classes"]) or None)
+    assert isinstance(model, Gated)  # No other network has iterations.
     model.load_state_dict(checkpoint["state_dict"])
     data = np.load(file)
     chosen = [int(np.flatnonzero(data["labels"] == label)[0]) for label in range(count)]

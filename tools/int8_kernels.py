@@ -21,7 +21,7 @@ import click
 import numpy as np
 import onnx
 import onnx_ir as ir
-from common import append, missing, read, silent
+from common import append, macs_ratio, missing, read, silent
 
 from trp_export import Benchmark, Options, Selection, compress
 from trp_export.graph.model_files import save_model
@@ -79,14 +79,12 @@ def make_resnet18(out: Path) -> None:
         if not file.exists():
             plan.write_text(json.dumps(plan_of(source, chosen)))
             report = compress(source, Options(rule=SavedPlan(plan), benchmark=Benchmark(run=False), output=file))
-            assert report.after is not None
-            print(f"{file.name}: {report.before.macs / report.after.macs:.2f} times fewer MACs")
+            print(f"{file.name}: {macs_ratio(report):.2f} times fewer MACs")
         planned = out / f"plan-{ratio:g}-planned.json"
         file = out / f"resnet18-{ratio:g}-fp32-planned.onnx"
         if planned.exists() and not file.exists():
             report = compress(source, Options(rule=SavedPlan(planned), benchmark=Benchmark(run=False), output=file))
-            assert report.after is not None
-            print(f"{file.name}: {report.before.macs / report.after.macs:.2f} times fewer MACs")
+            print(f"{file.name}: {macs_ratio(report):.2f} times fewer MACs")
         file = out / f"resnet18-{ratio:g}-fp32-blind.onnx"
         if not file.exists():
             selection = Selection("channel", align=16)

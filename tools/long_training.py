@@ -88,7 +88,8 @@ class Teacher(nn.Module):
         x = self.layer1(self.stem(x))
         x = self.layer3(self.layer2(x + self.residual1(x)))
         x = x + self.residual3(x)
-        return 0.125 * self.linear(x.amax((2, 3)))
+        logits: Tensor = self.linear(x.amax((2, 3)))
+        return 0.125 * logits
 
 
 def _conv(in_channels: int, channels: int) -> nn.Sequential:

@@ -59,12 +59,14 @@ def main(
     end = time.monotonic() + seconds
     for name in networks:
         for images in counts:
-            jobs = [
-                {"network": name, "images": images, "method": method, "ratio": ratio}
-                for ratio in ratios
-                for method in METHODS
-            ]
-            jobs = missing(out, jobs)
+            jobs = missing(
+                out,
+                [
+                    {"network": name, "images": images, "method": method, "ratio": ratio}
+                    for ratio in ratios
+                    for method in METHODS
+                ],
+            )
             if jobs and time.monotonic() < end:
                 with tempfile.TemporaryDirectory() as folder:
                     bench = Bench(name, images, Path(folder))
@@ -105,7 +107,7 @@ class Bench:
         return {
             "lost": sum(1 - decision.energy for decision in plan.decisions),
             "accuracy": accuracy(built.files.result, self.validation),
-            "macs": self.shop.knowledge.macs / built.cost.macs,
+            "macs": self.shop.macs_ratio(built),
             "planning_s": seconds,
             "layers": {d.site.name: describe(d.branches) for d in plan.decisions},
         }

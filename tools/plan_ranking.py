@@ -77,7 +77,7 @@ def options_of(network: Network) -> tuple[Path, Options]:
     """The model and the options of its command in tools/real_networks.py, without refit: that takes the longest."""
     shared = Path(os.environ["TRP_DATA"])
     folders = {"models": shared / "models" / "real", "data": shared / "data" / "real"}
-    words = [word.format(**folders) for word in arguments(network, 1.25, None, "real")[1:]]
+    words = [word.format(**folders) for word in arguments(network, "--macs 1.25", None, "real")[1:]]
     given = command.make_context("trp-export", [*words, "--no-recover"]).params
     return given.pop("model"), build_value(Options, given)
 

@@ -36,7 +36,7 @@ from trp_export.precision.convert import convert
 from trp_export.precision.equalise import equalise
 from trp_export.precision.grids import round_weight, weight_scales
 from trp_export.precision.quantisable import find_units
-from trp_export.precision.ranges import METHODS, gather_spreads
+from trp_export.precision.ranges import METHODS, Spread, gather_spreads
 from trp_export.precision.rounding import round_model, rounded_values
 from trp_export.rules import Energy, Macs
 from trp_export.runtime.partial import Tap
@@ -147,7 +147,6 @@ def run_ablation(settings: Settings) -> None:
                 own = model.clone()
                 if equal:
                     equalise(own, shown)
-                spreads = None
                 for images in settings.shown:
                     few = shown[: max(1, images // BATCH)]
                     spreads = gather_spreads(own, sorted(set(rounded_values(own).values())), few)
@@ -159,8 +158,12 @@ def run_ablation(settings: Settings) -> None:
                                    "images": images, "method": method, "kept": kept}  # fmt: skip
 
                             def work(
-                                own=own, spreads=spreads, method=method, kept=kept, reference=reference
-                            ) -> dict[str, Any]:  # type: ignore[no-untyped-def]
+                                own: ir.Model = own,
+                                spreads: Mapping[str, Spread] = spreads,
+                                method: str = method,
+                                kept: str = kept,
+                                reference: Mapping[str, np.ndarray] = reference,
+                            ) -> dict[str, Any]:
                                 copy = own.clone()
                                 grids = {name: METHODS[method](one) for name, one in spreads.items()}
                                 round_model(copy, grids, kept_units(own, kept))
@@ -237,13 +240,14 @@ def run_counts(settings: Settings) -> None:
 
 def run_answers(settings: Settings) -> None:
     """Keep the outputs on 128 calibration images, and compare those of several CPUs with the float model's."""
-    images = load_images(calibration_file(settings), IMAGENET).batch(0, 128)
+    images = Batch({INPUT: load_images(calibration_file(settings), IMAGENET).batch(0, 128)})
     for network in settings.networks:
         for ratio in (1.0, *settings.ratios):
             float_file, file = (settings.out / f"{network}-{ratio:g}-{form}.onnx" for form in ("fp32", "int8"))
             kept = file.with_suffix(f".{settings.cpu}.npz")
             if not kept.exists():
-                np.savez(kept, **outputs(ir.load(file), [images]))
+                answers: dict[str, Any] = outputs(ir.load(file), [images])
+                np.savez(kept, **answers)
             reference = outputs(ir.load(float_file), [images])
             for one in sorted(settings.out.glob(f"{file.stem}.*.npz")):
                 found = dict(np.load(one))

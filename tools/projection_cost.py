@@ -24,9 +24,9 @@ from torch import Tensor
 from models_zoo import find_architecture
 from training import TRP, ByName, Macs, TRPSettings
 from training.replicas import share_out
-from training.settings import paper_choice
+from training.settings import LayerFilter, paper_choice
 
-ROWS = {
+ROWS: dict[tuple[str, str], LayerFilter] = {
     ("3x3", "channel"): paper_choice,
     ("3x3", "spatial"): paper_choice,
     ("all convs", "channel"): ByName(skip=("conv1", "fc")),

@@ -157,8 +157,8 @@ class _Run:
     def __init__(self, trainee: Trainee, views: Views, recipe: Recipe, rates: Tensor) -> None:
         self.trainee, self._views, self._recipe, self._rates = trainee, views, recipe, rates
         device = views.labels.device
-        self._module = trainee.module.to(device, memory_format=torch.channels_last).train()
-        self._parameters = list(self._module.parameters())
+        self._module = trainee.module.to(device).to(memory_format=torch.channels_last).train()
+        self._parameters: list[Tensor] = list(self._module.parameters())
         self._tensors = [
             *self._parameters,
             *(buffer for buffer in self._module.buffers() if buffer.is_floating_point()),
@@ -214,7 +214,7 @@ class _Run:
         self._synchronise()
 
     def _captured(self) -> torch.cuda.CUDAGraph:
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for _ in range(WARM_UPS):
@@ -261,7 +261,7 @@ def answers(teachers: Sequence[nn.Module], views: Views, chunk: int = 2_500) -> 
     """The mean logits of the teachers for every view of every image, float16 (images, views, classes)."""
     device = views.labels.device
     rows = []
-    for images in torch.arange(len(views), device=device).split(chunk):
+    for images in torch.split(torch.arange(len(views), device=device), chunk):
         columns = []
         for view in range(views.count):
             pixels = views.pixels(images, torch.full_like(images, view))
@@ -276,7 +276,7 @@ def accuracy(module: nn.Module, views: Views) -> float:
     """Top-1 of the images as they are, in percent."""
     module.eval()
     hits = 0
-    for images in torch.arange(len(views), device=views.labels.device).split(500):
+    for images in torch.split(torch.arange(len(views), device=views.labels.device), 500):
         logits = module(views.pixels(images, torch.full_like(images, views.plain)))
         hits += int((logits.argmax(1) == views.labels[images]).sum())
     return 100 * hits / len(views)

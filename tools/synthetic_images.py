@@ -80,8 +80,8 @@ def main(network: str, ratio: float, trials: tuple[str, ...], out: Path) -> None
             append(out, {**job, "seconds": seconds, "accuracy": accuracy(built.files.result, validation)})
     print("| | network | MACs | accuracy | seconds for the images |\n|---|---|---|---|---|")
     for line in read(out):
-        seconds = "" if TRIALS[line["trial"]].real else f"{line['seconds']:.0f}"
-        print(f"| {line['trial']} | {line['network']} | {line['ratio']:g}x | {line['accuracy']:.2f} | {seconds} |")
+        took = "" if TRIALS[line["trial"]].real else f"{line['seconds']:.0f}"
+        print(f"| {line['trial']} | {line['network']} | {line['ratio']:g}x | {line['accuracy']:.2f} | {took} |")
 
 
 def make_images(name: str, trial: Trial, folder: Path) -> tuple[Path, Preprocessing]:

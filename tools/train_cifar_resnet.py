@@ -52,7 +52,8 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def accuracy(model: CifarResNet, x: Tensor, y: Tensor) -> float:
     model.eval()
-    hits = sum(int((model(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), y.split(500), strict=True))
+    parts = zip(torch.split(x, 500), torch.split(y, 500), strict=True)
+    hits = sum(int((model(a).argmax(1) == b).sum()) for a, b in parts)
     return hits / len(y)
 
 
@@ -102,7 +103,7 @@ def main(depth: int, epochs: int, peak_lr: float, weight_decay: float, seed: int
             with torch.autocast("cpu", torch.bfloat16):
                 loss = functional.cross_entropy(model(batch).float(), y[chosen])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += float(loss.detach())
         seconds = time.perf_counter() - started

@@ -144,7 +144,7 @@ def scores(model: nn.Module, task: Task) -> list[float]:
     """The metric on the images for testing after each pass, in percent."""
     model.eval()
     x, y = task.test()
-    parts = [[answer.argmax(1) for answer in answers_of(model, part)] for part in x.split(100)]
+    parts = [[answer.argmax(1) for answer in answers_of(model, part)] for part in torch.split(x, 100)]
     return [round(100 * task.score(torch.cat(classes), y), 2) for classes in zip(*parts, strict=True)]
 
 
@@ -205,7 +205,7 @@ class Run:
                 answers = answers_of(self.model, inputs.contiguous(memory_format=torch.channels_last))
             loss = loss_of(answers, labels)
             self.optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             if settling:
                 nn.utils.clip_grad_norm_(self._trained.parameters(), LARGEST_GRADIENT)
             self.optimizer.step()

@@ -16,7 +16,6 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import ClassVar
 
 import click
 from setup_web import VERSION, fetch
@@ -131,10 +130,7 @@ def sha256(path: Path) -> str:
 class Handler(http.server.SimpleHTTPRequestHandler):
     """Static files with the headers that isolate the page."""
 
-    extensions_map: ClassVar[dict[str, str]] = {
-        **http.server.SimpleHTTPRequestHandler.extensions_map,
-        ".mjs": "text/javascript",
-    }
+    extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | {".mjs": "text/javascript"}
 
     def end_headers(self) -> None:
         for name, value in ISOLATION.items():

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +72,7 @@ class Call:
     codes: Sequence[int] | None = None
     writes: Sequence[str] = ()
     check: Check | None = None
-    environment: dict[str, str | None] = field(default_factory=dict)
+    environment: Mapping[str, str | None] = field(default_factory=dict)
     file_bytes: int = _LONGEST_FILE
     signal: int | None = None
     after: str = "running"
@@ -202,7 +202,7 @@ def _become(call: Call, place: Path, out: Path, err: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (call.file_bytes, call.file_bytes))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.chdir(place / "work")
-        _set_variables(environment(place) | call.environment)
+        _set_variables({**environment(place), **call.environment})
         _forget(place)
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)

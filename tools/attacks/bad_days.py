@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from attempt import ROOT, Attempt, Call, Ended
-from kit import EXPORT, TRAIN, Kit
+from kit import EXPORT, TRAIN, Kit, in_turn
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -209,7 +209,7 @@ def _inputs(kit: Kit) -> Iterator[tuple[str, Prepare]]:
         "the standard input": lambda path: path.symlink_to("/dev/stdin"),
         "a link to /dev/zero": lambda path: path.symlink_to("/dev/zero"),
         "the memory of a process": lambda path: path.symlink_to("/proc/self/mem"),
-        "a file that nobody may read": lambda path: (path.write_bytes(b"x"), path.chmod(0)),
+        "a file that nobody may read": in_turn(lambda path: path.write_bytes(b"x"), lambda path: path.chmod(0)),
     }
     for (option, command), (what, make) in ((c, m) for c in commands.items() for m in makes.items()):
         yield f"{option} {what}", partial(_odd_input, kit, command, make)

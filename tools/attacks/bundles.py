@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from attempt import Attempt, Call
-from kit import Kit
+from kit import Kit, in_turn
 
 Change = Callable[[Path], object]
+Edit = Callable[[dict[str, Any]], object]
+ODD: tuple[Any, ...] = (None, [], {}, "x" * 10**5, -1, 10**30, [[[]]], {"a": {"b": None}})
 # Fields that a sound manifest may hold in another way; only --digest finds that they were changed.
 MAY_HOLD = ("inputs", "outputs", "preprocessing", "classes", "opset", "provenance")
 
@@ -22,7 +24,7 @@ def attempts(kit: Kit) -> Iterator[Attempt]:
     names = [path.name for path in kit["bundle"].iterdir() if path.name != "manifest.json"]
     for name in names:
         for what, change in _files().items():
-            yield Attempt("bundles", f"{name} {what}", partial(_changed, kit, lambda b, n=name, c=change: c(b / n)))
+            yield Attempt("bundles", f"{name} {what}", partial(_changed, kit, partial(_change_inside, name, change)))
     for what, change in _folders().items():
         yield Attempt("bundles", what, partial(_changed, kit, change))
     for what, edit in _manifests().items():
@@ -34,6 +36,10 @@ def attempts(kit: Kit) -> Iterator[Attempt]:
             f"digest {digest[:20]!r} of {len(digest)} characters",
             partial(_changed, kit, lambda b: None, digest),
         )
+
+
+def _change_inside(name: str, change: Change, bundle: Path) -> None:
+    change(bundle / name)
 
 
 def _changed(kit: Kit, change: Change, *rest: Any, codes: tuple[int, ...] = (2, 3)) -> Call:
@@ -48,7 +54,7 @@ def _files() -> dict[str, Change]:
         return lambda path: path.write_bytes(edit(path.read_bytes()))
 
     def replaced(make: Change) -> Change:
-        return lambda path: (path.rename(path.parent.parent / "kept"), make(path))
+        return in_turn(lambda path: path.rename(path.parent.parent / "kept"), make)
 
     return {
         "with a byte changed": rewrite(lambda data: bytes([data[0] ^ 1]) + data[1:]),
@@ -77,40 +83,54 @@ def _folders() -> dict[str, Change]:
 
         return make
 
+    def moved(bundle: Path) -> None:
+        bundle.rename(bundle.with_name("b"))
+
     return {
         **{
             f"with {name!r} added": add(name)
             for name in ("x", ".x", "Sub/x", "\x1b[2J", "e\u0301", "a\nb", "con", "x" * 255)
         },
         "with an empty folder": lambda bundle: (bundle / "empty").mkdir(),
-        "with 20,000 files": lambda bundle: [(bundle / f"f{index}").touch() for index in range(20_000)],
+        "with 20,000 files": _many_files,
         "without a manifest": lambda bundle: (bundle / "manifest.json").unlink(),
-        "with a manifest that is a link": lambda bundle: (
-            (bundle / "manifest.json").rename(bundle.parent / "m.json"),
-            (bundle / "manifest.json").symlink_to("../m.json"),
+        "with a manifest that is a link": in_turn(
+            lambda bundle: (bundle / "manifest.json").rename(bundle.parent / "m.json"),
+            lambda bundle: (bundle / "manifest.json").symlink_to("../m.json"),
         ),
-        "with a manifest that is a pipe": lambda bundle: (
-            (bundle / "manifest.json").unlink(),
-            os.mkfifo(bundle / "manifest.json"),
+        "with a manifest that is a pipe": in_turn(
+            lambda bundle: (bundle / "manifest.json").unlink(),
+            lambda bundle: os.mkfifo(bundle / "manifest.json"),
         ),
         "with a deep folder": lambda bundle: (bundle / "/".join(["d"] * 500)).mkdir(parents=True),
         "with a loop of links": lambda bundle: (bundle / "loop").symlink_to("."),
-        "that is a file": lambda bundle: (bundle.rename(bundle.with_name("b")), bundle.write_text("x")),
-        "that is a link to nothing": lambda bundle: (bundle.rename(bundle.with_name("b")), bundle.symlink_to("absent")),
+        "that is a file": in_turn(moved, lambda bundle: bundle.write_text("x")),
+        "that is a link to nothing": in_turn(moved, lambda bundle: bundle.symlink_to("absent")),
     }
 
 
-def _edit(edit: Callable[[dict[str, Any]], object], bundle: Path) -> None:
+def _many_files(folder: Path) -> None:
+    for index in range(20_000):
+        (folder / f"f{index}").touch()
+
+
+def _edit(edit: Edit, bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     edit(manifest)
     (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
-def _manifests() -> dict[str, Callable[[dict[str, Any]], object]]:
+def _manifests() -> dict[str, Edit]:
     entry = {"sha256": "0" * 64, "bytes": 1}
 
-    def listed(name: str) -> Callable[[dict[str, Any]], object]:
+    def listed(name: str) -> Edit:
         return lambda manifest: manifest["files"].update({name: entry})
+
+    def with_field(field: str, value: Any) -> Edit:
+        return lambda manifest: manifest.update({field: value})
+
+    def with_entry(field: str, value: Any) -> Edit:
+        return lambda manifest: manifest["files"]["model.onnx"].update({field: value})
 
     names = (
         "../x",
@@ -126,19 +146,17 @@ def _manifests() -> dict[str, Callable[[dict[str, Any]], object]]:
         "a//b",
         "con",
     )
-    edits: dict[str, Callable[[dict[str, Any]], object]] = {f"file {name!r}": listed(name) for name in names}
+    edits: dict[str, Edit] = {f"file {name!r}": listed(name) for name in names}
     edits["names that differ by form"] = lambda m: (listed("e\u0301")(m), listed("\u00e9")(m))
     edits["a file that is a folder"] = lambda m: (listed("sub")(m), listed("sub/x")(m))
     edits["100,000 files"] = lambda m: m["files"].update({f"f{index}": entry for index in range(100_000)})
     for field in ("model", "files", "inputs", "outputs", "preprocessing", "classes", "provenance", "opset"):
-        for value in (None, [], {}, "x" * 10**5, -1, 10**30, [[[]]], {"a": {"b": None}}):
-            edits[f"{field} {str(value)[:20]}"] = lambda m, field=field, value=value: m.update({field: value})
+        for value in ODD:
+            edits[f"{field} {str(value)[:20]}"] = with_field(field, value)
     for size in (-1, 10**18, 1.5, "1", None, True):
-        edits[f"a size of {size!r}"] = lambda m, size=size: m["files"]["model.onnx"].update({"bytes": size})
+        edits[f"a size of {size!r}"] = with_entry("bytes", size)
     for digest in ("", "0", "g" * 64, "0" * 63, "A" * 64, None, 5):
-        edits[f"a digest of {digest!r}"[:60]] = lambda m, digest=digest: m["files"]["model.onnx"].update(
-            {"sha256": digest}
-        )
-    edits["a model that is no file of it"] = lambda m: m.update({"model": "other.onnx"})
-    edits["an unknown field"] = lambda m: m.update({"run": "load.py"})
+        edits[f"a digest of {digest!r}"[:60]] = with_entry("sha256", digest)
+    edits["a model that is no file of it"] = with_field("model", "other.onnx")
+    edits["an unknown field"] = with_field("run", "load.py")
     return edits

@@ -16,7 +16,7 @@ from attempt import Attempt, Call
 from kit import EXPORT, Kit
 
 RULE = ("--rank", "2", "--calib", "none", "--dry-run", "--quiet")
-ODD = (
+ODD: tuple[Any, ...] = (
     None,
     True,
     -1,
@@ -101,7 +101,7 @@ def _bytes(kit: Kit, target: str, others: tuple[str, ...], call: Call, name: str
         data[:16] = rng.bytes(16)
     elif name == "repeated":
         data[len(data) // 2 : len(data) // 2] = data[: len(data) // 3]
-    changed = {
+    changes: dict[str, bytes | bytearray] = {
         "empty": b"",
         "one byte": data[:1],
         "half": data[: len(data) // 2],
@@ -109,8 +109,8 @@ def _bytes(kit: Kit, target: str, others: tuple[str, ...], call: Call, name: str
         "zeros": bytes(len(data)),
         "appended": bytes(data) + b"\0" * 100 + b"PK\x05\x06",
         "noise": rng.bytes(len(data)),
-    }.get(name, bytes(data))
-    (folder / target).write_bytes(changed)
+    }
+    (folder / target).write_bytes(changes.get(name, data))
     return call
 
 
@@ -287,7 +287,7 @@ def _objects() -> bytes:
 
 def _states(kit: Kit) -> Iterator[Attempt]:
     """Values of saved states: last.pt of a run, checkpoints, and the options in them."""
-    odd = (None, -1, 10**30, float("nan"), "\x1b[2J", [], {}, b"x", torch.zeros(3), 1 + 2j)
+    odd: tuple[Any, ...] = (None, -1, 10**30, float("nan"), "\x1b[2J", [], {}, b"x", torch.zeros(3), 1 + 2j)
     train = Call("trp-train", ["--resume", "-o", "run"], codes=(2, 3), writes=("run/*",), check=_not_run)
     export = Call("trp-export", ["checkpoint.pt", *RULE], codes=(0, 2, 3, 4), check=_not_run)
     keys = {

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from attempt import Attempt, Call, Ended
 from kit import Kit
@@ -78,7 +79,7 @@ ANSWERS = (
     ),
     *("@flood", "@lines", "@replies", "@silent", "@errors", "@fail", "@close"),
 )
-READY = {
+READY: dict[str, Any] = {
     "protocol": 1,
     "load_ms": 1.5,
     "base_bytes": 10,
@@ -86,10 +87,24 @@ READY = {
     "provider": "CPUExecutionProvider",
     "affinity": [0],
 }
-TURN = {"samples": [5, 6], "peak_bytes": 7}
-OUTPUTS = {"outputs": [{"file": "output0.bin", "element": 1, "shape": [1, 10]}]}
-FOLDER = {"folder": "/tmp/trp-bench.x"}
-ODD = (None, "abc", [], {}, -1, float("1e308"), 10**40, True, "\x1b]0;X\x07", [[]], [None], "../../x", "x; touch PWNED")
+TURN: dict[str, Any] = {"samples": [5, 6], "peak_bytes": 7}
+OUTPUTS: dict[str, Any] = {"outputs": [{"file": "output0.bin", "element": 1, "shape": [1, 10]}]}
+FOLDER: dict[str, Any] = {"folder": "/tmp/trp-bench.x"}
+ODD: tuple[Any, ...] = (
+    None,
+    "abc",
+    [],
+    {},
+    -1,
+    float("1e308"),
+    10**40,
+    True,
+    "\x1b]0;X\x07",
+    [[]],
+    [None],
+    "../../x",
+    "x; touch PWNED",
+)
 STAGES = ("lease", "put", "probe", "mkdir", "serve", "serve run", "serve outputs")
 
 
@@ -147,7 +162,7 @@ def _board(kit: Kit, stage: str, answer: str, folder: Path) -> Call:
     return _bench(environment, "ssh:board")
 
 
-def _bench(environment: dict[str, str], device: str, codes: tuple[int, ...] = (2, 5, 8)) -> Call:
+def _bench(environment: Mapping[str, str], device: str, codes: tuple[int, ...] = (2, 5, 8)) -> Call:
     arguments = ["base.onnx", "--device", device, "--budget", "0.1", "--processes", "1", "--timeout", "4"]
     arguments += ["--remote-python", sys.executable]
     return Call("trp-bench", arguments, codes=codes, environment=environment, check=_clean)

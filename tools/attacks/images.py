@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from attempt import Attempt, Call
-from kit import EXPORT, Kit
+from kit import EXPORT, Kit, in_turn
 from PIL import Image
 
 Make = Callable[[Path], object]
@@ -102,13 +102,18 @@ def _folders() -> dict[str, Make]:
         "with names of control characters": lambda path: (path / "\x1b]0;PWNED\x07.png").write_bytes(b"x"),
         "with names that are not UTF-8": lambda path: (path / os.fsdecode(b"\xff\xfe.png")).write_bytes(_png(12, 12)),
         "with a folder called x.png": lambda path: (path / "x.png").mkdir(),
-        "with 20,000 empty files": lambda path: [(path / f"{index}.png").touch() for index in range(20_000)],
-        "with 20,000 other files": lambda path: [(path / f"{index}.txt").touch() for index in range(20_000)],
-        "with an image of 3 TB of nothing": lambda path: (
-            (path / "z.png").touch(),
-            os.truncate(path / "z.png", 3 * 10**12),
+        "with 20,000 empty files": partial(_many_files, ".png"),
+        "with 20,000 other files": partial(_many_files, ".txt"),
+        "with an image of 3 TB of nothing": in_turn(
+            lambda path: (path / "z.png").touch(),
+            lambda path: os.truncate(path / "z.png", 3 * 10**12),
         ),
     }
+
+
+def _many_files(ending: str, folder: Path) -> None:
+    for index in range(20_000):
+        (folder / f"{index}{ending}").touch()
 
 
 def _png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:

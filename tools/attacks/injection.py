@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -180,7 +181,8 @@ def _classes(kit: Kit, text: str, folder: Path) -> Call:
 def _array(kit: Kit, text: str, folder: Path) -> Call:
     kit.copy(folder, "base.onnx")
     name = text.replace("/", "_").replace("\0", "")
-    np.savez(folder / "in.npz", **{name: np.zeros((1, 3, 12, 12), np.float32)})
+    arrays: dict[str, Any] = {name: np.zeros((1, 3, 12, 12), np.float32)}
+    np.savez(folder / "in.npz", **arrays)
     return Call("trp-export", ["base.onnx", *EXPORT, "--input", "in.npz"], codes=(2, 3), check=_shown)
 
 

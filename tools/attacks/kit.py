@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +93,16 @@ def make_kit(folder: Path) -> Kit:
     for call in _made_by_commands():
         make(call, kit)
     return kit
+
+
+def in_turn(*steps: Callable[[Path], object]) -> Callable[[Path], None]:
+    """All of these with one path, one after the other."""
+
+    def take_all(path: Path) -> None:
+        for step in steps:
+            step(path)
+
+    return take_all
 
 
 def network(names: tuple[str, str, str] = ("conv1", "conv2", "fc")) -> onnx.ModelProto:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 from attempt import Attempt, Call
-from kit import EXPORT, Kit, network
+from kit import EXPORT, Kit, in_turn, network
 from onnx import TensorProto, helper, numpy_helper
 
-Edit = Callable[[onnx.ModelProto, Path], None]
+Edit = Callable[[onnx.ModelProto, Path], object]
 PLAIN = ("--energy", "0.9", "--calib", "none", "--dry-run", "--quiet")
 
 
@@ -147,7 +147,7 @@ def _structure() -> dict[str, Edit]:
     """Graphs that contradict themselves."""
 
     def edit(change: Callable[[onnx.ModelProto], object]) -> Edit:
-        return lambda model, folder: change(model) and None
+        return lambda model, folder: change(model)
 
     def tensors_attribute(model: onnx.ModelProto) -> None:
         tensor = TensorProto(name="t", data_type=1, dims=(4,), data_location=TensorProto.EXTERNAL)
@@ -173,9 +173,7 @@ def _structure() -> dict[str, Edit]:
     }
     edits = {f"weight with dims {name}": edit(partial(_set_dims, values)) for name, values in dims.items()}
     for kind in (0, 8, 16, 21, 99, -1):
-        edits[f"weight of type {kind}"] = edit(
-            lambda model, kind=kind: setattr(model.graph.initializer[0], "data_type", kind)
-        )
+        edits[f"weight of type {kind}"] = edit(partial(_set_type, kind))
     for field, values in {
         "pads": [[-5] * 4, [2**40] * 4, [1], [1] * 1000],
         "strides": [[0, 0], [-1, -1], [2**62] * 2],
@@ -184,8 +182,8 @@ def _structure() -> dict[str, Edit]:
     }.items():
         for value in values:
             edits[f"Conv with {field} {str(value)[:30]}"] = edit(partial(_set_attribute, field, value))
-    for name, value in {"opset 0": 0, "opset -1": -1, "opset 10^9": 10**9, "opset 6": 6}.items():
-        edits[name] = edit(lambda model, value=value: setattr(model.opset_import[0], "version", value))
+    for name, version in {"opset 0": 0, "opset -1": -1, "opset 10^9": 10**9, "opset 6": 6}.items():
+        edits[name] = edit(partial(_set_opset, version))
     edits |= {
         "weights NaN": edit(partial(_set_values, np.nan)),
         "weights infinite": edit(partial(_set_values, np.inf)),
@@ -217,6 +215,14 @@ def _structure() -> dict[str, Edit]:
 
 def _set_dims(dims: list[int], model: onnx.ModelProto) -> None:
     model.graph.initializer[0].dims[:] = dims
+
+
+def _set_type(kind: int, model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].data_type = kind
+
+
+def _set_opset(version: int, model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = version
 
 
 def _set_attribute(field: str, value: list[int], model: onnx.ModelProto) -> None:
@@ -258,7 +264,7 @@ def _constant(op: str, size: int) -> Edit:
             graph.node.insert(0, helper.make_node(op, ["shape"], ["big"]))
         elif op == "Range":
             numbers = {"r0": 0.0, "r1": float(size), "r2": 1.0}
-            graph.initializer.extend(numpy_helper.from_array(np.float32(v).reshape(()), n) for n, v in numbers.items())
+            graph.initializer.extend(numpy_helper.from_array(np.array(v, np.float32), n) for n, v in numbers.items())
             graph.node.insert(0, helper.make_node(op, list(numbers), ["big"]))
         else:
             graph.node.insert(0, helper.make_node(op, ["one", "shape"], ["big"]))
@@ -321,8 +327,8 @@ def _special() -> dict[str, Callable[[Path], object]]:
         "a link to nothing": lambda path: path.symlink_to("absent"),
         "a link to /proc/self/mem": lambda path: path.symlink_to("/proc/self/mem"),
         "an empty file": Path.touch,
-        "a file of 3 TB of nothing": lambda path: (path.touch(), os.truncate(path, 3 * 10**12)),
-        "a file without rights": lambda path: (path.write_bytes(b"x"), path.chmod(0)),
+        "a file of 3 TB of nothing": in_turn(Path.touch, lambda path: os.truncate(path, 3 * 10**12)),
+        "a file without rights": in_turn(lambda path: path.write_bytes(b"x"), lambda path: path.chmod(0)),
         "a web page": lambda path: path.write_text("<!DOCTYPE html><html><script>alert(1)</script>"),
     }
 

@@ -78,8 +78,8 @@ def _of_export(kit: Kit) -> Iterator[tuple[str, Make]]:
         yield f"-o o.onnx and --report {second}", partial(_both, kit, "o.onnx", second)
     for name in NAMES:
         yield f"-o {name[:20]!r}", partial(_named, kit, name)
-    for limit, option in product((0, 100, 1000, 5000, 8000, 12_000, 20_000), TO_A_FULL_DISK):
-        yield f"a disk with room for {limit} bytes, {option[0]}", partial(_full, kit, limit, option)
+    for limit, options in product((0, 100, 1000, 5000, 8000, 12_000, 20_000), TO_A_FULL_DISK):
+        yield f"a disk with room for {limit} bytes, {options[0]}", partial(_full, kit, limit, options)
 
 
 def _of_others(kit: Kit) -> Iterator[tuple[str, Make]]:

@@ -39,9 +39,8 @@ def attempts(kit: Kit) -> Iterator[Attempt]:
 
 
 def _variables() -> dict[str, dict[str, str | None]]:
-    homes = {"HOME": None, "XDG_CACHE_HOME": None}
     return {
-        "no HOME": homes,
+        "no HOME": {"HOME": None, "XDG_CACHE_HOME": None},
         "an empty HOME": {"HOME": "", "XDG_CACHE_HOME": ""},
         "a HOME that does not exist": {"HOME": "/nonexistent", "XDG_CACHE_HOME": "/nonexistent/cache"},
         "a HOME that is a file": {"HOME": "/etc/hostname", "XDG_CACHE_HOME": "/etc/hostname"},

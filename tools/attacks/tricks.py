@@ -408,7 +408,7 @@ def _graphs(kit: Kit) -> Iterator[tuple[str, Callable[[Path], Call]]]:
         "IR version 0": lambda m: setattr(m, "ir_version", 0),
         "negative IR version": lambda m: setattr(m, "ir_version", -5),
         "texts as weights": _texts,
-        "20,000 nodes of one name": lambda m: [_add_relu(m, index, "same") for index in range(20_000)],
+        "20,000 nodes of one name": _one_name,
         "25 Ifs in one another": partial(_nested_ifs, 25),
         "raw and typed data": lambda m: m.graph.initializer[0].float_data.extend([1.0] * 432),
         "data that are too short": lambda m: setattr(m.graph.initializer[0], "raw_data", b"xxxx"),
@@ -568,6 +568,11 @@ def _attribute(model: onnx.ModelProto, name: str, value: Any) -> None:
     node.attribute.extend([*kept, helper.make_attribute(name, value)])
 
 
+def _one_name(model: onnx.ModelProto) -> None:
+    for index in range(20_000):
+        _add_relu(model, index, "same")
+
+
 def _add_relu(model: onnx.ModelProto, index: int, name: str) -> None:
     model.graph.node.append(helper.make_node("Relu", ["a"], [f"relu{index}"], name=name))
 
@@ -624,8 +629,8 @@ def _sparse(model: onnx.ModelProto) -> None:
 def _quantised(model: onnx.ModelProto) -> None:
     weight = numpy_helper.to_array(model.graph.initializer[0])
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones(weight.shape, np.int8), "q"))
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(0).reshape(()), "scale"))
-    model.graph.initializer.append(numpy_helper.from_array(np.int8(0).reshape(()), "zero"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), "scale"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), "zero"))
     model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["conv1.weight"]))
 
 
