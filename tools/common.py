@@ -14,6 +14,7 @@ from typing import Any
 import click
 import numpy as np
 
+from trp_export.cli.from_options import ParamType
 from trp_export.inputs.images import ImageSet, load_images
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.options import Options
@@ -79,7 +80,7 @@ def macs_ratio(report: Report) -> float:
     return before / after.macs
 
 
-class Listed(click.ParamType[Any]):
+class Listed(ParamType):
     """Values with commas between them, of one type or out of some choices."""
 
     name = "list"

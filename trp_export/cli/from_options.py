@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -62,7 +62,13 @@ def errors_name_flags(*kinds: type) -> Iterator[None]:
         raise error.with_flags(flags) from error
 
 
-class _Value(click.ParamType[Any]):
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # Generic since click 8.4 alone.
+
+
+class _Value(ParamType):
     """Text that becomes a value by the flag's own reader."""
 
     def __init__(self, option: Flag) -> None:
