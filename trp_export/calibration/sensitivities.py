@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from trp_export.calibration.answers import Answer, Array, answer_divergence, find_answers, read_answers
 from trp_export.calibration.moments import Moments, is_tapped
+from trp_export.calibration.output_curves import share_within_scales
 from trp_export.graph.bias import add_to_bias, takes_bias
 from trp_export.graph.rewrite import set_kernel
 from trp_export.graph.sites import LocatedSite, find_sites
@@ -64,11 +65,13 @@ def measure_sensitivities(
         # The scheme with the most ranks comes closest to the levels.
         curve = max(layer.curves, key=lambda curve: curve.full_rank)
         metric = moments[name].metric(centred=True)
-        judge = replace(metric, inputs=(held_out or moments)[name].about(moments[name].mean))
+        judged = (held_out or moments)[name]
+        judge = replace(metric, inputs=judged.about(moments[name].mean))
+        varies = share_within_scales(place.kernel(), place.site.group, judge, judged)
         points = {}
         for rank in _ranks(curve):
             fitted = _fit(place, curve, rank, metric, moments[name].mean)
-            error = _relative_error(place, fitted[0], judge)
+            error = _relative_error(place, fitted[0], judge) / varies
             if error > 0:
                 outcome = _replaced(copy, place, fitted, walk, answers)
                 points[error] = answer_divergence(answers, reference, outcome, groups)
