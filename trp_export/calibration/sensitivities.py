@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from trp_export.calibration.answers import Answer, Array, answer_divergence, find_answers, read_answers
+from trp_export.calibration.answers import Answer, Array, find_answers, read_answers, reference_to
 from trp_export.calibration.moments import Moments, is_tapped
 from trp_export.calibration.output_curves import share_within_scales
 from trp_export.graph.bias import add_to_bias, takes_bias
@@ -53,7 +53,7 @@ def measure_sensitivities(
     places = {place.site.name: place for place in find_sites(copy, {})}
     answers = find_answers(copy)
     walk = Walk(copy, [batch.arrays for batch in batches], threads, stops=[[answer.name for answer in answers]])
-    reference, groups = read_answers(walk, answers), groups_of(batches)
+    reference = reference_to(answers, read_answers(walk, answers), groups_of(batches))
     measured: dict[str, Sensitivity] = {}
     for index, layer in enumerate(layers):
         # What lies behind a layer runs again for it: the first layers take longest.
@@ -74,7 +74,7 @@ def measure_sensitivities(
             error = _relative_error(place, fitted[0], judge) / varies
             if error > 0:
                 outcome = _replaced(copy, place, fitted, walk, answers)
-                points[error] = answer_divergence(answers, reference, outcome, groups)
+                points[error] = reference.divergence(outcome)
         if points:
             measured[name] = Sensitivity(tuple(sorted(points)), tuple(points[e] for e in sorted(points)))
     return measured
