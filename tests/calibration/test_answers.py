@@ -53,6 +53,11 @@ def make_model(body: str, outputs: str, seed: int = 0) -> ir.Model:
             "float[N, 9, 12, 12] y",
             {"b", "c"},
         ),
+        (
+            TRUNK + "s = Constant <value_float = 0.1> ()\n y = QuantizeLinear (r, s)\n",
+            "uint8[N, 6, 12, 12] y",
+            {"r"},
+        ),
         (TRUNK + "s = Sigmoid (r)\n y = Mul (r, s)\n", "float[N, 6, 12, 12] y", {"r"}),
         (TRUNK + "y = Concat <axis = 1> (r, x)\n", "float[N, 9, 12, 12] y", {"r"}),
         (TRUNK + "s = SequenceConstruct (t, r)\n y = Identity (s)\n", "seq(float[N, 6, 12, 12]) y", {"t", "r"}),

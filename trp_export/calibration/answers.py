@@ -27,7 +27,7 @@ _CLASS_OPS = frozenset({"Softmax", "LogSoftmax", "ArgMax", "Hardmax"})
 _RANDOM = frozenset({"Multinomial", "Bernoulli"})
 _COMPARING = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not", "And", "Or"})
 _CHOOSING = frozenset({"ArgMin", "TopK", "NonMaxSuppression", "OneHot", "NonZero"})
-_STEPS = frozenset({"Round", "Floor", "Ceil", "Sign", "Cast"})
+_STEPS = frozenset({"Round", "Floor", "Ceil", "Sign", "Cast", "QuantizeLinear", "DequantizeLinear"})
 _SATURATING = frozenset({"Sigmoid", "HardSigmoid", "Tanh", "Exp", "Softplus", "Clip"})
 _REDUCING = frozenset({"ReduceMax", "ReduceMin", "ReduceSum"})
 _HIDING = _CLASS_OPS | _RANDOM | _COMPARING | _CHOOSING | _STEPS | _SATURATING | _REDUCING
@@ -40,7 +40,7 @@ _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Neg", "Wher
 # Their other inputs are shapes, indices and bounds.
 _FIRST_ONLY = frozenset(
     {"Reshape", "Slice", "Gather", "Expand", "Tile", "Pad", "Squeeze", "Unsqueeze", "TopK", "Clip", "GatherND"}
-    | {"GatherElements", "SplitToSequence", "SequenceAt"}
+    | {"GatherElements", "SplitToSequence", "SequenceAt", "QuantizeLinear", "DequantizeLinear"}
 )
 _GATHERS = frozenset({"Gather", "GatherND", "GatherElements"})
 _CHOOSES = _CHOOSING | {"ArgMax"}
