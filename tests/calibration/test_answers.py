@@ -221,6 +221,20 @@ def test_sensitivities_of_layers_behind_an_answer_are_measured() -> None:
     assert all(sensitivity.damage[-1] > 1e-3 for sensitivity in measured.values())
 
 
+def test_sensitivities_of_a_network_whose_output_is_one_number_are_measured() -> None:
+    measured = measure(make_model(TRUNK + "y = ReduceMean <keepdims = 0> (r)\n", "float y"))
+    assert all(sensitivity.damage[-1] > 1e-3 for sensitivity in measured.values())
+
+
+def test_an_answer_without_rows_is_no_difference_and_an_obstacle_to_none() -> None:
+    empty, full = np.zeros((0, 4, 3), np.float32), np.random.default_rng(0).standard_normal((5, 4))
+    for kind in Kind:
+        reference = Reference.of({"y": empty, "z": full}, {"y": kind})
+        assert reference.divergence({"y": empty, "z": 0 * full}) == pytest.approx(0.5, rel=0.5)
+        assert Reference.of({"y": empty}, {"y": kind}).divergence({"y": empty}) == 0
+        assert reference.divergence({"y": np.ones((2, 4, 3)), "z": full}) == float("inf")
+
+
 @pytest.mark.parametrize("kind", list(Kind))
 def test_parts_of_the_images_add_up_to_all(kind: Kind) -> None:
     """Two images are measured in the units of all, whose variances they do not have."""

@@ -43,6 +43,16 @@ def test_operators_that_know_no_float16_stay_in_float32(operator: str) -> None:
     assert relative_l2(wanted, got) < 1e-2
 
 
+def test_outputs_that_no_node_makes_stay_as_they_are() -> None:
+    """An input and a weight that are outputs, too."""
+    source = build(NET)
+    source.graph.output.extend([source.graph.input[0], onnx.helper.make_tensor_value_info("w.weight", 1, [4, 3, 3, 3])])
+    half = ir.serde.serialize_model(to_fp16(prepare(ir.serde.deserialize_model(source))))
+    assert half.graph.output == source.graph.output
+    for wanted, got in zip(run(source, noise(source)), run(half, noise(source)), strict=True):
+        assert relative_l2(wanted, got) < 1e-2
+
+
 def test_sizes_of_outputs_stay_open() -> None:
     text = NET.replace("float[1, 4, 8, 8] y", "float[n, 4, h, w] y")
     (output,) = to_fp16(ir.serde.deserialize_model(build(text))).graph.outputs

@@ -247,5 +247,5 @@ def _joined(parts: Sequence[Array], axis: int) -> Array:
 
 def _channels_first(array: Array, axis: int) -> Array:
     if array.ndim < 3:
-        return array
+        return np.atleast_1d(array)
     return np.moveaxis(array, axis, 1)

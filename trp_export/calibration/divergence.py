@@ -88,7 +88,7 @@ class Yardstick:
         """What each image adds: (n,). Infinite where values are not finite."""
         a, b = _as_channels(original), _as_channels(other)
         if a.shape != b.shape or not np.isfinite(b).all():
-            return np.full(len(a), np.inf)
+            return np.full(max(len(a), 1), np.inf)
         shares = [np.zeros(0)]
         for one, two, relevance in in_blocks(a, b, self.relevance):
             apart = _apart(one, two, self.kind)
@@ -117,7 +117,7 @@ def yardsticks(original: Outputs, kinds: Kinds | None = None) -> dict[str, Yards
     }
     relevance = _relevances(original, found)
     return {
-        name: Yardstick(kind, _SCALES[kind](_as_channels(original[name]), relevance[name]), relevance[name])
+        name: Yardstick(kind, _scale_of(kind, _as_channels(original[name]), relevance[name]), relevance[name])
         for name, kind in found.items()
     }
 
@@ -147,6 +147,7 @@ class Reference:
     @classmethod
     def of(cls, original: Outputs, kinds: Kinds | None = None, groups: NDArray[np.intp] | None = None) -> Reference:
         """An answer without a kind holds values. Groups (n,) count where the rows of all answers are images."""
+        original = _with_rows(original)
         if groups is None or any(len(array) != len(groups) for array in original.values()):
             return cls(original, {0: yardsticks(original, kinds)})
         sticks = {group: yardsticks(_some(original, groups == group), kinds) for group in np.unique(groups).tolist()}
@@ -161,6 +162,7 @@ class Reference:
 
         One number where the rows of an answer are not images.
         """
+        other = _with_rows(other)
         if self.groups is None:
             return _mean_shares(self.sticks[0], self.original, other)
         result = np.empty(len(self.groups))
@@ -189,9 +191,14 @@ def _some(outputs: Outputs, rows: NDArray[np.bool_]) -> Outputs:
 def _mean_shares(sticks: Mapping[str, Yardstick], original: Outputs, other: Outputs) -> Float64:
     """The mean over answers of what each image adds, (n,); over images, too, where answers differ in rows."""
     shares = [stick.shares(original[name], other[name]) for name, stick in sticks.items()]
-    if len({len(share) for share in shares}) == 1:
+    if shares and len(shares[0]) and len({len(share) for share in shares}) == 1:
         return np.asarray(np.mean(shares, axis=0))
-    return np.array([np.mean([share.mean() for share in shares]) if shares else 0.0])
+    return np.array([np.mean([share.mean() if len(share) else 0.0 for share in shares]) if shares else 0.0])
+
+
+def _with_rows(outputs: Outputs) -> Outputs:
+    """A single number is one row."""
+    return {name: np.atleast_1d(array) for name, array in outputs.items()}
 
 
 def _as_channels(array: Array) -> Array:
@@ -205,7 +212,7 @@ def is_vector(array: Array) -> bool:
 
 def _like_classes(array: Array) -> bool:
     """True for one vector of like entries per image."""
-    if array.ndim < 2 or array.shape[1] < 3 or not is_vector(array):
+    if array.ndim < 2 or array.shape[1] < 3 or not array.size or not is_vector(array):
         return False
     variance = array.astype(np.float64).reshape(len(array), -1).var(axis=0)
     return bool(variance.max() <= _ALIKE * variance.min())
@@ -232,8 +239,6 @@ def channel_units(variance: Float64) -> Float64:
 
 def _scale(a: Array, relevance: Float64) -> Array:
     """Such that an error as large as the channel's spread, at all positions by their relevance, counts 1."""
-    if not a.size:
-        return np.ones((1,) * a.ndim)
     # About any value of the channel: nothing cancels, and a channel that never changes has no variance at all.
     point = a[:1].reshape(1, a.shape[1], -1)[..., :1].astype(np.float64).reshape(1, -1, *(1,) * (a.ndim - 2))
     total, sums, squares = relevance.sum(), np.zeros(a.shape[1]), np.zeros(a.shape[1])
@@ -272,6 +277,10 @@ def _scale_of_scores(a: Array, relevance: Float64) -> Array:
     )
     spread = lost / max(len(a), 1)
     return np.full((1,) * a.ndim, 1.0 / spread if spread > 0 else 1.0)
+
+
+def _scale_of(kind: Kind, a: Array, relevance: Float64) -> Array:
+    return _SCALES[kind](a, relevance) if a.size else np.ones((1,) * a.ndim)
 
 
 _SCALES = {Kind.VALUES: _scale, Kind.CLASSES: _scale_of_classes, Kind.PROBABILITIES: _scale_of_scores}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +38,13 @@ def to_fp16(model: ir.Model) -> ir.Model:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     try:
-        half = convert_float_to_float16(
-            ir.serde.serialize_model(model), keep_io_types=True, node_block_list=_without_halves(model)
-        )
+        proto = ir.serde.serialize_model(model)
+        outputs = list(proto.graph.output)
+        computed = {name for node in proto.graph.node for name in node.output}
+        # The converter loses outputs that are inputs or weights.
+        _set_outputs(proto.graph, [output for output in outputs if output.name in computed])
+        half = convert_float_to_float16(proto, keep_io_types=True, node_block_list=_without_halves(model))
+        _set_outputs(half.graph, outputs)
     except Exception as error:  # protobuf and the converter raise many types of errors.
         raise UnsupportedError(f"this model cannot be converted to fp16: {first_line(error)}") from error
     _put_casts_into_bodies(half.graph)
@@ -52,6 +56,11 @@ def to_fp16(model: ir.Model) -> ir.Model:
     _require_rounded(model, made)
     _require_halves(made)
     return made
+
+
+def _set_outputs(graph: onnx.GraphProto, outputs: Sequence[onnx.ValueInfoProto]) -> None:
+    del graph.output[:]
+    graph.output.extend(outputs)
 
 
 def _without_halves(model: ir.Model) -> list[str]:
