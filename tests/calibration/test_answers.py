@@ -226,6 +226,11 @@ def test_sensitivities_of_a_network_whose_output_is_one_number_are_measured() ->
     assert all(sensitivity.damage[-1] > 1e-3 for sensitivity in measured.values())
 
 
+@pytest.mark.parametrize("end", ["y = Log (r)\n", "z = Sub (r, r)\n n = Div (z, z)\n y = Add (r, n)\n"])
+def test_an_original_that_is_not_finite_says_nothing_of_its_layers(end: str) -> None:
+    assert measure(make_model(TRUNK + end, "float[N, 6, 12, 12] y")) == {}
+
+
 def test_an_answer_without_rows_is_no_difference_and_an_obstacle_to_none() -> None:
     empty, full = np.zeros((0, 4, 3), np.float32), np.random.default_rng(0).standard_normal((5, 4))
     for kind in Kind:

@@ -87,7 +87,7 @@ class Yardstick:
     def shares(self, original: Array, other: Array) -> Float64:
         """What each image adds: (n,). Infinite where values are not finite."""
         a, b = _as_channels(original), _as_channels(other)
-        if a.shape != b.shape or not np.isfinite(b).all():
+        if a.shape != b.shape or not np.isfinite(b).all() or not np.isfinite(self.scale).all():
             return np.full(max(len(a), 1), np.inf)
         shares = [np.zeros(0)]
         for one, two, relevance in in_blocks(a, b, self.relevance):
@@ -280,7 +280,10 @@ def _scale_of_scores(a: Array, relevance: Float64) -> Array:
 
 
 def _scale_of(kind: Kind, a: Array, relevance: Float64) -> Array:
-    return _SCALES[kind](a, relevance) if a.size else np.ones((1,) * a.ndim)
+    """NaN where the answer is not finite: nothing can be measured with it."""
+    if not a.size or not np.isfinite(a).all():
+        return np.full((1,) * a.ndim, np.nan if a.size else 1.0)
+    return _SCALES[kind](a, relevance)
 
 
 _SCALES = {Kind.VALUES: _scale, Kind.CLASSES: _scale_of_classes, Kind.PROBABILITIES: _scale_of_scores}

@@ -72,9 +72,9 @@ def measure_sensitivities(
         for rank in _ranks(curve):
             fitted = _fit(place, curve, rank, metric, moments[name].mean)
             error = _relative_error(place, fitted[0], judge) / varies
-            if error > 0:
-                outcome = _replaced(copy, place, fitted, walk, answers)
-                points[error] = reference.divergence(outcome)
+            damage = reference.divergence(_replaced(copy, place, fitted, walk, answers)) if error > 0 else np.nan
+            if np.isfinite(damage):  # An original that answers NaN tells nothing.
+                points[error] = damage
         if points:
             measured[name] = Sensitivity(tuple(sorted(points)), tuple(points[e] for e in sorted(points)))
     return measured
