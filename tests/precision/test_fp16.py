@@ -44,9 +44,11 @@ def test_operators_that_know_no_float16_stay_in_float32(operator: str) -> None:
 
 
 def test_outputs_that_no_node_makes_stay_as_they_are() -> None:
-    """An input and a weight that are outputs, too."""
+    """An input and a weight that are outputs, too, and an output that is listed twice."""
     source = build(NET)
-    source.graph.output.extend([source.graph.input[0], onnx.helper.make_tensor_value_info("w.weight", 1, [4, 3, 3, 3])])
+    source.graph.output.extend(
+        [source.graph.output[0], source.graph.input[0], onnx.helper.make_tensor_value_info("w.weight", 1, [4, 3, 3, 3])]
+    )
     half = ir.serde.serialize_model(to_fp16(prepare(ir.serde.deserialize_model(source))))
     assert half.graph.output == source.graph.output
     for wanted, got in zip(run(source, noise(source)), run(half, noise(source)), strict=True):

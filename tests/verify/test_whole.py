@@ -122,6 +122,15 @@ def test_sequences_are_compared_element_by_element(tmp_path: Path) -> None:
         made.verify(broken)
 
 
+def test_an_output_that_is_listed_twice_is_compared_once(tmp_path: Path) -> None:
+    text = BODY.format(outputs="float[1, 8, 16, 16] a, float[1, 8, 16, 16] y", nodes="y = Relu (a)", weights="")
+    model = build(text)
+    model.graph.output.append(model.graph.output[0])
+    whole = capture(model, tmp_path).verify().whole
+    assert whole is not None
+    assert whole.values == ("a", "y")
+
+
 def test_maps_are_named_as_unsupported(tmp_path: Path, refuses: Command) -> None:
     from onnx import helper
 

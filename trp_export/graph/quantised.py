@@ -28,10 +28,15 @@ def require_float(model: ir.Model) -> None:
     found = Counter(node.op_type for node in model.graph.all_nodes() if _is_quantised(node))
     if found:
         ((operator, count),) = found.most_common(1)
-        raise UnsupportedError(
-            f"this network is quantised already ({count} {operator}). Start from the float model that it was made "
-            "from; --precision int8 quantises the result again."
-        )
+        raise quantised_already(f"{count} {operator}")
+
+
+def quantised_already(shown_by: str) -> UnsupportedError:
+    """The error for a network that is no float network, with what shows it."""
+    return UnsupportedError(
+        f"this network is quantised already ({shown_by}). Start from the float model that it was made from; "
+        "--precision int8 quantises the result again."
+    )
 
 
 def require_unfused(model: ir.Model) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +41,8 @@ def to_fp16(model: ir.Model) -> ir.Model:
         proto = ir.serde.serialize_model(model)
         outputs = list(proto.graph.output)
         computed = {name for node in proto.graph.node for name in node.output}
-        # The converter loses outputs that are inputs or weights.
-        _set_outputs(proto.graph, [output for output in outputs if output.name in computed])
+        # The converter loses outputs that are inputs or weights, and those that are listed twice.
+        _set_outputs(proto.graph, {output.name: output for output in outputs if output.name in computed}.values())
         half = convert_float_to_float16(proto, keep_io_types=True, node_block_list=_without_halves(model))
         _set_outputs(half.graph, outputs)
     except Exception as error:  # protobuf and the converter raise many types of errors.
@@ -58,7 +58,7 @@ def to_fp16(model: ir.Model) -> ir.Model:
     return made
 
 
-def _set_outputs(graph: onnx.GraphProto, outputs: Sequence[onnx.ValueInfoProto]) -> None:
+def _set_outputs(graph: onnx.GraphProto, outputs: Iterable[onnx.ValueInfoProto]) -> None:
     del graph.output[:]
     graph.output.extend(outputs)
 

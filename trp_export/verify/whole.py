@@ -187,7 +187,7 @@ class Execution:
         """The values, or the outputs where none are named, for each batch. Raises CannotRunError, KeyError."""
         fed = [nudge(batch) for batch in batches] if self.moved else batches
         model = read_model(file)
-        outputs = _names(model.graph.outputs)
+        outputs = tuple(value.name or "" for value in model.graph.outputs)  # One may be listed twice.
         if self in (Execution(), Execution(outputs)):
             session = open_session(file, threads=0)
             return [run_session(session, batch) for batch in fed]
