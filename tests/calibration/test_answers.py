@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 from networks import as_samples, in_batches, make_images
 
-from trp_export.calibration.answers import answer_divergence, decoding_nodes, find_answers, run_answers
-from trp_export.calibration.divergence import Kind, divergence, for_images, yardsticks
+from trp_export.calibration.answers import decoding_nodes, find_answers, reference_to, run_answers
+from trp_export.calibration.divergence import Kind, Reference, divergence, for_images, yardsticks
 from trp_export.calibration.moments import gather_moments
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
@@ -18,6 +20,9 @@ from trp_export.graph.shapes import infer_shapes, input_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.planning.curves import Layer, make_curve, schemes_for
 from trp_export.planning.sensitivity import Sensitivity
+from trp_export.runtime import blocks
+
+Answers = Mapping[str, np.ndarray]
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\nnet (float[N, 3, 12, 12] x) => ({outputs})\n'
 WEIGHTS = {"w": (6, 3, 3, 3), "v": (4, 6, 1, 1), "u": (5, 6, 1, 1), "m": (6, 5)}
@@ -47,6 +52,11 @@ def make_model(body: str, outputs: str, seed: int = 0) -> ir.Model:
             TRUNK + "b = Conv (r, v)\n c = Conv (r, u)\n s = Sigmoid (c)\n y = Concat <axis = 1> (b, s)\n",
             "float[N, 9, 12, 12] y",
             {"b", "c"},
+        ),
+        (
+            TRUNK + "s = Constant <value_float = 0.1> ()\n y = QuantizeLinear (r, s)\n",
+            "uint8[N, 6, 12, 12] y",
+            {"r"},
         ),
         (TRUNK + "s = Sigmoid (r)\n y = Mul (r, s)\n", "float[N, 6, 12, 12] y", {"r"}),
         (TRUNK + "y = Concat <axis = 1> (r, x)\n", "float[N, 9, 12, 12] y", {"r"}),
@@ -171,7 +181,7 @@ def test_a_softmax_at_the_end_does_not_hide_damage() -> None:
     assert weight.const_value is not None
     weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.3))
     after = run_answers(model, answers, in_batches(images))
-    assert answer_divergence(answers, before, after) == pytest.approx(0.09, rel=0.01)
+    assert reference_to(answers, before).divergence(after) == pytest.approx(0.09, rel=0.01)
 
 
 def measure(model: ir.Model) -> dict[str, Sensitivity]:
@@ -211,6 +221,25 @@ def test_sensitivities_of_layers_behind_an_answer_are_measured() -> None:
     assert all(sensitivity.damage[-1] > 1e-3 for sensitivity in measured.values())
 
 
+def test_sensitivities_of_a_network_whose_output_is_one_number_are_measured() -> None:
+    measured = measure(make_model(TRUNK + "y = ReduceMean <keepdims = 0> (r)\n", "float y"))
+    assert all(sensitivity.damage[-1] > 1e-3 for sensitivity in measured.values())
+
+
+@pytest.mark.parametrize("end", ["y = Log (r)\n", "z = Sub (r, r)\n n = Div (z, z)\n y = Add (r, n)\n"])
+def test_an_original_that_is_not_finite_says_nothing_of_its_layers(end: str) -> None:
+    assert measure(make_model(TRUNK + end, "float[N, 6, 12, 12] y")) == {}
+
+
+def test_an_answer_without_rows_is_no_difference_and_an_obstacle_to_none() -> None:
+    empty, full = np.zeros((0, 4, 3), np.float32), np.random.default_rng(0).standard_normal((5, 4))
+    for kind in Kind:
+        reference = Reference.of({"y": empty, "z": full}, {"y": kind})
+        assert reference.divergence({"y": empty, "z": 0 * full}) == pytest.approx(0.5, rel=0.5)
+        assert Reference.of({"y": empty}, {"y": kind}).divergence({"y": empty}) == 0
+        assert reference.divergence({"y": np.ones((2, 4, 3)), "z": full}) == float("inf")
+
+
 @pytest.mark.parametrize("kind", list(Kind))
 def test_parts_of_the_images_add_up_to_all(kind: Kind) -> None:
     """Two images are measured in the units of all, whose variances they do not have."""
@@ -238,3 +267,50 @@ def test_classes_stay_classes_on_two_images() -> None:
     assert sticks["y"].kind is Kind.CLASSES
     assert yardsticks({"y": logits[:2]})["y"].scale.size > 1
     assert for_images(sticks, {"y": logits[:2]})["y"].scale.size == 1
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_divergence_in_parts_is_that_of_all_at_once(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against its formulas on whole arrays, far from zero, with groups of images and another answer's scores."""
+    rng = np.random.default_rng(0)
+    groups = np.arange(6) % 2
+    size = np.where(groups, 0.01, 1)[:, None, None, None]
+    values = (0 if kind is Kind.PROBABILITIES else 30) + rng.standard_normal((6, 5, 8, 7)) * np.arange(5)[:, None, None]
+    answers = {"y": (size * values).astype(np.float32)}
+    answers["score"] = rng.standard_normal((6, 3, 8, 7)).astype(np.float32)
+    other = {name: array + rng.standard_normal(array.shape).astype(np.float32) for name, array in answers.items()}
+    kinds = {"y": kind, "score": Kind.PROBABILITIES}
+    wanted = np.empty(6)
+    for group in (0, 1):
+        rows = groups == group
+        wanted[rows] = np.mean([_plainly(name, kinds, answers, other, rows) for name in answers], axis=0)
+    for entries in (1, 500, 2**17):
+        monkeypatch.setattr(blocks, "_ENTRIES", entries)
+        reference = Reference.of(answers, kinds, groups)
+        np.testing.assert_allclose(reference.of_images(other), wanted, rtol=1e-9)
+        assert reference.divergence(other) == pytest.approx(wanted.mean())
+
+
+def _plainly(name: str, kinds: Mapping[str, Kind], answers: Answers, other: Answers, rows: np.ndarray) -> np.ndarray:
+    """What each of the rows adds to the divergence of one answer, in double precision all at once."""
+    a, b = (some[name][rows].astype(np.float64) for some in (answers, other))
+    scores = {key: answers[key][rows].astype(np.float64) for key, kind in kinds.items() if kind is Kind.PROBABILITIES}
+    relevance = np.ones((len(a), 1, *a.shape[2:]))
+    for key, score in scores.items():
+        if key != name and kinds[name] is not Kind.CLASSES:
+            relevance = relevance * np.maximum(1 / (1 + np.exp(-score.max(axis=1, keepdims=True))), 1e-3)
+    middle = (relevance * a).sum(axis=(0, 2, 3), keepdims=True) / relevance.sum()
+    if kinds[name] is Kind.CLASSES:
+        apart, spread = (np.square(gap - gap.mean(axis=1, keepdims=True)) for gap in (a - b, a))
+        unit = spread.sum() / len(a)
+    elif kinds[name] is Kind.PROBABILITIES:
+        score = 1 / (1 + np.exp(-a))
+        apart = (score - 1 / (1 + np.exp(-b))) * (a - b)
+        unit = (relevance * (score - 1 / (1 + np.exp(-middle))) * (a - middle)).sum() / len(a)
+    else:
+        apart = np.square(a - b)
+        variance = (relevance * np.square(a - middle)).sum(axis=(0, 2, 3), keepdims=True) / relevance.sum()
+        unit = (
+            np.where(variance > 1e-7 * variance.max(), variance, variance.max()) * relevance.sum() * a.shape[1] / len(a)
+        )
+    return np.asarray((relevance * apart / unit).reshape(len(a), -1).sum(axis=1))

@@ -162,13 +162,19 @@ ODD_MOMENTS = {
     "a correlation above 1": ("outer", np.array([[10.0, 20.0, 10.0]])),
     "squares that are not finite": ("outer", np.array([[np.inf, 0.0, 1.0]])),
     "negative scatter": ("scatter", np.array([-1.0])),
+    "a scale without images": ("scale_counts", np.array([10.0, 0.0])),
+    "scales that do not add up": ("scale_totals", np.ones((2, 1, 2))),
+    "scales of other layers": ("scale_totals", np.zeros((2, 1, 3))),
+    "a scale that is no number": ("scale_totals", np.full((2, 1, 2), np.nan)),
 }
 
 
 @pytest.mark.parametrize(("field", "odd"), ODD_MOMENTS.values(), ids=ODD_MOMENTS)
 def test_moments_that_no_images_give_are_refused(tmp_path: Path, field: str, odd: np.ndarray) -> None:
     path = tmp_path / "m.npz"
-    save_moments(path, {"a": Moments(10, np.zeros((1, 2)), packed(10 * np.eye(2)[None]), 4, np.zeros(1))})
+    scales = np.array([4.0, 6.0]), np.zeros((2, 1, 2))
+    own = Moments(10, np.zeros((1, 2)), packed(10 * np.eye(2)[None]), 4, np.zeros(1), scales=scales)
+    save_moments(path, {"a": own})
     assert load_moments(path)["a"].count == 10
     with np.load(path) as file:
         arrays = dict(file) | {f"0.{field}": odd}
@@ -345,3 +351,50 @@ def test_moments_of_layers_with_other_outputs_are_not_added() -> None:
     )
     with pytest.raises(OptionError, match="different networks"):
         merge_moments([own, other])
+
+
+def test_what_is_between_scales_is_told_from_what_varies(tmp_path: Path) -> None:
+    """Half of the images 1,000 times larger than the others: patch by patch in numpy, of two runs, through a file."""
+    rng = np.random.default_rng(0)
+    parts = []
+    for order in ([0, 1], [1, 0]):
+        groups = np.repeat(order, 4)
+        x = (1 + rng.standard_normal((2, 8, 5, 3))) * np.where(groups, 1000, 1)[:, None, None]
+        sums = MomentSums(np.zeros((2, 3)))
+        for some in (slice(4), slice(4, 8)):
+            sums.add(x[:, some].astype(np.float32), groups[some])
+        parts.append((sums.moments(), x, groups))
+    own, x, groups = parts[0]
+    weight = np.repeat([1 / np.square(x[:, groups == index]).mean() for index in (0, 1)], 4)[groups.argsort()]
+    weight = np.broadcast_to(weight[None, :, None, None] / weight.sum() / 5, (2, 8, 5, 1))
+    whole = (weight * x).sum(axis=(1, 2))
+    wanted = np.zeros((2, 3, 3))
+    for index in (0, 1):
+        some, counts = x[:, groups == index], weight[:, groups == index]
+        apart = (counts * some).sum(axis=(1, 2)) / counts.sum(axis=(1, 2)) - whole
+        wanted += counts.sum(axis=(1, 2))[..., None] * apart[:, :, None] * apart[:, None]
+    found = own.between_scales
+    np.testing.assert_allclose(found @ found.swapaxes(1, 2), wanted, rtol=1e-4)
+    save_moments(tmp_path / "m.npz", {"a": own})
+    merged = merge_moments([load_moments(tmp_path / "m.npz"), {"a": parts[1][0]}])["a"]
+    assert merged.between_scales.shape == (2, 3, 2)
+    assert (own + replace(own, scales=None)).between_scales.shape == (2, 3, 3)
+    np.testing.assert_allclose((own + own).between_scales, found)
+
+
+def test_energy_is_the_share_of_what_varies_within_a_scale() -> None:
+    """The same images in two scales: energies are those of images of one, not higher."""
+    model, located = make_network()
+    images = make_images(40)
+    groups = np.arange(40) % 2
+    pixels = (5 + images.inputs) * np.where(groups, 255, 1)[:, None, None, None].astype(np.float32)
+    samples = replace(as_samples(replace(images, pixels=pixels)), groups=groups)
+    place = next(place for place in located if place.site.name == "stem")
+    plain = Layer(place.site, tuple(make_curve(place.site, s, place.kernel()) for s in schemes_for(place.site, "auto")))
+    moments = gather_moments(model, located, samples)
+    alike = {name: replace(own, scales=None) for name, own in moments.items()}
+    alone = gather_moments(model, located, as_samples(replace(images, pixels=pixels[groups == 0])))
+    told, blind, one = (calibrated_layers([plain], located, some)[0] for some in (moments, alike, alone))
+    for own, without, wanted in zip(told.curves, blind.curves, one.curves, strict=True):
+        assert without.energy[0] > wanted.energy[0] + 0.15
+        np.testing.assert_allclose(own.energy, wanted.energy, atol=0.06)

@@ -11,9 +11,10 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import build, changed, export, noise, relative_l2, run, save
+from models import KEEP_ALL, build, changed, export, noise, relative_l2, run, save
 from onnx import TensorProto, helper, numpy_helper
 
+from trp_export import Options, Rank, compress
 from trp_export.errors import UnsupportedError
 from trp_export.graph.bounds import require_bounded
 from trp_export.graph.packed import drop_shapes, pack_weights
@@ -21,6 +22,7 @@ from trp_export.graph.prepare import prepare
 from trp_export.graph.shapes import infer_value_shapes, input_shapes
 from trp_export.graph.simplify import simplify
 from trp_export.graph.sites import find_sites
+from trp_export.options import Calibration
 
 IMAGE = "float[1, 4, 12, 12] x"
 
@@ -44,6 +46,10 @@ EXPRESSIONS = {
     ),
     "unpacked": (
         "k = DequantizeLinear (w, s)", "int8[8, 4, 3, 3] w, float s = {0.05}",
+    ),
+    "rounded": (
+        "q = QuantizeLinear (w, s, z)  k = DequantizeLinear (q, s, z)",
+        "float[8, 4, 3, 3] w, float s = {0.05}, int8 z = {0}",
     ),
     "constant": ("k = ConstantOfShape <value = float[1] {0.5}> (t)", "int64[4] t = {8, 4, 3, 3}"),
     "spread": ("k = Expand (w, t)", "float[8, 4, 1, 1] w, int64[4] t = {8, 4, 3, 3}"),
@@ -206,6 +212,27 @@ def test_a_quantised_network_is_refused_and_the_float_model_named(body: str) -> 
     weights = "float[8, 4, 3, 3] w, uint8[8, 4, 3, 3] k, float s = {0.1}, uint8 z = {128}"
     with pytest.raises(UnsupportedError, match=r"quantised already .* Start from the float model"):
         prepared(build(text(body, weights)))
+
+
+IN_FLOATS = {
+    "pixels are unpacked": ("f = DequantizeLinear (x, s, z)  y = Conv (f, w)", "uint8[1, 4, 12, 12] x", "float"),
+    "the answer is rounded": ("f = Conv (x, w)  r = Relu (f)  y = QuantizeLinear (r, s, z)", IMAGE, "uint8"),
+}
+
+
+@pytest.mark.parametrize(("body", "header", "kind"), IN_FLOATS.values(), ids=IN_FLOATS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_network_whose_ends_alone_are_8_bits_wide_is_exported(
+    body: str, header: str, kind: str, precision: str, tmp_path: Path
+) -> None:
+    weights = "float[64, 4, 3, 3] w, float s = {0.1}, uint8 z = {128}"
+    proto = build(text(body, weights, header, f"{kind}[N, M, H, W] y"))
+    source, result = save(proto, tmp_path / "model.onnx"), tmp_path / "small.onnx"
+    calibration = Calibration("none")
+    options = Options(Rank(2), precision=precision, calibration=calibration, benchmark=KEEP_ALL, output=result)  # type: ignore[arg-type]
+    assert len(changed(compress(source, options))) == 1
+    wanted, got = (run(path, noise(proto))[0].astype(np.float32) for path in (source, result))
+    assert relative_l2(wanted, got) < (1e-5 if precision == "fp32" else 1e-2)
 
 
 FUSED = {

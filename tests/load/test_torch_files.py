@@ -23,7 +23,7 @@ from torch import nn
 
 from models_zoo import find_architecture
 from trp_export import Benchmark, Options, Rank, compress
-from trp_export.errors import LoadError, OptionError
+from trp_export.errors import LoadError, OptionError, UnsupportedError
 from trp_export.inputs.options import InputOptions
 from trp_export.load import load
 from trp_export.load.torch_file import read_torch_file
@@ -243,6 +243,18 @@ def test_trusted_pickle_is_exported(trp: Command, tmp_path: Path) -> None:
     torch.save(small_net(), tmp_path / "whole.pt")
     outcome = trp("whole.pt", "--shape", "1,3,8,8", "--trust-pickle", *RULE)
     assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.filterwarnings("ignore")  # torch means to move its quantisation elsewhere.
+def test_network_that_torch_quantised_is_refused_and_the_float_model_named(refuses: Command, tmp_path: Path) -> None:
+    """Its pickle has lost what a walk over its modules reads."""
+    quantised = torch.ao.quantization.quantize_dynamic(small_net(), {nn.Linear}, dtype=torch.qint8)
+    torch.save(quantised, tmp_path / "whole.pt")
+    torch.save(quantised.state_dict(), tmp_path / "state.pt")
+    message = refuses(UnsupportedError.exit_code, "whole.pt", "--trust-pickle", *ARCH[2:], *RULE)
+    assert "quantised already" in message
+    assert "Start from the float model" in message
+    assert "head is quantised; save plain float weights" in refuses(LoadError.exit_code, "state.pt", *ARCH, *RULE)
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")

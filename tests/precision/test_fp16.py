@@ -8,11 +8,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from models import build, run, save
+from models import build, noise, relative_l2, run, save
 from onnx import numpy_helper
 
 import trp_export.precision.fp16 as fp16
 from trp_export.errors import UnsupportedError
+from trp_export.graph.prepare import prepare
 from trp_export.precision.convert import convert
 from trp_export.precision.fp16 import require_opens, to_fp16
 
@@ -29,6 +30,29 @@ def test_a_file_that_the_converter_made_is_converted_again(tmp_path: Path) -> No
     ir.save(twice, file)
     require_opens(file)
     assert "graph_input_cast_0" in names
+
+
+@pytest.mark.parametrize("operator", ["Celu (a)", "DequantizeLinear (q, s, z)"])
+def test_operators_that_know_no_float16_stay_in_float32(operator: str) -> None:
+    """Celu anywhere, and what unpacks 8 bits before opset 19."""
+    text = NET.replace("y = Relu (a)", f"q = QuantizeLinear (a, s, z)  y = {operator}")
+    text = text.replace("w__weight>", "w__weight, float s = {0.05}, int8 z = {0}>")
+    source = build(text)
+    half = ir.serde.serialize_model(to_fp16(prepare(ir.serde.deserialize_model(source))))
+    wanted, got = (run(model, noise(source))[0] for model in (source, half))
+    assert relative_l2(wanted, got) < 1e-2
+
+
+def test_outputs_that_no_node_makes_stay_as_they_are() -> None:
+    """An input and a weight that are outputs, too, and an output that is listed twice."""
+    source = build(NET)
+    source.graph.output.extend(
+        [source.graph.output[0], source.graph.input[0], onnx.helper.make_tensor_value_info("w.weight", 1, [4, 3, 3, 3])]
+    )
+    half = ir.serde.serialize_model(to_fp16(prepare(ir.serde.deserialize_model(source))))
+    assert half.graph.output == source.graph.output
+    for wanted, got in zip(run(source, noise(source)), run(half, noise(source)), strict=True):
+        assert relative_l2(wanted, got) < 1e-2
 
 
 def test_sizes_of_outputs_stay_open() -> None:

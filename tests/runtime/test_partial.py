@@ -53,6 +53,21 @@ def test_a_walk_keeps_a_value_until_its_last_stop() -> None:
     assert {"c1", "r2"} <= walk.values.keys()
 
 
+BFLOAT16 = """<ir_version: 8, opset_import: ["" : 17]> net (float[1, 4, 6, 6] x) => (float[1, 4, 6, 6] y)
+<float[4, 4, 3, 3] w__weight>
+{ a = Relu (x)  b = Cast <to = 16> (a)  c = Neg (x)  d = Cast <to = 1> (b)  e = Add (c, d)
+  y = Conv <pads = [1, 1, 1, 1]> (e, w__weight) }"""
+
+
+def test_a_walk_passes_values_of_a_type_that_numpy_lacks() -> None:
+    model = prepare(ir.serde.deserialize_model(build(BFLOAT16)))
+    images = np.random.default_rng(0).standard_normal((1, 4, 6, 6)).astype(np.float32)
+    walk = Walk(model, [{"x": images}])
+    walk.to(["c"])
+    (got,) = walk.run(["y"])["y"]
+    np.testing.assert_allclose(got, Tap(model, ["x"], ["y"])({"x": images})["y"], atol=1e-5)
+
+
 SEQUENCE = """<ir_version: 8, opset_import: ["" : 17]> net (float[1, 4, 6, 6] x) => (float[1, 4, 6, 6] y)
 <float[4, 2, 3, 3] w__weight, int64 one = {1}, int64 two = {2}>
 { a = Relu (x)  s = SplitToSequence <axis = 1> (a, two)  t = Identity (s)  r = Neg (a)  b = SequenceAt (t, one)

@@ -16,7 +16,7 @@ from networks import in_batches
 from trp_export.errors import UnsupportedError, VerifyError
 from trp_export.graph.prepare import prepare
 from trp_export.verify import compare_on_calibration_images
-from trp_export.verify.whole import Points, find_points
+from trp_export.verify.whole import Points, explained_by_casts, find_points
 from verify.conftest import Make
 
 BODY = """<ir_version: 8, opset_import: ["" : 17]>
@@ -122,6 +122,15 @@ def test_sequences_are_compared_element_by_element(tmp_path: Path) -> None:
         made.verify(broken)
 
 
+def test_an_output_that_is_listed_twice_is_compared_once(tmp_path: Path) -> None:
+    text = BODY.format(outputs="float[1, 8, 16, 16] a, float[1, 8, 16, 16] y", nodes="y = Relu (a)", weights="")
+    model = build(text)
+    model.graph.output.append(model.graph.output[0])
+    whole = capture(model, tmp_path).verify().whole
+    assert whole is not None
+    assert whole.values == ("a", "y")
+
+
 def test_maps_are_named_as_unsupported(tmp_path: Path, refuses: Command) -> None:
     from onnx import helper
 
@@ -173,3 +182,16 @@ def test_calibration_images_reach_layers_as_noise_does(exported: Make) -> None:
     images = np.random.default_rng(3).standard_normal((6, 3, 24, 24)).astype(np.float32)
     deviation = exported(detector).verify(images=in_batches(images[:1], images[1:2], name="image"))
     assert all(layer.inputs == ("noise", "calibration images") for layer in deviation.layers)
+
+
+def test_one_entry_that_a_cast_rounds_the_other_way_is_explained() -> None:
+    """Of some thousand entries one may be so close to the middle between two numbers of 16 bits, or none."""
+    casts = ("b = Cast <to = 16> (a)", "b = Cast <to = 10> (a)", "b = Cast <to = 11> (a)")
+    bounds = [
+        explained_by_casts(network("float[1, 8, 16, 16] y", f"{cast} y = Cast <to = 1> (b)"), 27) for cast in casts
+    ]
+    flipped = np.sqrt(3 / 2048)  # The fourth moment over the second of the entries of a, which are normal.
+    assert bounds[0] > 2.0**-7 * flipped
+    assert bounds[1] > 2.0**-10 * flipped
+    assert bounds[2] == 0
+    assert bounds[0] < 1e-3

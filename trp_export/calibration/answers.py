@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trp_export.calibration.divergence import Kind, divergence, divergence_of_images, is_vector
+from trp_export.calibration.divergence import Kind, Reference, is_vector
 from trp_export.graph.weights import find_constant
 from trp_export.inputs.samples import Batch, Groups
 from trp_export.runtime.incremental import Walk
@@ -27,7 +27,7 @@ _CLASS_OPS = frozenset({"Softmax", "LogSoftmax", "ArgMax", "Hardmax"})
 _RANDOM = frozenset({"Multinomial", "Bernoulli"})
 _COMPARING = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not", "And", "Or"})
 _CHOOSING = frozenset({"ArgMin", "TopK", "NonMaxSuppression", "OneHot", "NonZero"})
-_STEPS = frozenset({"Round", "Floor", "Ceil", "Sign", "Cast"})
+_STEPS = frozenset({"Round", "Floor", "Ceil", "Sign", "Cast", "QuantizeLinear", "DequantizeLinear"})
 _SATURATING = frozenset({"Sigmoid", "HardSigmoid", "Tanh", "Exp", "Softplus", "Clip"})
 _REDUCING = frozenset({"ReduceMax", "ReduceMin", "ReduceSum"})
 _HIDING = _CLASS_OPS | _RANDOM | _COMPARING | _CHOOSING | _STEPS | _SATURATING | _REDUCING
@@ -40,7 +40,7 @@ _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Neg", "Wher
 # Their other inputs are shapes, indices and bounds.
 _FIRST_ONLY = frozenset(
     {"Reshape", "Slice", "Gather", "Expand", "Tile", "Pad", "Squeeze", "Unsqueeze", "TopK", "Clip", "GatherND"}
-    | {"GatherElements", "SplitToSequence", "SequenceAt"}
+    | {"GatherElements", "SplitToSequence", "SequenceAt", "QuantizeLinear", "DequantizeLinear"}
 )
 _GATHERS = frozenset({"Gather", "GatherND", "GatherElements"})
 _CHOOSES = _CHOOSING | {"ArgMax"}
@@ -114,19 +114,12 @@ def answers_are_vectors(model: ir.Model, batch: Batch) -> bool:
     return all(is_vector(array) for array in values.values())
 
 
-def answer_divergence(
-    answers: Sequence[Answer],
-    original: Mapping[str, Array],
-    other: Mapping[str, Array],
-    groups: Groups | None = None,
-) -> float:
-    """How far answers are from those of the original: the one measure of damage. Both as `read_answers` gives them.
+def reference_to(answers: Sequence[Answer], original: Mapping[str, Array], groups: Groups | None = None) -> Reference:
+    """The one measure of damage: how far answers are from those of the original, both as `read_answers` gives them.
 
     `groups` of samples count alike.
     """
-    if groups is None:
-        return divergence(original, other, kinds_of(answers))
-    return float(divergence_of_images(original, other, kinds_of(answers), groups).mean())
+    return Reference.of(original, kinds_of(answers), groups)
 
 
 def kinds_of(answers: Sequence[Answer]) -> dict[str, Kind]:
@@ -254,5 +247,5 @@ def _joined(parts: Sequence[Array], axis: int) -> Array:
 
 def _channels_first(array: Array, axis: int) -> Array:
     if array.ndim < 3:
-        return array
+        return np.atleast_1d(array)
     return np.moveaxis(array, axis, 1)

@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trp_export.runtime.blocks import in_blocks
+
 Array = NDArray[Any]
 Float64 = NDArray[np.float64]
 Outputs = Mapping[str, Array]
@@ -85,9 +87,15 @@ class Yardstick:
     def shares(self, original: Array, other: Array) -> Float64:
         """What each image adds: (n,). Infinite where values are not finite."""
         a, b = _as_channels(original), _as_channels(other)
-        if a.shape != b.shape or not np.isfinite(b).all():
-            return np.full(len(a), np.inf)
-        return np.asarray((self.weights * _apart(a, b, self.kind)).reshape(len(a), -1).sum(axis=1))
+        if a.shape != b.shape or not np.isfinite(b).all() or not np.isfinite(self.scale).all():
+            return np.full(max(len(a), 1), np.inf)
+        shares = [np.zeros(0)]
+        for one, two, relevance in in_blocks(a, b, self.relevance):
+            apart = _apart(one, two, self.kind)
+            apart *= self.scale
+            apart *= relevance
+            shares.append(apart.reshape(len(one), -1).sum(axis=1))
+        return np.concatenate(shares)
 
     def curvature(self, original: Array) -> Float64:
         """Of each entry the factor of its squared error, for small errors."""
@@ -109,7 +117,7 @@ def yardsticks(original: Outputs, kinds: Kinds | None = None) -> dict[str, Yards
     }
     relevance = _relevances(original, found)
     return {
-        name: Yardstick(kind, _SCALES[kind](_as_channels(original[name]), relevance[name]), relevance[name])
+        name: Yardstick(kind, _scale_of(kind, _as_channels(original[name]), relevance[name]), relevance[name])
         for name, kind in found.items()
     }
 
@@ -125,29 +133,48 @@ def for_images(sticks: Mapping[str, Yardstick], original: Outputs) -> dict[str, 
     return moved
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """The answers (n, C, *) of the original, which others are measured against, and the yardsticks of each group.
+
+    Images of each of the `groups` (n,) are measured in their own units.
+    """
+
+    original: Outputs
+    sticks: Mapping[int, Mapping[str, Yardstick]]
+    groups: NDArray[np.intp] | None = None
+
+    @classmethod
+    def of(cls, original: Outputs, kinds: Kinds | None = None, groups: NDArray[np.intp] | None = None) -> Reference:
+        """An answer without a kind holds values. Groups (n,) count where the rows of all answers are images."""
+        original = _with_rows(original)
+        if groups is None or any(len(array) != len(groups) for array in original.values()):
+            return cls(original, {0: yardsticks(original, kinds)})
+        sticks = {group: yardsticks(_some(original, groups == group), kinds) for group in np.unique(groups).tolist()}
+        return cls(original, sticks, groups)
+
+    def divergence(self, other: Outputs) -> float:
+        """The mean divergence of the answers over images; infinite where values are not finite."""
+        return float(self.of_images(other).mean())
+
+    def of_images(self, other: Outputs) -> Float64:
+        """What each image adds to the divergence, which is the mean of them: (n,).
+
+        One number where the rows of an answer are not images.
+        """
+        other = _with_rows(other)
+        if self.groups is None:
+            return _mean_shares(self.sticks[0], self.original, other)
+        result = np.empty(len(self.groups))
+        for group, sticks in self.sticks.items():
+            rows = self.groups == group
+            result[rows] = _mean_shares(sticks, _some(self.original, rows), _some(other, rows))
+        return result
+
+
 def divergence(original: Outputs, other: Outputs, kinds: Kinds | None = None) -> float:
     """The mean divergence of the answers; infinite where values are not finite. Arrays are (n, C, *)."""
-    shares = [float(np.mean(share)) for share in _shares(original, other, kinds)]
-    return float(np.mean(shares)) if shares else 0.0
-
-
-def divergence_of_images(
-    original: Outputs, other: Outputs, kinds: Kinds | None = None, groups: NDArray[np.intp] | None = None
-) -> Float64:
-    """What each image adds to the divergence, which is the mean of them: (n,).
-
-    Where `groups` (n,) of images are given, each is measured in its own units.
-    """
-    if groups is not None and all(len(array) == len(groups) for array in original.values()):
-        result = np.empty(len(groups))
-        for group in np.unique(groups):
-            own = groups == group
-            result[own] = divergence_of_images(_some(original, own), _some(other, own), kinds)
-        return result
-    shares = _shares(original, other, kinds)
-    if not shares or len({len(share) for share in shares}) > 1:
-        return np.array([divergence(original, other, kinds)])  # The rows of an answer are not images.
-    return np.asarray(np.mean(shares, axis=0))
+    return Reference.of(original, kinds).divergence(other)
 
 
 def agreement(original: Outputs, other: Outputs) -> float:
@@ -161,13 +188,20 @@ def _some(outputs: Outputs, rows: NDArray[np.bool_]) -> Outputs:
     return {name: array[rows] if len(array) == len(rows) else array for name, array in outputs.items()}
 
 
-def _shares(original: Outputs, other: Outputs, kinds: Kinds | None) -> list[Float64]:
-    """Of each answer, the share of every row: (n,)."""
-    return [stick.shares(original[name], other[name]) for name, stick in yardsticks(original, kinds).items()]
+def _mean_shares(sticks: Mapping[str, Yardstick], original: Outputs, other: Outputs) -> Float64:
+    """The mean over answers of what each image adds, (n,); over images, too, where answers differ in rows."""
+    shares = [stick.shares(original[name], other[name]) for name, stick in sticks.items()]
+    if shares and len(shares[0]) and len({len(share) for share in shares}) == 1:
+        return np.asarray(np.mean(shares, axis=0))
+    return np.array([np.mean([share.mean() if len(share) else 0.0 for share in shares]) if shares else 0.0])
 
 
-def _as_channels(array: Array) -> Float64:
-    array = array.astype(np.float64)
+def _with_rows(outputs: Outputs) -> Outputs:
+    """A single number is one row."""
+    return {name: np.atleast_1d(array) for name, array in outputs.items()}
+
+
+def _as_channels(array: Array) -> Array:
     return array if array.ndim >= 2 else array.reshape(-1, 1)
 
 
@@ -178,7 +212,7 @@ def is_vector(array: Array) -> bool:
 
 def _like_classes(array: Array) -> bool:
     """True for one vector of like entries per image."""
-    if array.ndim < 2 or array.shape[1] < 3 or not is_vector(array):
+    if array.ndim < 2 or array.shape[1] < 3 or not array.size or not is_vector(array):
         return False
     variance = array.astype(np.float64).reshape(len(array), -1).var(axis=0)
     return bool(variance.max() <= _ALIKE * variance.min())
@@ -203,29 +237,53 @@ def channel_units(variance: Float64) -> Float64:
     return np.where(variance > _STILL * largest, variance, largest)
 
 
-def _scale(a: Float64, relevance: Float64) -> Array:
+def _scale(a: Array, relevance: Float64) -> Array:
     """Such that an error as large as the channel's spread, at all positions by their relevance, counts 1."""
-    axes = (0, *range(2, a.ndim))
-    total = relevance.sum()
-    mean = (relevance * a).sum(axis=axes, keepdims=True) / total
-    variance = (relevance * np.square(a - mean)).sum(axis=axes, keepdims=True) / total
+    # About any value of the channel: nothing cancels, and a channel that never changes has no variance at all.
+    point = a[:1].reshape(1, a.shape[1], -1)[..., :1].astype(np.float64).reshape(1, -1, *(1,) * (a.ndim - 2))
+    total, sums, squares = relevance.sum(), np.zeros(a.shape[1]), np.zeros(a.shape[1])
+    for block, weights in in_blocks(a, relevance):
+        apart = block - point
+        weighted = weights * apart
+        sums += _by_channel(weighted)
+        weighted *= apart
+        squares += _by_channel(weighted)
+    mean = sums / total
+    variance = np.maximum(squares / total - mean**2, 0.0).reshape(point.shape)
     # Where nothing varies, any change is one in full.
-    units = channel_units(variance) if variance.max(initial=0.0) > 0 else float(np.square(a).mean()) or 1.0
+    units = channel_units(variance) if variance.max(initial=0.0) > 0 else float(np.square(point).mean()) or 1.0
     return np.asarray(np.ones(variance.shape) * len(a) / (total * units * a.shape[1]))
 
 
-def _scale_of_classes(a: Float64, relevance: Float64) -> Array:
+def _by_channel(block: Float64) -> Float64:
+    """Sums over images and positions: (C,)."""
+    return np.asarray(block.reshape(*block.shape[:2], -1).sum(axis=(0, 2)))
+
+
+def _scale_of_classes(a: Array, relevance: Float64) -> Array:
     """One over the squared distance of the logits from their mean."""
-    spread = float(np.square(a - a.mean(axis=1, keepdims=True)).sum()) / max(len(a), 1)
+    lost = sum(float(np.square(one - one.mean(axis=1, keepdims=True)).sum()) for (one,) in in_blocks(a))
+    spread = lost / max(len(a), 1)
     return np.full((1,) * a.ndim, 1.0 / spread if spread > 0 else 1.0)
 
 
-def _scale_of_scores(a: Float64, relevance: Float64) -> Array:
+def _scale_of_scores(a: Array, relevance: Float64) -> Array:
     """One over the divergence of the scores from the mean score of each channel."""
-    axes = (0, *range(2, a.ndim))
-    middle = np.broadcast_to((relevance * a).sum(axis=axes, keepdims=True) / relevance.sum(), a.shape)
-    spread = float((relevance * _apart(a, middle, Kind.PROBABILITIES)).sum()) / max(len(a), 1)
+    middle = sum(_by_channel(weights * one) for one, weights in in_blocks(a, relevance)) / relevance.sum()
+    middle = np.reshape(middle, (1, a.shape[1], *(1,) * (a.ndim - 2)))
+    lost = sum(
+        float((weights * _apart(one, np.broadcast_to(middle, one.shape), Kind.PROBABILITIES)).sum())
+        for one, weights in in_blocks(a, relevance)
+    )
+    spread = lost / max(len(a), 1)
     return np.full((1,) * a.ndim, 1.0 / spread if spread > 0 else 1.0)
+
+
+def _scale_of(kind: Kind, a: Array, relevance: Float64) -> Array:
+    """NaN where the answer is not finite: nothing can be measured with it."""
+    if not a.size or not np.isfinite(a).all():
+        return np.full((1,) * a.ndim, np.nan if a.size else 1.0)
+    return _SCALES[kind](a, relevance)
 
 
 _SCALES = {Kind.VALUES: _scale, Kind.CLASSES: _scale_of_classes, Kind.PROBABILITIES: _scale_of_scores}
@@ -239,7 +297,7 @@ def _relevances(original: Outputs, kinds: Kinds) -> dict[str, Float64]:
     scores: dict[str, Float64] = {}
     for name, array in original.items():
         if kinds.get(name) is Kind.PROBABILITIES and array.ndim > 2:
-            scores[name] = _sigmoid(array.astype(np.float64).max(axis=1, keepdims=True))
+            scores[name] = _sigmoid(array.max(axis=1, keepdims=True).astype(np.float64))
     relevance = {}
     for name, array in original.items():
         shape = (len(array), 1, *array.shape[2:])

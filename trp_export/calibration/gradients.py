@@ -71,7 +71,7 @@ def _probe(
 ) -> torch.Tensor:
     """A random sum of the answers whose gradients have the divergence's curvature as mean outer product."""
     arrays = {
-        answer.name: value.movedim(answer.axis, 1) if value.ndim > 2 else value
+        answer.name: value.movedim(answer.axis, 1) if value.ndim > 2 else value if value.ndim else value.reshape(1)
         for answer, value in zip(answers, values, strict=True)
     }
     originals = {name: array.detach().numpy() for name, array in arrays.items()}

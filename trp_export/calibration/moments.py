@@ -52,7 +52,8 @@ class Moments:
     `images` counts the images behind the patches; `scatter` (group,) is the sum over images
     of the squared Frobenius distance between the second moments of the image and those of all images. Without images,
     nothing is shrunk. `owed` (group, m, m) is what the answers owe to the output channels (`gradients`), None where
-    that is unknown.
+    that is unknown. `scales` are the parts of `count` and `total` that images of each scale make up: (scales,) and
+    (scales, group, d), of one scale where all images are alike.
     """
 
     count: int
@@ -61,6 +62,7 @@ class Moments:
     images: int = 0
     scatter: Float64 | None = None
     owed: Float64 | None = None
+    scales: tuple[Float64, Float64] | None = None
 
     @property
     def mean(self) -> Float64:
@@ -84,6 +86,15 @@ class Moments:
         moments -= self.mean[:, :, None] * self.mean[:, None, :]
         moments += apart[:, :, None] * apart[:, None, :]
         return moments
+
+    @property
+    def between_scales(self) -> Float64:
+        """(group, d, scales): the sum of their outer products is the part of the covariance that is between scales."""
+        if self.scales is None:
+            return np.zeros((*self.total.shape, 0))
+        counts, totals = self.scales
+        apart = totals / counts[:, None, None] - self.mean
+        return np.asarray(np.moveaxis(apart * np.sqrt(counts / self.count)[:, None, None], 0, -1))
 
     @property
     def shrinkage(self) -> Float64:
@@ -128,7 +139,19 @@ class Moments:
             self.images + other.images,
             scatter,
             sum(owed[1:], owed[0]) if owed else None,
+            _merged(self, other),
         )
+
+
+def _merged(one: Moments, other: Moments) -> tuple[Float64, Float64] | None:
+    """The scales of both together: those of equal place are one where both have as many."""
+    if one.scales is None and other.scales is None:
+        return None
+    parts = [own.scales or (np.array([float(own.count)]), own.total[None]) for own in (one, other)]
+    (counts, totals), (others, more) = parts
+    if len(counts) == len(others):
+        return counts + others, totals + more
+    return np.concatenate([counts, others]), np.concatenate([totals, more])
 
 
 @dataclass(slots=True, eq=False)
@@ -218,14 +241,16 @@ class MomentSums:
         self._norms *= unit**2
         mean_norm = np.einsum("gde,gde->g", self._outer, self._outer) / self._count**2
         scatter = np.maximum(self._norms - self._images * mean_norm, 0.0)
-        half, total = packed(self._outer), np.zeros_like(self.reference)
-        for own in self._groups.values():
-            apart, whole = unit * own.total, unit * (own.total + own.mass * own.reference)
-            total += whole
+        groups = [own for _, own in sorted(self._groups.items()) if own.mass]
+        half, totals = packed(self._outer), np.zeros((len(groups), *self.reference.shape))
+        for own, whole in zip(groups, totals, strict=True):
+            apart = unit * own.total
+            whole += apart + unit * own.mass * own.reference
             for index, row in enumerate(rows(half)):
                 row += apart[:, index, None] * own.reference[:, : index + 1]
                 row += own.reference[:, index, None] * whole[:, : index + 1]
-        return Moments(self._count, total, half, self._images, scatter)
+        scales = (unit * np.array([own.mass for own in groups]), totals) if len(groups) > 1 else None
+        return Moments(self._count, totals.sum(axis=0), half, self._images, scatter, scales=scales)
 
 
 def _rounded(reference: Array) -> Float64:
@@ -303,6 +328,8 @@ def save_moments(path: Path, moments: Mapping[str, Moments]) -> None:
             arrays[f"{index}.scatter"] = own.scatter
         if own.owed is not None:
             arrays[f"{index}.owed"] = own.owed
+        if own.scales is not None:
+            arrays[f"{index}.scale_counts"], arrays[f"{index}.scale_totals"] = own.scales
     with atomic_write(path, remedy="Choose another place with --calib-stats.") as part, part.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
@@ -444,19 +471,34 @@ def _unpack(file: Mapping[str, np.ndarray], index: int) -> Moments:
     count, images = _whole(file[f"{index}.count"], least=1), _whole(file[f"{index}.images"], least=0)
     total, half = file[f"{index}.total"], file[f"{index}.outer"]
     scatter, owed = file.get(f"{index}.scatter"), file.get(f"{index}.owed")
-    if any(array is not None and array.dtype != np.float64 for array in (total, half, scatter, owed)):
+    counts, totals = file.get(f"{index}.scale_counts"), file.get(f"{index}.scale_totals")
+    if any(array is not None and array.dtype != np.float64 for array in (total, half, scatter, owed, counts, totals)):
         raise TypeError("the moments are not float64")
+    scales = (counts, totals) if counts is not None and totals is not None else None
     if scatter is not None and (scatter.shape != total.shape[:1] or not (scatter >= 0).all()):
         raise ValueError("no scatter of images")
     groups, d = total.shape
     if half.shape != (groups, d * (d + 1) // 2):  # Before anything of d x d is allocated.
         raise ValueError(half.shape)
-    moments = Moments(count, total, half, images, scatter, owed)
+    if scales is not None and not _are_parts(scales, count, total):
+        raise ValueError("no scales")
+    moments = Moments(count, total, half, images, scatter, owed, scales)
     with np.errstate(all="ignore"):
         is_possible = _is_semidefinite(moments.covariance) and np.isfinite(moments.shrinkage).all()
     if not is_possible or (owed is not None and not _is_semidefinite(owed)):
         raise ValueError("no moments")
     return moments
+
+
+def _are_parts(scales: tuple[Float64, Float64], count: int, total: Float64) -> bool:
+    """True where the scales make up the count and the sum of all patches."""
+    counts, totals = scales
+    if counts.shape != totals.shape[:1] or totals.shape[1:] != total.shape or not (counts > 0).all():
+        return False
+    if not np.isfinite(counts.sum()) or not np.isfinite(totals).all():
+        return False
+    rounding = 1e-6 * float(np.abs(totals).max(initial=0.0))
+    return bool(np.isclose(counts.sum(), count) and np.allclose(totals.sum(axis=0), total, atol=rounding))
 
 
 def _whole(number: np.ndarray, least: int) -> int:

@@ -13,13 +13,17 @@ from trp_export.calibration.moments import Moments
 from trp_export.graph.bias import takes_bias
 from trp_export.graph.sites import LocatedSite
 from trp_export.lowrank.branches import Pairs, calibrate_branches, calibrated_errors, sum_products
-from trp_export.lowrank.calibrated import bias_shift
+from trp_export.lowrank.calibrated import bias_shift, share_along
 from trp_export.lowrank.factor import Float64
+from trp_export.lowrank.metric import ErrorMetric
 from trp_export.lowrank.schemes import Array
 from trp_export.planning.curves import Layer
 from trp_export.planning.plan import Plan
 from trp_export.system.progress import Share
 from trp_export.system.threads import in_background
+
+# Where scales are all that varies.
+_LEAST_WITHIN = 1e-6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,11 +93,20 @@ def calibrated_factors(
 
 def _calibrated(layer: Layer, place: LocatedSite, moments: Moments, held_out: Moments) -> Layer:
     """A layer whose bias cannot move must also keep its mean output: its moments are then about zero."""
-    centred = takes_bias(place)
+    centred, kernel, group = takes_bias(place), place.kernel(), layer.site.group
     metric = moments.metric(centred=centred)
     judge = held_out.about(moments.mean if centred else np.zeros_like(moments.mean))
+    varies = share_within_scales(kernel, group, replace(metric, inputs=judge), held_out) if centred else 1.0
     curves = []
     for curve in layer.curves:
-        errors = calibrated_errors(place.kernel(), curve.scheme, layer.site.group, metric, curve.after, judge)
+        errors = calibrated_errors(kernel, curve.scheme, group, metric, curve.after, judge) / varies
         curves.append(replace(curve, energy=1.0 - np.minimum(errors, 1.0)))
     return replace(layer, curves=tuple(curves))
+
+
+def share_within_scales(kernel: Array, group: int, metric: ErrorMetric, inputs: Moments) -> float:
+    """Share of the output's variance in a metric that is not between the means of the scales of images.
+
+    A network is fed one scale: what the others would add to the variance is nothing that its layers keep.
+    """
+    return max(1.0 - share_along(kernel, group, metric, inputs.between_scales), _LEAST_WITHIN)

@@ -12,8 +12,9 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from trp_export.calibration.answers import Answer, Array, answer_divergence, find_answers, read_answers
+from trp_export.calibration.answers import Answer, Array, find_answers, read_answers, reference_to
 from trp_export.calibration.moments import Moments, is_tapped
+from trp_export.calibration.output_curves import share_within_scales
 from trp_export.graph.bias import add_to_bias, takes_bias
 from trp_export.graph.rewrite import set_kernel
 from trp_export.graph.sites import LocatedSite, find_sites
@@ -52,7 +53,7 @@ def measure_sensitivities(
     places = {place.site.name: place for place in find_sites(copy, {})}
     answers = find_answers(copy)
     walk = Walk(copy, [batch.arrays for batch in batches], threads, stops=[[answer.name for answer in answers]])
-    reference, groups = read_answers(walk, answers), groups_of(batches)
+    reference = reference_to(answers, read_answers(walk, answers), groups_of(batches))
     measured: dict[str, Sensitivity] = {}
     for index, layer in enumerate(layers):
         # What lies behind a layer runs again for it: the first layers take longest.
@@ -64,14 +65,16 @@ def measure_sensitivities(
         # The scheme with the most ranks comes closest to the levels.
         curve = max(layer.curves, key=lambda curve: curve.full_rank)
         metric = moments[name].metric(centred=True)
-        judge = replace(metric, inputs=(held_out or moments)[name].about(moments[name].mean))
+        judged = (held_out or moments)[name]
+        judge = replace(metric, inputs=judged.about(moments[name].mean))
+        varies = share_within_scales(place.kernel(), place.site.group, judge, judged)
         points = {}
         for rank in _ranks(curve):
             fitted = _fit(place, curve, rank, metric, moments[name].mean)
-            error = _relative_error(place, fitted[0], judge)
-            if error > 0:
-                outcome = _replaced(copy, place, fitted, walk, answers)
-                points[error] = answer_divergence(answers, reference, outcome, groups)
+            error = _relative_error(place, fitted[0], judge) / varies
+            damage = reference.divergence(_replaced(copy, place, fitted, walk, answers)) if error > 0 else np.nan
+            if np.isfinite(damage):  # An original that answers NaN tells nothing.
+                points[error] = damage
         if points:
             measured[name] = Sensitivity(tuple(sorted(points)), tuple(points[e] for e in sorted(points)))
     return measured

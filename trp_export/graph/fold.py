@@ -24,15 +24,15 @@ _MOST_NODES = 64
 _MOST_GROWTH = 8
 _SMALL_BYTES = 2**16
 # The reference implementation lacks older versions of these operators, which compute the same.
-_LEAST_OPSETS = {"DequantizeLinear": 21}
+_LEAST_OPSETS = {"DequantizeLinear": 21, "QuantizeLinear": 21}
 _INDICES = (ir.DataType.INT64, ir.DataType.INT32)
 _MOVES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 _FOLDED = frozenset((
     *_MOVES,
     *("Abs", "Add", "Cast", "CastLike", "Clip", "Concat", "ConstantOfShape", "DequantizeLinear", "Div", "Exp"),
-    *("Expand", "Gather", "LpNormalization", "MatMul", "Max", "Min", "Mul", "Neg", "Pad", "Pow", "Reciprocal"),
-    *("ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare", "Relu"),
-    *("Shape", "Sigmoid", "Slice", "Softplus", "Split", "Sqrt", "Sub", "Tanh", "Tile", "Where"),
+    *("Expand", "Gather", "LpNormalization", "MatMul", "Max", "Min", "Mul", "Neg", "Pad", "Pow", "QuantizeLinear"),
+    *("Reciprocal", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare"),
+    *("Relu", "Shape", "Sigmoid", "Slice", "Softplus", "Split", "Sqrt", "Sub", "Tanh", "Tile", "Where"),
 ))  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def find_expressions(model: ir.Model) -> Iterator[tuple[ir.Value, list[ir.Node],
     """Each constant expression that a layer reads: its value in the graph, its nodes in order, and what it makes."""
     for node in list(model.graph.all_nodes()):
         for value in node.inputs[1:] if is_counted(node) or node.op_type == "BatchNormalization" else ():
-            nodes = _expression(value) if value is not None and find_constant(value) is None else []
+            nodes = constant_expression(value) if value is not None and find_constant(value) is None else []
             array = _compute(nodes, value, model.opset_imports.get("", 1)) if value is not None and nodes else None
             if value is not None and array is not None and array.size:
                 yield value, nodes, array
@@ -83,7 +83,7 @@ def _add(model: ir.Model, wanted: str, array: Array) -> ir.Value:
     return folded
 
 
-def _expression(value: ir.Value) -> list[ir.Node]:
+def constant_expression(value: ir.Value) -> list[ir.Node]:
     """The nodes that compute a value from constants alone, in order; none where something else takes part."""
     order: list[ir.Node] = []
     done: set[ir.Node] = set()

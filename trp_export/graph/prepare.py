@@ -49,13 +49,13 @@ def prepare(model: ir.Model) -> ir.Model:
 def prepare_unfolded(model: ir.Model) -> ir.Model:
     """The first steps of `prepare`, before constant expressions are folded."""
     inline_functions(model)
-    require_float(model)
     require_unfused(model)
     unlist_weights(model)
     model.ir_version = max(model.ir_version, LEAST_IR_VERSION)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
     name_values(model)
+    require_float(model)
     return model
 
 

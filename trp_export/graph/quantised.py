@@ -7,6 +7,8 @@ from collections import Counter
 import onnx_ir as ir
 
 from trp_export.errors import UnsupportedError
+from trp_export.graph.cost import is_counted
+from trp_export.graph.fold import constant_expression
 from trp_export.graph.weights import DEFAULT_DOMAINS
 
 # Operators that compute in 8 bits, or round activations to them. DequantizeLinear alone only unpacks stored weights.
@@ -19,14 +21,22 @@ _QUANTISED_ELSEWHERE = ("QGemm", "QLinear", "MatMulNBits", "QAttention", "Dynami
 
 
 def require_float(model: ir.Model) -> None:
-    """Raises UnsupportedError for a quantised network, QDQ or with quantised operators."""
+    """Raises UnsupportedError for a quantised network, QDQ or with quantised operators.
+
+    One that rounds weights alone, or an output that no layer reads, computes in floats.
+    """
     found = Counter(node.op_type for node in model.graph.all_nodes() if _is_quantised(node))
     if found:
         ((operator, count),) = found.most_common(1)
-        raise UnsupportedError(
-            f"this network is quantised already ({count} {operator}). Start from the float model that it was made "
-            "from; --precision int8 quantises the result again."
-        )
+        raise quantised_already(f"{count} {operator}")
+
+
+def quantised_already(shown_by: str) -> UnsupportedError:
+    """The error for a network that is no float network, with what shows it."""
+    return UnsupportedError(
+        f"this network is quantised already ({shown_by}). Start from the float model that it was made from; "
+        "--precision int8 quantises the result again."
+    )
 
 
 def require_unfused(model: ir.Model) -> None:
@@ -48,5 +58,23 @@ def _is_fused(node: ir.Node) -> bool:
 
 def _is_quantised(node: ir.Node) -> bool:
     if node.domain in DEFAULT_DOMAINS:
-        return node.op_type in _QUANTISED
+        harmless = node.op_type == "QuantizeLinear" and not (_varies(node.inputs[0]) and _reaches_layer(node))
+        return node.op_type in _QUANTISED and not harmless
     return node.domain == "com.microsoft" and node.op_type.startswith(_QUANTISED_ELSEWHERE)
+
+
+def _varies(value: ir.Value | None) -> bool:
+    """False for a weight and for what is made of weights alone."""
+    return value is not None and not value.is_initializer() and not constant_expression(value)
+
+
+def _reaches_layer(node: ir.Node) -> bool:
+    """True where what a node makes is read, sooner or later, by an operator that multiplies, or by a body."""
+    pending, seen = [node], {node}
+    while pending:
+        for reader in {reader for value in pending.pop().outputs for reader in value.consumers()} - seen:
+            if is_counted(reader) or reader.graph is not node.graph:
+                return True
+            seen.add(reader)
+            pending.append(reader)
+    return False

@@ -87,8 +87,9 @@ def _expose(images: Float32, random: np.random.Generator) -> Float32:
     count = len(images)
     mean = 255 * random.uniform(_DARKEST, _BRIGHTEST, count)
     contrast = 64 * np.exp(random.uniform(math.log(_FLATTEST), math.log(_HARDEST), count))
-    pixels = (mean[:, None, None, None] + contrast[:, None, None, None] * images).clip(0, 255)
-    return np.asarray((pixels - _MEAN) / _SPREAD, dtype=np.float32)
+    for image, light, spread in zip(images, mean, contrast, strict=True):
+        image[:] = ((light + spread * image).clip(0, 255) - _MEAN) / _SPREAD
+    return images
 
 
 def draw_shapes(shape: tuple[int, ...], random: np.random.Generator) -> Float32:

@@ -67,6 +67,9 @@ def fit_module(architecture: Architecture, content: Mapping[str, Any], path: Pat
     if classes is not None:
         problems = _differences(outline(architecture, classes), weights.tensors)
     if problems:
+        for key in weights.tensors:
+            if key.endswith(".zero_point"):
+                raise LoadError(f"{path}: {key.removesuffix('.zero_point')} is quantised; save plain float weights.")
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
         raise LoadError(f"{path} does not fit {architecture.name}: {shown}.")
     return fill_module(build_module(architecture, classes), weights.tensors), weights.notes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from trp_export.errors import LoadError, OptionError, UnsupportedError, first_line
 from trp_export.graph.metadata import strip_traces
+from trp_export.graph.quantised import quantised_already
 from trp_export.inputs.options import InputOptions
 from trp_export.load.source import Probe, Source
 from trp_export.load.torch_example import Example, make_example
@@ -29,6 +31,7 @@ from trp_export.system.signals import held_back
 
 # Traced at 2 and probed at 3: a batch size that an exporter froze shows up as a difference.
 _TRACE_BATCH, _PROBE_BATCH = 2, 3
+_QUANTISED = re.compile(r"torch(\.ao)?\.nn\.(intrinsic\.)?quantized\b")
 # What Python raises where a tensor stands for a dict, a list or an object.
 _NOT_ABOUT_SIZES = (TypeError, IndexError, KeyError, AttributeError)
 _WRAP = (
@@ -56,6 +59,7 @@ def export_module(
     `stored` are inputs that came with the module. Raises OptionError or LoadError for inputs that do not fit,
     UnsupportedError.
     """
+    _require_float(module)
     _require_finite(module)
     half = _half_precision(module)
     if half is not None:
@@ -206,6 +210,21 @@ def _flatten(outputs: object) -> Iterator[Tensor]:
     elif isinstance(outputs, (tuple, list)):
         for value in outputs:
             yield from _flatten(value)
+
+
+def _require_float(module: nn.Module) -> None:
+    """Raises UnsupportedError for modules that torch quantised."""
+    found = [type(inner) for inner in _modules(module) if _QUANTISED.match(type(inner).__module__)]
+    if found:
+        raise quantised_already(f"{len(found)} {found[0].__name__} of {found[0].__module__}")
+
+
+def _modules(module: nn.Module) -> Iterator[nn.Module]:
+    """All modules, also where a pickle left out what torch's own walk reads."""
+    yield module
+    for inner in getattr(module, "_modules", {}).values():
+        if inner is not None:
+            yield from _modules(inner)
 
 
 def _require_finite(module: nn.Module) -> None:

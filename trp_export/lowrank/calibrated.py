@@ -100,6 +100,13 @@ def output_variance(kernel: Array, group: int, metric: ErrorMetric) -> float:
     return float(own.sum())
 
 
+def share_along(kernel: Array, group: int, metric: ErrorMetric, columns: Float64) -> float:
+    """Share of that variance along columns (group, d, k), whose outer products are a part of the inputs' covariance."""
+    whole = output_variance(kernel, group, metric)
+    rows = np.asarray(weigh(kernel, metric.roots()), dtype=np.float64).reshape(group, -1, columns.shape[1])
+    return float(np.square(rows @ columns).sum()) / whole if whole else 0.0
+
+
 def bias_shift(kernel: Array, new_kernel: Array, mean: Float64) -> Float64:
     """The change of bias (n,) that keeps the mean of the output. `mean` is that of the input, (group, d)."""
     n, group = kernel.shape[0], len(mean)

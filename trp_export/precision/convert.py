@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from trp_export.calibration.answers import answer_divergence, find_answers, run_answers
+from trp_export.calibration.answers import find_answers, reference_to, run_answers
 from trp_export.calibration.divergence import agreement, divergence
 from trp_export.errors import TrpError, first_line
 from trp_export.graph.fold import fold_weights
@@ -145,7 +145,7 @@ def _compare(model: ir.Model, made: ir.Model, batches: Batches) -> Parity:
     first = next(iter(before.values()), None)
     images = sum(len(batch) for batch in batches)
     classes = first is not None and are_classes(first, images) and not is_embedding(first)
-    apart = answer_divergence(answers, before, after)
+    apart = reference_to(answers, before).divergence(after)
     return Parity(images, agreement(before, after) if classes else None, apart)
 
 

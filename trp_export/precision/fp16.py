@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ _SMALLEST = 5.96e-8
 _CASTS = re.compile(r"^graph_(input|output)_cast_?\d+$|_cast_to_fp(16|32)(_node)?$")
 _OPEN = "import sys, onnxruntime; onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
 _TIMEOUT_S = 300
+# Their scales stay float32 whatever they scale, as the converter knows.
+_MIXED = ("Resize", "Upsample")
 
 
 def to_fp16(model: ir.Model) -> ir.Model:
@@ -36,7 +38,13 @@ def to_fp16(model: ir.Model) -> ir.Model:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     try:
-        half = convert_float_to_float16(ir.serde.serialize_model(model), keep_io_types=True)
+        proto = ir.serde.serialize_model(model)
+        outputs = list(proto.graph.output)
+        computed = {name for node in proto.graph.node for name in node.output}
+        # The converter loses outputs that are inputs or weights, and those that are listed twice.
+        _set_outputs(proto.graph, {output.name: output for output in outputs if output.name in computed}.values())
+        half = convert_float_to_float16(proto, keep_io_types=True, node_block_list=_without_halves(model))
+        _set_outputs(half.graph, outputs)
     except Exception as error:  # protobuf and the converter raise many types of errors.
         raise UnsupportedError(f"this model cannot be converted to fp16: {first_line(error)}") from error
     _put_casts_into_bodies(half.graph)
@@ -48,6 +56,38 @@ def to_fp16(model: ir.Model) -> ir.Model:
     _require_rounded(model, made)
     _require_halves(made)
     return made
+
+
+def _set_outputs(graph: onnx.GraphProto, outputs: Iterable[onnx.ValueInfoProto]) -> None:
+    del graph.output[:]
+    graph.output.extend(outputs)
+
+
+def _without_halves(model: ir.Model) -> list[str]:
+    """The names of nodes that read or make a float32 and may not read or make a float16, in this opset."""
+    return [
+        node.name
+        for node in model.graph.all_nodes()
+        if node.name
+        and node.op_type not in _MIXED
+        and any(map(_is_float32_alone, _formal_types(node, model.opset_imports)))
+    ]
+
+
+def _is_float32_alone(types: Collection[str]) -> bool:
+    return "tensor(float)" in types and "tensor(float16)" not in types
+
+
+def _formal_types(node: ir.Node, opsets: Mapping[str, int]) -> Iterator[Collection[str]]:
+    """The types that each value which a node reads or makes may have; none of an operator that onnx does not know."""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
+    except onnx.defs.SchemaError:
+        return
+    for values, formal in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
+        for index, value in enumerate(values if formal else ()):
+            if value is not None and value.name:
+                yield formal[min(index, len(formal) - 1)].types
 
 
 def _put_casts_into_bodies(graph: onnx.GraphProto) -> None:

@@ -10,14 +10,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from trp_export.calibration.answers import Answer, answer_divergence, decoding_nodes, find_answers, run_answers
+from trp_export.calibration.answers import Answer, decoding_nodes, find_answers, reference_to, run_answers
+from trp_export.calibration.divergence import Reference
 from trp_export.errors import TrpError, UnsupportedError, first_line
 from trp_export.graph.cost import node_macs
 from trp_export.graph.shapes import infer_shapes
@@ -32,7 +31,6 @@ from trp_export.precision.rounding import LEAST_OPSET, ROUNDED, round_model, rou
 from trp_export.system.progress import Share
 
 Batches = Sequence[Batch]
-Outputs = Mapping[str, NDArray[Any]]
 
 LEAST_IMAGES = 16
 MOST_IMAGES = 256
@@ -70,7 +68,7 @@ def to_int8(model: ir.Model, batches: Batches, progress: Share = lambda share: N
         if _in_half(model):
             raise UnsupportedError("its weights are float16. Start from the float32 file that it was made from.")
         raise UnsupportedError("no layer of this model can run in 8 bits.")
-    reference = run_answers(model, answers, tested)
+    reference = reference_to(answers, run_answers(model, answers, tested))
     equalise(model, shown)
     progress(0.1)
     spreads = gather_spreads(model, sorted(set(rounded_values(model, decoding).values())), shown)
@@ -148,7 +146,7 @@ class _Trial:
     grids: Mapping[str, Grid]
     tested: Batches
     answers: Sequence[Answer]
-    reference: Outputs
+    reference: Reference
     decoding: frozenset[str]
 
     def damage(self, kept: Collection[str]) -> float:
@@ -156,7 +154,7 @@ class _Trial:
         copy = self.model.clone()
         round_model(copy, self.grids, self.decoding.union(kept))
         outcome = run_answers(copy, self.answers, self.tested, ROUNDED)
-        return answer_divergence(self.answers, self.reference, outcome)
+        return self.reference.divergence(outcome)
 
     def keep_float(self, progress: Share) -> tuple[str, ...]:
         """The units that stay in float: the fewest of those that do most damage alone, until the rest does little.

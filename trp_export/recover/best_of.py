@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from trp_export.calibration.answers import find_answers, kinds_of, read_answers
-from trp_export.calibration.divergence import Float64, HeldOut, divergence_of_images
+from trp_export.calibration.answers import find_answers, read_answers, reference_to
+from trp_export.calibration.divergence import Float64, HeldOut
 from trp_export.calibration.output_curves import LayerFactors
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.random_draws import set_seeds
@@ -42,15 +42,14 @@ def closest(
     groups = groups_of(batches)
     whole = (original or model).clone()
     set_seeds(whole)
-    reference = read_answers(Walk(whole, inputs, threads), answers)
+    reference = reference_to(answers, read_answers(Walk(whole, inputs, threads), answers), groups)
     scores = []
     for candidate in candidates:
         copy = model.clone()
         set_seeds(copy)
         _carry_out(copy, plan, candidate)
         outcome = read_answers(Walk(copy, inputs, threads), answers)
-        apart = divergence_of_images(reference, outcome, kinds_of(answers), groups)
-        scores.append(_by_image(apart, images))
+        scores.append(_by_image(reference.of_images(outcome), images))
     least = scores[int(np.argmin([score.mean() for score in scores]))]
     alike = [index for index, score in enumerate(scores) if _is_as_close(score, least)]
     return alike[-1], tuple(_held_out(score, images, groups) for score in scores)

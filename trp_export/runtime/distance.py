@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trp_export.runtime.blocks import in_blocks
 from trp_export.runtime.sessions import Array
 
 
@@ -47,17 +48,20 @@ def distance_of(wanted: Array, got: Array) -> Distance:
         return NO_DISTANCE
     if wanted.dtype.kind in "USO":
         return Distance(float(np.mean(wanted != got)), 0.0)
-    left, right = wanted.astype(np.float64).ravel(), got.astype(np.float64).ravel()
     if wanted.dtype.kind in "iub":
-        return Distance(float(np.mean(wanted != got)), float(np.abs(left - right).max()))
-    finite = np.isfinite(left)
-    if not finite.all():
-        if not np.array_equal(left[~finite], right[~finite], equal_nan=True):
+        gap = np.abs(wanted.astype(np.float64) - got.astype(np.float64))
+        return Distance(float(np.mean(wanted != got)), float(gap.max()))
+    size = apart = most = 0.0
+    for left, right in in_blocks(wanted.reshape(-1), got.reshape(-1)):
+        finite = np.isfinite(left)
+        if not finite.all():
+            if not np.array_equal(left[~finite], right[~finite], equal_nan=True):
+                return Distance(np.inf, np.inf)
+            left, right = left[finite], right[finite]
+        if not np.isfinite(right).all():
             return Distance(np.inf, np.inf)
-        left, right = left[finite], right[finite]
-    if not np.isfinite(right).all():
-        return Distance(np.inf, np.inf)
-    difference = left - right
-    size, apart = np.linalg.norm(left), np.linalg.norm(difference)
-    relative = apart / size if size > 0 else (0.0 if apart == 0 else np.inf)
-    return Distance(float(relative), float(np.abs(difference).max(initial=0.0)))
+        difference = left - right
+        size, apart = size + float(left @ left), apart + float(difference @ difference)
+        most = max(most, float(np.abs(difference).max(initial=0.0)))
+    relative = np.sqrt(apart / size) if size > 0 else (0.0 if apart == 0 else np.inf)
+    return Distance(float(relative), most)

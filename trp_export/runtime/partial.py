@@ -22,6 +22,8 @@ Types = Mapping[str, np.dtype[Any]]
 _LARGE_BYTES = 1 << 25
 
 
+# Types that numpy lacks.
+_FOREIGN = (ir.DataType.BFLOAT16, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
 # What makes no tensor.
 _SEQUENCES = frozenset((
     *("SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceMap", "SplitToSequence"),
@@ -130,8 +132,8 @@ def outer_reads(node: ir.Node) -> Iterator[ir.Value]:
 
 
 def is_tensor(value: ir.Value) -> bool:
-    """False for a sequence or an optional value."""
-    if isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
+    """False for a sequence, an optional value, and a tensor of a type that numpy lacks."""
+    if isinstance(value.type, (ir.SequenceType, ir.OptionalType)) or value.dtype in _FOREIGN:
         return False
     node, place = value.producer(), value.index() or 0
     if node is None:
@@ -142,6 +144,8 @@ def is_tensor(value: ir.Value) -> bool:
         bodies = [body for attribute in node.attributes.values() for body in subgraphs(attribute)]
         first = 1 if node.op_type == "Loop" else 0  # A body of a Loop makes its condition first.
         return all(is_tensor(body.outputs[first + place]) for body in bodies)
+    if node.op_type == "Cast" and node.attributes.get_int("to", 0) in _FOREIGN:
+        return False
     return node.op_type not in _SEQUENCES
 
 

@@ -76,6 +76,8 @@ def open_session(model: Path | bytes, *, threads: int = 1, optimise: bool = True
     options.log_severity_level = _NO_LOGGING
     # numpy works between two runs: threads that spin would take its cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Else it rounds activations to 8 bits in front of a MatMul whose weight a DequantizeLinear makes.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     levels, is_large = onnxruntime.GraphOptimizationLevel, _size_bytes(model) > _LARGE_BYTES
     if not optimise:
         options.graph_optimization_level = levels.ORT_DISABLE_ALL

@@ -17,6 +17,7 @@ from trp_export.graph.random_draws import random_operators
 from trp_export.inputs.samples import Batch, input_types
 from trp_export.metrics.classes import are_classes, top1
 from trp_export.metrics.recognise import is_embedding
+from trp_export.runtime.blocks import in_blocks
 from trp_export.runtime.distance import Distance, distance
 from trp_export.runtime.sessions import Array, CannotRunError, Inputs, join
 from trp_export.verify.parts import find_differences
@@ -81,7 +82,7 @@ def _levelled(wanted: Array, got: Array, images: int) -> tuple[Array, Array]:
     """Two outputs in which each image has the same size: the scales of synthetic images differ by a factor of 100."""
     if wanted.ndim == 0 or len(wanted) != images or wanted.dtype.kind != "f" or wanted.shape != got.shape:
         return wanted, got
-    sizes = np.linalg.norm(wanted.astype(np.float64).reshape(images, -1), axis=1)
+    sizes = np.concatenate([np.linalg.norm(rows, axis=1) for (rows,) in in_blocks(wanted.reshape(images, -1))])
     units = np.maximum(sizes, _LEAST_SIZE * sizes.max()).reshape(-1, *(1,) * (wanted.ndim - 1))
     return (wanted, got) if not units.all() or not np.isfinite(units).all() else (wanted / units, got / units)
 

@@ -43,6 +43,7 @@ from trp_export.verify.whole import (
     Execution,
     WholeProof,
     allowed_by_rounding,
+    explained_by_casts,
     find_points,
     require_agreement,
 )
@@ -263,6 +264,7 @@ def _compare_whole(
     batches = [batch for one in ran.batches.values() for batch in one]
     half = _weight_type(dense) == ir.DataType.FLOAT16
     factor = float(LAMBDA * np.sqrt(_HALF_ROUNDINGS if half else terms))
+    least = explained_by_casts(dense, terms)
     points = find_points(dense, shared)
     outer = find_points(dense, shared.keys() & _names(read_model(files.original)) - narrowed)
     notes = [f"{name}: all of it lies behind {', '.join(points.before)}" for name in points.unreachable]
@@ -285,16 +287,16 @@ def _compare_whole(
                 not_compared=(*deviation.not_compared, _other_outputs(random_operators(dense))),
             )
         wanted = run(files.products, points.exact)
-        allowed = allowed_by_rounding(wanted, run(files.products, points.exact, moved=True), factor)
+        allowed = allowed_by_rounding(wanted, run(files.products, points.exact, moved=True), factor, least)
         apart, bound = require_agreement(
             wanted, run(files.result, points.exact), allowed, "the result against its own factors"
         )
         normal = run(files.dense, outer.exact)
         if outer != points:
-            allowed = allowed_by_rounding(normal, run(files.dense, outer.exact, moved=True), factor)
+            allowed = allowed_by_rounding(normal, run(files.dense, outer.exact, moved=True), factor, least)
         require_agreement(run(start, outer.exact), normal, allowed, "the normal form against the original")
         if files.wide is not None:
-            _require_wide(files, outer.exact, run, factor)
+            _require_wide(files, outer.exact, run, factor, least)
         truncation = distance(run(files.original, outer.ends)[0], run(files.result, outer.ends)[0])
     except CannotRunError as error:
         raise VerifyError(
@@ -326,11 +328,11 @@ def _other_outputs(operators: Sequence[str]) -> str:
     return "the whole model: onnxruntime gives other outputs for the same inputs in each run"
 
 
-def _require_wide(files: Files, values: tuple[str, ...], run: Run, factor: float) -> None:
+def _require_wide(files: Files, values: tuple[str, ...], run: Run, factor: float, least: float) -> None:
     """Raises VerifyError where the original and its normal form before channels went differ."""
     assert files.wide is not None
     normal = run(files.wide, values)
-    allowed = allowed_by_rounding(normal, run(files.wide, values, moved=True), factor)
+    allowed = allowed_by_rounding(normal, run(files.wide, values, moved=True), factor, least)
     require_agreement(run(files.original, values), normal, allowed, "the normal form against the original")
 
 

@@ -17,7 +17,7 @@ from trp_export.channels.thin import Thinned
 from trp_export.graph.large_files import read_model
 from trp_export.runtime.sessions import Array, Inputs
 from trp_export.verify.rounding import LAMBDA
-from trp_export.verify.whole import Execution, allowed_by_rounding, before_steps, require_agreement
+from trp_export.verify.whole import Execution, allowed_by_rounding, before_steps, explained_by_casts, require_agreement
 
 # The values that are kept in memory at a time.
 _AT_ONCE = 32
@@ -28,13 +28,16 @@ def prove_removal(thinned: Thinned, batches: Mapping[str, Sequence[Inputs]]) -> 
     model = read_model(thinned.thin)
     fed = [batch for each in batches.values() for batch in each]
     factor = float(LAMBDA * np.sqrt(_most_terms(model)))
+    least = explained_by_casts(model, _most_terms(model))
     compared = {*thinned.narrowed, *(output.name for output in model.graph.outputs)}
     names = [name for name in before_steps(model) if name in compared]
     for start in range(0, len(names), _AT_ONCE):
         some = tuple(names[start : start + _AT_ONCE])
         wanted = [_left(answer, some, thinned.narrowed) for answer in Execution(some).run(thinned.wide, fed)]
         moved = Execution(some, moved=True).run(thinned.wide, fed)
-        allowed = allowed_by_rounding(wanted, [_left(answer, some, thinned.narrowed) for answer in moved], factor)
+        allowed = allowed_by_rounding(
+            wanted, [_left(answer, some, thinned.narrowed) for answer in moved], factor, least
+        )
         got = Execution(some).run(thinned.thin, fed)
         require_agreement(wanted, got, allowed, "the network with fewer channels against the original")
 

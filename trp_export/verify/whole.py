@@ -25,7 +25,7 @@ from trp_export.runtime.distance import Distance, distance_of, largest
 from trp_export.runtime.partial import outer_reads, subgraphs
 from trp_export.runtime.sessions import Array, Inputs, open_session, run_session
 from trp_export.system.scratch import Scratch
-from trp_export.verify.rounding import nudge, nudge_weights
+from trp_export.verify.rounding import LAMBDA, nudge, nudge_weights
 
 _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"}
 _STEPS = {
@@ -43,6 +43,8 @@ _INTEGERS = {
     *(ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64),
 }
 
+_UNIT = 2.0**-24
+_COARSE = {int(ir.DataType.FLOAT16): 2.0**-10, int(ir.DataType.BFLOAT16): 2.0**-7}
 
 # The values of each batch.
 Answers = Sequence[Sequence[Array]]
@@ -185,7 +187,7 @@ class Execution:
         """The values, or the outputs where none are named, for each batch. Raises CannotRunError, KeyError."""
         fed = [nudge(batch) for batch in batches] if self.moved else batches
         model = read_model(file)
-        outputs = _names(model.graph.outputs)
+        outputs = tuple(value.name or "" for value in model.graph.outputs)  # One may be listed twice.
         if self in (Execution(), Execution(outputs)):
             session = open_session(file, threads=0)
             return [run_session(session, batch) for batch in fed]
@@ -225,13 +227,30 @@ def require_agreement(
     return largest(distances), max((bound for most in allowed for bound in most), default=0.0)
 
 
-def allowed_by_rounding(wanted: Answers, moved: Answers, factor: float) -> list[list[float]]:
+def allowed_by_rounding(wanted: Answers, moved: Answers, factor: float, least: float = 0.0) -> list[list[float]]:
     """For each batch and value the relative L2 that rounding explains: `factor` times what one unit in the last place
-    makes."""
+    makes, and no less than `least`."""
     return [
-        [factor * max(_unit(left), distance_of(left, right).relative_l2) for left, right in _pairs(one, other)]
+        [
+            max(least, factor * max(_unit(left), distance_of(left, right).relative_l2))
+            for left, right in _pairs(one, other)
+        ]
         for one, other in zip(wanted, moved, strict=True)
     ]
+
+
+def explained_by_casts(model: ir.Model, terms: int) -> float:
+    """The relative L2 that casts of what layers make to 16 bits explain, which few entries may cause.
+
+    An entry that is off by d is rounded to the next number of the coarse type with a probability of d / u, and is then
+    off by u: sqrt(d u) on the whole. On a few thousand entries that may happen to one or to none.
+    """
+    units = [_COARSE[to] for node in model.graph.all_nodes() if (to := _cast_to(node)) in _COARSE]
+    return float(LAMBDA * np.sqrt(max(units, default=0.0) * _UNIT * np.sqrt(terms)))
+
+
+def _cast_to(node: ir.Node) -> int:
+    return node.attributes.get_int("to", 0) if node.op_type == "Cast" else 0
 
 
 def _unit(array: Array) -> float:
