@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _imp
 import errno
 import importlib
 import io
@@ -15,7 +16,9 @@ import time
 import tomllib
 import warnings
 from contextlib import suppress
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import click
 import onnx_ir as ir
@@ -95,6 +98,26 @@ def test_an_error_raised_because_of_a_signal_is_an_interruption(capsys: pytest.C
 
     assert run_briefly(click.Command("interrupted", callback=trace)) == INTERRUPTED
     assert capsys.readouterr().err == "interrupted.\n"
+
+
+def test_a_module_in_c_is_loaded_before_a_signal_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+
+    def load(spec: ModuleSpec) -> ModuleType:
+        signal.raise_signal(signal.SIGINT)
+        steps.append("loaded")
+        return ModuleType(spec.name)
+
+    monkeypatch.setattr(_imp, "create_dynamic", load)
+
+    def work() -> None:
+        loader = ExtensionFileLoader("module", "module.so")
+        loader.create_module(ModuleSpec("module", loader))
+        time.sleep(10)
+        steps.append("slept")
+
+    assert run_briefly(click.Command("loading", callback=work)) == INTERRUPTED
+    assert steps == ["loaded"]
 
 
 def test_work_saved_after_a_signal_ends_as_stopped_early() -> None:

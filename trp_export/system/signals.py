@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 
 from trp_export.errors import INTERRUPTED, StoppedEarly
@@ -20,6 +21,8 @@ from trp_export.errors import INTERRUPTED, StoppedEarly
 _Handler = Callable[[int, FrameType | None], None]
 # The name of threads that are left behind where a signal interrupts the wait for them (`threads`).
 BACKGROUND = "trp-export in the background"
+# How soon a signal comes again that came while a module in C was loaded.
+_AGAIN_S = 0.02
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -28,11 +31,15 @@ def terminable() -> Iterator[None]:
     """Let every signal that ends a command do so as Ctrl-C does, unless it is ignored, as nohup has it.
 
     Whatever is raised after one came is the KeyboardInterrupt that it was; work that was saved ends as it says. Further
-    signals are ignored then: the command is ending, and its last line must stay whole.
+    signals are ignored then: the command is ending, and its last line must stay whole. A module in C is loaded to its
+    end first: some crash where that is broken off.
     """
     came: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if _loads_module_in_c(frame):
+            threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number)).start()
+            return
         came.append(number)
         if len(came) > 1:
             ignore_ending_signals()
@@ -49,6 +56,16 @@ def terminable() -> Iterator[None]:
                 raise
             ignore_ending_signals()
             raise KeyboardInterrupt from error
+
+
+def _loads_module_in_c(frame: FrameType | None) -> bool:
+    """Whether a frame belongs to the import of an extension module."""
+    while frame is not None:
+        is_load = frame.f_code.co_name in ("create_module", "exec_module")
+        if is_load and isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
