@@ -18,7 +18,9 @@ from typing import Any
 import click
 import data
 import numpy as np
-from common import IMAGENET, accuracy, draw_images, put_into_page
+from common import IMAGENET, accuracy, draw_images, machine, put_into_page
+from device_costs import AS_IT_IS
+from frontier import read
 from reproduce_trp import run
 
 from models_zoo.registry import WEIGHTS
@@ -28,7 +30,6 @@ from trp_export.inputs.images import load_images
 ROOT = Path(__file__).parents[1]
 PAGE, PICTURE = ROOT / "docs" / "results" / "accuracy-and-latency.md", ROOT / "docs" / "assets" / "all-methods.svg"
 CALIBRATION, SEED = 1024, 0
-AS_IT_IS = ("--skip", "*", "--energy", "1")
 INT8 = ("--precision", "int8")
 PREPARE = ("--scale", "1/255", "--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--shape", "1,3,32,32")
 UNLABELLED, TUNED, CHANNELS = "low rank, no labels", "low rank, no labels, tuned", "fewer channels, trained"
@@ -79,14 +80,14 @@ def forms(thinner: Path) -> list[Form]:
 def main(context: click.Context, runs: Path, thinner: Path) -> None:
     """Accuracy against measured latency of all methods."""
     runs.mkdir(parents=True, exist_ok=True)
-    context.obj = runs, forms(thinner)
+    context.obj = runs, thinner
 
 
 @main.command()
 @click.pass_obj
-def make(found: tuple[Path, list[Form]]) -> None:
+def make(folders: tuple[Path, Path]) -> None:
     """Make the files that are missing, and measure their accuracy."""
-    runs, all_forms = found
+    runs, all_forms = folders[0], forms(folders[1])
     images = runs / "calibration.npz"
     if not images.exists():
         np.savez(images, images=draw_images(data.cifar10(), CALIBRATION, SEED))
@@ -99,10 +100,7 @@ def make(found: tuple[Path, list[Form]]) -> None:
             run("trp_export.cli.export", *words, "-o", str(file))
         results = _read(runs)
         if file.name not in results:
-            document = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-            share, count = accuracy(file, test) / 100, len(test)
-            macs = document["before"]["macs"] / document["after"]["macs"]
-            row = {"accuracy": share, "images": count, "macs": document["after"]["macs"], "times": macs}
+            row = {"accuracy": accuracy(file, test) / 100, "images": len(test)}
             _save(runs, results | {file.name: row})
             print(file.name, row, flush=True)
 
@@ -110,15 +108,13 @@ def make(found: tuple[Path, list[Form]]) -> None:
 @main.command()
 @click.option("--budget", default=240.0, show_default=True, help="Seconds of the comparison.")
 @click.pass_obj
-def time(found: tuple[Path, list[Form]], budget: float) -> None:
+def time(folders: tuple[Path, Path], budget: float) -> None:
     """Time all files in one comparison."""
-    runs, all_forms = found
+    runs, all_forms = folders[0], forms(folders[1])
     files = [form.file(runs) for form in all_forms]
     comparison = compare(files, budget_s=budget)
     reference, *_ = comparison.measurements
-    environment = comparison.environment
-    machine = f"{environment.cpu}, {environment.threads} thread, onnxruntime {environment.onnxruntime}"
-    results = _read(runs) | {"machine": f"{machine}; n = {len(reference.processes)} processes"}
+    results = _read(runs) | {"machine": f"{machine(comparison)}; n = {len(reference.processes)} processes"}
     for file, one in zip(files, comparison.measurements, strict=True):
         results[file.name] |= {"ms": median(one) / 1e6, "ratio": str(ratio(reference, one))}
     _save(runs, results)
@@ -126,9 +122,9 @@ def time(found: tuple[Path, list[Form]], budget: float) -> None:
 
 @main.command()
 @click.pass_obj
-def write(found: tuple[Path, list[Form]]) -> None:
+def write(folders: tuple[Path, Path]) -> None:
     """Put the table into the page, and draw the picture."""
-    runs, all_forms = found
+    runs, all_forms = folders[0], forms(folders[1])
     results = _read(runs)
     lines = ["| method | network | accuracy, % | latency | times as fast as dense ResNet-20 |", "|---|---|---|---|---|"]
     for form in all_forms:
@@ -171,8 +167,7 @@ def _error(row: dict[str, Any]) -> float:
 
 
 def _read(runs: Path) -> dict[str, Any]:
-    file = runs / "results.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return read(runs / "results.json")
 
 
 def _save(runs: Path, results: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 import numpy as np
 
+from trp_export.bench.samples import Comparison
 from trp_export.cli.from_options import ParamType
 from trp_export.inputs.images import ImageSet, load_images
 from trp_export.inputs.preprocessing import Preprocessing
@@ -39,6 +40,12 @@ def accuracy(model: Path, images: ImageSet) -> float:
     (name,) = (value.name for value in session.get_inputs())
     logits = np.concatenate([session.run(None, {name: batch})[0] for batch in images.batches(100)])
     return 100 * float((logits.argmax(axis=1) == images.labels).mean())
+
+
+def machine(comparison: Comparison) -> str:
+    """The processor, threads and runtime of a comparison."""
+    environment = comparison.environment
+    return f"{environment.cpu}, {environment.threads} thread, onnxruntime {environment.onnxruntime}"
 
 
 def draw_images(folder: Path, count: int, seed: int) -> np.ndarray:

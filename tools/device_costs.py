@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import data
 import numpy as np
-from common import draw_images, put_into_page
+from common import draw_images, machine, put_into_page
 from reproduce_trp import run
 
 from models_zoo.registry import WEIGHTS
@@ -109,10 +109,8 @@ def time(runs: Path, budget: float, device: str) -> None:
             for (index, precision), each in zip(names, found.measurements, strict=True)
         ]
         header = f"| network | precision | {UNITS[device]} | over dense fp32 | over dense int8 |\n|---|---|---|---|---|"
-        environment = found.environment
-        machine = f"{environment.cpu}, {environment.threads} thread, onnxruntime {environment.onnxruntime}"
         text = "\n".join(
-            [header, *lines, "", f"{device}: {machine}; n = {len(found.measurements[0].processes)} processes."]
+            [header, *lines, "", f"{device}: {machine(found)}; n = {len(found.measurements[0].processes)} processes."]
         )
         (runs / f"{page}-{device}.md").write_text(text + "\n")
         print(text)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 import data
-from common import IMAGENET, macs_ratio
+from common import IMAGENET, machine, macs_ratio
 
 from trp_export import Benchmark, Calibration, Energy, Images, Options, Selection, compress
 from trp_export.options import LoadOptions
@@ -42,8 +42,7 @@ def main(test: str, budget: float) -> None:
     for energy in ENERGIES:
         print(f"| {energy:g} |" + "".join(_cells(rows[scheme, energy]) for scheme in SCHEMES))
     measured = next(report.latency for report in rows.values() if report.latency)
-    environment = measured.environment
-    print(f"\n{environment.cpu}, {environment.threads} thread, onnxruntime {environment.onnxruntime}")
+    print(f"\n{machine(measured)}")
 
 
 def _export(weights: Path, images: Path, scheme: str, energy: float, budget: float) -> Report:

@@ -20,7 +20,7 @@ from typing import Any
 import click
 import data
 import numpy as np
-from common import CIFAR_RESNETS, IMAGENET
+from common import CIFAR_RESNETS, IMAGENET, machine
 
 from trp_export import Benchmark, Energy, Images, MaxDrop, Options, Selection, compress
 from trp_export.bench import compare, median, ratio
@@ -87,9 +87,7 @@ def time(runs: Path, networks: tuple[str, ...], budget: float) -> None:
             file.name: {"ms": median(one) / 1e6, "ratio": str(ratio(dense, one))}
             for file, one in zip(files, comparison.measurements, strict=True)
         }
-        environment = comparison.environment
-        machine = f"{environment.cpu}, {environment.threads} thread, onnxruntime {environment.onnxruntime}"
-        (runs / f"{network}.json").write_text(json.dumps({"machine": machine, "latency": found}, indent=1))
+        (runs / f"{network}.json").write_text(json.dumps({"machine": machine(comparison), "latency": found}, indent=1))
 
 
 @main.command()
