@@ -20,7 +20,7 @@ import click
 import data
 import numpy as np
 import torch
-from common import IMAGENET, accuracy, draw_images, put_into_page
+from common import IMAGENET, accuracy, draw_images, machine, put_into_page
 from frontier import draw
 from reproduce_trp import read_results, run
 
@@ -105,7 +105,6 @@ def time(runs: Path, budget: float, device: str) -> None:
     files = [runs / f"{name}.onnx" for name in names]
     comparison = compare(files, device=device, budget_s=budget)
     measurements = dict(zip(names, comparison.measurements, strict=True))
-    environment = comparison.environment
     costs = {
         name: {
             "millions": median(measured) / 1e6,  # Nanoseconds, or instructions.
@@ -114,8 +113,7 @@ def time(runs: Path, budget: float, device: str) -> None:
         }
         for name, measured in measurements.items()
     }
-    machine = f"{environment.cpu}, {environment.threads} thread, onnxruntime {environment.onnxruntime}"
-    _write(runs / f"costs-{device}.json", {"machine": machine, "costs": costs})
+    _write(runs / f"costs-{device}.json", {"machine": machine(comparison), "costs": costs})
     print(json.dumps(costs, indent=1))
 
 
