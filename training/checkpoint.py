@@ -78,13 +78,21 @@ def save_network(network: TrainedNetwork, path: Path, history: list[dict[str, An
 
 
 def load_network(
-    path: Path, arch: str | None, classes: tuple[str, ...] = (), input_shape: tuple[int, ...] | None = None
+    path: Path,
+    arch: str | None,
+    classes: tuple[str, ...] = (),
+    input_shape: tuple[int, ...] | None = None,
+    default_arch: str | None = None,
 ) -> TrainedNetwork:
     """The network of a checkpoint, or of a state dict of `arch`, whose classes are then called `classes`.
+
+    `default_arch` is the architecture where neither `arch` nor the file names one.
 
     Raises LoadError for a file that is missing, damaged or would run code, OptionError where options contradict it.
     """
     content = _read(path)
+    if arch is None and (content.get("format") != FORMAT or content.get("arch") == default_arch):
+        arch = default_arch
     if content.get("format") != FORMAT:
         if arch is None:
             raise OptionError(f"{path} holds weights only: name their architecture with --arch.")

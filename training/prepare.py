@@ -50,8 +50,8 @@ def load_teacher(options: TrainOptions, network: TrainedNetwork) -> nn.Module | 
     distillation = options.distillation
     if distillation is None:
         return None
-    arch = distillation.arch or options.start.arch
-    teacher = load_network(distillation.teacher, arch, network.classes, network.input_shape)
+    shape = network.input_shape
+    teacher = load_network(distillation.teacher, distillation.arch, network.classes, shape, default_arch=network.arch)
     # Values that went through float32 differ in the last place.
     if not np.allclose((teacher.mean, teacher.std), (network.mean, network.std), rtol=1e-5):
         raise OptionError("the --teacher is normalised by a different mean and std than the network.")

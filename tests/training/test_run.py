@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from training import cli
-from training.checkpoint import FACTORS, load_network, write
+from training.checkpoint import FACTORS, load_network, new_network, save_network, write
 from training.layers import find_layers, total_macs
 from training.loop import TrainingRun
 from training.options import TrainOptions
@@ -106,6 +106,13 @@ def test_a_teacher_must_be_normalised_as_the_network_is(stripes: Path, tmp_path:
     write(content | {"mean": [0.5, 0.5, 0.5]}, teacher)
     with pytest.raises(OptionError, match="normalised by a different mean and std"):
         TrainingRun(options_for(stripes, tmp_path / "other", teacher=teacher, macs=None), silent)
+
+
+def test_a_teacher_has_the_architecture_that_its_file_names(stripes: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher.pt"
+    save_network(new_network("resnet20", ("left", "right")), teacher, [])
+    run = TrainingRun(options_for(stripes, tmp_path / "run", teacher=teacher), silent)
+    assert run.network.arch == TINY
 
 
 def test_a_network_is_trained_without_a_rank_rule(stripes: Path, tmp_path: Path) -> None:
