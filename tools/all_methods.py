@@ -67,7 +67,7 @@ def forms(thinner: Path) -> list[Form]:
     found += [
         Form(f"{form.method}, int8", f"{form.name} int8", form.weights, (*form.options, *INT8)) for form in eight_bits
     ]
-    for times in ("2", "3"):
+    for times in ("1.5", "2", "3"):
         options = (*named["resnet20"], "--macs", times, "--tune", "3300steps")
         found.append(Form(TUNED, f"resnet20 {times}x tuned", originals["resnet20"], options))
     return found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,7 +30,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import torch
 
-from trp_export.recover.distil import Distiller, _flip_and_shift, augment
+from trp_export.recover.distil import LEARNING_RATES, Distiller, _flip_and_shift, _paste, augment
 from trp_export.recover.torch_graph import TorchGraph
 
 HEAD = '<ir_version: 8, opset_import: ["": {opset}]>\nnet (float[N, 4, 6, 7] x) => (float[a, b, c, d] y)\n'
@@ -276,6 +278,40 @@ def test_a_lower_learning_rate_is_taken_where_the_highest_does_harm(monkeypatch:
     assert result.divergence_after < result.divergence_before
 
 
+class _Trials:
+    """A run whose divergence after a trial is known for each learning rate."""
+
+    def __init__(self, scores: Sequence[float]) -> None:
+        self._scores = dict(zip(LEARNING_RATES, scores, strict=True))
+        self.rates: list[float] = []
+
+    def restart(self, rate: float) -> None:
+        self.rates.append(rate)
+
+    def step(self, done: float) -> None:
+        pass
+
+    def score(self) -> tuple[float, None]:
+        return self._scores[self.rates[-1]], None
+
+
+@pytest.mark.parametrize(
+    ("scores", "tried", "chosen"),
+    [
+        ((0.9, 0.5, 0.7, 0.1, 0.1), 3, 1),
+        ((2.0, 3.0, 1.5, 0.8, 0.9), 5, 3),
+        ((0.9, 0.9, 0.1, 0.1, 0.1), 2, 0),
+        ((2.0, 2.0, 2.0, 2.0, 2.0), 5, 4),
+    ],
+    ids=["second", "fourth", "equal", "none"],
+)
+def test_the_learning_rate_with_the_best_trial_is_taken(scores: Sequence[float], tried: int, chosen: int) -> None:
+    trials: Any = _Trials(scores)
+    spent = _choose_rate(trials, 100, 1.0, lambda share: None)
+    assert trials.rates == [*LEARNING_RATES[:tried], LEARNING_RATES[chosen]]
+    assert spent == 5 * tried
+
+
 @pytest.mark.parametrize(("steps", "tried"), [(8, 0), (20, 2 * 5), (120, 10 * 6)])
 def test_trials_of_learning_rates_take_at_most_half_of_the_steps(
     monkeypatch: pytest.MonkeyPatch, steps: int, tried: int
@@ -337,6 +373,20 @@ def test_augmented_images_keep_shape_type_and_range() -> None:
     assert made.dtype == torch.float32
     assert images.min() <= made.min() <= made.max() <= images.max()
     assert augment(torch.ones(5, 7), torch.Generator().manual_seed(0)).shape == (5, 7)
+
+
+def test_half_of_the_images_get_a_rectangle_of_another_one() -> None:
+    numbers = torch.arange(2_000.0)[:, None, None]
+    made = _paste(numbers[:, None].expand(-1, 3, 12, 20), torch.Generator().manual_seed(0))
+    pasted = made[:, 0] != numbers
+    assert (made == made[:, :1]).all()
+    for image, inside in zip(made[:, 0], pasted, strict=True):
+        rows, columns = inside.any(1), inside.any(0)
+        assert torch.equal(inside, rows[:, None] & columns)
+        assert len(image[inside].unique()) <= 1
+        assert all((line.diff() != 0).sum() <= 2 for line in (rows, columns))
+    assert pasted.any((1, 2)).float().mean() == pytest.approx(0.5, abs=0.05)
+    assert pasted.float().mean() == pytest.approx(0.25, abs=0.02)
 
 
 def test_shifted_images_are_windows_of_the_padded_ones() -> None:

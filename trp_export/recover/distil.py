@@ -2,7 +2,8 @@
 
 The loss is the divergence of the answers. Where these are classes, the relative squared distance of the last feature
 map that both networks have is added: one map stands for all that follows, which is not so for detectors. Images are
-flipped, shifted and mixed; both networks see the same changed image. Samples of several inputs stay as they are.
+flipped, shifted, mixed and pasted into one another; both networks see the same changed image. Samples of several
+inputs stay as they are.
 """
 
 from __future__ import annotations
@@ -241,14 +242,35 @@ def _split(samples: Samples, size: int) -> list[Samples]:
 
 
 def augment(batch: Tensor, random: torch.Generator) -> Tensor:
-    """Images (n, C, H, W) flipped, shifted by up to an eighth and mixed; rows of features are only mixed."""
+    """Images (n, C, H, W) flipped, shifted by up to an eighth, mixed and pasted; rows of features are only mixed."""
+    if batch.ndim != 4:
+        return _mix(batch, random)
+    return _paste(_mix(_flip_and_shift(batch, random), random), random)
+
+
+def _mix(batch: Tensor, random: torch.Generator) -> Tensor:
+    """Half of the samples averaged with another one, by a random share (Zhang et al., "mixup", 2018)."""
     count = len(batch)
-    if batch.ndim == 4:
-        batch = _flip_and_shift(batch, random)
     share = torch.rand(count, *[1] * (batch.ndim - 1), generator=random)
-    # Half of the batch is not mixed.
     share[torch.rand(count, generator=random) < 0.5] = 1.0
     return share * batch + (1 - share) * batch[torch.randperm(count, generator=random)]
+
+
+def _paste(batch: Tensor, random: torch.Generator) -> Tensor:
+    """Half of the images with a rectangle of another one, a random share of the area (Yun et al., "CutMix", 2019)."""
+    count, _, height, width = batch.shape
+    side = torch.rand(count, 1, generator=random).sqrt()
+    side[torch.rand(count, generator=random) < 0.5] = 0.0
+    rows, columns = (_between(length, side, random) for length in (height, width))
+    inside = rows[:, None, :, None] & columns[:, None, None, :]
+    return torch.where(inside, batch[torch.randperm(count, generator=random)], batch)
+
+
+def _between(length: int, side: Tensor, random: torch.Generator) -> Tensor:
+    """For each image (n, length), which places lie in a stretch that is `side` (n, 1) times as long, at random."""
+    start = torch.rand(side.shape, generator=random) * (1 - side)
+    places = (torch.arange(length) + 0.5) / length
+    return (places >= start) & (places < start + side)
 
 
 def _flip_and_shift(batch: Tensor, random: torch.Generator) -> Tensor:

@@ -118,22 +118,29 @@ def _agrees_as_well(now: float | None, before: float | None, images: int) -> boo
 
 
 def _choose_rate(run: Distiller, steps: int, start: float, progress: Share) -> int:
-    """Begin with the highest learning rate that lowers the divergence in a short trial. Returns the steps that it took.
+    """Begin with the learning rate that lowers the divergence most in a short trial. Returns the steps that it took.
 
-    Trials take at most half of the steps; the rate after the last of them is taken untried.
+    Rates fall from trial to trial until one does worse than the rate before it. Trials take at most half of the steps;
+    if none has lowered the divergence by then, the next rate is taken untried.
     """
     from trp_export.recover.distil import LEARNING_RATES
 
     trial, spent = max(_LEAST_TRIAL, round(_TRIAL * steps)), 0
-    rates = list(LEARNING_RATES)
-    while len(rates) > 1 and spent + trial <= _TRIALS * steps:
-        run.restart(rates[0])
+    best, chosen = start, LEARNING_RATES[0]
+    for rate in LEARNING_RATES:
+        if best == start:
+            chosen = rate
+        if spent + trial > _TRIALS * steps:
+            break
+        run.restart(rate)
         for step in range(trial):
             run.step((step + 0.5) / trial)
             progress((spent + step + 1) / steps)
         spent += trial
-        if run.score()[0] < start:
+        score = run.score()[0]
+        if score < best:
+            best, chosen = score, rate
+        elif best < start:
             break
-        rates.pop(0)
-    run.restart(rates[0])
+    run.restart(chosen)
     return spent
