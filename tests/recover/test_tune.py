@@ -368,7 +368,7 @@ def test_too_few_images_are_refused() -> None:
 
 def test_augmented_images_keep_shape_type_and_range() -> None:
     images = torch.from_numpy(make_images(12).inputs)
-    made = augment(images, torch.Generator().manual_seed(0))
+    made = augment(images, torch.Generator().manual_seed(0), pastes=True)
     assert made.shape == images.shape
     assert made.dtype == torch.float32
     assert images.min() <= made.min() <= made.max() <= images.max()
@@ -387,6 +387,16 @@ def test_half_of_the_images_get_a_rectangle_of_another_one() -> None:
         assert all((line.diff() != 0).sum() <= 2 for line in (rows, columns))
     assert pasted.any((1, 2)).float().mean() == pytest.approx(0.5, abs=0.05)
     assert pasted.float().mean() == pytest.approx(0.25, abs=0.02)
+
+
+def test_images_are_pasted_in_long_runs_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, small, images = _compressed()
+    run, pasted = Distiller(original, small, in_batches(images), (), 0), []
+    monkeypatch.setattr("trp_export.recover.distil._paste", lambda batch, random: pasted.append(1) or batch)
+    for steps, times in ((3, 0), (100 * len(images), 1)):
+        run.prepare_for(steps)
+        run.step(0.5)
+        assert len(pasted) == times
 
 
 def test_shifted_images_are_windows_of_the_padded_ones() -> None:

@@ -2,8 +2,8 @@
 
 The loss is the divergence of the answers. Where these are classes, the relative squared distance of the last feature
 map that both networks have is added: one map stands for all that follows, which is not so for detectors. Images are
-flipped, shifted, mixed and pasted into one another; both networks see the same changed image. Samples of several
-inputs stay as they are.
+flipped, shifted and mixed, and in long runs pasted into one another; both networks see the same changed image. Samples
+of several inputs stay as they are.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ _BIAS_SHARE = 0.2
 _WARM_UP = 0.05
 _TIMED_STEPS = 10
 _SOUND = 1e-3
+# Images that a run sees so many times are pasted into one another. In short runs that slows learning.
+_OFTEN = 30
 # Up to this share of the divergence that is to be made up for, rounding to bfloat16 does not matter.
 _ROUNDING = 0.1
 
@@ -72,6 +74,7 @@ class Distiller:
         self._teacher, self._student = TorchGraph(original, names), TorchGraph(compressed, names)
         self._teacher.requires_grad_(False)
         self._chunk = fixed_batch(compressed)
+        self._pastes = False
         self._random = torch.Generator().manual_seed(seed)
         samples = _join(batches, self._student.inputs)
         entries = sum(values[:1].numel() for values in samples.values())
@@ -109,6 +112,13 @@ class Distiller:
                 own.copy_(start)
         self._optimizers = self._new_optimizers(rate)
 
+    def prepare_for(self, steps: int) -> None:
+        """Set how images are changed in a run of so many steps.
+
+        Images that are seen often are pasted, too, so that they are not learned by heart.
+        """
+        self._pastes = steps * self._batch_size >= _OFTEN * _count(self._samples)
+
     def seconds_per_step(self) -> float:
         """Measured on a few steps; weights, optimisers and random state are restored."""
         state = self._random.get_state()
@@ -126,7 +136,7 @@ class Distiller:
         chosen = torch.randint(_count(self._samples), (self._batch_size,), generator=self._random)
         batch = _rows(self._samples, chosen)
         if len(batch) == 1:
-            batch = {name: augment(images, self._random) for name, images in batch.items()}
+            batch = {name: augment(images, self._random, pastes=self._pastes) for name, images in batch.items()}
         parts = list(self._pool.map(self._gradients, _split(batch, -(-self._batch_size // _PARTS))))
         for weight, gradients in zip(self._student.weights, zip(*parts, strict=True), strict=True):
             used = [gradient for gradient in gradients if gradient is not None]
@@ -241,11 +251,15 @@ def _split(samples: Samples, size: int) -> list[Samples]:
     return [_rows(samples, slice(start, start + size)) for start in range(0, _count(samples), size)]
 
 
-def augment(batch: Tensor, random: torch.Generator) -> Tensor:
-    """Images (n, C, H, W) flipped, shifted by up to an eighth, mixed and pasted; rows of features are only mixed."""
+def augment(batch: Tensor, random: torch.Generator, *, pastes: bool = False) -> Tensor:
+    """Images (n, C, H, W) flipped, shifted by up to an eighth, mixed and, if `pastes`, pasted into one another.
+
+    Rows of features are only mixed.
+    """
     if batch.ndim != 4:
         return _mix(batch, random)
-    return _paste(_mix(_flip_and_shift(batch, random), random), random)
+    mixed = _mix(_flip_and_shift(batch, random), random)
+    return _paste(mixed, random) if pastes else mixed
 
 
 def _mix(batch: Tensor, random: torch.Generator) -> Tensor:

@@ -96,6 +96,7 @@ def tune(
 def _train(run: Distiller, steps: int, progress: Share) -> Tuned:
     before = best = run.start_score
     kept: Mapping[str, Any] = {}
+    run.prepare_for(steps)
     spent = _choose_rate(run, steps, before[0], progress)
     left = steps - spent
     every = max(1, left // _CHECKS)
