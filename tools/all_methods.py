@@ -44,6 +44,7 @@ class Form:
     name: str
     weights: Path
     options: tuple[str, ...] = ()
+    images: int = CALIBRATION
 
     def file(self, runs: Path) -> Path:
         """The ONNX file of the form."""
@@ -58,7 +59,7 @@ def forms(thinner: Path) -> list[Form]:
     for name, path in originals.items():
         for times in ("1.5", "2", "3"):
             found.append(Form(UNLABELLED, f"{name} {times}x", path, (*named[name], "--macs", times)))
-    for scheme in ("channel-2.17x", "spatial-2.84x"):
+    for scheme in ("channel-2.17x", "spatial-2.84x", "spatial-2.85x"):
         found.append(Form(TRAINED, f"resnet20 TRP {scheme}", WEIGHTS / f"resnet20-trp-{scheme}.pt"))
     for model in sorted(thinner.glob("*/model.pt")):
         found.append(Form(CHANNELS, f"resnet20 {model.parent.name}", model))
@@ -70,6 +71,8 @@ def forms(thinner: Path) -> list[Form]:
     for times in ("1.5", "2", "3"):
         options = (*named["resnet20"], "--macs", times, "--tune", "3300steps")
         found.append(Form(TUNED, f"resnet20 {times}x tuned", originals["resnet20"], options))
+    many = (*named["resnet20"], "--macs", "2", "--tune", "6000steps", "--calib-count", "10000")
+    found.append(Form(TUNED, "resnet20 2x tuned, 10000 images", originals["resnet20"], many, images=10_000))
     return found
 
 
@@ -88,21 +91,27 @@ def main(context: click.Context, runs: Path, thinner: Path) -> None:
 def make(folders: tuple[Path, Path]) -> None:
     """Make the files that are missing, and measure their accuracy."""
     runs, all_forms = folders[0], forms(folders[1])
-    images = runs / "calibration.npz"
-    if not images.exists():
-        np.savez(images, images=draw_images(data.cifar10(), CALIBRATION, SEED))
     test = load_images(data.cifar10() / "test_half.npz", IMAGENET)
     for form in all_forms:
         file = form.file(runs)
         prepare = PREPARE if "--arch" in form.options else ()
         if not file.exists():
-            words = (str(form.weights), *form.options, *prepare, "--calib", str(images), "--no-bench", "--quiet")
+            images = str(_calibration(runs, form.images))
+            words = (str(form.weights), *form.options, *prepare, "--calib", images, "--no-bench", "--quiet")
             run("trp_export.cli.export", *words, "-o", str(file))
         results = _read(runs)
         if file.name not in results:
             row = {"accuracy": accuracy(file, test) / 100, "images": len(test)}
             _save(runs, results | {file.name: row})
             print(file.name, row, flush=True)
+
+
+def _calibration(runs: Path, count: int) -> Path:
+    """A file of so many training images without labels."""
+    file = runs / f"calibration-{count}.npz"
+    if not file.exists():
+        np.savez(file, images=draw_images(data.cifar10(), count, SEED))
+    return file
 
 
 @main.command()
