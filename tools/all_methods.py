@@ -1,6 +1,6 @@
 """Accuracy on test images against measured latency, all methods on one machine: docs/results/accuracy-and-latency.md.
 
-    python tools/all_methods.py make            # the ONNX files, those that are missing: half an hour with tuning
+    python tools/all_methods.py make            # the ONNX files, those that are missing: an hour with tuning
     python tools/all_methods.py time            # their latency, side by side, on a quiet machine
     python tools/all_methods.py write           # table and picture
 

@@ -160,6 +160,7 @@ def _trained(row: Row, images: Path, weights: Path, validation: int, folder: Pat
 
 
 def _teacher(name: str) -> tuple[str, ...]:
+    """Options for a teacher, one that is shipped or one of the original networks."""
     shipped = WEIGHTS / f"{name}.pt"
     if shipped.exists():
         return ("--teacher", str(shipped))
