@@ -109,4 +109,7 @@ def share_within_scales(kernel: Array, group: int, metric: ErrorMetric, inputs: 
 
     A network is fed one scale: what the others would add to the variance is nothing that its layers keep.
     """
-    return max(1.0 - share_along(kernel, group, metric, inputs.between_scales), _LEAST_WITHIN)
+    between = inputs.between_scales
+    if between.shape[-1] < 2:
+        return 1.0
+    return max(1.0 - share_along(kernel, group, metric, between), _LEAST_WITHIN)

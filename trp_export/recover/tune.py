@@ -127,12 +127,9 @@ def _choose_rate(run: Distiller, steps: int, start: float, progress: Share) -> i
     from trp_export.recover.distil import LEARNING_RATES
 
     trial, spent = max(_LEAST_TRIAL, round(_TRIAL * steps)), 0
-    best, chosen = start, LEARNING_RATES[0]
-    for rate in LEARNING_RATES:
-        if best == start:
-            chosen = rate
-        if spent + trial > _TRIALS * steps:
-            break
+    best, chosen, untried = start, None, list(LEARNING_RATES)
+    while untried and spent + trial <= _TRIALS * steps:
+        rate = untried.pop(0)
         run.restart(rate)
         for step in range(trial):
             run.step((step + 0.5) / trial)
@@ -141,7 +138,9 @@ def _choose_rate(run: Distiller, steps: int, start: float, progress: Share) -> i
         score = run.score()[0]
         if score < best:
             best, chosen = score, rate
-        elif best < start:
+        elif chosen is not None:
             break
+    if chosen is None:
+        chosen = untried[0] if untried else LEARNING_RATES[-1]
     run.restart(chosen)
     return spent
