@@ -134,13 +134,43 @@ def test_channels_stay_where_pairs_do_less_damage(trp: Command, folder: Path) ->
     assert fitted(folder) == []
 
 
+def test_channels_of_a_gated_block_go_from_all_that_reads_them(trp: Command, folder: Path) -> None:
+    """As in MobileNetV3: a depthwise conv whose channels a squeeze reads, gates and a projection."""
+    gate = """h = GlobalAveragePool (e)
+    i = Conv (h, squeeze__weight, squeeze__bias)
+    j = Relu (i)
+    k = Conv (j, excite__weight)
+    l = HardSigmoid (k)
+    m = Mul (e, l)
+    f = Conv (m,"""
+    weights = "float[16, 64, 1, 1] squeeze__weight, float[16] squeeze__bias, float[64, 16, 1, 1] excite__weight>"
+    proto = build(
+        NET.replace("f = Conv (e,", gate).replace("float[8] conv4__bias>", f"float[8] conv4__bias, {weights}")
+    )
+    rng = np.random.default_rng(6)
+    known = {tensor.name: tensor for tensor in onnx.load(folder / "model.onnx").graph.initializer}
+    for tensor in proto.graph.initializer:
+        value = rng.standard_normal(tensor.dims) / 4
+        if tensor.name == "excite.weight":
+            value = np.tile(value[:16], (4, 1, 1, 1))
+        own = onnx.numpy_helper.from_array(value.astype(np.float32), tensor.name)
+        tensor.CopyFrom(known.get(tensor.name, own))
+    save(proto, folder / "model.onnx")
+    assert trp(*AUTO).code == 0
+    assert "conv2" in fitted(folder)
+    made = shapes(folder / "model.trp.onnx")
+    assert made["squeeze.weight"][1] == made["excite.weight"][0] < 64
+    document = json.loads((folder / "model.trp.json").read_text())
+    assert document["deviation"]["truncation"]["relative_l2"] < 0.2
+
+
 def test_a_graph_that_cannot_be_followed_is_no_obstacle_unasked(
     trp: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stumble(*given: object) -> None:
         raise KeyError("an operator of next year")
 
-    monkeypatch.setattr("trp_export.steps.thin_channels.find_readers", stumble)
+    monkeypatch.setattr("trp_export.steps.thin_channels.find_thinnable", stumble)
     outcome = trp(*AUTO)
     assert outcome.code == 0, outcome.err
     assert fitted(folder) == []

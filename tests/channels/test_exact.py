@@ -69,6 +69,12 @@ BODIES = {
     "slice": "<int64[1] b = {2}, int64[1] e = {9223372036854775807}, int64[1] i = {1}, float[5, 6, 1, 1] w> "
     "{ p = Slice (a, b, e, i)\n y = Conv (p, w) }",
     "gather": "<int64[5] i = {7, 0, 0, 3, 2}, float[5, 5, 1, 1] w> { p = Gather <axis = 1> (a, i)\n y = Conv (p, w) }",
+    "computed flatten": "<int64[1] b = {0}, int64[1] e = {1}, int32[1] n = {8}, float[8, 5] w, "
+    "int64[4] t = {-1, 5, 1, 1}> { g = GlobalAveragePool (a)\n s = Shape (g)\n i = Cast <to = 6> (s)\n "
+    "f = Slice (i, b, e, b, e)\n l = Cast <to = 7> (f)\n k = Cast <to = 7> (n)\n h = Concat <axis = 0> (l, k)\n "
+    "r = Reshape (g, h)\n m = MatMul (r, w)\n y = Reshape (m, t) }",
+    "shifted": "<float[8] u, int64[4] s = {1, 8, 1, 1}, float[5, 8, 1, 1] w> { c = Reshape (u, s)\n p = Add (a, c)\n "
+    "q = Relu (p)\n y = Conv (q, w) }",
     "lstm": "<float small = {0.05}, float[1, 8, 8] w, float[1, 8, 2] r, int64[3] s = {1, -1, 8}, "
     "int64[4] t = {-1, 2, 1, 1}> { p = GlobalAveragePool (a)\n m = Mul (p, small)\n q = Reshape (m, s)\n "
     "o, y0, c = LSTM <hidden_size = 2> (q, w, r)\n "
@@ -87,6 +93,7 @@ TIED = {
     "residual": ("v",),
     "gate": ("u",),
     "shared": ("v",),
+    "shifted": ("u",),
 }
 LIVES = {"split", "gather", "depth"}  # Copies need not be equal where they are read.
 

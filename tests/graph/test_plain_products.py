@@ -49,7 +49,7 @@ EINSUM = "an Einsum is not factored"
 OTHERS = {
     "data of fewer axes": ("y = MatMul (x, w)", "float[1, 12, 10] w", "float[5, 12] x", "its weight has 3 axes"),
     "another reader": (
-        "a = MatMul (x, w)  s = ReduceSum (w)  y = Add (a, s)", "float[1, 12, 10] w", "float[2, 5, 12] x", "axes",
+        "a = MatMul (x, w)  s = ReduceLogSumExp (w)  y = Add (a, s)", "float[1, 12, 10] w", "float[2, 5, 12] x", "axes",
     ),
     "batched": (einsum("bti,bio->bto", "x, w"), "float[2, 12, 10] w", "float[2, 5, 12] x", EINSUM),
     "summed over two": (einsum("bti,io->bo", "x, w"), "float[12, 10] w", "float[2, 5, 12] x", EINSUM),

@@ -68,6 +68,16 @@ def test_a_constant_expression_before_a_weight_is_folded(expression: str, weight
     assert relative_l2(wanted, got) < 1e-6
 
 
+@pytest.mark.parametrize("operator", ["Add", "Sub", "Mul", "Div", "PRelu"])
+def test_a_constant_expression_behind_a_layer_is_folded(operator: str) -> None:
+    weights = "float[8, 4, 3, 3] w, float[8] b, int64[3] t = {8, 1, 1}"
+    proto = build(text(f"c = Conv (x, w)  s = Reshape (b, t)  y = {operator} (c, s)", weights))
+    model = prepared(proto)
+    assert [node.op_type for node in model.graph] == ["Conv", operator]
+    wanted, got = (run(each, noise(proto))[0] for each in (proto, ir.serde.serialize_model(model)))
+    assert relative_l2(wanted, got) < 1e-6
+
+
 def test_expressions_that_make_the_same_weight_share_one_value() -> None:
     """As in the branches of an If, each of which cuts the same weights of an LSTM out of those that are stored."""
     body = """y = If (far) <

@@ -44,7 +44,8 @@ def _stray_reader(analysis: Analysis, value: ir.Value, place: int | None, length
             return reader
         if place is not None and reader.op_type in ("Gather", "Slice") and _leaves_out(reader, place, length):
             continue
-        stray = _stray_reader(analysis, reader.outputs[0], None, length)
+        after = place if reader.op_type in ("Cast", "Identity") else None
+        stray = _stray_reader(analysis, reader.outputs[0], after, length)
         if stray is not None:
             return stray
     return value.producer() if value.is_graph_output() else None
@@ -54,7 +55,7 @@ def _leaves_out(reader: ir.Node, place: int, length: int) -> bool:
     numbers = [find_numbers(value) for value in reader.inputs[1:]]
     if reader.op_type == "Gather":
         return numbers[0] is not None and place not in [number % length for number in numbers[0]]
-    if len(numbers) < 2 or numbers[0] is None or numbers[1] is None or len(numbers) > 3:
+    if len(numbers) < 2 or numbers[0] is None or numbers[1] is None or (len(numbers) > 3 and numbers[3] != [1]):
         return False
     return place not in list(range(length))[numbers[0][0] : numbers[1][0]]
 

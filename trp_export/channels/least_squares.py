@@ -1,7 +1,7 @@
 """Channels that a layer can do without: the order in which they go, and the error that is left when it is refitted.
 
-One layer reads the channels, and its weights for those that stay take over what the others did (least squares on the
-moments of its input). Of all channels the one goes next that costs least, as in the Optimal Brain Surgeon.
+Where layers read the channels, their weights for those that stay take over what the others did (least squares on the
+moments of their inputs). Of all channels the one goes next that costs least, as in the Optimal Brain Surgeon.
 Sources: Hassibi and Stork, "Second order derivatives for network pruning: Optimal Brain Surgeon", 1992; He, Zhang and
 Sun, "Channel pruning for accelerating very deep neural networks", 2017 (the refit).
 """
@@ -33,89 +33,153 @@ _MOST_ENTRIES = 2400
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reader:
-    """The one layer that reads a group's channels: `positions[i]` of its input is the group's channel i.
+    """A layer that reads a group's channels: `positions[i]` of its input is the group's channel i."""
 
-    `cost` is what goes with each channel, in the layers that make it and in this one.
+    place: LocatedSite
+    positions: Ids
+
+    @property
+    def name(self) -> str:
+        return self.place.site.name
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Thinnable:
+    """A group whose channels calibrated layers read, and nothing else.
+
+    `cost` is what goes with each channel, in the layers that make it and in those that read it.
     """
 
     group: Group
-    place: LocatedSite
-    positions: Ids
+    readers: tuple[Reader, ...]
     cost: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Thinning:
-    """What may go of a group: the first `counts[i]` channels of `order`, at `errors[i]` of the reader's output.
+    """What may go of a group: the first `counts[i]` channels of `order`, at `errors[r, i]` of reader r's output.
 
     Errors are squared, relative to the variance of the output. The first of the counts is 0.
     """
 
-    reader: Reader
+    of: Thinnable
     order: tuple[int, ...]
     counts: tuple[int, ...]
     errors: Float64
 
 
-def find_readers(
+def find_thinnable(
     analysis: Analysis,
     groups: Sequence[Group],
     located: Sequence[LocatedSite],
     moments: Mapping[str, Moments],
     costs: Mapping[str, float],
-) -> tuple[Reader, ...]:
-    """The groups whose channels one calibrated layer reads and nothing else does; `costs` are those of whole layers."""
+) -> tuple[Thinnable, ...]:
+    """The groups that can lose channels if what reads them is refitted; `costs` are those of whole layers."""
     places = {node: place for place in located for node in place.nodes}
     mixes = [step for step in analysis.steps if isinstance(step, Mix)]
     summed = {int(root) for columns in analysis.columns for root in analysis.ties.roots(columns.ids)}
-    readers = []
+    found = []
     for group in groups:
         own = group.channels.tolist()
-        steps = [step for step in mixes if step.inputs is not None and _reads(analysis, step, own)]
-        if group.reason is not None or len(steps) != 1 or not summed.isdisjoint(own):
-            continue
-        (step,) = steps
-        place = places.get(step.node)
-        roots = analysis.ties.roots(step.inputs).tolist() if step.inputs is not None else []
-        at = [roots.index(channel) if roots.count(channel) == 1 else -1 for channel in own]
+        steps = [step for step in mixes if _reads(analysis, step, own)]
         blocked = any(analysis.ties.reason(channel) is not None for channel in own)
-        if place is None or blocked or -1 in at or not _can_be_refitted(place, step, moments):
+        if group.reason is not None or blocked or not summed.isdisjoint(own):
             continue
-        cost = _cost_of_making(analysis, group, places, costs) + costs[place.site.name] / len(roots)
-        readers.append(Reader(group, place, np.array(at), cost))
-    return tuple(readers)
+        readers = [_reader(analysis, own, step, places.get(step.node), moments) for step in steps]
+        known = tuple(reader for reader in readers if reader is not None)
+        if known and len(known) == len(readers):
+            read = sum(costs[one.name] / one.place.site.kernel_shape[1] for one in known)
+            found.append(Thinnable(group, known, _cost_of_making(analysis, group, places, costs) + read))
+    return tuple(found)
 
 
-def find_thinning(reader: Reader, moments: Moments, judge: Moments) -> Thinning:
-    """The order in which channels go, and the error at each count under the moments of `judge`."""
-    kernel = np.asarray(reader.place.kernel(), dtype=np.float64)
-    weighted = np.asarray(weigh(kernel, channel_roots(moments.owed)), dtype=np.float64)
-    whole = np.asarray(weighted.reshape(len(kernel), -1), dtype=np.float64)
-    entries = _entries(reader, kernel)
-    inverse: Float64 = np.asarray(np.linalg.inv(moments.shrunk(centred=True)[0]), dtype=np.float64)
-    under = judge.about(moments.mean)[0]
-    variance = _spread(whole, under)
-    left, weights = list(range(len(entries))), whole.copy()
-    block, order, counts, errors = block_of(len(left), smallest=2), list[int](), [0], [0.0]
-    while len(left) - block >= _STAYS * len(entries):
+def find_thinning(
+    thinnable: Thinnable, moments: Mapping[str, Moments], judge: Mapping[str, Moments], weights: Mapping[str, float]
+) -> Thinning:
+    """The order in which channels go, and the error of each reader at each count under the moments of `judge`.
+
+    `weights` say what an error of each reader's output costs.
+    """
+    fits = [_Fit.of(reader, moments[reader.name]) for reader in thinnable.readers]
+    unders = [judge[reader.name].about(moments[reader.name].mean)[0] for reader in thinnable.readers]
+    shares = [weights[reader.name] for reader in thinnable.readers]
+    total = len(thinnable.group.channels)
+    left = list(range(total))
+    block, order, counts, errors = block_of(total, smallest=2), list[int](), [0], [np.zeros(len(fits))]
+    while len(left) - block >= _STAYS * total:
         for _ in range(block):
-            index = left.pop(int(np.argmin(_costs(weights, inverse, entries[left]))))
-            _eliminate(weights, inverse, entries[index])
+            costs = sum(share * fit.costs(left) for share, fit in zip(shares, fits, strict=True))
+            index = left.pop(int(np.argmin(costs)))
+            for fit in fits:
+                fit.eliminate(index)
             order.append(index)
         counts.append(len(order))
-        errors.append(_spread(whole - weights, under) / variance if variance > 0 else 0.0)
-    return Thinning(reader, tuple(order), tuple(counts), np.maximum.accumulate(np.array(errors)))
+        errors.append(np.array([fit.error(under) for fit, under in zip(fits, unders, strict=True)]))
+    return Thinning(thinnable, tuple(order), tuple(counts), np.maximum.accumulate(np.array(errors)).T)
 
 
-def refitted(reader: Reader, gone: Sequence[int], moments: Moments) -> tuple[Float64, Float64]:
-    """The kernel that reads nothing of the group's channels `gone`, and the shift of the bias that keeps the mean."""
-    kernel = np.asarray(reader.place.kernel(), dtype=np.float64)
+def refitted(place: LocatedSite, gone: Sequence[int], moments: Moments) -> tuple[Float64, Float64]:
+    """The kernel that reads nothing of its input channels `gone`, and the shift of the bias that keeps the mean."""
+    kernel = np.asarray(place.kernel(), dtype=np.float64)
     flat, second = kernel.reshape(len(kernel), -1), moments.shrunk(centred=True)[0]
-    lost = _entries(reader, kernel)[list(gone)].ravel()
+    lost = _entries(np.asarray(gone, dtype=np.int64), kernel).ravel()
     kept = np.setdiff1d(np.arange(flat.shape[1]), lost)
     new = np.zeros_like(flat)
     new[:, kept] = np.linalg.solve(second[np.ix_(kept, kept)], second[kept] @ flat.T).T
     return new.reshape(kernel.shape), (flat - new) @ moments.mean[0]
+
+
+@dataclass(slots=True, eq=False)
+class _Fit:
+    """The refit of one reader while channels go: its weights, and the inverse second moment of what is left.
+
+    The i-th channel of the group is read by the columns `entries[i]`.
+    """
+
+    whole: Float64
+    weights: Float64
+    inverse: Float64
+    entries: Ids
+    variance: float
+
+    @classmethod
+    def of(cls, reader: Reader, moments: Moments) -> _Fit:
+        kernel = np.asarray(reader.place.kernel(), dtype=np.float64)
+        weighted = np.asarray(weigh(kernel, channel_roots(moments.owed)), dtype=np.float64)
+        whole = np.asarray(weighted.reshape(len(kernel), -1), dtype=np.float64)
+        second = moments.shrunk(centred=True)[0]
+        inverse: Float64 = np.asarray(np.linalg.inv(second), dtype=np.float64)
+        return cls(whole, whole.copy(), inverse, _entries(reader.positions, kernel), _spread(whole, second))
+
+    def costs(self, channels: Sequence[int]) -> Float64:
+        """What the output loses, as a share of its variance, when each of the channels goes: (m,)."""
+        lost = _costs(self.weights, self.inverse, self.entries[channels])
+        return lost / self.variance if self.variance > 0 else lost
+
+    def eliminate(self, channel: int) -> None:
+        _eliminate(self.weights, self.inverse, self.entries[channel])
+
+    def error(self, under: Float64) -> float:
+        """The squared error of the output relative to its variance, under other moments."""
+        variance = _spread(self.whole, under)
+        return _spread(self.whole - self.weights, under) / variance if variance > 0 else 0.0
+
+
+def _reader(
+    analysis: Analysis,
+    channels: Sequence[int],
+    step: Mix,
+    place: LocatedSite | None,
+    moments: Mapping[str, Moments],
+) -> Reader | None:
+    """None for a layer that cannot be refitted, or that does not read each of the channels once."""
+    roots = analysis.ties.roots(step.inputs).tolist() if step.inputs is not None else []
+    if place is None or any(roots.count(channel) != 1 for channel in channels):
+        return None
+    if not _can_be_refitted(place, step, moments):
+        return None
+    return Reader(place, np.array([roots.index(channel) for channel in channels]))
 
 
 def _reads(analysis: Analysis, step: Mix, channels: Sequence[int]) -> bool:
@@ -146,10 +210,10 @@ def _spread(weights: Float64, second: Float64) -> float:
     return float(np.einsum("nd,nd->", weights @ second, weights))
 
 
-def _entries(reader: Reader, kernel: Float64) -> Ids:
-    """The columns of the kernel as a matrix that read each channel: (channels, taps)."""
+def _entries(channels: Ids, kernel: Float64) -> Ids:
+    """The columns of the kernel as a matrix that read each input channel: (channels, taps)."""
     taps = int(np.prod(kernel.shape[2:], initial=1))
-    return np.asarray(reader.positions[:, None] * taps + np.arange(taps), dtype=np.int64)
+    return np.asarray(channels[:, None] * taps + np.arange(taps), dtype=np.int64)
 
 
 def _costs(weights: Float64, inverse: Float64, entries: Ids) -> Float64:

@@ -1,7 +1,8 @@
 """Fold the constant expressions that make a weight: Cast, Mul, Reshape, weight norm, DequantizeLinear and so on.
 
-Only expressions that end in a weight of a layer are folded, each within a bound on nodes and bytes that is checked
-before anything is computed. What is left over stays as it is, and its layer is kept.
+Only expressions that end in a weight of a layer, in what shifts and scales channels behind one, or in a part of a
+concatenation are folded, each within a bound on nodes and bytes that is checked before anything is computed. What is
+left over stays as it is, and its layer is kept.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _SMALL_BYTES = 2**16
 # The reference implementation lacks older versions of these operators, which compute the same.
 _LEAST_OPSETS = {"DequantizeLinear": 21, "QuantizeLinear": 21}
 _INDICES = (ir.DataType.INT64, ir.DataType.INT32)
+# Beside layers, what reads constants that others look for.
+_READERS = ("Add", "Sub", "Mul", "Div", "PRelu", "Concat")
 _MOVES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 _FOLDED = frozenset((
     *_MOVES,
@@ -37,7 +40,7 @@ _FOLDED = frozenset((
 
 
 def fold_weights(model: ir.Model) -> None:
-    """Replace each constant expression that a layer reads as its weight or bias by its value, in place.
+    """Replace each constant expression that a layer or its like reads by its value, in place.
 
     Expressions that make the same of the same weights, as the two branches of an If may hold, share one value.
     """
@@ -50,13 +53,22 @@ def fold_weights(model: ir.Model) -> None:
 
 
 def find_expressions(model: ir.Model) -> Iterator[tuple[ir.Value, list[ir.Node], Array]]:
-    """Each constant expression that a layer reads: its value in the graph, its nodes in order, and what it makes."""
+    """Each constant expression that is to be folded: its value in the graph, its nodes in order, and what it makes."""
     for node in list(model.graph.all_nodes()):
-        for value in node.inputs[1:] if is_counted(node) or node.op_type == "BatchNormalization" else ():
+        for value in _folded_inputs(node):
             nodes = constant_expression(value) if value is not None and find_constant(value) is None else []
             array = _compute(nodes, value, model.opset_imports.get("", 1)) if value is not None and nodes else None
             if value is not None and array is not None and array.size:
                 yield value, nodes, array
+
+
+def _folded_inputs(node: ir.Node) -> Sequence[ir.Value | None]:
+    """The inputs of an operator whose constant expressions are folded."""
+    if is_counted(node) or node.op_type == "BatchNormalization":
+        return node.inputs[1:]
+    if node.op_type in _READERS and node.domain in DEFAULT_DOMAINS and not constant_expression(node.outputs[0]):
+        return node.inputs
+    return ()
 
 
 def stored_constants(nodes: Sequence[ir.Node]) -> list[ir.TensorProtocol]:

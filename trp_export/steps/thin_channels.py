@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from trp_export.channels.least_squares import Reader, Thinning, find_readers, find_thinning, refitted
+from trp_export.channels.least_squares import Thinnable, Thinning, find_thinnable, find_thinning, refitted
 from trp_export.channels.thin import UNLIKE, ChannelChoice, analyse_groups
 from trp_export.errors import OptionError
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_kernel
 from trp_export.graph.shapes import infer_value_shapes
 from trp_export.graph.sites import find_sites
+from trp_export.lowrank.factor import Float64
 from trp_export.network import Network, analyse, measure_layers
 from trp_export.options import Options
 from trp_export.planning.budgets import BudgetedLayers, least_damage, share_out
@@ -39,6 +40,8 @@ _CLEARLY = 2 / 3
 _NEAR = 0.02
 _MOST_TRIES = 3
 _LEAST_SPEEDUP = 1.01
+# The squared relative error of a layer at which layers that read the same channels are compared.
+_SMALL = np.array(0.01)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ class Thinner:
     wide: Knowledge
     options: Options
     work: Workspace
-    _readers: tuple[Reader, ...] | None = None
+    _thinnable: tuple[Thinnable, ...] | None = None
     _thinnings: tuple[Thinning, ...] | None = None
 
     def fewer(self, rule: Rule) -> Knowledge:
@@ -81,10 +84,10 @@ class Thinner:
     def _fewer(self, rule: Rule, by_images: ChannelsByImages, data: CalibrationData) -> Knowledge | None:
         """What is known of the thinner network; None where it is not to be made."""
         wide = self.wide
-        if self._readers is None:
-            self._readers = _readers(wide.network, data, by_images.choice, layer_costs(rule, wide))
+        if self._thinnable is None:
+            self._thinnable = _find_thinnable(wide.network, data, by_images.choice, layer_costs(rule, wide))
         allowed = math.inf if by_images.required else _CLEARLY * least_damage(under_budget(rule, wide))
-        found = self._not_too_fast(rule, self._readers, by_images, data, allowed)
+        found = self._not_too_fast(rule, self._thinnable, by_images, data, allowed)
         thin = _learn_again(found[1], wide, self.options, self.work) if found is not None else None
         if found is None or thin is None or by_images.required:
             return thin
@@ -93,7 +96,7 @@ class Thinner:
     def _not_too_fast(
         self,
         rule: Rule,
-        readers: Sequence[Reader],
+        thinnable: Sequence[Thinnable],
         by_images: ChannelsByImages,
         data: CalibrationData,
         allowed: float,
@@ -104,10 +107,10 @@ class Thinner:
         """
         found, aim = None, rule
         for _ in range(_MOST_TRIES):
-            gone = self._choose(aim, readers, by_images, data)
+            gone = self._choose(aim, thinnable, by_images, data)
             if not gone.channels or gone.predicted > allowed:
                 return None
-            network = _without(gone.channels, readers, self.wide.network, data, by_images.choice, self.work)
+            network = _without(gone.channels, thinnable, self.wide.network, data, by_images.choice, self.work)
             if network is None:
                 return None
             found = gone, network
@@ -120,36 +123,35 @@ class Thinner:
         return found
 
     def _choose(
-        self, rule: Rule, readers: Sequence[Reader], by_images: ChannelsByImages, data: CalibrationData
+        self, rule: Rule, thinnable: Sequence[Thinnable], by_images: ChannelsByImages, data: CalibrationData
     ) -> _Gone:
         """The channels of each group that go: those of a saved plan, or for the least damage under a budget."""
         if by_images.choice.saved is not None:
-            return _Gone(_saved(readers, by_images.choice.saved), 0.0, 0.0)
-        return _share_out(self._find(readers, data), under_budget(rule, self.wide), data)
+            return _Gone(_saved(thinnable, by_images.choice.saved), 0.0, 0.0)
+        return _share_out(self._find(thinnable, data), under_budget(rule, self.wide), data)
 
-    def _find(self, readers: Sequence[Reader], data: CalibrationData) -> tuple[Thinning, ...]:
+    def _find(self, thinnable: Sequence[Thinnable], data: CalibrationData) -> tuple[Thinning, ...]:
         """What may go of each group; found once."""
         if self._thinnings is None:
 
-            def thinning(reader: Reader) -> Thinning:
-                own = data.moments[reader.place.site.name]
-                judge = (data.judge or data.moments)[reader.place.site.name]
-                return find_thinning(reader, own, judge)
+            def thinning(one: Thinnable) -> Thinning:
+                weights = {r.name: float(_damage(r.name, _SMALL, data.sensitivities)) for r in one.readers}
+                return find_thinning(one, data.moments, data.judge or data.moments, weights)
 
-            self._thinnings = tuple(map_layers(thinning, readers, partial(self.work.progress, "channels")))
+            self._thinnings = tuple(map_layers(thinning, thinnable, partial(self.work.progress, "channels")))
         return self._thinnings
 
 
-def _readers(
+def _find_thinnable(
     network: Network, data: CalibrationData, choice: ChannelChoice, costs: Mapping[str, float]
-) -> tuple[Reader, ...]:
+) -> tuple[Thinnable, ...]:
     shapes = infer_value_shapes(network.model, network.described.shapes)
     analysis, groups = analyse_groups(network.model, shapes, choice.left_out)
-    return find_readers(analysis, groups, network.located, data.moments, costs)
+    return find_thinnable(analysis, groups, network.located, data.moments, costs)
 
 
-def _saved(readers: Sequence[Reader], saved: Sequence[ChannelDecision]) -> Wanted:
-    known = {reader.group.name: len(reader.group.channels) for reader in readers}
+def _saved(thinnable: Sequence[Thinnable], saved: Sequence[ChannelDecision]) -> Wanted:
+    known = {one.group.name: len(one.group.channels) for one in thinnable}
     for decision in saved:
         if decision.fitted and known.get(decision.name) != decision.channels:
             raise OptionError(
@@ -164,7 +166,7 @@ def _share_out(thinnings: Sequence[Thinning], layers: BudgetedLayers, data: Cali
     menus = [_menu(one, data.sensitivities) for one in thinnings]
     taken, of_all = share_out(layers, menus)
     gone = {
-        one.reader.group.name: tuple(sorted(one.order[: one.counts[option]]))
+        one.of.group.name: tuple(sorted(one.order[: one.counts[option]]))
         for one, option in zip(thinnings, taken, strict=True)
         if option
     }
@@ -173,16 +175,22 @@ def _share_out(thinnings: Sequence[Thinning], layers: BudgetedLayers, data: Cali
 
 def _menu(thinning: Thinning, sensitivities: Mapping[str, Sensitivity]) -> Menu:
     """What each count saves, and the damage that it does."""
-    own = sensitivities.get(thinning.reader.place.site.name)
-    laws = [own] if own is not None else list(sensitivities.values())
-    damage = np.median([law.at(thinning.errors) for law in laws], axis=0) if laws else thinning.errors
-    saved = thinning.reader.cost * np.array(thinning.counts, dtype=np.float64)
+    readers = zip(thinning.of.readers, thinning.errors, strict=True)
+    damage = np.sum([_damage(reader.name, errors, sensitivities) for reader, errors in readers], axis=0)
+    saved = thinning.of.cost * np.array(thinning.counts, dtype=np.float64)
     return Menu(-saved, np.asarray(damage, dtype=np.float64))
+
+
+def _damage(layer: str, errors: Float64, sensitivities: Mapping[str, Sensitivity]) -> Float64:
+    """What errors of a layer's output do to the answers; of a layer whose sensitivity is unknown, as of the others."""
+    own = sensitivities.get(layer)
+    laws = [own] if own is not None else list(sensitivities.values())
+    return np.asarray(np.median([law.at(errors) for law in laws], axis=0) if laws else errors)
 
 
 def _without(
     gone: Wanted,
-    readers: Sequence[Reader],
+    thinnable: Sequence[Thinnable],
     wide: Network,
     data: CalibrationData,
     choice: ChannelChoice,
@@ -191,12 +199,10 @@ def _without(
     """The network without these channels, what read them refitted; None where nothing goes in the end."""
     model = wide.model.clone()
     places = {place.site.name: place for place in find_sites(model, wide.shapes)}
-    for reader in readers:
-        if reader.group.name in gone:
-            name = reader.place.site.name
-            kernel, shift = refitted(reader, gone[reader.group.name], data.moments[name])
-            set_kernel(places[name], kernel)
-            add_to_bias(model, [places[name]], {name: shift})
+    for name, lost in _lost_inputs(gone, thinnable).items():
+        kernel, shift = refitted(places[name], lost, data.moments[name])
+        set_kernel(places[name], kernel)
+        add_to_bias(model, [places[name]], {name: shift})
     folder = Path(tempfile.mkdtemp(prefix="thin", dir=work.scratch))
     source = replace(wide.source, model=model, path=wide.original)
     sample = data.samples.first if data.samples is not None else {}
@@ -216,6 +222,15 @@ def _without(
         wide=wide,
         rewrites=wide.rewrites,
     )
+
+
+def _lost_inputs(gone: Wanted, thinnable: Sequence[Thinnable]) -> dict[str, list[int]]:
+    """The input channels that each layer loses: it may read several groups."""
+    lost: dict[str, list[int]] = {}
+    for one in thinnable:
+        for reader in one.readers if one.group.name in gone else ():
+            lost.setdefault(reader.name, []).extend(reader.positions[list(gone[one.group.name])].tolist())
+    return lost
 
 
 def _learn_again(network: Network, wide: Knowledge, options: Options, work: Workspace) -> Knowledge | None:
