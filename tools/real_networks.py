@@ -72,6 +72,24 @@ NETWORKS = (
     Network(
         "realesr animevideo", "realesr_animevideov3_x4.onnx", "--scale 1/255", "photos/calib", 32, "photos/eval", "psnr"
     ),
+    Network(
+        "PP-OCRv4 text detector",
+        "ch_PP-OCRv4_det_infer.onnx",
+        "--colour bgr --mean 0.5 --std 0.5 --resize 320x320",
+        "coco/calib",
+        128,
+        "coco/val_64",
+        "miou",
+    ),
+    Network(
+        "PP-OCR text angle",
+        "ch_ppocr_mobile_v2.0_cls_infer.onnx",
+        "--colour bgr --mean 0.5 --std 0.5 --resize 48x192",
+        "imagenet/calib",
+        256,
+        "imagenet/val_650",
+        "top1",
+    ),
 )
 
 

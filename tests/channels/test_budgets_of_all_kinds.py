@@ -15,7 +15,7 @@ from latency.fake import FakeDevice
 from trp_export import bench
 from trp_export.latency import network
 
-from .test_by_images import fitted, folder, shapes
+from .test_by_images import answer_a_map, fitted, folder, shapes
 
 __all__ = ["folder"]
 
@@ -30,9 +30,12 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
     return device
 
 
+@pytest.mark.parametrize("map_out", [False, True])
 def test_channels_go_for_a_speedup_that_pairs_do_not_reach_as_well(
-    trp: Command, folder: Path, device: FakeDevice
+    map_out: bool, trp: Command, folder: Path, device: FakeDevice
 ) -> None:
+    if map_out:
+        answer_a_map(folder)
     words = ("model.onnx", "--speedup", "1.6", "--calib", "images.npy", "--no-bench")
     outcome = trp(*words)
     assert outcome.code == 0, outcome.err

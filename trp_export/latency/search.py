@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from trp_export.errors import OptionError
 from trp_export.latency.network import NetworkLatency
@@ -16,6 +16,8 @@ _NEAR = 0.01
 # A plan below this share of the target is refused.
 REACHED = 0.95
 _MOST_TRIES = 6
+# The original and one plan.
+_FIRST = 2
 
 
 def plan_for_speedup(
@@ -35,24 +37,42 @@ def plan_at_speed(latency: NetworkLatency, ratio: float, plan_by: Callable[[floa
     """The same for any function that makes a plan for a cost of the whole network."""
     budget = latency.original / ratio
     tried: dict[float, Plan] = {}
+    # The predicted cost of each network that was measured, and its share of the original's time.
+    shares = {latency.original: 1.0}
     for attempt in range(_MOST_TRIES):
         latency.progress("speed-up", attempt / _MOST_TRIES)
         plan = plan_by(budget)
         found = latency.measured(plan)
         again = found in tried
         tried[found] = plan
-        fastest = latency.predicted(plan) > budget * (1 + 1e-6)
+        predicted = latency.predicted(plan)
+        fastest = predicted > budget * (1 + 1e-6)
         if fastest and found < ratio * REACHED:
             raise OptionError(
                 f"--speedup {ratio:g} is out of reach on this device: the fastest plan measured {max(tried):.2f}x."
             )
-        if again or fastest or abs(found / ratio - 1) <= _NEAR:
+        if again or abs(found / ratio - 1) <= _NEAR or (fastest and found < ratio):
             break
-        budget *= found / ratio
+        shares[predicted] = 1 / found
+        budget = _corrected(max(budget, predicted) * found / ratio, shares, 1 / ratio)
     nearest = min(tried, key=lambda found: abs(math.log(found / ratio)))
     if nearest < ratio * REACHED:
         raise OptionError(f"--speedup {ratio:g} is not met on this device: the nearest plan measured {nearest:.2f}x.")
     return tried[nearest]
+
+
+def _corrected(in_proportion: float, shares: Mapping[float, float], wanted: float) -> float:
+    """The predicted cost at which a plan takes the `wanted` share of the original's time, going by what was measured.
+
+    At first in proportion, if that lies between the nearest networks that are slower and faster; else on the line
+    between these.
+    """
+    slow, more = min(((cost, share) for cost, share in shares.items() if share > wanted), key=lambda point: point[1])
+    faster = [(cost, share) for cost, share in shares.items() if share <= wanted]
+    fast, less = max(faster, key=lambda point: point[1]) if faster else (0.0, 0.0)
+    if len(shares) <= _FIRST and fast < in_proportion < slow:
+        return in_proportion
+    return fast + (slow - fast) * (wanted - less) / (more - less)
 
 
 def predicted_plan(

@@ -21,7 +21,7 @@ from trp_export.planning.budgets import Damage, lost_energy
 from trp_export.planning.channels import ChannelDecision
 from trp_export.planning.curves import Layer
 from trp_export.planning.saved_plan import Choice, Choices, parse_plan, read_plan
-from trp_export.rules import OwnPlan, Rule, SavedPlan
+from trp_export.rules import OwnPlan, Rule, SavedPlan, Speedup
 from trp_export.runtime.batch_size import with_true_batch
 from trp_export.runtime.new_sizes import set_sizes
 from trp_export.runtime.sessions import CannotRunError, open_session
@@ -189,11 +189,14 @@ def _requires_channels(options: Options, saved: Sequence[ChannelDecision] | None
 
 
 def _may_thin(network: Network, data: CalibrationData, options: Options) -> bool:
-    """Whether channels may go by images unasked: none went at no loss, and each answer is one vector."""
+    """Whether channels may go by images unasked: none went at no loss, and the prediction can be trusted.
+
+    Where answers are maps, the damage of channels is predicted too low; only pairs that gain no time do more.
+    """
     understood = bool(network.channels) and network.thinned is None
     if not (options.may_remove_channels and understood and has_room_for_second(network.located)):
         return False
-    return answers_are_vectors(network.model, data.batches[0])
+    return isinstance(options.effective_rule, Speedup) or answers_are_vectors(network.model, data.batches[0])
 
 
 def _with_sizes(source: Source, options: Options, work: Workspace) -> Source:
