@@ -123,7 +123,7 @@ def twice_read():
         .replace("net (", "two (")
         .replace("answer)", "answer, float[N, 5, 8, 8] more)")
     )
-    text = text.replace("conv3__bias>", "conv3__bias, float[5, 6, 1, 1] conv4__weight>").replace("d = Relu", "d = Relu")
+    text = text.replace("conv3__bias>", "conv3__bias, float[5, 6, 1, 1] conv4__weight>")
     text = text.replace("    answer =", "    more = Conv (d, conv4__weight)\n    answer =")
     model = prepare(ir.serde.deserialize_model(build(text)))
     located = find_sites(model, infer_shapes(model, SHAPES))

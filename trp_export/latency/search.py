@@ -16,8 +16,6 @@ _NEAR = 0.01
 # A plan below this share of the target is refused.
 REACHED = 0.95
 _MOST_TRIES = 6
-# The original and one plan.
-_FIRST = 2
 
 
 def plan_for_speedup(
@@ -70,7 +68,8 @@ def _corrected(in_proportion: float, shares: Mapping[float, float], wanted: floa
     slow, more = min(((cost, share) for cost, share in shares.items() if share > wanted), key=lambda point: point[1])
     faster = [(cost, share) for cost, share in shares.items() if share <= wanted]
     fast, less = max(faster, key=lambda point: point[1]) if faster else (0.0, 0.0)
-    if len(shares) <= _FIRST and fast < in_proportion < slow:
+    is_first = len(shares) == 2  # The original and one plan.
+    if is_first and fast < in_proportion < slow:
         return in_proportion
     return fast + (slow - fast) * (wanted - less) / (more - less)
 

@@ -191,7 +191,7 @@ def _requires_channels(options: Options, saved: Sequence[ChannelDecision] | None
 def _may_thin(network: Network, data: CalibrationData, options: Options) -> bool:
     """Whether channels may go by images unasked: none went at no loss, and the prediction can be trusted.
 
-    Where answers are maps, the damage of channels is predicted too low; only pairs that gain no time do more.
+    Where answers are maps, it is too low for channels, so there they go under a speed-up alone: pairs gain little time.
     """
     understood = bool(network.channels) and network.thinned is None
     if not (options.may_remove_channels and understood and has_room_for_second(network.located)):
