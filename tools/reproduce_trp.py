@@ -1,4 +1,4 @@
-"""Train, cut, export and test ResNet-20 by the methods of the TRP paper and by ours, on CIFAR-10.
+"""Train, cut, export and test ResNet-20 and ResNet-32 by the methods of the TRP paper and by ours, on CIFAR-10.
 
     python tools/reproduce_trp.py -o runs/trp [ROW ...]
 
@@ -37,6 +37,7 @@ class Row:
     train: tuple[str, ...] = ()
     export: tuple[str, ...] = ()
     teacher: str = ""
+    arch: str = "resnet20"
 
 
 def _paper(name: str, scheme: str, ratio: str, *more: str) -> Row:
@@ -52,15 +53,16 @@ def _ours(
     *more: str,
     lr: str = "0.05",
     teacher: str = "resnet20",
+    arch: str = "resnet20",
 ) -> Row:
     options = ("--scheme", scheme, "--macs", ratio, "--period", PERIOD, "--nuclear", NUCLEAR, *OURS, "--lr", lr, *more)
-    return Row(name, (*options, "--epochs", epochs, "--factors", factors), teacher=teacher)
+    return Row(name, (*options, "--epochs", epochs, "--factors", factors), teacher=teacher, arch=arch)
 
 
-def _long(name: str, ratio: str) -> Row:
-    """Two hours on one core, with a teacher that is better than the start."""
+def _long(name: str, ratio: str, arch: str = "resnet20") -> Row:
+    """Two to three hours on one core, with a teacher that is better than the start."""
     more = ("--align", "4", "--ema", "0.998", "--compile")
-    return _ours(name, "spatial", ratio, "68", "60", *more, lr="0.1", teacher="vgg8-factors-2.5x")
+    return _ours(name, "spatial", ratio, "68", "60", *more, lr="0.1", teacher="vgg8-factors-2.5x", arch=arch)
 
 
 ROWS = (
@@ -72,6 +74,7 @@ ROWS = (
     _ours("spatial-3.6x", "spatial", "3.6", "24", "15"),
     _long("spatial-2.84x-long", "2.84"),
     _long("spatial-3.6x-long", "3.6"),
+    _long("resnet32-spatial-3.4x-long", "3.4", arch="resnet32"),
     _paper("nuclear-only-spatial-2.84x", "spatial", "2.84", "--nuclear", NUCLEAR, "--no-project"),
     _paper("trp1-channel-2.17x", "channel", "2.17"),
     _paper("trp1-nu-channel-2.17x", "channel", "2.17", "--nuclear", NUCLEAR),
@@ -92,7 +95,7 @@ ROWS = (
 @click.argument("rows", nargs=-1)
 def main(validation: int, latency: bool, output: Path, rows: tuple[str, ...]) -> None:
     """The rows of the table, trained where they are not yet."""
-    images, weights = data.cifar10(), data.network("resnet20")
+    images = data.cifar10()
     unknown = set(rows) - {row.name for row in ROWS}
     if unknown:
         raise click.UsageError(f"unknown row {unknown.pop()}; one of {', '.join(row.name for row in ROWS)}.")
@@ -104,7 +107,7 @@ def main(validation: int, latency: bool, output: Path, rows: tuple[str, ...]) ->
         if rows and row.name not in rows:
             continue
         if row.name not in results or (latency and results[row.name]["latency"] is None):
-            found = carry_out(row, images, weights, validation, latency, output, test)
+            found = carry_out(row, images, data.network(row.arch), validation, latency, output, test)
             results = read_results(results_file) | {row.name: found}  # Other rows may have been run beside this one.
             results_file.write_text(json.dumps(results, indent=2) + "\n")
     print(table(results))
@@ -129,7 +132,7 @@ def table(results: dict[str, Any]) -> str:
 def carry_out(
     row: Row, images: Path, weights: Path, validation: int, latency: bool, output: Path, test: Any
 ) -> dict[str, Any]:
-    model, options = weights, ("--arch", "resnet20", *row.export)
+    model, options = weights, ("--arch", row.arch, *row.export)
     if row.train:
         model, options = _trained(row, images, weights, validation, output / row.name), ()
     onnx_file = output / f"{row.name}.onnx"
@@ -153,7 +156,7 @@ def _trained(row: Row, images: Path, weights: Path, validation: int, folder: Pat
         teacher = _teacher(row.teacher) if row.teacher else ()
         run(
             "training.cli",
-            *("--arch", "resnet20", "--data", f"npz:{images}", "--init", str(weights), *teacher),
+            *("--arch", row.arch, "--data", f"npz:{images}", "--init", str(weights), *teacher),
             *("--validation", str(validation), "--keep", "last", "--amp", "-o", str(folder), *row.train),
         )
     return folder / "model.pt"

@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 
 from tests.latency.fake import CONDITIONS, PER_NODE, FakeDevice
 from tests.latency.test_network import chain
-from trp_export.graph.shapes import infer_value_shapes
+from trp_export.graph.rewrite import set_kernel
+from trp_export.graph.shapes import infer_shapes, infer_value_shapes
+from trp_export.graph.sites import find_sites
 from trp_export.latency.network import signatures_of
 from trp_export.latency.pair_costs import EstimatedCosts, MeasuredCosts, PairCosts
 from trp_export.latency.placeholder import make_standin
 from trp_export.latency.table import Table
 from trp_export.load import load
+from trp_export.lowrank.factor import factorise, stored_product
 from trp_export.lowrank.schemes import Branch
 from trp_export.network import Network, analyse, measure_layers
 from trp_export.options import LoadOptions, Selection
@@ -96,6 +99,31 @@ def test_a_budget_out_of_reach_without_slow_pairs_keeps_them(network: Network, t
     assert fast.plan.changed
     (note,) = fast.notes
     assert note.endswith("not faster than the layer; --speedup chooses by time")
+
+
+def test_a_slow_pair_stays_where_others_would_do_far_more_damage(tmp_path: Path) -> None:
+    lossless = low_rank_first(tmp_path, rank=34)
+    fast = plan(lossless, Macs(1.018), clock(lossless, tmp_path))
+    assert [(change.site.name, change.rank) for change in fast.plan.changed] == [("conv0", 34)]
+    (note,) = fast.notes
+    assert note.startswith("the pair of conv0 is not faster")
+
+
+def test_a_slow_pair_goes_where_it_makes_the_whole_network_slower(tmp_path: Path) -> None:
+    lossless = low_rank_first(tmp_path, rank=34)
+    costs = clock(lossless, tmp_path, FakeDevice({"x": (1, 24, 8, 8)}, per_node=0.03))
+    fast = plan(lossless, Macs(1.018), costs)
+    assert fast.plan.changed
+    assert all(cost.is_lower for cost in costs.costs(fast.plan).values())
+
+
+def low_rank_first(folder: Path, rank: int) -> Network:
+    """The chain, whose first conv has a low rank as a spatial pair."""
+    loaded = load(chain(folder), LoadOptions())
+    place = find_sites(loaded.model, infer_shapes(loaded.model, {"x": (1, 24, 8, 8)}))[0]
+    factors = factorise(place.kernel(), FIXED["spatial"], 1, rank)
+    set_kernel(place, stored_product(factors, FIXED["spatial"], place.site.kernel_shape, 1))
+    return analyse(loaded, folder)
 
 
 def test_a_saved_plan_is_carried_out_with_a_note(network: Network, tmp_path: Path) -> None:

@@ -59,6 +59,9 @@ class PairCosts(Protocol):
     def costs(self, plan: Plan) -> Mapping[str, PairCost]:
         """The costs of a plan's pairs by site name, as far as they are known."""
 
+    def whole(self, plan: Plan) -> float:
+        """The cost of the whole network without the plan's pairs, in the unit of these costs."""
+
     def speedup(self, plan: Plan) -> float | None:
         """How many times as fast the plan's network is as the network without low rank; None where it is unknown."""
 
@@ -78,6 +81,9 @@ class EstimatedCosts:
             for change in plan.changed
             if change.site.is_known
         }
+
+    def whole(self, plan: Plan) -> float:
+        return float(sum(decision.site.macs for decision in plan.decisions if decision.site.is_known))
 
     def speedup(self, plan: Plan) -> None:
         return None
@@ -140,6 +146,12 @@ class MeasuredCosts:
         unit = self.table.conditions.unit
         return {name: PairCost(dense, pair, unit) for name, (dense, pair) in costs.items() if dense and pair}
 
+    def whole(self, plan: Plan) -> float:
+        """The cost of the network without low rank, profiled once. Raises DeviceError."""
+        if self._whole_key not in self.table:
+            self._profile(_DENSE, ())
+        return self.table.get(self._whole_key) or 0.0
+
     def speedup(self, plan: Plan) -> float:
         """How many times as fast the plan's network is as the network without low rank. Raises DeviceError."""
         key = f"pairs {plan_digest(self.digest, plan)}"
@@ -153,7 +165,12 @@ class MeasuredCosts:
 
     def _profile(self, plan: Plan, subjects: Sequence[Subject]) -> None:
         sample = take_sample(self.network, plan, self.device, self.folder, self.table.conditions.precision)
-        self.table.add(costs_of(sample, plan, subjects))
+        whole = {} if plan.changed else {self._whole_key: sample.total}
+        self.table.add(costs_of(sample, plan, subjects) | whole)
+
+    @property
+    def _whole_key(self) -> str:
+        return f"profiled {self.digest}"
 
 
 def open_pair_costs(network: Network, benchmark: Benchmark, precision: Precision, folder: Path) -> PairCosts:

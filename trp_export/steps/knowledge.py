@@ -57,6 +57,7 @@ class Knowledge:
 
     `layers` hold the curves of each layer, `saved` the choices of a saved plan. `pair_costs` say which pairs are slow;
     None where there will be no pairs, or slow ones are kept. `by_images` is None where no channels may go by images.
+    `damage_done` is the damage predicted of the channels that went.
     `remarks` are what the user should know beside what network and images say.
     """
 
@@ -69,6 +70,7 @@ class Knowledge:
     latency: NetworkLatency | None = None
     pair_costs: PairCosts | None = None
     by_images: ChannelsByImages | None = None
+    damage_done: float = 0.0
     remarks: tuple[str, ...] = ()
 
     @property

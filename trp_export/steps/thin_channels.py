@@ -88,10 +88,13 @@ class Thinner:
             self._thinnable = _find_thinnable(wide.network, data, by_images.choice, layer_costs(rule, wide))
         allowed = math.inf if by_images.required else _CLEARLY * least_damage(under_budget(rule, wide))
         found = self._not_too_fast(rule, self._thinnable, by_images, data, allowed)
-        thin = _learn_again(found[1], wide, self.options, self.work) if found is not None else None
-        if found is None or thin is None or by_images.required:
+        if found is None:
+            return None
+        gone, network = found
+        thin = _learn_again(network, gone.damage, wide, self.options, self.work)
+        if thin is None or by_images.required:
             return thin
-        return thin if found[0].damage + least_damage(under_budget(rule, thin)) <= allowed else None
+        return thin if thin.damage_done + least_damage(under_budget(rule, thin)) <= allowed else None
 
     def _not_too_fast(
         self,
@@ -233,13 +236,17 @@ def _lost_inputs(gone: Wanted, thinnable: Sequence[Thinnable]) -> dict[str, list
     return lost
 
 
-def _learn_again(network: Network, wide: Knowledge, options: Options, work: Workspace) -> Knowledge | None:
+def _learn_again(
+    network: Network, damage_done: float, wide: Knowledge, options: Options, work: Workspace
+) -> Knowledge | None:
     """What images and the device say about the thinner network."""
     layers = measure_layers(network, options.selection, wide.saved, work.progress)
     data, layers = calibrate(network, layers, None, options, work.progress, known=wide.calibration)
     if data is None:
         return None
-    return with_clocks(replace(wide, network=network, layers=layers, calibration=data), options, work)
+    return with_clocks(
+        replace(wide, network=network, layers=layers, calibration=data, damage_done=damage_done), options, work
+    )
 
 
 def _decision(decision: ChannelDecision, gone: Wanted) -> ChannelDecision:
