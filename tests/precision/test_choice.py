@@ -117,6 +117,34 @@ def test_the_limit_of_max_drop_holds_for_the_shipped_form() -> None:
     assert chosen(asked, fp32, near) == "low rank, int8"
 
 
+@pytest.mark.parametrize("options", [BEST, INT8])
+def test_a_form_that_surely_loses_more_than_a_point_beside_its_float_model_does_not_ship(options: Options) -> None:
+    fp32, near, far = (variant(name, ms, drop=drop) for name, ms, drop in LOSSES)
+    assert chosen(options, fp32, near) == "low rank, int8"
+    assert chosen(options, fp32, far) == "low rank, fp32"
+    assert chosen(options, fp32, with_score(far, error=0.011)) == "low rank, int8"
+    assert chosen(options, fp32, with_score(far, unit="dB")) == "low rank, int8"
+    forms = choose_precision((fp32, far), INT8)
+    assert forms is not None
+    wanted = "int8: it loses 2 pp of top-1 accuracy beside the float model, and 1 pp is allowed"
+    assert forms.rejected_because == wanted
+
+
+LOSSES = (("fp32", 2.0, 0.05), ("int8", 1.0, 0.059), ("int8", 1.0, 0.07))
+
+
+def with_score(one: Variant, **changes: object) -> Variant:
+    assert one.judged is not None
+    return replace(one, judged=replace(one.judged, **changes))  # type: ignore[arg-type]
+
+
+def test_no_advice_to_ship_int8_alone_where_it_loses_too_much() -> None:
+    alone = variant("int8", 0.5, low_rank=False, drop=0.02)
+    forms = choose_precision((variant("fp32", 2.0), variant("int8", 1.0), alone), INT8)
+    assert forms is not None
+    assert list(precision_remarks(forms)) == []
+
+
 def test_what_may_not_ship_is_said_with_the_reason() -> None:
     fp32, far = variant("fp32", 2.0), variant("int8", 1.0, agreement=0.98)
     forms = choose_precision((fp32, far, variant("int8", 1.0, refused="no layer can")), BEST)

@@ -9,7 +9,7 @@ from pathlib import Path
 from trp_export.graph.large_files import read_model
 from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.metrics.evaluator import Evaluator
-from trp_export.metrics.score import Score, holds, points
+from trp_export.metrics.score import Score, holds, points, scale
 from trp_export.network import Network
 from trp_export.options import Options
 from trp_export.planning.plan import Plan
@@ -28,6 +28,8 @@ from trp_export.workspace import Workspace
 # and where the outputs hold no classes, the largest divergence.
 LEAST_AGREEMENT = 0.99
 MOST_DIVERGENCE = 0.01
+# What a variant may lose of the score beside the float model without --max-drop, in points, but for its standard error.
+MOST_LOST = 1.0
 
 
 def make_variants(
@@ -85,8 +87,8 @@ def choose_precision(variants: Sequence[Variant], options: Options) -> Precision
         return None
     if options.choose_precision:
         return _fastest(variants, options)
-    asked = variants[1]
-    why = asked.refused or _beyond(asked, options)
+    fp32, asked = variants[:2]
+    why = asked.refused or _beyond(asked, fp32, options)
     return Precisions(tuple(variants), 0 if why else 1, f"{asked.precision}: {why}" if why else None)
 
 
@@ -96,11 +98,11 @@ def _fastest(variants: Sequence[Variant], options: Options) -> Precisions:
 
     fp32 = variants[0]
     others = [(index, one) for index, one in enumerate(variants) if index and one.low_rank == fp32.low_rank]
-    passed_over = tuple(f"{one.name} may not ship: {why}" for _, one in others if (why := _too_far(one, options)))
+    passed_over = tuple(f"{one.name} may not ship: {why}" for _, one in others if (why := _too_far(one, fp32, options)))
     faster = [
         (summary(one.latency).median, index)
         for index, one in others
-        if not _too_far(one, options)
+        if not _too_far(one, fp32, options)
         and one.latency is not None
         and fp32.latency is not None
         and ratio(fp32.latency, one.latency).verdict == "faster"
@@ -108,9 +110,9 @@ def _fastest(variants: Sequence[Variant], options: Options) -> Precisions:
     return Precisions(tuple(variants), min(faster)[1] if faster else 0, passed_over=passed_over)
 
 
-def _too_far(variant: Variant, options: Options) -> str | None:
+def _too_far(variant: Variant, fp32: Variant, options: Options) -> str | None:
     """Why --precision best may not ship a variant, however fast it is."""
-    why = variant.refused or _beyond(variant, options)
+    why = variant.refused or _beyond(variant, fp32, options)
     if why or options.effective_rule.largest_drop is not None or variant.parity is None:
         return why
     agreement, divergence = variant.parity.agreement, variant.parity.divergence
@@ -125,12 +127,27 @@ def _too_far(variant: Variant, options: Options) -> str | None:
     )
 
 
-def _beyond(variant: Variant, options: Options) -> str | None:
-    """Why a variant may not ship under --max-drop, None where it may."""
+def _beyond(variant: Variant, fp32: Variant, options: Options) -> str | None:
+    """Why a variant may not ship that was evaluated; None where it may."""
     limit, judged = options.effective_rule.largest_drop, variant.judged
+    if limit is None:
+        return _loses(variant, fp32)
     if judged is None or holds(judged, limit):
         return None
-    return f"it loses {points(judged.drop, judged.unit)}, and --max-drop allows {limit or 0:g}"
+    return f"it loses {points(judged.drop, judged.unit)}, and --max-drop allows {limit:g}"
+
+
+def _loses(variant: Variant, fp32: Variant) -> str | None:
+    """What a variant loses beside its float model, where that is surely more than MOST_LOST points of a score."""
+    judged = variant.judged
+    if judged is None or judged.unit != "%":
+        return None
+    if fp32.judged is not None and fp32.low_rank == variant.low_rank:
+        judged = replace(judged, before=fp32.judged.after)
+    if judged.drop <= MOST_LOST + (judged.error or 0.0) * scale(judged.unit):
+        return None
+    lost = points(judged.drop, judged.unit)
+    return f"it loses {lost} of {judged.what} beside the float model, and {points(MOST_LOST, judged.unit)} is allowed"
 
 
 def put_in_place(precisions: Precisions | None, result: Path) -> None:
@@ -174,7 +191,9 @@ def precision_remarks(forms: Precisions) -> Iterator[str]:
             word = "SLOWER than" if against.verdict == "slower" else "no faster than"
             yield f"{one.name} is {word} fp32 here ({against})"
     alone = forms.alone("int8")
-    if alone is None or alone is shipped or alone.refused or alone.latency is None or shipped.latency is None:
+    if alone is None or alone is shipped or alone.latency is None or shipped.latency is None:
+        return
+    if alone.refused or _loses(alone, fp32):
         return
     against = ratio(alone.latency, shipped.latency)
     if against.verdict in ("slower", "no difference"):
