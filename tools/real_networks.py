@@ -27,6 +27,8 @@ from typing import Any
 import click
 from common import append, put_into_page, read
 
+from trp_export.errors import PrecisionError
+
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "real-networks.md"
 ROWS = Path(__file__).resolve().parents[1] / "build" / "real_networks.jsonl"
 
@@ -169,7 +171,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
     )
     lines = [f"| {heads} |", "|" + "---|" * (heads.count("|") + 1)]
     for row in sorted(rows, key=lambda row: (row["network"], row["rule"], row["images"], row["tune"] or "")):
-        start = f"| {row['network']} | `{row['rule']}` | {row['images']} | {row['tune'] or 'no'} "
+        refused = ", refused, so float" if row.get("code") == PrecisionError.exit_code else ""
+        start = f"| {row['network']} | `{row['rule']}`{refused} | {row['images']} | {row['tune'] or 'no'} "
         if "error" in row:
             lines.append(f"{start}| | | | {' '.join(row['error'])} | | | |")
             continue

@@ -124,6 +124,7 @@ def test_a_form_that_surely_loses_more_than_a_point_beside_its_float_model_does_
     assert chosen(options, fp32, far) == "low rank, fp32"
     assert chosen(options, fp32, with_score(far, error=0.011)) == "low rank, int8"
     assert chosen(options, fp32, with_score(far, unit="dB")) == "low rank, int8"
+    assert chosen(options, fp32, with_score(far, labelled=False)) == "low rank, int8"
     forms = choose_precision((fp32, far), INT8)
     assert forms is not None
     wanted = "int8: it loses 2 pp of top-1 accuracy beside the float model, and 1 pp is allowed"

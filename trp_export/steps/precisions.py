@@ -138,9 +138,12 @@ def _beyond(variant: Variant, fp32: Variant, options: Options) -> str | None:
 
 
 def _loses(variant: Variant, fp32: Variant) -> str | None:
-    """What a variant loses beside its float model, where that is surely more than MOST_LOST points of a score."""
+    """What a variant loses beside its float model, where that is surely more than MOST_LOST points by labels.
+
+    Without labels a score counts what changes, for better or worse.
+    """
     judged = variant.judged
-    if judged is None or judged.unit != "%":
+    if judged is None or judged.unit != "%" or not judged.labelled:
         return None
     if fp32.judged is not None and fp32.low_rank == variant.low_rank:
         judged = replace(judged, before=fp32.judged.after)
