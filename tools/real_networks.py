@@ -160,6 +160,7 @@ def _export(network: Network, rule: str, tune: str | None, images: str, part: st
         "score": report["deviation"]["score"],
         "macs": report["before"]["macs"] / report["after"]["macs"],
         "speed": report["latency"] and report["latency"]["models"][1]["ratio"],
+        "cpu": report["latency"] and report["latency"]["environment"]["cpu"],
         "notes": [note for note in report["notes"] if "held-out" in note],
         "code": done.returncode,
     }
@@ -167,18 +168,19 @@ def _export(network: Network, rule: str, tune: str | None, images: str, part: st
 
 def _table(rows: list[dict[str, Any]]) -> str:
     heads = (
-        "network | rule | images | tuned | MACs | measured | quotient | metric | before | after | held-out divergence"
+        "network | rule | images | tuned | MACs | measured | quotient | on | metric | before | after "
+        "| held-out divergence"
     )
     lines = [f"| {heads} |", "|" + "---|" * (heads.count("|") + 1)]
     for row in sorted(rows, key=lambda row: (row["network"], row["rule"], row["images"], row["tune"] or "")):
         refused = ", refused, so float" if row.get("code") == PrecisionError.exit_code else ""
         start = f"| {row['network']} | `{row['rule']}`{refused} | {row['images']} | {row['tune'] or 'no'} "
         if "error" in row:
-            lines.append(f"{start}| | | | {' '.join(row['error'])} | | | |")
+            lines.append(f"{start}| | | | | {' '.join(row['error'])} | | | |")
             continue
         speed = row["speed"]
         start += f"| {row['macs']:.2f}x | {speed['value']:.2f}x [{speed['low']:.2f}, {speed['high']:.2f}] "
-        start += f"| {speed['value'] / row['macs']:.2f} "
+        start += f"| {speed['value'] / row['macs']:.2f} | {row['cpu']} "
         lines.append(f"{start}| {_score(row['score'])} | {next(iter(row['notes']), '')} |")
     return "\n".join(lines)
 
