@@ -88,21 +88,20 @@ def _without_slow_pairs(
     """Plans made again without the pairs that were slow in the one before, until none is or the rule cannot be met."""
     rounds: list[_Round] = []
     left_out: dict[str, PairCost] = {}
-    for attempt in range(_ROUNDS):
-        progress("time the pairs", attempt / _ROUNDS)
+    while True:
+        progress("time the pairs", len(rounds) / _ROUNDS)
         known = costs.costs(plan)
         saved = sum(cost.dense - cost.pair for cost in known.values()) / (costs.whole(plan) or math.inf)
         rounds.append(_Round(plan, knowledge, left_out, saved))
         slow = _slow(known)
-        if not slow:
-            break
+        if not slow or len(rounds) == _ROUNDS:
+            return rounds
         knowledge = replace(knowledge, layers=tuple(_below(layer, plan, slow) for layer in knowledge.layers))
         try:
             plan = plan_by(rule, knowledge)
         except OptionError:  # The budget is out of reach without these pairs.
-            break
+            return rounds
         left_out = left_out | slow
-    return rounds
 
 
 def _best(rounds: Sequence[_Round], rule: Macs | Params) -> _Round:
