@@ -180,7 +180,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
             continue
         speed = row["speed"]
         start += f"| {row['macs']:.2f}x | {speed['value']:.2f}x [{speed['low']:.2f}, {speed['high']:.2f}] "
-        start += f"| {speed['value'] / row['macs']:.2f} | {row['cpu']} "
+        start += f"| {speed['value'] / row['macs']:.2f} | {row.get('cpu') or 'unknown'} "
         lines.append(f"{start}| {_score(row['score'])} | {next(iter(row['notes']), '')} |")
     return "\n".join(lines)
 

@@ -12,6 +12,7 @@ from trp_export.planning.budgets import (
     layers_in_macs,
     layers_in_params,
     layers_in_time,
+    least_damage,
     plan_by_macs,
     plan_by_params,
 )
@@ -88,6 +89,11 @@ def under_budget(rule: Rule, knowledge: Knowledge) -> BudgetedLayers:
             return layers_in_time(layers, latency.timings, latency.of_layers(latency.original / rule.ratio), damage)
         case _:
             raise NotImplementedError(f"{type(rule).__name__} has no budget")
+
+
+def damage_under(rule: Rule, knowledge: Knowledge) -> float:
+    """The damage predicted of the channels that went and of the best pairs under a budget; infinite out of reach."""
+    return knowledge.damage_done + least_damage(under_budget(rule, knowledge))
 
 
 def layer_costs(rule: Rule, knowledge: Knowledge) -> Mapping[str, float]:

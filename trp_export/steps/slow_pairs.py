@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 
 from trp_export.errors import DeviceError, OptionError
 from trp_export.latency.pair_costs import EstimatedCosts, PairCost, PairCosts
-from trp_export.planning.budgets import least_damage
 from trp_export.planning.curves import Curve, Layer
 from trp_export.planning.plan import Decision, Plan
 from trp_export.planning.rules import keep
 from trp_export.rules import Macs, Params, Rule
 from trp_export.steps.knowledge import Knowledge
-from trp_export.steps.rules import plan_by, under_budget
+from trp_export.steps.rules import damage_under, plan_by
 from trp_export.system.progress import Progress
 from trp_export.system.text import name_some
 
@@ -35,15 +34,17 @@ class FastPlan:
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """A plan, what is known with fewer pairs on offer than before, and the costs of the slow pairs left out so far.
-
-    `saved` is what its pairs save, as a share of the cost of the whole network.
-    """
+    """A plan with the costs of its pairs, what is known without the slow ones, and the costs of those left out."""
 
     plan: Plan
+    costs: Mapping[str, PairCost]
     knowledge: Knowledge
     left_out: Mapping[str, PairCost]
-    saved: float
+
+    @property
+    def saved(self) -> float:
+        """What the pairs save, in the unit of their costs."""
+        return sum(cost.dense - cost.pair for cost in self.costs.values())
 
 
 def plan_fast(rule: Rule, knowledge: Knowledge, progress: Progress) -> FastPlan:
@@ -72,12 +73,11 @@ def _plan_fast(rule: Rule, knowledge: Knowledge, progress: Progress) -> FastPlan
         return FastPlan(plan, _kept_though_slow(costs.costs(plan)))
     rounds = _without_slow_pairs(plan, rule, knowledge, costs, progress)
     if isinstance(rule, (Macs, Params)):
-        best = _best(rounds, rule)
-        known = costs.costs(best.plan)
-        return FastPlan(_explained(best.plan, known, best.left_out), _kept_though_slow(known))
-    plan, left_out = rounds[-1].plan, rounds[-1].left_out
-    slow = _slow(costs.costs(plan))
-    plan, left_out = _faster_as_a_whole(_without(plan, slow), costs), {**left_out, **slow}
+        best = _best(rounds, rule, costs.whole(plan))
+        return FastPlan(_explained(best.plan, best.costs, best.left_out), _kept_though_slow(best.costs))
+    last = rounds[-1]
+    slow = _slow(last.costs)
+    plan, left_out = _faster_as_a_whole(_without(last.plan, slow), costs), {**last.left_out, **slow}
     plan = _explained(plan, costs.costs(plan), left_out)
     return FastPlan(plan, _left_out(plan, costs))
 
@@ -90,10 +90,8 @@ def _without_slow_pairs(
     left_out: dict[str, PairCost] = {}
     while True:
         progress("time the pairs", len(rounds) / _ROUNDS)
-        known = costs.costs(plan)
-        saved = sum(cost.dense - cost.pair for cost in known.values()) / (costs.whole(plan) or math.inf)
-        rounds.append(_Round(plan, knowledge, left_out, saved))
-        slow = _slow(known)
+        rounds.append(_Round(plan, costs.costs(plan), knowledge, left_out))
+        slow = _slow(rounds[-1].costs)
         if not slow or len(rounds) == _ROUNDS:
             return rounds
         knowledge = replace(knowledge, layers=tuple(_below(layer, plan, slow) for layer in knowledge.layers))
@@ -104,19 +102,18 @@ def _without_slow_pairs(
         left_out = left_out | slow
 
 
-def _best(rounds: Sequence[_Round], rule: Macs | Params) -> _Round:
+def _best(rounds: Sequence[_Round], rule: Macs | Params, whole: float) -> _Round:
     """The round that does the least damage for what it saves, of those that do not make the network slower, if any.
 
     A budget asks for a share of the network, which the first round counts as saved; a later one, by what its pairs save
-    more. It may do more damage in proportion.
+    more. It may do more damage in proportion. `whole` is the cost of the network without pairs.
     """
-    asked = 1 - 1 / rule.ratio
-    no_slower = [one for one in rounds if 1 - one.saved <= _NO_SLOWER * one.knowledge.fewer_macs]
+    asked = (1 - 1 / rule.ratio) * whole
+    no_slower = [one for one in rounds if whole - one.saved <= _NO_SLOWER * one.knowledge.fewer_macs * whole]
 
     def damage_for_saved(one: _Round) -> float:
         saved = asked + one.saved - rounds[0].saved
-        damage = one.knowledge.damage_done + least_damage(under_budget(rule, one.knowledge))
-        return damage / saved if saved > 0 else math.inf
+        return damage_under(rule, one.knowledge) / saved if saved > 0 else math.inf
 
     return min(no_slower or rounds, key=damage_for_saved)
 

@@ -21,14 +21,14 @@ from trp_export.graph.sites import find_sites
 from trp_export.lowrank.factor import Float64
 from trp_export.network import Network, analyse, measure_layers
 from trp_export.options import Options
-from trp_export.planning.budgets import BudgetedLayers, least_damage, share_out
+from trp_export.planning.budgets import BudgetedLayers, share_out
 from trp_export.planning.channels import ChannelDecision
 from trp_export.planning.knapsack import Menu
 from trp_export.planning.sensitivity import Sensitivity
 from trp_export.rules import Rule, Speedup
 from trp_export.steps.calibrate import CalibrationData, calibrate
 from trp_export.steps.knowledge import ChannelsByImages, Knowledge, with_clocks
-from trp_export.steps.rules import layer_costs, under_budget
+from trp_export.steps.rules import damage_under, layer_costs, under_budget
 from trp_export.system.threads import map_layers
 from trp_export.workspace import Workspace
 
@@ -86,7 +86,7 @@ class Thinner:
         wide = self.wide
         if self._thinnable is None:
             self._thinnable = _find_thinnable(wide.network, data, by_images.choice, layer_costs(rule, wide))
-        allowed = math.inf if by_images.required else _CLEARLY * least_damage(under_budget(rule, wide))
+        allowed = math.inf if by_images.required else _CLEARLY * damage_under(rule, wide)
         found = self._not_too_fast(rule, self._thinnable, by_images, data, allowed)
         if found is None:
             return None
@@ -94,7 +94,7 @@ class Thinner:
         thin = _learn_again(network, gone.damage, wide, self.options, self.work)
         if thin is None or by_images.required:
             return thin
-        return thin if thin.damage_done + least_damage(under_budget(rule, thin)) <= allowed else None
+        return thin if damage_under(rule, thin) <= allowed else None
 
     def _not_too_fast(
         self,
