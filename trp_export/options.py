@@ -113,7 +113,7 @@ class Selection:
     channels: str = flag(
         "--channels",
         "Share a budget out over pairs and channels, and refit the layers that read fewer. auto does so where your "
-        "images calibrate, each answer is one vector or time is the budget, and less damage is predicted.",
+        "images calibrate and that does clearly less damage, or less for the time that it saves.",
         section=LAYERS,
         choices=CHANNEL_CHOICES,
         default="auto",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import as_samples, in_batches, make_images, make_network
+from shared import USES, SharedUse, shared_images, shared_network
 
 from trp_export.calibration.divergence import Kind, agreement, divergence
 from trp_export.calibration.moments import gather_moments
@@ -74,6 +77,25 @@ def test_a_walk_keeps_what_is_read_later_and_sees_changed_weights() -> None:
     set_value(model.graph.initializers["two.weight"], np.zeros((8, 8, 3, 3)))
     walk.to(["s"])
     assert (walk.values["s"][0] >= 0).all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(uses=USES, seed=st.integers(0, 99))
+def test_a_walk_goes_ahead_with_other_weights(uses: Sequence[SharedUse], seed: int) -> None:
+    model, x, rng = shared_network(uses), shared_images(4), np.random.default_rng(seed)
+    walk = Walk(model, [{"x": x[:1]}, {"x": x[1:]}])
+    walk.to(["c0"])
+    ahead = walk.ahead(["c1", "y"], ["w", "b"])
+    for _ in range(2):
+        weights = {"w": rng.standard_normal((3, 3, 3, 3)).astype(np.float32), "b": np.zeros(3, np.float32)}
+        made = ahead(weights)
+        other = model.clone()
+        for name, array in weights.items():
+            set_value(other.graph.initializers[name], array)
+        whole = Walk(other, [{"x": x}])
+        whole.values["c0"] = [np.concatenate(walk.values["c0"])]  # It was made before.
+        for name, parts in whole.run(["c1", "y"]).items():
+            np.testing.assert_allclose(np.concatenate(made[name]), parts[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_layer_that_hardly_reaches_the_output_is_hardly_sensitive() -> None:

@@ -10,12 +10,17 @@ import onnx
 import pytest
 import torch
 from command import Command
-from models import build, save
+from models import build, run, save
 
 from models_zoo import find_architecture
+from trp_export.calibration.divergence import divergence
 from trp_export.errors import OptionError
-from trp_export.options import Calibration, Options, Selection
+from trp_export.options import Benchmark, Calibration, Options, Selection
+from trp_export.pipeline import silent
 from trp_export.rules import Energy, Macs
+from trp_export.steps.knowledge import learn
+from trp_export.steps.thin_channels import Thinner
+from trp_export.workspace import open_workspace
 
 NET = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[N, 3, 16, 16] image) => (float[N, 8] scores)
@@ -187,10 +192,34 @@ def answer_a_map(folder: Path) -> None:
     save(proto, folder / "model.onnx")
 
 
-def test_channels_stay_unasked_where_the_answer_is_a_map(trp: Command, folder: Path) -> None:
+def test_channels_go_unasked_where_the_answer_is_a_map(trp: Command, folder: Path) -> None:
     answer_a_map(folder)
     assert trp(*AUTO).code == 0
-    assert fitted(folder) == []
+    assert fitted(folder) == ["conv2"]
+    assert trp(*AUTO, "--channels", "off", "-o", "pairs.onnx").code == 0
+    assert moved(folder / "model.trp.json") < moved(folder / "pairs.json")
+
+
+def moved(report: Path) -> float:
+    return float(json.loads(report.read_text())["deviation"]["truncation"]["relative_l2"])
+
+
+def test_the_damage_of_channels_is_measured(folder: Path) -> None:
+    options = Options(
+        Macs(1.8),
+        Calibration(folder / "images.npy"),
+        selection=Selection(channels="on"),
+        benchmark=Benchmark(run=False),
+        output=folder / "out.onnx",
+    )
+    with open_workspace(folder / "model.onnx", options, silent) as work:
+        wide = learn(folder / "model.onnx", options, work)
+        thin = Thinner(wide, options, work).fewer(options.effective_rule)
+        assert wide.calibration is not None
+        (images,) = (batch.arrays for batch in wide.calibration.held_out)
+        (before,), (after,) = (run(knowledge.network.file, images) for knowledge in (wide, thin))
+    assert thin.fewer_macs > 1
+    assert thin.damage_done == pytest.approx(divergence({"y": before}, {"y": after}), rel=1e-3)
 
 
 def test_channels_need_a_budget_and_images() -> None:

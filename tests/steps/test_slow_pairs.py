@@ -24,13 +24,15 @@ from trp_export.load import load
 from trp_export.lowrank.factor import factorise, stored_product
 from trp_export.lowrank.schemes import Branch
 from trp_export.network import Network, analyse, measure_layers
-from trp_export.options import LoadOptions, Selection
+from trp_export.options import LoadOptions, Options, Selection
 from trp_export.planning.curves import FIXED
 from trp_export.planning.plan import Decision, Plan
 from trp_export.planning.saved_plan import Choice
 from trp_export.rules import Energy, Macs, Params, Rank, Rule, SavedPlan
+from trp_export.steps.best_plan import best_plan
 from trp_export.steps.knowledge import Knowledge
-from trp_export.steps.slow_pairs import FastPlan, plan_fast
+from trp_export.steps.slow_pairs import FastPlan
+from trp_export.steps.thin_channels import Thinner
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,8 @@ def clock(network: Network, folder: Path, device: FakeDevice | None = None) -> M
 
 
 def plan(network: Network, rule: Rule, costs: PairCosts | None, saved: tuple[Choice, ...] = ()) -> FastPlan:
-    return plan_fast(rule, make_knowledge(network, costs, saved), lambda step, share: None)
+    thinner = Thinner(make_knowledge(network, costs, saved), Options(), None)  # type: ignore[arg-type]
+    return best_plan(rule, thinner, lambda step, share: None)[0]
 
 
 def test_pairs_that_save_less_than_they_cost_are_left_out(network: Network, tmp_path: Path) -> None:

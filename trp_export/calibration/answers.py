@@ -88,10 +88,22 @@ def find_answers(model: ir.Model) -> tuple[Answer, ...]:
 
 def read_answers(walk: Walk, answers: Sequence[Answer]) -> dict[str, Array]:
     """The answers of the network that is walked, by name, each (n, C, *) with its channels on axis 1."""
+    return answers_ahead(walk, answers)({})
+
+
+def answers_ahead(
+    walk: Walk, answers: Sequence[Answer], weights: Sequence[str] = ()
+) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+    """The same again and again, with other values of these weights (initializers) by name."""
     # An answer that the walk has passed no longer changes.
-    ahead = [answer.name for answer in answers if answer.name not in walk.values]
-    values = {**walk.values, **(walk.run(ahead) if ahead else {})}
-    return {answer.name: _joined(values[answer.name], answer.axis) for answer in answers}
+    missing = [answer.name for answer in answers if answer.name not in walk.values]
+    ahead = walk.ahead(missing, weights) if missing else None
+
+    def read(values: Mapping[str, Array]) -> dict[str, Array]:
+        made = {**walk.values, **(ahead(values) if ahead is not None else {})}
+        return {answer.name: _joined(made[answer.name], answer.axis) for answer in answers}
+
+    return read
 
 
 def run_answers(

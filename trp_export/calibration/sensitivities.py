@@ -6,18 +6,19 @@ damage is close to a power law of the layer's relative output error, for every s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
-from trp_export.calibration.answers import Answer, Array, find_answers, read_answers, reference_to
+from trp_export.calibration.answers import Answer, Array, answers_ahead, find_answers, read_answers, reference_to
 from trp_export.calibration.moments import Moments, is_tapped
 from trp_export.calibration.output_curves import share_within_scales
 from trp_export.graph.bias import add_to_bias, takes_bias
-from trp_export.graph.rewrite import set_kernel
+from trp_export.graph.rewrite import as_stored
 from trp_export.graph.sites import LocatedSite, find_sites
+from trp_export.graph.weights import find_bias
 from trp_export.inputs.samples import Batch, groups_of
 from trp_export.lowrank.calibrated import bias_shift, calibrated_pair, output_variance
 from trp_export.lowrank.factor import Float64, product
@@ -68,11 +69,11 @@ def measure_sensitivities(
         judged = (held_out or moments)[name]
         judge = replace(metric, inputs=judged.about(moments[name].mean))
         varies = share_within_scales(place.kernel(), place.site.group, judge, judged)
-        points = {}
+        points, replace_by = {}, _replacing(copy, place, walk, answers)
         for rank in _ranks(curve):
             fitted = _fit(place, curve, rank, metric, moments[name].mean)
             error = _relative_error(place, fitted[0], judge) / varies
-            damage = reference.divergence(_replaced(copy, place, fitted, walk, answers)) if error > 0 else np.nan
+            damage = reference.divergence(replace_by(*fitted)) if error > 0 else np.nan
             if np.isfinite(damage):  # An original that answers NaN tells nothing.
                 points[error] = damage
         if points:
@@ -101,15 +102,20 @@ def _relative_error(place: LocatedSite, new: Float64, judge: ErrorMetric) -> flo
     return output_variance(kernel - new, group, judge) / whole if whole > 0 else 0.0
 
 
-def _replaced(
-    model: ir.Model, place: LocatedSite, fitted: tuple[Float64, Float64], walk: Walk, answers: Sequence[Answer]
-) -> Mapping[str, Array]:
-    """The network's answers with the kernel and the bias of one layer replaced; it is as before afterwards."""
-    kernel, name = place.kernel().copy(), place.site.name
-    new, shift = fitted
-    set_kernel(place, new)
-    add_to_bias(model, [place], {name: shift})
-    outcome = read_answers(walk, answers)
-    set_kernel(place, kernel)
-    add_to_bias(model, [place], {name: -shift})
-    return outcome
+def _replacing(
+    model: ir.Model, place: LocatedSite, walk: Walk, answers: Sequence[Answer]
+) -> Callable[[Float64, Float64], Mapping[str, Array]]:
+    """What gives the network's answers with another kernel (n, c/group, *k) of a layer and its bias shifted by (n,).
+
+    One session serves all kernels. The layer's equal biases are stored once from here on.
+    """
+    add_to_bias(model, [place], {place.site.name: np.zeros(place.site.kernel_shape[0])})
+    weight = place.constant.root.name or ""
+    biases = {node.inputs[2].name or "": find_bias(node) for node in place.nodes if node.inputs[2] is not None}
+    ahead = answers_ahead(walk, answers, [weight, *biases])
+
+    def replace_by(kernel: Float64, shift: Float64) -> Mapping[str, Array]:
+        shifted = {name: bias + shift for name, bias in biases.items() if bias is not None}
+        return ahead({weight: as_stored(place, kernel), **shifted})
+
+    return replace_by

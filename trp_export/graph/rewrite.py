@@ -84,15 +84,16 @@ def set_product(change: Change, place: LocatedSite, pairs: Pairs) -> None:
 
 
 def _product(place: LocatedSite, pairs: Pairs, change: Change) -> Array:
-    return _as_stored(place, stored_kernel(pairs, change.branches, place.site.kernel_shape, place.site.group))
+    return as_stored(place, stored_kernel(pairs, change.branches, place.site.kernel_shape, place.site.group))
 
 
 def set_kernel(place: LocatedSite, kernel: Array) -> None:
     """Give a layer another kernel (n, c/group, *k), stored as its weight is."""
-    set_value(place.constant.root, _as_stored(place, kernel))
+    set_value(place.constant.root, as_stored(place, kernel))
 
 
-def _as_stored(place: LocatedSite, kernel: Array) -> Array:
+def as_stored(place: LocatedSite, kernel: Array) -> Array:
+    """A kernel (n, c/group, *k) as the layer's weight is stored."""
     return place.constant.as_stored(as_weight(place.nodes[0], kernel, place.site.group))
 
 

@@ -65,6 +65,9 @@ class PairCosts(Protocol):
     def speedup(self, plan: Plan) -> float | None:
         """How many times as fast the plan's network is as the network without low rank; None where it is unknown."""
 
+    def speedup_by_channels(self, network: Network) -> float:
+        """How many times as fast as with all channels the network of these costs is, both without low rank."""
+
 
 @dataclass(frozen=True, slots=True)
 class EstimatedCosts:
@@ -87,6 +90,9 @@ class EstimatedCosts:
 
     def speedup(self, plan: Plan) -> None:
         return None
+
+    def speedup_by_channels(self, network: Network) -> float:
+        return network.fewer_macs
 
 
 def _estimate(change: Change) -> float:
@@ -161,6 +167,18 @@ class MeasuredCosts:
                 save_standin(self.network, _DENSE, dense, self.table.conditions.precision)
             save_standin(self.network, plan, file, self.table.conditions.precision)
             self.table.add({key: speedup_of(self.device, dense, file)})
+        return self.table.get(key) or 1.0
+
+    def speedup_by_channels(self, network: Network) -> float:
+        """The same, timed side by side where channels went by images. Raises DeviceError."""
+        if network.wide is None:
+            return network.fewer_macs
+        key = f"channels {digest_on(network.wide, self.device)} {self.digest}"
+        if key not in self.table:
+            wide, thin = self.folder / "wide-standin.onnx", self.folder / "thin-standin.onnx"
+            save_standin(network.wide, _DENSE, wide, self.table.conditions.precision)
+            save_standin(network, _DENSE, thin, self.table.conditions.precision)
+            self.table.add({key: network.wide.fewer_macs * speedup_of(self.device, wide, thin)})
         return self.table.get(key) or 1.0
 
     def _profile(self, plan: Plan, subjects: Sequence[Subject]) -> None:

@@ -6,6 +6,7 @@ Between two stops those values are kept, batch by batch, that later nodes still 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -91,7 +92,27 @@ class Walk:
 
     def run(self, names: Sequence[str]) -> dict[str, list[Array]]:
         """Values further on, batch by batch, with the weights as they are; the walk stays where it is."""
+        return self.ahead(names)({})
+
+    def ahead(self, names: Sequence[str], weights: Sequence[str] = ()) -> Ahead:
+        """What makes values further on, again and again with other `weights` (initializers)."""
         types = {name: parts[0].dtype for name, parts in self.values.items()}
-        tap = Tap(self._model, list(self.values), names, self._threads, types)
-        parts = [tap({name: self.values[name][index] for name in tap.inputs}) for index in range(self._count)]
-        return {name: [part[name] for part in parts] for name in names}
+        tap = Tap(self._model, [*self.values, *weights], names, self._threads, types)
+        read = {name: self.values[name] for name in tap.inputs if name in self.values}
+        return Ahead(tap, tuple(names), read, self._count)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ahead:
+    """What makes `names` out of the values of a walk, batch by batch."""
+
+    tap: Tap
+    names: tuple[str, ...]
+    values: Mapping[str, Sequence[Array]]
+    batches: int
+
+    def __call__(self, weights: Mapping[str, Array]) -> dict[str, list[Array]]:
+        """The values, with these weights by name."""
+        of_batch = ({name: parts[index] for name, parts in self.values.items()} for index in range(self.batches))
+        made = [self.tap({**weights, **values}) for values in of_batch]
+        return {name: [part[name] for part in made] for name in self.names}

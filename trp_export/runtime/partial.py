@@ -42,7 +42,7 @@ class Tap:
         threads: int = 0,
         types: Types | None = None,
     ) -> None:
-        """`inputs` may be inner values too: what lies before them is then not run, and `types` gives their types.
+        """`inputs` may be weights and inner values too: what lies before these is not run, and `types` has their types.
 
         Raises UnsupportedError where onnxruntime cannot run the part.
         """
@@ -71,11 +71,11 @@ class Tap:
 def extract(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], types: Types) -> ir.Model:
     """The part of a model between `inputs` and `outputs` as a model of its own; the model stays as it is.
 
-    Every value keeps its name. Inputs that no output depends on are left out.
+    Every value keeps its name. `inputs` may be weights, too. Inputs that no output depends on are left out.
     """
     values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
-    # Inputs with a default keep it.
-    starts = {values[name] for name in inputs if name in values and name not in model.graph.initializers}
+    defaults = {value.name for value in model.graph.inputs if value.name in model.graph.initializers}
+    starts = {values[name] for name in inputs if name in values and name not in defaults}
     return cut_out(model, starts, [values[name] for name in outputs], types)
 
 

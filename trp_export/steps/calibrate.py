@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trp_export.calibration.answers import find_answers, reference_to, run_answers
 from trp_export.calibration.held_out import split_samples, take_samples
 from trp_export.calibration.memory import images_to_keep, images_to_read, images_to_walk, places_with_room
 from trp_export.calibration.moments import (
@@ -30,7 +31,7 @@ from trp_export.graph.sites import LocatedSite
 from trp_export.inputs.calibration import open_calibration
 from trp_export.inputs.description import NetworkInputs
 from trp_export.inputs.images import choose
-from trp_export.inputs.samples import Batch, Samples, input_types
+from trp_export.inputs.samples import Batch, Samples, groups_of, input_types
 from trp_export.load import Source
 from trp_export.network import Network
 from trp_export.options import Calibration, Options
@@ -155,6 +156,13 @@ def _sensitivities(
         held_out=data.judge,
         progress=partial(progress, "sensitivities"),
     )
+
+
+def divergence_of(model: ir.Model, network: Network, data: CalibrationData) -> float:
+    """How far a model with other weights is from the network, on the held-out samples that sensitivities come from."""
+    batches, answers = _for_sensitivities(data, network), find_answers(network.model)
+    reference = reference_to(answers, run_answers(network.model, answers, batches), groups_of(batches))
+    return reference.divergence(run_answers(model, answers, batches))
 
 
 def _owed(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trp_export.calibration.answers import answers_are_vectors
 from trp_export.calibration.memory import has_room_for_second
 from trp_export.channels.thin import ChannelChoice
 from trp_export.errors import DeviceError, LoadError, OptionError, UnsupportedError, first_line
@@ -21,7 +20,7 @@ from trp_export.planning.budgets import Damage, lost_energy
 from trp_export.planning.channels import ChannelDecision
 from trp_export.planning.curves import Layer
 from trp_export.planning.saved_plan import Choice, Choices, parse_plan, read_plan
-from trp_export.rules import OwnPlan, Rule, SavedPlan, Speedup
+from trp_export.rules import OwnPlan, Rule, SavedPlan
 from trp_export.runtime.batch_size import with_true_batch
 from trp_export.runtime.new_sizes import set_sizes
 from trp_export.runtime.sessions import CannotRunError, open_session
@@ -154,7 +153,7 @@ def learn(model: str | Path | nn.Module, options: Options, work: Workspace, *, f
     cuts = options.effective_rule.chooses_ranks or bool(saved)
     if options.calibration is not None:
         data, layers, unfit = _calibrate(network, layers, samples, options, work.progress, cuts=cuts)
-        may_thin = data is not None and bool(data.moments) and (required or _may_thin(network, data, options))
+        may_thin = data is not None and bool(data.moments) and (required or _may_thin(network, options))
         remarks = (*remarks, *_same_images(options), *(() if data is not None else (*unfit, _WEIGHTS_ALONE)))
     knowledge = Knowledge(
         network,
@@ -190,15 +189,10 @@ def _requires_channels(options: Options, saved: Sequence[ChannelDecision] | None
     return bool(fitted) or options.selection.channels == "on"
 
 
-def _may_thin(network: Network, data: CalibrationData, options: Options) -> bool:
-    """Whether channels may go by images unasked: none went at no loss, and the prediction can be trusted.
-
-    Where answers are maps, it is too low for channels, so there they go under a speed-up alone: pairs gain little time.
-    """
+def _may_thin(network: Network, options: Options) -> bool:
+    """Whether channels may go by images unasked: their groups are understood, and none went at no loss."""
     understood = bool(network.channels) and network.thinned is None
-    if not (options.may_remove_channels and understood and has_room_for_second(network.located)):
-        return False
-    return isinstance(options.effective_rule, Speedup) or answers_are_vectors(network.model, data.batches[0])
+    return options.may_remove_channels and understood and has_room_for_second(network.located)
 
 
 def _with_sizes(source: Source, options: Options, work: Workspace) -> Source:

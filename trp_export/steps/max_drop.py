@@ -15,10 +15,11 @@ from trp_export.options import Options
 from trp_export.planning.frontier import Frontier, Point, explore
 from trp_export.planning.plan import Plan
 from trp_export.rules import MaxDrop
+from trp_export.steps.best_plan import best_plan
 from trp_export.steps.build import build
 from trp_export.steps.knowledge import Knowledge
 from trp_export.steps.precisions import judge_as_shipped
-from trp_export.steps.slow_pairs import FastPlan, plan_fast
+from trp_export.steps.slow_pairs import FastPlan
 from trp_export.steps.thin_channels import Thinner
 from trp_export.workspace import Workspace
 
@@ -71,8 +72,7 @@ class _Search:
         """True where the plan for this ratio is within the limit; None where there is no such plan."""
         budget = self.rule.budget(ratio)
         try:
-            knowledge = self.thinner.fewer(budget)
-            fast = plan_fast(budget, knowledge, self.trials.work.progress)
+            fast, knowledge = best_plan(budget, self.thinner, self.trials.work.progress)
         except OptionError:
             return None
         plan = replace(fast.plan, align=knowledge.align, channels=knowledge.network.channels)

@@ -13,9 +13,9 @@ from trp_export.planning.frontier import Frontier
 from trp_export.planning.plan import Plan
 from trp_export.planning.trained_low_rank import recognise, sharp_drop
 from trp_export.rules import MaxDrop
+from trp_export.steps.best_plan import best_plan
 from trp_export.steps.knowledge import Knowledge
 from trp_export.steps.max_drop import smallest_within_drop
-from trp_export.steps.slow_pairs import plan_fast
 from trp_export.steps.thin_channels import Thinner
 from trp_export.workspace import Workspace
 
@@ -44,8 +44,7 @@ def make_plan(knowledge: Knowledge, options: Options, work: Workspace) -> Planne
     if isinstance(rule, MaxDrop):
         fast, knowledge, frontier = smallest_within_drop(rule, knowledge, options, work)
     else:
-        knowledge = Thinner(knowledge, options, work).fewer(rule)
-        fast = plan_fast(rule, knowledge, work.progress)
+        fast, knowledge = best_plan(rule, Thinner(knowledge, options, work), work.progress)
     plan = replace(fast.plan, channels=knowledge.network.channels, rewrites=knowledge.network.rewrites)
     if rule.chooses_ranks:
         plan = replace(plan, align=knowledge.align)

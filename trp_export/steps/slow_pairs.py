@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 
-from trp_export.errors import DeviceError, OptionError
-from trp_export.latency.pair_costs import EstimatedCosts, PairCost, PairCosts
+from trp_export.errors import OptionError
+from trp_export.latency.pair_costs import PairCost, PairCosts
 from trp_export.planning.curves import Curve, Layer
 from trp_export.planning.plan import Decision, Plan
 from trp_export.planning.rules import keep
-from trp_export.rules import Macs, Params, Rule
+from trp_export.rules import Rule
 from trp_export.steps.knowledge import Knowledge
-from trp_export.steps.rules import damage_under, plan_by
+from trp_export.steps.rules import plan_by
 from trp_export.system.progress import Progress
 from trp_export.system.text import name_some
 
 # Plans that are made and timed at most: a layer whose pair is slow may get another one.
 _ROUNDS = 4
-# Two profiles of one network differ as much.
-_NO_SLOWER = 1.03
 _SLOW = "a pair is not faster"
 
 
@@ -33,7 +31,7 @@ class FastPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class _Round:
+class Round:
     """A plan with the costs of its pairs, what is known without the slow ones, and the costs of those left out."""
 
     plan: Plan
@@ -42,55 +40,48 @@ class _Round:
     left_out: Mapping[str, PairCost]
 
     @property
-    def saved(self) -> float:
-        """What the pairs save, in the unit of their costs."""
-        return sum(cost.dense - cost.pair for cost in self.costs.values())
+    def time(self) -> float:
+        """The time of the plan's network, as a share of that with all channels and without pairs; 1 if unknown."""
+        costs = self.knowledge.pair_costs
+        if costs is None:
+            return 1.0
+        saved = sum(cost.dense - cost.pair for cost in self.costs.values())
+        return (1 - saved / costs.whole(self.plan)) / costs.speedup_by_channels(self.knowledge.network)
+
+    @property
+    def fast_plan(self) -> FastPlan:
+        """The plan, with a note on slow pairs that it needs."""
+        return FastPlan(_explained(self.plan, self.costs, self.left_out), _kept_though_slow(self.costs))
 
 
 def plan_fast(rule: Rule, knowledge: Knowledge, progress: Progress) -> FastPlan:
-    """The plan of a rule, with layers dense whose pairs are not faster.
+    """The plan of a rule other than a budget, with layers dense whose pairs are not faster.
 
-    A budget is shared out again over the other layers; slow pairs stay where it is out of reach without them, or where
-    that would do more damage than the time is worth. A plan that was saved or trained is carried out as it is. Where
-    the device cannot time the network, costs are estimated, with a note. Raises OptionError for a rule that cannot be
-    met.
+    A plan that was saved or trained is carried out as it is. Raises OptionError for a rule that cannot be met,
+    DeviceError where costs can no longer be measured.
     """
-    try:
-        return _plan_fast(rule, knowledge, progress)
-    except DeviceError as error:
-        reason = str(error).splitlines()[0]
-        fast = _plan_fast(rule, replace(knowledge, pair_costs=EstimatedCosts()), progress)
-        return replace(
-            fast, notes=(*fast.notes, f"the cost of pairs is estimated, since they were not timed: {reason}")
-        )
-
-
-def _plan_fast(rule: Rule, knowledge: Knowledge, progress: Progress) -> FastPlan:
-    plan, costs = plan_by(rule, knowledge), knowledge.pair_costs
-    if costs is None or not plan.changed:
-        return FastPlan(plan)
-    if not rule.chooses_ranks:
-        return FastPlan(plan, _kept_though_slow(costs.costs(plan)))
-    rounds = _without_slow_pairs(plan, rule, knowledge, costs, progress)
-    if isinstance(rule, (Macs, Params)):
-        best = _best(rounds, rule, costs.whole(plan))
-        return FastPlan(_explained(best.plan, best.costs, best.left_out), _kept_though_slow(best.costs))
-    last = rounds[-1]
+    costs = knowledge.pair_costs
+    if not rule.chooses_ranks or costs is None:
+        plan = plan_by(rule, knowledge)
+        return FastPlan(plan, _kept_though_slow(costs.costs(plan)) if costs is not None else ())
+    last = without_slow_pairs(rule, knowledge, progress)[-1]
     slow = _slow(last.costs)
     plan, left_out = _faster_as_a_whole(_without(last.plan, slow), costs), {**last.left_out, **slow}
     plan = _explained(plan, costs.costs(plan), left_out)
     return FastPlan(plan, _left_out(plan, costs))
 
 
-def _without_slow_pairs(
-    plan: Plan, rule: Rule, knowledge: Knowledge, costs: PairCosts, progress: Progress
-) -> list[_Round]:
-    """Plans made again without the pairs that were slow in the one before, until none is or the rule cannot be met."""
-    rounds: list[_Round] = []
+def without_slow_pairs(rule: Rule, knowledge: Knowledge, progress: Progress) -> list[Round]:
+    """Plans of a rule, each without the pairs that were slow in the one before, until none is or it cannot be met.
+
+    One plan where no costs are known. Raises OptionError where the first cannot be made, DeviceError.
+    """
+    plan, costs = plan_by(rule, knowledge), knowledge.pair_costs
+    rounds: list[Round] = []
     left_out: dict[str, PairCost] = {}
     while True:
         progress("time the pairs", len(rounds) / _ROUNDS)
-        rounds.append(_Round(plan, costs.costs(plan), knowledge, left_out))
+        rounds.append(Round(plan, costs.costs(plan) if costs is not None else {}, knowledge, left_out))
         slow = _slow(rounds[-1].costs)
         if not slow or len(rounds) == _ROUNDS:
             return rounds
@@ -100,22 +91,6 @@ def _without_slow_pairs(
         except OptionError:  # The budget is out of reach without these pairs.
             return rounds
         left_out = left_out | slow
-
-
-def _best(rounds: Sequence[_Round], rule: Macs | Params, whole: float) -> _Round:
-    """The round that does the least damage for what it saves, of those that do not make the network slower, if any.
-
-    A budget asks for a share of the network, which the first round counts as saved; a later one, by what its pairs save
-    more. It may do more damage in proportion. `whole` is the cost of the network without pairs.
-    """
-    asked = (1 - 1 / rule.ratio) * whole
-    no_slower = [one for one in rounds if whole - one.saved <= _NO_SLOWER * one.knowledge.fewer_macs * whole]
-
-    def damage_for_saved(one: _Round) -> float:
-        saved = asked + one.saved - rounds[0].saved
-        return damage_under(rule, one.knowledge) / saved if saved > 0 else math.inf
-
-    return min(no_slower or rounds, key=damage_for_saved)
 
 
 def _slow(costs: Mapping[str, PairCost]) -> dict[str, PairCost]:

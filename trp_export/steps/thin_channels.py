@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from trp_export.channels.least_squares import Thinnable, Thinning, find_thinnable, find_thinning, refitted
 from trp_export.channels.thin import UNLIKE, ChannelChoice, analyse_groups
@@ -18,24 +19,26 @@ from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_kernel
 from trp_export.graph.shapes import infer_value_shapes
 from trp_export.graph.sites import find_sites
+from trp_export.latency.pair_costs import EstimatedCosts
 from trp_export.lowrank.factor import Float64
 from trp_export.network import Network, analyse, measure_layers
 from trp_export.options import Options
 from trp_export.planning.budgets import BudgetedLayers, share_out
 from trp_export.planning.channels import ChannelDecision
+from trp_export.planning.curves import Layer
 from trp_export.planning.knapsack import Menu
 from trp_export.planning.sensitivity import Sensitivity
 from trp_export.rules import Rule, Speedup
-from trp_export.steps.calibrate import CalibrationData, calibrate
+from trp_export.steps.calibrate import CalibrationData, calibrate, divergence_of
 from trp_export.steps.knowledge import ChannelsByImages, Knowledge, with_clocks
 from trp_export.steps.rules import damage_under, layer_costs, under_budget
 from trp_export.system.threads import map_layers
 from trp_export.workspace import Workspace
 
 Wanted = Mapping[str, Sequence[int]]
-# Fewer channels must do this share of the damage of pairs alone: the prediction does not see how refits of several
-# thinner layers add up, while pairs are refitted one behind the other.
-_CLEARLY = 2 / 3
+# Fewer channels must do this share of the damage of pairs alone: pairs are refitted one behind the other, which their
+# predicted damage does not see.
+CLEARLY_LESS = 2 / 3
 # A network that channels alone make faster than asked by more than this gets some of them back.
 _NEAR = 0.02
 _MOST_TRIES = 3
@@ -63,17 +66,24 @@ class Thinner:
     _thinnable: tuple[Thinnable, ...] | None = None
     _thinnings: tuple[Thinning, ...] | None = None
 
-    def fewer(self, rule: Rule) -> Knowledge:
+    @property
+    def required(self) -> bool:
+        """Whether channels are to go whatever is predicted."""
+        return self.wide.by_images is not None and self.wide.by_images.required
+
+    def fewer(self, rule: Rule, layers: Sequence[Layer] | None = None) -> Knowledge:
         """What is known of the network with fewer channels, for a rule to make a plan for.
 
-        Where no channels may go, or less damage is not clearly predicted and nobody requires it, what is known already.
-        Raises OptionError for a saved plan of other groups.
+        A budget is shared out over channels and the pairs of `layers`, by default all. Where no channels may go, or
+        more damage is predicted and nobody requires it, what is known already; under a speed-up, where not clearly
+        less is. Raises OptionError for a saved plan of other groups.
         """
         by_images, data = self.wide.by_images, self.wide.calibration
         if by_images is None or data is None:
             return self.wide
+        pairs = replace(self.wide, layers=tuple(layers)) if layers is not None else self.wide
         try:
-            return self._fewer(rule, by_images, data) or self.wide
+            return self._fewer(rule, pairs, by_images, data) or self.wide
         except UNLIKE as error:
             if by_images.required:
                 raise
@@ -81,17 +91,19 @@ class Thinner:
             self.wide = replace(self.wide, by_images=None, remarks=(*self.wide.remarks, note))
             return self.wide
 
-    def _fewer(self, rule: Rule, by_images: ChannelsByImages, data: CalibrationData) -> Knowledge | None:
+    def _fewer(
+        self, rule: Rule, pairs: Knowledge, by_images: ChannelsByImages, data: CalibrationData
+    ) -> Knowledge | None:
         """What is known of the thinner network; None where it is not to be made."""
         wide = self.wide
         if self._thinnable is None:
             self._thinnable = _find_thinnable(wide.network, data, by_images.choice, layer_costs(rule, wide))
-        allowed = math.inf if by_images.required else _CLEARLY * damage_under(rule, wide)
-        found = self._not_too_fast(rule, self._thinnable, by_images, data, allowed)
+        share = CLEARLY_LESS if isinstance(rule, Speedup) else 1.0  # A budget's plans are compared with their times.
+        allowed = math.inf if by_images.required else share * damage_under(rule, wide)
+        found = self._not_too_fast(rule, pairs, self._thinnable, by_images, data, allowed)
         if found is None:
             return None
-        gone, network = found
-        thin = _learn_again(network, gone.damage, wide, self.options, self.work)
+        thin = _learn_again(*found, wide, self.options, self.work)
         if thin is None or by_images.required:
             return thin
         return thin if damage_under(rule, thin) <= allowed else None
@@ -99,24 +111,29 @@ class Thinner:
     def _not_too_fast(
         self,
         rule: Rule,
+        pairs: Knowledge,
         thinnable: Sequence[Thinnable],
         by_images: ChannelsByImages,
         data: CalibrationData,
         allowed: float,
-    ) -> tuple[_Gone, Network] | None:
-        """The channels that go and the network without them, which is little faster than a speed-up asks for, if any.
+    ) -> tuple[Network, float] | None:
+        """The network without the channels that go, and the damage done; little faster than a speed-up asks for.
 
-        None where no channels go, or more damage than is allowed is predicted.
+        None where no channels go, or they and pairs do more damage than is allowed.
         """
         found, aim = None, rule
         for _ in range(_MOST_TRIES):
-            gone = self._choose(aim, thinnable, by_images, data)
+            gone = self._choose(aim, pairs, thinnable, by_images, data)
             if not gone.channels or gone.predicted > allowed:
                 return None
-            network = _without(gone.channels, thinnable, self.wide.network, data, by_images.choice, self.work)
+            refitted = _refitted(gone.channels, thinnable, self.wide.network, data)
+            damage = divergence_of(refitted, self.wide.network, data) if data.sensitivities else gone.damage
+            if gone.predicted - gone.damage + damage > allowed:
+                return None
+            network = _without(gone.channels, refitted, self.wide.network, data, by_images.choice, self.work)
             if network is None:
                 return None
-            found = gone, network
+            found = network, damage
             if not (isinstance(rule, Speedup) and isinstance(aim, Speedup)):
                 break
             excess = self.wide.measured_latency.speedup_of(network) / rule.ratio
@@ -126,12 +143,17 @@ class Thinner:
         return found
 
     def _choose(
-        self, rule: Rule, thinnable: Sequence[Thinnable], by_images: ChannelsByImages, data: CalibrationData
+        self,
+        rule: Rule,
+        pairs: Knowledge,
+        thinnable: Sequence[Thinnable],
+        by_images: ChannelsByImages,
+        data: CalibrationData,
     ) -> _Gone:
         """The channels of each group that go: those of a saved plan, or for the least damage under a budget."""
         if by_images.choice.saved is not None:
             return _Gone(_saved(thinnable, by_images.choice.saved), 0.0, 0.0)
-        return _share_out(self._find(thinnable, data), under_budget(rule, self.wide), data)
+        return _share_out(self._find(thinnable, data), under_budget(rule, pairs), data)
 
     def _find(self, thinnable: Sequence[Thinnable], data: CalibrationData) -> tuple[Thinning, ...]:
         """What may go of each group; found once."""
@@ -191,21 +213,21 @@ def _damage(layer: str, errors: Float64, sensitivities: Mapping[str, Sensitivity
     return np.asarray(np.median([law.at(errors) for law in laws], axis=0) if laws else errors)
 
 
-def _without(
-    gone: Wanted,
-    thinnable: Sequence[Thinnable],
-    wide: Network,
-    data: CalibrationData,
-    choice: ChannelChoice,
-    work: Workspace,
-) -> Network | None:
-    """The network without these channels, what read them refitted; None where nothing goes in the end."""
+def _refitted(gone: Wanted, thinnable: Sequence[Thinnable], wide: Network, data: CalibrationData) -> ir.Model:
+    """The wide network with all that read these channels refitted to do without."""
     model = wide.model.clone()
     places = {place.site.name: place for place in find_sites(model, wide.shapes)}
     for name, lost in _lost_inputs(gone, thinnable).items():
         kernel, shift = refitted(places[name], lost, data.moments[name])
         set_kernel(places[name], kernel)
         add_to_bias(model, [places[name]], {name: shift})
+    return model
+
+
+def _without(
+    gone: Wanted, model: ir.Model, wide: Network, data: CalibrationData, choice: ChannelChoice, work: Workspace
+) -> Network | None:
+    """The network without these channels, which nothing reads in `model`; None where nothing goes in the end."""
     folder = Path(tempfile.mkdtemp(prefix="thin", dir=work.scratch))
     source = replace(wide.source, model=model, path=wide.original)
     sample = data.samples.first if data.samples is not None else {}
@@ -239,14 +261,14 @@ def _lost_inputs(gone: Wanted, thinnable: Sequence[Thinnable]) -> dict[str, list
 def _learn_again(
     network: Network, damage_done: float, wide: Knowledge, options: Options, work: Workspace
 ) -> Knowledge | None:
-    """What images and the device say about the thinner network."""
+    """What images and the device say about the thinner network, which did this damage."""
     layers = measure_layers(network, options.selection, wide.saved, work.progress)
     data, layers = calibrate(network, layers, None, options, work.progress, known=wide.calibration)
     if data is None:
         return None
-    return with_clocks(
-        replace(wide, network=network, layers=layers, calibration=data, damage_done=damage_done), options, work
-    )
+    thin = replace(wide, network=network, layers=layers, calibration=data, damage_done=damage_done)
+    timed = with_clocks(thin, options, work)
+    return replace(timed, pair_costs=wide.pair_costs) if isinstance(wide.pair_costs, EstimatedCosts) else timed
 
 
 def _decision(decision: ChannelDecision, gone: Wanted) -> ChannelDecision:

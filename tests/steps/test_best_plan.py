@@ -1,0 +1,99 @@
+"""Which of several timed plans is taken: pairs alone or beside fewer channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.latency.fake import CONDITIONS, OTHER, FakeDevice
+from tests.latency.test_network import chain
+from trp_export.latency.network import signatures_of
+from trp_export.latency.pair_costs import EstimatedCosts, MeasuredCosts
+from trp_export.latency.table import Table
+from trp_export.load import load
+from trp_export.network import Network, analyse
+from trp_export.options import LoadOptions
+from trp_export.rules import Macs
+from trp_export.steps import best_plan
+from trp_export.steps.thin_channels import CLEARLY_LESS
+
+
+@dataclass(frozen=True)
+class Round:
+    """What the choice sees of a plan. `thin`: channels went by images."""
+
+    damage: float
+    time: float
+    thin: bool = False
+
+    @property
+    def knowledge(self) -> SimpleNamespace:
+        return SimpleNamespace(damage=self.damage, network=SimpleNamespace(wide=object() if self.thin else None))
+
+
+@pytest.fixture
+def rounds_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(best_plan, "damage_under", lambda rule, knowledge: knowledge.damage)
+
+
+def best(rounds: Sequence[Round], ratio: float = 1.5) -> Round:
+    return best_plan._best(rounds, Macs(ratio))  # type: ignore[arg-type, return-value]
+
+
+ROUNDS = st.lists(
+    st.builds(Round, st.floats(0.01, 1), st.floats(0.3, 1.2), st.booleans()), min_size=1, max_size=6, unique=True
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rounds=ROUNDS, ratio=st.floats(1.1, 3))
+def test_no_other_plan_is_both_faster_and_less_harmful(
+    rounds_alone: None, rounds: Sequence[Round], ratio: float
+) -> None:
+    taken = best(rounds, ratio)
+    alike = [one for one in rounds if one.thin == taken.thin]
+    assert not any(one.damage < taken.damage and one.time < taken.time for one in alike)
+    if any(one.time <= 1 for one in rounds):
+        assert taken.time <= 1.03
+
+
+def test_channels_need_clearly_less_damage_at_equal_time(rounds_alone: None) -> None:
+    pairs = Round(0.3, 0.9)
+    assert best([pairs, Round(0.25, 0.9, thin=True)]) is pairs
+    assert best([pairs, Round(0.9 * CLEARLY_LESS * 0.3, 0.9, thin=True)]).thin
+
+
+def test_channels_go_where_pairs_save_no_time(rounds_alone: None) -> None:
+    pairs, thin = Round(0.3, 1.02), Round(0.25, 0.8, thin=True)
+    assert best([pairs, thin]) is thin
+    assert best([replace(pairs, time=0.8), thin]) == replace(pairs, time=0.8)
+
+
+@pytest.fixture
+def thin(tmp_path: Path) -> Network:
+    """A chain of two convs, which stands for one of three that lost channels."""
+    wide, narrow = (network_of(blocks, tmp_path / f"{blocks}") for blocks in (3, 2))
+    return replace(narrow, wide=wide)
+
+
+def network_of(blocks: int, folder: Path) -> Network:
+    folder.mkdir()
+    return analyse(load(chain(folder, blocks), LoadOptions()), folder)
+
+
+def test_the_time_that_channels_save_is_measured_side_by_side(thin: Network, tmp_path: Path) -> None:
+    device = FakeDevice({"x": (1, 24, 8, 8)})
+    costs = MeasuredCosts(thin, device, Table(CONDITIONS, None), tmp_path, signatures_of(thin), "digest")  # type: ignore[arg-type]
+    assert thin.wide is not None
+    wide, narrow = (OTHER + sum(device.costs(chain(tmp_path, blocks)).values()) for blocks in (3, 2))
+    for _ in range(2):
+        assert costs.speedup_by_channels(thin) == pytest.approx(wide / narrow, rel=1e-4)
+    assert device.comparisons == 1  # What the table holds is not measured again.
+    assert costs.speedup_by_channels(thin.wide) == 1
+    assert EstimatedCosts().speedup_by_channels(thin) == thin.fewer_macs
