@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 from trp_export.system.signals import ENDING
 
 # How long an example takes is the machine's doing and no finding.
-settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("steady", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 
 # In the background of a shell interrupts are ignored, under nohup hang-ups, and all that is started here inherits it.
