@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.latency.fake import CONDITIONS, PER_NODE, FakeDevice
 from tests.latency.test_network import chain
+from trp_export.channels.thin import Thinned
 from trp_export.graph.rewrite import set_kernel
 from trp_export.graph.shapes import infer_shapes, infer_value_shapes
 from trp_export.graph.sites import find_sites
@@ -31,7 +32,7 @@ from trp_export.planning.saved_plan import Choice
 from trp_export.rules import Energy, Macs, Params, Rank, Rule, SavedPlan
 from trp_export.steps.best_plan import best_plan
 from trp_export.steps.knowledge import Knowledge
-from trp_export.steps.slow_pairs import FastPlan
+from trp_export.steps.slow_pairs import FastPlan, Round
 from trp_export.steps.thin_channels import Thinner
 
 
@@ -184,6 +185,24 @@ def test_layers_of_unknown_size_are_not_estimated(network: Network) -> None:
     site = network.located[0].site
     unknown = replace(site, uses=tuple(replace(use, known=False) for use in site.uses))
     assert EstimatedCosts().costs(Plan((Decision(unknown, (Branch(FIXED["channel"], 3),), ""),), "")) == {}
+
+
+def test_a_network_of_unknown_size_takes_as_long_as_before(network: Network) -> None:
+    site = network.located[0].site
+    unknown = replace(site, uses=tuple(replace(use, known=False) for use in site.uses))
+    plan = Plan((Decision(unknown, (Branch(FIXED["channel"], 3),), ""),), "")
+    assert Round(plan, {}, make_knowledge(network, EstimatedCosts()), {}).time == 1
+
+
+def test_nothing_is_timed_where_there_is_one_plan(network: Network, tmp_path: Path) -> None:
+    device = FakeDevice({"x": (1, 24, 8, 8)})
+    assert network.macs is not None
+    before = Thinned(network.file, network.file, {}, network.params, network.params, 2 * network.macs)
+    met = replace(network, thinned=before)
+    thinner = Thinner(make_knowledge(met, clock(network, tmp_path, device)), Options(), None)  # type: ignore[arg-type]
+    fast, _ = best_plan(Macs(1.5), thinner, lambda step, share: None)
+    assert not fast.plan.changed
+    assert device.profiles == device.comparisons == 0
 
 
 def test_the_model_that_is_timed_is_not_changed(network: Network, tmp_path: Path) -> None:

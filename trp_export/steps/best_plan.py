@@ -75,6 +75,8 @@ def _best(rounds: Sequence[Round], rule: Macs | Params) -> Round:
     A budget asks for a share of the network, which the first round counts as saved; another, by what it saves more. It
     may do more damage in proportion.
     """
+    if len(rounds) == 1:  # Nothing is timed for it.
+        return rounds[0]
     first, asked = rounds[0], 1 - 1 / rule.ratio
     no_slower = [one for one in rounds if one.time <= _NO_SLOWER]
 

@@ -45,8 +45,9 @@ class Round:
         costs = self.knowledge.pair_costs
         if costs is None:
             return 1.0
-        saved = sum(cost.dense - cost.pair for cost in self.costs.values())
-        return (1 - saved / costs.whole(self.plan)) / costs.speedup_by_channels(self.knowledge.network)
+        saved, whole = sum(cost.dense - cost.pair for cost in self.costs.values()), costs.whole(self.plan)
+        share_left = 1 - saved / whole if whole else 1.0
+        return share_left / costs.speedup_by_channels(self.knowledge.network)
 
     @property
     def fast_plan(self) -> FastPlan:
