@@ -56,6 +56,15 @@ class _Gone:
     predicted: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Removable:
+    """The groups that may lose channels, which of them are to, and what images say of them."""
+
+    groups: tuple[Thinnable, ...]
+    choice: ChannelChoice
+    data: CalibrationData
+
+
 @dataclass(slots=True, eq=False)
 class Thinner:
     """Removes channels of one network by images, for one rule after another of the same kind."""
@@ -63,7 +72,7 @@ class Thinner:
     wide: Knowledge
     options: Options
     work: Workspace
-    _thinnable: tuple[Thinnable, ...] | None = None
+    _removable: _Removable | None = None
     _thinnings: tuple[Thinning, ...] | None = None
 
     @property
@@ -96,11 +105,11 @@ class Thinner:
     ) -> Knowledge | None:
         """What is known of the thinner network; None where it is not to be made."""
         wide = self.wide
-        if self._thinnable is None:
-            self._thinnable = _find_thinnable(wide.network, data, by_images.choice, layer_costs(rule, wide))
+        if self._removable is None:
+            self._removable = _find_removable(wide.network, data, by_images.choice, layer_costs(rule, wide))
         share = CLEARLY_LESS if isinstance(rule, Speedup) else 1.0  # A budget's plans are compared with their times.
         allowed = math.inf if by_images.required else share * damage_under(rule, wide)
-        found = self._not_too_fast(rule, pairs, self._thinnable, by_images, data, allowed)
+        found = self._not_too_fast(rule, pairs, self._removable, allowed)
         if found is None:
             return None
         thin = _learn_again(*found, wide, self.options, self.work)
@@ -109,28 +118,23 @@ class Thinner:
         return thin if damage_under(rule, thin) <= allowed else None
 
     def _not_too_fast(
-        self,
-        rule: Rule,
-        pairs: Knowledge,
-        thinnable: Sequence[Thinnable],
-        by_images: ChannelsByImages,
-        data: CalibrationData,
-        allowed: float,
+        self, rule: Rule, pairs: Knowledge, removable: _Removable, allowed: float
     ) -> tuple[Network, float] | None:
         """The network without the channels that go, and the damage done; little faster than a speed-up asks for.
 
         None where no channels go, or they and pairs do more damage than is allowed.
         """
+        wide, data = self.wide.network, removable.data
         found, aim = None, rule
         for _ in range(_MOST_TRIES):
-            gone = self._choose(aim, pairs, thinnable, by_images, data)
+            gone = self._choose(aim, pairs, removable)
             if not gone.channels or gone.predicted > allowed:
                 return None
-            refitted = _refitted(gone.channels, thinnable, self.wide.network, data)
-            damage = divergence_of(refitted, self.wide.network, data) if data.sensitivities else gone.damage
+            refitted = _refitted(gone.channels, removable, wide)
+            damage = divergence_of(refitted, wide, data) if data.sensitivities else gone.damage
             if gone.predicted - gone.damage + damage > allowed:
                 return None
-            network = _without(gone.channels, refitted, self.wide.network, data, by_images.choice, self.work)
+            network = _without(gone.channels, refitted, wide, removable, self.work)
             if network is None:
                 return None
             found = network, damage
@@ -142,37 +146,31 @@ class Thinner:
             aim = Speedup(max(aim.ratio / excess, _LEAST_SPEEDUP))
         return found
 
-    def _choose(
-        self,
-        rule: Rule,
-        pairs: Knowledge,
-        thinnable: Sequence[Thinnable],
-        by_images: ChannelsByImages,
-        data: CalibrationData,
-    ) -> _Gone:
+    def _choose(self, rule: Rule, pairs: Knowledge, removable: _Removable) -> _Gone:
         """The channels of each group that go: those of a saved plan, or for the least damage under a budget."""
-        if by_images.choice.saved is not None:
-            return _Gone(_saved(thinnable, by_images.choice.saved), 0.0, 0.0)
-        return _share_out(self._find(thinnable, data), under_budget(rule, pairs), data)
+        if removable.choice.saved is not None:
+            return _Gone(_saved(removable.groups, removable.choice.saved), 0.0, 0.0)
+        return _share_out(self._find(removable), under_budget(rule, pairs), removable.data)
 
-    def _find(self, thinnable: Sequence[Thinnable], data: CalibrationData) -> tuple[Thinning, ...]:
+    def _find(self, removable: _Removable) -> tuple[Thinning, ...]:
         """What may go of each group; found once."""
         if self._thinnings is None:
+            data = removable.data
 
             def thinning(one: Thinnable) -> Thinning:
                 weights = {r.name: float(_damage(r.name, _SMALL, data.sensitivities)) for r in one.readers}
                 return find_thinning(one, data.moments, data.judge or data.moments, weights)
 
-            self._thinnings = tuple(map_layers(thinning, thinnable, partial(self.work.progress, "channels")))
+            self._thinnings = tuple(map_layers(thinning, removable.groups, partial(self.work.progress, "channels")))
         return self._thinnings
 
 
-def _find_thinnable(
+def _find_removable(
     network: Network, data: CalibrationData, choice: ChannelChoice, costs: Mapping[str, float]
-) -> tuple[Thinnable, ...]:
+) -> _Removable:
     shapes = infer_value_shapes(network.model, network.described.shapes)
     analysis, groups = analyse_groups(network.model, shapes, choice.left_out)
-    return find_thinnable(analysis, groups, network.located, data.moments, costs)
+    return _Removable(find_thinnable(analysis, groups, network.located, data.moments, costs), choice, data)
 
 
 def _saved(thinnable: Sequence[Thinnable], saved: Sequence[ChannelDecision]) -> Wanted:
@@ -213,25 +211,24 @@ def _damage(layer: str, errors: Float64, sensitivities: Mapping[str, Sensitivity
     return np.asarray(np.median([law.at(errors) for law in laws], axis=0) if laws else errors)
 
 
-def _refitted(gone: Wanted, thinnable: Sequence[Thinnable], wide: Network, data: CalibrationData) -> ir.Model:
+def _refitted(gone: Wanted, removable: _Removable, wide: Network) -> ir.Model:
     """The wide network with all that read these channels refitted to do without."""
     model = wide.model.clone()
     places = {place.site.name: place for place in find_sites(model, wide.shapes)}
-    for name, lost in _lost_inputs(gone, thinnable).items():
-        kernel, shift = refitted(places[name], lost, data.moments[name])
+    for name, lost in _lost_inputs(gone, removable.groups).items():
+        kernel, shift = refitted(places[name], lost, removable.data.moments[name])
         set_kernel(places[name], kernel)
         add_to_bias(model, [places[name]], {name: shift})
     return model
 
 
-def _without(
-    gone: Wanted, model: ir.Model, wide: Network, data: CalibrationData, choice: ChannelChoice, work: Workspace
-) -> Network | None:
+def _without(gone: Wanted, model: ir.Model, wide: Network, removable: _Removable, work: Workspace) -> Network | None:
     """The network without these channels, which nothing reads in `model`; None where nothing goes in the end."""
     folder = Path(tempfile.mkdtemp(prefix="thin", dir=work.scratch))
     source = replace(wide.source, model=model, path=wide.original)
-    sample = data.samples.first if data.samples is not None else {}
-    thin = analyse(source, folder, wide.described, data=sample, fold=True, channels=replace(choice, saved=None))
+    samples, choice = removable.data.samples, replace(removable.choice, saved=None)
+    sample = samples.first if samples is not None else {}
+    thin = analyse(source, folder, wide.described, data=sample, fold=True, channels=choice)
     if thin.thinned is None:
         return None
     return replace(
