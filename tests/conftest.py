@@ -41,11 +41,14 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _simplify_each_graph_once() -> Iterator[None]:
-    """onnxsim runs in a process of its own, which takes a second; many tests export the same few graphs."""
+    """Many tests export the same few graphs."""
+    import warm_simplify
+
     from trp_export.graph import simplify
 
+    warm_simplify.start()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simplify, "ask_worker", cache(simplify.ask_worker))
+        patch.setattr(simplify, "ask_worker", cache(warm_simplify.ask))
         yield
 
 
@@ -77,9 +80,12 @@ def trp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return run
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def few_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Benchmarks on this machine start two fresh processes for each model, in place of eight or more."""
+    """Benchmarks on this machine start two fresh processes for each model, in place of eight or more.
+
+    tests/bench starts all of them.
+    """
     from trp_export.bench.devices.local import LocalDevice
 
     monkeypatch.setattr(LocalDevice, "rounds", (2, 2))

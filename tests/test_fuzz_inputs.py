@@ -19,9 +19,9 @@ def feed(first: int, count: int, folder: Path) -> None:
 
 
 def test_inputs_at_random(tmp_path: Path) -> None:
-    feed(0, 8, tmp_path)
+    feed(0, 4, tmp_path)
 
 
 @pytest.mark.slow
 def test_many_inputs_at_random(tmp_path: Path) -> None:
-    feed(12, 400, tmp_path)
+    feed(4, 400, tmp_path)

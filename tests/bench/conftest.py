@@ -18,6 +18,11 @@ net (float[N, 4] x, float16[N, S] h, int64[2] index, uint8[2, 3] image, bool fla
 { y = Relu(x)  g = Neg(h)  rows = Gather(x, index)  same = Identity(image)  no = Not(flag)  e = Abs(d) }"""
 
 
+@pytest.fixture(autouse=True)
+def few_processes() -> None:
+    """What is tested here starts as many processes as for users."""
+
+
 @pytest.fixture
 def conv_net(tmp_path: Path) -> Path:
     """A small convolutional network, 3x16x16 in, 10 out, with a fixed batch of 1."""

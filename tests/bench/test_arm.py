@@ -20,6 +20,7 @@ MISSING = missing_arm(Settings())
 pytestmark = [pytest.mark.skipif(bool(MISSING), reason=f"arm is not set up: {MISSING}"), pytest.mark.timeout(600)]
 
 
+@pytest.mark.slow
 def test_counts_repeat_and_agree_with_arithmetic(
     conv_net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -211,6 +211,7 @@ def test_the_board_goes_away(tmp_path: Path, conv_net: Path, no_process_left: No
     assert frail.leftovers() == []
 
 
+@pytest.mark.slow
 def test_a_hung_runner_is_killed_there(board: Board, conv_net: Path, tmp_path: Path) -> None:
     with open_device(board.spec, board.settings) as device:
         device.stage(read_cases([conv_net]))

@@ -41,6 +41,7 @@ def test_chromium(conv_net: Path, no_process_left: None) -> None:
         assert one.deviation.relative_l2 <= one.deviation.limit
 
 
+@pytest.mark.slow
 @needs_browser
 def test_nothing_is_left_behind(conv_net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory(prefix="trp.") as folder:  # short, as a browser's socket lies in it
@@ -57,6 +58,7 @@ def test_threads_are_really_used(conv_net: Path) -> None:
     assert compare([conv_net], device="web", threads=2, budget_s=0.5, processes=1).environment.threads == 2
 
 
+@pytest.mark.slow
 @needs_browser
 def test_any_type_of_input(any_types: Path) -> None:
     shapes = {"h": (2, 5), "x": (2, 4)}
@@ -68,6 +70,7 @@ def test_any_type_of_input(any_types: Path) -> None:
     assert found.measurements[0].deviation is not None
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_browser_that_dies(conv_net: Path, no_process_left: None) -> None:
     seen: list[Comparison] = []

@@ -142,6 +142,7 @@ def test_int8_of_several_inputs_answers_nearly_as_the_float_model(
     assert int8["parity"]["images"] == 16
 
 
+@pytest.mark.slow
 def test_batches_of_a_fixed_size_of_both_inputs(trp: Command, tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
     model = build(", float[4, 3, 8, 8] small, float[2] scale")
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4

@@ -99,6 +99,7 @@ def test_a_skipped_layer_keeps_its_channels(trp: Command, folder: Path) -> None:
     assert (64, 1, 3, 3) in shapes(folder / "kept.onnx").values()
 
 
+@pytest.mark.slow
 def test_a_pytorch_network_may_lose_channels(trp: Command, folder: Path) -> None:
     torch.save(find_architecture("resnet14x0.5").build(None).state_dict(), folder / "thin.pt")
     np.save(folder / "small.npy", np.random.default_rng(3).standard_normal((16, 3, 32, 32)).astype(np.float32))

@@ -100,7 +100,9 @@ def require_all_merged(path: Path, shape: tuple[int, ...], folder: Path, mixed: 
         assert relative_l2(wanted, got) < 1e-5
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "mnasnet" else name for name in SMALL]
+)
 def test_equal_channels_of_small_networks_go(name: str, tmp_path: Path) -> None:
     extent = EXTENTS.get(name, 64)
     path = exported(SMALL[name](), extent, tmp_path / "net.onnx")

@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import warm_simplify
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import KEEP_ALL, build, changed, export, noise, relative_l2, run, save
@@ -20,7 +21,7 @@ from trp_export.graph.bounds import require_bounded
 from trp_export.graph.packed import drop_shapes, pack_weights
 from trp_export.graph.prepare import prepare
 from trp_export.graph.shapes import infer_value_shapes, input_shapes
-from trp_export.graph.simplify import simplify
+from trp_export.graph.simplify import ask_worker, simplify
 from trp_export.graph.sites import find_sites
 from trp_export.options import Calibration
 
@@ -120,6 +121,16 @@ def test_constants_without_bound_are_refused_before_anything_is_computed(body: s
     model = prepared(proto)
     with pytest.raises(UnsupportedError, match="constant expressions of this model stand for more than"):
         require_bounded(model, infer_value_shapes(model, input_shapes(model)))
+
+
+@pytest.mark.parametrize("source", [build(), None])
+def test_onnxsim_answers_the_same_in_a_process_of_its_own(source: onnx.ModelProto | None) -> None:
+    """The other tests ask one that is forked. `ask_worker` was imported before it took its place."""
+    message = source.SerializeToString() if source is not None else b"no model"
+    own, forked = ask_worker(message), warm_simplify.ask(message)
+    assert (own.returncode, own.stdout) == (forked.returncode, forked.stdout)
+    assert own.returncode == (0 if source is not None else 1)
+    assert own.stderr.splitlines()[-1:] == forked.stderr.splitlines()[-1:]
 
 
 def test_simplifying_does_not_make_a_model_larger() -> None:

@@ -20,9 +20,8 @@ from .test_network import chain
 WIDTH, EXTENT = 96, 16
 
 
-@pytest.mark.parametrize(
-    "precision", ["fp32", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int8", "fp16"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "int8", "fp16"])
 def test_every_layer_is_seen_by_the_profiler_and_measured_once(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

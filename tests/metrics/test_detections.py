@@ -109,6 +109,7 @@ def test_without_labels_the_originals_own_boxes_count(trp: Command, model: Path,
     assert "class" not in outcome.out
 
 
+@pytest.mark.slow
 def test_the_smallest_network_within_a_limit_on_map(trp: Command, model: Path, tmp_path: Path) -> None:
     outcome = trp("model.onnx", "--max-drop", "60", *ARGUMENTS[3:], "--report", "page.html")
     assert outcome.code == 0, outcome.err
@@ -191,6 +192,7 @@ def test_a_metric_that_does_not_fit_is_refused(refuses: Command, model: Path, me
     assert message in refuses(2, *ARGUMENTS, "--metric", metric)
 
 
+@pytest.mark.slow
 def test_yolox_nano_scores_as_published_for_its_kind(shared: Path, trp: Command, tmp_path: Path) -> None:
     """33.9 is known for 128 images of which these are a half; no other decoding comes near."""
     network, labels = shared / "models/real/yolox_nano.onnx", shared / "data/real/coco/val_64.json"

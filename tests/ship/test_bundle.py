@@ -100,6 +100,7 @@ def test_the_same_images_give_the_same_bundle_in_int8(trp: Command, model: Path,
     assert differing(tmp_path / "app", tmp_path / "again") == []
 
 
+@pytest.mark.slow
 def test_the_same_checkpoint_gives_the_same_bundle(resnet20: Made, tmp_path: Path) -> None:
     """All but the ORT file: onnxruntime lists the operators in it in an order of its own."""
     again = make_resnet20(tmp_path / "elsewhere")

@@ -110,7 +110,8 @@ def test_a_bundle_holds_no_secret(at_home: None, trp: Command, exported: Path, t
     assert any(name.endswith(".expand") for name in names)
 
 
-def test_a_timed_bundle_and_a_plain_export_hold_no_path(trp: Command, few_processes: None, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_timed_bundle_and_a_plain_export_hold_no_path(trp: Command, tmp_path: Path) -> None:
     """The benchmark names models by path where names repeat: original and result are both model.onnx."""
     (tmp_path / "zebediah").mkdir()
     model = save(build(), tmp_path / "zebediah" / "model.onnx")

@@ -23,18 +23,24 @@ from trp_export.rules import Macs
 from trp_export.steps import best_plan
 from trp_export.steps.thin_channels import CLEARLY_LESS
 
+WIDE, THIN = SimpleNamespace(wide=None), SimpleNamespace(wide=object())
+
 
 @dataclass(frozen=True)
 class Round:
-    """What the choice sees of a plan. `thin`: channels went by images."""
+    """What the choice sees of a plan. `thin`: channels went by images; `whole`: its time as a whole."""
 
     damage: float
     time: float
     thin: bool = False
+    whole: float | None = None
 
     @property
     def knowledge(self) -> SimpleNamespace:
-        return SimpleNamespace(damage=self.damage, network=SimpleNamespace(wide=object() if self.thin else None))
+        return SimpleNamespace(damage=self.damage, network=THIN if self.thin else WIDE)
+
+    def timed(self) -> Round:
+        return replace(self, time=self.time if self.whole is None else self.whole)
 
 
 @pytest.fixture
@@ -73,6 +79,20 @@ def test_channels_go_where_pairs_save_no_time(rounds_alone: None) -> None:
     pairs, thin = Round(0.3, 1.02), Round(0.25, 0.8, thin=True)
     assert best([pairs, thin]) is thin
     assert best([replace(pairs, time=0.8), thin]) == replace(pairs, time=0.8)
+
+
+def test_the_best_plan_of_each_network_is_timed_as_a_whole(rounds_alone: None) -> None:
+    """What a pair costs its neighbours shows only there."""
+    pairs, thin = Round(0.2, 0.98, whole=1.06), Round(0.25, 0.95, thin=True)
+    assert best([pairs, thin]) is pairs
+    finalists = best_plan._best_of_each_network([pairs, Round(0.4, 0.98), thin], Macs(1.5))  # type: ignore[list-item]
+    assert [one.time for one in finalists] == [1.06, 0.95]
+    assert best(finalists) == thin  # type: ignore[arg-type]
+
+
+def test_nothing_is_timed_as_a_whole_where_no_channels_went(rounds_alone: None) -> None:
+    pairs = Round(0.2, 0.98, whole=1.06)
+    assert best_plan._best_of_each_network([pairs, Round(0.4, 0.98)], Macs(1.5)) == [pairs]  # type: ignore[list-item]
 
 
 @pytest.fixture

@@ -321,7 +321,7 @@ def test_a_dry_run_searches_and_writes_nothing(
 ) -> None:
     store(tmp_path / "eval.npz", inputs, labels)
     before = files(tmp_path)
-    outcome = trp("model.onnx", "--max-drop", "10", "--eval", "eval.npz", "--dry-run")
+    outcome = trp("model.onnx", "--max-drop", "10", "--eval", "eval.npz", "--dry-run", "--no-bench")
     assert outcome.code == 0, outcome.err
     assert "tried: at most 10 pp below 80.00%" in outcome.out
     assert "chosen" in outcome.out

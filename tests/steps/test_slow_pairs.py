@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.latency.fake import CONDITIONS, PER_NODE, FakeDevice
+from tests.latency.fake import CONDITIONS, OTHER, PER_NODE, FakeDevice
 from tests.latency.test_network import chain
 from trp_export.channels.thin import Thinned
 from trp_export.graph.rewrite import set_kernel
@@ -192,6 +192,17 @@ def test_a_network_of_unknown_size_takes_as_long_as_before(network: Network) -> 
     unknown = replace(site, uses=tuple(replace(use, known=False) for use in site.uses))
     plan = Plan((Decision(unknown, (Branch(FIXED["channel"], 3),), ""),), "")
     assert Round(plan, {}, make_knowledge(network, EstimatedCosts()), {}).time == 1
+
+
+def test_the_time_of_a_whole_is_measured_where_it_can_be(network: Network, tmp_path: Path) -> None:
+    fast = plan(network, Energy(0.5), None).plan
+    device = FakeDevice({"x": (1, 24, 8, 8)})
+    timed = Round(fast, {}, make_knowledge(network, clock(network, tmp_path, device)), {}).timed()
+    pairs = sum(2 * PER_NODE + 1e-6 * decision.macs for decision in fast.decisions if decision.branches)
+    dense = sum(PER_NODE + 1e-6 * decision.site.macs for decision in fast.decisions if decision.branches)
+    assert timed.time == pytest.approx((OTHER + pairs) / (OTHER + dense), rel=1e-3)
+    untimed = Round(fast, {}, make_knowledge(network, EstimatedCosts()), {})
+    assert untimed.timed() == untimed
 
 
 def test_nothing_is_timed_where_there_is_one_plan(network: Network, tmp_path: Path) -> None:

@@ -17,8 +17,6 @@ from trp_export.graph.exact import PARAMETRIC_RELUS
 from trp_export.latency import network as latency
 from trp_export.rules import SavedPlan
 
-pytestmark = pytest.mark.usefixtures("few_processes")
-
 TEXT = """<ir_version: 8, opset_import: ["" : 17]> net (float[1, 3, 12, 12] x) => (float[1, 8, 12, 12] z)
 <float[8, 3, 3, 3] w, float[8, 1, 1] a, float[8, 8, 3, 3] v>
 { c = Conv <pads = [1, 1, 1, 1]> (x, w)  y = PRelu (c, a)  z = Conv <pads = [1, 1, 1, 1]> (y, v) }"""
@@ -74,6 +72,7 @@ def test_without_the_clock_none_is_made(model: Path, tmp_path: Path, monkeypatch
     assert export(model, Rank(3), run=False).plan.rewrites == ()
 
 
+@pytest.mark.slow
 def test_a_saved_plan_repeats_the_rewrites(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gains(monkeypatch, tmp_path, 1.5)
     plan = tmp_path / "plan.json"

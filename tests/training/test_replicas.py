@@ -54,7 +54,9 @@ FEWER_CHANNELS = ["--method", "csgd", "--widths", "0.5", "--strength", "0.1"]
 GATES = ["--method", "dagger", "--macs", "2", "--gate-steps", "10"]
 
 
-@pytest.mark.parametrize("method", [LOW_RANK, FEWER_CHANNELS, GATES])
+@pytest.mark.parametrize(
+    "method", [LOW_RANK, *(pytest.param(one, marks=pytest.mark.slow) for one in (FEWER_CHANNELS, GATES))]
+)
 def test_two_processes_equal_one(
     method: list[str], stripes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

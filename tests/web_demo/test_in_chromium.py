@@ -85,6 +85,7 @@ def _answers(page: Page) -> np.ndarray:
     return np.array(rows)
 
 
+@pytest.mark.slow
 def test_the_same_classes_as_in_python(page: Page, site: Path, pixels: np.ndarray, tmp_path: Path) -> None:
     _choose(page, _pictures(tmp_path, pixels))
     found = _answers(page)
@@ -276,6 +277,7 @@ def test_every_control_has_a_name_and_is_reached_by_tab(page: Page) -> None:
     assert {"board", "pen", "pen-width", "fill", "classify", "summary", "bundle-files", "digest"} <= reached
 
 
+@pytest.mark.slow
 def test_a_camera(site: Path, pixels: np.ndarray, tmp_path: Path) -> None:
     _film(tmp_path / "frog.y4m", pixels[3])
     flags = (

@@ -48,6 +48,7 @@ def _under_budget(rule: Macs | Params, thinner: Thinner, progress: Progress) -> 
     """The best of the timed plans of pairs alone and of those beside fewer channels.
 
     Channels share the budget with all pairs, and where these save no time once more with those that the clock kept.
+    The best plan for each of these networks is timed as a whole before one is taken.
     """
     rounds = [] if thinner.required else _reachable(rule, thinner.wide, progress)
     found = [thinner.fewer(rule)]
@@ -57,7 +58,8 @@ def _under_budget(rule: Macs | Params, thinner: Thinner, progress: Progress) -> 
     thin = [one for one in known.values() if one.network is not thinner.wide.network]
     for knowledge in thin if rounds or thin else [thinner.wide]:
         rounds += without_slow_pairs(rule, knowledge, progress)
-    best = _best(rounds, rule)
+    progress("time the best plans", 0)
+    best = _best(_best_of_each_network(rounds, rule), rule)
     return best.fast_plan, known[id(best.knowledge.network)]
 
 
@@ -69,7 +71,16 @@ def _reachable(rule: Macs | Params, knowledge: Knowledge, progress: Progress) ->
         return []
 
 
-def _best(rounds: Sequence[Round], rule: Macs | Params) -> Round:
+def _best_of_each_network(rounds: Sequence[Round], rule: Macs | Params) -> list[Round]:
+    """The best round for each network, timed as a whole where there are several networks."""
+    groups: dict[int, list[Round]] = {}
+    for one in rounds:
+        groups.setdefault(id(one.knowledge.network), []).append(one)
+    best = [_best(group, rule, rounds[0]) for group in groups.values()]
+    return [one.timed() for one in best] if len(best) > 1 else best
+
+
+def _best(rounds: Sequence[Round], rule: Macs | Params, first: Round | None = None) -> Round:
     """The round that does the least damage for what it saves, of those that do not make the network slower, if any.
 
     A budget asks for a share of the network, which the first round counts as saved; another, by what it saves more. It
@@ -77,7 +88,7 @@ def _best(rounds: Sequence[Round], rule: Macs | Params) -> Round:
     """
     if len(rounds) == 1:  # Nothing is timed for it.
         return rounds[0]
-    first, asked = rounds[0], 1 - 1 / rule.ratio
+    first, asked = first or rounds[0], 1 - 1 / rule.ratio
     no_slower = [one for one in rounds if one.time <= _NO_SLOWER]
 
     def damage_for_saved(one: Round) -> float:

@@ -32,22 +32,37 @@ class FastPlan:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """A plan with the costs of its pairs, what is known without the slow ones, and the costs of those left out."""
+    """A plan with the costs of its pairs, what is known without the slow ones, and the costs of those left out.
+
+    `speedup` over the network without pairs is measured, or None.
+    """
 
     plan: Plan
     costs: Mapping[str, PairCost]
     knowledge: Knowledge
     left_out: Mapping[str, PairCost]
+    speedup: float | None = None
 
     @property
     def time(self) -> float:
-        """The time of the plan's network, as a share of that with all channels and without pairs; 1 if unknown."""
+        """The time of the plan's network, as a share of that with all channels and without pairs; 1 if unknown.
+
+        Where it is not measured, layers that were timed one by one are added up.
+        """
         costs = self.knowledge.pair_costs
         if costs is None:
             return 1.0
-        saved, whole = sum(cost.dense - cost.pair for cost in self.costs.values()), costs.whole(self.plan)
-        share_left = 1 - saved / whole if whole else 1.0
+        share_left = 1 / self.speedup if self.speedup else 1 - self._share_saved(costs)
         return share_left / costs.speedup_by_channels(self.knowledge.network)
+
+    def _share_saved(self, costs: PairCosts) -> float:
+        whole = costs.whole(self.plan)
+        return sum(cost.dense - cost.pair for cost in self.costs.values()) / whole if whole else 0.0
+
+    def timed(self) -> Round:
+        """The same, timed as a whole where that is possible. Raises DeviceError."""
+        costs = self.knowledge.pair_costs
+        return replace(self, speedup=costs.speedup(self.plan) if costs is not None else None)
 
     @property
     def fast_plan(self) -> FastPlan:

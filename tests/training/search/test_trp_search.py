@@ -80,6 +80,7 @@ def test_trp_export_carries_out_the_plan(folder: Path, trp_search: Command, trp:
     assert 2.0 <= macs_of(json.loads((folder / "small.json").read_text())) <= 2.04
 
 
+@pytest.mark.slow
 def test_a_speedup_is_planned_by_measured_latency(folder: Path, trp_search: Command) -> None:
     code, out, err = trp_search(
         "model.onnx", "--data", "images.npy", "--speedup", 1.01, "--scheme", "channel", *FAST, "-o", "plan.json"
