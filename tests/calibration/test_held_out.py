@@ -184,3 +184,14 @@ def test_moments_of_two_runs_keep_their_images_apart() -> None:
     both: Moments = first + second
     assert both.images == 18
     assert both.shrinkage[0] < first.shrinkage[0]
+
+
+def test_a_layer_that_only_held_out_images_reach_keeps_its_curves() -> None:
+    """A branch may be taken for few images."""
+    model, located = _wide()
+    images = as_samples(replace(make_images(1), pixels=_vectors(8, 0), channels=512))
+    judge = gather_moments(model, located, images)
+    plain = [
+        Layer(p.site, tuple(make_curve(p.site, s, p.kernel()) for s in schemes_for(p.site, "auto"))) for p in located
+    ]
+    assert calibrated_layers(plain, located, {}, held_out=judge) == tuple(plain)

@@ -14,6 +14,7 @@ from models import build, run, save
 
 from models_zoo import find_architecture
 from trp_export.calibration.divergence import divergence
+from trp_export.calibration.moments import load_moments
 from trp_export.errors import OptionError
 from trp_export.options import Benchmark, Calibration, Options, Selection
 from trp_export.pipeline import silent
@@ -91,6 +92,25 @@ def test_the_plan_repeats_it_with_images_and_needs_them(trp: Command, refuses: C
         np.testing.assert_array_equal(onnx.numpy_helper.to_array(one), onnx.numpy_helper.to_array(other))
     error = refuses(2, "model.onnx", "--plan", "plan.json", "--no-bench", "-o", "other.onnx")
     assert "which needs images: give --calib PATH" in error
+
+
+def test_saved_statistics_are_of_the_network_with_all_channels(trp: Command, folder: Path) -> None:
+    for run_number in (1, 2):
+        outcome = trp(*EXPORT, "--calib-stats", "stats.npz", "-o", f"{run_number}.onnx")
+        assert outcome.code == 0, outcome.err
+    moments = load_moments(folder / "stats.npz")
+    assert moments["conv4"].total.shape == (1, 64)
+    assert moments["conv4"].images == 2 * 48
+
+
+def test_the_original_in_another_precision_has_all_channels(trp: Command, folder: Path) -> None:
+    words = ("model.onnx", "--macs", "2.4", "--channels", "on", "--calib", "images.npy", "--keep-slow-pairs")
+    outcome = trp(*words, "--precision", "int8", "--budget", "0.2")
+    assert outcome.code in (0, 10), outcome.err
+    assert fitted(folder)
+    variants = json.loads((folder / "model.trp.json").read_text())["variants"]
+    (alone,) = (one for one in variants if one["name"] == "fp32 alone")
+    assert alone["bytes"] > 0.9 * (folder / "model.onnx").stat().st_size
 
 
 def test_a_skipped_layer_keeps_its_channels(trp: Command, folder: Path) -> None:

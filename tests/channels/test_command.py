@@ -99,6 +99,24 @@ def test_saved_plan_is_repeated(model: Path, trp: Command, tmp_path: Path) -> No
     require_same(model, tmp_path / "thin.onnx")
 
 
+def test_a_plan_that_merges_into_the_first_channel_of_the_network_is_repeated(trp: Command, tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> net (float[1, 3, 8, 8] x) => (float[1, 5, 8, 8] y)
+    <float[8, 3, 1, 1] a__weight, float[5, 8, 1, 1] b__weight> { a = Conv (x, a__weight)  y = Conv (a, b__weight) }"""
+    model = build(text)
+    for tensor in model.graph.initializer:
+        if tensor.name == "a.weight":
+            array = numpy_helper.to_array(tensor).copy()
+            array[4:] = array[:4]
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    wide = save(model, tmp_path / "model.onnx")
+    plan = trp("model.onnx", "--dry-run", "--json").out
+    assert json.loads(plan)["channels"][0]["merged"][0] == [0, 4]
+    (tmp_path / "plan.json").write_text(plan)
+    outcome = trp("model.onnx", "--plan", "plan.json", "--no-bench", "-o", "thin.onnx")
+    assert outcome.code == 0, outcome.err
+    require_same(wide, tmp_path / "thin.onnx")
+
+
 def test_plan_without_channels_removes_none(model: Path, trp: Command, tmp_path: Path) -> None:
     plan = json.loads(trp("model.onnx", "--dry-run", "--json").out)
     del plan["channels"]

@@ -45,6 +45,7 @@ SMALL: dict[str, Callable[[], nn.Module]] = {
     "vgg": small_vgg,
     "convnext": lambda: ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)]),
 }
+LARGER = ("mnasnet", "regnet", "densenet")
 FAMILIES = (
     *("alexnet", "vgg11_bn", "resnet18", "resnext50_32x4d", "densenet121", "squeezenet1_1", "googlenet"),
     *("inception_v3", "mobilenet_v2", "mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5", "efficientnet_b0"),
@@ -101,7 +102,11 @@ def require_all_merged(path: Path, shape: tuple[int, ...], folder: Path, mixed: 
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "mnasnet" else name for name in SMALL]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ("mnasnet", "regnet", "densenet") else name
+        for name in SMALL
+    ],
 )
 def test_equal_channels_of_small_networks_go(name: str, tmp_path: Path) -> None:
     extent = EXTENTS.get(name, 64)

@@ -153,6 +153,13 @@ def test_channels_stay_where_a_layer_that_reads_them_was_not_calibrated(twice_re
     assert find({"conv3": moments["conv3"]}) == ()
 
 
+def test_channels_stay_where_a_layer_reads_constants_alone(twice_read) -> None:
+    """Behind dead ReLUs, for example: there is nothing to fit it to."""
+    find, moments = twice_read
+    constant = Moments(500, np.zeros((1, 6)), packed(np.zeros((1, 6, 6))))
+    assert find(moments | {"conv4": constant}) == ()
+
+
 def test_channels_that_a_layer_without_moments_reads_stay() -> None:
     text = NET.replace("K", "1").replace("P", "0").replace("answer = Conv", "e = Sum (d, d)\n    f = Conv")
     text = text.replace("f = Conv <pads = [0, 0, 0, 0]> (d,", "answer = Conv <pads = [0, 0, 0, 0]> (e,")

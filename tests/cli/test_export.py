@@ -161,7 +161,7 @@ def test_an_older_result_is_replaced_and_survives_a_failure(trp: Command, model:
         (["--rank", "0"], "--rank must be at least 1, not 0"),
         (["--rank", "2.5"], "'2.5' is not a valid integer"),
         (["--macs", "1"], "--macs must be a number above 1, not 1"),
-        (["--macs", "1e9"], "--macs 1e+09 is out of reach: at rank 1 everywhere it is"),
+        (["--macs", "1e9"], "--macs 1e+09 is out of reach: at the lowest ranks it is"),
         (
             ["--threshold", "2"],
             "--threshold is a share of the largest singular value, at most 1, not 2; or add --absolute",

@@ -10,6 +10,9 @@ import pytest
 from command import Command
 from models import build, run, save
 
+from trp_export.metrics.function import Function
+from trp_export.metrics.sample import Span
+
 ARGUMENTS = ("model.onnx", "--rank", "1", "--no-bench", "--eval", "images.npy", "--json")
 MEASURE = """
 def worth(name, outputs):
@@ -63,3 +66,8 @@ def test_functions_that_cannot_be_used(
 ) -> None:
     (tmp_path / "own.py").write_text(text)
     assert message in refuses(code, *ARGUMENTS, "--metric", "own.py:worth")
+
+
+def test_a_function_may_be_given_a_single_number() -> None:
+    measured = Function("own.py:loss", lambda name, outputs: float(outputs["loss"]), ["a"], ["loss"])
+    assert measured.predict([np.array(0.25, dtype=np.float32)], Span(0, (2, 3))) == [0.25]

@@ -156,3 +156,8 @@ def test_a_palette_holds_numbers(tmp_path: Path) -> None:
     picture.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
     picture.save(tmp_path / "a.png")
     assert read_label_picture(tmp_path / "a.png").tolist() == [[0, 3], [1, 2]]
+
+
+def test_a_picture_of_one_bit_holds_numbers(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 255], [255, 0]], dtype=np.uint8)).convert("1").save(tmp_path / "a.png")
+    assert read_label_picture(tmp_path / "a.png").tolist() == [[0, 1], [1, 0]]

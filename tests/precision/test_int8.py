@@ -253,6 +253,22 @@ def test_every_image_shows_ranges_or_is_held_out(count: int, size: int) -> None:
     assert len(seen[1]) <= count / 3
 
 
+def test_no_batch_that_shows_ranges_is_empty() -> None:
+    """The last batch may hold one image: lines of text have several widths."""
+    shown, held_out = shown_and_held_out(in_batches(np.zeros((16, 1, 1, 1)), np.zeros((1, 1, 1, 2))))
+    assert [len(batch) for batch in shown] == [12]
+    assert [len(batch) for batch in held_out] == [4, 1]
+
+
+def test_a_value_without_rows_has_no_part_in_its_range() -> None:
+    """A detector may find nothing in an image."""
+    text = '<ir_version: 8, opset_import: ["" : 17]> net (float[N, 3] x) => (float[N, 3] y) { y = Relu (x) }'
+    model, full = ir.serde.deserialize_model(build(text)), np.ones((2, 3), dtype=np.float32)
+    spreads = gather_spreads(model, ["x"], in_batches(full, full[:0], 3 * full))
+    assert (spreads["x"].low, spreads["x"].high) == (1, 3)
+    assert spreads["x"].counts.sum() == 12
+
+
 def test_fp16_is_half_the_size_and_keeps_its_inputs() -> None:
     model, _ = make_network()
     half = to_fp16(model)

@@ -411,7 +411,7 @@ def test_shifted_images_are_windows_of_the_padded_ones() -> None:
     assert (made[:, 0, 8, 8] - 8).abs().max() <= 2
 
 
-@pytest.mark.parametrize(("batch", "steps"), [(1, 24), (5, 60)])
+@pytest.mark.parametrize(("batch", "steps"), [pytest.param(1, 24, marks=pytest.mark.slow), (5, 60)])
 def test_a_fixed_batch_is_tuned_too(batch: int, steps: int) -> None:
     original, small, images = _compressed(batch)
     tuned = tune(original, small, in_batches(images), steps=steps, threads=1)

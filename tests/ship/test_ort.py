@@ -57,6 +57,7 @@ def test_convert_writes_no_x86_layout_for_arm(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(bool(NO_ARM), reason=f"arm is not set up: {NO_ARM}")
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_arm_model_runs_on_arm(resnet20: Made, tmp_path: Path) -> None:
     inputs = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)

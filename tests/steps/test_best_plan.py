@@ -17,8 +17,11 @@ from trp_export.latency.network import signatures_of
 from trp_export.latency.pair_costs import EstimatedCosts, MeasuredCosts
 from trp_export.latency.table import Table
 from trp_export.load import load
+from trp_export.lowrank.schemes import Branch
 from trp_export.network import Network, analyse
 from trp_export.options import LoadOptions
+from trp_export.planning.curves import FIXED
+from trp_export.planning.plan import Decision, Plan
 from trp_export.rules import Macs
 from trp_export.steps import best_plan
 from trp_export.steps.thin_channels import CLEARLY_LESS
@@ -117,3 +120,21 @@ def test_the_time_that_channels_save_is_measured_side_by_side(thin: Network, tmp
     assert device.comparisons == 1  # What the table holds is not measured again.
     assert costs.speedup_by_channels(thin.wide) == 1
     assert EstimatedCosts().speedup_by_channels(thin) == thin.fewer_macs
+
+
+def test_each_network_is_timed_beside_itself_without_pairs(thin: Network, tmp_path: Path) -> None:
+    """Both are timed in one folder, the wide one first."""
+    assert thin.wide is not None
+    device, table = FakeDevice({"x": (1, 24, 8, 8)}), Table(CONDITIONS, None)
+    for network, digest in ((thin.wide, "wide"), (thin, "thin")):
+        costs = MeasuredCosts(network, device, table, tmp_path, signatures_of(network), digest)  # type: ignore[arg-type]
+        assert costs.speedup(Plan((), "none")) == pytest.approx(1)
+
+
+def test_what_a_profile_does_not_tell_is_not_asked_again(thin: Network, tmp_path: Path) -> None:
+    device = FakeDevice({"x": (1, 24, 8, 8)}, pace=0.0)  # Of layers that are too fast it says that they take nothing.
+    costs = MeasuredCosts(thin, device, Table(CONDITIONS, None), tmp_path, signatures_of(thin), "digest")  # type: ignore[arg-type]
+    plan = Plan((Decision(thin.located[0].site, (Branch(FIXED["channel"], 3),), ""),), "")
+    for _ in range(3):
+        assert costs.costs(plan) == {}
+    assert device.profiles == 2

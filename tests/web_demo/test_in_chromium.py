@@ -123,6 +123,7 @@ def test_fewer_bits_answer_as_in_python(precision: str, page: Page, pixels: np.n
     assert page.problems == []
 
 
+@pytest.mark.slow
 def test_one_image_beside_the_original(page: Page, pixels: np.ndarray, tmp_path: Path) -> None:
     _choose(page, _pictures(tmp_path, pixels[:1]))
     assert page.evaluate("document.querySelector('#several').hidden")

@@ -356,7 +356,7 @@ def calibration_remarks(
     `trained_means` are the mean inputs of layers in training, which batch norm holds (`mean_inputs` of the model before
     it is folded): where most layers have other means, the images were prepared in another way.
     """
-    varying = {name: layer for name, layer in moments.items() if _varies(layer)}
+    varying = {name: layer for name, layer in moments.items() if varies(layer)}
     few = {name: share for name, layer in varying.items() if (share := float(layer.shrinkage.mean())) > _MOSTLY_WEIGHTS}
     notes: list[str] = []
     if few:
@@ -461,7 +461,8 @@ def together(parts: Sequence[Array], axis: int) -> list[Array]:
     return [np.concatenate(own, axis=axis) if len(own) > 1 else own[0] for own in by_images.values()]
 
 
-def _varies(own: Moments) -> bool:
+def varies(own: Moments) -> bool:
+    """Whether any input of the layer changes from image to image."""
     squares = diagonal(own.half)
     return bool((squares / own.count - own.mean**2 > 1e-10 * squares / own.count).any())
 

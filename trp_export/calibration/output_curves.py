@@ -56,9 +56,9 @@ def calibrated_layers(
     for index, layer in enumerate(layers):
         progress(index / len(layers))
         name = layer.site.name
-        judge = (held_out or moments).get(name)
-        if judge is not None:
-            layer = in_background(partial(_calibrated, layer, places[name], moments[name], judge))
+        own, judge = moments.get(name), (held_out or moments).get(name)
+        if own is not None and judge is not None:
+            layer = in_background(partial(_calibrated, layer, places[name], own, judge))
         result.append(layer)
     return tuple(result)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from trp_export.calibration.moments import Moments
+from trp_export.calibration.moments import Moments, varies
 from trp_export.channels.analysis import Analysis
 from trp_export.channels.blocks import block_of
 from trp_export.channels.groups import Group
@@ -189,7 +189,8 @@ def _reads(analysis: Analysis, step: Mix, channels: Sequence[int]) -> bool:
 def _can_be_refitted(place: LocatedSite, step: Mix, moments: Mapping[str, Moments]) -> bool:
     known = moments.get(place.site.name)
     alone = len(place.nodes) == 1 and step.group == 1 and place.site.refusal is None
-    return known is not None and alone and takes_bias(place) and known.total.shape[1] <= _MOST_ENTRIES
+    fits = known is not None and varies(known) and known.total.shape[1] <= _MOST_ENTRIES
+    return fits and alone and takes_bias(place)
 
 
 def _cost_of_making(

@@ -106,7 +106,7 @@ def _replayed(
             continue
         for channel, other in gone.items():
             is_zero = channel in found and found[channel] is None
-            is_equal = other is not None and (found.get(channel) or channel) == (found.get(other) or other)
+            is_equal = other is not None and _merged(found, channel) == _merged(found, other)
             if not (is_zero if other is None else is_equal):
                 what = "drops channels that are not zero" if other is None else "merges channels that are not equal"
                 raise OptionError(
@@ -117,6 +117,12 @@ def _replayed(
     if balanced(analysis, wanted) != wanted:
         raise OptionError("the plan leaves the groups of a conv with different numbers of channels.")
     return tuple(saved)
+
+
+def _merged(found: Mapping[int, int | None], channel: int) -> int:
+    """The channel that stays for this one."""
+    other = found.get(channel)
+    return channel if other is None else other
 
 
 def thin(

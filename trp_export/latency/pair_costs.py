@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -123,7 +124,8 @@ def _middle(site: Site, branch: Branch, use: Use) -> int:
 class MeasuredCosts:
     """Times the pairs of a network on a device that has a profiler; what the table holds is not timed again.
 
-    `signatures` are those of the layers that can be timed, `digest` is that of the network on its inputs.
+    `signatures` are those of the layers that can be timed, `digest` is that of the network on its inputs, `untold` are
+    the keys of what a profile did not tell.
     """
 
     network: Network
@@ -132,6 +134,7 @@ class MeasuredCosts:
     folder: Path
     signatures: Mapping[str, str]
     digest: str
+    untold: set[str] = field(default_factory=set)
     source: ClassVar[str] = "timed"
 
     def costs(self, plan: Plan) -> dict[str, PairCost]:
@@ -142,10 +145,8 @@ class MeasuredCosts:
             if change.site.name in self.signatures
         }
         subjects = tuple(branches_of)
-        if any(dense_key(subject) not in self.table for subject in subjects):
-            self._profile(_DENSE, subjects)
-        if any(branches_key(subject, branches) not in self.table for subject, branches in branches_of.items()):
-            self._profile(plan, subjects)
+        self._require(map(dense_key, subjects), _DENSE, subjects)
+        self._require(itertools.starmap(branches_key, branches_of.items()), plan, subjects)
         costs = {
             subject.site.name: (self.table.get(dense_key(subject)), self.table.get(branches_key(subject, branches)))
             for subject, branches in branches_of.items()
@@ -161,9 +162,10 @@ class MeasuredCosts:
 
     def speedup(self, plan: Plan) -> float:
         """How many times as fast the plan's network is as the network without low rank. Raises DeviceError."""
-        key = f"pairs {plan_digest(self.digest, plan)}"
+        key = f"pairs beside none {plan_digest(self.digest, plan)}"
         if key not in self.table:
-            dense, file = self.folder / "dense-standin.onnx", self.folder / "plan.onnx"
+            # Other networks are timed in this folder, too: those with fewer channels.
+            dense, file = self.folder / f"dense-{self.digest}.onnx", self.folder / "plan.onnx"
             if not dense.exists():
                 save_standin(self.network, _DENSE, dense, self.table.conditions.precision)
             save_standin(self.network, plan, file, self.table.conditions.precision)
@@ -181,8 +183,15 @@ class MeasuredCosts:
                 save_standin(one, _DENSE, file, self.table.conditions.precision)
             measured = ratio(*self.device.compare(files).measurements)
             sure = min(max(1.0, measured.low), measured.high)  # Of the interval, what is nearest to no change.
-            self.table.add({key: network.wide.fewer_macs * sure})
+            self.table.add({key: sure})
         return self.table.get(key) or 1.0
+
+    def _require(self, keys: Iterable[str], plan: Plan, subjects: Sequence[Subject]) -> None:
+        """Profile a plan's network where the table lacks any of the keys that a profile may tell."""
+        wanted = {key for key in keys if key not in self.table} - self.untold
+        if wanted:
+            self._profile(plan, subjects)
+            self.untold.update(key for key in wanted if key not in self.table)
 
     def _profile(self, plan: Plan, subjects: Sequence[Subject]) -> None:
         sample = take_sample(self.network, plan, self.device, self.folder, self.table.conditions.precision)

@@ -30,12 +30,13 @@ class Function:
 
     def predict(self, outputs: Outputs, span: Span) -> list[float]:
         """What the function gives for each image. Raises LoadError where it fails or gives no number."""
-        count = len(outputs[0])
-        if any(len(array) != count for array in outputs):
-            count, parts = 1, [dict(zip(self.outputs, outputs, strict=True))]
+        named = dict(zip(self.outputs, outputs, strict=True))
+        counts = {len(array) if array.ndim else None for array in outputs}
+        count = counts.pop() if len(counts) == 1 else None
+        if count is None:  # Rows are not images.
+            parts = [named]
         else:
-            parts = [{name: array[index : index + 1] for name, array in zip(self.outputs, outputs, strict=True)}
-                     for index in range(count)]  # fmt: skip
+            parts = [{name: array[index : index + 1] for name, array in named.items()} for index in range(count)]
         return [self._call(self.images[span.start + index], part) for index, part in enumerate(parts)]
 
     def score(self, before: Sequence[float], after: Sequence[float]) -> Score:

@@ -115,7 +115,7 @@ def read_label_picture(path: Path) -> Map:
     with open_picture(path) as picture:
         if picture.mode not in ("L", "P", "1"):
             raise LoadError(f"{path}: a label picture holds numbers of classes (grey or palette), not {picture.mode}.")
-        return np.asarray(picture if picture.mode != "1" else picture.convert("L")).astype(np.uint8)
+        return np.asarray(picture).astype(np.uint8)
 
 
 def _places(pixels: int, scale: float, offset: float, fed: int, own: int) -> NDArray[np.intp]:

@@ -236,7 +236,7 @@ def _plan(layers: BudgetedLayers, counted: str, budget: Budget) -> Plan:
     if allocation is None:
         why = why_none([offer.layer.site for offer in offers if len(offer.options) == 1], len(offers))
         reached = budget.already * budget.total / (_beside(offers, budget) + _least(offers))
-        best = f"at rank 1 everywhere it is {reached:.2f}{_holders(offers, budget.total)}"
+        best = f"at the lowest ranks it is {reached:.2f}{_holders(offers, budget.total)}"
         raise OptionError(f"--{counted} {budget.ratio:g} is out of reach: {why or best}.")
     return Plan(_decisions(offers, allocation), f"{counted} {budget.ratio:g}x fewer")
 

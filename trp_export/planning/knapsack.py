@@ -59,7 +59,7 @@ def _price_that_fits(menus: Sequence[Menu], budget: float) -> tuple[float, float
     bound = sum(float(menu.damage.min()) for menu in menus)
     if _total(menus, _cheapest_at(menus, 0.0), "cost") <= budget:
         return 0.0, bound
-    low, high = 0.0, 1.0 / budget
+    low, high = 0.0, 1.0 / (abs(budget) or 1.0)  # What is saved elsewhere may leave less than nothing.
     while _total(menus, _cheapest_at(menus, high), "cost") > budget:
         low, high = high, high * 4
         if not np.isfinite(high):

@@ -76,6 +76,11 @@ class Plan:
         return tuple(Change(decision.site, decision.branches) for decision in self.decisions if decision.branches)
 
     @property
+    def fits_channels(self) -> bool:
+        """Whether channels go that the network uses, so that layers are refitted on images."""
+        return any(decision.fitted for decision in self.thinner)
+
+    @property
     def thinner(self) -> tuple[ChannelDecision, ...]:
         """The channel groups that lose channels."""
         return tuple(decision for decision in self.channels if decision.removed)

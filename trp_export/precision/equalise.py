@@ -76,7 +76,7 @@ def _channel_ranges(
     ranges: dict[str, Float64] = {}
     for batch in batches:
         for name, array in tap(batch.arrays).items():
-            largest = np.abs(array).max(axis=(0, *range(2, array.ndim))).astype(np.float64)
+            largest = np.abs(array).max(axis=(0, *range(2, array.ndim)), initial=0).astype(np.float64)
             ranges[name] = np.maximum(ranges.get(name, largest), largest)
     return ranges
 

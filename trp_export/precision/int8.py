@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -103,7 +103,8 @@ def shown_and_held_out(batches: Batches) -> tuple[Batches, Batches]:
     if len(batches) < _HELD_OUT and batches[0].fixed:
         return batches[1:] or batches, batches[:1]
     if len(batches) < _HELD_OUT:
-        return [batch[np.arange(len(batch)) % _HELD_OUT > 0] for batch in batches], [b[::_HELD_OUT] for b in batches]
+        shown = [batch[np.arange(len(batch)) % _HELD_OUT > 0] for batch in batches]
+        return [batch for batch in shown if len(batch)], [batch[::_HELD_OUT] for batch in batches]
     most = -(-MOST_IMAGES // len(batches[0]))
     return [batch for index, batch in enumerate(batches) if index % _HELD_OUT][:most], batches[::_HELD_OUT][:most]
 
@@ -148,13 +149,17 @@ class _Trial:
     answers: Sequence[Answer]
     reference: Reference
     decoding: frozenset[str]
+    known: dict[frozenset[str], float] = field(default_factory=dict)
 
     def damage(self, kept: Collection[str]) -> float:
-        """Divergence from the float model with the units `kept` in float, beside those that decode."""
-        copy = self.model.clone()
-        round_model(copy, self.grids, self.decoding.union(kept))
-        outcome = run_answers(copy, self.answers, self.tested, ROUNDED)
-        return self.reference.divergence(outcome)
+        """Divergence from the float model with the units `kept` in float, beside those that decode; measured once."""
+        units = frozenset(kept)
+        if units not in self.known:
+            copy = self.model.clone()
+            round_model(copy, self.grids, self.decoding | units)
+            outcome = run_answers(copy, self.answers, self.tested, ROUNDED)
+            self.known[units] = self.reference.divergence(outcome)
+        return self.known[units]
 
     def keep_float(self, progress: Share) -> tuple[str, ...]:
         """The units that stay in float: the fewest of those that do most damage alone, until the rest does little.

@@ -49,5 +49,5 @@ def _grids_of_noise(model: ir.Model, shapes: Shapes) -> dict[str, Grid]:
 
 
 def _grid(values: NDArray[Any]) -> Grid:
-    low, high = float(values.min()), float(values.max())
+    low, high = float(values.min(initial=0)), float(values.max(initial=0))
     return grid_between(low, high) if np.isfinite([low, high]).all() else grid_between(-1.0, 1.0)

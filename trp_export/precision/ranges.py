@@ -40,6 +40,8 @@ def gather_spreads(
     ends: dict[str, tuple[float, float]] = {}
     for batch in batches:
         for name, array in tap(batch.arrays).items():
+            if not array.size:  # A detector may find nothing in an image.
+                continue
             low, high = float(array.min()), float(array.max())
             if not np.isfinite(low + high):
                 raise LoadError(f"{name} is not finite on the calibration images.")

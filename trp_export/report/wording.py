@@ -42,7 +42,7 @@ def headline(report: Report) -> str:
         if report.plan.thinner:
             whose = "" if parts else f" of {name}"
             groups = f"{len(report.plan.thinner)} of {len(report.plan.channels)} channel groups{whose}"
-            loss = "" if any(group.fitted for group in report.plan.thinner) else " at no loss"
+            loss = "" if report.plan.fits_channels else " at no loss"
             parts.append(f"{groups} would lose channels{loss}")
         return f"{' and '.join(parts)}{_planned(report)}."
     outcome = f"{name} is {_size(report)}{_speed(report.ratio)}; {_outputs(report.deviation)}."
@@ -125,13 +125,16 @@ def _advice(report: Report) -> str:
     if ratio is None or ratio.verdict != "faster" or low_rank is None or low_rank.verdict == "unknown":
         return ""
     other = "cleaning up the graph" if report.precision == "fp32" else report.precision
+    what, makes, contributes = "low rank", "makes", "contributes"
+    if report.plan.fits_channels:
+        what, makes, contributes = "low rank and fewer channels", "make", "contribute"
     if low_rank.verdict == "slower":
-        return f"{other[0].upper()}{other[1:]} without low rank is faster: low rank makes it SLOWER, {low_rank}."
+        return f"{other[0].upper()}{other[1:]} alone is faster: {what} {makes} it SLOWER, {low_rank}."
     if low_rank.verdict != "faster":
-        return f"All of the speed-up comes from {other}, none from low rank ({low_rank})."
+        return f"All of the speed-up comes from {other}, none from {what} ({low_rank})."
     if abs(low_rank.value / ratio.value - 1) < _NEGLIGIBLE:
         return ""
-    return f"Low rank contributes {low_rank} of that."
+    return f"{what[0].upper()}{what[1:]} {contributes} {low_rank} of that."
 
 
 def tone(report: Report) -> str | None:

@@ -118,8 +118,8 @@ def require_faster(comparison: Comparison | None, plan: Plan, options: Options) 
             raise NotFasterError(f"the result is not faster than {what}: {ratio}; nothing was written.")
 
 
-def low_rank_share_of_speedup(comparison: Comparison | None) -> tuple[str, ...]:
-    """Where cleaning up alone changes the speed: how much low rank adds to it."""
+def share_of_speedup(comparison: Comparison | None, plan: Plan) -> tuple[str, ...]:
+    """Where cleaning up alone changes the speed: how much low rank, and channels that went by images, add to it."""
     if comparison is None:
         return ()
     from trp_export import bench
@@ -129,7 +129,8 @@ def low_rank_share_of_speedup(comparison: Comparison | None) -> tuple[str, ...]:
     if alone.verdict in ("no difference", "unknown"):
         return ()
     added = bench.ratio(cleaned, result)
-    return (f"cleaning up without low rank makes the original {alone} as fast; low rank adds {added}",)
+    what = "low rank and fewer channels add" if plan.fits_channels else "low rank adds"
+    return (f"cleaning up alone makes the original {alone} as fast; {what} {added}",)
 
 
 def layer_times(

@@ -67,7 +67,8 @@ class CalibrationData:
     `batches` are the samples that factors are fitted to; `held_out` those that took no part in moments and factors, on
     which both are judged. `notes` are what the user should know. `room` is the number of samples that fit into memory
     in a walk from each node of the network to its end. `synthetic`: the samples are synthesised. `samples` are all of
-    them; `sensitivities` say how each layer's error shows, `judge` holds the moments of the held-out samples.
+    them; `sensitivities` say how each layer's error shows, `judge` holds the moments of the held-out samples,
+    `to_save` those of all layers before channels were removed, with those of earlier runs.
     """
 
     batches: Batches
@@ -80,6 +81,7 @@ class CalibrationData:
     samples: Samples | None = None
     sensitivities: Mapping[str, Sensitivity] = field(default_factory=dict)
     judge: Mapping[str, Moments] | None = None
+    to_save: Mapping[str, Moments] = field(default_factory=dict)
 
 
 def calibrate(
@@ -131,14 +133,15 @@ def calibrate(
             model, located, part, seed=calibration.seed, at_a_time=at_a_time, progress=partial(progress, step)
         )
 
-    earlier = _saved_statistics(calibration)
+    earlier = _saved_statistics(calibration) if known is None else ()
     owed, unweighted = _owed(network, located, batches, calibration, progress)
     moments = merge_moments([with_owed(gather(fitting, "calibrate"), owed), *earlier])
     held_out_moments = gather(reserve, "held-out images") if reserve is not None else None
     layers = calibrated_layers(layers, network.located, moments, partial(progress, "output errors"), held_out_moments)
     means = {} if made is not None and made.drawn else network.means
     notes = (*notes, *_left_out(network.located, located), *unweighted, *calibration_remarks(moments, means))
-    data = replace(data, moments=moments, judge=held_out_moments, notes=notes)
+    to_save = moments if known is None else known.to_save
+    data = replace(data, moments=moments, judge=held_out_moments, to_save=to_save, notes=notes)
     if rule.needs_sensitivities and not random_operators(model):  # Draws would hide what a layer does.
         sensitivities = known.sensitivities if known is not None else _sensitivities(network, layers, data, progress)
         data = replace(data, damage=measured_damage(sensitivities), sensitivities=sensitivities)

@@ -49,7 +49,7 @@ def make_variants(
         file = work.scratch / f"low-rank-{precision}.onnx"
         variants.append(convert(precision, result, file, batches, low_rank, work.progress, held_out))
     if low_rank and options.is_timed:
-        cleaned = without_low_rank(built.files.dense, knowledge.network.rewrites, work.scratch)
+        cleaned = without_low_rank(built.files.wide or built.files.dense, knowledge.network.rewrites, work.scratch)
         variants.append(Variant("fp32", False, cleaned, size_bytes(cleaned)))
         if "int8" in precisions:
             variants.append(

@@ -109,7 +109,7 @@ def layer_costs(rule: Rule, knowledge: Knowledge) -> Mapping[str, float]:
 
 
 def _by_channels_alone(rule: str, knowledge: Knowledge) -> Plan:
-    """A budget that is met without low rank, since channels that were removed at no loss left little enough."""
+    """A budget that is met without low rank: the network without the removed channels is small enough."""
     return _all_kept(knowledge, rule, "the removal of channels meets the budget")
 
 

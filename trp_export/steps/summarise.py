@@ -12,7 +12,7 @@ from trp_export.options import Options
 from trp_export.precision.forms import Precisions
 from trp_export.report.document import Report
 from trp_export.rules import Macs, Params, Speedup
-from trp_export.steps.benchmark import Timing, compared, low_rank_share_of_speedup
+from trp_export.steps.benchmark import Timing, compared, share_of_speedup
 from trp_export.steps.build import Built
 from trp_export.steps.knowledge import Knowledge
 from trp_export.steps.plan import Planned
@@ -47,7 +47,7 @@ def report_result(
     latency = compared(timing, built, precisions, work.scratch)
     remarks = tuple(precision_remarks(precisions)) if precisions is not None else ()
     if precisions is None and report.plan.changed:
-        remarks = low_rank_share_of_speedup(latency)
+        remarks = share_of_speedup(latency, report.plan)
     not_measured = (timing.not_measured,) if timing.not_measured else ()
     deviation = as_shipped(built.deviation, precisions, knowledge.network, built.files)
     size = size_bytes(work.result)

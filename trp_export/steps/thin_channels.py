@@ -128,7 +128,9 @@ class Thinner:
         found, aim = None, rule
         for _ in range(_MOST_TRIES):
             gone = self._choose(aim, pairs, removable)
-            if not gone.channels or gone.predicted > allowed:
+            # Channels and pairs save less together than each alone: what they cannot reach is out of reach.
+            hopeless = math.isinf(gone.predicted) and not isinstance(rule, Speedup) and not self.required
+            if not gone.channels or gone.predicted > allowed or hopeless:
                 return None
             refitted = _refitted(gone.channels, removable, wide)
             damage = divergence_of(refitted, wide, data) if data.sensitivities else gone.damage

@@ -60,7 +60,7 @@ def macs_of(document: dict[str, Any]) -> float:
     return float(document["before"]["macs"] / document["after"]["macs"])
 
 
-@pytest.mark.parametrize("branches", [1, 2])
+@pytest.mark.parametrize("branches", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_trp_export_carries_out_the_plan(folder: Path, trp_search: Command, trp: Command, branches: int) -> None:
     code, out, err = trp_search(
         "model.onnx", "--data", "images.npy", "--macs", 2, "--branches", branches, *FAST, "-o", "plan.json"
