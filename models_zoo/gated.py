@@ -6,8 +6,8 @@ each stage sees in the next one:
     x_l^t = f_l(x_{l-1}^t * g_l^{t-1}),   g^0 = 1
 
 Sources: Karim, Islam and Bruce, "Recurrent Iterative Gating Networks for Semantic Segmentation", arXiv 1811.08043, and
-"Distributed Iterative Gating Networks for Semantic Segmentation", arXiv 1909.12996. The formulas of their gates are
-not public; these follow the abstracts. The stem runs once, since nothing gates its input.
+"Distributed Iterative Gating Networks for Semantic Segmentation", arXiv 1909.12996. The formulas of the
+gates follow the abstracts. The stem runs once, since nothing gates its input.
 """
 
 from __future__ import annotations

@@ -119,6 +119,12 @@ def put_into_page(page: Path, name: str, text: str) -> None:
     page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
+def text_of_page(page: Path, name: str) -> str:
+    """What stands between the marks of that name."""
+    behind = page.read_text(encoding="utf-8").split(f"<!-- {name}: begin -->")[1]
+    return behind.split(f"<!-- {name}: end -->")[0].strip()
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """All results of a file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -54,7 +54,7 @@ def _export(weights: Path, images: Path, scheme: str, energy: float, budget: flo
             selection=Selection(scheme),
             images=Images(images),
             preprocessing=IMAGENET,
-            benchmark=Benchmark(budget_s=budget),
+            benchmark=Benchmark(budget_s=budget, keep_slow_pairs=True),
             output=Path(folder, "out.onnx"),
         )
         report = compress(weights, options)

@@ -10,7 +10,7 @@
 
 SHARED holds `models/real` and `data/real`, listed in `tools/data.py`. Every row is one `trp-export` command with its
 benchmark, so the machine must be quiet; those of --parts are not timed. Rows are kept in a file, so that a second call
-does just what is missing.
+does just what is missing; rows of the page that are not in the file stay.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from common import append, put_into_page, read
+from common import append, put_into_page, read, text_of_page
 
 from trp_export.errors import PrecisionError
 
@@ -129,11 +129,20 @@ def main(
                 append(ROWS, _export(network, rule, tune, images, part) | wanted)
     if write:
         rows = read(ROWS)
-        put_into_page(PAGE, "parts", _table_of_parts([row for row in rows if row.get("part") is not None]))
+        _update("parts", _table_of_parts([row for row in rows if row.get("part") is not None]), key=3)
         rows = [row for row in rows if row.get("part") is None]
-        put_into_page(PAGE, "table", _table([row for row in rows if row["images"] == "real"]))
+        _update("table", _table([row for row in rows if row["images"] == "real"]), key=4)
         if made := [row for row in rows if row["images"] != "real"]:
             print(_table(made))
+
+
+def _update(name: str, table: str, key: int) -> None:
+    """Put a table into the page, beside rows of the page that were not measured again; `key` cells identify a row."""
+    rows = {}
+    for line in (*text_of_page(PAGE, name).splitlines()[2:], *table.splitlines()[2:]):
+        cells = [cell.strip().removesuffix(", refused, so float") for cell in line.split("|")[1:]]
+        rows[tuple(cells[:key])] = line
+    put_into_page(PAGE, name, "\n".join([*table.splitlines()[:2], *(rows[cells] for cells in sorted(rows))]))
 
 
 def arguments(network: Network, rule: str, tune: str | None, images: str) -> list[str]:
@@ -180,9 +189,13 @@ def _table(rows: list[dict[str, Any]]) -> str:
             continue
         speed = row["speed"]
         start += f"| {row['macs']:.2f}x | {speed['value']:.2f}x [{speed['low']:.2f}, {speed['high']:.2f}] "
-        start += f"| {speed['value'] / row['macs']:.2f} | {row.get('cpu') or 'unknown'} "
+        start += f"| {speed['value'] / row['macs']:.2f} | {_short(row['cpu'])} "
         lines.append(f"{start}| {_score(row['score'])} | {next(iter(row['notes']), '')} |")
     return "\n".join(lines)
+
+
+def _short(processor: str) -> str:
+    return processor.replace("(R)", "").removesuffix(" Processor")
 
 
 def _table_of_parts(rows: list[dict[str, Any]]) -> str:

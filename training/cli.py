@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\b
 Examples:
-  trp-train --arch resnet20 --data npz:DATA --scheme spatial --energy 0.98 --period 20 --nuclear 3e-4 -o run/
+  trp-train --arch resnet20 --data npz:DATA --scheme spatial --energy 0.98 --period 20 --nuclear 6e-3 -o run/
   trp-train --arch resnet20 --data npz:DATA --init dense.pt --teacher dense.pt --macs 2.84 --ramp cosine \\
             --epochs 24 --factors 14 --lr 0.05 --schedule cosine --amp -o run/
   trp-train --init dense.pt --data npz:DATA --plan plan.json --epochs 10 --lr 0.01 --schedule cosine -o run/

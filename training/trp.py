@@ -1,6 +1,6 @@
 """Trained Rank Pruning (Xu et al., arXiv 2004.14566), added to any training loop with two lines.
 
-    trp = TRP(model, optimizer, TRPSettings(rule=Energy(0.98), period=20, nuclear=3e-4), input_shape=(1, 3, 32, 32))
+    trp = TRP(model, optimizer, TRPSettings(rule=Energy(0.98), period=20, nuclear=6e-3), input_shape=(1, 3, 32, 32))
     ...                     # the training loop, unchanged
     plan = trp.finish(batches)
 

@@ -4,7 +4,7 @@
     ...                     # the training loop, unchanged
     plan = dagger.finish(batches)
 
-The details of the published method are not public; this is a form of our own. An auxiliary network reads the pretrained
+This form follows the abstract of the published method. An auxiliary network reads the pretrained
 weights and says of each channel whether its gate is open, so gates do not change with the batch. For the first
 `gate_steps` steps the weights rest and the auxiliary network trains, by
 
