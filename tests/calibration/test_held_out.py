@@ -23,10 +23,11 @@ from trp_export.lowrank.calibrated import calibrated_pair, output_errors, output
 from trp_export.lowrank.factor import product
 from trp_export.lowrank.metric import ErrorMetric
 from trp_export.lowrank.schemes import CHANNEL_WISE, DECOUPLING, POINTWISE_FIRST, SPATIAL_WISE, Scheme
-from trp_export.planning.budgets import Budget, plan_by_macs
+from trp_export.planning.budgets import Budget, lost_energy, plan_by_macs
 from trp_export.planning.curves import Layer, make_curve, schemes_for
 from trp_export.planning.plan import Plan
 from trp_export.planning.rules import take
+from trp_export.steps.calibrate import CalibrationData
 
 
 @given(count=st.integers(2, 3000), multiple=st.integers(1, 7))
@@ -195,3 +196,10 @@ def test_a_layer_that_only_held_out_images_reach_keeps_its_curves() -> None:
         Layer(p.site, tuple(make_curve(p.site, s, p.kernel()) for s in schemes_for(p.site, "auto"))) for p in located
     ]
     assert calibrated_layers(plain, located, {}, held_out=judge) == tuple(plain)
+
+
+@pytest.mark.parametrize(("room", "count"), [((), 40), ((8, 12), 12), ((8, 400), 40)])
+def test_results_are_judged_on_as_many_samples_as_memory_is_for(room: tuple[int, ...], count: int) -> None:
+    batches = in_batches(np.zeros((30, 1, 1, 1)), np.zeros((10, 1, 1, 1)))
+    data = CalibrationData((), {}, lost_energy, (), batches, room)
+    assert sum(len(batch) for batch in data.judging) == count

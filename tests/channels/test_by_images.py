@@ -103,12 +103,16 @@ def test_saved_statistics_are_of_the_network_with_all_channels(trp: Command, fol
     assert moments["conv4"].images == 2 * 48
 
 
+REDUCED = "low rank and fewer channels"
+
+
 def test_the_original_in_another_precision_has_all_channels(trp: Command, folder: Path) -> None:
     words = ("model.onnx", "--macs", "2.4", "--channels", "on", "--calib", "images.npy", "--keep-slow-pairs")
     outcome = trp(*words, "--precision", "int8", "--budget", "0.2")
     assert outcome.code in (0, 10), outcome.err
     assert fitted(folder)
     variants = json.loads((folder / "model.trp.json").read_text())["variants"]
+    assert {one["name"] for one in variants if one["low_rank"]} == {f"{REDUCED}, {one}" for one in ("fp32", "int8")}
     (alone,) = (one for one in variants if one["name"] == "fp32 alone")
     assert alone["bytes"] > 0.9 * (folder / "model.onnx").stat().st_size
 

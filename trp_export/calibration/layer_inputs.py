@@ -56,9 +56,9 @@ class Use:
 class LayerInputs:
     """Reads the inputs of all layers that are not refused. `places` are those whose uses can all be read."""
 
-    def __init__(self, model: ir.Model, located: Sequence[LocatedSite], threads: int = 0) -> None:
+    def __init__(self, model: ir.Model, located: Sequence[LocatedSite]) -> None:
         self.places = [place for place in located if is_read(place)]
-        self._model, self._threads = model, threads
+        self._model = model
         nodes = [node for place in self.places for node in place.nodes]
         self._main = self._tap(model, [_input(node) for node in nodes if node.graph is model.graph])
         self._bodies: Tap | None = None
@@ -93,7 +93,7 @@ class LayerInputs:
 
     def _tap(self, model: ir.Model, names: Sequence[str]) -> Tap | None:
         inputs = [value.name or "" for value in model.graph.inputs]
-        return Tap(model, inputs, names, self._threads) if names else None
+        return Tap(model, inputs, names) if names else None
 
     def _leave_bodies(self) -> None:
         self._bodies = None

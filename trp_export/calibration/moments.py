@@ -263,7 +263,6 @@ def gather_moments(
     samples: Samples,
     *,
     seed: int = 0,
-    threads: int = 0,
     at_a_time: int | None = None,
     progress: Share = lambda share: None,
 ) -> dict[str, Moments]:
@@ -272,7 +271,7 @@ def gather_moments(
     `at_a_time` bounds the samples that are run together, for memory's sake.
     Raises LoadError for inputs that do not fit and for activations that are not finite, naming the layer.
     """
-    inputs = LayerInputs(model, located, threads)
+    inputs = LayerInputs(model, located)
     if not inputs.places:
         return {}
     rng = np.random.default_rng(seed)

@@ -42,7 +42,6 @@ def measure_sensitivities(
     batches: Sequence[Batch],
     *,
     held_out: Mapping[str, Moments] | None = None,
-    threads: int = 0,
     progress: Share = lambda share: None,
 ) -> dict[str, Sensitivity]:
     """Site name -> sensitivity, for the layers with calibrated curves and moments. The model stays as it is.
@@ -53,7 +52,7 @@ def measure_sensitivities(
     copy = model.clone()
     places = {place.site.name: place for place in find_sites(copy, {})}
     answers = find_answers(copy)
-    walk = Walk(copy, [batch.arrays for batch in batches], threads, stops=[[answer.name for answer in answers]])
+    walk = Walk(copy, [batch.arrays for batch in batches], stops=[[answer.name for answer in answers]])
     reference = reference_to(answers, read_answers(walk, answers), groups_of(batches))
     measured: dict[str, Sensitivity] = {}
     for index, layer in enumerate(layers):

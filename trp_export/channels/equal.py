@@ -58,8 +58,8 @@ class Numbers:
         return constants == 0 if not takes_constants(step) else ~np.isnan(constants)
 
 
-def number_channels(analysis: Analysis, tolerance: float | None = None) -> Numbers:
-    """The numbers of all channels. `tolerance` is relative to the largest weight; by default it is that of rounding."""
+def number_channels(analysis: Analysis) -> Numbers:
+    """The numbers of all channels."""
     numbers = Numbers()
     made = {step.output for step in analysis.steps}
     for value, labels in analysis.labels.items():
@@ -69,20 +69,20 @@ def number_channels(analysis: Analysis, tolerance: float | None = None) -> Numbe
             )
     for step in analysis.steps:
         if isinstance(step, Mix):
-            numbers.of_values[step.output] = _number_mix(step, numbers, tolerance)
+            numbers.of_values[step.output] = _number_mix(step, numbers)
         else:
-            numbers.of_values[step.output] = _number_each(step, numbers, tolerance)
+            numbers.of_values[step.output] = _number_each(step, numbers)
     return numbers
 
 
-def _number_mix(step: Mix, numbers: Numbers, tolerance: float | None) -> Ids:
+def _number_mix(step: Mix, numbers: Numbers) -> Ids:
     kernel = step.kernel()
     group, outputs, inputs, _ = kernel.shape
     read = numbers.of_values[step.data] if step.data is not None else np.arange(group * inputs) - group * inputs
     bias = _bias(step.node, group * outputs)
     # Without np.abs, which would copy the kernel.
     scale = float(max(kernel.max(initial=0.0), -kernel.min(initial=0.0)))
-    spread = _tolerance(step.weight.dtype, tolerance)
+    spread = _tolerance(step.weight.dtype)
     made: list[int] = []
     for index in range(group):
         own = read[index * inputs : (index + 1) * inputs]
@@ -161,18 +161,17 @@ def equal_rows(rows: Array, scale: float, tolerance: float) -> Ids:
     return classes
 
 
-def _tolerance(dtype: ir.DataType, given: float | None) -> float:
-    if given is not None:
-        return given
+def _tolerance(dtype: ir.DataType) -> float:
+    """By how much equal weights may differ by rounding, relative to the largest."""
     return _ROUNDINGS * (_BFLOAT16_EPS if dtype == ir.DataType.BFLOAT16 else float(np.finfo(dtype.numpy()).eps))
 
 
-def _number_each(step: Each, numbers: Numbers, tolerance: float | None) -> Ids:
+def _number_each(step: Each, numbers: Numbers) -> Ids:
     parts = [_read(source, numbers) for source in step.sources]
     if step.moves:  # The parts of a Concat follow one another.
         return np.concatenate(parts)
     read = np.stack(parts, axis=1)
-    own = [_classes(rows, tolerance)[positions] for rows, positions in step.parameters]
+    own = [_classes(rows)[positions] for rows, positions in step.parameters]
     tags = step.tags if step.tags is not None else np.zeros(len(read), np.int64)
     known = constants_of(step, numbers.values(read))
     made = []
@@ -197,9 +196,9 @@ def _zero(row: list[int], numbers: Numbers) -> int | None:
     return next((index for index, number in enumerate(row) if numbers.constants.get(number) == 0), None)
 
 
-def _classes(rows: Rows, tolerance: float | None) -> Ids:
+def _classes(rows: Rows) -> Ids:
     array = rows.constant.array()
     flat = np.moveaxis(array, rows.axis, 0).reshape(len(rows.ids), -1)
     scale = float(np.abs(flat).max(initial=0.0)) if flat.dtype.kind == "f" else 0.0
-    spread = _tolerance(rows.constant.dtype, tolerance) if flat.dtype.kind == "f" else 0.0
+    spread = _tolerance(rows.constant.dtype) if flat.dtype.kind == "f" else 0.0
     return equal_rows(flat, scale, spread)

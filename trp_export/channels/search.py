@@ -34,11 +34,9 @@ class _Read:
     uses: NDArray[np.bool_]
 
 
-def find_removable(
-    analysis: Analysis, groups: Sequence[Group], tolerance: float | None = None
-) -> tuple[ChannelDecision, ...]:
+def find_removable(analysis: Analysis, groups: Sequence[Group]) -> tuple[ChannelDecision, ...]:
     """A decision for each group: which channels are merged or dropped, or why all stay."""
-    numbers = number_channels(analysis, tolerance)
+    numbers = number_channels(analysis)
     reads = list(_reads(analysis, numbers))
     free = {
         channel: index

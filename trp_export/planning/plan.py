@@ -81,6 +81,12 @@ class Plan:
         return any(decision.fitted for decision in self.thinner)
 
     @property
+    def reduction(self) -> str:
+        """What makes the network smaller at a loss, in words; empty if nothing does."""
+        parts = {"low rank": bool(self.changed), "fewer channels": self.fits_channels}
+        return " and ".join(words for words, applies in parts.items() if applies)
+
+    @property
     def thinner(self) -> tuple[ChannelDecision, ...]:
         """The channel groups that lose channels."""
         return tuple(decision for decision in self.channels if decision.removed)

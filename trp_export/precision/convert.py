@@ -60,8 +60,9 @@ class Parity:
 class Variant:
     """One form of the model. `refused` says why there is none, or why it may not ship; it may stand in a sentence.
 
-    Without `low_rank` it is the original in that precision, which one could ship instead. `how` tells how it was
-    made, `in_float` which operators int8 left in float, `judged` what --eval says of it, `latency` how long it takes.
+    Without `low_rank` it is the original in that precision, which one could ship instead; `reduction` says what makes
+    it smaller otherwise. `how` tells how it was made, `in_float` which operators int8 left in float, `judged` what
+    --eval says of it, `latency` how long it takes.
     """
 
     precision: str
@@ -74,10 +75,11 @@ class Variant:
     judged: Score | None = None
     latency: Measurement | None = None
     in_float: tuple[str, ...] = ()
+    reduction: str = "low rank"
 
     @property
     def name(self) -> str:
-        return f"low rank, {self.precision}" if self.low_rank else f"{self.precision} alone"
+        return f"{self.reduction}, {self.precision}" if self.low_rank else f"{self.precision} alone"
 
     def to_json(self, shipped: bool) -> dict[str, Any]:
         """Without the file, which is gone when the export is over."""

@@ -33,12 +33,12 @@ class _Pair:
     between: tuple[str, ...]
 
 
-def equalise(model: ir.Model, batches: Sequence[Batch], threads: int = 0) -> int:
+def equalise(model: ir.Model, batches: Sequence[Batch]) -> int:
     """Rescale the channels between each two convs that follow one another, in place. Returns the number of pairs."""
     pairs = list(_pairs(model))
     if not pairs:
         return 0
-    ranges = _channel_ranges(model, [name for pair in pairs for name in pair.between], batches, threads)
+    ranges = _channel_ranges(model, [name for pair in pairs for name in pair.between], batches)
     for pair in pairs:
         _rescale(pair, _factors(np.max([ranges[name] for name in pair.between], axis=0)))
     return len(pairs)
@@ -68,11 +68,9 @@ def _own_weights(convs: Sequence[ir.Node]) -> bool:
     )
 
 
-def _channel_ranges(
-    model: ir.Model, names: Sequence[str], batches: Sequence[Batch], threads: int
-) -> dict[str, Float64]:
+def _channel_ranges(model: ir.Model, names: Sequence[str], batches: Sequence[Batch]) -> dict[str, Float64]:
     """The largest absolute value of each channel: (n,)."""
-    tap = Tap(model, [value.name or "" for value in model.graph.inputs], names, threads)
+    tap = Tap(model, [value.name or "" for value in model.graph.inputs], names)
     ranges: dict[str, Float64] = {}
     for batch in batches:
         for name, array in tap(batch.arrays).items():

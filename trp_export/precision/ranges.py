@@ -32,11 +32,9 @@ class Spread:
     counts: NDArray[np.int64]
 
 
-def gather_spreads(
-    model: ir.Model, names: Sequence[str], batches: Sequence[Batch], threads: int = 0
-) -> dict[str, Spread]:
+def gather_spreads(model: ir.Model, names: Sequence[str], batches: Sequence[Batch]) -> dict[str, Spread]:
     """The histogram of every named value. Raises LoadError where a value is not finite."""
-    tap = Tap(model, [value.name or "" for value in model.graph.inputs], names, threads)
+    tap = Tap(model, [value.name or "" for value in model.graph.inputs], names)
     ends: dict[str, tuple[float, float]] = {}
     for batch in batches:
         for name, array in tap(batch.arrays).items():

@@ -27,7 +27,6 @@ def closest(
     batches: Sequence[Batch],
     *,
     original: ir.Model | None = None,
-    threads: int = 0,
 ) -> tuple[int, tuple[HeldOut, ...]]:
     """The index of the candidate whose answers diverge least from the original's, and the divergence of each.
 
@@ -42,13 +41,13 @@ def closest(
     groups = groups_of(batches)
     whole = (original or model).clone()
     set_seeds(whole)
-    reference = reference_to(answers, read_answers(Walk(whole, inputs, threads), answers), groups)
+    reference = reference_to(answers, read_answers(Walk(whole, inputs), answers), groups)
     scores = []
     for candidate in candidates:
         copy = model.clone()
         set_seeds(copy)
         _carry_out(copy, plan, candidate)
-        outcome = read_answers(Walk(copy, inputs, threads), answers)
+        outcome = read_answers(Walk(copy, inputs), answers)
         scores.append(_by_image(reference.of_images(outcome), images))
     least = scores[int(np.argmin([score.mean() for score in scores]))]
     alike = [index for index, score in enumerate(scores) if _is_as_close(score, least)]

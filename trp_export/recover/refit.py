@@ -97,7 +97,6 @@ def refit(
     owed: Mapping[str, Float64] | None = None,
     room: Sequence[int] = (),
     seed: int = 0,
-    threads: int = 0,
     progress: Share = lambda share: None,
 ) -> LayerFactors:
     """Factors and shifts of all the plan's layers, fitted one after the other to `batches` of samples.
@@ -114,7 +113,7 @@ def refit(
     places = {place.site.name: place for place in find_sites(model, {})}
     copies = {place.site.name: place for place in find_sites(copy, {})}
     order = {id(node): index for index, node in enumerate(copy.graph)}
-    walks = _Walks(model, copy, batches, held_out, threads)
+    walks = _Walks(model, copy, batches, held_out)
     rng = np.random.default_rng(seed)
     factors, shifts = dict(fitted.factors), dict(fitted.shifts)
     values: dict[str, Array] = dict(fitted.values)
@@ -218,9 +217,8 @@ class _Walks:
         copy: ir.Model,
         batches: Sequence[Batch],
         held_out: Sequence[Batch],
-        threads: int,
     ) -> None:
-        self._models, self._threads = (model, copy), threads
+        self._models = model, copy
         self._batches, self._held_out = batches, held_out
         self._total = sum(len(batch) for batch in (*batches, *held_out))
         self._count = 0
@@ -240,7 +238,7 @@ class _Walks:
         inputs = [batch.arrays for part in parts for batch in part]
         self.groups = [batch.groups for part in parts for batch in part]
         self.shown, self.images = len(parts[0]), sum(len(batch) for batch in parts[0])
-        self.original, self.compressed = (Walk(model, inputs, self._threads) for model in self._models)
+        self.original, self.compressed = (Walk(model, inputs) for model in self._models)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -120,14 +120,13 @@ def _advice(report: Report) -> str:
         return "Nothing was gained: keep the original."
     if ratio is not None and ratio.verdict == "slower":
         return "Do not ship it for speed."
-    if not report.plan.changed and report.precision == "fp32":
+    if not report.plan.reduction and report.precision == "fp32":
         return ""
     if ratio is None or ratio.verdict != "faster" or low_rank is None or low_rank.verdict == "unknown":
         return ""
     other = "cleaning up the graph" if report.precision == "fp32" else report.precision
-    what, makes, contributes = "low rank", "makes", "contributes"
-    if report.plan.fits_channels:
-        what, makes, contributes = "low rank and fewer channels", "make", "contribute"
+    what = report.plan.reduction or "low rank"
+    makes, contributes = ("makes", "contributes") if what == "low rank" else ("make", "contribute")
     if low_rank.verdict == "slower":
         return f"{other[0].upper()}{other[1:]} alone is faster: {what} {makes} it SLOWER, {low_rank}."
     if low_rank.verdict != "faster":

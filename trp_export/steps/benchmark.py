@@ -129,8 +129,8 @@ def share_of_speedup(comparison: Comparison | None, plan: Plan) -> tuple[str, ..
     if alone.verdict in ("no difference", "unknown"):
         return ()
     added = bench.ratio(cleaned, result)
-    what = "low rank and fewer channels add" if plan.fits_channels else "low rank adds"
-    return (f"cleaning up alone makes the original {alone} as fast; {what} {added}",)
+    adds = "adds" if plan.reduction == "low rank" else "add"
+    return (f"cleaning up alone makes the original {alone} as fast; {plan.reduction} {adds} {added}",)
 
 
 def layer_times(

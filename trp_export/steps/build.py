@@ -95,8 +95,7 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
     _set_products(products, plan, network, fitted, tuned, factors)
     save_model(products, files.products, apart=True)
     model, not_simplified = finish(model, wide)
-    wide_products = widened(network.model)
-    if wide is not None and wide_products is not None and has_rounded(model, wide):
+    if wide is not None and has_rounded(model, wide) and (wide_products := widened(network.model)) is not None:
         _set_products(wide_products, plan, network, fitted, tuned, factors)
         files = replace(files, unrounded=(work.scratch / "wide_products.onnx", work.scratch / "wide_result.onnx"))
         for file, one in zip(files.unrounded or (), (wide_products, wide), strict=True):

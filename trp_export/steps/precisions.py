@@ -42,7 +42,7 @@ def make_variants(
     precisions = options.extra_precisions
     if not precisions:
         return ()
-    low_rank, result, batches = bool(plan.changed), built.files.result, knowledge.batches
+    low_rank, result, batches = bool(plan.reduction), built.files.result, knowledge.batches
     held_out = knowledge.calibration.held_out if knowledge.calibration is not None else ()
     variants = [Variant("fp32", low_rank, result, size_bytes(result))]
     for precision in precisions:
@@ -55,7 +55,8 @@ def make_variants(
             variants.append(
                 convert("int8", cleaned, work.scratch / "int8.onnx", batches, False, work.progress, held_out)
             )
-    return tuple(_judged(variant, knowledge.evaluator, work.progress) for variant in variants)
+    named = (replace(variant, reduction=plan.reduction) for variant in variants)
+    return tuple(_judged(variant, knowledge.evaluator, work.progress) for variant in named)
 
 
 def judge_as_shipped(evaluator: Evaluator, options: Options, batches: Batches, folder: Path) -> Evaluator:

@@ -46,7 +46,7 @@ def report_result(
     """The same with the result, its evidence and its measurements."""
     latency = compared(timing, built, precisions, work.scratch)
     remarks = tuple(precision_remarks(precisions)) if precisions is not None else ()
-    if precisions is None and report.plan.changed:
+    if precisions is None and report.plan.reduction:
         remarks = share_of_speedup(latency, report.plan)
     not_measured = (timing.not_measured,) if timing.not_measured else ()
     deviation = as_shipped(built.deviation, precisions, knowledge.network, built.files)
@@ -95,9 +95,7 @@ def _on_calibration_images(deviation: Deviation, built: Built, knowledge: Knowle
     if knowledge.evaluator is not None or data is None or not data.batches or deviation.truncation is None:
         return None
     original, result = built.files.original, built.files.result
+    kind: Kind = "synthetic" if data.synthetic else "calibration"
     if data.held_out:
-        kind: Kind = "held-out synthetic" if data.synthetic else "held-out"
-        return compare_on_calibration_images(original, result, data.held_out, kind)
-    return compare_on_calibration_images(
-        original, result, data.batches, "synthetic" if data.synthetic else "calibration"
-    )
+        kind = "held-out synthetic" if data.synthetic else "held-out"
+    return compare_on_calibration_images(original, result, data.judging, kind)
