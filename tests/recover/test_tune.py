@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from models import build
 from networks import RESIDUAL, in_batches, make_images, make_network
 
 from trp_export.calibration.divergence import divergence
@@ -30,7 +31,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import torch
 
-from trp_export.recover.distil import LEARNING_RATES, Distiller, _flip_and_shift, _paste, augment
+from trp_export.recover.distil import LEARNING_RATES, PATCH, Distiller, _flip_and_shift, _paste, augment
 from trp_export.recover.torch_graph import TorchGraph
 
 HEAD = '<ir_version: 8, opset_import: ["": {opset}]>\nnet (float[N, 4, 6, 7] x) => (float[a, b, c, d] y)\n'
@@ -360,6 +361,13 @@ def test_minutes_become_steps() -> None:
     assert seen[-1] <= 1
 
 
+def test_the_time_that_scores_take_is_part_of_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, small, images = _compressed()
+    monkeypatch.setattr(Distiller, "seconds_per_step", lambda self: 0.01)
+    monkeypatch.setattr("trp_export.recover.tune._CHECKS", 10**9)
+    assert tune(original, small, in_batches(images), minutes=0.1).steps == 1
+
+
 def test_too_few_images_are_refused() -> None:
     original, small, images = _compressed()
     with pytest.raises(OptionError, match="at least 16 images, not 8"):
@@ -402,13 +410,44 @@ def test_images_are_pasted_in_long_runs_only(monkeypatch: pytest.MonkeyPatch) ->
 def test_shifted_images_are_windows_of_the_padded_ones() -> None:
     rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
     images = torch.stack([rows, columns]).expand(6, 2, 16, 16)
-    made = _flip_and_shift(images, torch.Generator().manual_seed(0))
+    made = _flip_and_shift(images, torch.Generator().manual_seed(0), None)
     inner = made[:, :, 4:12, 4:12]
     assert (inner[:, 0].diff(dim=1) == 1).all()
     steps = inner[:, 1].diff(dim=2)
     assert (steps.abs() == 1).all()
     assert {float(steps[i, 0, 0]) for i in range(6)} == {-1.0, 1.0}
     assert (made[:, 0, 8, 8] - 8).abs().max() <= 2
+
+
+def test_a_patch_is_a_part_of_its_image() -> None:
+    rows, columns = torch.meshgrid(torch.arange(20.0), torch.arange(24.0), indexing="ij")
+    made = _flip_and_shift(torch.stack([rows, columns]).expand(50, 2, 20, 24), torch.Generator().manual_seed(0), 8)
+    assert made.shape == (50, 2, 8, 8)
+    assert (made[:, 0].diff(dim=1) == 1).all()
+    assert (made[:, 1].diff(dim=2).abs() == 1).all()
+    assert set(made[:, 0, 0, 0].tolist()) == set(range(13))
+    assert set(made[:, 1].amin((1, 2)).tolist()) == set(range(17))
+
+
+@pytest.mark.parametrize(
+    ("body", "parts"),
+    [
+        ("y = Conv <pads = [1, 1, 1, 1]> (a, v)", True),
+        ("y = Conv (a, v)", True),
+        ("b = Conv <pads = [1, 1, 1, 1]> (a, v)  y = DepthToSpace <blocksize = 2> (b)", True),
+        ("b = Conv <pads = [1, 1, 1, 1]> (a, v)  c = GlobalAveragePool (b)  y = Mul (b, c)", False),
+        ("y = Conv <pads = [64, 64, 64, 64], dilations = [64, 64]> (a, v)", False),
+        ("b = Conv (a, v)  y = GlobalAveragePool (b)", False),
+    ],
+)
+def test_parts_of_images_teach_networks_that_look_no_further(body: str, parts: bool) -> None:
+    text = f"""<ir_version: 8, opset_import: ["": 17]> net (float[N, 3, H, W] x) => (float[N, C, h, w] y)
+    <float[8, 3, 3, 3] k, float[8, 8, 3, 3] v> {{ a = Conv <pads = [1, 1, 1, 1]> (x, k)  {body} }}"""
+    model = prepare(ir.serde.deserialize_model(build(text)))
+    images = np.random.default_rng(0).standard_normal((20, 3, 2 * PATCH, 160)).astype(np.float32)
+    run = Distiller(model, model.clone(), in_batches(images), (), 0)
+    assert run._patch == (PATCH if parts else None)
+    run.step(0.5)
 
 
 @pytest.mark.parametrize(("batch", "steps"), [pytest.param(1, 24, marks=pytest.mark.slow), (5, 60)])

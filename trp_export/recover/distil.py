@@ -36,6 +36,9 @@ Samples = dict[str, Tensor]
 # Images of a step: of large images fewer, so that a step is short.
 _MOST_IMAGES, _LEAST_IMAGES = 64, 8
 _ENTRIES = 64 * 3 * 64 * 64
+# Parts of images of open size have this extent, and in their middle answers may differ by this share: a network that
+# looks no further learns as much from parts.
+PATCH, _ALIKE = 64, 0.02
 # Parts of a step, which are shared out to the cores.
 _PARTS = 4
 # The learning rates of Muon to choose from, highest first.
@@ -44,7 +47,7 @@ HELD_OUT = 1 / 8
 # The learning rate of Adam for biases, as a share of that of Muon for kernels.
 _BIAS_SHARE = 0.2
 _WARM_UP = 0.05
-_TIMED_STEPS = 10
+_TIMED_STEPS, _TIMED_SECONDS = 10, 5
 _SOUND = 1e-3
 # Images that a run sees so many times are pasted into one another. In short runs that slows learning.
 _OFTEN = 30
@@ -77,6 +80,7 @@ class Distiller:
         self._pastes = False
         self._random = torch.Generator().manual_seed(seed)
         samples = _join(batches, self._student.inputs)
+        self._patch = PATCH if _has_open_size(original) and self._answers_parts_alike(samples) else None
         entries = sum(values[:1].numel() for values in samples.values())
         self._batch_size = min(_MOST_IMAGES, max(_LEAST_IMAGES, _ENTRIES // entries))
         order = torch.randperm(_count(samples), generator=self._random)
@@ -89,7 +93,9 @@ class Distiller:
         self._units = yardsticks(self._answers(self._teacher, self._samples), self._kinds)
         self._require_sound(compressed)
         self._start = self.weights
+        begun = time.monotonic()
         self.start_score = self.score()
+        self.seconds_per_score = time.monotonic() - begun
         self._half = self._half_precision_will_do()
         self.restart(LEARNING_RATES[0])
         # The operators are too small to run on several cores: each core takes a part of the batch instead.
@@ -117,27 +123,29 @@ class Distiller:
 
         Images that are seen often are pasted, too, so that they are not learned by heart.
         """
-        self._pastes = steps * self._batch_size >= _OFTEN * _count(self._samples)
+        self._pastes = self._patch is None and steps * self._batch_size >= _OFTEN * _count(self._samples)
 
     def seconds_per_step(self) -> float:
         """Measured on a few steps; weights, optimisers and random state are restored."""
         state = self._random.get_state()
         self.step(0.0)
-        begun = time.monotonic()
-        for _ in range(_TIMED_STEPS):
+        begun, taken, steps = time.monotonic(), 0.0, 0
+        while steps < _TIMED_STEPS and taken < _TIMED_SECONDS:
             self.step(0.0)
-        seconds = (time.monotonic() - begun) / _TIMED_STEPS
+            taken, steps = time.monotonic() - begun, steps + 1
         self._random.set_state(state)
         self.restart(LEARNING_RATES[0])
-        return seconds
+        return taken / steps
 
     def step(self, done: float) -> None:
         """One step of training; `done` is the share of all steps that are done."""
-        chosen = torch.randint(_count(self._samples), (self._batch_size,), generator=self._random)
+        size = _LEAST_IMAGES if self._patch is not None else self._batch_size
+        chosen = torch.randint(_count(self._samples), (size,), generator=self._random)
         batch = _rows(self._samples, chosen)
         if len(batch) == 1:
-            batch = {name: augment(images, self._random, pastes=self._pastes) for name, images in batch.items()}
-        parts = list(self._pool.map(self._gradients, _split(batch, -(-self._batch_size // _PARTS))))
+            ((name, images),) = batch.items()
+            batch = {name: augment(images, self._random, pastes=self._pastes, patch=self._patch)}
+        parts = list(self._pool.map(self._gradients, _split(batch, -(-size // _PARTS))))
         for weight, gradients in zip(self._student.weights, zip(*parts, strict=True), strict=True):
             used = [gradient for gradient in gradients if gradient is not None]
             weight.grad = torch.stack(used).mean(dim=0) if used else None
@@ -209,6 +217,20 @@ class Distiller:
         parts = [network(*part.values()) for part in _split(filled, self._chunk)]
         return [torch.cat(part)[:count] for part in zip(*parts, strict=True)]
 
+    def _answers_parts_alike(self, samples: Samples) -> bool:
+        """Whether the original answers part of an image as it answers the whole: then parts can teach."""
+        (images,) = samples.values()
+        if images.ndim != 4 or min(images.shape[2:]) < 2 * PATCH:
+            return False
+        start = PATCH // 2
+        with torch.no_grad():
+            wholes, parts = (
+                self._run(self._teacher, dict.fromkeys(samples, values))
+                for values in (images[:1], images[:1, :, start : start + PATCH, start : start + PATCH])
+            )
+        outputs = zip(wholes, parts, strict=True)
+        return all(_is_part(part, whole, images.shape[2:], start) for whole, part in outputs)
+
     def _require_sound(self, compressed: ir.Model) -> None:
         """Raises UnsupportedError where torch does not compute what onnxruntime computes."""
         tap = Tap(compressed, self._student.inputs, self._outputs)
@@ -251,14 +273,33 @@ def _split(samples: Samples, size: int) -> list[Samples]:
     return [_rows(samples, slice(start, start + size)) for start in range(0, _count(samples), size)]
 
 
-def augment(batch: Tensor, random: torch.Generator, *, pastes: bool = False) -> Tensor:
+def _has_open_size(model: ir.Model) -> bool:
+    """True for a network of one input (n, C, H, W) whose height and width are not fixed."""
+    shapes = [value.shape for value in model.graph.inputs]
+    return len(shapes) == 1 and shapes[0] is not None and not any(isinstance(size, int) for size in shapes[0][2:])
+
+
+def _is_part(part: Tensor, whole: Tensor, extents: Sequence[int], start: int) -> bool:
+    """Whether the middle of the answer to a part, which begins at `start`, is that of the answer to the whole image."""
+    if part.ndim != 4 or whole.ndim != 4:
+        return False
+    for axis, extent in zip((2, 3), extents, strict=True):
+        own, steps = part.shape[axis], (whole.shape[axis] - part.shape[axis]) * start
+        edge, first = own // 4, steps // (extent - PATCH)
+        if steps % (extent - PATCH) or own < 4 or first + own > whole.shape[axis]:
+            return False
+        part, whole = (values.narrow(axis, at, own - 2 * edge) for values, at in ((part, edge), (whole, first + edge)))
+    return bool(torch.linalg.norm(part - whole) <= _ALIKE * torch.linalg.norm(whole - whole.mean()))
+
+
+def augment(batch: Tensor, random: torch.Generator, *, pastes: bool = False, patch: int | None = None) -> Tensor:
     """Images (n, C, H, W) flipped, shifted by up to an eighth, mixed and, if `pastes`, pasted into one another.
 
-    Rows of features are only mixed.
+    With `patch`, a random part of each image, as high and as wide. Rows of features are only mixed.
     """
     if batch.ndim != 4:
         return _mix(batch, random)
-    mixed = _mix(_flip_and_shift(batch, random), random)
+    mixed = _mix(_flip_and_shift(batch, random, patch), random)
     return _paste(mixed, random) if pastes else mixed
 
 
@@ -287,16 +328,21 @@ def _between(length: int, side: Tensor, random: torch.Generator) -> Tensor:
     return (places >= start) & (places < start + side)
 
 
-def _flip_and_shift(batch: Tensor, random: torch.Generator) -> Tensor:
-    count, _, height, width = batch.shape
-    down, right = height // 8, width // 8
-    padded = functional.pad(batch, (right, right, down, down), mode="reflect")
-    top = torch.randint(2 * down + 1, (count, 1), generator=random)
-    left = torch.randint(2 * right + 1, (count, 1), generator=random)
+def _flip_and_shift(batch: Tensor, random: torch.Generator, patch: int | None) -> Tensor:
+    count = len(batch)
+    if patch is None:
+        (height, width), (down, right) = batch.shape[2:], (batch.shape[2] // 8, batch.shape[3] // 8)
+        batch = functional.pad(batch, (right, right, down, down), mode="reflect")
+    else:
+        height = width = patch
+    top, left = (
+        torch.randint(whole - part + 1, (count, 1), generator=random)
+        for whole, part in zip(batch.shape[2:], (height, width), strict=True)
+    )
     columns = torch.arange(width).expand(count, width)
     columns = torch.where(torch.rand(count, 1, generator=random) < 0.5, columns, columns.flip(1))
     rows, columns = top + torch.arange(height), left + columns
-    picked = padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    picked = batch.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2)
 
 

@@ -78,7 +78,7 @@ def tune(
     with held_back():
         import torch
 
-        from trp_export.recover.distil import Distiller
+        from trp_export.recover.distil import LEARNING_RATES, Distiller
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -87,7 +87,8 @@ def tune(
         run = Distiller(original, compressed, batches, held_out, seed)
         if steps is None:
             seconds = run.seconds_per_step()
-            steps = max(1, int(((minutes or 0.0) * 60 - (time.monotonic() - started)) / seconds))
+            scores = (_CHECKS + len(LEARNING_RATES)) * run.seconds_per_score
+            steps = max(1, int(((minutes or 0.0) * 60 - (time.monotonic() - started) - scores) / seconds))
         return _train(run, steps, progress)
     finally:
         torch.set_num_threads(before)
