@@ -106,6 +106,7 @@ def test_the_server_tells_strangers_nothing(conv_net: Path) -> None:
             refused.value.close()
 
 
+@pytest.mark.slow
 @needs_node
 def test_node(conv_net: Path, tmp_path: Path, no_process_left: None) -> None:
     external = tmp_path / "external"

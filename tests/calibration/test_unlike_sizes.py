@@ -90,6 +90,7 @@ def test_photos_of_unlike_sizes_calibrate_in_their_own_sizes(
     assert wanted.shape == made.shape
 
 
+@pytest.mark.slow
 def test_default_for_unlike_sizes_says_what_it_does(trp: Command, tmp_path: Path, photos: Path) -> None:
     save(build(ENLARGES), tmp_path / "model.onnx")
     outcome = trp("model.onnx", "--macs", "1.3", "--calib", "photos", "--no-recover", "--no-bench", "-o", "small.onnx")

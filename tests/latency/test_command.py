@@ -88,6 +88,7 @@ def test_int8_is_planned_for_with_what_layers_take_in_int8(trp: Command, lab: La
     assert load_costs(tmp_path / "t.json")[0].precision == "int8"
 
 
+@pytest.mark.slow
 def test_tables_of_another_precision_are_refused_and_kept_apart(
     trp: Command, refuses: Command, lab: Lab, tmp_path: Path
 ) -> None:

@@ -45,6 +45,7 @@ def test_convert_writes_a_model_with_equal_outputs(target: Target, tmp_path: Pat
     assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "model.ort", "required_operators.config"}
 
 
+@pytest.mark.slow
 def test_convert_writes_no_x86_layout_for_arm(tmp_path: Path) -> None:
     """An x86 model may hold blocked convs, which no ARM processor runs."""
     made = {}

@@ -123,6 +123,7 @@ def test_a_speedup_out_of_reach_is_refused(folder: Path, trp_search: Command, de
     assert not (folder / "plan.json").exists()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_plan(folder: Path, trp_search: Command) -> None:
     for name in ("a.json", "b.json"):
         assert trp_search("model.onnx", "--data", "images.npy", "--macs", 2, *FAST, "-o", name)[0] == 0
