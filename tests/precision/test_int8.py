@@ -27,7 +27,7 @@ from trp_export.precision.fp16 import to_fp16
 from trp_export.precision.grids import WEIGHT_LIMIT, Grid
 from trp_export.precision.int8 import UselessImagesError, shown_and_held_out, to_int8
 from trp_export.precision.quantisable import find_units
-from trp_export.precision.ranges import full_range, gather_spreads
+from trp_export.precision.ranges import METHODS, full_range, gather_spreads
 from trp_export.precision.rounding import round_model, rounded_values
 
 LINEAR = """<ir_version: 8, opset_import: ["" : 13]>
@@ -267,6 +267,9 @@ def test_a_value_without_rows_has_no_part_in_its_range() -> None:
     spreads = gather_spreads(model, ["x"], in_batches(full, full[:0], 3 * full))
     assert (spreads["x"].low, spreads["x"].high) == (1, 3)
     assert spreads["x"].counts.sum() == 12
+    nothing = gather_spreads(model, ["x"], in_batches(full[:0]))["x"]
+    assert (nothing.low, nothing.high, nothing.counts.sum()) == (0, 0, 0)
+    assert all(np.isfinite(method(nothing).scale) for method in METHODS.values())
 
 
 def test_fp16_is_half_the_size_and_keeps_its_inputs() -> None:

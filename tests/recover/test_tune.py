@@ -438,11 +438,13 @@ def test_a_patch_is_a_part_of_its_image() -> None:
         ("b = Conv <pads = [1, 1, 1, 1]> (a, v)  c = GlobalAveragePool (b)  y = Mul (b, c)", False),
         ("y = Conv <pads = [64, 64, 64, 64], dilations = [64, 64]> (a, v)", False),
         ("b = Conv (a, v)  y = GlobalAveragePool (b)", False),
+        ("b = Conv <pads = [1, 1, 1, 1]> (a, v)  y = Add (b, large)", False),
     ],
 )
 def test_parts_of_images_teach_networks_that_look_no_further(body: str, parts: bool) -> None:
     text = f"""<ir_version: 8, opset_import: ["": 17]> net (float[N, 3, H, W] x) => (float[N, C, h, w] y)
-    <float[8, 3, 3, 3] k, float[8, 8, 3, 3] v> {{ a = Conv <pads = [1, 1, 1, 1]> (x, k)  {body} }}"""
+    <float[8, 3, 3, 3] k, float[8, 8, 3, 3] v, float[1, 8, 128, 160] large>
+    {{ a = Conv <pads = [1, 1, 1, 1]> (x, k)  {body} }}"""
     model = prepare(ir.serde.deserialize_model(build(text)))
     images = np.random.default_rng(0).standard_normal((20, 3, 2 * PATCH, 160)).astype(np.float32)
     run = Distiller(model, model.clone(), in_batches(images), (), 0)

@@ -223,11 +223,12 @@ class Distiller:
         if images.ndim != 4 or min(images.shape[2:]) < 2 * PATCH:
             return False
         start = PATCH // 2
-        with torch.no_grad():
-            wholes, parts = (
-                self._run(self._teacher, dict.fromkeys(samples, values))
-                for values in (images[:1], images[:1, :, start : start + PATCH, start : start + PATCH])
-            )
+        whole, part = images[:1], images[:1, :, start : start + PATCH, start : start + PATCH]
+        try:
+            with torch.no_grad():
+                wholes, parts = (self._run(self._teacher, dict.fromkeys(samples, values)) for values in (whole, part))
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):  # It takes no images so small.
+            return False
         outputs = zip(wholes, parts, strict=True)
         return all(_is_part(part, whole, images.shape[2:], start) for whole, part in outputs)
 
