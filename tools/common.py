@@ -114,15 +114,20 @@ def silent(step: str, share: float) -> None:
 
 def put_into_page(page: Path, name: str, text: str) -> None:
     """Put text between the marks of that name in a page, in the place of what stands there."""
-    before, rest = page.read_text(encoding="utf-8").split(begin := f"<!-- {name}: begin -->")
-    after = rest.split(end := f"<!-- {name}: end -->")[1]
-    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+    before, _, after = _parted(page, name)
+    page.write_text(f"{before}\n{text}\n{after}", encoding="utf-8")
 
 
 def text_of_page(page: Path, name: str) -> str:
     """What stands between the marks of that name."""
-    behind = page.read_text(encoding="utf-8").split(f"<!-- {name}: begin -->")[1]
-    return behind.split(f"<!-- {name}: end -->")[0].strip()
+    return _parted(page, name)[1].strip()
+
+
+def _parted(page: Path, name: str) -> tuple[str, str, str]:
+    """A page up to the end of the first mark, between the marks, and from the second mark on."""
+    before, rest = page.read_text(encoding="utf-8").split(begin := f"<!-- {name}: begin -->")
+    text, after = rest.split(end := f"<!-- {name}: end -->")
+    return before + begin, text, end + after
 
 
 def read(path: Path) -> list[dict[str, Any]]:

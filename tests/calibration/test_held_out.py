@@ -202,4 +202,4 @@ def test_a_layer_that_only_held_out_images_reach_keeps_its_curves() -> None:
 def test_results_are_judged_on_as_many_samples_as_memory_is_for(room: tuple[int, ...], count: int) -> None:
     batches = in_batches(np.zeros((30, 1, 1, 1)), np.zeros((10, 1, 1, 1)))
     data = CalibrationData((), {}, lost_energy, (), batches, room)
-    assert sum(len(batch) for batch in data.judging) == count
+    assert sum(len(batch) for batch in data.judged_on) == count

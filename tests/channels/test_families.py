@@ -102,11 +102,7 @@ def require_all_merged(path: Path, shape: tuple[int, ...], folder: Path, mixed: 
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name in ("mnasnet", "regnet", "densenet") else name
-        for name in SMALL
-    ],
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGER else name for name in SMALL]
 )
 def test_equal_channels_of_small_networks_go(name: str, tmp_path: Path) -> None:
     extent = EXTENTS.get(name, 64)

@@ -36,18 +36,16 @@ def gather_spreads(model: ir.Model, names: Sequence[str], batches: Sequence[Batc
     """The histogram of every named value. Raises LoadError where a value is not finite."""
     tap = Tap(model, [value.name or "" for value in model.graph.inputs], names)
     ends: dict[str, tuple[float, float]] = {}
-    empty = set[str]()
     for batch in batches:
         for name, array in tap(batch.arrays).items():
             if not array.size:  # A detector may find nothing in an image.
-                empty.add(name)
                 continue
             low, high = float(array.min()), float(array.max())
             if not np.isfinite(low + high):
                 raise LoadError(f"{name} is not finite on the calibration images.")
             before = ends.get(name, (low, high))
             ends[name] = min(before[0], low), max(before[1], high)
-    ends = dict.fromkeys(empty, (0.0, 0.0)) | ends
+    ends = dict.fromkeys(names, (0.0, 0.0)) | ends
     counts = {name: np.zeros(_BINS, dtype=np.int64) for name in ends}
     for batch in batches:
         for name, array in tap(batch.arrays).items():

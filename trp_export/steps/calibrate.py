@@ -84,7 +84,7 @@ class CalibrationData:
     to_save: Mapping[str, Moments] = field(default_factory=dict)
 
     @property
-    def judging(self) -> Batches:
+    def judged_on(self) -> Batches:
         """What results are judged on: held-out samples, or all if none are; as many as memory is for with answers."""
         samples = self.held_out or self.batches
         return take_samples(samples, self.room[-1]) if self.room else samples

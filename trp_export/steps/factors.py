@@ -42,7 +42,7 @@ def make_factors(
         return plain
     candidates = _candidates(network, plan, plain, known, calibration, progress) if plan.changed else [plain]
     original = network.wide.model if network.wide is not None else None
-    best, scores = closest(network.model, plan, candidates, known.judging, original=original)
+    best, scores = closest(network.model, plan, candidates, known.judged_on, original=original)
     return _rounded(network, replace(candidates[best], held_out=scores[best] if known.held_out else None))
 
 

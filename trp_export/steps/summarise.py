@@ -98,4 +98,4 @@ def _on_calibration_images(deviation: Deviation, built: Built, knowledge: Knowle
     kind: Kind = "synthetic" if data.synthetic else "calibration"
     if data.held_out:
         kind = "held-out synthetic" if data.synthetic else "held-out"
-    return compare_on_calibration_images(original, result, data.judging, kind)
+    return compare_on_calibration_images(original, result, data.judged_on, kind)
