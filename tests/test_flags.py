@@ -98,6 +98,7 @@ def test_errors_name_fields_in_python_and_flags_on_the_command_line(
         ({"macs": 2.0, "energy": 0.9}, "--macs and --energy contradict each other"),
         ({"seed": 3}, "--seed needs --calib PATH"),
         ({"ort": "arm"}, "--ort needs --bundle DIR"),
+        ({"dry_run": True, "report": Path("page.html")}, "--dry-run writes nothing; leave --bundle and --report out"),
         ({"macs": 0.5}, "--macs must be a number above 1, not 0.5"),
     ],
 )

@@ -496,8 +496,7 @@ class Options:
         )
 
     def __post_init__(self) -> None:
-        if self.bundle is not None and (self.output is not None or self.report is not None):
-            raise InvalidOptionError("{bundle} holds the model and the report; leave {output} and {report} out.")
+        self._require_files_that_are_written()
         if self.precision not in get_args(PrecisionChoice):
             allowed = ", ".join(get_args(PrecisionChoice))
             raise InvalidOptionError(f"{{precision}} must be one of {allowed}, not {self.precision}.")
@@ -520,6 +519,12 @@ class Options:
             raise InvalidOptionError("load.inputs belongs into inputs: inputs=InputOptions.of(1, 3, 224, 224).")
         self._require_budget_for_channels()
         self._require_used_preprocessing()
+
+    def _require_files_that_are_written(self) -> None:
+        if self.bundle is not None and (self.output is not None or self.report is not None):
+            raise InvalidOptionError("{bundle} holds the model and the report; leave {output} and {report} out.")
+        if self.dry_run and (self.bundle is not None or self.report is not None):
+            raise InvalidOptionError("{dry_run} writes nothing; leave {bundle} and {report} out.")
 
     def _require_budget_for_channels(self) -> None:
         if self.selection.channels != "on":

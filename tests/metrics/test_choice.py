@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,9 @@ IMAGES = ImageSet("made", np.zeros((2, 3, 32, 48), np.float32), None, Preprocess
         (sample(softmax(normal(1, 84, 32))), "map"),
         (sample(np.float32(3.0).reshape(())), None),
         (sample(normal(1, 5, 4, 4, 4)), "outputs"),
+        (sample(normal(1, 512, 8, 12)), "outputs"),
+        (sample(RNG.integers(0, 255, (1, 3, 32, 48), dtype=np.uint8)), "psnr"),
+        (sample(RNG.integers(0, 255, (1, 5, 32, 48), dtype=np.uint8)), "miou"),
     ],
 )
 def test_outputs_point_to_a_metric(shown: Sample, metric: str | None) -> None:
@@ -85,6 +89,8 @@ def test_outputs_point_to_a_metric(shown: Sample, metric: str | None) -> None:
         ("labels.csv", "0,1,same\n", sample(normal(1, 512)), "pairs"),
         ("labels.csv", "0,12\n1,34\n", sample(normal(1, 25, 11)), "sequences"),
         ("labels.tsv", "0\thello world\n", sample(normal(1, 25, 11)), "sequences"),
+        ("labels.tsv", '0\t"quoted\n1\tmore\n', sample(normal(1, 25, 11)), "sequences"),
+        ("labels.csv", "0,cat\n1,dog\n", sample(normal(1, 10)), "top1"),
         ("folder", None, sample(normal(1, 3, 64, 96)), "psnr"),
         ("folder", None, sample(normal(1, 4, 64, 96)), "miou"),
     ],
@@ -98,6 +104,20 @@ def test_labels_decide_where_there_are_any(
     else:
         labels.write_text(content)
     assert choose_metric(shown, IMAGES, labels) == metric
+
+
+@pytest.mark.parametrize("output", [normal(1, 1), normal(1, 5, 32, 48)], ids=["one logit", "maps"])
+def test_a_table_beside_other_outputs_is_refused(tmp_path: Path, output: np.ndarray) -> None:
+    (tmp_path / "labels.csv").write_text("0,1\n1,0\n")
+    with pytest.raises(OptionError, match="is a table, and the outputs are neither classes nor sequences"):
+        choose_metric(sample(output), IMAGES, tmp_path / "labels.csv")
+
+
+@pytest.mark.parametrize(("count", "metric"), [(512, "pairs"), (2, "top1")])
+def test_folders_of_images_are_classes_where_there_are_as_many(count: int, metric: str) -> None:
+    """Photos of people in a folder each are no classes of a descriptor."""
+    people = replace(IMAGES, labels=np.array([0, 1]), classes=("ann", "bob"))
+    assert choose_metric(sample(normal(1, count)), people, None) == metric
 
 
 def test_nothing_that_fits_is_an_error_with_a_remedy() -> None:

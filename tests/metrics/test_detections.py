@@ -104,7 +104,7 @@ def test_without_labels_the_originals_own_boxes_count(trp: Command, model: Path,
     score = json.loads((tmp_path / "small.json").read_text())["deviation"]["score"]
     assert (score["before"], score["labelled"]) == (1, False)
     assert 0 < score["after"] < 1
-    assert "--metric map fits the outputs boxes [1, 84, 8]" in outcome.out
+    assert "--metric map fits the outputs boxes [4, 84, 8]" in outcome.out
     assert "mAP against the original's detections, 12 images" in outcome.out
     assert "class" not in outcome.out
 
@@ -168,11 +168,12 @@ def test_an_original_that_finds_nothing_is_refused(refuses: Command, model: Path
     assert "the original finds no box of a score of 0.3 or more, decoded as yolox" in message
 
 
+@pytest.mark.parametrize("suppressed", [False, True])
 @pytest.mark.parametrize("numbers", [[0, 1, 2], [1, 2, 3], [4, 7, 90]], ids=["from 0", "from 1", "as COCO"])
-def test_classes_that_the_network_numbers_are_matched_to_labels(numbers: list[int]) -> None:
+def test_classes_that_the_network_numbers_are_matched_to_labels(numbers: list[int], suppressed: bool) -> None:
     corners = np.array([[0.0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]])
     truth = Truth(corners, np.array([0, 1, 2]), np.zeros(3, dtype=bool))
-    head = Head("nms", rows_of_six, suppressed=True)  # type: ignore[arg-type]
+    head = Head("nms", rows_of_six, suppressed=suppressed)  # type: ignore[arg-type]
     metric = Detections(head, (), TrueBoxes([truth], ids=(4, 7, 90)))
     found = [Boxes(corners, np.array([0.9, 0.8, 0.7]), np.array(numbers))]
     score = metric.score(found, [found[0].take(np.array([0, 1]))])
@@ -184,7 +185,7 @@ def test_classes_that_the_network_numbers_are_matched_to_labels(numbers: list[in
     [
         ("map:yolov4", "the head must be one of yolov5, yolov8"),
         ("speed", "'speed' is not one of auto, top1"),
-        ("map:ssd", "--metric map:ssd does not fit the outputs boxes [1, 84, 8]"),
+        ("map:ssd", "--metric map:ssd does not fit the outputs boxes [4, 84, 8]"),
         ("top1", "--metric top1 and top5 need one row of class scores"),
     ],
 )

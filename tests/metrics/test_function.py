@@ -71,3 +71,10 @@ def test_functions_that_cannot_be_used(
 def test_a_function_may_be_given_a_single_number() -> None:
     measured = Function("own.py:loss", lambda name, outputs: float(outputs["loss"]), ["a"], ["loss"])
     assert measured.predict([np.array(0.25, dtype=np.float32)], Span(0, (2, 3))) == [0.25]
+
+
+def test_labels_beside_a_function_are_refused(refuses: Command, inputs: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(MEASURE)
+    arguments = (*ARGUMENTS, "--metric", "own.py:worth", "--labels", "labels.csv")
+    (tmp_path / "labels.csv").write_text("0,1\n")
+    assert "read them in the function, and leave --labels out" in refuses(2, *arguments)

@@ -172,3 +172,18 @@ def test_tensorflow_boxes_have_rows_first() -> None:
 )
 def test_other_outputs_are_no_head(outputs: list[np.ndarray]) -> None:
     assert find_head(sample(outputs)) is None
+
+
+def test_rows_that_fill_up_say_nothing_about_the_unit() -> None:
+    """One box in pixels among 300 rows, as exports with suppression inside and a fixed number of rows give it."""
+    made = np.zeros((1, 300, 6), dtype=np.float32)
+    made[0, 0] = [*CORNERS[0], 0.9, 3]
+    head = find_head(sample([made]))
+    assert head is not None
+    np.testing.assert_allclose(head.decode([made], SIZE)[0].usable.corners, CORNERS[:1])
+
+
+def test_images_without_objects_show_the_head_by_types() -> None:
+    """Scores that are all zero are whole numbers, too."""
+    empty = [np.zeros((1, 9, 4), np.float32), np.zeros((1, 9), np.float32), np.zeros((1, 9), np.int32)]
+    assert find_head(sample(empty, ("boxes", "scores", "classes"))) is not None

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from models import build, save
 from PIL import Image
 
-from trp_export.metrics.pairs import Labels, Pairs, best_threshold
+from trp_export.errors import LoadError
+from trp_export.metrics.pairs import Labels, Pairs, best_threshold, read_pairs
 from trp_export.metrics.sample import Span
 
 START = Span(0, (12, 12))
@@ -55,6 +56,22 @@ def test_scale_does_not_matter_and_what_is_not_finite_is_near_nothing() -> None:
     before = metric.predict([vectors], START)
     assert metric.score(before, metric.predict([7 * vectors], START)).after == pytest.approx(1)
     assert metric.score(before, metric.predict([np.full((2, 2), np.nan)], START)).after == 0
+
+
+def test_a_first_pair_with_a_wrong_name_is_no_line_of_heads() -> None:
+    images = ["a/1.png", "a/2.png", "b/1.png"]
+    rows = (("wrong.png", "a/2.png", "1"), ("a/1.png", "b/1.png", "0"), ("a/1.png", "2.png", "same"))
+    with pytest.raises(LoadError, match=r"there is no image wrong\.png"):
+        read_pairs(Path("pairs.csv"), rows, images)
+    with pytest.raises(LoadError, match=r"there is no image 1\.png"):  # Which of the two is not known.
+        read_pairs(Path("pairs.csv"), (("1.png", "a/2.png", "1"), *rows[1:]), images)
+    assert read_pairs(Path("pairs.csv"), rows[1:], images).pairs.tolist() == [[0, 2], [0, 1]]
+
+
+def test_pairs_of_images_that_were_not_run_are_left_out() -> None:
+    labels = Labels(np.array([[0, 1], [0, 2], [1, 9]] * 3), np.array([True, False, True] * 3))
+    embeddings = list(np.eye(3))
+    assert Pairs(labels).score(embeddings, embeddings).images == 6
 
 
 @pytest.fixture

@@ -14,7 +14,11 @@ from models import build, run, save
 from onnx import numpy_helper
 from PIL import Image
 
-from trp_export.metrics.pictures import LARGEST_PSNR, likeness, ssim
+from trp_export.errors import LoadError
+from trp_export.inputs.images import load_images
+from trp_export.inputs.preprocessing import Preprocessing
+from trp_export.metrics.pictures import LARGEST_PSNR, likeness, open_pictures, ssim
+from trp_export.metrics.sample import Sample, Span
 
 UPSCALER = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[N, 3, H, W] image) => (float[N, 3, HH, WW] large)
@@ -126,3 +130,30 @@ def test_targets_of_another_scale_are_refused(refuses: Command, tmp_path: Path) 
     assert "2.png has 36 x 30 pixels, and the network gives 24 x 20" in message
     (tmp_path / "targets/2.png").unlink()
     assert "1 of 4 images have no picture of that name" in refuses(3, "model.onnx", *ARGUMENTS, "--labels", "targets")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> np.ndarray:
+    """Two photos in a folder, as a network takes them (2, 3, H, W) within 0..1."""
+    (tmp_path / "images").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    for index, one in enumerate(pixels):
+        Image.fromarray(one).save(tmp_path / f"images/{index}.png")
+    return np.asarray(pixels.transpose(0, 3, 1, 2) / 255, dtype=np.float32)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_black_is_where_the_networks_values_begin(pictures: np.ndarray, tmp_path: Path, signed: bool) -> None:
+    output = 2 * pictures - 1 if signed else pictures
+    images = load_images(tmp_path / "images", Preprocessing())
+    metric = open_pictures("psnr", images, Sample(("y",), (output,), 2, (16, 16), 3), tmp_path / "images")
+    found = metric.predict([output], Span(0, (16, 16)))
+    assert metric.score(found, found).before > 90
+
+
+def test_targets_of_other_channels_are_refused(pictures: np.ndarray, tmp_path: Path) -> None:
+    output = np.concatenate([pictures, pictures[:, :1]], axis=1)
+    images = load_images(tmp_path / "images", Preprocessing())
+    metric = open_pictures("psnr", images, Sample(("y",), (output,), 2, (16, 16), 3), tmp_path / "images")
+    with pytest.raises(LoadError, match="has 3 channels, and the network's pictures have 4"):
+        metric.predict([output], Span(0, (16, 16)))

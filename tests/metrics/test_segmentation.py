@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 from models import build, run, save
 from PIL import Image
 
+from trp_export.errors import LoadError, OptionError
+from trp_export.inputs.image_set import ImageSet
 from trp_export.inputs.images import load_images
 from trp_export.inputs.placement import Placement
 from trp_export.inputs.preprocessing import Preprocessing, parse_resize
-from trp_export.metrics.sample import Span, placements
-from trp_export.metrics.segmentation import Segmentation, read_label_picture
+from trp_export.metrics.label_pictures import matching
+from trp_export.metrics.sample import Sample, Span, placements
+from trp_export.metrics.segmentation import Segmentation, open_segmentation, read_label_picture
 
 START = Span(0, (2, 3))
 SEGMENTER = """<ir_version: 8, opset_import: ["" : 17]>
@@ -161,3 +164,61 @@ def test_a_palette_holds_numbers(tmp_path: Path) -> None:
 def test_a_picture_of_one_bit_holds_numbers(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 255], [255, 0]], dtype=np.uint8)).convert("1").save(tmp_path / "a.png")
     assert read_label_picture(tmp_path / "a.png").tolist() == [[0, 1], [1, 0]]
+
+
+def shown(output: np.ndarray) -> Sample:
+    return Sample(("y",), (output,), len(output), output.shape[2:], 3)
+
+
+@pytest.fixture
+def two_images(tmp_path: Path) -> ImageSet:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "labels").mkdir()
+    for name in "ab":
+        Image.fromarray(np.zeros((4, 6, 3), dtype=np.uint8)).save(tmp_path / f"photos/{name}.png")
+    return load_images(tmp_path / "photos", Preprocessing())
+
+
+def test_white_in_black_and_white_labels_is_the_second_class(two_images: ImageSet, tmp_path: Path) -> None:
+    label = np.zeros((4, 6), dtype=np.uint8)
+    label[:2] = 255
+    for name in "ab":
+        Image.fromarray(label).save(tmp_path / f"labels/{name}.png")
+    output = np.stack([np.eye(2, dtype=np.float32)[np.minimum(label, 1)].transpose(2, 0, 1)] * 2)
+    metric, notes = open_segmentation(two_images, shown(output), tmp_path / "labels", None, beside=False)
+    assert notes == ("label pictures are black and white: white counts as class 1",)
+    right, wrong = (metric.predict([maps], Span(0, (4, 6))) for maps in (output, output[:, ::-1]))
+    assert (metric.score(right, wrong).before, metric.score(right, wrong).after) == (1, 0)
+
+
+def test_void_stays_void_where_labels_show_the_second_class(two_images: ImageSet, tmp_path: Path) -> None:
+    label = np.ones((4, 6), dtype=np.uint8)
+    label[:2] = 255
+    for name in "ab":
+        Image.fromarray(label).save(tmp_path / f"labels/{name}.png")
+    output = np.zeros((2, 2, 4, 6), dtype=np.float32)
+    output[:, 1, 2:] = 1
+    metric, notes = open_segmentation(two_images, shown(output), tmp_path / "labels", None, beside=False)
+    found = metric.predict([output], Span(0, (4, 6)))
+    assert (notes, metric.score(found, found).before) == ((), 1)
+
+
+def test_scores_in_bytes_are_scores(two_images: ImageSet) -> None:
+    output = np.random.default_rng(0).permutation(2 * 5 * 24).astype(np.uint8).reshape(2, 5, 4, 6)
+    metric, _ = open_segmentation(two_images, shown(output), None, None, beside=False)
+    np.testing.assert_array_equal(metric.predict([output], Span(0, (4, 6))), output.argmax(axis=1))
+
+
+def test_more_classes_than_pictures_count_are_refused(two_images: ImageSet) -> None:
+    with pytest.raises(OptionError, match="counts up to 255 classes, and the network has 512"):
+        open_segmentation(two_images, shown(np.zeros((2, 512, 4, 6), np.float32)), None, None, beside=False)
+
+
+def test_labels_are_pictures_and_each_name_has_one(two_images: ImageSet, tmp_path: Path) -> None:
+    for name in "ab":
+        Image.fromarray(np.zeros((4, 6), dtype=np.uint8)).save(tmp_path / f"labels/{name}.png")
+        (tmp_path / f"labels/{name}.xml").write_text("<note/>")
+    assert [path.name for path in matching(two_images, tmp_path / "labels")] == ["a.png", "b.png"]
+    Image.fromarray(np.zeros((4, 6), dtype=np.uint8)).save(tmp_path / "labels/b.bmp")
+    with pytest.raises(LoadError, match="are both pictures of one name"):
+        matching(two_images, tmp_path / "labels")

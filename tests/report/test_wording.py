@@ -8,7 +8,7 @@ import pytest
 import reports
 from reports import LAYERS, make_report
 
-from trp_export.metrics.score import Score, Unit, amount, change, of_images
+from trp_export.metrics.score import Score, Unit, amount, change, of_images, points
 from trp_export.report.document import Report
 from trp_export.report.page.summary import compared
 from trp_export.report.wording import change_in, headline
@@ -153,3 +153,8 @@ def test_headline_of_a_model_without_changes() -> None:
 )
 def test_change_in_writes_two_digits(relative: float, text: str) -> None:
     assert change_in(relative) == text
+
+
+def test_a_loss_of_a_users_own_unit_keeps_its_digits() -> None:
+    assert points(0.00214, "") == "0.00214"
+    assert points(0.5031, "%") == "0.5 pp"

@@ -10,6 +10,7 @@ import numpy as np
 
 from trp_export.errors import LoadError
 from trp_export.metrics.average_precision import Truth
+from trp_export.metrics.sample import by_name
 from trp_export.system.json_fields import Fields, read_json
 
 _LARGEST_FILE = 2**27
@@ -39,11 +40,13 @@ def read_boxes(path: Path, images: Sequence[str]) -> TrueBoxes:
     """
     document = Fields(read_json(path, _LARGEST_FILE), str(path))
     is_coco = isinstance(document.values.get("annotations"), list)
-    by_name, ids = _coco(document) if is_coco else (_plain(document), ())
-    rows = [by_name.get(name, by_name.get(Path(name).name)) for name in images]
+    named, ids = _coco(document) if is_coco else (_plain(document), ())
+    numbers = by_name(images)
+    own = {numbers[name]: rows for name, rows in named.items() if name in numbers}
+    rows = [own.get(number) for number in range(len(images))]
     if not any(rows):
         raise LoadError(f"{path} has no box for any of the {len(images):,} images, such as {images[0]}.")
-    return TrueBoxes([_truth(own or []) for own in rows], ids, rows.count(None))
+    return TrueBoxes([_truth(of_image or []) for of_image in rows], ids, rows.count(None))
 
 
 def _plain(document: Fields) -> dict[str, list[Row]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,19 +14,19 @@ from trp_export.graph.shapes import Shape, infer_value_shapes
 from trp_export.inputs.image_set import ImageSet
 from trp_export.metrics import label_pictures
 from trp_export.metrics.answers import open_answers
-from trp_export.metrics.classes import Classes, are_classes, are_numbers, labels_of, require_classes
+from trp_export.metrics.classes import TOP, Classes, are_classes, are_numbers, labels_of, require_classes
 from trp_export.metrics.detections import open_detections
 from trp_export.metrics.function import open_function
 from trp_export.metrics.heads import Head, find_head
-from trp_export.metrics.label_files import by_image, read_rows, texts_of
+from trp_export.metrics.label_files import by_image, last_row, read_rows, texts_of
 from trp_export.metrics.names import AUTO, HEADS, is_function
 from trp_export.metrics.pairs import Pairs, read_pairs
 from trp_export.metrics.pictures import open_pictures
 from trp_export.metrics.recognise import is_picture, kind_of
-from trp_export.metrics.sample import Outputs, Sample, Span, image_names
+from trp_export.metrics.sample import Outputs, Sample, Span, by_name, image_names
 from trp_export.metrics.score import Score
-from trp_export.metrics.segmentation import open_segmentation
-from trp_export.metrics.sequences import open_sequences
+from trp_export.metrics.segmentation import holds_numbers, open_segmentation
+from trp_export.metrics.sequences import are_sequences, open_sequences
 from trp_export.options import Images
 
 # What may follow the ArgMax of a network that gives numbers of classes.
@@ -64,7 +64,8 @@ def choose_metric(sample: Sample, images: ImageSet, labels: Path | None) -> str:
     kind = kind_of(sample)
     if label_pictures.beside(images) and kind in ("miou", "psnr"):
         return "miou"
-    if images.labels is not None and are_classes(sample.first, sample.count):
+    named_by_folder = are_classes(sample.first, sample.count) and len(images.classes) in (0, sample.first[0].size)
+    if images.labels is not None and (kind == "top1" or named_by_folder):
         return "top1"
     if kind is None:
         raise OptionError(
@@ -80,32 +81,37 @@ def _by_labels(labels: Path, sample: Sample, images: ImageSet) -> str:
         return "psnr" if is_picture(sample) else "miou"
     if labels.suffix.lower() == ".json":
         return "map"
-    row = read_rows(labels)[-1]
-    names = {*image_names(images), *(Path(name).name for name in image_names(images))}
-    if len(row) > 2 and row[1] in names:
+    row = last_row(labels)
+    if len(row) > 2 and row[1] in by_name(image_names(images)):
         return "pairs"
-    return "top1" if are_classes(sample.first, sample.count) and row[1].isdigit() else "sequences"
+    if are_classes(sample.first, sample.count):
+        return "top1"
+    if are_sequences(sample):
+        return "sequences"
+    raise OptionError(
+        f"--labels {labels} is a table, and the outputs are neither classes nor sequences: {sample.describe()}. Name a "
+        "measure with --metric, such as FILE.py:FUNCTION."
+    )
 
 
 def _open(name: str, options: Images, images: ImageSet, sample: Sample, model: Path) -> tuple[Metric, tuple[str, ...]]:
     labels, names = options.labels, image_names(images)
     if is_function(name):
-        return open_function(name, names, sample.names), ()
+        return _open_function(name, labels, names, sample), ()
     match name.partition(":"):
         case "top1" | "top5" as metric, _, _:
             return _open_classes(metric, options, images, sample, model)
         case "map", _, head:
             return open_detections(images, _head(sample, head or None), sample.size, labels)
         case "miou", _, _:
-            return _open_segmentation(images, sample, model, labels), ()
+            return _open_segmentation(images, sample, model, labels)
         case "psnr" | "ssim" as metric, _, _:
             _require_axes(sample, 4, "pictures")
             return open_pictures(metric, images, sample, labels), ()
         case "pairs", _, _:
             return Pairs(None if labels is None else read_pairs(labels, read_rows(labels), names)), ()
         case "sequences", _, alphabet:
-            texts = None if labels is None else texts_of(labels, names)
-            return open_sequences(sample, texts, Path(alphabet) if alphabet else None), ()
+            return _open_sequences(sample, labels, names, Path(alphabet) if alphabet else None), ()
         case "outputs", _, _ if labels is None and (answers := open_answers(sample)) is not None:
             return answers, ()
         case "outputs", _, _:
@@ -113,9 +119,23 @@ def _open(name: str, options: Images, images: ImageSet, sample: Sample, model: P
     raise OptionError(f"--metric {name} is unknown.")
 
 
-def _open_segmentation(images: ImageSet, sample: Sample, model: Path, labels: Path | None) -> Metric:
+def _open_function(name: str, labels: Path | None, images: tuple[str, ...], sample: Sample) -> Metric:
+    if labels is not None:
+        raise OptionError(f"--metric {name} reads no --labels: read them in the function, and leave --labels out.")
+    return open_function(name, images, sample.names)
+
+
+def _open_sequences(sample: Sample, labels: Path | None, images: tuple[str, ...], alphabet: Path | None) -> Metric:
+    if not are_sequences(sample):
+        raise OptionError(f"--metric sequences needs scores or classes of steps, not {sample.describe()}.")
+    return open_sequences(sample, None if labels is None else texts_of(labels, images), alphabet)
+
+
+def _open_segmentation(
+    images: ImageSet, sample: Sample, model: Path, labels: Path | None
+) -> tuple[Metric, tuple[str, ...]]:
     _require_axes(sample, 3, "maps of classes")
-    whole = sample.first.dtype.kind in "iub"
+    whole = holds_numbers(sample.first, channels_last=sample.channels_last)
     counted = _counted_classes(model, sample.fed) if whole else None
     return open_segmentation(images, sample, labels, counted, beside=labels is None and label_pictures.beside(images))
 
@@ -132,18 +152,28 @@ def _open_classes(
     require_classes(sample.first, sample.count, sample.describe())
     indexed = are_numbers(sample.first)
     count = _counted_classes(model, sample.fed) if indexed else int(sample.first.shape[1])
-    numbers = _numbers(options.labels, image_names(images)) if options.labels is not None else None
+    if metric == "top5" and (indexed or (count or 0) <= TOP):
+        raise OptionError(f"--metric top5 needs scores of more than {TOP} classes, not {sample.describe()}.")
+    numbers = None
+    if options.labels is not None:
+        numbers = _numbers(options.labels, image_names(images), sample.classes)
     labels, notes = labels_of(images, count, sample.classes, numbers)
     return Classes("top5" if metric == "top5" else "top1", labels), notes
 
 
-def _numbers(path: Path, images: tuple[str, ...]) -> list[int]:
-    """The class of each image from a table of file names and numbers, with or without a line of heads."""
-    rows = read_rows(path)
+def _numbers(path: Path, images: tuple[str, ...], classes: Sequence[str]) -> list[int]:
+    """The class of each image from a table of file names and numbers or names of classes.
+
+    A line of heads may come first.
+    """
+    numbers = {name: str(number) for number, name in enumerate(classes)}
+    rows = [(name, numbers.get(label, label)) for name, label, *_ in read_rows(path)]
     labels = by_image(path, rows[1:] if not rows[0][1].isdigit() else rows, images)
     stray = next((label for label in labels if not label.isascii() or not label.isdigit() or len(label) > 9), None)
     if stray is not None:
-        raise LoadError(f"{path}: {stray[:80]!r} is not the number of a class.")
+        raise LoadError(
+            f"{path}: {stray[:80]!r} is not the number of a class, nor the name of one that the checkpoint knows."
+        )
     return [int(label) for label in labels]
 
 

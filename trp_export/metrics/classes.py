@@ -16,7 +16,7 @@ from trp_export.metrics.score import Detail, Score, paired_error
 
 Labels = NDArray[np.int64]
 Ranked = NDArray[np.intp]
-_TOP = 5
+TOP = 5
 # The class of an image whose outputs are not finite: it equals no label and no other class.
 NO_CLASS = -1
 
@@ -38,10 +38,10 @@ class Classes:
         if self.labels is None:  # The original's class is right, also where its outputs are not finite.
             first = np.where(first == NO_CLASS, NO_CLASS - 1, first)
         truth = first[:, 0] if self.labels is None else self.labels[: len(first)]
-        few = first.shape[1] < _TOP
-        wide = 1 if self.metric == "top1" else _TOP
+        few = first.shape[1] < TOP
+        wide = 1 if self.metric == "top1" else TOP
         right, still = _hits(first, truth, wide), _hits(second, truth, wide)
-        detail = Detail("top-5", float(_hits(first, truth, _TOP).mean()), float(_hits(second, truth, _TOP).mean()))
+        detail = Detail("top-5", float(_hits(first, truth, TOP).mean()), float(_hits(second, truth, TOP).mean()))
         return Score(
             metric=self.metric,
             what=_WORDS[self.metric, self.labels is not None],
@@ -69,7 +69,7 @@ def ranked(outputs: Array) -> Ranked:
     rows = outputs.reshape(len(outputs), -1)
     if are_numbers(outputs):
         return np.asarray(rows[:, :1], dtype=np.intp)
-    order = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :_TOP]
+    order = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :TOP]
     finite = rows.dtype.kind != "f" or np.isfinite(rows).all(axis=1, keepdims=True)
     return np.asarray(np.where(finite, order, NO_CLASS))
 

@@ -47,12 +47,10 @@ class Detections:
 
         Raises OptionError where there is neither a label nor a box of the original.
         """
-        labelled = self.labels is not None
+        labelled, kind, numbers = self.labels is not None, "true" if self.labels is not None else "original", ""
         if self.labels is not None:
             truth = self.labels.truth[: len(before)]
-            before, after = (
-                _renumbered(before, after, truth, self.labels.ids) if self.head.suppressed else (before, after)
-            )
+            before, after, numbers = _renumbered(before, after, truth, self.labels.ids)
         else:
             truth = [_as_truth(boxes) for boxes in before]
         boxes = sum(len(one.classes) for one in truth)
@@ -72,7 +70,7 @@ class Detections:
             error=bootstrap_error(first.resampled, second.resampled),
             labelled=labelled,
             details=(Detail("AP50", first.at_50, second.at_50),),
-            remark=f"{boxes:,} {'true' if labelled else 'original'} boxes; outputs are decoded as {self.head.name}",
+            remark=f"{boxes:,} {kind} boxes; outputs are decoded as {self.head.name}{numbers}",
         )
 
 
@@ -93,17 +91,20 @@ def open_detections(images: ImageSet, head: Head, size: Size, path: Path | None)
 
 def _renumbered(
     before: Sequence[Boxes], after: Sequence[Boxes], truth: Sequence[Truth], ids: Sequence[int]
-) -> tuple[Sequence[Boxes], Sequence[Boxes]]:
-    """Detections whose classes the network itself numbers, in the numbers of the labels.
+) -> tuple[Sequence[Boxes], Sequence[Boxes], str]:
+    """Detections in the numbers of the labels, and a remark where the network numbers its classes otherwise.
 
-    Networks count classes from 0, from 1, or by COCO's category numbers; the way that serves the original best is
-    taken for both.
+    Networks count classes from 0, from 1 (0 is the background), or by COCO's category numbers; the way that serves the
+    original best is taken for both.
     """
-    ways = [{}, {number + 1: number for number in range(max(len(ids), _MOST_NUMBERED))}]
-    ways.append({identity: number for number, identity in enumerate(ids)})
-    found = [(mean_average_precision(_in_numbers(before, way), truth).mean, way) for way in ways]
-    best = max(found, key=lambda pair: pair[0])[1]  # The first of equals: as they are.
-    return _in_numbers(before, best), _in_numbers(after, best)
+    ways: dict[str, Mapping[int, int]] = {
+        "": {},
+        "; its classes count from 1": {number + 1: number for number in range(max(len(ids), _MOST_NUMBERED))},
+        "; its classes are the category numbers": {identity: number for number, identity in enumerate(ids)},
+    }
+    # The first of equals: as they are.
+    best = max(ways, key=lambda remark: mean_average_precision(_in_numbers(before, ways[remark]), truth).mean)
+    return _in_numbers(before, ways[best]), _in_numbers(after, ways[best]), best
 
 
 def _in_numbers(found: Sequence[Boxes], way: Mapping[int, int]) -> Sequence[Boxes]:

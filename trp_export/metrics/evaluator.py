@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from trp_export.errors import LoadError, OptionError
 from trp_export.graph.large_files import read_model
@@ -16,15 +19,19 @@ from trp_export.inputs.samples import Batch, Samples, input_types
 from trp_export.inputs.spec import InputSpec
 from trp_export.load import Source
 from trp_export.metrics.choice import Metric, open_metric
-from trp_export.metrics.sample import Array, Sample, Span
+from trp_export.metrics.sample import Array, Outputs, Sample, Span
 from trp_export.metrics.score import Score
 from trp_export.options import Evaluate, Options
-from trp_export.runtime.sessions import CannotRunError, Inputs, run, stream
+from trp_export.runtime.sessions import CannotRunError, Inputs, join, run, stream
 from trp_export.system.progress import Share
 
 Evaluator = Callable[[Path, Share], Score]
 
 _MOST_IMAGES = 100
+# The first images, which show what the outputs are: one alone may hold no object, or just one.
+_LOOKED_AT = 4
+# Outputs of images together are those of each alone up to this share.
+_ALIKE = 0.01
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,17 +42,28 @@ class _Feed:
     together: int = 1
 
     def predict(self, model: Path, metric: Metric, progress: Share) -> list[Any]:
-        """The predictions of a model for all images. Raises CannotRunError."""
+        """The predictions of a model for all images.
+
+        Raises CannotRunError, and OptionError where the outputs do not tell the images of a batch apart.
+        """
         predictions: list[Any] = []
-        sizes: list[Size] = []
+        batches: list[Batch] = []
 
         def fed() -> Iterator[Inputs]:
             for batch in self.batches(model):
-                sizes.append(_extents(self.spec, batch.arrays[self.spec.name])[0])
+                batches.append(batch)
                 yield batch.arrays
 
         for outputs in stream(model, fed()):
-            predictions += metric.predict(outputs, Span(len(predictions), sizes[-1]))
+            batch = batches.pop()
+            size = _extents(self.spec, batch.arrays[self.spec.name])[0]
+            found = metric.predict(outputs, Span(len(predictions), size))
+            if len(found) != len(batch):
+                raise OptionError(
+                    f"--eval: the outputs are {len(found)} answers for a batch of {len(batch)} images. Export the "
+                    "network with a batch of one image."
+                )
+            predictions += found
             progress(min(1.0, len(predictions) / len(self.samples)))
         return predictions
 
@@ -87,26 +105,65 @@ def open_evaluator(
     def evaluate_model(model: Path, progress: Share) -> Score:
         return metric.score(predictions, feed.predict(model, metric, progress))
 
-    return evaluate_model, (*samples.notes, *notes)
+    return evaluate_model, (*samples.notes, *notes, *_left_out(samples))
+
+
+def _left_out(samples: Samples) -> tuple[str, ...]:
+    """A note on samples that do not fill a batch of a network that takes a fixed number of them."""
+    left = len(samples) % (samples.at_a_time or 1)
+    return (f"{samples.name}: the last {left} of {len(samples):,} images do not fill a batch",) if left else ()
 
 
 def _look(feed: _Feed, original: Path, source: Source) -> tuple[_Feed, Sample]:
-    """The outputs for the first image, and how many images may run at once from there on."""
-    first = next(feed.batches(original))
-    outputs = run(original, [first.arrays])
+    """The outputs for the first images, and how many images may run at once from there on."""
+    batches = list(islice(feed.batches(original), _LOOKED_AT))
+    alone = list(stream(original, (batch.arrays for batch in batches)))
+    if _rows_are_images(alone, batches):
+        outputs, count = join(alone), sum(map(len, batches))
+        together = _Feed(feed.samples, _LOOKED_AT)
+        if _answer_alike(outputs, next(together.batches(original)), original):
+            feed = _Feed(feed.samples, _MOST_IMAGES)
+        first = batches[0]
+    else:  # That with the most values: it shows most objects.
+        outputs, first = max(zip(alone, batches, strict=True), key=lambda pair: sum(one.size for one in pair[0]))
+        count = len(first)
     names = tuple(value.name or "" for value in read_model(original).graph.outputs)
     names = names if len(names) == len(outputs) else tuple(map(str, range(len(outputs))))
     sample = Sample(
         names,
         tuple(outputs),
-        len(first),
+        count,
         *_extents(feed.spec, first.arrays[feed.spec.name]),
         tuple(source.classes),
         {name: array.shape for name, array in first.arrays.items()},
     )
-    if len(first) == 1 and all(len(one) == 1 for one in outputs if one.ndim):
-        feed = _Feed(feed.samples, _MOST_IMAGES)
     return feed, sample
+
+
+def _rows_are_images(outputs: Sequence[Outputs], batches: Sequence[Batch]) -> bool:
+    """Whether every output has a row for each image of its batch, and images have rows of one size."""
+    rows = all(one.ndim and len(one) == len(batch) for own, batch in zip(outputs, batches, strict=True) for one in own)
+    return rows and all(len({one.shape[1:] for one in of_all}) == 1 for of_all in zip(*outputs, strict=True))
+
+
+def _answer_alike(alone: Outputs, batch: Batch, model: Path) -> bool:
+    """Whether the first images give in one batch what they give `alone`: then rows of outputs are images."""
+    if batch.fixed or len(batch) == 1:
+        return False
+    try:
+        together = run(model, [batch.arrays])
+    except CannotRunError:
+        return False
+    return all(
+        one.shape == (len(batch), *own.shape[1:]) and _distance(one, own[: len(batch)]) <= _ALIKE
+        for one, own in zip(together, alone, strict=True)
+    )
+
+
+def _distance(one: Array, other: Array) -> float:
+    """How far arrays are apart, as a share of the second; values that are not finite count as 0."""
+    first, second = (np.nan_to_num(array.astype(np.float64), posinf=0, neginf=0) for array in (one, other))
+    return float(np.linalg.norm(first - second) / max(float(np.linalg.norm(second)), 1e-30))
 
 
 def _extents(spec: InputSpec, inputs: Array) -> tuple[Size, int, bool]:

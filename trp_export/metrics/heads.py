@@ -262,7 +262,8 @@ def _find_ssd(sample: Sample, wanted: bool) -> Head | None:
         for scores, rows in enumerate(sample.outputs):
             if scores != boxes and rows.ndim == 3 and rows.shape[:2] == corners.shape[:2] and rows.dtype.kind == "f":
                 background = rows.shape[2] > 1 and bool(np.allclose(rows.sum(axis=2), 1, atol=1e-2))
-                decode = partial(ssd, boxes=boxes, scores=scores, background=background, shares=_are_shares(corners))
+                shares = _are_shares(corners, rows.max(axis=2))
+                decode = partial(ssd, boxes=boxes, scores=scores, background=background, shares=shares)
                 return Head("ssd", decode)
     return None
 
@@ -272,21 +273,25 @@ def _find_nms(sample: Sample, wanted: bool) -> Head | None:
     if len(sample.outputs) > 1:
         return _find_separate(sample)
     if rows.ndim == 3 and rows.shape[2] == 6 and _are_whole(rows[..., 5]):
-        return Head("nms", partial(rows_of_six, shares=_are_shares(rows[..., :4])), suppressed=True)
+        return Head("nms", partial(rows_of_six, shares=_are_shares(rows[..., :4], rows[..., 4])), suppressed=True)
     if rows.ndim == 2 and rows.shape[1] == 7 and _are_whole(rows[:, [0, 5]]):
         return Head("nms", partial(rows_of_seven, images=sample.count), suppressed=True)
     return None
 
 
 def _find_separate(sample: Sample) -> Head | None:
-    """Boxes are the output of four columns; of those with one number for each box, classes hold whole numbers."""
+    """Boxes are the output of four columns; of those with one number for each box, classes hold whole numbers.
+
+    Scores of an image without objects are whole numbers, too: classes of a type of whole numbers come first.
+    """
     outputs = sample.outputs
     boxes = next((index for index, array in enumerate(outputs) if array.ndim in (2, 3) and array.shape[-1] == 4), None)
     if boxes is None:
         return None
     beside = [index for index, array in enumerate(outputs) if array.shape == outputs[boxes].shape[:-1]]
-    scores = [index for index in beside if not _are_whole(outputs[index])]
-    classes = [index for index in beside if index not in scores]
+    typed = [index for index in beside if outputs[index].dtype.kind in "iu"]
+    classes = typed or [index for index in beside if _are_whole(outputs[index])]
+    scores = [index for index in beside if index not in classes]
     if len(scores) != 1 or len(classes) != 1:
         return None
     decode = partial(
@@ -294,7 +299,7 @@ def _find_separate(sample: Sample) -> Head | None:
         boxes=boxes,
         scores=scores[0],
         classes=classes[0],
-        shares=_are_shares(outputs[boxes]),
+        shares=_are_shares(outputs[boxes], outputs[scores[0]]),
         rows_first="detection_boxes" in sample.names[boxes],
     )
     return Head("nms", decode, suppressed=True)
@@ -309,9 +314,10 @@ def _are_whole(values: Array) -> bool:
     return values.dtype.kind in "iu" or bool(np.array_equal(values, np.rint(values)))
 
 
-def _are_shares(corners: Array) -> bool:
-    """True for coordinates as shares of the input instead of pixels."""
-    finite = corners[np.isfinite(corners)]
+def _are_shares(corners: Array, scores: Array) -> bool:
+    """True for coordinates as shares of the input instead of pixels. Rows without a score fill up, and say nothing."""
+    filled = corners[scores > 0]
+    finite = filled[np.isfinite(filled)]
     return bool(finite.size) and float(np.quantile(np.abs(finite), 0.99)) < _LARGEST_SHARE
 
 

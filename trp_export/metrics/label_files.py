@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trp_export.errors import LoadError
+from trp_export.metrics.sample import by_name
 from trp_export.system.files import read_bounded
 
 _LARGEST_FILE = 2**28
@@ -27,6 +28,15 @@ def read_rows(path: Path) -> Rows:
     except csv.Error as error:
         raise LoadError(f"{path} is not a table of labels: {error}.") from error
     return tuple(rows)
+
+
+def last_row(path: Path) -> tuple[str, ...]:
+    """The columns of the last line: enough to tell what a table holds. Raises LoadError."""
+    lines = _lines(path)
+    last = next(line for line in reversed(lines) if line.strip())
+    row = next(csv.reader([last], delimiter=_separator(lines), skipinitialspace=True))
+    _require_columns(path, len(lines), row)
+    return tuple(cell.strip() for cell in row)
 
 
 def texts_of(path: Path, images: Sequence[str]) -> list[str]:
@@ -65,11 +75,12 @@ def _require_columns(path: Path, number: int, row: Sequence[str]) -> None:
 
 def by_image(path: Path, rows: Sequence[tuple[str, ...]], images: Sequence[str]) -> list[str]:
     """The second column for each image. Raises LoadError for images without a line, and for two unlike lines of one."""
-    labels: dict[str, str] = {}
+    labels: dict[int, str] = {}
+    numbers = by_name(images)
     for name, label, *_ in rows:
-        if labels.setdefault(name, label) != label:
+        if name in numbers and labels.setdefault(numbers[name], label) != label:
             raise LoadError(f"{path} has two labels for {name[:80]}.")
-    found = [labels.get(name, labels.get(Path(name).name)) for name in images]
+    found = [labels.get(number) for number in range(len(images))]
     missing = [name for name, label in zip(images, found, strict=True) if label is None]
     if missing:
         raise LoadError(f"{path} has no label for {len(missing):,} of {len(images):,} images, such as {missing[0]}.")

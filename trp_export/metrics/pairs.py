@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from trp_export.errors import LoadError
 from trp_export.metrics.label_files import Rows
-from trp_export.metrics.sample import Outputs, Span
+from trp_export.metrics.sample import Outputs, Span, by_name
 from trp_export.metrics.score import Score, paired_error
 
 Floats = NDArray[np.float64]
@@ -50,7 +50,12 @@ class Pairs:
             near = np.sum(first * second, axis=1)
             itself = np.sum(first * first, axis=1)
             return _score(itself, near, "cosine to the original's embedding", "images", labelled=False)
-        right, still = (_right(embeddings, self.labels) for embeddings in (first, second))
+        # The last images may not fill a batch of the network.
+        seen = (self.labels.pairs < len(first)).all(axis=1)
+        if not seen.any():
+            raise LoadError("--eval: no pair is left of the images that fill a batch of the network.")
+        labels = Labels(self.labels.pairs[seen], self.labels.same[seen])
+        right, still = (_right(embeddings, labels) for embeddings in (first, second))
         return _score(right, still, "verification accuracy", "pairs", labelled=True)
 
 
@@ -59,9 +64,9 @@ def read_pairs(path: Path, rows: Rows, images: Sequence[str]) -> Labels:
 
     Raises LoadError for other rows, for names that no image has, and for pairs of one kind only.
     """
-    numbers = {name: index for index, name in enumerate(images)}
-    numbers = {Path(name).name: index for name, index in numbers.items()} | numbers
-    body = rows[1:] if rows[0][0] not in numbers and len(rows) > 1 else rows
+    numbers = by_name(images)
+    heads = not any(name in numbers for name in rows[0][:2]) and not rows[0][-1].isdigit()
+    body = rows[1:] if heads and len(rows) > 1 else rows
     pairs, same = [], []
     for row in body:
         if len(row) < 3 or row[2].lower() not in _WORDS:

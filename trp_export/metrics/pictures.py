@@ -28,11 +28,13 @@ _WINDOW, _SIGMA = 11, 1.5
 _K1, _K2 = 0.01, 0.03
 # Values up to this are taken for 0..1, up to the next for 0..255.
 _MOST_SHARE, _MOST_PIXEL = 2.0, 512.0
+# Values so far below 0, as a share of white, are no overshoot: black is at -1.
+_BELOW_BLACK = 0.3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pictures:
-    """The mean PSNR or SSIM over images. White is `peak` in the network's outputs.
+    """The mean PSNR or SSIM over images. White is `peak` in the network's outputs, black is `black`.
 
     A target may be larger than the output by the same border on all sides, which is left out, as networks without
     padding need.
@@ -40,6 +42,7 @@ class Pictures:
 
     metric: Literal["psnr", "ssim"]
     peak: float
+    black: float
     channels_last: bool
     targets: Sequence[Path] | None
     bgr: bool
@@ -47,7 +50,7 @@ class Pictures:
     def predict(self, outputs: Outputs, span: Span) -> list[Any]:
         """With targets, PSNR and SSIM of each image; without, its picture (H, W, C), white at 1."""
         output = outputs[0] if self.channels_last else np.moveaxis(outputs[0], 1, -1)
-        pictures = list((output / self.peak).astype(np.float32))
+        pictures = list(((output - self.black) / (self.peak - self.black)).astype(np.float32))
         if self.targets is None:
             return pictures
         return [
@@ -82,9 +85,11 @@ class Pictures:
         )
 
     def _target(self, path: Path, own: Picture) -> Picture:
-        """The target as the network would give it: (H, W, C), white at 1. Raises LoadError for one of another size."""
+        """The target as the network would give it: (H, W, C), white at 1. Raises LoadError for one of another shape."""
         pixels = np.asarray(read_picture(path, grey=own.shape[2] == 1))
         pixels = pixels.reshape(*pixels.shape[:2], -1)
+        if pixels.shape[2] != own.shape[2]:
+            raise LoadError(f"{path} has {pixels.shape[2]} channels, and the network's pictures have {own.shape[2]}.")
         wider = np.array(pixels.shape[:2]) - np.array(own.shape[:2])
         if (wider < 0).any() or (wider % 2).any() or wider[0] != wider[1]:
             raise LoadError(
@@ -102,13 +107,15 @@ _TO_ORIGINAL = " to the original's output"
 
 def open_pictures(metric: str, images: ImageSet, sample: Sample, targets: Path | None) -> Pictures:
     """The metric, with targets from a folder. Raises LoadError for targets that are missing or of another scale."""
-    largest = float(np.abs(np.nan_to_num(sample.first, posinf=0, neginf=0)).max(initial=0))
+    values = np.nan_to_num(sample.first, posinf=0, neginf=0)
+    largest = float(np.abs(values).max(initial=0))
     if largest > _MOST_PIXEL and targets is not None:
         raise LoadError(f"the network's pictures reach {largest:.3g}; values of 0..1 or 0..255 can be compared.")
     peak = 1.0 if largest <= _MOST_SHARE else 255.0 if largest <= _MOST_PIXEL else largest
+    black = -peak if float(values.min(initial=0)) < -_BELOW_BLACK * peak else 0.0
     files = None if targets is None else matching(images, targets)
     bgr = not images.as_is and images.steps.colour == "bgr"
-    return Pictures("ssim" if metric == "ssim" else "psnr", peak, sample.channels_last, files, bgr)
+    return Pictures("ssim" if metric == "ssim" else "psnr", peak, black, sample.channels_last, files, bgr)
 
 
 def likeness(own: Picture, truth: Picture) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from trp_export.metrics.answers import open_answers
 from trp_export.metrics.classes import are_classes, are_numbers
 from trp_export.metrics.heads import find_head
 from trp_export.metrics.sample import Array, Sample, Span
+from trp_export.metrics.segmentation import MOST_CLASSES
 from trp_export.metrics.sequences import open_sequences
 
 # Descriptors have a power of two of values from here on; few networks tell so many classes apart.
@@ -58,11 +59,12 @@ def _has_classes_elsewhere(sample: Sample) -> bool:
 def is_picture(sample: Sample) -> bool:
     """True for as many colours as the input has, in maps no smaller than half of it."""
     output = sample.first
-    if output.ndim != 4 or output.dtype.kind != "f":
+    if output.ndim != 4 or output.dtype.kind not in "fu":
         return False
     sides = output.shape[1:3] if sample.channels_last else output.shape[2:]
     channels = output.shape[3 if sample.channels_last else 1]
-    return channels == sample.channels and all(2 * own >= fed for own, fed in zip(sides, sample.size, strict=True))
+    colours = channels == sample.channels and (channels > 1 or output.dtype.kind == "f")  # One of bytes: classes.
+    return colours and all(2 * own >= fed for own, fed in zip(sides, sample.size, strict=True))
 
 
 def _kind_of_map(sample: Sample) -> str | None:
@@ -74,7 +76,8 @@ def _kind_of_map(sample: Sample) -> str | None:
         return None  # Maps of unlike kinds, such as scores, offsets and sizes of boxes.
     whole = output.dtype.kind in "iub"
     sides = [side for side in output.shape[1:] if side != 1]
-    if output.ndim == 4 and len(output) == sample.count and len(sides) >= 2 and (whole or output.dtype.kind == "f"):
+    few = output.ndim == 4 and (whole or output.shape[3 if sample.channels_last else 1] <= MOST_CLASSES)
+    if few and len(output) == sample.count and len(sides) >= 2 and output.dtype.kind in "iubf":
         return "miou"
     return "miou" if whole and output.ndim == 3 and output.shape[1:] == sample.size else None
 

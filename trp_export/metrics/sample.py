@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,13 @@ def image_names(images: ImageSet) -> tuple[str, ...]:
         return tuple(str(index) for index in range(len(images)))
     folder = Path(images.name)
     return tuple(path.relative_to(folder).as_posix() for path in images.pixels)
+
+
+def by_name(images: Sequence[str]) -> dict[str, int]:
+    """The number of each image by its name, and by its name without folders where no other image has that."""
+    numbers = {name: number for number, name in enumerate(images)}
+    bare = Counter(Path(name).name for name in images)
+    return {Path(name).name: number for name, number in numbers.items() if bare[Path(name).name] == 1} | numbers
 
 
 def placements(images: ImageSet, size: Size) -> tuple[Placement, ...]:

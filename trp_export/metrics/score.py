@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 # A share of 1 that is shown in percent and whose difference is in points, decibels, or a number of the user's own.
 Unit = Literal["%", "dB", ""]
 
-_NAMES: Mapping[Unit, str] = {"%": "pp", "dB": "dB", "": ""}
+NAMES: Mapping[Unit, str] = {"%": "pp", "dB": "dB", "": ""}
 # A difference that equals the limit but for rounding is within it.
 _ROUNDING = 1e-7
 _RESAMPLES = 100
@@ -76,8 +76,8 @@ def of_images(share: float, images: int) -> str:
 
 
 def points(drop: float, unit: Unit) -> str:
-    """A difference in words, as `--max-drop` counts it: 0.5 pp, 0.5 dB."""
-    return f"{round(drop, 2):g} {_NAMES[unit]}".rstrip()
+    """A difference in words, as `--max-drop` counts it: 0.5 pp, 0.5 dB, 0.00214."""
+    return f"{round(drop, 2) if unit else drop:{'g' if unit else '.3g'}} {NAMES[unit]}".rstrip()
 
 
 def change(before: float, after: float, error: float | None, unit: Unit) -> str:
@@ -86,7 +86,7 @@ def change(before: float, after: float, error: float | None, unit: Unit) -> str:
         return "no change"
     moved = f"{(after - before) * scale(unit):{'+.2f' if unit else '+.3g'}}"
     moved = moved[1:] if float(moved) == 0 else moved
-    return f"{moved} {uncertainty(error, unit) or _NAMES[unit]}".rstrip()
+    return f"{moved} {uncertainty(error, unit) or NAMES[unit]}".rstrip()
 
 
 def uncertainty(error: float | None, unit: Unit) -> str:
@@ -94,7 +94,7 @@ def uncertainty(error: float | None, unit: Unit) -> str:
     if not error:
         return ""
     text = f"{error * scale(unit):{'.2f' if unit else '.3g'}}"
-    return f"± {text if float(text) else '< 0.01'} {_NAMES[unit]}".rstrip()
+    return f"± {text if float(text) else '< 0.01'} {NAMES[unit]}".rstrip()
 
 
 def holds(score: Score | None, largest_drop: float | None) -> bool:

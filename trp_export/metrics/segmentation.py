@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trp_export.errors import LoadError
+from trp_export.errors import LoadError, OptionError
 from trp_export.inputs.image_set import ImageSet
 from trp_export.inputs.pictures import open_picture
 from trp_export.inputs.placement import Placement
@@ -23,6 +23,8 @@ Counts = NDArray[np.int64]
 # A pixel of no class: what a network gives where its outputs are not finite.
 _NO_CLASS = 255
 MOST_CLASSES = 255
+# Label pictures that show whether they are black and white.
+_LOOKED_AT = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +32,7 @@ class Segmentation:
     """mIoU over `classes` classes. `labels` are pictures of class numbers; numbers from `classes` on are void.
 
     `threshold` tells the two classes of a map of one channel apart. Without labels, the original's maps are the truth.
+    `white` says that the labels of two classes are black and white: 255 is class 1.
     """
 
     classes: int
@@ -37,6 +40,7 @@ class Segmentation:
     threshold: float
     labels: Sequence[Path] | None
     placements: Sequence[Placement]
+    white: bool = False
 
     def predict(self, outputs: Outputs, span: Span) -> list[Any]:
         """With labels, the counts of each image (3, classes); without, its map of classes (H, W)."""
@@ -45,7 +49,7 @@ class Segmentation:
             return list(maps)
         return [
             self._counts_of(
-                own, read_label_picture(self.labels[span.start + index]), self.placements[span.start + index], span
+                own, self._label(self.labels[span.start + index]), self.placements[span.start + index], span
             )
             for index, own in enumerate(maps)
         ]
@@ -69,9 +73,13 @@ class Segmentation:
             details=(Detail("right pixels", _right(first.sum(0)), _right(second.sum(0))),),
         )
 
+    def _label(self, path: Path) -> Map:
+        label = read_label_picture(path)
+        return np.where(label == _NO_CLASS, 1, label).astype(np.uint8) if self.white else label
+
     def _maps(self, output: Array) -> Map:
         """Numbers of classes (n, H, W) from scores, from one channel, or from numbers."""
-        if output.dtype.kind in "iub":
+        if holds_numbers(output, channels_last=self.channels_last):
             numbers = output.reshape(len(output), *[side for side in output.shape[1:] if side != 1][-2:])
             return np.where((numbers >= 0) & (numbers < _NO_CLASS), numbers, _NO_CLASS).astype(np.uint8)
         axis = 3 if self.channels_last else 1
@@ -96,18 +104,38 @@ class Segmentation:
 
 def open_segmentation(
     images: ImageSet, sample: Sample, folder: Path | None, classes: int | None, *, beside: bool
-) -> Segmentation:
-    """The metric, with label pictures from a `folder`, or `beside` the images. Raises LoadError."""
+) -> tuple[Segmentation, tuple[str, ...]]:
+    """The metric, with label pictures from a `folder`, or `beside` the images, and a note on how these are read.
+
+    Raises LoadError, and OptionError for too many classes.
+    """
     output = sample.first
     axis = 3 if sample.channels_last else 1
-    whole = output.dtype.kind in "iub"
+    whole = holds_numbers(output, channels_last=sample.channels_last)
     binary = not whole and (output.ndim == 3 or output.shape[axis] == 1)
     if classes is None:
         classes = 2 if binary else MOST_CLASSES if whole else int(output.shape[axis])
+    if classes > MOST_CLASSES:
+        raise OptionError(f"--metric miou counts up to {MOST_CLASSES} classes, and the network has {classes:,}.")
     shares = bool(np.nanmin(output) >= 0) and bool(np.nanmax(output) <= 1)
     labels = matching(images, folder) if folder is not None or beside else None
     placed = placements(images, sample.size)
-    return Segmentation(classes, sample.channels_last, 0.5 if shares else 0.0, labels, placed)
+    white = classes == 2 and labels is not None and _are_white(labels[:_LOOKED_AT])
+    notes = ("label pictures are black and white: white counts as class 1",) if white else ()
+    return Segmentation(classes, sample.channels_last, 0.5 if shares else 0.0, labels, placed, white), notes
+
+
+def holds_numbers(output: Array, *, channels_last: bool) -> bool:
+    """True for maps of class numbers: whole numbers without an axis of channels, or with one channel."""
+    channels = output.shape[3 if channels_last else 1] if output.ndim == 4 else 1
+    sides = [side for side in output.shape[1:] if side != 1]
+    return output.dtype.kind in "iub" and (channels == 1 or len(sides) <= 2)
+
+
+def _are_white(labels: Sequence[Path]) -> bool:
+    """Whether 255 stands for something in pictures of two classes, where it is void otherwise: none holds a 1."""
+    values = {int(value) for path in labels for value in np.unique(read_label_picture(path))}
+    return _NO_CLASS in values and 1 not in values
 
 
 def read_label_picture(path: Path) -> Map:

@@ -68,6 +68,13 @@ def greedy(scores: Array, blank: int) -> Text:
     return tuple(int(number) for number in best[first] if number != blank)
 
 
+def are_sequences(sample: Sample) -> bool:
+    """Whether outputs are scores of steps, or the class of each step."""
+    output = sample.first
+    scores = output.ndim == 3 and output.dtype.kind == "f" and sample.count in output.shape[:2]
+    return scores or (output.ndim == 2 and output.dtype.kind in "iu" and len(output) == sample.count)
+
+
 def open_sequences(sample: Sample, texts: Sequence[str] | None, alphabet: Path | None) -> Sequences:
     """The metric for what the network showed. Texts are lines of characters of the `alphabet`, or numbers of classes.
 

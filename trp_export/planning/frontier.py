@@ -36,8 +36,8 @@ class Point:
 class Frontier:
     """Every point that was tried, from the largest network to the smallest, and the index of the chosen one.
 
-    `what` is measured on `images` images: `before` for the original. `unit` is that of the values, `%` for shares of 1;
-    `max_drop` is the limit, in points of 100 or in that unit; `by` names the budget.
+    `what` is measured on `images` images, or what `counted` names: `before` for the original. `unit` is that of the
+    values, `%` for shares of 1; `max_drop` is the limit, in points of 100 or in that unit; `by` names the budget.
     """
 
     what: str
@@ -48,6 +48,7 @@ class Frontier:
     points: tuple[Point, ...]
     chosen: int
     unit: Literal["%", "dB", ""] = "%"
+    counted: str = "images"
 
     @property
     def limit(self) -> float:

@@ -158,7 +158,7 @@ def _outputs(deviation: Deviation | None) -> str:
     if seen is not None and seen.top1 is not None:
         share = of_images(seen.top1, seen.images)
         every = share.startswith("all")
-        kept = f"all {seen.fitted.removeprefix('the ')}" if every else f"{share} of {seen.fitted}"
+        kept = f"all {seen.fitted.removeprefix('the ')}" if every else f"{share.partition(' of ')[0]} of {seen.fitted}"
         return f"its predicted class stays the same on {kept}{_where_unreached(deviation)}"
     if seen is not None:
         return f"its outputs on {seen.fitted} {moved(seen.distance.relative_l2)}{_where_unreached(deviation)}"
@@ -173,7 +173,7 @@ def _evaluated(score: Score) -> str:
     before, after = amount(score.before, score.unit), amount(score.after, score.unit)
     if not score.labelled and score.metric in _STAYS:
         share = of_images(score.after, score.images or 1)
-        of_all = "" if share.startswith("all") else f" of {score.images:,}"
+        of_all = "" if share.startswith("all") or " of " in share else f" of {score.images:,}"
         return f"its {_STAYS[score.metric]} stays the same on {share}{of_all} {score.counted}"
     on = f" on {score.images:,} {score.counted}" if score.images else ""
     if not score.labelled:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from trp_export.errors import OptionError
 from trp_export.graph.cost import Cost
-from trp_export.metrics.score import Score, change, holds, points
+from trp_export.metrics.score import Score, amount, change, holds, points, scale
 from trp_export.options import Options
 from trp_export.planning.frontier import Frontier, Point, explore
 from trp_export.planning.plan import Plan
@@ -40,8 +40,8 @@ class _Trials:
         calibration = self.options.calibration and self.options.calibration.without_tuning
         work = replace(self.work, progress=progress)
         built = build(plan, knowledge, calibration, self.work.scratch / "candidate.onnx", work)
-        evaluator, batches = knowledge.required_evaluator, knowledge.batches
-        evaluate = judge_as_shipped(evaluator, self.options, batches, self.work.scratch)
+        evaluator, inputs = knowledge.required_evaluator, knowledge.network.described
+        evaluate = judge_as_shipped(evaluator, self.options, inputs, knowledge.batches, self.work.scratch)
         return built.cost, evaluate(built.files.result, lambda share: progress("compare", share))
 
 
@@ -89,10 +89,11 @@ class _Search:
     def _try(self, ratio: float, plan: Plan, knowledge: Knowledge) -> Point:
         cost, evaluation = self.trials.try_plan(plan, knowledge, f"{ratio:.2f}x")
         self.evaluation = evaluation
-        if not evaluation.unit and 0 < evaluation.before <= self.rule.points:
+        if 0 < evaluation.before * scale(evaluation.unit) <= self.rule.points:
+            remedy = "give less" if evaluation.unit else "it counts in the unit of your function"
             raise OptionError(
-                f"--max-drop {self.rule.points:g} allows a loss of all of {evaluation.what}, {evaluation.before:g}: "
-                "it counts in the unit of your function."
+                f"--max-drop {points(self.rule.points, evaluation.unit)} allows a loss of all of {evaluation.what}, "
+                f"{amount(evaluation.before, evaluation.unit)}: {remedy}."
             )
         return Point(
             ratio=ratio,
@@ -131,6 +132,7 @@ class _Search:
             points=tuple(point for _, point in tried),
             chosen=within[-1] if within else 0,
             unit=self.evaluation.unit,
+            counted=self.evaluation.counted,
         )
         if not within or self.best is None:
             raise OptionError(_out_of_reach(frontier, calibrated=self.thinner.wide.calibration is not None))
@@ -147,7 +149,7 @@ def _same(one: Plan, other: Plan) -> bool:
 def _out_of_reach(frontier: Frontier, *, calibrated: bool) -> str:
     nearest = max(frontier.points, key=lambda point: point.after)
     lost = change(nearest.after, frontier.before, nearest.error, frontier.unit).lstrip("+").replace("±", "+-")
-    on = f" on {frontier.images:,} images" if frontier.images else ""
+    on = f" on {frontier.images:,} {frontier.counted}" if frontier.images else ""
     advice = "Allow more" if calibrated else "Allow more, or give images with --calib"
     return (
         f"--max-drop {frontier.max_drop:g} is out of reach: of {len(frontier.points)} networks the nearest, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from trp_export.metrics.names import is_function
 from trp_export.metrics.score import Score, amount, change, of_images, uncertainty
 from trp_export.report.document import Report
 from trp_export.report.page.latency import (
@@ -183,6 +184,8 @@ def _against(score: Score, report: Report) -> str:
     if report.options.images is None:
         return "Your own measure."
     on = f"on {score.images:,} {score.counted} of {report.options.images.path.name}"
+    if is_function(report.options.images.metric):
+        return f"Your own measure, --metric {score.metric}, {on}."
     truth = "the labels" if score.labelled else "the answers of the original"
     return f"--metric {score.metric}, against {truth}, {on}."
 

@@ -42,7 +42,7 @@ def tried(frontier: Frontier) -> list[Tried]:
 
 def measured_on(frontier: Frontier) -> str:
     """The measure and the number of images."""
-    return f"{frontier.what}, {frontier.images:,} images" if frontier.images else frontier.what
+    return f"{frontier.what}, {frontier.images:,} {frontier.counted}" if frontier.images else frontier.what
 
 
 def limit(frontier: Frontier) -> str:
