@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from networks import as_samples, in_batches, make_images
+from networks import as_samples, in_batches, input_shapes, make_images
 
 from trp_export.calibration.answers import decoding_nodes, find_answers, reference_to, run_answers
 from trp_export.calibration.divergence import Kind, Reference, divergence, for_images, yardsticks
@@ -16,7 +16,7 @@ from trp_export.calibration.moments import gather_moments
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
 from trp_export.graph.prepare import prepare
-from trp_export.graph.shapes import infer_shapes, input_shapes
+from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.planning.curves import Layer, make_curve, schemes_for
 from trp_export.planning.sensitivity import Sensitivity
@@ -101,6 +101,108 @@ def test_find_answers_knows_scores_behind_a_sigmoid() -> None:
     assert kinds == {"p": Kind.VALUES, "c": Kind.PROBABILITIES}
     (swish,) = find_answers(make_model(TRUNK + "s = Sigmoid (r)\n y = Mul (r, s)\n", "float[N, 6, 12, 12] y"))
     assert swish.kind is Kind.VALUES
+
+
+def test_find_answers_follows_the_parts_of_a_concatenation() -> None:
+    """Boxes and scores of two levels lie in one value until they are split: only the scores become probabilities."""
+    head = """
+    b1 = Conv (r, v)
+    c1 = Conv (r, u)
+    l1 = Concat <axis = 1> (b1, c1)
+    shape = Constant <value_ints = [0, 9, -1]> ()
+    f1 = Reshape (l1, shape)
+    z = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r)
+    b2 = Conv (z, v)
+    c2 = Conv (z, u)
+    l2 = Concat <axis = 1> (b2, c2)
+    f2 = Reshape (l2, shape)
+    all = Concat <axis = 2> (f1, f2)
+    """
+    split = "four = Constant <value_ints = [4, 5]> ()\n box, cls = Split <axis = 1> (all, four)\n"
+    slices = (
+        "zero = Constant <value_ints = [0]> ()\n four = Constant <value_ints = [4]> ()\n one = Constant "
+        "<value_ints = [1]> ()\n far = Constant <value_ints = [9999]> ()\n box = Slice (all, zero, four, one)\n "
+        "cls = Slice (all, four, far, one)\n"
+    )
+    for cut in (split, slices):
+        end = "s = Sigmoid (cls)\n y = Concat <axis = 1> (box, s)\n"
+        kinds = {a.name: a.kind for a in find_answers(make_model(TRUNK + head + cut + end, "float[N, 9, 180] y"))}
+        assert kinds == {
+            "b1": Kind.VALUES,
+            "b2": Kind.VALUES,
+            "c1": Kind.PROBABILITIES,
+            "c2": Kind.PROBABILITIES,
+        }
+
+
+@pytest.mark.parametrize(
+    ("end", "outputs", "kind"),
+    [
+        ("y = Softmax <axis = 2> (f)\n", "float[N, 5, 144] y", Kind.VALUES),
+        ("y = Softmax <axis = 1> (f)\n", "float[N, 5, 144] y", Kind.CLASSES),
+        ("y = ArgMax <axis = 2> (f)\n", "int64[N, 5, 1] y", Kind.VALUES),
+        ("o = Transpose <perm = [0, 2, 1]> (f)\n y = Softmax (o)\n", "float[N, 144, 5] y", Kind.CLASSES),
+        ("g = Flatten (c)\n y = Softmax <axis = 1> (g)\n", "float[N, 720] y", Kind.VALUES),
+    ],
+)
+def test_classes_are_what_a_softmax_over_the_channels_reads(end: str, outputs: str, kind: Kind) -> None:
+    """Key points by a softmax over positions: each channel is a joint, and no class."""
+    shape = "shape = Constant <value_ints = [0, 5, -1]> ()\n f = Reshape (c, shape)\n"
+    (answer,) = find_answers(make_model(TRUNK + "c = Conv (r, u)\n" + shape + end, outputs))
+    assert (answer.name, answer.kind) == ("c", kind)
+
+
+def test_long_chains_of_operators_are_followed() -> None:
+    chain = "".join(f"h{index + 1} = Neg (h{index})\n" for index in range(3000))
+    model = make_model(TRUNK + "h0 = Sigmoid (r)\n" + chain + "y = Round (h3000)\n", "float[N, 6, 12, 12] y")
+    assert [answer.name for answer in find_answers(model)] == ["r"]
+
+
+@pytest.mark.parametrize("count", [10, 136])
+def test_coordinates_are_no_classes(count: int) -> None:
+    """Landmarks move together, about places that differ by more: a shift of all is an error."""
+    rng = np.random.default_rng(0)
+    places = rng.uniform(0.1, 0.9, count)
+    together = np.tile(rng.standard_normal((64, 2)), count // 2)
+    landmarks = places + 0.03 * together + 0.01 * rng.standard_normal((64, count))
+    for of_frame in (landmarks, landmarks + 10 * together):
+        mean = np.broadcast_to(of_frame.mean(axis=0), of_frame.shape)
+        assert divergence({"y": of_frame}, {"y": mean}) == pytest.approx(1)
+        assert divergence({"y": of_frame}, {"y": of_frame + of_frame.std(axis=0)}) == pytest.approx(1)
+    pose = rng.standard_normal((64, 3)) * [30, 15, 10]
+    assert divergence({"y": pose}, {"y": pose + 20}) > 1
+
+
+def test_maps_of_one_kind_do_not_weigh_one_another() -> None:
+    """Seven maps of one foreground: a false blob in the background is as bad as a missing one in the foreground."""
+    rng = np.random.default_rng(0)
+    seen = np.zeros((4, 1, 16, 16), dtype=bool)
+    seen[..., 4:12, 4:12] = True
+    maps = {str(index): np.where(seen, 6.0, -6.0) + 0.1 * rng.standard_normal(seen.shape) for index in range(7)}
+
+    def with_blob(rows: slice, value: float) -> float:
+        other = {name: array.copy() for name, array in maps.items()}
+        for array in other.values():
+            array[..., rows, rows] = value
+        return divergence(maps, other, dict.fromkeys(maps, Kind.PROBABILITIES))
+
+    assert with_blob(slice(0, 3), 4.0) == pytest.approx(with_blob(slice(6, 9), -4.0), rel=0.05)
+
+
+def test_boxes_of_all_levels_in_one_row_count_where_a_level_sees_something() -> None:
+    rng = np.random.default_rng(0)
+    levels = {f"c{side}": np.full((4, 5, side, side), -9.0) for side in (4, 2)}
+    levels["c2"][:, 3, 1, 0] = 2.0
+    answers = {"box": rng.standard_normal((4, 1, 4, 20)), **levels}
+    kinds = {"box": Kind.VALUES, **dict.fromkeys(levels, Kind.PROBABILITIES)}
+
+    def moved(place: int) -> float:
+        box = answers["box"].copy()
+        box[..., place] += 1.0
+        return divergence(answers, {**answers, "box": box}, kinds)
+
+    assert moved(16 + 2) > 50 * moved(16 + 1)
+    assert moved(16 + 2) > 50 * moved(2)
 
 
 def test_divergence_of_a_detector_counts_what_it_sees() -> None:

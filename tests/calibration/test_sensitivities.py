@@ -49,7 +49,7 @@ def test_points_out_of_order_are_refused() -> None:
 def test_divergence_is_blind_to_a_shift_of_all_classes() -> None:
     logits = np.random.default_rng(0).standard_normal((6, 4))
     assert divergence({"y": logits}, {"y": logits + 3}, {"y": Kind.CLASSES}) == pytest.approx(0, abs=1e-20)
-    assert divergence({"y": logits}, {"y": 0 * logits}) == pytest.approx(1)
+    assert divergence({"y": logits}, {"y": 0 * logits}, {"y": Kind.CLASSES}) == pytest.approx(1)
     assert agreement({"y": logits}, {"y": logits}) == 1
 
 

@@ -9,20 +9,24 @@ begin are the answers. An output behind which nothing hides and nothing is moved
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trp_export.calibration.axes import Part, axis_before, sources
 from trp_export.calibration.divergence import Kind, Reference, is_vector
+from trp_export.graph.shapes import Shape, infer_value_shapes
 from trp_export.graph.weights import find_constant
 from trp_export.inputs.samples import Batch, Groups
 from trp_export.runtime.incremental import Walk
 
 Array = NDArray[Any]
 
+# From this opset on Softmax runs over the last axis by default.
+_AXIS_IS_LAST = 13
 _CLASS_OPS = frozenset({"Softmax", "LogSoftmax", "ArgMax", "Hardmax"})
 _RANDOM = frozenset({"Multinomial", "Bernoulli"})
 _COMPARING = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not", "And", "Or"})
@@ -74,9 +78,12 @@ class _Found:
 
 def find_answers(model: ir.Model) -> tuple[Answer, ...]:
     """The answers of all outputs of a model, each once, in the order of the outputs."""
-    found = _Found({}, {})
+    found, search = _Found({}, {}), _Search(infer_value_shapes(model, {}), model.opset_imports.get("", _AXIS_IS_LAST))
+    for node in model.graph:  # In their order, so that long chains need no deep recursion.
+        for value in node.outputs:
+            search.behind(value)
     for output in model.graph.outputs:
-        own = _behind(output, {})
+        own = search.behind(output)
         if not own.decoded:
             name = output.name or ""
             own = _Found({name: output}, {name: own.kinds.get(name, Kind.VALUES)})
@@ -162,44 +169,72 @@ def _reached(
     return reached
 
 
-def _behind(value: ir.Value, known: dict[ir.Value, _Found]) -> _Found:
-    """What is found behind a value; `known` keeps values that several readers share from being followed twice."""
-    if value not in known:
-        known[value] = _follow(value, known)
-    return known[value]
+@dataclass(slots=True, eq=False)
+class _Search:
+    """Follows values backwards. `known` keeps values that several readers share from being followed twice."""
+
+    shapes: Mapping[str, Shape]
+    opset: int
+    known: dict[tuple[ir.Value, Part | None], _Found] = field(default_factory=dict)
+
+    def behind(self, value: ir.Value, part: Part | None = None) -> _Found:
+        """What is found behind a value, or behind a part of it."""
+        if (value, part) not in self.known:
+            self.known[value, part] = self._follow(value, part)
+        return self.known[value, part]
+
+    def _follow(self, value: ir.Value, part: Part | None) -> _Found:
+        node = value.producer()
+        if node is None or find_constant(value) is not None:
+            return _Found({}, {}, decoded=False)
+        if node.op_type in _NOISE:
+            return _Found({}, {}, decoded=True)
+        if node.domain not in ("", "ai.onnx") or node.op_type not in _HIDING | _MOVING | _ARITHMETIC:
+            return _leaf(value)
+        behind = [self.behind(source, of_it) for source, of_it in sources(node, value, part, _data(node), self.shapes)]
+        merged = _Found({}, {}, any(found.decoded for found in behind))
+        for found in behind:
+            merged.answers |= found.answers
+            merged.kinds |= {
+                name: kind if merged.kinds.get(name, kind) is kind else Kind.VALUES
+                for name, kind in found.kinds.items()
+            }
+        if not merged.answers:
+            return _leaf(value) if any(_computed(source) for source in _data(node)) else _Found({}, {})
+        if node.op_type in _CLASS_OPS and len(merged.answers) == 1 and self._chooses_channels(node, merged):
+            merged.kinds |= dict.fromkeys(merged.answers, Kind.CLASSES)
+        if node.op_type == "Sigmoid":
+            merged.kinds = {n: Kind.PROBABILITIES if k is Kind.VALUES else k for n, k in merged.kinds.items()}
+        if node.op_type in _HIDING | _MOVING:
+            merged.decoded = True
+        if not merged.decoded:
+            return _leaf(value)
+        return merged
+
+    def _class_axis(self, node: ir.Node) -> int:
+        default = 0 if node.op_type == "ArgMax" else 1 if self.opset < _AXIS_IS_LAST else -1
+        return node.attributes.get_int("axis", default)
+
+    def _chooses_channels(self, node: ir.Node, found: _Found) -> bool:
+        """Whether an operator that runs over an axis runs over the channels of the one answer behind it."""
+        (answer,) = found.answers.values()
+        value = node.inputs[0]
+        axis: int | None = self._class_axis(node)
+        while value is not None and axis is not None and value is not answer:
+            above = value.producer()
+            source = next((one for one in _data(above) if _computed(one)), None) if above is not None else None
+            axis = axis_before(above, value, source, axis, self.shapes) if above is not None and source else None
+            value = source
+        rank = len(self.shapes[answer.name or ""]) if answer.name in self.shapes else None
+        channels = _channel_axis(answer)
+        if rank is None:
+            return axis in (channels, 1, -1)
+        return axis is not None and axis % rank == channels % rank
 
 
 def _leaf(value: ir.Value) -> _Found:
     name = value.name or ""
     return _Found({name: value}, {name: Kind.VALUES})
-
-
-def _follow(value: ir.Value, known: dict[ir.Value, _Found]) -> _Found:
-    node = value.producer()
-    if node is None or find_constant(value) is not None:
-        return _Found({}, {}, decoded=False)
-    if node.op_type in _NOISE:
-        return _Found({}, {}, decoded=True)
-    if node.domain not in ("", "ai.onnx") or node.op_type not in _HIDING | _MOVING | _ARITHMETIC:
-        return _leaf(value)
-    behind = [_behind(source, known) for source in _data(node)]
-    merged = _Found({}, {}, any(found.decoded for found in behind))
-    for found in behind:
-        merged.answers |= found.answers
-        merged.kinds |= {
-            name: kind if merged.kinds.get(name, kind) is kind else Kind.VALUES for name, kind in found.kinds.items()
-        }
-    if not merged.answers:
-        return _leaf(value) if any(_computed(source) for source in _data(node)) else _Found({}, {})
-    if node.op_type in _CLASS_OPS and len(merged.answers) == 1:
-        merged.kinds |= dict.fromkeys(merged.answers, Kind.CLASSES)
-    if node.op_type == "Sigmoid":
-        merged.kinds = {n: Kind.PROBABILITIES if k is Kind.VALUES else k for n, k in merged.kinds.items()}
-    if node.op_type in _HIDING | _MOVING:
-        merged.decoded = True
-    if not merged.decoded:
-        return _leaf(value)
-    return merged
 
 
 def _data(node: ir.Node) -> Iterator[ir.Value]:

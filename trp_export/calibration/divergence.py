@@ -10,13 +10,13 @@ it is made of follows from what the network does with the answer:
 - probabilities, where a sigmoid follows: (sigmoid(a) - sigmoid(b)) (a - b), the symmetric Kullback-Leibler divergence,
   in units of that between a and its mean. A score that stays close to zero may move freely there.
 
-Where answers over the same positions hold probabilities, as in a detector, a position counts as much as its largest
-probability: what a detector says of a place where it sees nothing is never read.
+Where other answers over the same positions hold probabilities, as in a detector, a position counts as much as its
+largest probability: what a detector says of a place where it sees nothing is never read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from math import prod
@@ -33,8 +33,12 @@ Outputs = Mapping[str, Array]
 
 # A channel that varies less than this, as a share of the variance of the liveliest channel, does not vary.
 _STILL = 1e-7
-# The channels of one vector per image are taken for classes where their variances are within this ratio.
+# The entries of one vector per image are taken for classes where there are so many, their variances are within this
+# ratio, and what they have in common varies as little as of entries that have nothing to do with one another, up to
+# this factor: a softmax teaches nothing about it. Coordinates move together.
+_LEAST_CLASSES = 5
 _ALIKE = 100.0
+_IN_COMMON = 4.0
 # What a position counts at the least.
 _LEAST_RELEVANCE = 1e-3
 
@@ -211,11 +215,13 @@ def is_vector(array: Array) -> bool:
 
 
 def _like_classes(array: Array) -> bool:
-    """True for one vector of like entries per image."""
-    if array.ndim < 2 or array.shape[1] < 3 or not array.size or not is_vector(array):
+    """True for one vector of like entries per image, as scores of classes are, and landmarks are not."""
+    if array.ndim < 2 or array.shape[1] < _LEAST_CLASSES or not array.size or not is_vector(array):
         return False
-    variance = array.astype(np.float64).reshape(len(array), -1).var(axis=0)
-    return bool(variance.max() <= _ALIKE * variance.min())
+    rows = array.astype(np.float64).reshape(len(array), -1)
+    variance = rows.var(axis=0)
+    in_common = rows.mean(axis=1).var() * rows.shape[1]
+    return bool(variance.max() <= _ALIKE * variance.min() and in_common <= _IN_COMMON * variance.mean())
 
 
 def _apart(a: Float64, b: Float64, kind: Kind) -> Float64:
@@ -301,7 +307,8 @@ _SCALES = {Kind.VALUES: _scale, Kind.CLASSES: _scale_of_classes, Kind.PROBABILIT
 def _relevances(original: Outputs, kinds: Kinds) -> dict[str, Float64]:
     """Of each answer how much its positions count, (n, 1, *): the product of the other answers' largest scores there.
 
-    1 for an answer that has its positions for itself.
+    1 for an answer that has its positions for itself. Scores of as many channels do not weigh one another: they are
+    the same answer several times, as of a network whose every level is trained to segment.
     """
     scores: dict[str, Float64] = {}
     for name, array in original.items():
@@ -309,10 +316,27 @@ def _relevances(original: Outputs, kinds: Kinds) -> dict[str, Float64]:
             scores[name] = _sigmoid(array.max(axis=1, keepdims=True).astype(np.float64))
     relevance = {}
     for name, array in original.items():
-        shape = (len(array), 1, *array.shape[2:])
-        result = np.ones(shape)
-        for other, score in scores.items():
-            if other != name and score.shape == shape and kinds.get(name) is not Kind.CLASSES:
-                result *= score
+        result = np.ones((len(array), 1, *array.shape[2:]))
+        others = {
+            other: score
+            for other, score in scores.items()
+            if other != name
+            and kinds.get(name) is not Kind.CLASSES
+            and not (name in scores and original[other].shape[1] == array.shape[1])
+        }
+        alike = [score for score in others.values() if score.shape == result.shape]
+        for score in alike or _over_levels(result, others.values()):
+            result *= score
         relevance[name] = np.maximum(result, _LEAST_RELEVANCE)
     return relevance
+
+
+def _over_levels(positions: Float64, scores: Iterable[Float64]) -> list[Float64]:
+    """The scores of all levels of a detector in one row, where the last axis of an answer holds all their positions."""
+    levels: dict[tuple[int, ...], Float64] = {}
+    for score in scores:
+        levels[score.shape] = levels[score.shape] * score if score.shape in levels else score
+    rows = [score.reshape(len(score), -1) for score in levels.values() if len(score) == len(positions)]
+    if positions.ndim < 3 or len(rows) < 2 or sum(row.shape[1] for row in rows) != positions.shape[-1]:
+        return []
+    return [np.concatenate(rows, axis=1).reshape(len(positions), *[1] * (positions.ndim - 2), -1)]
