@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -18,7 +19,8 @@ from trp_export.calibration.moments import load_moments
 from trp_export.errors import OptionError
 from trp_export.options import Benchmark, Calibration, Options, Selection
 from trp_export.pipeline import silent
-from trp_export.rules import Energy, Macs
+from trp_export.rules import Energy, Macs, Speedup
+from trp_export.steps import thin_channels
 from trp_export.steps.knowledge import learn
 from trp_export.steps.thin_channels import Thinner
 from trp_export.workspace import open_workspace
@@ -94,13 +96,23 @@ def test_the_plan_repeats_it_with_images_and_needs_them(trp: Command, refuses: C
     assert "which needs images: give --calib PATH" in error
 
 
+def test_the_plan_leaves_channels_of_skipped_layers_alone(trp: Command, folder: Path) -> None:
+    assert trp(*EXPORT).code == 0
+    document = json.loads((folder / "model.trp.json").read_text())
+    (folder / "plan.json").write_text(json.dumps(document["plan"]))
+    words = ("model.onnx", "--plan", "plan.json", "--calib", "images.npy", "--skip", "conv3", "--no-bench")
+    outcome = trp(*words, "-o", "kept.onnx")
+    assert outcome.code == 0, outcome.err
+    assert (64, 1, 3, 3) in shapes(folder / "kept.onnx").values()
+
+
 def test_saved_statistics_are_of_the_network_with_all_channels(trp: Command, folder: Path) -> None:
     for run_number in (1, 2):
         outcome = trp(*EXPORT, "--calib-stats", "stats.npz", "-o", f"{run_number}.onnx")
         assert outcome.code == 0, outcome.err
     moments = load_moments(folder / "stats.npz")
     assert moments["conv4"].total.shape == (1, 64)
-    assert moments["conv4"].images == 2 * 48
+    assert moments["conv4"].images == 48  # The same images count once.
 
 
 REDUCED = "low rank and fewer channels"
@@ -245,6 +257,33 @@ def test_the_damage_of_channels_is_measured(folder: Path) -> None:
         (before,), (after,) = (run(knowledge.network.file, images) for knowledge in (wide, thin))
     assert thin.fewer_macs > 1
     assert thin.damage_done == pytest.approx(divergence({"y": before}, {"y": after}), rel=1e-3)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_of_networks_that_are_too_fast_the_last_is_kept(
+    rounds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each round asks for less; a later one may find that no channel needs to go."""
+    made: list[Path] = []
+
+    def choose(thinner: Thinner, *given: object) -> thin_channels._Gone:
+        return thin_channels._Gone({"conv2": (0, 1)} if len(made) < rounds else {}, 0.1, 0.1)
+
+    def without(*given: object) -> SimpleNamespace:
+        made.append(tmp_path / f"{len(made)}" / "dense.onnx")
+        made[-1].parent.mkdir()
+        return SimpleNamespace(file=made[-1])
+
+    monkeypatch.setattr(Thinner, "_choose", choose)
+    monkeypatch.setattr(thin_channels, "_without", without)
+    monkeypatch.setattr(thin_channels, "_refitted", lambda *given: None)
+    latency = SimpleNamespace(speedup_of=lambda network: 1.3)
+    wide = SimpleNamespace(network=None, by_images=SimpleNamespace(required=True), measured_latency=latency)
+    removable = SimpleNamespace(data=SimpleNamespace(sensitivities={}))
+    found = Thinner(wide, None, None)._not_too_fast(Speedup(1.1), None, removable, 1.0)
+    assert found is not None
+    assert found[0].file == made[rounds - 1]
+    assert list(tmp_path.iterdir()) == [made[rounds - 1].parent]
 
 
 def test_channels_need_a_budget_and_images() -> None:

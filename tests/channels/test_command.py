@@ -130,6 +130,63 @@ def test_skipped_layer_keeps_its_channels(model: Path, trp: Command) -> None:
     assert "channels" not in json.loads(outcome.out)
 
 
+DEPTHWISE = """<ir_version: 8, opset_import: ["" : 17]> net (float[1, 3, 8, 8] x) => (float[1, 5, 8, 8] y)
+<float[8, 3, 1, 1] a__weight, float[8, 1, 3, 3] b__weight, float[5, 8, 1, 1] c__weight> {
+    a = Conv (x, a__weight)  b = Conv <group = 8, pads = [1, 1, 1, 1]> (a, b__weight)  y = Conv (b, c__weight)
+}"""
+RECURRENT = """<ir_version: 10, opset_import: ["" : 17]> net (float[5, 1, 3] x) => (float[1, 1, 4] y)
+<float[3, 8] a__weight, float[1, 16, 8] w, float[1, 16, 4] r> {
+    a = MatMul (x, a__weight)  [rnn] all, y, last = LSTM <hidden_size = 4> (a, w, r)
+}"""
+
+
+@pytest.mark.parametrize(("text", "layer"), [(DEPTHWISE, "b"), (RECURRENT, "rnn")])
+def test_what_a_skipped_layer_reads_stays_whatever_kind_of_layer_it_is(
+    text: str, layer: str, trp: Command, tmp_path: Path
+) -> None:
+    proto = build(text)
+    for tensor in proto.graph.initializer:
+        array = np.random.default_rng(0).standard_normal(tuple(tensor.dims)).astype(np.float32)
+        for axis in range(array.ndim):
+            if array.shape[axis] == 8 and tensor.name in ("a.weight", "b.weight"):
+                array = np.take(array, np.arange(8) // 2, axis)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    save(proto, tmp_path / "model.onnx")
+    plan = trp("model.onnx", "--dry-run", "--json").out
+    assert json.loads(plan)["channels"][0]["kept"] == 4
+    (tmp_path / "plan.json").write_text(plan)
+    for wish in ((), ("--plan", "plan.json")):
+        outcome = trp("model.onnx", "--skip", layer, *wish, "--dry-run", "--json")
+        assert outcome.code == 0, outcome.err
+        assert "channels" not in json.loads(outcome.out)
+
+
+@pytest.mark.parametrize("wish", [("--skip", "conv1"), ("--only", "conv2")])
+def test_a_saved_plan_leaves_out_layers_by_name(
+    wish: tuple[str, str], model: Path, trp: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "plan.json").write_text(trp("model.onnx", "--dry-run", "--json").out)
+    outcome = trp("model.onnx", "--plan", "plan.json", *wish, "--no-bench", "--json", "-o", "wide.onnx")
+    assert outcome.code == 0, outcome.err
+    assert "channels" not in json.loads(outcome.out)["plan"]
+    require_same(model, tmp_path / "wide.onnx")
+
+
+@pytest.mark.parametrize("fault", ["no kernel is cut", "an error"])
+def test_a_network_that_would_not_run_with_fewer_channels_keeps_them(
+    fault: str, model: Path, trp: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(removal: object, step: object) -> None:
+        if fault == "an error":
+            raise LookupError("an operator of next year")
+
+    monkeypatch.setattr("trp_export.channels.removal._Removal.cut_kernel", cut)
+    outcome = trp("model.onnx", "--no-bench", "-o", "wide.onnx")
+    assert outcome.code == 0, outcome.err
+    assert "all channels stay, since with fewer this network does not run" in outcome.out
+    require_same(model, tmp_path / "wide.onnx")
+
+
 @pytest.mark.parametrize(
     ("change", "message", "code"),
     [

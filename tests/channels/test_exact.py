@@ -6,6 +6,7 @@ must answer as the wide one does in onnxruntime, and must have lost those channe
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,17 @@ import onnx_ir as ir
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from models import build, noise, relative_l2, run
+from networks import input_shapes
 from onnx import numpy_helper
 
+from trp_export.channels.analysis import analyse_channels
+from trp_export.channels.equal import equal_rows
 from trp_export.channels.removal import remove_channels
 from trp_export.channels.thin import ChannelChoice, choose_channels
 from trp_export.graph.prepare import prepare, remove_unused
-from trp_export.graph.shapes import infer_value_shapes, input_shapes
+from trp_export.graph.shapes import infer_value_shapes
 from trp_export.planning.channels import ChannelDecision
 from trp_export.runtime.sessions import open_session, run_session
 from trp_export.verify.rounding import LAMBDA, nudge, nudge_weights
@@ -73,6 +78,16 @@ BODIES = {
     "int64[4] t = {-1, 5, 1, 1}> { g = GlobalAveragePool (a)\n s = Shape (g)\n i = Cast <to = 6> (s)\n "
     "f = Slice (i, b, e, b, e)\n l = Cast <to = 7> (f)\n k = Cast <to = 7> (n)\n h = Concat <axis = 0> (l, k)\n "
     "r = Reshape (g, h)\n m = MatMul (r, w)\n y = Reshape (m, t) }",
+    "computed sizes": "<int64[1] b = {0}, int64[1] e = {1}, int64[3] n = {8, 24, 24}, float[5, 8, 1, 1] w> "
+    "{ s = Shape (a)\n l = Slice (s, b, e)\n t = Concat <axis = 0> (l, n)\n "
+    'r = Resize <mode = "nearest"> (a, , , t)\n y = Conv (r, w) }',
+    "sizes that follow": "<int64[1] b = {0}, int64[1] e = {2}, int64[2] n = {24, 24}, float[5, 8, 1, 1] w> "
+    "{ s = Shape (a)\n l = Slice (s, b, e)\n t = Concat <axis = 0> (l, n)\n "
+    'r = Resize <mode = "nearest"> (a, , , t)\n y = Conv (r, w) }',
+    "shuffled twice": "<int64[5] s = {-1, 2, 4, 12, 12}, int64[5] v = {-1, 4, 2, 12, 12}, "
+    "int64[4] t = {-1, 8, 12, 12}, float[5, 8, 1, 1] w> "
+    "{ p = Reshape (a, s)\n q = Transpose <perm = [0, 2, 1, 3, 4]> (p)\n r = Reshape (q, t)\n i = Reshape (r, v)\n "
+    "j = Transpose <perm = [0, 2, 1, 3, 4]> (i)\n k = Reshape (j, t)\n y = Conv (k, w) }",
     "shifted": "<float[8] u, int64[4] s = {1, 8, 1, 1}, float[5, 8, 1, 1] w> { c = Reshape (u, s)\n p = Add (a, c)\n "
     "q = Relu (p)\n y = Conv (q, w) }",
     "lstm": "<float small = {0.05}, float[1, 8, 8] w, float[1, 8, 2] r, int64[3] s = {1, -1, 8}, "
@@ -103,8 +118,12 @@ def network(kind: str, seed: int) -> onnx.ModelProto:
 
 
 def _text(kind: str) -> str:
+    return _behind_stem(BODIES[kind])
+
+
+def _behind_stem(body: str) -> str:
     declared, nodes = STEM
-    own, _, rest = BODIES[kind].partition("> {")
+    own, _, rest = body.partition("> {")
     return f"{HEAD}<{declared}, {own.removeprefix('<')}> {{ {nodes} {rest}"
 
 
@@ -223,6 +242,134 @@ def test_groups_of_a_conv_stay_of_equal_size(kind: str) -> None:
     thinner, decisions = thin(model)
     require_same(model, thinner)
     assert next(decision for decision in decisions if decision.name == "stem").kept == 6
+
+
+def test_a_resize_may_count_its_axes_from_the_last() -> None:
+    body = (
+        "<int64[3] n = {8, 24, 24}, float[5, 8, 1, 1] w> "
+        '{ r = Resize <axes = [-3, -2, -1], mode = "nearest"> (a, , , n)\n y = Conv (r, w) }'
+    )
+    model = build(_behind_stem(body).replace('"" : 17', '"" : 18'))
+    randomise(model, 1)
+    copy_channel(model, "resize", 3, 5)
+    thinner, decisions = thin(model)
+    require_same(model, thinner)
+    assert decisions[0].kept == 7
+
+
+def test_channels_that_say_where_another_value_is_read_stay() -> None:
+    body = (
+        "<float[16] table, float lo = {0}, float hi = {15}, float[5, 8, 1, 1] v, float[5, 8, 1, 1] w> "
+        "{ g = GlobalMaxPool (a)\n h = Clip (g, lo, hi)\n i = Cast <to = 7> (h)\n p = Gather (table, i)\n "
+        "q = Conv (p, v)\n r = Conv (g, w)\n y = Add (q, r) }"
+    )
+    model = build(_behind_stem(body))
+    randomise(model, 1)
+    copy_channel(model, "conv", 3, 5)
+    thinner, decisions = thin(model)
+    require_same(model, thinner)
+    assert decisions[0].reason.endswith("reads it: it may mix channels")
+
+
+def test_channels_that_a_constant_condition_chooses_go() -> None:
+    body = (
+        "<bool[8, 1, 1] c = {0, 1, 0, 1, 0, 1, 1, 0}, float z = {0.5}, float[5, 8, 1, 1] w> "
+        "{ p = Where (c, a, z)\n y = Conv (p, w) }"
+    )
+    model = build(_behind_stem(body))
+    randomise(model, 1)
+    copy_channel(model, "conv", 3, 5)  # Both are chosen.
+    copy_channel(model, "conv", 4, 6)  # One of two.
+    thinner, decisions = thin(model)
+    require_same(model, thinner)
+    assert [cluster.merged for cluster in decisions[0].clusters] == [(5,)]
+
+
+def test_two_recurrent_layers_with_one_weight_lose_the_same_channels() -> None:
+    body = (
+        "<float[8, 8] v, float[1, 8, 8] w, float[1, 8, 2] r, int64[2] f = {-1, 8}, int64[3] s = {1, -1, 8}, "
+        "int64[4] t = {-1, 2, 1, 1}> { g = GlobalAveragePool (a)\n h = Reshape (g, f)\n m = MatMul (h, v)\n "
+        "i = Reshape (h, s)\n j = Reshape (m, s)\n o, o1, o2 = LSTM <hidden_size = 2> (i, w, r)\n "
+        "p, p1, p2 = LSTM <hidden_size = 2> (j, w, r)\n q = Add (o, p)\n y = Reshape (q, t) }"
+    )
+    for also, kept in ((), 8), (("v",), 7):
+        model = build(_behind_stem(body))
+        randomise(model, 1)
+        edit(model, "v", lambda array: array.__imul__(0.05))
+        copy_channel(model, "lstm", 3, 5)
+        for name in also:
+            edit(model, name, lambda array: array.__setitem__((slice(None), 5), array[:, 3]))
+        thinner, decisions = thin(model)
+        require_same(model, thinner)
+        assert decisions[0].kept == kept
+
+
+def test_a_weight_that_is_also_read_transposed_stays() -> None:
+    body = (
+        "<float[8, 8] v, float[5, 8, 1, 1] w, int64[2] f = {-1, 8}, int64[4] t = {-1, 8, 1, 1}> "
+        "{ g = GlobalAveragePool (a)\n h = Reshape (g, f)\n m = Gemm (h, v)\n i = Relu (m)\n "
+        "p = Gemm <transB = 1> (i, v)\n q = Reshape (p, t)\n y = Conv (q, w) }"
+    )
+    model = build(_behind_stem(body))
+    randomise(model, 1)
+    copy_channel(model, "conv", 3, 5)
+    edit(model, "v", lambda array: array.__setitem__(5, array[3]))
+    edit(model, "v", lambda array: array.__setitem__((slice(None), 5), array[:, 3]))
+    thinner, decisions = thin(model)
+    require_same(model, thinner)
+    assert decisions[0].reason == "its weight is read elsewhere, too"
+
+
+def test_planes_that_a_reshape_strings_together_are_not_followed_one_by_one() -> None:
+    """As a group norm over all channels is exported at batch 1."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> net (float[1, 3, 64, 64] x) => (float[1, 5, 64, 64] y)
+    <float[64, 3, 1, 1] v, float[5, 64, 1, 1] w, float[1] one, float[1] zero, int64[3] s = {0, 1, -1},
+     int64[4] t = {1, 64, 64, 64}> {
+        a = Conv (x, v)  r = Reshape (a, s)  n = InstanceNormalization (r, one, zero)  b = Reshape (n, t)
+        y = Conv (b, w)
+    }"""
+    graph = prepare(ir.from_proto(build(text)))
+    analysis = analyse_channels(graph, infer_value_shapes(graph, input_shapes(graph)))
+    assert sum(len(labels.ids) for labels in analysis.labels.values()) < 64 * 64
+    (reason,) = {analysis.ties.reason(channel) for channel in analysis.labels[graph.graph[0].outputs[0]].ids}
+    assert reason is not None
+    assert reason.endswith("it makes more than 65536 channels")
+
+
+def test_constants_of_a_network_in_double_precision_are_as_precise() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> net (double[2, 6] x) => (double[2, 5] y)
+    <double[8, 6] v, double[8] b, double[5, 8] w, double[5] c> {
+        a = Gemm <transB = 1> (x, v, b)  s = Sigmoid (a)  y = Gemm <transB = 1> (s, w, c)
+    }"""
+    model = build(text)
+    edit(model, "v", lambda array: array.__setitem__(slice(4), 0))
+    thinner, decisions = thin(model)
+    assert decisions[0].dropped == (0, 1, 2, 3)
+    inputs = {"x": np.random.default_rng(1).standard_normal((2, 6))}
+    assert relative_l2(*run(model, inputs), *run(thinner, inputs)) < 1e-14
+
+
+ROWS = hnp.arrays(np.float16, (12, 5), elements=st.sampled_from([-1.0, -0.5, 0.0, 0.001, 0.5, 0.502, 1.0]))
+
+
+@given(ROWS)
+def test_rows_of_one_class_are_near_its_first_and_those_of_two_are_not(rows: np.ndarray) -> None:
+    classes = equal_rows(rows, 1.0, 2.0**-8)
+    apart = np.abs(rows[:, None].astype(np.float64) - rows[None]).max(axis=2)
+    firsts = np.unique(classes)
+    np.testing.assert_array_equal(classes[firsts], firsts)
+    assert (apart[np.arange(len(rows)), classes] <= 2.0**-8).all()
+    assert (apart[np.ix_(firsts, firsts)] + np.eye(len(firsts)) > 2.0**-8).all()
+
+
+def test_many_rows_in_half_precision_take_no_longer_than_others() -> None:
+    """Their sums tell nothing: equal rows may differ by more than unequal ones do."""
+    rows = np.random.default_rng(0).standard_normal((1024, 1536)).astype(np.float16)
+    rows[100:200] = rows[:100]
+    started = time.process_time()
+    classes = equal_rows(rows, float(np.abs(rows).max()), 4 * float(np.finfo(np.float16).eps))
+    assert time.process_time() - started < 2
+    assert len(np.unique(classes)) == 924
 
 
 def test_channels_of_an_output_stay() -> None:

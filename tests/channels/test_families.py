@@ -15,6 +15,7 @@ import torch
 import torchvision
 from equal_channels import equal_pairs, make_equal
 from models import relative_l2, run
+from networks import input_shapes
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.regnet import BlockParams, RegNet
@@ -25,7 +26,7 @@ from trp_export.channels.removal import remove_channels
 from trp_export.channels.thin import ChannelChoice, choose_channels
 from trp_export.graph.model_files import save_model
 from trp_export.graph.prepare import prepare, remove_unused
-from trp_export.graph.shapes import Shape, input_shapes
+from trp_export.graph.shapes import Shape
 from trp_export.graph.simplify import simplify
 from trp_export.runtime.measured_shapes import measure_value_shapes
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from models import build
 
 from trp_export.errors import DeviceError, OptionError
 from trp_export.graph.shapes import infer_shapes
@@ -230,7 +231,7 @@ HEAD = '<ir_version: 8, opset_import: ["": 17]> net (float[1,4,8,8] x, float[4,4
 def test_signatures_tell_apart_what_takes_other_time() -> None:
     plain = "a = Conv <pads = [1,1,1,1]> (x, w) b = Relu (a) c = Conv <pads = [1,1,1,1]> (b, v) y = Relu (c)"
     first, second = places(f"{HEAD} => (float[1,4,8,8] y) {{ {plain} }}")
-    assert first == second == "Conv 4x4x3x3 n=1 in=8x8 s=1x1 p=1x1x1x1 d=1x1 Relu"
+    assert first == second == "Conv float 4x4x3x3 n=1 in=8x8 out=8x8 s=1x1 p=1x1x1x1 d=1x1 Relu"
     strided = places(f"{HEAD} => (float[1,4,4,4] y) {{ {plain.replace('> (b', ', strides = [2,2]> (b')} }}")
     assert strided[1] != second
     added = places(
@@ -246,6 +247,37 @@ def test_a_digest_is_of_structure_not_of_weights(tmp_path: Path) -> None:
         for name, blocks, seed in (("one", 2, 0), ("retrained", 2, 1), ("deeper", 3, 0))
     }
     assert digests["one"] == digests["retrained"] != digests["deeper"]
+
+
+# One network and what makes others of it: what a Resize makes, weights in 16 bits, and what the last layer reads.
+SCALED = """<ir_version: 8, opset_import: ["" : 17]> net (float[1,4,8,8] x) => (float y)
+<float[4,4,3,3] w, float[4,4,3,3] v, float[4] s = {1, 1, 2, 2}, int64[1] b = {0}, int64[1] e = {4}, int64[1] a = {2}>
+{ first = Conv <pads = [1,1,1,1]> (x, w) q = Resize (first, , s) r = Slice (q, b, e, a)
+  t = Conv <pads = [1,1,1,1]> (r, v) y = Add (t, r) }"""
+OTHERS = {
+    "scales": ("{1, 1, 2, 2}", "{1, 1, 4, 4}"),
+    "bounds": ("e = {4}", "e = {8}"),
+    "weights": ("float[4,4,3,3] ", "float16[4,4,3,3] "),
+    "wiring": ("Add (t, r)", "Add (t, t)"),
+}
+
+
+@pytest.mark.parametrize(("old", "new"), OTHERS.values(), ids=OTHERS.keys())
+def test_a_digest_tells_networks_of_other_sizes_types_and_wiring_apart(old: str, new: str) -> None:
+    one, other = (network_digest(ir.from_proto(build(text)), "x") for text in (SCALED, SCALED.replace(old, new)))
+    assert one != other
+    assert one == network_digest(ir.from_proto(build(SCALED.replace("first", "renamed"), seed=1)), "x")
+
+
+def test_signatures_tell_types_and_outputs_apart() -> None:
+    def of(text: str) -> str:
+        model = ir.from_proto(build(text))
+        (place,) = find_sites(model, infer_shapes(model, {"x": (1, 4, 8, 8)}))
+        return signature(place)
+
+    text = """<ir_version: 8, opset_import: ["" : 17]> net (float[1,4,8,8] x) => (float[1,4,H,W] y)
+    <float[4,4,3,3] w> { y = ConvTranspose <strides = [2,2], output_padding = [0,0]> (x, w) }"""
+    assert len({of(text), of(text.replace("[0,0]", "[1,1]")), of(text.replace("float[", "double["))}) == 3
 
 
 def test_a_whole_is_brought_to_the_pace_of_its_layers(tmp_path: Path) -> None:

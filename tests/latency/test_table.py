@@ -52,6 +52,12 @@ def test_what_is_measured_is_on_disk_at_once_and_never_changes(tmp_path: Path) -
     assert [file.name for file in path.parent.iterdir()] == ["table.json"]
 
 
+def test_what_is_known_is_not_measured_again() -> None:
+    table, measured = Table(CONDITIONS, None, {"given": [2.0, 4.0]}), iter((0.0, 1.0))
+    assert [table.once(key, lambda: next(measured)) for key in ("given", "new", "new")] == [3.0, 0.0, 0.0]
+    assert next(measured) == 1.0
+
+
 def test_two_programs_add_to_one_cache(tmp_path: Path) -> None:
     one, other = (Table(CONDITIONS, tmp_path / "t.json") for _ in range(2))
     one.add({"a": 1.0})

@@ -43,6 +43,11 @@ class Analysis:
     counted: list[tuple[ir.Node, Labels, int, int]] = field(default_factory=list)
     follows: set[tuple[ir.Node, int]] = field(default_factory=set)
 
+    @property
+    def layers(self) -> list[Mix | Columns]:
+        """What mixes channels by a weight."""
+        return [*(step for step in self.steps if isinstance(step, Mix)), *self.columns]
+
     def shape(self, value: ir.Value | None) -> Shape | None:
         """The shape of a value, None where its rank is unknown."""
         return self.shapes.get(value.name or "") if value is not None else None
@@ -119,7 +124,7 @@ def analyse_channels(model: ir.Model, shapes: Mapping[str, Shape]) -> Analysis:
         labels = analysis.tracked(output)
         if labels is not None:
             analysis.ties.block(labels.ids, "an output of the model")
-    _tie_shared_kernels(analysis)
+    _tie_shared_weights(analysis)
     judge_counts(analysis)
     return analysis
 
@@ -127,21 +132,32 @@ def analyse_channels(model: ir.Model, shapes: Mapping[str, Shape]) -> Analysis:
 def _apply(analysis: Analysis, node: ir.Node, rules: Mapping[str, Rule]) -> None:
     rule = rules.get(node.op_type) if node.domain in DEFAULT_DOMAINS else None
     bodies = [body for attribute in node.attributes.values() for body in _bodies(attribute)]
-    read = [value for body in bodies for inner in body.all_nodes() for value in inner.inputs]
+    read = [*node.inputs, *(value for body in bodies for inner in body.all_nodes() for value in inner.inputs)]
     read += [value for body in bodies for value in body.outputs]
     try:
-        if rule is not None:
-            rule(analysis, node)
-            return
-        if any(analysis.tracked(value) is not None for value in (*node.inputs, *read)):
-            raise NotUnderstoodError("it may mix channels")
-    except NotUnderstoodError as reason:
+        followed, reason = _followed(analysis, node, rule), "it may mix channels"
+    except NotUnderstoodError as error:
+        followed, reason = set[ir.Value](), str(error)
         for output in node.outputs:
             analysis.labels.pop(output, None)
-        for value in (*node.inputs, *read):
-            labels = analysis.tracked(value)
-            if labels is not None:
-                analysis.ties.block(labels.ids, f"{node.op_type} {node.name} reads it: {reason}")
+    for value in read:
+        labels = analysis.tracked(value)
+        if labels is not None and value not in followed:
+            analysis.ties.block(labels.ids, f"{node.op_type} {node.name} reads it: {reason}")
+
+
+def _followed(analysis: Analysis, node: ir.Node, rule: Rule | None) -> set[ir.Value]:
+    """Apply a rule. Returns the values whose channels it follows: it may know only some of the inputs."""
+    if rule is None:
+        return set()
+    steps, columns = len(analysis.steps), len(analysis.columns)
+    rule(analysis, node)
+    values: list[ir.Value | None] = [each.data for each in analysis.columns[columns:]]
+    for step in analysis.steps[steps:]:
+        values += [step.data] if isinstance(step, Mix) else [source.value for source in step.sources]
+    if node.op_type == "Shape":  # What reads the number of channels is judged when all nodes are known.
+        values += node.inputs
+    return {value for value in values if value is not None}
 
 
 def _bodies(attribute: ir.Attr) -> list[ir.Graph]:
@@ -150,34 +166,23 @@ def _bodies(attribute: ir.Attr) -> list[ir.Graph]:
     return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
 
 
-def _tie_shared_kernels(analysis: Analysis) -> None:
+def _tie_shared_weights(analysis: Analysis) -> None:
     """Layers with one weight read and make the same channels; a weight that anything else reads stays."""
-    mixes: dict[ir.Value, list[Mix]] = {}
-    for step in analysis.steps:
-        if isinstance(step, Mix):
-            mixes.setdefault(step.weight.root, []).append(step)
-    for root, steps in mixes.items():
-        first, *others = steps
-        alike = all(
-            (step.group, len(step.outputs), step.node.op_type) == (first.group, len(first.outputs), first.node.op_type)
-            for step in others
-        )
-        if not alike or _count_readers(root) != len(steps) or is_shown(root):
-            for step in steps:
-                _block_mix(analysis, step, "its weight is read elsewhere, too")
-            continue
-        for step in others:
-            analysis.ties.tie(first.outputs, step.outputs)
-            if first.inputs is not None and step.inputs is not None:
-                analysis.ties.tie(first.inputs, step.inputs)
-            elif first.inputs is not None or step.inputs is not None:
-                _block_mix(analysis, first, "its weight is read elsewhere, too")
-                _block_mix(analysis, step, "its weight is read elsewhere, too")
-
-
-def _block_mix(analysis: Analysis, step: Mix, reason: str) -> None:
-    analysis.ties.block(step.outputs, reason)
-    analysis.ties.block(step.inputs if step.inputs is not None else (), reason)
+    sharing: dict[ir.Value, list[Mix | Columns]] = {}
+    for layer in analysis.layers:
+        sharing.setdefault(layer.weight.root, []).append(layer)
+    for root, layers in sharing.items():
+        first, *others = layers
+        alike = all((one.kind, one.inputs is None) == (first.kind, first.inputs is None) for one in others)
+        stays = not alike or _count_readers(root) != len(layers) or is_shown(root)
+        for one in layers:
+            for ids, tied in ((one.outputs, first.outputs), (one.inputs, first.inputs)):
+                if ids is None or tied is None:
+                    continue
+                if stays:
+                    analysis.ties.block(ids, "its weight is read elsewhere, too")
+                else:
+                    analysis.ties.tie(tied, ids)
 
 
 def _count_readers(value: ir.Value) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import erf
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -21,8 +22,11 @@ from trp_export.lowrank.factor import Float64
 Function = Callable[[ir.Node, list[Float64]], Float64]
 
 
-def constants_of(step: Each, read: Float64) -> Float64:
-    """The value of each output channel of a step, NaN where it is not constant; `read` (n, sources) are its inputs."""
+def constants_of(step: Each, read: Float64, precision: np.dtype[Any]) -> Float64:
+    """The value of each output channel of a step, NaN where it is not constant; `read` (n, sources) are its inputs.
+
+    Values are rounded to `precision`, that of the network, so that those that it makes equal are equal.
+    """
     unknown = np.full(len(read), np.nan)
     with np.errstate(all="ignore"):
         if step.node.op_type == "BatchNormalization":
@@ -36,7 +40,7 @@ def constants_of(step: Each, read: Float64) -> Float64:
             made = _FUNCTIONS[step.node.op_type](step.node, list(read.T))
         else:
             return unknown
-        rounded = np.asarray(np.float32(made), np.float64)
+        rounded = np.asarray(made, precision).astype(np.float64)
     return np.where(np.isfinite(rounded), rounded, np.nan)
 
 

@@ -6,6 +6,8 @@ channels; anywhere else the channels stay.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from trp_export.channels.analysis import Analysis
@@ -55,26 +57,45 @@ def _leaves_out(reader: ir.Node, place: int, length: int) -> bool:
     numbers = [find_numbers(value) for value in reader.inputs[1:]]
     if reader.op_type == "Gather":
         return numbers[0] is not None and place not in [number % length for number in numbers[0]]
-    if len(numbers) < 2 or numbers[0] is None or numbers[1] is None or (len(numbers) > 3 and numbers[3] != [1]):
+    bounds = _bounds(numbers)
+    return bounds is not None and place not in list(range(length))[bounds[0] : bounds[1]]
+
+
+def counts_channels(analysis: Analysis, value: ir.Value | None, place: int, ids: Ids) -> bool:
+    """Whether this entry of a value, and no other, is the number of these channels, from the shape of a tensor."""
+    sizes = _sizes(analysis, value)
+    if sizes is None or place >= len(sizes) or sizes.count(sizes[place]) > 1:
         return False
-    return place not in list(range(length))[numbers[0][0] : numbers[1][0]]
+    tensor, axis = sizes[place]
+    labels = analysis.labels[tensor]
+    return labels.axis == axis and analysis.ties.roots(labels.ids).tolist() == analysis.ties.roots(ids).tolist()
 
 
-def counts_channels(analysis: Analysis, value: ir.Value | None, ids: Ids) -> bool:
-    """Whether a value is the number of these very channels, read from the shape of a tensor that has them."""
+def _sizes(analysis: Analysis, value: ir.Value | None) -> list[tuple[ir.Value, int]] | None:
+    """For each entry of a value the tensor with channels, and its axis, that it is the size of; None for any other."""
     node = value.producer() if value is not None else None
-    while node is not None and node.op_type in ("Unsqueeze", "Squeeze", "Cast", "Identity"):
-        value = node.inputs[0]
-        node = value.producer() if value is not None else None
-    if node is None or node.op_type != "Gather" or node.inputs[0] is None:
-        return False
-    shape, taken = node.inputs[0].producer(), find_numbers(node.inputs[1])
-    labels = analysis.tracked(shape.inputs[0]) if shape is not None and shape.op_type == "Shape" else None
-    if shape is None or labels is None or taken is None or len(taken) != 1:
-        return False
-    span = _span(shape, labels.rank)
-    is_count = 0 <= taken[0] % len(span) < len(span) and span[taken[0] % len(span)] == labels.axis
-    return is_count and analysis.ties.roots(labels.ids).tolist() == analysis.ties.roots(ids).tolist()
+    first = node.inputs[0] if node is not None and node.inputs else None
+    if node is None or first is None:
+        return None
+    if node.op_type == "Shape":
+        labels = analysis.tracked(first)
+        return [(first, axis) for axis in _span(node, labels.rank)] if labels is not None else None
+    if node.op_type not in ("Cast", "Gather", "Identity", "Slice", "Squeeze", "Unsqueeze"):
+        return None
+    sizes, numbers = _sizes(analysis, first), [find_numbers(other) for other in node.inputs[1:]]
+    if sizes is None or node.op_type not in ("Gather", "Slice"):
+        return sizes
+    if node.op_type == "Gather":
+        return [sizes[number] for number in numbers[0]] if numbers[0] is not None else None
+    bounds = _bounds(numbers)
+    return sizes[bounds[0] : bounds[1]] if bounds is not None else None
+
+
+def _bounds(numbers: Sequence[list[int] | None]) -> tuple[int, int] | None:
+    """Where a Slice of a shape begins and ends; None where that is computed, or entries between are left out."""
+    if len(numbers) < 2 or numbers[0] is None or numbers[1] is None or (len(numbers) > 3 and numbers[3] != [1]):
+        return None
+    return numbers[0][0], numbers[1][0]
 
 
 def _span(shape: ir.Node, rank: int) -> list[int]:

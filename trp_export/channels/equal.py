@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -25,6 +26,8 @@ from trp_export.lowrank.schemes import Array
 
 # Two filters are equal if their weights differ by less than this many roundings of the largest.
 _ROUNDINGS = 4
+# Entries that tell rows apart before all of them are compared, and of how many they are chosen.
+_PROBES, _SAMPLED = 32, 256
 _BFLOAT16_EPS = 2.0**-7  # numpy has no bfloat16.
 
 
@@ -61,6 +64,8 @@ class Numbers:
 def number_channels(analysis: Analysis) -> Numbers:
     """The numbers of all channels."""
     numbers = Numbers()
+    is_double = any(isinstance(step, Mix) and step.weight.dtype == ir.DataType.DOUBLE for step in analysis.steps)
+    precision = np.dtype(np.float64 if is_double else np.float32)
     made = {step.output for step in analysis.steps}
     for value, labels in analysis.labels.items():
         if value not in made:  # An input of the network: each channel is itself.
@@ -71,7 +76,7 @@ def number_channels(analysis: Analysis) -> Numbers:
         if isinstance(step, Mix):
             numbers.of_values[step.output] = _number_mix(step, numbers)
         else:
-            numbers.of_values[step.output] = _number_each(step, numbers)
+            numbers.of_values[step.output] = _number_each(step, numbers, precision)
     return numbers
 
 
@@ -142,23 +147,32 @@ def _summed(kernel: Array, read: Ids, constants: Mapping[int, float], *, is_padd
 def equal_rows(rows: Array, scale: float, tolerance: float) -> Ids:
     """A class for each row; rows of one class differ from its first by at most `tolerance` times `scale` an entry.
 
-    Rows are compared with those whose sums are near, since equal rows have equal sums.
+    Rows are compared with those that are near in a few entries, which tell most rows apart.
     """
-    sums = rows.sum(axis=1, dtype=np.float64)
     reach = tolerance * scale
-    window = reach * rows.shape[1]
-    classes = np.arange(len(rows))
-    order = np.argsort(sums, kind="stable")
-    firsts: list[int] = []
-    for row in order.tolist():
-        firsts = [first for first in firsts if sums[row] - sums[first] <= window]
-        for first in firsts:
+    probes = rows[:, _telling(rows)].astype(np.float64)
+    sums = probes.sum(axis=1)
+    window = reach * probes.shape[1]
+    classes, firsts = np.arange(len(rows)), np.zeros(len(rows), np.int64)
+    start = end = 0  # The first rows of classes whose sums are within the window.
+    for row in np.argsort(sums, kind="stable").tolist():
+        while start < end and not sums[row] - sums[firsts[start]] <= window:
+            start += 1
+        near = firsts[start:end][(np.abs(probes[firsts[start:end]] - probes[row]) <= reach).all(axis=1)]
+        for first in near.tolist():
             if np.abs(rows[row] - rows[first]).max(initial=0.0) <= reach:
                 classes[row] = first
                 break
         else:
-            firsts.append(row)
+            firsts[end] = row
+            end += 1
     return classes
+
+
+def _telling(rows: Array) -> NDArray[np.intp]:
+    """A few entries in which rows differ most, of a sample of them: in a sparse kernel most are zero."""
+    sample = np.unique(np.linspace(0, max(rows.shape[1] - 1, 0), _SAMPLED).astype(np.intp))[: rows.shape[1]]
+    return sample[np.argsort(rows[:, sample].std(axis=0, dtype=np.float64))[-_PROBES:]]
 
 
 def _tolerance(dtype: ir.DataType) -> float:
@@ -166,14 +180,14 @@ def _tolerance(dtype: ir.DataType) -> float:
     return _ROUNDINGS * (_BFLOAT16_EPS if dtype == ir.DataType.BFLOAT16 else float(np.finfo(dtype.numpy()).eps))
 
 
-def _number_each(step: Each, numbers: Numbers) -> Ids:
+def _number_each(step: Each, numbers: Numbers, precision: np.dtype[Any]) -> Ids:
     parts = [_read(source, numbers) for source in step.sources]
     if step.moves:  # The parts of a Concat follow one another.
         return np.concatenate(parts)
     read = np.stack(parts, axis=1)
     own = [_classes(rows)[positions] for rows, positions in step.parameters]
     tags = step.tags if step.tags is not None else np.zeros(len(read), np.int64)
-    known = constants_of(step, numbers.values(read))
+    known = constants_of(step, numbers.values(read), precision)
     made = []
     for place, row in enumerate(read.tolist()):
         if not np.isnan(known[place]):
@@ -199,6 +213,7 @@ def _zero(row: list[int], numbers: Numbers) -> int | None:
 def _classes(rows: Rows) -> Ids:
     array = rows.constant.array()
     flat = np.moveaxis(array, rows.axis, 0).reshape(len(rows.ids), -1)
+    flat = flat.astype(np.int8) if flat.dtype.kind == "b" else flat  # numpy subtracts no truth values.
     scale = float(np.abs(flat).max(initial=0.0)) if flat.dtype.kind == "f" else 0.0
     spread = _tolerance(rows.constant.dtype) if flat.dtype.kind == "f" else 0.0
     return equal_rows(flat, scale, spread)

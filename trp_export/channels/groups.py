@@ -6,15 +6,18 @@ read them. Its channels are counted in the order of its first layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from trp_export.channels.analysis import Analysis
 from trp_export.channels.labels import Ids
 from trp_export.channels.steps import Mix
-from trp_export.graph.sites import layer_name
+from trp_export.graph.cost import is_counted
+from trp_export.graph.sites import OPS, layer_name
+from trp_export.graph.weights import find_constant
 from trp_export.system.text import name_some
 
 
@@ -50,7 +53,12 @@ def find_groups(analysis: Analysis) -> tuple[Group, ...]:
     members: dict[int, list[int]] = {}
     for index in range(len(mixes)):
         members.setdefault(_leader(leader, index), []).append(index)
-    return tuple(_group(analysis, mixes, [roots[index] for index in own], own) for own in members.values())
+    readers = [(_name(node), set(analysis.ties.roots(ids).tolist())) for node, ids in _readers(analysis)]
+    groups = []
+    for together in members.values():
+        channels = np.unique(np.concatenate([roots[index] for index in together]))
+        groups.append(_group(analysis, channels, [_name(mixes[index].node) for index in together], readers))
+    return tuple(groups)
 
 
 def _leader(leader: list[int], index: int) -> int:
@@ -59,26 +67,28 @@ def _leader(leader: list[int], index: int) -> int:
     return index
 
 
-def _group(analysis: Analysis, mixes: Sequence[Mix], roots: Sequence[Ids], members: Sequence[int]) -> Group:
-    channels = np.unique(np.concatenate(roots))
-    own = set(channels.tolist())
-    producers = tuple(dict.fromkeys(_name(mixes[index]) for index in members))
-    consumers = [
-        _name(step)
-        for step in mixes
-        if step.inputs is not None and not own.isdisjoint(analysis.ties.roots(step.inputs).tolist())
-    ]
-    consumers += [
-        columns.constant.root.name or ""
-        for columns in analysis.columns
-        if not own.isdisjoint(analysis.ties.roots(columns.ids).tolist())
-    ]
-    reasons = [analysis.ties.reason(channel) for channel in channels.tolist()]
+def _readers(analysis: Analysis) -> Iterator[tuple[ir.Node, Ids]]:
+    """The layers that read channels: those that mix or sum them, and depthwise convs, which hand them on."""
+    for layer in analysis.layers:
+        if layer.inputs is not None:
+            yield layer.node, layer.inputs
+    makers = {layer.node for layer in analysis.layers}
+    for rows in analysis.rows:
+        if is_counted(rows.node) and rows.node not in makers:
+            yield rows.node, rows.ids
+
+
+def _group(
+    analysis: Analysis, channels: Ids, producers: Sequence[str], readers: Sequence[tuple[str, set[int]]]
+) -> Group:
+    own = channels.tolist()
+    consumers = [name for name, read in readers if not read.isdisjoint(own)]
+    reasons = [analysis.ties.reason(channel) for channel in own]
     reason = next((reason for reason in reasons if reason), None) if all(reasons) else None
     if len(channels) == 1:
         reason = reason or "a single channel"
-    return Group(producers[0], channels, producers, tuple(dict.fromkeys(consumers)), reason)
+    return Group(producers[0], channels, tuple(dict.fromkeys(producers)), tuple(dict.fromkeys(consumers)), reason)
 
 
-def _name(step: Mix) -> str:
-    return layer_name(step.node, step.weight)
+def _name(node: ir.Node) -> str:
+    return layer_name(node, find_constant(node.inputs[1]) if node.op_type in OPS else None)

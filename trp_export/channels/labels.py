@@ -70,6 +70,3 @@ class Ties:
     def reason(self, channel: int) -> str | None:
         """Why a channel must stay, None where it may go."""
         return self._reasons.get(self.find(channel))
-
-    def __len__(self) -> int:
-        return len(self._parents)

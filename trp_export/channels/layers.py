@@ -83,7 +83,7 @@ def _recurrent(analysis: Analysis, node: ir.Node) -> None:
     if (labels.rank, labels.axis) != (3, 2) or len(weight.shape) != 3:
         raise NotUnderstoodError("its channels are on another axis")
     _require_length(labels, weight.shape[2])
-    analysis.columns.append(Columns(weight, 2, value, labels.ids))
+    analysis.columns.append(Columns(node, value, weight, 2, labels.ids))
 
 
 def _norm(analysis: Analysis, node: ir.Node) -> None:

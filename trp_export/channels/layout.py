@@ -16,8 +16,8 @@ from trp_export.channels.shuffle import shuffle
 from trp_export.channels.steps import Kept, Setting, Source
 from trp_export.graph.weights import find_numbers
 
-# The channels that an Unflatten ties at most, and the planes that a Flatten strings together.
-_MOST_TIED = 4096
+# The channels that an Unflatten ties at most, and those that a Flatten makes: each is followed by itself.
+_MOST_TIED, _MOST_MADE = 4096, 65536
 
 
 def _transpose(analysis: Analysis, node: ir.Node) -> None:
@@ -39,6 +39,8 @@ def _reshape(analysis: Analysis, node: ir.Node) -> None:
     if axis is None:
         raise NotUnderstoodError("it cuts channels apart")
     size = after[axis]
+    if size > max(count, _MOST_MADE):
+        raise NotUnderstoodError(f"it makes more than {_MOST_MADE} channels")
     if size >= count:
         block = size // count
         positions, tags = np.repeat(np.arange(count), block), np.tile(np.arange(block), count)
@@ -51,10 +53,8 @@ def _reshape(analysis: Analysis, node: ir.Node) -> None:
             analysis.ties.tie(rows[:, 0], rows[:, column])
         ids = rows[:, 0]
         sources = tuple(Source(value, np.arange(size) * block + column) for column in range(block))
-    if node.op_type == "Reshape":
-        copied = labels.axis if size == count else None
-        if require_entry_can_change(analysis, node, axis, copied, ids):
-            analysis.settings.append(Setting(ids, lambda kept: set_numbers(analysis, node, 1, {axis: int(kept.sum())})))
+    if node.op_type == "Reshape" and require_entry_can_change(analysis, node, 1, axis, labels.axis, ids):
+        analysis.settings.append(Setting(ids, lambda kept: set_numbers(analysis, node, 1, {axis: int(kept.sum())})))
     analysis.pass_on(node, Labels(len(after), axis, ids), sources, tags=tags)
 
 

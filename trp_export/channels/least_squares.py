@@ -78,7 +78,7 @@ def find_thinnable(
     """The groups that can lose channels if what reads them is refitted; `costs` are those of whole layers."""
     places = {node: place for place in located for node in place.nodes}
     mixes = [step for step in analysis.steps if isinstance(step, Mix)]
-    summed = {int(root) for columns in analysis.columns for root in analysis.ties.roots(columns.ids)}
+    summed = {int(root) for columns in analysis.columns for root in analysis.ties.roots(columns.inputs)}
     found = []
     for group in groups:
         own = group.channels.tolist()

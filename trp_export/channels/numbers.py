@@ -32,7 +32,7 @@ def set_numbers(
                 array[place] = number
     else:
         ((place, number),) = numbers.items()
-        concat, part, inside = _part(analysis, node, place)
+        concat, part, inside = _part(analysis, node, index, place)
         set_numbers(analysis, concat, part, {inside: number})
         return
     name = f"{node.name}.{index}"
@@ -40,38 +40,38 @@ def set_numbers(
     node.replace_input_with(index, add_initializer(analysis.model.graph, name, array, dtype))
 
 
-def require_entry_can_change(analysis: Analysis, node: ir.Node, place: int, copied: int | None, ids: Ids) -> bool:
-    """Whether the entry of a Reshape's shape that counts the channels `ids` must be set; else it follows by itself.
+def require_entry_can_change(analysis: Analysis, node: ir.Node, index: int, place: int, copied: int, ids: Ids) -> bool:
+    """Whether the entry of a shape that counts the channels `ids` must be set; else it follows by itself.
 
     An entry 0 stands for the size of the input on the same axis: it may be that of the channels, `copied`, alone.
     Raises NotUnderstoodError where the entry is computed otherwise.
     """
-    numbers = find_numbers(node.inputs[1])
+    numbers = find_numbers(node.inputs[index])
     if numbers is None:
-        concat, index, _ = _part(analysis, node, place)
-        if find_numbers(concat.inputs[index]) is not None:
+        concat, part, inside = _part(analysis, node, index, place)
+        if find_numbers(concat.inputs[part]) is not None:
             return True
-        if not counts_channels(analysis, concat.inputs[index], ids):
+        if not counts_channels(analysis, concat.inputs[part], inside, ids):
             raise NotUnderstoodError("its shape is computed")
-        analysis.follows.add((concat, index))
+        analysis.follows.add((concat, part))
         return False
-    if any(number == 0 and axis in (place, copied) and place != copied for axis, number in enumerate(numbers)):
+    if place != copied and 0 in (numbers[place], *numbers[copied : copied + 1]):
         raise NotUnderstoodError("its shape copies the size of another axis")
     return True
 
 
-def _part(analysis: Analysis, node: ir.Node, place: int) -> tuple[ir.Node, int, int]:
-    """The Concat that makes the shape of a Reshape, which of its inputs has the entry, and where in it."""
-    value = node.inputs[1]
+def _part(analysis: Analysis, node: ir.Node, index: int, place: int) -> tuple[ir.Node, int, int]:
+    """The Concat that makes the shape that a node reads, which of its inputs has the entry, and where in it."""
+    value = node.inputs[index]
     concat = value.producer() if value is not None else None
     if value is None or concat is None or concat.op_type != "Concat" or len(value.uses()) > 1:
         raise NotUnderstoodError("its shape is computed")
-    for index, part in enumerate(concat.inputs):
-        numbers, shape = find_numbers(part), analysis.shape(part)
+    for part, each in enumerate(concat.inputs):
+        numbers, shape = find_numbers(each), analysis.shape(each)
         length = len(numbers) if numbers is not None else shape[0] if shape is not None and len(shape) == 1 else None
         if length is None:
             break
         if place < length:
-            return concat, index, place
+            return concat, part, place
         place -= length
     raise NotUnderstoodError("its shape is computed")

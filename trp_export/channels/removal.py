@@ -62,7 +62,7 @@ def remove_channels(analysis: Analysis, gone: Mapping[int, int | None]) -> dict[
     offsets = removal.offsets()
     for step in {step.weight.root: step for step in analysis.steps if isinstance(step, Mix)}.values():
         removal.cut_kernel(step)
-    for columns in {columns.constant.root: columns for columns in analysis.columns}.values():
+    for columns in {columns.weight.root: columns for columns in analysis.columns}.values():
         removal.cut_columns(columns)
     for rows in analysis.rows:
         removal.cut_rows(rows)
@@ -130,10 +130,10 @@ class _Removal:
         return np.asarray(np.moveaxis(exact[kept], 0, axis), array.dtype)
 
     def cut_columns(self, columns: Columns) -> None:
-        channels = self._analysis.ties.roots(columns.ids)
-        if not self.kept(columns.ids).all():
-            array = self._added(columns.constant.array(), channels, columns.axis)
-            set_value(columns.constant.root, columns.constant.as_stored(array))
+        channels = self._analysis.ties.roots(columns.inputs)
+        if not self.kept(columns.inputs).all():
+            array = self._added(columns.weight.array(), channels, columns.axis)
+            set_value(columns.weight.root, columns.weight.as_stored(array))
 
     def cut_rows(self, rows: Rows) -> None:
         """Shorten a constant; where others read it, too, the node gets its own: they may keep other channels."""

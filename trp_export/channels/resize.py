@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from trp_export.channels.analysis import Analysis, NotUnderstoodError, Rule, whole, zeros
 from trp_export.channels.labels import Labels
-from trp_export.channels.numbers import set_numbers
+from trp_export.channels.numbers import require_entry_can_change, set_numbers
 from trp_export.channels.steps import Kept, Setting
 from trp_export.graph.weights import find_constant, find_numbers
 
@@ -18,37 +18,23 @@ def _resize(analysis: Analysis, node: ir.Node) -> None:
     labels = analysis.tracked(node.inputs[0])
     if labels is None:
         return
-    axes = node.attributes.get_ints("axes", list(range(labels.rank)))
-    place = list(axes).index(labels.axis) if labels.axis in axes else None
-    sizes = node.inputs[3] if len(node.inputs) > 3 else None
-    if place is None:
-        pass
-    elif sizes is None:
-        scales = find_constant(node.inputs[-1])
-        shape = analysis.shape(node.outputs[0])
-        keeps = shape is not None and len(shape) == labels.rank and shape[labels.axis] == len(labels.ids)
-        if (scales is not None and scales.array()[place] != 1) or (scales is None and not keeps):
-            raise NotUnderstoodError("it resizes channels")
-    else:
-        _set_size(analysis, node, labels, place)
+    axes = [axis % labels.rank for axis in node.attributes.get_ints("axes", range(labels.rank))]
+    if labels.axis in axes:
+        _keep_channels(analysis, node, labels, axes.index(labels.axis))
     analysis.follow(node)
 
 
-def _set_size(analysis: Analysis, node: ir.Node, labels: Labels, place: int) -> None:
-    """A size that is computed must come from the tensor itself, as the leading entries of its shape."""
-    numbers = find_numbers(node.inputs[3])
-    if numbers is not None:
-        if numbers[place] != len(labels.ids):
-            raise NotUnderstoodError("it resizes channels")
+def _keep_channels(analysis: Analysis, node: ir.Node, labels: Labels, place: int) -> None:
+    """The entry of the scales or of the sizes that is for the channels must leave as many as there are."""
+    sizes = node.inputs[3] if len(node.inputs) > 3 else None
+    scales = find_constant(node.inputs[-1]) if sizes is None else None
+    shape = analysis.shape(node.outputs[0])
+    keeps = shape is not None and len(shape) == labels.rank and shape[labels.axis] == len(labels.ids)
+    if not (keeps if scales is None else scales.array()[place] == 1):
+        raise NotUnderstoodError("it resizes channels")
+    if sizes is not None and require_entry_can_change(analysis, node, 3, place, place, labels.ids):
         count = Setting(labels.ids, lambda kept: set_numbers(analysis, node, 3, {place: int(kept.sum())}))
         analysis.settings.append(count)
-        return
-    concat = node.inputs[3].producer() if node.inputs[3] is not None else None
-    part = concat.inputs[0].producer() if concat is not None and concat.inputs[0] is not None else None
-    shape = part.inputs[0].producer() if part is not None and part.inputs[0] is not None else None
-    if concat is None or shape is None or shape.op_type != "Shape" or shape.inputs[0] is not node.inputs[0]:
-        raise NotUnderstoodError("its sizes are computed")
-    analysis.follows.add((concat, 0))
 
 
 def _upsample(analysis: Analysis, node: ir.Node) -> None:

@@ -82,7 +82,7 @@ def _reads(analysis: Analysis, numbers: Numbers) -> Iterator[_Read]:
             blocks = np.repeat(np.arange(group), inputs)
             yield _Read(channels, numbers.of_values[step.data], blocks, numbers.spare(step), filters, uses)
     for columns in analysis.columns:
-        channels, own = analysis.ties.roots(columns.ids), numbers.of_values[columns.data]
+        channels, own = analysis.ties.roots(columns.inputs), numbers.of_values[columns.data]
         all_used = np.ones((1, len(channels)), dtype=np.bool_)
         is_zero = numbers.values(own) == 0
         yield _Read(channels, own, np.zeros_like(channels), is_zero, np.array([-1]), all_used)

@@ -32,10 +32,11 @@ def shuffle(analysis: Analysis, first: ir.Node) -> bool:
     output = last.outputs[0]
 
     def apply(kept: Kept) -> None:
+        # The input may be what another shuffle made: its Gather has come since.
         left = np.asarray((np.cumsum(kept) - 1)[order[kept[order]]], np.int64)
         graph = analysis.model.graph
         indices = add_integers(graph, f"{first.name}.order", left)
-        gather = ir.node("Gather", [value, indices], {"axis": labels.axis}, name=f"{first.name}.gather")
+        gather = ir.node("Gather", [first.inputs[0], indices], {"axis": labels.axis}, name=f"{first.name}.gather")
         gather.outputs[0].type, gather.outputs[0].name = output.type, output.name
         ir.convenience.replace_nodes_and_values(
             graph, last, [last, transpose, first], [gather], [output], [gather.outputs[0]]

@@ -12,7 +12,7 @@ kernels (`Mix`), columns that are summed (`Columns`), and numbers in attributes 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
@@ -20,7 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.channels.labels import Ids
-from trp_export.graph.kernels import as_kernel, as_weight, group_of, is_padded
+from trp_export.graph.kernels import as_kernel, as_weight, group_of, is_padded, kernel_axes
 from trp_export.graph.weights import Constant
 from trp_export.lowrank.schemes import Array
 
@@ -77,6 +77,12 @@ class Mix:
         return self.node.outputs[0]
 
     @property
+    def kind(self) -> object:
+        """Layers of one kind can share a weight: each of its axes means the same to both."""
+        axes = self.weight.axes
+        return self.node.op_type, self.group, len(self.outputs), axes, kernel_axes(self.node, len(axes))
+
+    @property
     def group(self) -> int:
         return group_of(self.node)
 
@@ -105,12 +111,21 @@ class Mix:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Columns:
-    """A constant of which the columns along an axis multiply the channels `ids` of `data`, as in an LSTM."""
+    """A weight of which the columns along an axis multiply the channels `inputs` of `data`, as in an LSTM.
 
-    constant: Constant
-    axis: int
+    What the layer makes stays: it has no `outputs` to speak of.
+    """
+
+    node: ir.Node
     data: ir.Value
-    ids: Ids
+    weight: Constant
+    axis: int
+    inputs: Ids
+    outputs: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def kind(self) -> object:
+        return self.weight.axes, self.axis
 
 
 @dataclass(frozen=True, slots=True, eq=False)

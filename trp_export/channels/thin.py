@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -18,6 +18,8 @@ from trp_export.graph.model_files import save_model
 from trp_export.graph.prepare import remove_unused
 from trp_export.graph.shapes import Shape
 from trp_export.planning.channels import ChannelDecision
+from trp_export.runtime.measured_shapes import measure_value_shapes
+from trp_export.runtime.sessions import CannotRunError
 
 # What following channels through a graph unlike any known may raise.
 UNLIKE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -56,7 +58,10 @@ def analyse_groups(
 ) -> tuple[Analysis, tuple[Group, ...]]:
     """The channels of a model and their groups; those of layers that are left out stay."""
     analysis = analyse_channels(model, shapes)
-    _leave_out(analysis, find_groups(analysis), left_out)
+    for group in find_groups(analysis):
+        reason = _why_left_out(group, left_out)
+        if reason is not None:
+            analysis.ties.block(group.channels, reason)
     return analysis, find_groups(analysis)
 
 
@@ -70,8 +75,9 @@ def choose_channels(
     analysis, groups = analyse_groups(model, shapes, choice.left_out)
     decisions = find_removable(analysis, groups)
     gone = removed_channels(groups, decisions)
-    if choice.saved is not None:
-        decisions = _replayed(analysis, groups, gone, choice.saved)
+    saved = saved_decisions(groups, choice)
+    if saved is not None:
+        decisions = _replayed(analysis, groups, gone, saved)
         gone = removed_channels(groups, decisions)
     return analysis, gone, decisions
 
@@ -87,24 +93,23 @@ def try_channels(
         return None, {}, (), (f"{note}; please report it",)
 
 
-def _leave_out(analysis: Analysis, groups: Sequence[Group], left_out: LeftOut) -> None:
-    for group in groups:
-        reasons = [reason for name in (*group.producers, *group.consumers) if (reason := left_out(name)) is not None]
-        if reasons:
-            analysis.ties.block(group.channels, reasons[0])
+def saved_decisions(groups: Sequence[Group], choice: ChannelChoice) -> tuple[ChannelDecision, ...] | None:
+    """What the saved plan decides on all groups but those that are left out; None without a plan."""
+    stay = {group.name for group in groups if _why_left_out(group, choice.left_out) is not None}
+    return None if choice.saved is None else tuple(one for one in choice.saved if one.name not in stay)
+
+
+def _why_left_out(group: Group, left_out: LeftOut) -> str | None:
+    reasons = map(left_out, (*group.producers, *group.consumers))
+    return next((reason for reason in reasons if reason is not None), None)
 
 
 def _replayed(
     analysis: Analysis, groups: Sequence[Group], found: Mapping[int, int | None], saved: Sequence[ChannelDecision]
 ) -> tuple[ChannelDecision, ...]:
     """The decisions of a saved plan, where they lose nothing on this network."""
-    by_name = {group.name: group for group in groups}
     for decision in saved:
-        gone = removed_channels(groups, [decision])
-        reason = by_name[decision.name].reason
-        if reason is not None and reason.startswith("left out"):
-            continue
-        for channel, other in gone.items():
+        for channel, other in removed_channels(groups, [decision]).items():
             is_zero = channel in found and found[channel] is None
             is_equal = other is not None and _merged(found, channel) == _merged(found, other)
             if not (is_zero if other is None else is_equal):
@@ -130,8 +135,8 @@ def thin(
 ) -> tuple[tuple[ChannelDecision, ...], Thinned | None, tuple[str, ...]]:
     """Remove channels from a model in normal form, in place; the decisions, and the model before and after in `folder`.
 
-    Where no channel goes, the model stays as it is, with a note if it could not be analysed. The multiply-adds are left
-    to be counted.
+    Where no channel goes, or the network would not run with fewer, the model stays as it is, with a note if that is
+    unexpected. The multiply-adds are left to be counted.
     """
     analysis, gone, decisions, notes = try_channels(model, shapes, choice)
     if analysis is None or not gone:
@@ -139,7 +144,28 @@ def thin(
     wide, after = folder / "wide.onnx", folder / "thin.onnx"
     save_model(model, wide, apart=True)
     params = count_params(model)
-    narrowed = remove_channels(analysis, gone)
-    remove_unused(model)
-    save_model(model, after, apart=True)
+    try:
+        narrowed = remove_channels(analysis, gone)
+        remove_unused(model)
+        save_model(model, after, apart=True)
+        _require_runs(after, wide, shapes)
+    except (CannotRunError, *UNLIKE) as error:
+        model.graph = ir.load(wide).graph
+        note = f"all channels stay, since with fewer this network does not run ({error!r:.80}); please report it"
+        stay = (
+            replace(one, clusters=(), dropped=(), reason="the network does not run without them") for one in decisions
+        )
+        return tuple(stay), None, (*notes, note)
     return decisions, Thinned(wide, after, narrowed, params, count_params(model)), notes
+
+
+def _require_runs(thinner: Path, wide: Path, shapes: Mapping[str, Shape]) -> None:
+    """Raises CannotRunError for a thinner network that does not run, where the wide one does."""
+    try:
+        measure_value_shapes(thinner, shapes)
+    except CannotRunError:
+        try:
+            measure_value_shapes(wide, shapes)
+        except CannotRunError:
+            return
+        raise

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import onnx_ir as ir
 
+from trp_export.graph.cost import is_counted
 from trp_export.graph.sites import LocatedSite
 from trp_export.lowrank.site import Use
 from trp_export.planning.plan import Plan
@@ -15,12 +17,15 @@ _FUSED = ("Add", "Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", 
 _MOST_FUSED = 2
 # A layer that is used in very many places is told apart by a digest.
 _LONGEST = 400
+# Constants of at most so many elements, but those of layers, count by their values.
+_MOST_VALUES = 64
 
 
 def signature(place: LocatedSite, alone: bool = False) -> str:
     """Of a layer in the graph that runs, batch norm folded, so that its bias is there; or of the layer `alone`."""
     site = place.site
     kernel = "x".join(map(str, site.kernel_shape)) + (f"/{site.group}" if site.group > 1 else "")
+    kernel = f"{place.constant.dtype.name.lower()} {kernel}"
     uses = "; ".join(
         _use(use) if alone else f"{_use(use)}{_company(node)}" for use, node in zip(site.uses, place.nodes, strict=True)
     )
@@ -29,11 +34,9 @@ def signature(place: LocatedSite, alone: bool = False) -> str:
 
 
 def _use(use: Use) -> str:
-    parts = [
-        f"{key}={'x'.join(map(str, values))}"
-        for key, values in (("in", use.in_extents), ("s", use.strides), ("p", use.pads), ("d", use.dilations))
-        if values
-    ]
+    extents = {"in": use.in_extents, "out": use.out_extents}
+    named = {**extents, "s": use.strides, "p": use.pads, "d": use.dilations}
+    parts = [f"{key}={'x'.join(map(str, values))}" for key, values in named.items() if values]
     return " ".join((f"n={use.repeats}", *parts))
 
 
@@ -49,12 +52,21 @@ def _company(node: ir.Node) -> str:
 
 
 def network_digest(model: ir.Model, inputs: str) -> str:
-    """Of a network's structure: operators, attributes and shapes, not the values of weights."""
+    """Of a network's structure: operators, what they read, attributes, types and shapes, not the values of weights."""
+    numbers: dict[ir.Value | None, int] = {}
+
+    def number(value: ir.Value | None) -> int:
+        return numbers.setdefault(value, len(numbers))
+
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     lines = [inputs]
-    for node in model.graph.all_nodes():
-        shapes = [_shape(value) for value in node.inputs]
-        attributes = sorted(_attribute(attribute) for attribute in node.attributes.values())
-        lines.append(f"{node.domain}.{node.op_type} {attributes} {shapes}")
+    for graph in graphs:
+        for node in graph.all_nodes():
+            attributes = sorted(_attribute(attribute, number) for attribute in node.attributes.values())
+            read = [f"{number(value)} {_given(value, node)}" for value in node.inputs]
+            made = [number(value) for value in node.outputs]
+            lines.append(f"{node.domain}.{node.op_type} {attributes} {read} {made}")
+        lines.append(f"{[number(value) for value in graph.outputs]}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 
@@ -67,12 +79,29 @@ def plan_digest(network: str, plan: Plan) -> str:
     return hashlib.sha256("\n".join([network, *choices]).encode()).hexdigest()[:32]
 
 
-def _shape(value: ir.Value | None) -> str:
+def _given(value: ir.Value | None, reader: ir.Node) -> str:
+    """Of a constant or an input of the network; empty for what a node computes."""
     if value is None or value.const_value is None:
-        return "-" if value is None else "?"
-    return "x".join(map(str, value.const_value.shape.numpy()))
+        return str(value.dtype) if value is not None and value.is_graph_input() else ""
+    is_layer = is_counted(reader) or reader.op_type.endswith("Normalization")
+    return _tensor(value.const_value, values=not is_layer)
 
 
-def _attribute(attribute: ir.Attr) -> str:
-    tensors = (ir.AttributeType.TENSOR, ir.AttributeType.GRAPH, ir.AttributeType.TENSORS, ir.AttributeType.GRAPHS)
-    return f"{attribute.name}={'' if attribute.type in tensors else attribute.value}"
+def _tensor(tensor: ir.TensorProtocol, *, values: bool = True) -> str:
+    """Few values may be sizes, as those of a Reshape or the factors of a Resize."""
+    shown = tensor.numpy().tolist() if values and tensor.size <= _MOST_VALUES else ""
+    return f"{tensor.dtype} {tensor.shape} {shown}"
+
+
+def _attribute(attribute: ir.Attr, number: Callable[[ir.Value], int]) -> str:
+    """The nodes of a body have lines of their own."""
+    value: object = attribute.value
+    if attribute.type == ir.AttributeType.TENSOR:
+        value = _tensor(attribute.as_tensor())
+    elif attribute.type == ir.AttributeType.TENSORS:
+        value = [_tensor(tensor) for tensor in attribute.as_tensors()]
+    elif attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+        one = attribute.type == ir.AttributeType.GRAPH
+        bodies = [attribute.as_graph()] if one else attribute.as_graphs()
+        value = [(len(body), [number(each) for each in (*body.inputs, *body.outputs)]) for body in bodies]
+    return f"{attribute.name}={value}"

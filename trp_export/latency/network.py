@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -99,12 +100,13 @@ class NetworkLatency:
 
         Raises DeviceError.
         """
-        key = f"plan {plan_digest(self.digest, plan)}"
-        if key not in self.table:
+
+        def measure() -> float:
             file = self.folder / "plan.onnx"
             save_standin(self.network, plan, file, self.table.conditions.precision)
-            self.table.add({key: speedup_of(self.device, self.network.original, file)})
-        return self.table.get(key) or 0.0
+            return speedup_of(self.device, self.network.original, file)
+
+        return self.table.once(f"plan {plan_digest(self.digest, plan)}", measure)
 
     def speedup_of(self, network: Network) -> float:
         """How many times as fast as the original another form of it is without low rank; measured once.
@@ -240,9 +242,7 @@ def _fill(
     """Sample by sample, each put down at once; layer by layer where the device has no profiler."""
     if not device.profiled:
         measure_alone(subjects, device, table, folder, lambda share: progress("latency table", share))
-        if _dense_key(digest) not in table:
-            (dense,) = device.compare([folder / _DENSE]).measurements
-            table.add({_dense_key(digest): median(dense) / 1e6})
+        table.once(_dense_key(digest), lambda: median(*device.compare([folder / _DENSE]).measurements) / 1e6)
         return
     sites = [place.site for place in network.located]
     plans = plans_to_measure(subjects, sites, table, _dense_key(digest))
@@ -282,10 +282,8 @@ def _kernel_key(digest: str) -> str:
 def _whole(network: Network, device: DeviceUnderTest, table: Table, digest: str, folder: Path) -> tuple[float, float]:
     """The original, and its normal form without low rank; the original by its ratio to that."""
     dense = table.get(_dense_key(digest)) or 0.0
-    if _original_key(digest) not in table:
-        speedup = speedup_of(device, network.original, folder / _DENSE)
-        table.add({_original_key(digest): dense * speedup})
-    return table.get(_original_key(digest)) or 0.0, dense
+    speedup = partial(speedup_of, device, network.original, folder / _DENSE)
+    return table.once(_original_key(digest), lambda: dense * speedup()), dense
 
 
 def _timing(subject: Subject, table: Table, kernel: float) -> LayerTiming | None:

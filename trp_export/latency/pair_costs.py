@@ -15,7 +15,7 @@ from trp_export.latency.device import DeviceUnderTest
 from trp_export.latency.layer_key import plan_digest
 from trp_export.latency.network import device_under_test, digest_on, open_table, signatures_of, speedup_of
 from trp_export.latency.placeholder import save_standin
-from trp_export.latency.sampling import Subject, branches_key, costs_of, dense_key, take_sample
+from trp_export.latency.sampling import Sample, Subject, branches_key, costs_of, dense_key, take_sample
 from trp_export.latency.table import Table
 from trp_export.lowrank.schemes import Branch, pair_shape
 from trp_export.lowrank.site import Site, Use
@@ -156,35 +156,35 @@ class MeasuredCosts:
 
     def whole(self, plan: Plan) -> float:
         """The cost of the network without low rank, profiled once. Raises DeviceError."""
-        if self._whole_key not in self.table:
-            self._profile(_DENSE, ())
-        return self.table.get(self._whole_key) or 0.0
+        return self.table.once(self._whole_key, lambda: self._sample(_DENSE).total)
 
     def speedup(self, plan: Plan) -> float:
         """How many times as fast the plan's network is as the network without low rank. Raises DeviceError."""
-        key = f"pairs beside none {plan_digest(self.digest, plan)}"
-        if key not in self.table:
+
+        def measure() -> float:
             # Other networks are timed in this folder, too: those with fewer channels.
             dense, file = self.folder / f"dense-{self.digest}.onnx", self.folder / "plan.onnx"
             if not dense.exists():
                 save_standin(self.network, _DENSE, dense, self.table.conditions.precision)
             save_standin(self.network, plan, file, self.table.conditions.precision)
-            self.table.add({key: speedup_of(self.device, dense, file)})
-        return self.table.get(key) or 1.0
+            return speedup_of(self.device, dense, file)
+
+        return self.table.once(f"pairs beside none {plan_digest(self.digest, plan)}", measure)
 
     def speedup_by_channels(self, network: Network) -> float:
         """The same, timed side by side where channels went by images, as far as it is sure. Raises DeviceError."""
-        if network.wide is None:
+        wide = network.wide
+        if wide is None:
             return network.fewer_macs
-        key = f"without channels {self.digest}"
-        if key not in self.table:
+
+        def measure() -> float:
             files = [self.folder / "wide-standin.onnx", self.folder / "thin-standin.onnx"]
-            for one, file in zip((network.wide, network), files, strict=True):
+            for one, file in zip((wide, network), files, strict=True):
                 save_standin(one, _DENSE, file, self.table.conditions.precision)
             measured = ratio(*self.device.compare(files).measurements)
-            sure = min(max(1.0, measured.low), measured.high)  # Of the interval, what is nearest to no change.
-            self.table.add({key: sure})
-        return self.table.get(key) or 1.0
+            return min(max(1.0, measured.low), measured.high)  # Of the interval, what is nearest to no change.
+
+        return self.table.once(f"without channels {self.digest}", measure)
 
     def _require(self, keys: Iterable[str], plan: Plan, subjects: Sequence[Subject]) -> None:
         """Profile a plan's network where the table lacks any of the keys that a profile may tell."""
@@ -194,9 +194,12 @@ class MeasuredCosts:
             self.untold.update(key for key in wanted if key not in self.table)
 
     def _profile(self, plan: Plan, subjects: Sequence[Subject]) -> None:
-        sample = take_sample(self.network, plan, self.device, self.folder, self.table.conditions.precision)
+        sample = self._sample(plan)
         whole = {} if plan.changed else {self._whole_key: sample.total}
         self.table.add(costs_of(sample, plan, subjects) | whole)
+
+    def _sample(self, plan: Plan) -> Sample:
+        return take_sample(self.network, plan, self.device, self.folder, self.table.conditions.precision)
 
     @property
     def _whole_key(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +101,14 @@ class Table:
                 with suppress(OSError):  # Writing will report it.
                     self._path.parent.mkdir(parents=True, exist_ok=True)
                 save_costs(self._path, self.conditions, self._own, "Name another folder for it in TRP_BENCH_CACHE.")
+
+    def once(self, key: str, measure: Callable[[], float]) -> float:
+        """The cost of a key, measured and added where it is not known. Raises OutputError."""
+        known = self.get(key)
+        if known is None:
+            known = measure()
+            self.add({key: known})
+        return known
 
     def save(self, path: Path) -> None:
         """Write all that is known, for others. Raises OutputError."""

@@ -18,7 +18,7 @@ from trp_export.planning.curves import Curve, Layer, ranks_at
 from trp_export.planning.knapsack import Allocation, Menu, allocate
 from trp_export.planning.plan import Decision, Plan
 from trp_export.planning.rules import keep, take
-from trp_export.planning.sensitivity import Sensitivity
+from trp_export.planning.sensitivity import Sensitivity, damage_of
 
 Damage = Callable[[Layer, Curve], Float64]
 Ranks = NDArray[np.intp]
@@ -37,20 +37,8 @@ def lost_energy(layer: Layer, curve: Curve) -> Float64:
 
 
 def measured_damage(sensitivities: Mapping[str, Sensitivity]) -> Damage:
-    """The damage of each rank to the network's output, for curves whose energy is the output variance that is kept.
-
-    A layer without a sensitivity counts as the median of the others.
-    """
-
-    def damage(layer: Layer, curve: Curve) -> Float64:
-        errors = np.maximum(1.0 - curve.energy, 0.0)
-        sensitivity = sensitivities.get(layer.site.name)
-        if sensitivity is not None:
-            return sensitivity.at(errors)
-        others = [other.at(errors) for other in sensitivities.values()]
-        return np.asarray(np.median(others, axis=0)) if others else errors
-
-    return damage
+    """The damage of each rank to the network's output, for curves whose energy is the output variance that is kept."""
+    return lambda layer, curve: damage_of(layer.site.name, np.maximum(1.0 - curve.energy, 0.0), sensitivities)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

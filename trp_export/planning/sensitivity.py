@@ -6,6 +6,7 @@ look free.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,3 +47,10 @@ class Sensitivity:
         above = damage[-1] + slopes[-1] * (x - known[-1])
         result = np.exp(np.where(x < known[0], below, np.where(x > known[-1], above, inside)))
         return np.asarray(np.where(errors > 0, result, 0.0))
+
+
+def damage_of(layer: str, errors: Float64, sensitivities: Mapping[str, Sensitivity]) -> Float64:
+    """What errors of a layer's output do to the answers; of a layer whose sensitivity is unknown, as of the others."""
+    own = sensitivities.get(layer)
+    laws = [own] if own is not None else list(sensitivities.values())
+    return np.asarray(np.median([law.at(errors) for law in laws], axis=0) if laws else errors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,21 +14,20 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_export.channels.least_squares import Thinnable, Thinning, find_thinnable, find_thinning, refitted
-from trp_export.channels.thin import UNLIKE, ChannelChoice, analyse_groups
+from trp_export.channels.thin import UNLIKE, ChannelChoice, analyse_groups, saved_decisions
 from trp_export.errors import OptionError
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_kernel
 from trp_export.graph.shapes import infer_value_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.latency.pair_costs import EstimatedCosts
-from trp_export.lowrank.factor import Float64
 from trp_export.network import Network, analyse, measure_layers
 from trp_export.options import Options
 from trp_export.planning.budgets import BudgetedLayers, share_out
 from trp_export.planning.channels import ChannelDecision
 from trp_export.planning.curves import Layer
 from trp_export.planning.knapsack import Menu
-from trp_export.planning.sensitivity import Sensitivity
+from trp_export.planning.sensitivity import Sensitivity, damage_of
 from trp_export.rules import Rule, Speedup
 from trp_export.steps.calibrate import CalibrationData, calibrate, divergence_of
 from trp_export.steps.knowledge import ChannelsByImages, Knowledge, with_clocks
@@ -113,9 +113,10 @@ class Thinner:
         if found is None:
             return None
         thin = _learn_again(*found, wide, self.options, self.work)
-        if thin is None or by_images.required:
+        if thin is not None and (by_images.required or damage_under(rule, thin) <= allowed):
             return thin
-        return thin if damage_under(rule, thin) <= allowed else None
+        _remove_files(found[0])
+        return None
 
     def _not_too_fast(
         self, rule: Rule, pairs: Knowledge, removable: _Removable, allowed: float
@@ -131,14 +132,16 @@ class Thinner:
             # Channels and pairs save less together than each alone: what they cannot reach is out of reach.
             hopeless = math.isinf(gone.predicted) and not isinstance(rule, Speedup) and not self.required
             if not gone.channels or gone.predicted > allowed or hopeless:
-                return None
+                break
             refitted = _refitted(gone.channels, removable, wide)
             damage = divergence_of(refitted, wide, data) if data.sensitivities else gone.damage
             if gone.predicted - gone.damage + damage > allowed:
-                return None
+                break
             network = _without(gone.channels, refitted, wide, removable, self.work)
             if network is None:
-                return None
+                break
+            if found is not None:
+                _remove_files(found[0])
             found = network, damage
             if not (isinstance(rule, Speedup) and isinstance(aim, Speedup)):
                 break
@@ -160,7 +163,7 @@ class Thinner:
             data = removable.data
 
             def thinning(one: Thinnable) -> Thinning:
-                weights = {r.name: float(_damage(r.name, _SMALL, data.sensitivities)) for r in one.readers}
+                weights = {r.name: float(damage_of(r.name, _SMALL, data.sensitivities)) for r in one.readers}
                 return find_thinning(one, data.moments, data.judge or data.moments, weights)
 
             self._thinnings = tuple(map_layers(thinning, removable.groups, partial(self.work.progress, "channels")))
@@ -172,7 +175,8 @@ def _find_removable(
 ) -> _Removable:
     shapes = infer_value_shapes(network.model, network.described.shapes)
     analysis, groups = analyse_groups(network.model, shapes, choice.left_out)
-    return _Removable(find_thinnable(analysis, groups, network.located, data.moments, costs), choice, data)
+    thinnable = find_thinnable(analysis, groups, network.located, data.moments, costs)
+    return _Removable(thinnable, replace(choice, saved=saved_decisions(groups, choice)), data)
 
 
 def _saved(thinnable: Sequence[Thinnable], saved: Sequence[ChannelDecision]) -> Wanted:
@@ -201,16 +205,9 @@ def _share_out(thinnings: Sequence[Thinning], layers: BudgetedLayers, data: Cali
 def _menu(thinning: Thinning, sensitivities: Mapping[str, Sensitivity]) -> Menu:
     """What each count saves, and the damage that it does."""
     readers = zip(thinning.of.readers, thinning.errors, strict=True)
-    damage = np.sum([_damage(reader.name, errors, sensitivities) for reader, errors in readers], axis=0)
+    damage = np.sum([damage_of(reader.name, errors, sensitivities) for reader, errors in readers], axis=0)
     saved = thinning.of.cost * np.array(thinning.counts, dtype=np.float64)
     return Menu(-saved, np.asarray(damage, dtype=np.float64))
-
-
-def _damage(layer: str, errors: Float64, sensitivities: Mapping[str, Sensitivity]) -> Float64:
-    """What errors of a layer's output do to the answers; of a layer whose sensitivity is unknown, as of the others."""
-    own = sensitivities.get(layer)
-    laws = [own] if own is not None else list(sensitivities.values())
-    return np.asarray(np.median([law.at(errors) for law in laws], axis=0) if laws else errors)
 
 
 def _refitted(gone: Wanted, removable: _Removable, wide: Network) -> ir.Model:
@@ -232,6 +229,7 @@ def _without(gone: Wanted, model: ir.Model, wide: Network, removable: _Removable
     sample = samples.first if samples is not None else {}
     thin = analyse(source, folder, wide.described, data=sample, fold=True, channels=choice)
     if thin.thinned is None:
+        _remove_files(thin)
         return None
     return replace(
         thin,
@@ -246,6 +244,11 @@ def _without(gone: Wanted, model: ir.Model, wide: Network, removable: _Removable
         wide=wide,
         rewrites=wide.rewrites,
     )
+
+
+def _remove_files(thin: Network) -> None:
+    """Of a network that is not kept: many may be tried, and each is large."""
+    shutil.rmtree(thin.file.parent, ignore_errors=True)
 
 
 def _lost_inputs(gone: Wanted, thinnable: Sequence[Thinnable]) -> dict[str, list[int]]:

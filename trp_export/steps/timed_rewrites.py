@@ -56,11 +56,12 @@ def _gain(network: Network, rewrite: str, options: Options, work: Workspace) -> 
     work.progress("time exact rewrites", 0)
     device = device_under_test(network, options.benchmark, options.planned_precision)
     table = open_table(device, options.benchmark)
-    key = f"network {digest_on(network, device)} {rewrite}"
-    if key not in table:
+
+    def measure() -> float:
         files = []
         for rewrites in ((), (rewrite,)):
             files.append(work.scratch / f"rewrite{len(rewrites)}.onnx")
             save_standin(replace(network, rewrites=rewrites), _DENSE, files[-1], options.planned_precision)
-        table.add({key: speedup_of(device, *files)})
-    return table.get(key) or 1.0
+        return speedup_of(device, *files)
+
+    return table.once(f"network {digest_on(network, device)} {rewrite}", measure)
