@@ -77,14 +77,15 @@ def with_pairs(model: nn.Module, choices: Iterable[tuple[str, Branches]]) -> nn.
 
 
 def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Replace the module called `name` by `layer`. Raises KeyError where there is none."""
-    parent_name, _, last = name.rpartition(".")
+    """Replace the module called `name` by `layer`, under all its names. Raises KeyError where there is none."""
     try:
-        parent = model.get_submodule(parent_name)
-        parent.get_submodule(last)
+        old = model.get_submodule(name)
     except AttributeError:
         raise KeyError(name) from None
-    setattr(parent, last, layer)
+    for parent in list(model.modules()):
+        for key, child in parent._modules.items():
+            if child is old:
+                setattr(parent, key, layer)
 
 
 def _reduce_conv(layer: _Conv, scheme: Scheme, shape: PairShape) -> nn.Module:

@@ -43,8 +43,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        averaged = self._averaged.module.state_dict()
-        for name, tensor in self._module.state_dict().items():
-            of_now = tensor.clone()
-            tensor.copy_(averaged[name])
-            averaged[name].copy_(of_now)
+        # Not by the names of a state dict, where a tensor that has two would be swapped back.
+        for now, averaged in zip(_tensors(self._module), _tensors(self._averaged.module), strict=True):
+            of_now = now.clone()
+            now.copy_(averaged)
+            averaged.copy_(of_now)
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Each weight and buffer once."""
+    yield from module.parameters()
+    yield from module.buffers()

@@ -15,17 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from training.layers import evaluating
+
 
 @torch.no_grad()
 def norms_run_again(model: nn.Module, x: Tensor) -> list[nn.Module]:
     """The layers of batch norm that run more than once for the inputs `x`."""
     runs: Counter[nn.Module] = Counter()
     hooks = [norm.register_forward_pre_hook(lambda norm, _: runs.update([norm])) for norm in _tracking(model)]
-    was_training = _evaluate(model)
     try:
-        model(x.to(next(model.parameters()).device))
+        with evaluating(model):
+            model(x.to(next(model.parameters()).device))
     finally:
-        _restore(was_training)
         for hook in hooks:
             hook.remove()
     return [norm for norm, count in runs.items() if count > 1]
@@ -44,33 +45,20 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
         return
     repeated = norms_run_again(model, first)
     norms = [norm for norm in _tracking(model) if norm not in repeated]
-    was_training = _evaluate(model)
     momenta = [norm.momentum for norm in norms]
     device = next(model.parameters()).device
     try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.train()
-            norm.momentum = None  # A cumulative average.
-        for batch in chain([first], batches):
-            model(batch.to(device))
+        with evaluating(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.train()
+                norm.momentum = None  # A cumulative average.
+            for batch in chain([first], batches):
+                model(batch.to(device))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        _restore(was_training)
 
 
 def _tracking(model: nn.Module) -> list[_BatchNorm]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-
-
-def _evaluate(model: nn.Module) -> dict[nn.Module, bool]:
-    """Switch to evaluation, and return which modules were in training."""
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()
-    return was_training
-
-
-def _restore(was_training: dict[nn.Module, bool]) -> None:
-    for module, training in was_training.items():
-        module.training = training

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from models_zoo import Architecture
 from models_zoo.pairs import with_pairs
 from training.layers import unwrapped
 from trp_export.errors import LoadError, OptionError, OutputError
 from trp_export.load.checkpoint import FORMAT, VERSION, parse_checkpoint
-from trp_export.load.state_dict import build_module, fill_module, fit_module, get_architecture
+from trp_export.load.state_dict import build_module, fit_module, get_architecture, outline
 from trp_export.load.torch_file import read_torch_file
 from trp_export.planning.saved_plan import parse_plan
 from trp_export.system.files import atomic_write
@@ -78,15 +79,12 @@ def save_network(network: TrainedNetwork, path: Path, history: list[dict[str, An
 
 
 def load_network(
-    path: Path,
-    arch: str | None,
-    classes: tuple[str, ...] = (),
-    input_shape: tuple[int, ...] | None = None,
-    default_arch: str | None = None,
+    path: Path, arch: str | None, input_shape: tuple[int, ...] | None = None, default_arch: str | None = None
 ) -> TrainedNetwork:
-    """The network of a checkpoint, or of a state dict of `arch`, whose classes are then called `classes`.
+    """The network of a checkpoint, or of a state dict of `arch`, whose classes have no names then.
 
-    `default_arch` is the architecture where neither `arch` nor the file names one.
+    `input_shape` takes the place of the file's; `default_arch` is the architecture where neither `arch` nor the file
+    names one.
 
     Raises LoadError for a file that is missing, damaged or would run code, OptionError where options contradict it.
     """
@@ -100,17 +98,15 @@ def load_network(
         if shape is None:
             raise OptionError(f"the input shape of {arch} is unknown; give it, for example --shape 1,3,224,224.")
         module, _ = fit_module(get_architecture(arch), content, path)
-        return TrainedNetwork(_finite(module, path), arch, shape, classes=classes)
+        return TrainedNetwork(_finite(module, path), arch, shape)
     checkpoint = parse_checkpoint(content, path, arch)
     architecture = get_architecture(checkpoint.arch)
-    shape = checkpoint.input_shape or input_shape or architecture.input_shape
+    shape = input_shape or checkpoint.input_shape or architecture.input_shape
     if shape is None:
         raise LoadError(f"{path} does not hold the input shape of {checkpoint.arch}; give it with --shape.")
     if checkpoint.factored:
-        module = as_pairs(build_module(architecture, len(checkpoint.classes) or None), checkpoint.plan, str(path))
-        module = _filled(module, checkpoint.tensors, path)
-    else:
-        module, _ = fit_module(architecture, checkpoint.tensors, path)
+        architecture = _with_pairs(architecture, checkpoint.plan, str(path))
+    module, _ = fit_module(architecture, checkpoint.tensors, path)
     return TrainedNetwork(
         _finite(module, path),
         checkpoint.arch,
@@ -159,14 +155,10 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _filled(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
-    """Raises LoadError where the tensors of a factored network do not fit its plan."""
-    shapes = {key: value.shape for key, value in module.state_dict().items()}
-    wrong = [key for key, tensor in tensors.items() if shapes.get(key) != tensor.shape]
-    wrong += [key for key in shapes if key not in tensors and not key.endswith("num_batches_tracked")]
-    if wrong:
-        raise LoadError(f"{path}: the weights do not fit its plan; {wrong[0]} is the first that differs.")
-    return fill_module(module, tensors)
+def _with_pairs(architecture: Architecture, plan: object, where: str) -> Architecture:
+    """The architecture with pairs in place of the plan's layers. Raises LoadError where the plan does not fit it."""
+    as_pairs(outline(architecture, None), plan, where)
+    return replace(architecture, build=lambda classes: as_pairs(architecture.build(classes), plan, where))
 
 
 def _finite(module: nn.Module, path: Path) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from training.options import RUN, SECTIONS, TrainOptions
+from training.options import RUN, SECTIONS, TrainOptions, require_used
 from training.run_folder import LAST, parse_stored, require_same_run, restored_options, run_folder
 from training.torchrun import processes, rank, restarts
 from trp_export.cli.from_options import SectionedCommand, SectionOption, options_from
@@ -130,6 +130,7 @@ def _options(given: Mapping[str, Any]) -> TrainOptions:
     if given.get("data") is None:
         raise OptionError("name the training data: --data SPEC, for example --data npz:DIR.")
     options: TrainOptions = build_value(TrainOptions, given)
+    require_used(options)
     return options
 
 

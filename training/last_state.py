@@ -29,7 +29,7 @@ _KEYS = (
 _MOST_EPOCHS, _MOST_LAYERS = 1_000_000, 100_000
 # How many times as many weights as the file an architecture may have before it is cut, and how many more.
 _MOST_TIMES, _MOST_MORE = 64, 2**24
-_FIGURES = ("loss", "lr", "images_per_s", "waiting", "accuracy", "cut_accuracy", "macs_ratio")
+_FIGURES = ("lr", "images_per_s", "waiting", "accuracy", "cut_accuracy", "macs_ratio")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +69,7 @@ def read_last_state(folder: Path) -> LastState:
     epochs = options.optimisation.epochs
     if state.epoch > epochs or len(state.history) != state.epoch:
         raise LoadError(f"{where} is damaged: epoch {state.epoch} does not fit its options or its history.")
-    if not 0 <= state.loss_sum < math.inf or (state.loss_sum and not state.step):
+    if not math.isfinite(state.loss_sum) or (state.loss_sum and not state.step):
         raise LoadError(f"{where} is damaged: loss_sum is {state.loss_sum:g} after {state.step} steps.")
     has_method = state.kind == DENSE and options.has_method
     if (state.method is not None and not has_method) or (state.method is None and has_method and state.epoch < epochs):
@@ -119,6 +119,8 @@ def _record(record: Fields, epoch: int) -> Record:
     if record.whole("epoch") != epoch:
         raise LoadError(f"{record.where}: the epoch must be {epoch}.")
     record.one_of("kind", (DENSE, FACTORS))
+    if not math.isfinite(record.number("loss")):  # By rounding, a distillation's may lie below 0.
+        raise LoadError(f"{record.where}: loss must be a number.")
     for name in _FIGURES:
         if not 0 <= record.number(name) < math.inf:
             raise LoadError(f"{record.where}: {name} must be a number of at least 0.")

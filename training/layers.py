@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from trp_export.lowrank.site import Site, Use
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_KINDS = (*_CONVS, nn.Linear)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,39 +51,49 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model is in evaluation mode; afterwards each of its modules is as it was."""
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in was_training.items():
+            module.training = training
+
+
+@torch.no_grad()
+def output_on_zeros(model: nn.Module, input_shape: Sequence[int]) -> object:
+    """What the model returns for zeros, in evaluation mode; its state does not change."""
+    first = next(model.parameters())
+    with evaluating(model):
+        return model(torch.zeros(tuple(input_shape), device=first.device, dtype=first.dtype))
+
+
 def find_layers(model: nn.Module, input_shape: Sequence[int]) -> tuple[TorchLayer, ...]:
     """Every Conv and Linear in the order in which it first runs; `input_shape` is (1, c, *extents).
 
-    The model is run once on zeros in evaluation mode; its state does not change. Layers that share a weight are
-    refused, with the reason in their site.
+    The model is run once on zeros in evaluation mode; its state does not change. Layers that share a weight, or do not
+    apply a weight of their own as torch's layers do, are refused, with the reason in their site.
     """
     uses: dict[nn.Module, list[Use]] = {}
-    names: dict[nn.Module, str] = {
-        module: name for name, module in model.named_modules() if isinstance(module, (*_CONVS, nn.Linear))
-    }
+    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules() if isinstance(module, _KINDS)}
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         uses.setdefault(module, []).append(_use(module, inputs[0].shape, output.shape))
 
     hooks = [module.register_forward_hook(record) for module in names]
-    was_training = {module: module.training for module in model.modules()}
-    first = next(model.parameters())
     try:
-        model.eval()
-        with torch.no_grad():
-            model(torch.zeros(tuple(input_shape), device=first.device, dtype=first.dtype))
+        output_on_zeros(model, input_shape)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in was_training.items():
-            module.training = training
-    owners: dict[int, int] = {}
-    for module in uses:
-        owners[id(module.weight)] = owners.get(id(module.weight), 0) + 1
-    return tuple(
-        TorchLayer(_site(names[module], module, tuple(calls), shared=owners[id(module.weight)] > 1), module)
-        for module, calls in uses.items()
-    )
+    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    with evaluating(model), torch.no_grad():  # Under spectral norm, to read a weight in training changes its state.
+        return tuple(
+            TorchLayer(_site(names[module], module, tuple(calls), owners), module) for module, calls in uses.items()
+        )
 
 
 def total_macs(layers: Iterable[TorchLayer]) -> int:
@@ -88,12 +101,27 @@ def total_macs(layers: Iterable[TorchLayer]) -> int:
     return sum(layer.site.macs for layer in layers)
 
 
-def _site(name: str, module: nn.Module, uses: tuple[Use, ...], *, shared: bool) -> Site:
-    refusal = "its weight is shared with another layer" if shared else None
+def _site(name: str, module: nn.Module, uses: tuple[Use, ...], owners: Mapping[int, int]) -> Site:
     op = "Conv" if isinstance(module, _CONVS) else "Gemm"
     weight = module.weight
     assert isinstance(weight, Tensor)
-    return Site(name, op, tuple(weight.shape), getattr(module, "groups", 1), uses, refusal)
+    return Site(name, op, tuple(weight.shape), getattr(module, "groups", 1), uses, _refusal(module, owners))
+
+
+def _refusal(module: nn.Module, owners: Mapping[int, int]) -> str | None:
+    """Why the weight of a layer may not be replaced; `owners` counts the modules that have each parameter, by its id.
+
+    Under weight norm, spectral norm, pruning and the like `weight` is computed from other parameters in each pass.
+    """
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return "its weight is computed from other parameters"
+    if owners[id(weight)] > 1:
+        return "its weight is shared with another layer"
+    (kind,) = (kind for kind in _KINDS if isinstance(module, kind))
+    if any(getattr(type(module), name, None) is not getattr(kind, name, None) for name in ("forward", "_conv_forward")):
+        return f"{type(module).__name__} computes its output in a way of its own"
+    return None
 
 
 def _use(module: nn.Module, in_shape: Sequence[int], out_shape: Sequence[int]) -> Use:

@@ -9,20 +9,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from training.checkpoint import DENSE, FACTORS, TrainedNetwork, as_pairs, new_network, save_network
+from training.checkpoint import DENSE, FACTORS, TrainedNetwork, as_pairs, save_network
 from training.cut import decompose
 from training.data.batches import Examples, TrainingBatches
 from training.data.run_data import find_images, make_data
 from training.finite import require_finite_weights
 from training.history import Record, require_tensorboard, write_history
 from training.last_state import LastState, read_last_state
-from training.layers import find_layers, total_macs
 from training.methods import STATISTICS_BATCHES, Method, cut_now, finish
 from training.options import TrainOptions
 from training.pace import Pace
 from training.phase import start_phase
-from training.prepare import find_device, load_teacher, on_device, start_network
-from training.replicas import wait_for_all, world
+from training.prepare import dense_macs, find_device, load_teacher, on_device, start_network
+from training.replicas import failing_together, wait_for_all, world
 from training.resume import Position, damage_named, restore, state_of
 from training.run_folder import LAST, require_same_files
 from training.saving import StateFiles
@@ -31,7 +30,7 @@ from training.step import TrainingStep
 from training.stop import StopRequest
 from training.trp import TRP
 from training.validation import accuracy
-from trp_export.errors import LoadError, StoppedEarly, TrpError
+from trp_export.errors import LoadError, OutputError, StoppedEarly, TrpError
 from trp_export.rules import SavedPlan
 from trp_export.system.files import sha256
 
@@ -51,7 +50,7 @@ class TrainingRun:
         state = read_last_state(options.output) if resume else None
         if options.tensorboard:
             require_tensorboard()
-        self.device = find_device(options.speed.device)
+        self.device = find_device(options.speed)
         torch.manual_seed(options.seed)
         images = find_images(options)
         network = start_network(options, images.classes)
@@ -61,8 +60,7 @@ class TrainingRun:
             require_same_files(self.digests, state.digests, str(self.last), allow_changes=allow_changed_data)
         teacher = load_teacher(options, network)
         self._teacher = None if teacher is None else on_device(teacher, self.device)
-        dense = new_network(network.arch, network.classes, network.input_shape).module
-        self._dense_macs = total_macs(find_layers(dense, network.input_shape))
+        self._dense_macs = dense_macs(network)
         self._enter_phase(network)
         self._position, self._stop = Position(), StopRequest()
         self._states = StateFiles(options.output, options.save_every, options.states)
@@ -75,6 +73,8 @@ class TrainingRun:
     def train(self) -> None:
         """Train all remaining epochs. Raises StoppedEarly, after saving, where the user asked to stop."""
         optimisation, position = self.options.optimisation, self._position
+        if world()[0] == 0:
+            self._states.remove_after(position.epoch, position.step)
         with StopRequest() as self._stop:
             while position.epoch < optimisation.epochs:
                 if self.method is not None and position.epoch == optimisation.dense_epochs:
@@ -129,6 +129,9 @@ class TrainingRun:
         """Measure the network as it is and as cut now, and write what the epoch leaves."""
         self._require_finite_weights()
         position = self._position
+        # A disk that is full must not leave a model.pt from which no run can go on.
+        if world()[0] == 0 and not self.last.exists():
+            self._write_state()
         try:
             with self._phase.averaged():
                 cut, figures = self._measure()
@@ -147,7 +150,9 @@ class TrainingRun:
         except StoppedEarly:
             self.save()
             raise
-        except LoadError as error:
+        except OutputError:
+            raise
+        except TrpError as error:
             self.save()
             raise saved_before(error) from error
         position.epoch, position.step, position.loss_sum = position.epoch + 1, 0, 0.0
@@ -157,7 +162,8 @@ class TrainingRun:
 
     def _measure(self) -> tuple[TrainedNetwork, Record]:
         """The network as a cut would leave it now, and the figures of both."""
-        cut, macs = cut_now(self.method, self.network, self.batches)
+        with failing_together():
+            cut, macs = cut_now(self.method, self.network, self.batches)
         measured = self.accuracy(self.network.module)
         ranks = {layer["name"]: layer["rank"] for layer in (cut.plan or {}).get("layers", ()) if layer.get("rank")}
         return cut, {
@@ -169,14 +175,7 @@ class TrainingRun:
 
     def accuracy(self, module: nn.Module) -> float:
         """The share of validation images that `module` classifies correctly."""
-        return accuracy(module, self._validation())
-
-    def _validation(self) -> Examples:
-        """The validation images. Raises StoppedEarly where the user asks to stop in their midst."""
-        for batch in self.data.validation.batches():
-            if self._stop.raised():
-                raise StoppedEarly
-            yield batch
+        return accuracy(module, self.data.validation.batches(), self._stop.raised)
 
     def _require_finite_weights(self) -> None:
         require_finite_weights(self.network.module, self._position.steps_done(len(self.batches)), self.last)
@@ -259,6 +258,7 @@ class TrainingRun:
             self._states.write(state_of(self.options, self.digests, self._phase, self._position))
             tensorboard = self.options.tensorboard and not self._position.step
             write_history(self.history, self.options.output, tensorboard=tensorboard)
+        self._states.restart()
 
     def _restore(self, state: LastState) -> None:
         """Raises ValueError, or what torch raises, where the state does not fit the network."""
@@ -267,7 +267,9 @@ class TrainingRun:
             self._enter_phase(replace(self.network, module=module, kind=FACTORS, plan=state.plan))
         elif state.kind != self.network.kind:
             raise ValueError("the network holds factors, and the state does not")
-        self._position = restore(state, self._phase, len(self.batches), self.options.optimisation.momentum)
+        changed = state.digests.get("--data") != self.data.digest
+        momentum = self.options.optimisation.momentum
+        self._position = restore(state, self._phase, len(self.batches), momentum, data_changed=changed)
 
 
 def saved_before(error: TrpError) -> TrpError:

@@ -5,6 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from trp_export.errors import OptionError
+
+
+def scores_of(output: object, arch: str) -> Tensor:
+    """What a network returns, if it is a score for each class (b, classes). Raises OptionError for anything else."""
+    if not isinstance(output, Tensor):
+        raise OptionError(f"{arch} returns a {type(output).__name__}; trp-train needs a tensor (images, classes).")
+    if output.ndim != 2:
+        raise OptionError(f"{arch} returns a tensor {tuple(output.shape)}; trp-train needs one of (images, classes).")
+    return output
+
 
 def training_loss(
     logits: Tensor,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from training.channels.settings import CHANNELS, CSGDSettings, DaggerSettings, Widths
 from training.data.loading import DATA, Loading
-from training.optimisation import SPEED, TEACHER, TRAINING, Distillation, Optimisation, Speed
+from training.optimisation import ALL, SPEED, TEACHER, TRAINING, Distillation, Optimisation, Speed
 from training.save_every import SaveEvery, read_save_every
 from training.settings import LOW_RANK, Layers, RankRule, TRPSettings, require_choice
 from training.start_options import NETWORK, StartOptions
-from trp_export.flags import InvalidOptionError, flag, group, one_of, optional
+from trp_export.errors import OptionError
+from trp_export.flags import InvalidOptionError, entries, flag, group, one_of, optional
 from trp_export.rules import FIRST, SIZE, Energy, Macs, SavedPlan, Threshold
 
 RUN = "The run"
@@ -106,6 +107,8 @@ class TrainOptions:
         self._require_fitting_rule()
         if self.loading.epoch_images is not None and not self.data.startswith("webdataset:"):
             raise InvalidOptionError("{loading.epoch_images} is for {data} webdataset:PATTERN.")
+        if self.validation < 1:
+            raise InvalidOptionError(f"{{validation}} must be at least 1, not {self.validation}.")
         if not 0 <= self.states <= 1000:
             raise InvalidOptionError(f"{{states}} must lie between 0 and 1000, not {self.states}.")
         if not 0 <= self.seed <= LARGEST_SEED:
@@ -145,3 +148,30 @@ class TrainOptions:
             )
         if self.optimisation.factor_epochs:
             raise InvalidOptionError(f"{{method}} {self.method} makes no factors; leave {{optimisation.factors}} out.")
+
+
+def require_used(options: TrainOptions) -> None:
+    """Raise OptionError for an option that has no effect beside the others.
+
+    Runs that earlier versions have started may go on with such options, so a TrainOptions may have them.
+    """
+    for entry in entries(TrainOptions):
+        value: Any = options
+        for name in entry.path:
+            value = getattr(value, name, entry.default)
+        need = None if value == entry.default else _unmet_need(options, *entry.path)
+        if need is not None:
+            raise OptionError(f"{entry.flag.name} has no effect here: it needs {need}.")
+
+
+def _unmet_need(options: TrainOptions, group: str, *names: str) -> str | None:
+    """What an option that is given needs to have an effect, and lacks; `names` lead to its field inside a group."""
+    if group in ("csgd", "dagger"):
+        return None if options.method == group else f"--method {group}"
+    if group == "layers" and "scheme" not in names:
+        return None if options.has_method else "a rule such as --macs"
+    if group in ("trp", "layers"):
+        return None if options.rank_rule is not None else "a rule for ranks: --macs, --energy or --threshold"
+    if names == ("factors",) and options.rule is None and options.optimisation.factors != ALL:
+        return "a rule by which the network is cut: --macs, --energy or --threshold"
+    return None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from trp_export.errors import TrpError
 
 
 def world() -> tuple[int, int]:
@@ -21,6 +24,21 @@ def wait_for_all() -> None:
     """Wait until every process has reached this call."""
     if world()[1] > 1:
         dist.barrier()
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Where one process fails in the block, all fail at its end: who left alone would be waited for.
+
+    Nothing in the block may wait for other processes once one can have failed.
+    """
+    failure: TrpError | None = None
+    try:
+        yield
+    except TrpError as error:
+        failure = error
+    if highest(int(failure is not None)):
+        raise failure or TrpError("another process of this run has failed; it says why.")
 
 
 def share_out(costs: Sequence[float]) -> tuple[int, ...]:

@@ -48,22 +48,26 @@ def state_of(options: TrainOptions, digests: dict[str, str], phase: Phase, posit
     )
 
 
-def restore(state: LastState, phase: Phase, steps_per_epoch: int, momentum: float) -> Position:
+def restore(state: LastState, phase: Phase, steps_per_epoch: int, momentum: float, *, data_changed: bool) -> Position:
     """Fill the phase, which is of the state's kind, and return where the run stands.
 
-    Raises ValueError, or what torch raises, where the state does not fit.
+    Where the data has changed, an epoch may have another number of steps: the run stands in the same epoch, and at its
+    end where it was beyond that. Raises ValueError, or what torch raises, where the state does not fit.
     """
     position = Position(state.epoch, state.step, state.loss_sum, state.history)
     if state.step > steps_per_epoch:
-        raise ValueError(f"step {state.step} of an epoch of {steps_per_epoch}")
+        if not data_changed:
+            raise ValueError(f"step {state.step} of an epoch of {steps_per_epoch}")
+        position.step, position.loss_sum = steps_per_epoch, state.loss_sum / state.step * steps_per_epoch
     phase.network.module.load_state_dict(state.model)
     if momentum and not state.optimizer and position.steps_done(steps_per_epoch) > steps_at_rest(phase.method):
         raise ValueError("the optimizer's state is missing")
     phase.restore_optimizer(state.optimizer)
     if phase.method is not None and state.method is not None:
-        if state.method["step"] != position.steps_done(steps_per_epoch):
+        done = position.steps_done(steps_per_epoch)
+        if state.method["step"] != done and not data_changed:
             raise ValueError("the method has counted other steps")
-        phase.method.load_state_dict(state.method)
+        phase.method.load_state_dict({**state.method, "step": done})
     elif phase.method is not None:  # It was cut after the last epoch. A second cut would lower the ranks again.
         phase.method = phase.average = None
     if phase.average is not None and state.average is not None:

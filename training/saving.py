@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from training.checkpoint import write
@@ -21,7 +21,7 @@ class StateFiles:
 
     def __init__(self, folder: Path, every: SaveEvery | None, copies: int) -> None:
         self._folder, self._every, self._copies = folder, every, copies
-        self._reset()
+        self.restart()
 
     def is_due(self) -> bool:
         """Whether to save now; asked after each step."""
@@ -32,32 +32,31 @@ class StateFiles:
             return self._steps >= self._every.steps
         return time.monotonic() - self._saved >= 60 * (self._every.minutes or 0)
 
+    def restart(self) -> None:
+        """Count steps and minutes from now on."""
+        self._steps, self._saved = 0, time.monotonic()
+
     def write(self, state: LastState) -> None:
         """Write last.pt, then its copy, then remove the oldest copy. Raises OutputError."""
-        last = self._folder / LAST
-        write(state.to_content(), last)
-        self._reset()
+        content = state.to_content()
+        write(content, self._folder / LAST)
+        if self._copies:  # A file of its own: who copies an older state over last.pt must not change this one.
+            write(content, self._folder / f"state-{state.epoch}-{state.step}.pt")
+        self._remove([path for _, path in sorted(self._earlier())][: -self._copies or None])
+
+    def remove_after(self, epoch: int, step: int) -> None:
+        """Remove copies of states that lie after this one: the run has gone back and comes by there anew."""
+        self._remove([path for position, path in self._earlier() if position > (epoch, step)])
+
+    def _earlier(self) -> Iterator[tuple[tuple[int, int], Path]]:
+        """The copies, each with the epochs and steps that were done."""
+        for path in self._folder.glob("state-*.pt"):
+            if match := _COPY.fullmatch(path.name):
+                yield (int(match[1]), int(match[2])), path
+
+    def _remove(self, paths: list[Path]) -> None:
         try:
-            if self._copies:
-                _link(last, self._folder / f"state-{state.epoch}-{state.step}.pt")
-            for path in self._earlier()[: -self._copies or None]:
+            for path in paths:
                 path.unlink()
         except OSError as error:
             raise OutputError(f"{self._folder} cannot be written: {error.strerror}.") from error
-
-    def _reset(self) -> None:
-        self._steps, self._saved = 0, time.monotonic()
-
-    def _earlier(self) -> list[Path]:
-        """The copies, the oldest first."""
-        found = [(match, path) for path in self._folder.iterdir() if (match := _COPY.fullmatch(path.name))]
-        return [path for _, path in sorted(found, key=lambda pair: (int(pair[0][1]), int(pair[0][2])))]
-
-
-def _link(file: Path, place: Path) -> None:
-    """Give a file a second name, or copy it where the disk knows no second names."""
-    place.unlink(missing_ok=True)
-    try:
-        place.hardlink_to(file)
-    except OSError:
-        shutil.copyfile(file, place)

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.data.seeds import mixed_seed
 from training.finite import diverged, require_finite
-from training.loss import training_loss
+from training.loss import scores_of, training_loss
 from training.options import TrainOptions
 from training.phase import Phase
+from training.replicas import world
 from trp_export.errors import TrpError, is_out_of_memory
 
 
@@ -26,10 +28,15 @@ class TrainingStep:
         self._temperature, self._share = (distillation.temperature, distillation.share) if distillation else (1.0, 0.0)
         self._phase, self._teacher, self._last = phase, teacher, last
         self._device, self._amp, self._parts = device, options.speed.amp, options.optimisation.accumulate
-        self._smoothing = options.optimisation.label_smoothing
+        self._smoothing, self._seed = options.optimisation.label_smoothing, options.seed
 
     def __call__(self, x: Tensor, y: Tensor, number: int) -> float:
-        """Take step `number` of the run, and return its loss. Raises TrpError where it diverges or memory runs out."""
+        """Take step `number` of the run, and return its loss. Raises TrpError where it diverges or memory runs out.
+
+        What the network draws at random follows from the seed, the step and the process, so that a resumed run draws
+        the same.
+        """
+        torch.manual_seed(mixed_seed(self._seed, number, world()[0]))
         phase = self._phase
         phase.optimizer.zero_grad()
         try:
@@ -64,7 +71,7 @@ class TrainingStep:
 
     def _loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         with self._autocast():
-            logits, teacher_logits = model(x), None
+            logits, teacher_logits = scores_of(model(x), self._phase.network.arch), None
             if self._teacher is not None:
                 with torch.no_grad():
                     teacher_logits = self._teacher(x)

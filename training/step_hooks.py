@@ -1,11 +1,12 @@
-"""The moment in an optimizer's step at which its gradients are complete."""
+"""What the methods need to know of an optimizer's steps: when gradients are complete, their scale, and the count."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 
@@ -29,3 +30,25 @@ def register_before_update(optimizer: torch.optim.Optimizer, act: Callable[[], N
         return args[:1], kwargs | {"closure": closure_then_act}
 
     return optimizer.register_step_pre_hook(hook)
+
+
+def gradient_scale(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """The factor of a GradScaler in gradients that are complete; None where there is none.
+
+    A fused optimizer takes it out in its step; others get gradients without it.
+    """
+    return getattr(optimizer, "grad_scale", None)
+
+
+def was_skipped(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a GradScaler makes a fused optimizer skip this step, since a gradient is not finite."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf)
+
+
+def stored_step(state: Mapping[str, Any]) -> int:
+    """The number of steps in the saved state of a method. Raises LookupError or ValueError where it is none."""
+    step = state["step"]
+    if type(step) is not int or step < 0:
+        raise ValueError(f"step {step!r} is not a count")
+    return step

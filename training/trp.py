@@ -31,7 +31,7 @@ from training.ranks import RankChoice, choose_schemes, plan_of_ranks, projection
 from training.replicas import broadcast, share_out, world
 from training.settings import RankRule, TRPSettings
 from training.spectra import Truncation, full_precision, projected
-from training.step_hooks import register_before_update
+from training.step_hooks import gradient_scale, register_before_update, stored_step, was_skipped
 from training.targets import Decomposed, Target, Truncated, curve, decompose, follow_spaces
 from trp_export.errors import OptionError
 from trp_export.lowrank.schemes import Scheme, scheme_named
@@ -131,9 +131,7 @@ class TRP:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned. Raises LookupError, TypeError or ValueError where it does not fit."""
-        step = state["step"]
-        if not isinstance(step, int) or step < 0:
-            raise ValueError(f"step {step!r} is not a count")
+        step = stored_step(state)
         for target in self._targets:
             scheme = scheme_named(state["schemes"][target.name])
             if scheme not in schemes_for(target.layer.site, self.settings.choice(target.name)):
@@ -157,10 +155,13 @@ class TRP:
         chosen = [
             layer
             for index, layer in enumerate(self.layers)
-            if layer.site.refusal is None and self.settings.layers(layer.site, index)
+            if layer.site.refusal is None and layer.weight.requires_grad and self.settings.layers(layer.site, index)
         ]
         if not chosen:
-            raise OptionError(f"no layer is trained for low rank: the filter matches none of {_few(self.layers)}.")
+            raise OptionError(
+                f"no layer is trained for low rank: the filter matches none of {_few(self.layers)} that can be "
+                "factored and is not frozen."
+            )
         offers = {
             layer.name: [curve(layer, s) for s in schemes_for(layer.site, self.settings.choice(layer.name))]
             for layer in chosen
@@ -182,8 +183,7 @@ class TRP:
             return
         if self.settings.nuclear_every_step and any(target.pull is None for target in self._targets):
             self._carry_out(_truncated(self._decompose(), self._full_ranks()), write=False)
-        # A fused optimizer unscales in its step, so its gradients still have the GradScaler's factor here.
-        scale = getattr(self.optimizer, "grad_scale", None)
+        scale = gradient_scale(self.optimizer)
         pulled = [(t.weight.grad, t.pull) for t in self._targets if t.pull is not None and t.weight.grad is not None]
         if pulled:
             gradients, pulls = (list(part) for part in zip(*pulled, strict=True))
@@ -193,8 +193,7 @@ class TRP:
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Count the step, unless a fused optimizer skipped it, and project after every `period`-th."""
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and bool(found_inf):
+        if was_skipped(optimizer):
             return
         self.step += 1
         for target in self._targets:
@@ -309,7 +308,8 @@ def _truncated(known: Iterable[Decomposed], ranks: Mapping[str, int]) -> Iterato
 
 
 def _left_alone(layer: TorchLayer) -> Layer:
-    return Layer(replace(layer.site, refusal=layer.site.refusal or "not trained for low rank"), ())
+    reason = "not trained for low rank" if layer.weight.requires_grad else "it is frozen"
+    return Layer(replace(layer.site, refusal=layer.site.refusal or reason), ())
 
 
 def _unfolding(layer: TorchLayer, scheme: Scheme) -> Unfolding:

@@ -115,6 +115,13 @@ def test_decompose_copies_the_module_and_its_factors_train() -> None:
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+def test_a_layer_of_two_names_is_replaced_under_both() -> None:
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    model = nn.ModuleDict({"first": nn.Sequential(conv, nn.ReLU()), "again": nn.Sequential(conv)})
+    replace_layer(model, "first.0", pair := nn.Sequential())
+    assert model["first"][0] is model["again"][0] is pair
+
+
 def test_a_plan_of_another_network_is_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     plan = plan_for(model, (1, 3, 5, 5), CHANNEL_WISE)

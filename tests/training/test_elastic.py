@@ -41,7 +41,7 @@ def options(folder: Path) -> list[str]:
 
 
 def load(output: Path) -> TrainedNetwork:
-    return load_network(output / "model.pt", NETWORK, ())
+    return load_network(output / "model.pt", NETWORK)
 
 
 def assert_same(first: TrainedNetwork, second: TrainedNetwork) -> None:

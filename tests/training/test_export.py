@@ -30,7 +30,7 @@ def test_a_trained_network_is_cut_without_loss(stripes: Path, tmp_path: Path, fa
     assert report.before.macs / report.after.macs >= 1.6
     assert {change.site.name for change in report.plan.changed} <= {"conv1", "conv2"}
 
-    module = load_network(folder / "model.pt", arch, ()).module.eval()
+    module = load_network(folder / "model.pt", arch).module.eval()
     x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     session = onnxruntime.InferenceSession(result, providers=["CPUExecutionProvider"])
     (outputs,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})

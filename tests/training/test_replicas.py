@@ -30,23 +30,30 @@ def trained_here(data: Path, output: Path, method: list[str], monkeypatch: pytes
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 0
-    return load_network(output / "model.pt", "tiny_networks:tiny_without_norm", ())
+    return load_network(output / "model.pt", "tiny_networks:tiny_without_norm")
+
+
+# By address, since the name of this machine need not resolve.
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+LAUNCHER += ["--nproc-per-node=2"]
+
+
+def in_two_processes(*arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}", "OMP_NUM_THREADS": "1"}
+    environment["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
+    start = [*LAUNCHER, *map(str, arguments)]
+    return subprocess.run(start, env=environment, capture_output=True, text=True, check=False, timeout=240)
 
 
 def trained_by_two(data: Path, output: Path, method: list[str]) -> TrainedNetwork:
-    # By address, since the name of this machine need not resolve.
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node=2"]
-    start = [sys.executable, *launcher, "-m", "training.cli", *options(data, output, method)]
-    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}", "OMP_NUM_THREADS": "1"}
-    environment["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
     for _ in range(2):
         shutil.rmtree(output, ignore_errors=True)
-        done = subprocess.run(start, env=environment, capture_output=True, text=True, check=False, timeout=240)
+        done = in_two_processes("-m", "training.cli", *options(data, output, method))
         # torch now and then aborts while gloo's threads end.
         if "terminate called without an active exception" not in done.stderr:
             break
     assert done.returncode == 0, done.stderr
-    return load_network(output / "model.pt", "tiny_networks:tiny_without_norm", ())
+    return load_network(output / "model.pt", "tiny_networks:tiny_without_norm")
 
 
 LOW_RANK = ["--energy", "0.8", "--period", "3", "--nuclear", "0.01"]
@@ -68,6 +75,39 @@ def test_two_processes_equal_one(
     assert two.plan == one.plan
     for name, value in one.module.state_dict().items():
         torch.testing.assert_close(two.module.state_dict()[name], value, rtol=0, atol=1e-5)
+
+
+LEAVING = """
+import sys
+import torch, torch.distributed as dist
+from torch import nn
+from training.replicas import world
+from training.validation import accuracy
+from trp_export.errors import LoadError, StoppedEarly, TrpError
+
+dist.init_process_group("gloo")
+rank = world()[0]
+
+def batches(fails):
+    if fails:
+        raise LoadError("the images are gone.")
+    yield torch.eye(2), torch.arange(2)
+
+def attempt(fails, stops):
+    try:
+        return accuracy(nn.Identity(), batches(fails and rank == 1), lambda: stops and rank == 1)
+    except (TrpError, StoppedEarly) as error:
+        return type(error).__name__
+
+# In one write: both processes share the pipe.
+sys.stdout.write(f"{attempt(False, False)} {attempt(False, True)} {attempt(True, False)}\\n")
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_leave_the_validation_together() -> None:
+    done = in_two_processes("--no-python", sys.executable, "-c", LEAVING)
+    assert sorted(done.stdout.splitlines()) == ["1.0 StoppedEarly LoadError", "1.0 StoppedEarly TrpError"], done.stderr
 
 
 def test_share_out_assigns_the_largest_cost_first() -> None:

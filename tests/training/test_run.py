@@ -22,7 +22,9 @@ from training import cli
 from training.checkpoint import FACTORS, load_network, new_network, save_network, write
 from training.layers import find_layers, total_macs
 from training.loop import TrainingRun
+from training.optimisation import Speed
 from training.options import TrainOptions
+from training.prepare import find_device, start_network
 from training.run_folder import run_folder
 from trp_export.errors import LoadError, OptionError, StoppedEarly, TrpError
 from trp_export.flags import build_value
@@ -61,7 +63,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path) -> Any:
-    return load_network(path, TINY, ())
+    return load_network(path, TINY)
 
 
 def test_a_run_trains_a_network_of_low_rank(stripes: Path, tmp_path: Path) -> None:
@@ -96,6 +98,8 @@ def test_factors_are_trained_at_the_end(stripes: Path, tmp_path: Path) -> None:
     assert run.accuracy(network.module) == run.history[-1]["accuracy"] > 0.8
     again = train(options_for(stripes, tmp_path / "more", init=tmp_path / "run" / "model.pt", epochs=1, macs=None))
     assert again.network.kind == FACTORS
+    with pytest.raises(OptionError, match=r"a rule such as --macs needs dense weights, and .*model\.pt holds factors"):
+        TrainingRun(options_for(stripes, tmp_path / "cut", init=tmp_path / "run" / "model.pt"), silent)
 
 
 def test_a_teacher_must_be_normalised_as_the_network_is(stripes: Path, tmp_path: Path) -> None:
@@ -110,9 +114,63 @@ def test_a_teacher_must_be_normalised_as_the_network_is(stripes: Path, tmp_path:
 
 def test_a_teacher_has_the_architecture_that_its_file_names(stripes: Path, tmp_path: Path) -> None:
     teacher = tmp_path / "teacher.pt"
-    save_network(new_network("resnet20", ("left", "right")), teacher, [])
+    save_network(new_network("resnet20", ("a", "b", "c", "d")), teacher, [])
     run = TrainingRun(options_for(stripes, tmp_path / "run", teacher=teacher), silent)
     assert run.network.arch == TINY
+
+
+def test_a_teacher_knows_the_classes_of_the_network(stripes: Path, tmp_path: Path) -> None:
+    teacher, own = tmp_path / "teacher.pt", tmp_path / "own.pt"
+    save_network(new_network(TINY, ("a", "b", "c", "d"), SHAPE), own, [])
+    for classes, message in (
+        (("a", "b"), "the --teacher has 2 classes, and the network 4"),
+        (("a", "c", "b", "d"), "the --teacher has other classes than the network: c in the place of b"),
+    ):
+        save_network(new_network(TINY, classes, SHAPE), teacher, [])
+        with pytest.raises(OptionError, match=message):
+            TrainingRun(options_for(stripes, tmp_path / "run", init=own, teacher=teacher, macs=None), silent)
+
+
+def test_weights_of_other_classes_than_the_images_keep_their_head(stripes: Path, tmp_path: Path) -> None:
+    torch.save(new_network(TINY, tuple("abcdefg"), SHAPE).module.state_dict(), tmp_path / "dense.pt")
+    train(options_for(stripes, tmp_path / "run", init=tmp_path / "dense.pt", epochs=1, factors=1))
+    network = load(tmp_path / "run" / "model.pt")
+    assert (network.kind, network.module.head.out_features, network.classes) == (FACTORS, 7, ())
+
+
+@pytest.mark.parametrize("arch", ["googlenet", "inception_v3"])
+def test_auxiliary_heads_take_no_part(stripes: Path, tmp_path: Path, arch: str) -> None:
+    changes = {"arch": f"torchvision:{arch}", "shape": (1, 3, 96, 96), "macs": None}
+    network = start_network(options_for(stripes, tmp_path / "run", **changes), ("a", "b"))
+    assert network.module.train()(torch.zeros(2, 3, 96, 96)).shape == (2, 2)
+    save_network(network, tmp_path / "model.pt", [])
+    assert load_network(tmp_path / "model.pt", None).classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arch": "tiny_networks:tiny_with_features"}, "tiny_with_features returns a tuple; trp-train needs a tensor"),
+        ({"arch": "resnet14-seg"}, "resnet14-seg returns a tensor .*; trp-train needs one of"),
+        ({"arch": "vgg8", "shape": (1, 3, 4, 4)}, "vgg8 cannot take an input of 1,3,4,4: "),
+        ({"sync_bn": True}, "--sync-bn needs GPUs, and this run is on cpu"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_a_line(
+    stripes: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(OptionError, match=message) as error:
+        TrainingRun(options_for(stripes, tmp_path / "run", **changes), silent)
+    assert "\n" not in str(error.value)
+
+
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.prepare.torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("training.prepare.torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("training.prepare.torch.zeros", lambda *shape, device: None)
+    monkeypatch.setattr("training.prepare.world", lambda: (5, 8))
+    devices = [find_device(Speed(device=name)) for name in ("auto", "cuda", "cuda:3", "cpu")]
+    assert list(map(str, devices)) == ["cuda:1", "cuda:1", "cuda:3", "cpu"]
 
 
 def test_a_network_is_trained_without_a_rank_rule(stripes: Path, tmp_path: Path) -> None:
@@ -164,6 +222,21 @@ def test_a_stopped_run_resumes_to_the_same_bits(
         assert {**mine, **unlike} == {**other, **unlike}
 
 
+def test_a_network_with_dropout_resumes_to_the_same_bits(
+    stripes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"arch": "tiny_networks:tiny_dropout", "epochs": 2}
+    whole = train(options_for(stripes, tmp_path / "whole", **changes)).network.module.state_dict()
+    with pytest.raises(StoppedEarly):
+        TrainingRun(options_for(stripes, tmp_path / "run", **changes), stop_at(1, 5)).train()
+    resumed = train(options_for(stripes, tmp_path / "run", **changes), resume=True).network.module.state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    # Another process of a run drops other values.
+    monkeypatch.setattr("training.step.world", lambda: (1, 2))
+    other = train(options_for(stripes, tmp_path / "other", **changes)).network.module.state_dict()
+    assert not torch.equal(other["head.weight"], whole["head.weight"])
+
+
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_a_finished_run_is_not_cut_again(stripes: Path, tmp_path: Path, keep: str) -> None:
     # After a cut by energy the same share of what is left asks for fewer ranks.
@@ -201,7 +274,7 @@ def damaged_states(sound: dict[str, Any]) -> Iterator[dict[str, Any]]:
         {"options": sound["options"] | {"arch": "torchvision:vit_h_14"}},
         *({"epoch": epoch} for epoch in ("x", -1, 2, 10**9, None, True, 1.0)),
         *({"step": step} for step in ("x", -1, 16, 10**9, 10**400)),
-        *({"loss_sum": value} for value in (math.nan, math.inf, "x", 10**400, -1.0)),
+        *({"loss_sum": value} for value in (math.nan, math.inf, "x", 10**400)),
         {"model": {}},
         {"model": 3},
         {"model": sound["model"] | {5: head}},
@@ -302,6 +375,8 @@ def test_contradicting_options_are_refused(stripes: Path, tmp_path: Path) -> Non
         {"teacher_share": 2.0},
         {"arch": None},
         {"keep": "none"},
+        {"validation": 0},
+        {"validation": -3},
     ):
         with pytest.raises(OptionError):
             options_for(stripes, tmp_path / "run", **wrong)
@@ -453,6 +528,62 @@ def test_resume_on_changed_data_is_refused_unless_allowed(stripes: Path, tmp_pat
     assert (done.returncode, done.stdout) == (2, "")
     assert "--data holds other data than when this run was started" in done.stderr
     assert command(*resume, "--allow-changed-data").returncode == 0
+
+
+@pytest.mark.parametrize("step", [5, 9])
+def test_a_run_goes_on_with_another_number_of_images(stripes: Path, tmp_path: Path, step: int) -> None:
+    options = options_for(stripes, tmp_path / "run", epochs=3)
+    with pytest.raises(StoppedEarly):
+        TrainingRun(options, stop_at(1, step)).train()
+    for path in stripes.iterdir():
+        with np.load(path) as archive:
+            half = {name: archive[name][:80] for name in ("images", "labels")}
+        np.savez(path, **half)
+    run = TrainingRun(options, stop_at(2, 2), resume=True, allow_changed_data=True)
+    assert len(run.batches) == 6  # Once 16.
+    with pytest.raises(StoppedEarly):
+        run.train()
+    assert len(train(options, resume=True).history) == 3
+
+
+def test_a_loss_just_below_zero_is_no_damage(stripes: Path, tmp_path: Path) -> None:
+    options, path = options_for(stripes, tmp_path / "run", epochs=2), tmp_path / "run" / "last.pt"
+    with pytest.raises(StoppedEarly):
+        TrainingRun(options, stop_at(1, 5)).train()
+    state = read(path)
+    write(state | {"loss_sum": -1e-9, "history": [state["history"][0] | {"loss": -1e-9}]}, path)
+    assert len(train(options, resume=True).history) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--period", 3), "--period has no effect here: it needs a rule for ranks: --macs, --energy or --threshold."),
+        (("--plan", "plan.json", "--align", 4), "--align has no effect here: it needs a rule for ranks"),
+        (("--method", "csgd", "--widths", 0.5, "--scheme", "channel"), "--scheme has no effect here: it needs a rule"),
+        (("--only", "conv*"), "--only has no effect here: it needs a rule such as --macs."),
+        (("--macs", 2, "--strength", 0.1), "--strength has no effect here: it needs --method csgd."),
+        (
+            ("--method", "csgd", "--macs", 2, "--gate-steps", 9),
+            "--gate-steps has no effect here: it needs --method dag",
+        ),
+        (("--factors", 3), "--factors has no effect here: it needs a rule by which the network is cut"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    tmp_path: Path, command: Command, arguments: tuple[object, ...], message: str
+) -> None:
+    done = command("--arch", "resnet20", "--data", "npz:x", *arguments, "-o", tmp_path / "run")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert message in done.stderr
+
+
+def test_a_run_of_earlier_days_goes_on_with_options_without_effect(
+    stripes: Path, tmp_path: Path, command: Command
+) -> None:
+    with pytest.raises(StoppedEarly):
+        TrainingRun(options_for(stripes, tmp_path / "run", macs=None, period=3), stop_at(1, 5)).train()
+    assert command("--resume", "--arch", TINY, "-o", tmp_path / "run").returncode == 0
 
 
 def test_resume_with_a_changed_teacher_is_refused(stripes: Path, tmp_path: Path, command: Command) -> None:
@@ -616,6 +747,6 @@ def test_a_killed_command_leaves_a_run_that_resumes(
         process.kill()
     assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130), errors
     assert "Traceback" not in errors
-    done = command("--resume", "-o", output)
+    done = command("--resume", "--arch", TINY, "-o", output)
     assert done.returncode == 0, done.stderr
     assert len((output / "history.jsonl").read_text().splitlines()) == 40

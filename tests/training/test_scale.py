@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from test_run import SHAPE, TINY, Command, command, options_for, read, silent, stop_at, train
-from test_streamed import folder, needs_webdataset, shards
+from test_streamed import CLASSES, folder, needs_webdataset, shards
 from torch import Tensor, nn
 
 from training.average import WeightAverage
-from training.checkpoint import load_network, write
+from training.checkpoint import load_network, new_network, save_network, write
 from training.data.augmentation import Augmentation
+from training.data.classes import numbers_by_name
+from training.data.in_memory import BatchesInMemory
 from training.loop import TrainingRun
 from training.options import TrainOptions
+from training.phase import start_phase
+from training.run_folder import run_folder
 from training.save_every import SaveEvery
 from training.saving import StateFiles
 from trp_export.errors import LoadError, OptionError, OutputError, StoppedEarly, TrpError
@@ -78,10 +84,6 @@ def test_a_stop_while_validating_is_saved(folder: Path, tmp_path: Path) -> None:
 
 
 def test_images_of_the_networks_size_are_held_in_memory(folder: Path, tmp_path: Path) -> None:
-    from PIL import Image
-
-    from training.data.in_memory import BatchesInMemory
-
     for path in folder.rglob("*.png"):
         Image.open(path).resize((8, 8)).save(path)
     run = TrainingRun(streamed(folder, tmp_path / "run"), silent)
@@ -100,6 +102,43 @@ def test_a_set_in_memory_is_mixed(stripes: Path, tmp_path: Path) -> None:
     _, shares = next(iter(run.batches.epoch(0)))
     assert shares.shape == (16, 4)
     torch.testing.assert_close(shares.sum(1), torch.ones(16))
+
+
+def named_network(path: Path, *classes: str) -> Path:
+    save_network(new_network(TINY, classes, SHAPE), path, [])
+    return path
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["streamed", "in memory"])
+def test_classes_go_by_their_names(folder: Path, tmp_path: Path, held: bool) -> None:
+    if held:
+        for path in folder.rglob("*.png"):
+            Image.open(path).resize((8, 8)).save(path)
+    init = named_network(tmp_path / "dense.pt", "red", "grey", "blue")
+    run = TrainingRun(streamed(folder, tmp_path / "run", init=init), silent)
+    assert isinstance(run.batches, BatchesInMemory) == held
+    assert run.network.classes == ("red", "grey", "blue")
+    for x, y in [*run.batches.epoch(0), *run.data.validation.batches()]:
+        assert [2 if image[2].mean() > image[0].mean() else 0 for image in x] == y.tolist()
+    init = named_network(tmp_path / "other.pt", "red", "grey")
+    with pytest.raises(LoadError, match="the network has no class blue; its classes are red, grey"):
+        TrainingRun(streamed(folder, tmp_path / "other", init=init), silent)
+
+
+@needs_webdataset
+def test_classes_in_shards_go_by_their_names(shards: Path, tmp_path: Path) -> None:
+    init = named_network(tmp_path / "dense.pt", "red", "grey", "blue")
+    changes = {"data": f"webdataset:{shards}/train-{{0..3}}.tar", "workers": 1, "init": init}
+    run = TrainingRun(streamed(shards, tmp_path / "run", **changes), silent)
+    for x, y in run.batches.epoch(0):
+        assert [2 if image[2].mean() > image[0].mean() else 0 for image in x] == y.tolist()
+
+
+def test_classes_without_names_go_by_their_numbers() -> None:
+    assert numbers_by_name(("0", "1", "2"), ("red", "grey", "blue")) is None
+    assert numbers_by_name(("red", "blue"), ("0", "1", "2")) is None
+    assert numbers_by_name((), ("red", "blue")) is None
+    assert numbers_by_name(("0", "1", "10"), tuple(map(str, range(11)))).tolist() == [0, 1, 10]
 
 
 def test_odd_images_are_counted_and_named(folder: Path, tmp_path: Path, command: Command) -> None:
@@ -142,6 +181,18 @@ def test_averaged_weights_are_measured_and_kept(stripes: Path, tmp_path: Path) -
     assert torch.equal(network.weight, steps[2])
 
 
+def test_a_weight_of_two_names_is_averaged_too() -> None:
+    network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    network[1].weight = network[0].weight
+    average = WeightAverage(network, 0.5)
+    for value in (1.0, 3.0):
+        nn.init.constant_(network[0].weight, value)
+        average.update()
+    with average.in_place():
+        assert torch.equal(network[1].weight, torch.full((2, 2), 2.0))
+    assert torch.equal(network[1].weight, torch.full((2, 2), 3.0))
+
+
 def test_a_run_with_averaged_weights_ends_with_low_rank(stripes: Path, tmp_path: Path) -> None:
     run = train(options_for(stripes, tmp_path / "run", epochs=2, ema=0.9, keep="last"))
     network = load_network(tmp_path / "run" / "model.pt", TINY)
@@ -168,6 +219,31 @@ def test_states_are_saved_within_epochs_and_bounded(stripes: Path, tmp_path: Pat
     whole = train(options_for(stripes, tmp_path / "whole", epochs=2))
     (tmp_path / "run" / "state-1-10.pt").replace(tmp_path / "run" / "last.pt")
     assert_same_weights(whole, train(options, resume=True))
+
+
+def test_a_run_goes_back_to_an_earlier_state(stripes: Path, tmp_path: Path) -> None:
+    options = options_for(stripes, tmp_path / "run", epochs=2, save_every=SaveEvery(steps=5), states=3)
+    train(options)
+    folder = tmp_path / "run"
+    newest = (folder / "state-2-0.pt").read_bytes()
+    shutil.copyfile(folder / "state-1-10.pt", folder / "last.pt")
+    assert (folder / "state-2-0.pt").read_bytes() == newest
+    with pytest.raises(StoppedEarly):
+        TrainingRun(options, stop_at(1, 12), resume=True).train()
+    assert sorted(path.name for path in folder.glob("state-*")) == ["state-1-10.pt", "state-1-12.pt"]
+
+
+def test_other_processes_count_from_each_saved_state_too(
+    stripes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = TrainingRun(options_for(stripes, tmp_path / "run", epochs=1, save_every=SaveEvery(steps=5)), silent)
+    # Where another test has imported the module anew, this is the one that the run looks into.
+    monkeypatch.setitem(TrainingRun.train.__globals__, "world", lambda: (1, 2))
+    saved: list[int] = []
+    monkeypatch.setattr(run, "_require_finite_weights", lambda: saved.append(run._position.step))
+    run.train()
+    assert saved == [5, 10, 15, 16]
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_states_are_due_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +273,27 @@ def test_a_full_disk_leaves_the_state_from_before(
     monkeypatch.undo()
     assert read(tmp_path / "run" / "last.pt")["epoch"] == 2
     assert_same_weights(train(options_for(stripes, tmp_path / "whole", epochs=3)), train(options, resume=True))
+
+
+@pytest.mark.parametrize("kind", ["trp-run", "trp-checkpoint"])
+def test_a_disk_that_is_full_in_the_first_epoch_leaves_a_folder_to_go_on_with(
+    stripes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    options, folder = options_for(stripes, tmp_path / "run", epochs=1), tmp_path / "run"
+    save = torch.save
+
+    def fills_up(content: dict[str, Any], file: Any) -> None:
+        if content["format"] == kind:
+            raise OSError(28, "No space left on device")
+        save(content, file)
+
+    monkeypatch.setattr("training.checkpoint.torch.save", fills_up)
+    with pytest.raises(OutputError, match="No space left on device"):
+        train(options)
+    monkeypatch.undo()
+    with run_folder(folder, resume=(folder / "last.pt").exists()):
+        run = train(options, resume=(folder / "last.pt").exists())
+    assert_same_weights(train(options_for(stripes, tmp_path / "whole", epochs=1)), run)
 
 
 def test_a_file_that_cannot_be_written_says_why(tmp_path: Path) -> None:
@@ -275,8 +372,7 @@ def test_data_from_a_command_is_repeated_to_resume(stripes: Path, tmp_path: Path
 
 
 def test_synchronised_batch_norm_takes_the_place_of_every_batch_norm(stripes: Path, tmp_path: Path) -> None:
-    run = TrainingRun(options_for(stripes, tmp_path / "run", sync_bn=True), silent)
-    kinds = {
-        type(module) for module in run.network.module.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
-    }
+    network, options = new_network(TINY, CLASSES, SHAPE), options_for(stripes, tmp_path / "run", sync_bn=True)
+    module = start_phase(options, network, torch.device("cpu"), 16).network.module
+    kinds = {type(part) for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)}
     assert kinds == {nn.SyncBatchNorm}

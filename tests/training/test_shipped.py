@@ -22,7 +22,7 @@ DATA = ROOT.parent / "shared" / "data" / "cifar10"
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_the_ratio_is_that_of_the_name(path: Path) -> None:
-    network = load_network(path, None, ())
+    network = load_network(path, None)
     dense = total_macs(find_layers(find_architecture(network.arch).build(None), network.input_shape))
     promised = float(re.findall(r"-([\d.]+)x$", path.stem)[0])
     assert dense / total_macs(find_layers(network.module, network.input_shape)) >= promised
@@ -34,7 +34,7 @@ def test_the_ratio_is_that_of_the_name(path: Path) -> None:
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the test images in {DATA}")
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_the_accuracy_is_that_of_the_card(path: Path) -> None:
-    network = load_network(path, None, ())
+    network = load_network(path, None)
     images = load_labelled_images(f"npz:{DATA}", "test")
     network.module.eval()
     hits = 0
@@ -47,8 +47,8 @@ def test_the_accuracy_is_that_of_the_card(path: Path) -> None:
 
 @torch.no_grad()
 def test_the_trunk_of_the_gated_network_is_the_plain_network() -> None:
-    gated = load_network(ROOT / "models_zoo" / "weights" / "resnet20-rignet-t2-cifar10.pt", None, ())
-    plain = load_network(ROOT / "models_zoo" / "weights" / "resnet20-cifar10.pt", None, ())
+    gated = load_network(ROOT / "models_zoo" / "weights" / "resnet20-rignet-t2-cifar10.pt", None)
+    plain = load_network(ROOT / "models_zoo" / "weights" / "resnet20-cifar10.pt", None)
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     first, second = gated.module.eval().answers(x)
     assert torch.allclose(first, plain.module.eval()(x), atol=1e-5)

@@ -274,6 +274,21 @@ def test_folders_name_the_classes(folder: Path) -> None:
     assert not samples.fit_in_memory((SIZE, SIZE))
 
 
+def test_a_class_may_be_called_train(folder: Path, tmp_path: Path) -> None:
+    (folder / "red").rename(folder / "train")
+    assert FolderSamples(folder).classes == ("blue", "train")
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    folder.rename(parts / "train")
+    assert FolderSamples(parts).classes == ("blue", "train")
+    flat = tmp_path / "flat"
+    for part in ("train", "test"):
+        (flat / part).mkdir(parents=True)
+        picture(0, 0).save(flat / part / "0.png")
+    with pytest.raises(LoadError, match="train holds no images"):
+        FolderSamples(flat)
+
+
 needs_webdataset = pytest.mark.skipif(not is_installed("webdataset"), reason="webdataset is not installed")
 
 

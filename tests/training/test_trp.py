@@ -106,6 +106,21 @@ def test_steps_equal_the_algorithm_written_out(period: int) -> None:
         torch.testing.assert_close(mine, hand, rtol=0, atol=2e-6)
 
 
+def test_frozen_layers_keep_their_weights() -> None:
+    model = Tiny(norm=False)
+    model.conv1.requires_grad_(False)
+    before = model.conv1.weight.clone()
+    optimizer = sgd(model)
+    trp = TRP(model, optimizer, EVERY_STEP, SHAPE)
+    take_steps(model, optimizer, 2)
+    plan = trp.finish()
+    assert torch.equal(model.conv1.weight, before)
+    assert [decision.reason for decision in plan.decisions if decision.site.name == "conv1"] == ["it is frozen"]
+    assert relative_rank(model.conv2.weight) == 3
+    with pytest.raises(OptionError, match=r"the filter matches none of .* that can be factored and is not frozen"):
+        TRP(model, optimizer, replace(EVERY_STEP, layers=ByName(only=("conv1",))), SHAPE)
+
+
 def test_following_the_space_trains_as_decomposing_in_full_does() -> None:
     torch.manual_seed(0)
     model = Tiny(norm=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class Tiny(nn.Module):
@@ -30,6 +31,27 @@ def tiny(num_classes: int = 4) -> nn.Module:
 
 def tiny_without_norm(num_classes: int = 4) -> nn.Module:
     return Tiny(num_classes, norm=False)
+
+
+class TinyDropout(Tiny):
+    """Half of what its head reads is dropped at random."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.conv1(self.norm(self.stem(x)).relu())).relu()
+        return self.head(functional.dropout(self.norm2(self.conv2(x)).relu().mean((2, 3)), training=self.training))
+
+
+def tiny_dropout(num_classes: int = 4) -> nn.Module:
+    return TinyDropout(num_classes)
+
+
+class TinyWithFeatures(Tiny):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x), x
+
+
+def tiny_with_features(num_classes: int = 4) -> nn.Module:
+    return TinyWithFeatures(num_classes)
 
 
 class TinyTwice(Tiny):

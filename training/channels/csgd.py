@@ -37,10 +37,16 @@ from training.channels.settings import CSGDSettings
 from training.layers import find_layers, kernel_of, total_macs, unwrapped
 from training.replicas import broadcast
 from training.spectra import full_precision
-from training.step_hooks import register_before_update
+from training.step_hooks import gradient_scale, register_before_update, stored_step, was_skipped
+from trp_export.errors import OptionError
 
 # Bias, gamma and beta are drawn together by this share of the strength, and do not decay (the authors' code).
 _VECTOR_STRENGTH = 0.1
+# The optimizers that add weight decay to the gradient, where their groups do not say that it is decoupled.
+_ADD_DECAY = (
+    *(torch.optim.SGD, torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax),
+    *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop, torch.optim.ASGD),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +123,7 @@ class CSGD:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned. Raises LookupError, TypeError or ValueError where it does not fit."""
-        step, stored = state["step"], state["clusters"]
-        if not isinstance(step, int) or step < 0:
-            raise ValueError(f"step {step!r} is not a count")
+        step, stored = stored_step(state), state["clusters"]
         merges = []
         for merge, labels in zip(self.plan.merges, stored, strict=True):
             wanted = set(range(merge.kept))
@@ -150,10 +154,17 @@ class CSGD:
         return tuple(shared.tolist())
 
     def _find_parameters(self) -> list[_Clustered]:
+        """Raises OptionError for a parameter that the optimizer does not train: its filters would not become equal."""
         found = []
+        trained = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
         for merge in self.plan.merges:
             for name, rows in merge.group.rows.items():
                 for key, parameter in self._model.get_submodule(name).named_parameters(recurse=False):
+                    if parameter not in trained:
+                        raise OptionError(
+                            f"{name}.{key} is not among the parameters of the optimizer. Give C-SGD one that trains it "
+                            f"with the rest of its group, or leave {merge.group.pacesetter} out by `layers`."
+                        )
                     index = torch.tensor(rows, device=parameter.device)
                     is_kernel = key == "weight" and name in merge.group.layers
                     found.append(_Clustered(parameter, index, ClusterMean(merge.labels, parameter.device), is_kernel))
@@ -161,12 +172,11 @@ class CSGD:
 
     def _before_update(self) -> None:
         """Put the centripetal gradient in the place of each clustered filter's own."""
-        # A fused optimizer unscales in its step, so its gradients still have the GradScaler's factor here.
-        scale = getattr(self.optimizer, "grad_scale", None)
+        scale = gradient_scale(self.optimizer)
         options = {parameter: group for group in self.optimizer.param_groups for parameter in group["params"]}
         for part in self._clustered:
             gradient = part.parameter.grad
-            if gradient is None or part.parameter not in options:
+            if gradient is None:
                 continue
             with full_precision(gradient.device):
                 pull = self._pull(part, options[part.parameter])
@@ -176,7 +186,8 @@ class CSGD:
     def _pull(self, part: _Clustered, options: Mapping[str, Any]) -> Tensor:
         """eta F + eps (F - mean F), without the decay that the optimizer adds to the gradient itself."""
         rows = part.parameter.detach()[part.index]
-        added = 0.0 if options.get("decoupled_weight_decay") else float(options.get("weight_decay", 0.0))
+        is_added = isinstance(self.optimizer, _ADD_DECAY) and not options.get("decoupled_weight_decay")
+        added = float(options["weight_decay"]) if is_added else 0.0
         if part.is_kernel:
             strength, decay = self.settings.strength, self.settings.decay
         else:
@@ -188,6 +199,5 @@ class CSGD:
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Count the step, unless a fused optimizer skipped it."""
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is None or not bool(found_inf):
+        if not was_skipped(optimizer):
             self.step += 1

@@ -29,9 +29,11 @@ from torch import Tensor, nn
 from training.channels.choose import Stay
 from training.channels.gates import Gates, hard_gates
 from training.channels.groups import ChannelPlan
-from training.channels.removal import Removal, was_skipped
+from training.channels.removal import Removal
 from training.channels.settings import DaggerSettings
 from training.replicas import broadcast
+from training.step_hooks import gradient_scale, was_skipped
+from trp_export.errors import TrpError
 
 
 class Dagger(Removal):
@@ -94,7 +96,16 @@ class Dagger(Removal):
 
     @torch.no_grad()
     def _chosen(self) -> Stay:
-        return self._goal.choose([logits.double().cpu().numpy() for logits in self._gates()])
+        return self._goal.choose([logits.double().cpu().numpy() for logits in self._logits()])
+
+    def _logits(self) -> list[Tensor]:
+        """The logit of each gate. Raises TrpError where training has driven them out of all bounds."""
+        logits: list[Tensor] = self._gates()
+        if not bool(torch.cat(logits).isfinite().all()):
+            raise TrpError(
+                f"step {self.step + 1}: the gates are no longer finite. Start again with a lower --gate-lr (gate_lr)."
+            )
+        return logits
 
     @torch.no_grad()
     def _set_gates(self, gates: Tensor) -> None:
@@ -106,7 +117,7 @@ class Dagger(Removal):
         """While gates train: turn gradients of weights into those of gates, and leave the optimizer nothing to do."""
         if self.plan is not None or was_skipped(self.optimizer):
             return
-        self._train_gates(self._gate_gradients(getattr(self.optimizer, "grad_scale", None)))
+        self._train_gates(self._gate_gradients(gradient_scale(self.optimizer)))
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
@@ -120,7 +131,7 @@ class Dagger(Removal):
                 self.plan, self._open = plan, []
             else:
                 with torch.no_grad():
-                    self._set_gates(torch.cat(hard_gates(self._gates())))
+                    self._set_gates(torch.cat(hard_gates(self._logits())))
         super()._after_step(optimizer, args, kwargs)
 
     def _gate_gradients(self, scale: Tensor | None) -> Tensor:
@@ -136,7 +147,7 @@ class Dagger(Removal):
     @torch.enable_grad()
     def _train_gates(self, gradients: Tensor) -> None:
         with torch.autocast(gradients.device.type, enabled=False):
-            logits = self._gates()
+            logits = self._logits()
             soft = [values.sigmoid() for values in logits]
             gates = [hard + value - value.detach() for hard, value in zip(hard_gates(logits), soft, strict=True)]
             counts = torch.stack([gate.sum() for gate in gates])

@@ -31,7 +31,7 @@ from training.channels.groups import (
 from training.channels.settings import DaggerSettings, MagnitudeSettings
 from training.channels.ties import Ties
 from training.layers import find_layers, kernel_of, total_macs, unwrapped
-from training.step_hooks import register_before_update
+from training.step_hooks import register_before_update, stored_step, was_skipped
 from trp_export.rules import Macs
 
 
@@ -117,9 +117,7 @@ class Removal:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned. Raises LookupError, TypeError or ValueError where it does not fit."""
-        step, stored = state["step"], state["stay"]
-        if not isinstance(step, int) or step < 0:
-            raise ValueError(f"step {step!r} is not a count")
+        step, stored = stored_step(state), state["stay"]
         if stored is not None:
             for group, stay in zip(self._groups, stored, strict=True):
                 if len(stay) != len(group) or any(type(each) is not bool for each in stay) or not any(stay):
@@ -158,12 +156,6 @@ class Removal:
             self.step += 1
         if self.plan is not None:
             self._close(self.plan)
-
-
-def was_skipped(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a GradScaler makes a fused optimizer skip this step, since a gradient is not finite."""
-    found_inf = getattr(optimizer, "found_inf", None)
-    return found_inf is not None and bool(found_inf)
 
 
 def _labels(stay: NDArray[np.bool_]) -> tuple[int, ...]:

@@ -34,6 +34,7 @@ from training.channels.nodes import (
     tensors_of,
     works_in_place,
 )
+from training.layers import evaluating
 from trp_export.errors import OptionError, first_line
 
 # The channel of a value that is zero whatever the input, as padded channels are.
@@ -74,21 +75,16 @@ def find_ties(model: nn.Module, input_shape: Sequence[int]) -> Ties:
 
     Raises OptionError where torch.fx cannot trace the model.
     """
-    was_training = {module: module.training for module in model.modules()}
     first = next(model.parameters())
     zeros = torch.zeros((2, *input_shape[1:]), device=first.device, dtype=first.dtype)
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             graph = fx.Tracer().trace(model)
             ShapeProp(fx.GraphModule(model, graph)).propagate(zeros)
     except Exception as error:  # Tracing runs the user's own code.
         raise OptionError(
             f"torch.fx cannot trace this network, so its channels are unknown: {first_line(error)}"
         ) from error
-    finally:
-        for module, training in was_training.items():
-            module.training = training
     return _Walk(model, graph).ties()
 
 

@@ -14,6 +14,8 @@ from trp_export.errors import LoadError
 from trp_export.inputs.pictures import picture_size
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+# What people call the parts of a set.
+_PARTS = {"train", "test", "val", "valid", "validation"}
 # Sets below this size in bytes, of images of the network's size, are held in memory.
 LARGEST_IN_MEMORY = 2**30
 
@@ -25,10 +27,10 @@ class FolderSamples:
     """
 
     def __init__(self, folder: Path, part: str = "train") -> None:
-        self._root = folder / part if (folder / part).is_dir() else folder
+        self._root = folder / part if _has_part(folder, part) else folder
         if not self._root.is_dir():
             raise LoadError(f"{self._root} is not a folder.")
-        self.classes = tuple(sorted(entry.name for entry in os.scandir(self._root) if entry.is_dir()))
+        self.classes = tuple(sorted(_folders(self._root)))
         names, labels = [], []
         for label, name in enumerate(self.classes):
             files = sorted(_images(self._root / name))
@@ -62,6 +64,15 @@ class FolderSamples:
             return all(picture_size(self.read(index)) == tuple(size) for index in range(len(self)))
         except LoadError:
             return False
+
+
+def _has_part(folder: Path, part: str) -> bool:
+    """Whether `folder`/`part` holds that part of the images, and is not the class of this name beside others."""
+    return (folder / part).is_dir() and (bool(_folders(folder / part)) or _folders(folder) <= _PARTS)
+
+
+def _folders(folder: Path) -> set[str]:
+    return {entry.name for entry in os.scandir(folder) if entry.is_dir()}
 
 
 def _images(folder: Path) -> Iterator[str]:

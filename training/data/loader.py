@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from training.data.reading import Samples, decode
 from training.data.transforms import Transform, transformed
+from training.stop import ECHO_S
 from training.torchrun import local_processes
 from trp_export.errors import LoadError, TrpError
 
@@ -154,12 +156,12 @@ def _end_workers() -> None:
 
 def _leave_signals_to_the_run(worker: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach all processes of a job; the run itself saves and then ends its workers."""
-    came: list[int] = []
+    came: list[float] = []
 
     def take_one(number: int, frame: object) -> None:
-        if came and number == signal.SIGTERM:
+        came.append(time.monotonic())
+        if number == signal.SIGTERM and came[-1] - came[0] > ECHO_S:
             os._exit(0)
-        came.append(number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, take_one)

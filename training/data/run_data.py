@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from training.checkpoint import TrainedNetwork
 from training.data.augmentation import Augmentation
 from training.data.batches import TrainingBatches, ValidationImages
+from training.data.classes import numbers_by_name
 from training.data.folder import FolderSamples
 from training.data.hugging_face import HuggingFaceSamples
 from training.data.images import (
@@ -83,26 +85,31 @@ def make_data(options: TrainOptions, images: Images, network: TrainedNetwork, de
         raise LoadError(f"{network.arch} takes inputs of {len(network.input_shape)} axes; images have 4.")
     height, width = network.input_shape[2:]
     is_plain = options.loading.augment == Augmentation()
+    # The names of the classes in npz files are a guess.
+    numbers = None if options.data.startswith("npz:") else numbers_by_name(images.classes, network.classes)
     if isinstance(images, FolderSamples) and is_plain and images.fit_in_memory((height, width)):
         images = load_folder(images)
     data = (
-        _in_memory(options, images, network, device)
+        _in_memory(options, images, numbers, network, device)
         if isinstance(images, LabelledImages)
-        else _streamed(options, images, network, device)
+        else _streamed(options, images, numbers, network, device)
     )
     if not len(data.train):
         raise OptionError(f"--batch {batch} is more than the training images.")
     return data
 
 
-def _in_memory(options: TrainOptions, images: LabelledImages, network: TrainedNetwork, device: torch.device) -> RunData:
+def _in_memory(
+    options: TrainOptions, images: LabelledImages, numbers: Tensor | None, network: TrainedNetwork, device: torch.device
+) -> RunData:
     augment, classes = options.loading.augment, class_count(network)
     if replace(augment, mixup=0.0, cutmix=0.0) != Augmentation():
         raise OptionError(
             f"{options.data} is held in memory, where --augment knows mixup and cutmix only; the others are for "
             "images that are read while training."
         )
-    train, validation = split(images, options.validation, options.seed)
+    numbered = images if numbers is None else replace(images, labels=numbers[images.labels], classes=network.classes)
+    train, validation = split(numbered, options.validation, options.seed)
     require_fit(train, network.input_shape, classes)
     normalisation = Normalisation(network.mean, network.std)
     return RunData(
@@ -121,7 +128,9 @@ def _in_memory(options: TrainOptions, images: LabelledImages, network: TrainedNe
     )
 
 
-def _streamed(options: TrainOptions, images: Images, network: TrainedNetwork, device: torch.device) -> RunData:
+def _streamed(
+    options: TrainOptions, images: Images, numbers: Tensor | None, network: TrainedNetwork, device: torch.device
+) -> RunData:
     workers = options.loading.workers
     height, width = network.input_shape[2:]
     reading = Reading(
@@ -134,6 +143,7 @@ def _streamed(options: TrainOptions, images: Images, network: TrainedNetwork, de
         device=device,
         normalisation=Normalisation(network.mean, network.std),
         classes=class_count(network),
+        numbers=numbers,
     )
     source = _source(options, images, reading)
     batches, validation = StreamedBatches(source, reading), StreamedValidation(source, reading)

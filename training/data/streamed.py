@@ -28,7 +28,10 @@ _WHOLE = (0, 1)
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How images become batches. `share` is (process, processes); `size` (h, w) is the network's."""
+    """How images become batches. `share` is (process, processes); `size` (h, w) is the network's.
+
+    `numbers` holds the network's number of each class of the images, None where labels are the network's already.
+    """
 
     batch: int
     seed: int
@@ -39,6 +42,7 @@ class Reading:
     device: torch.device
     normalisation: Normalisation
     classes: int
+    numbers: Tensor | None = None
     odd_images: OddImages = field(default_factory=OddImages)
 
     @property
@@ -51,8 +55,11 @@ class Reading:
         for pixels, labels, remarks, _ in batches:
             self.odd_images.add(remarks)
             if len(labels):
-                if (highest := int(labels.max())) >= self.classes:
-                    raise LoadError(f"label {highest} is outside the {self.classes} classes of the network.")
+                known = self.classes if self.numbers is None else len(self.numbers)
+                if (highest := int(labels.max())) >= known:
+                    raise LoadError(f"label {highest} is outside the {known} classes.")
+                if self.numbers is not None:
+                    labels = self.numbers[labels]
                 yield (
                     self.normalisation(pixels.to(self.device, non_blocking=True)),
                     labels.to(self.device, non_blocking=True),

@@ -17,6 +17,7 @@ from models_zoo import find_architecture
 from models_zoo.cifar_resnet import CifarResNet
 from training import CSGD, CSGDSettings, Widths
 from training.channels.groups import Merge
+from trp_export.errors import OptionError
 
 CIFAR = (1, 3, 32, 32)
 HALF = CSGDSettings(rule=Widths(0.5), strength=0.1)
@@ -154,6 +155,7 @@ def test_training_resumes_bit_for_bit() -> None:
     "change",
     [
         {"step": -1},
+        {"step": True},
         {"clusters": []},
         {"clusters": [[0] * 8, [0] * 6, [0] * 12]},
         {"clusters": [[0, 1, 2, 3] * 2, [0, 1, 2] * 2, ["x"] * 12]},
@@ -202,6 +204,29 @@ def test_a_wide_network_is_squeezed_to_the_plain_widths() -> None:
     model = find_architecture("resnet20x1.6").build(None)
     plan = CSGD(model, torch.optim.SGD(model.parameters(), 0.1), CSGDSettings(rule=Widths(0.616)), CIFAR).plan
     assert plan.macs == 40_551_040
+
+
+@pytest.mark.parametrize(("kind", "added"), [("SGD", True), ("Adam", True), ("AdamW", False), ("Adafactor", False)])
+def test_decay_outside_the_gradient_is_left_alone(kind: str, added: bool) -> None:
+    model = randomised(Projected())
+    optimizer = getattr(torch.optim, kind)(model.parameters(), 0.1, weight_decay=0.5)
+    csgd = CSGD(model, optimizer, replace(HALF, strength=0.0), SHAPE)
+    model(batch(0)).square().mean().backward()
+    before = model.outer.bias.grad.clone()
+    csgd._before_update()
+    (merge,) = [merge for merge in csgd.plan.merges if "outer" in merge.group.layers]
+    for cluster in merge.clusters("outer"):
+        rows = list(cluster)
+        own = model.outer.bias.detach()[rows]
+        expected = before[rows].mean().expand(len(rows)) - (0.5 * own if added else 0.0)
+        torch.testing.assert_close(model.outer.bias.grad[rows], expected)
+
+
+def test_filters_that_the_optimizer_does_not_train_are_refused() -> None:
+    model = Projected()
+    weights = [parameter for name, parameter in model.named_parameters() if name != "outer.bias"]
+    with pytest.raises(OptionError, match=r"outer\.bias is not among the parameters of the optimizer"):
+        CSGD(model, torch.optim.SGD(weights, 0.1), HALF, SHAPE)
 
 
 def test_maximising_draws_filters_together_too() -> None:

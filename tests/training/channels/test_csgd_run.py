@@ -22,7 +22,8 @@ from trp_export.errors import LoadError, OptionError, StoppedEarly
 def test_a_run_leaves_equal_filters_that_merge_without_loss(stripes: Path, tmp_path: Path) -> None:
     run = train(options_for(stripes, tmp_path / "run", epochs=8, keep="last"))
     network = load_network(tmp_path / "run" / "model.pt", TINY)
-    plan = CSGD(Tiny(), torch.optim.SGD(Tiny().parameters(), 0.1), CSGDSettings(rule=Widths(0.5)), (1, 3, 8, 8)).plan
+    fresh = Tiny()
+    plan = CSGD(fresh, torch.optim.SGD(fresh.parameters(), 0.1), CSGDSettings(rule=Widths(0.5)), (1, 3, 8, 8)).plan
     filters = network.module.conv2.weight.detach()
     assert len({tuple(kernel.flatten().tolist()) for kernel in filters}) == 6
     assert network.plan is None

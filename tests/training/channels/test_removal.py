@@ -18,7 +18,7 @@ from training.channels.gates import Gates, filter_features, hard_gates
 from training.channels.groups import REMOVED, ChannelPlan
 from training.channels.magnitude import magnitudes
 from training.channels.removal import Removal
-from trp_export.errors import OptionError
+from trp_export.errors import OptionError, TrpError
 
 State = dict[str, Any] | None
 Make = Callable[..., Removal]
@@ -150,6 +150,18 @@ def test_the_penalty_alone_closes_gates_until_the_budget_is_met() -> None:
     assert open_gates[0] > 0.9 * dagger.measure().dense_macs
     assert min(open_gates) < 0.6 * dagger.measure().dense_macs
     assert 2 <= dagger.measure().ratio < 2.2
+
+
+@pytest.mark.parametrize("rule", [Macs(2), Widths(0.5)])
+def test_gates_that_diverge_are_named(rule: Macs | Widths) -> None:
+    model = randomised(Projected())
+    optimizer = sgd(model)
+    dagger = Dagger(model, optimizer, DaggerSettings(rule=rule, gate_steps=3), SHAPE)
+    next(dagger._gates.parameters()).data.fill_(float("nan"))
+    with pytest.raises(TrpError, match=r"step 1: the gates are no longer finite\. Start again with a lower --gate-lr"):
+        dagger.measure()
+    with pytest.raises(TrpError, match="the gates are no longer finite"):
+        take_steps(model, optimizer, 1)
 
 
 def test_gates_keep_the_channels_that_the_loss_needs() -> None:

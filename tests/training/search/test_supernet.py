@@ -19,7 +19,7 @@ from trp_export.errors import UnsupportedError
 from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import rewrite
 from trp_export.graph.sites import find_sites
-from trp_export.lowrank.calibrated import calibrated_pair, output_errors
+from trp_export.lowrank.calibrated import calibrated_pair, output_errors, relative_error
 from trp_export.lowrank.factor import Factors, factorise, product
 from trp_export.lowrank.metric import ErrorMetric
 from trp_export.lowrank.schemes import (
@@ -82,7 +82,8 @@ def test_with_a_covariance_less_of_the_output_is_lost(scheme: Scheme) -> None:
     nested = nested_factors(kernel, scheme, 1, top, metric_of(covariance, kernel.shape, scheme.reduce_axes))
     wanted = output_errors(kernel, scheme, 1, ErrorMetric(covariance))
     rank = max(1, top // 2)
-    fitted = calibrated_pair(kernel, scheme, 1, rank, ErrorMetric(covariance)).relative_error
+    pair = calibrated_pair(kernel, scheme, 1, rank, ErrorMetric(covariance))
+    fitted = relative_error(kernel, product(pair, scheme, kernel.shape, 1), 1, ErrorMetric(covariance))
     flat = (kernel - nested.kernel(rank).numpy()).reshape(12, -1)
     own = np.sum((flat @ covariance[0]) * flat) / np.sum(
         (kernel.reshape(12, -1) @ covariance[0]) * kernel.reshape(12, -1)
