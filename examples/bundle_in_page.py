@@ -67,7 +67,7 @@ def main(folder: Path) -> None:
     verified = verify_bundle(bundle, report.digest)
     print(f"{len(verified.manifest.files)} files, {verified.bytes:,} bytes, digest {verified.digest}")
 
-    shutil.copytree(bundle, site / "bundle")
+    shutil.copytree(bundle, site / "bundle", dirs_exist_ok=True)
     images = np.load(ZOO / "images" / "cifar10-256.npz")["images"][:SAMPLES]
     names = [f"sample{index}.png" for index in range(len(images))]
     for name, pixels in zip(names, images, strict=True):

@@ -95,6 +95,7 @@ def test_own_measure_keeps_the_detector_within_its_limit(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_bundle_in_page_writes_the_digest_of_its_bundle_into_the_page(tmp_path: Path) -> None:
+    (tmp_path / "site" / "bundle").mkdir(parents=True)  # As after an earlier run.
     run_example("bundle_in_page.py", tmp_path)
     verified = verify_bundle(tmp_path / "site" / "bundle")
     page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")

@@ -28,6 +28,7 @@ elif [ -n "$wanted" ]; then
   echo "note: no apt-get here; install$wanted by other means, or the tests that need them will skip"
 fi
 for part in arm web; do
-  "$python" "$here/tools/setup_$part.py" | tail -n 1 || echo "note: tools/setup_$part.py failed"
+  said=$("$python" "$here/tools/setup_$part.py") || said="note: tools/setup_$part.py failed"
+  echo "$said" | tail -n 1
 done
 exit 0

@@ -29,6 +29,7 @@ from trp_export import Benchmark, Options, Preprocessing, Selection, compress
 from trp_export.calibration.divergence import agreement, divergence
 from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.graph.weights import set_value
+from trp_export.inputs.description import describe_inputs
 from trp_export.inputs.images import load_images
 from trp_export.inputs.samples import Batch
 from trp_export.options import INT8_CHANNELS, Calibration, LoadOptions
@@ -97,7 +98,8 @@ def make(settings: Settings, network: str, ratio: float, form: str, batches: Seq
         form = "int8"
     else:
         source, _ = make(settings, network, ratio, "fp32", batches)
-    made = convert(form, source, file, batches, ratio > 1, lambda step, share: None)
+    inputs = describe_inputs(ir.load(source)).completed()
+    made = convert(form, source, file, inputs, batches, ratio > 1, lambda step, share: None)
     if made.refused:
         raise SystemExit(f"{file.name}: {made.refused}")
     assert made.parity is not None

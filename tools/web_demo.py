@@ -34,6 +34,8 @@ RUNTIME = {
     "ort.wasm.bundle.min.mjs": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
+# What every site holds besides the page.
+ALWAYS = {"site.json", "ort", "bundle"}
 # With these headers a browser allows threads and a finer clock.
 ISOLATION = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
 
@@ -59,8 +61,7 @@ def build(bundle: Path, site: Path, original: Path | None = None) -> None:
 
     Raises LoadError for a bundle or an original that cannot be used, OutputError, DeviceError.
     """
-    if site.exists() and not (site / "site.json").is_file():
-        raise OutputError(f"{site} exists and is not a site of this tool; choose another folder.")
+    _require_ours(site)
     try:
         site.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{site.name}.", dir=site.parent) as folder:
@@ -72,11 +73,35 @@ def build(bundle: Path, site: Path, original: Path | None = None) -> None:
                 "original": copy_original(original, made / "original.onnx") if original else None,
             }
             (made / "site.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-            if site.exists():
-                shutil.rmtree(site)
-            made.rename(site)
+            _replace(site, made, Path(folder) / "older")
     except OSError as error:
         raise OutputError(f"{site} cannot be written: {error}.") from error
+
+
+def _require_ours(site: Path) -> None:
+    """Raise OutputError where the place holds anything that this tool did not make."""
+    if not site.exists():
+        return
+    names = {path.name for path in site.iterdir()} if site.is_dir() else set()
+    if not names >= ALWAYS:
+        raise OutputError(f"{site} exists and is not a site of this tool; choose another folder.")
+    if foreign := sorted(names - ALWAYS - {"original.onnx"} - {path.name for path in PAGE.iterdir()}):
+        raise OutputError(
+            f"{site} holds {foreign[0]}, which this tool did not make; move it, or choose another folder."
+        )
+
+
+def _replace(site: Path, made: Path, aside: Path) -> None:
+    """Move the new site into its place. If that fails, the older one comes back."""
+    older = site.exists()
+    if older:
+        site.rename(aside)
+    try:
+        made.rename(site)
+    except OSError:
+        if older:
+            aside.rename(site)
+        raise
 
 
 def copy_runtime(folder: Path) -> None:

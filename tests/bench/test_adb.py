@@ -12,12 +12,18 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import onnxruntime
 import psutil
 import pytest
+from onnx import parser
 
 from trp_export.bench import Comparison, Settings, compare
 from trp_export.bench.devices.adb import abi_of, choose
+from trp_export.bench.devices.pipe import Pipe
+from trp_export.bench.devices.staging import MANIFEST, write_inputs
+from trp_export.bench.models import read_cases
 from trp_export.bench.runners import python_runner
 from trp_export.cli.bench import run
 from trp_export.errors import DeviceError
@@ -27,6 +33,8 @@ from .conftest import free_port, runners_below
 DAEMON = Path(__file__).with_name("adb_daemon.py")
 SOURCE = Path(python_runner.__file__).with_name("native_runner.c")
 LIBRARIES = glob.glob(str(Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime.so*"))  # noqa: PTH207
+GATHER = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[2, 4] x, int64[1] index) => (float[1, 4] y) { y = Gather(x, index) }"""
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 pytestmark = [
     pytest.mark.skipif(not shutil.which("adb"), reason="needs the adb client: apt-get install adb"),
@@ -76,6 +84,20 @@ def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             pytest.fail("adb's server starts on none of three ports")
         yield
         subprocess.run(["adb", "kill-server"], check=True, capture_output=True, timeout=30)
+
+
+def test_a_failure_in_the_middle_of_a_reply_is_told(native: Path, tmp_path: Path) -> None:
+    """An index beyond the rows: onnxruntime notices in the first inference."""
+    onnx.save(parser.parse_model(GATHER), tmp_path / "net.onnx")
+    rows, index = np.zeros((2, 4), np.float32), np.array([7])
+    write_inputs(replace(read_cases([tmp_path / "net.onnx"])[0], feeds=(rows, index)), tmp_path)
+    runner, library = native / "trp-runner", native / "libonnxruntime.so"
+    argv = [runner, "serve", library, tmp_path / "net.onnx", tmp_path / MANIFEST, tmp_path, "1"]
+    pipe = Pipe([*map(str, argv)], what="the runner")
+    assert pipe.receive(30)["provider"] == "CPUExecutionProvider"
+    with pytest.raises(DeviceError, match=r"the runner: run: .*out of data bounds"):
+        pipe.ask("run 3 1", 30)
+    pipe.close()
 
 
 def start_phone(folder: Path, native: Path, *options: str, abi: str = "x86_64") -> Phone:
@@ -153,6 +175,16 @@ def test_a_runner_for_another_processor(
         stop(arm)
 
 
+def test_a_folder_whose_name_begins_with_a_dash(
+    phone: Phone, native: Path, conv_net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not an option of adb."""
+    (tmp_path / "-a").symlink_to(native)
+    monkeypatch.chdir(tmp_path)
+    settings = replace(phone.settings, native=Path("-a"))
+    assert compare([conv_net], device="adb", settings=settings, budget_s=0.2, processes=1).measurements[0].samples
+
+
 def test_a_full_disk(tmp_path: Path, native: Path, conv_net: Path, adb_server: None) -> None:
     full = start_phone(tmp_path, native, "--full-after", "1000000")
     try:
@@ -204,7 +236,6 @@ def test_a_hung_runner_is_killed_there(phone: Phone, conv_net: Path) -> None:
     from trp_export.bench.devices import open_device
     from trp_export.bench.devices.base import Start
     from trp_export.bench.devices.local import PipeRunner
-    from trp_export.bench.models import read_cases
 
     with open_device("adb", phone.settings) as device:
         device.stage(read_cases([conv_net]))

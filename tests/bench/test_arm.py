@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,14 @@ def test_what_it_cannot_do(conv_net: Path) -> None:
         compare([conv_net], device="arm:pentium")
     with pytest.raises(OptionError, match="ask for fewer"):
         compare([conv_net], device="arm", threads=2)
+
+
+def test_a_folder_with_a_comma(conv_net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """qemu would read the rest of the path as another option of its plugin."""
+    (tmp_path / "a,b").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "a,b"))
+    with pytest.raises(DeviceError, match=r"qemu cannot use .*a,b.*name another folder in TMPDIR"):
+        compare([conv_net], device="arm", processes=1)
 
 
 def test_set_up_twice_does_nothing() -> None:

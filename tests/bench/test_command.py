@@ -68,6 +68,23 @@ def test_against_an_earlier_run(conv_net: Path, tmp_path: Path, capsys: pytest.C
     assert "Measure both files in one run" in message
 
 
+def test_a_run_on_other_values_is_refused(conv_net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the same shape and type; files of earlier versions do not tell, and are compared."""
+    saved = tmp_path / "s.json"
+    assert run([str(conv_net), *FAST, "--save", str(saved)]) == 0
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 16, 16), np.float32))
+    other = [str(conv_net), *FAST, "--against", str(saved), "--input", str(tmp_path / "x.npy")]
+    capsys.readouterr()
+    assert run(other) == 9
+    shown, message = capsys.readouterr()
+    assert shown == ""
+    assert "\n       input_values: " in message
+    values = json.loads(saved.read_text())
+    del values["environment"]["input_values"]
+    saved.write_text(json.dumps(values))
+    assert run(other) == 0
+
+
 def test_an_unlike_run_is_shown_before_it_is_refused(
     conv_net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,6 +185,7 @@ def test_input_files(conv_net: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["NET", "--against", "nope.json"], 3, "nope.json cannot be read"),
         (["NET", "--timeout", "-5"], 2, "timeout must be above 0 s"),
         (["NET", "--timeout", "nan"], 2, "timeout must be above 0 s"),
+        (["NET", "--timeout", "1e11"], 2, "at most 1,000,000 s, not 1e+11"),
         (["NET", "--shape", "typo=1,3,16,16"], 2, "no input 'typo' to give a shape to; there are x"),
         (["NET", "--budget", "0"], 2, "budget must be above 0"),
         (["NET", "--budget", "x"], 2, "not a valid float"),

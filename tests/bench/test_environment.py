@@ -22,13 +22,17 @@ def machine(*cores: Core, can_pin: bool = True, load: float = 0.0) -> Machine:
     return Machine("CPU", "aarch64", "Linux 6", len(cores), cores, load, can_pin, "1.31.1", ("CPUExecutionProvider",))
 
 
-def plain(number: int, siblings: str | None = None, capacity: int = 0, governor: str = "") -> Core:
-    return Core(number, siblings or str(number), capacity, governor, 0, 0)
+def plain(number: int, siblings: str | None = None, capacity: int = 0, governor: str = "", max_khz: int = 0) -> Core:
+    return Core(number, siblings or str(number), capacity, governor, max_khz)
 
 
 BIG_LITTLE = machine(
     *(plain(i, capacity=400, governor="schedutil") for i in range(4)),
     *(plain(i, capacity=1024, governor="performance") for i in range(4, 6)),
+)
+HYBRID = machine(  # Two P cores of two threads each, then two E cores; x86 knows no capacity.
+    *(plain(i, siblings, max_khz=5_000_000) for i, siblings in enumerate(("0-1", "0-1", "2-3", "2-3"))),
+    *(plain(i, max_khz=3_800_000) for i in (4, 5)),
 )
 TWO_CORES_OF_TWO = machine(plain(0, "0-1"), plain(1, "0-1"), plain(2, "2-3"), plain(3, "2-3"))
 
@@ -37,6 +41,9 @@ def test_the_fastest_distinct_cores_from_the_top() -> None:
     assert choose_cores(BIG_LITTLE, 1, None) == (5,)
     assert choose_cores(BIG_LITTLE, 2, None) == (4, 5)
     assert choose_cores(BIG_LITTLE, 3, None) == (3, 4, 5)
+    assert choose_cores(HYBRID, 1, None) == (3,)
+    assert choose_cores(HYBRID, 2, None) == (1, 3)
+    assert choose_cores(HYBRID, 3, None) == (1, 3, 5)
     assert choose_cores(TWO_CORES_OF_TWO, 1, None) == (3,)
     assert choose_cores(TWO_CORES_OF_TWO, 2, None) == (1, 3)
     assert choose_cores(TWO_CORES_OF_TWO, 3, None) == (1, 2, 3)
@@ -55,6 +62,16 @@ def test_wanted_cores() -> None:
             choose_cores(BIG_LITTLE, threads, wanted)
 
 
+def test_cores_that_this_process_may_not_use_do_not_count() -> None:
+    """As under taskset, or in a container."""
+    confined = replace(TWO_CORES_OF_TWO, logical_cores=64)
+    assert choose_cores(confined, 4, None) == (0, 1, 2, 3)
+    with pytest.raises(OptionError, match="5 threads on a device that offers 4 cores; ask for fewer"):
+        choose_cores(confined, 5, None)
+    with pytest.raises(OptionError, match="5 threads on a device that offers 4 cores"):
+        choose_cores(replace(BIG_LITTLE, cores=(), logical_cores=4, can_pin=False), 5, None)
+
+
 def test_a_system_that_cannot_pin() -> None:
     fixed = replace(BIG_LITTLE, can_pin=False)
     assert choose_cores(fixed, 2, None) == ()
@@ -68,6 +85,14 @@ def test_unlike_environments_say_where_they_differ() -> None:
         require_same(HERE, replace(HERE, onnxruntime="1.30.0"))
     assert "cpu:" not in str(refused.value)
     require_same(HERE, replace(HERE, onnxruntime="1.30.0"), besides=["onnxruntime"])
+
+
+def test_values_that_one_of_two_does_not_tell_are_not_compared() -> None:
+    told = replace(HERE, input_values="12ab")
+    require_same(HERE, told)
+    require_same(told, HERE)
+    with pytest.raises(EnvironmentMismatchError, match="input_values: 12ab / 34cd"):
+        require_same(told, replace(HERE, input_values="34cd"))
 
 
 def test_a_device_without_onnxruntime() -> None:

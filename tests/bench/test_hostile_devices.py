@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -42,7 +44,7 @@ READY = {
 }
 TURN = {"samples": [5, 6], "peak_bytes": 7}
 OUTPUTS = {"outputs": [{"file": "output0.bin", "element": 1, "shape": [1, 2]}, {"skipped": "list"}]}
-CORE = {"core": 0, "siblings": "0", "capacity": 0, "governor": "", "khz": 0, "max_khz": 0}
+CORE = {"core": 0, "siblings": "0", "capacity": 0, "governor": "", "max_khz": 0}
 PROBE = {
     "cpu": "a",
     "machine": "b",
@@ -161,6 +163,13 @@ def test_outputs_are_bounded_before_they_are_fetched(output: dict[str, Any], mes
         read_output_files({"outputs": [output]}, 100, "the board")
 
 
+def test_all_outputs_together_are_bounded() -> None:
+    output = {"file": "x", "element": 1, "shape": [10]}
+    assert len(read_output_files({"outputs": [output] * 2}, 80, "the board")) == 2
+    with pytest.raises(DeviceError, match="its outputs have 120 bytes; at most 80 were expected"):
+        read_output_files({"outputs": [output] * 3}, 80, "the board")
+
+
 def pipe(program: str) -> Pipe:
     return Pipe([sys.executable, "-c", f"import sys, time\n{program}"], what="the runner")
 
@@ -249,6 +258,26 @@ def test_a_lease_removes_what_a_lost_lease_left(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == sorted([folders["held"], folders["young"], other, leased])
     lease.close()
     assert not leased.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="needs /proc")
+def test_a_lease_ends_its_runners_and_no_process_that_took_over_a_number(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    lease = Pipe(["sh", "-c", LEASE.format(parent=str(tmp_path / "link"))], what="the board")
+    leased = Path(lease.receive(30)["folder"])
+    (leased / "0").mkdir()
+    runner, other = (subprocess.Popen(["sleep", "60"], cwd=folder) for folder in (leased / "0", tmp_path / "real"))
+    for number, process in enumerate((other, runner)):
+        (leased / f"{number}.pid").write_text(f"{process.pid}\n")
+    try:
+        lease.close()
+        assert runner.wait(10) == -signal.SIGKILL
+        assert other.poll() is None
+    finally:
+        for process in (runner, other):
+            process.kill()
+            process.wait()
 
 
 def test_a_machine_without_a_build_is_read() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trp_export.bench import Comparison, Environment, Measurement, Process
-from trp_export.bench.plot import MOST_DOTS, draw
+from trp_export.bench.plot import COLOURS, MOST_DOTS, draw
 from trp_export.bench.profile import Profile, ProfiledLayer
 from trp_export.errors import OutputError
 
@@ -50,3 +50,10 @@ def test_names_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
     text = (tmp_path / "p.svg").read_text()
     assert "<script" not in text
     assert "\x1b" not in text
+
+
+def test_there_may_be_more_models_than_colours(tmp_path: Path) -> None:
+    count = len(COLOURS) + 1
+    layers = Profile("m", (ProfiledLayer("conv", "Conv", 1.0, 1000, 1),), {}, 1)
+    draw(Comparison(HERE, (measured(4),) * count, (), 0.0), (layers,) * count, tmp_path / "p.svg")
+    assert (tmp_path / "p.svg").stat().st_size

@@ -11,8 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from trp_export.bench.devices.base import Start
+from trp_export.bench.devices.staging import copy_local
 from trp_export.bench.models import read_cases
 from trp_export.bench.profile import Profile, profile_models
+from trp_export.errors import OutputError
 from trp_export.precision.random_ranges import convert_for_speed
 
 from .conftest import save_conv_net
@@ -107,6 +109,24 @@ def test_activations_and_sums_that_onnxruntime_fuses(tmp_path: Path) -> None:
         "c2": 16 * 16 * 9 * 64,
         "odd": 5 * 16 * 64,
     }
+
+
+def test_a_staged_model_is_no_second_name_of_the_users_file(tmp_path: Path) -> None:
+    """`trp-bundle verify` takes a hard link for damage."""
+    model = onnx.load(save_conv_net(tmp_path / "net.onnx"))
+    onnx.save(model, tmp_path / "ext.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    copies = {"net.onnx": ["model.onnx"], "ext.onnx": ["model.onnx", "model0.data"]}
+    for name, files in copies.items():
+        (case,) = read_cases([tmp_path / name])
+        assert copy_local(case, tmp_path / name[:3]) == tmp_path / name[:3] / "model.onnx"
+        assert sorted(path.name for path in (tmp_path / name[:3]).iterdir()) == files
+        assert all(path.stat().st_nlink == 1 for path in (*case.files, *(tmp_path / name[:3]).iterdir()))
+
+
+def test_a_full_disk_under_a_staged_model(conv_net: Path, small_disk: Path) -> None:
+    (small_disk / "full").write_bytes(bytes(39_000))
+    with pytest.raises(OutputError, match=r"cannot write the model to .*Set TMPDIR to a roomier place"):
+        copy_local(read_cases([conv_net])[0], small_disk / "0")
 
 
 def test_external_data_without_names(tmp_path: Path) -> None:

@@ -51,8 +51,11 @@ def pixels(tmp_path: Path) -> Path:
     return tmp_path / "pixels"
 
 
-def run(program: list[str], folder: Path, digest: str, pixels: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*program, str(folder), digest, str(pixels)], capture_output=True, text=True, timeout=60)
+def run(
+    program: list[str], folder: Path, digest: str, pixels: Path, kind: str = "float32"
+) -> subprocess.CompletedProcess[str]:
+    command = [*program, str(folder), digest, str(pixels), kind]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def test_it_opens_the_model_and_prepares_images_as_python_does(
@@ -60,13 +63,27 @@ def test_it_opens_the_model_and_prepares_images_as_python_does(
 ) -> None:
     done = run(program, resnet20.folder, resnet20.digest, pixels)
     assert done.returncode == 0, done.stderr
-    size, shape, values = done.stdout.splitlines()
+    size, shape, kind, values = done.stdout.splitlines()
     assert int(size) == (resnet20.folder / "model.onnx").stat().st_size
-    assert shape == "1 3 32 32"
+    assert (shape, kind) == ("1 3 32 32", "FLOAT")
     assert f"measured with onnxruntime {onnxruntime.__version__}; this is 1.2.3" in done.stderr
     steps = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     wanted = load_images(IMAGES, steps, input_shape=(None, 3, 32, 32)).batch(0, 1)
     np.testing.assert_allclose(np.array(values.split(), np.float32), wanted.ravel(), atol=1e-5)
+
+
+def test_it_makes_bytes_where_the_model_takes_them(program: list[str], resnet20: Made, pixels: Path) -> None:
+    """Rounded as by Python, a byte of uint8 as the byte of int8 with the same bits."""
+    whole = np.rint(
+        [float(value) for value in run(program, resnet20.folder, resnet20.digest, pixels).stdout.split()[6:]]
+    )
+    for kind in ("uint8", "int8"):
+        done = run(program, resnet20.folder, resnet20.digest, pixels, kind)
+        assert done.returncode == 0, done.stderr
+        _, shape, made, values = done.stdout.splitlines()
+        assert (shape, made) == ("1 3 32 32", kind.upper())
+        np.testing.assert_array_equal(np.array(values.split(), np.int8), whole.astype(np.int8))
+    assert "this model takes int64" in run(program, resnet20.folder, resnet20.digest, pixels, "int64").stderr
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "model.onnx"])

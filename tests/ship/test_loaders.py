@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,13 +26,14 @@ from trp_export.inputs.images import load_images
 from trp_export.inputs.pictures import FORMATS
 from trp_export.inputs.preprocessing import Preprocessing, Resize
 from trp_export.inputs.spec import InputSpec
-from trp_export.ship.manifest import ManifestPreprocessing
+from trp_export.ship.manifest import ManifestPreprocessing, Tensor
 
 from .conftest import IMAGES, Made
 
 LOADERS = Path(trp_export.__file__).parent / "ship" / "loaders"
 COUNT = 12
 RUNTIME = cached("web") / "ort.wasm.bundle.min.mjs"
+needs_node = pytest.mark.skipif(not shutil.which("node"), reason="needs Node: apt-get install nodejs")
 needs_web = pytest.mark.skipif(
     not RUNTIME.is_file() or not shutil.which("node"), reason="needs Node and python tools/setup_web.py"
 )
@@ -173,6 +175,65 @@ def test_load_py_prepares_images_as_the_exporter_does(
     with Image.open(tmp_path / "photo.png") as photo:
         prepared = loader().prepare(photo, json.loads(written))
     np.testing.assert_allclose(prepared, images.batch(0, 1)[0], rtol=1e-6, atol=1e-6)
+
+
+WHOLE = {
+    "uint8": Preprocessing((0.0,) * 3, (1 / 255,) * 3, scale=1 / 255),  # 7 comes back as 6.9999995.
+    "int8": Preprocessing((128.0,) * 3, (1.0,) * 3, scale=1.0),
+}
+IN_NODE = """
+import { readFileSync } from "node:fs";
+const { prepare } = await import(process.argv[1]);
+const { image, manifest } = JSON.parse(readFileSync(0));
+class Tensor {
+  constructor(type, data, dims) { Object.assign(this, { type, data: [...data], dims }); }
+}
+console.log(JSON.stringify(prepare({ Tensor }, image, manifest)));
+"""
+
+
+def in_whole_numbers(kind: str, folder: Path) -> tuple[Image.Image, np.ndarray, dict[str, Any]]:
+    """A photo, what the exporter makes of it for an input of this type, and the manifest."""
+    pixels = np.arange(768, dtype=np.uint8).reshape(16, 16, 3)
+    Image.fromarray(pixels).save(folder / "photo.png")
+    spec = InputSpec("image", kind, (1, 3, 16, 16), (1, 3, 16, 16), (None,) * 4, "NCHW", 3)
+    images = load_images(folder, WHOLE[kind], spec=spec)
+    steps, tensor = ManifestPreprocessing.of(images.steps, "NCHW"), Tensor("image", (1, 3, 16, 16), kind)
+    written = replace(manifest(), preprocessing=steps, inputs=(tensor,)).to_bytes()
+    return Image.fromarray(pixels), images.batch(0, 1), json.loads(written)
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_load_py_makes_whole_numbers_as_the_exporter_does(kind: str, tmp_path: Path) -> None:
+    photo, wanted, described = in_whole_numbers(kind, tmp_path)
+    prepared = loader().prepare(photo, described)
+    assert prepared.dtype == wanted.dtype == kind
+    np.testing.assert_array_equal(prepared, wanted[0])
+
+
+def prepare_in_node(photo: Image.Image, described: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    image = {"data": np.asarray(photo.convert("RGBA")).ravel().tolist(), "width": photo.width, "height": photo.height}
+    command = ["node", "--input-type=module", "-e", IN_NODE, str(LOADERS / "load.mjs")]
+    given = json.dumps({"image": image, "manifest": described})
+    return subprocess.run(command, input=given, capture_output=True, text=True, timeout=60)
+
+
+@needs_node
+@pytest.mark.parametrize("kind", WHOLE)
+def test_load_mjs_makes_whole_numbers_as_the_exporter_does(kind: str, tmp_path: Path) -> None:
+    photo, wanted, described = in_whole_numbers(kind, tmp_path)
+    done = prepare_in_node(photo, described)
+    assert done.returncode == 0, done.stderr
+    prepared = json.loads(done.stdout)
+    assert (prepared["type"], prepared["dims"]) == (kind, [1, 3, 16, 16])
+    assert prepared["data"] == wanted.ravel().tolist()
+
+
+@needs_node
+def test_load_mjs_names_a_type_that_it_cannot_make(tmp_path: Path) -> None:
+    photo, _, described = in_whole_numbers("uint8", tmp_path)
+    described["inputs"][0]["type"] = "int64"
+    assert "this model takes int64" in prepare_in_node(photo, described).stderr
 
 
 def loader() -> ModuleType:

@@ -84,7 +84,7 @@ def test_verify_refuses_a_linked_folder(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="is a link"):
         verify_bundle(bundle)
     (tmp_path / "alias").symlink_to(bundle)
-    with pytest.raises(LoadError, match="is not a folder"):
+    with pytest.raises(LoadError, match="is a link; name the folder"):
         verify_bundle(tmp_path / "alias")
 
 

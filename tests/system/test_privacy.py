@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import getpass
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ from hypothesis import strategies as st
 from trp_export.system.privacy import is_private, names_without_paths, without_paths
 
 PARTS = st.text("abcdefghijklmnopqrstuvwxyz0123456789_-", min_size=2, max_size=8)
-# A part of a network may not be called as a folder of this run is, such as /tmp.
-MODULES = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=2, max_size=8).filter(lambda name: not is_private(f"/{name}"))
+# A part of a network may be called as a folder of this run is, such as /root.
+FOLDERS = ("root", "tmp", "model")
+MODULES = st.sampled_from(FOLDERS) | st.text("abcdefghijklmnopqrstuvwxyz_", min_size=2, max_size=8)
 OPERATORS = st.sampled_from(["Conv", "Relu", "Add", "Gemm", "MatMul", "Conv_1", "Relu_output_0"])
 ROOTS = [
     *("/content/drive/MyDrive/alice", "/projects/alice", "/proj/alice", "/net/alice", "/export/home/alice"),
@@ -21,6 +24,17 @@ ROOTS = [
     *("/users/alice", "/run/media/alice", "/app/alice", "/home/alice", "/opt/alice", "C:/Users/alice"),
     *("C:\\Users\\alice", "~/alice", "~alice/x", "file:///any/alice", "\\\\server\\alice", "//server/alice"),
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def container() -> Iterator[None]:
+    """A machine as many containers are: its folders are called as parts of networks are."""
+    home, temporary, current = FOLDERS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", f"/{home}")
+        patch.setattr(tempfile, "tempdir", f"/{temporary}")
+        patch.setattr(Path, "cwd", lambda: Path("/", current))
+        yield
 
 
 @pytest.mark.parametrize("root", ROOTS)
@@ -103,6 +117,23 @@ def test_a_path_within_a_name_goes(root: str) -> None:
     short = names_without_paths([name], [])
     assert "alice" not in short[name]
     assert short[name].endswith("Conv")
+
+
+@pytest.mark.parametrize(
+    "text", ["/level2/root/conv/Conv", "/level2/work/nets/Conv", "a/work/nets/x", "/work/nets_2/x/Conv", "/root/a/Conv"]
+)
+def test_a_folder_of_this_run_counts_at_the_start_of_a_path_alone(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/work/nets"))
+    assert not is_private(text)
+    assert without_paths(text) == text
+
+
+def test_what_lies_in_a_folder_of_this_run_is_private(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its end has the form of a layer's name."""
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/work/nets"))
+    for text in ("/work/nets/Conv", "in '/work/nets/a/Conv'", "/root/a/net.onnx", "/tmp/a"):
+        assert is_private(text)
+        assert not is_private(without_paths(text))
 
 
 def test_a_user_without_a_home_has_private_names_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -36,4 +38,17 @@ def test_a_child_is_killed_with_its_parent() -> None:
 
 def test_the_command_stays_the_same_where_the_system_cannot_do_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert ending_with_us(["a", "b"]) == ["a", "b"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell")
+@pytest.mark.parametrize("script", ["echo unrecognized option --pdeathsig >&2; exit 1", None])
+def test_the_command_stays_the_same_where_setpriv_cannot_do_it(
+    script: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of util-linux before 2.33 fails; a file that is no program does not even start."""
+    old = tmp_path / "setpriv"
+    old.write_text(f"#!/bin/sh\n{script}\n" if script else "\0")
+    old.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
     assert ending_with_us(["a", "b"]) == ["a", "b"]

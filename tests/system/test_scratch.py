@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,12 +13,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from trp_export.cli import shared
+from trp_export.errors import OutputError
 from trp_export.system import scratch
+from trp_export.system.privacy import without_paths
 from trp_export.system.scratch import Scratch, locked
 from trp_export.system.signals import terminable
 from trp_export.system.staging import OutputStage
+from trp_export.system.torch_cache import private_torch_cache
 
 TWO_DAYS_AGO = time.time() - 2 * 24 * 3600
 
@@ -84,6 +90,37 @@ def test_a_killed_run_s_folder_is_removed_a_day_later(tmp_path: Path) -> None:
     with Scratch(tmp_path) as current:
         assert list(tmp_path.iterdir()) == [current.folder]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_no_temporary_file_can_be_written_the_remedy_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "removed"))
+    with pytest.raises(OutputError, match=r"(?s)No such file.*Set TMPDIR to a folder"), Scratch():
+        raise AssertionError("it was made")
+    with pytest.raises(FileNotFoundError), Scratch(tmp_path / "removed"):
+        raise AssertionError("it was made")
+    with private_torch_cache():
+        assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+
+
+def test_a_command_without_temporary_files_names_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a container whose disk is read-only."""
+
+    def nowhere() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    @click.command("some")
+    def some() -> None:
+        assert without_paths("/opt/a/net.onnx") == "net.onnx"
+        with Scratch():
+            pass
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    assert shared.run(some, [], interrupted="", memory="") == OutputError.exit_code
+    assert "Set TMPDIR" in capsys.readouterr().err
 
 
 def test_a_folder_is_removed_where_rmtree_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

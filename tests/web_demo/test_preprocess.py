@@ -102,13 +102,25 @@ def test_prepare_gives_the_same_bits_for_photos(
     assert found.tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("scale", [1.0, 1 / 255, 1 / 256, 1 / 127.5, 0.017, 0.00392, 3.0])
+def test_any_scale_gives_the_same_bits(prepare: Prepare, scale: float) -> None:
+    pixels = np.arange(768, dtype=np.uint8).reshape(16, 16, 3)
+    found, expected = _both(prepare, pixels, None, None, "rgb", scale)
+    assert found.tobytes() == expected.tobytes()
+
+
 def _both(
-    prepare: Prepare, pixels: np.ndarray, resize: int | str | None, crop: tuple[int, int] | None, colour: Colour
+    prepare: Prepare,
+    pixels: np.ndarray,
+    resize: int | str | None,
+    crop: tuple[int, int] | None,
+    colour: Colour,
+    scale: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The page's input and the exporter's."""
     grey = colour == "grey"
     mean, std = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) if not grey else ((0.1307,), (0.3081,))
-    chosen = Preprocessing(mean, std, None if resize in (None, "cover") else int(resize or 0), crop, colour=colour)
+    chosen = Preprocessing(mean, std, None if resize in (None, "cover") else int(resize or 0), crop, scale, colour)
     if resize == "cover":
         assert crop is not None
         chosen = replace(chosen, crop=None, resize=Resize("cover", width=crop[1], height=crop[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -38,6 +39,41 @@ def test_a_foreign_folder_stays_as_it_is(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is not a site of this tool"):
         web_demo.build(bundle, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["site.json"], "is not a site of this tool"),
+        (["bundle", "ort", "site.json", "thesis.txt"], r"holds thesis\.txt, which this tool did not make"),
+    ],
+)
+def test_what_another_put_there_stays(bundle: Path, tmp_path: Path, names: list[str], message: str) -> None:
+    """A folder that merely holds a file called site.json, and a site to which somebody added a file."""
+    for name in names:
+        (tmp_path / name).write_text("years of work")
+    with pytest.raises(OutputError, match=message):
+        web_demo.build(bundle, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
+
+
+def test_the_older_site_stays_where_the_new_one_cannot_take_its_place(
+    site: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = tmp_path / "site"
+    shutil.copytree(site, older)
+    rename = Path.rename
+
+    def failing(path: Path, target: Path) -> Path:
+        if path.name == "site" and path != older:
+            raise OSError(errno.EIO, "the disk failed")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OutputError, match="the disk failed"):
+        web_demo.build(bundle, older)
+    assert (older / "original.onnx").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["site"]
 
 
 def test_a_changed_bundle_is_refused_and_the_older_site_stays(site: Path, bundle: Path, tmp_path: Path) -> None:

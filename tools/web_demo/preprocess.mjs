@@ -118,12 +118,13 @@ function cut(image, height, width) {
 
 // In single precision at each step, as numpy does it: a table of the 256 values that each channel can take.
 function normalised({ width, height, channels, data }, { scale, mean, std }) {
-  const divisor = Math.fround(1 / scale);
+  // A scale of 1/255 divides, any other multiplies: the two round differently.
+  const scaled = scale === 1 / 255 ? (value) => value / 255 : (value) => value * Math.fround(scale);
   const size = width * height;
   const input = new Float32Array(channels * size);
   for (let channel = 0; channel < channels; channel++) {
     const table = Float32Array.from({ length: 256 }, (_, value) =>
-      Math.fround(Math.fround(value / divisor) - Math.fround(mean[channel])) / Math.fround(std[channel]));
+      Math.fround(Math.fround(scaled(value)) - Math.fround(mean[channel])) / Math.fround(std[channel]));
     for (let i = 0; i < size; i++) input[channel * size + i] = table[data[i * channels + channel]];
   }
   return input;

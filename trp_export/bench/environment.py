@@ -17,6 +17,7 @@ class Environment:
 
     `cores` are the core numbers the threads were pinned to, empty where the system cannot pin.
     `unit` is what a sample counts: "ns" per inference, or "instructions" per inference under emulation.
+    `input_values` is a short digest of what was fed, empty in files of earlier versions, which do not tell.
     """
 
     device: str
@@ -31,6 +32,7 @@ class Environment:
     onnxruntime: str
     inputs: str
     unit: str = "ns"
+    input_values: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict, tuples as lists."""
@@ -41,13 +43,15 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """One core as the system describes it. `capacity` tells big from LITTLE, 1024 for the fastest, 0 unknown."""
+    """One core as the system describes it, with 0 for what is unknown.
+
+    `capacity` tells big from LITTLE, 1024 for the fastest. Only ARM has it; elsewhere the highest frequency tells.
+    """
 
     core: int
     siblings: str
     capacity: int
     governor: str
-    khz: int
     max_khz: int
 
 
@@ -97,11 +101,11 @@ def choose_cores(machine: Machine, threads: int, wanted: Sequence[int] | None) -
         if not machine.can_pin:
             raise OptionError("this system cannot pin a process to cores; leave --cores out")
         return tuple(sorted(set(wanted)))
-    if threads > max(len(known), machine.logical_cores):
-        raise OptionError(f"{threads} threads on a device of {machine.logical_cores} cores; ask for fewer")
+    if threads > (offered := len(known) or machine.logical_cores):
+        raise OptionError(f"{threads} threads on a device that offers {offered} cores; ask for fewer")
     if not machine.can_pin:
         return ()
-    order = sorted(known.values(), key=lambda core: (-core.capacity, -core.core))
+    order = sorted(known.values(), key=lambda core: (-core.capacity, -core.max_khz, -core.core))
     first_of_pair = {core.siblings: core for core in reversed(order)}
     distinct = [core for core in order if first_of_pair[core.siblings] is core]
     rest = [core for core in order if core not in distinct]
@@ -116,7 +120,8 @@ def governor_of(machine: Machine, cores: Sequence[int]) -> str:
 
 def require_same(one: Environment, other: Environment, *, besides: Collection[str] = ()) -> None:
     """Raise EnvironmentMismatchError that lists each field, but for those of `besides`, in which they differ."""
-    fields = [field.name for field in dataclasses.fields(Environment) if field.name not in besides]
+    untold = () if one.input_values and other.input_values else ("input_values",)
+    fields = [field.name for field in dataclasses.fields(Environment) if field.name not in (*besides, *untold)]
     differing = [name for name in fields if getattr(one, name) != getattr(other, name)]
     if not differing:
         return

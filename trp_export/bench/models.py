@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -88,6 +89,14 @@ def read_cases(
 def signature(case: BenchModel) -> str:
     """The shapes and types of the inputs, in order. Models with unlike inputs are not compared."""
     return ", ".join(f"{feed.dtype}{list(feed.shape)}".replace(" ", "") for feed in case.feeds)
+
+
+def digest_of_values(case: BenchModel) -> str:
+    """A short digest of what is fed: some networks take longer for some images."""
+    digest = hashlib.sha256()
+    for feed in case.feeds:
+        digest.update(np.ascontiguousarray(feed).tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:

@@ -88,9 +88,8 @@ def _layers(axes: Any, profiles: Sequence[Profile]) -> None:
     for index, profile in enumerate(profiles):
         times = {layer.name: layer.ms for layer in profile.layers} | {"(other)": profile.other_ms}
         places = np.arange(len(names)) - 0.4 + width * (index + 0.5)
-        axes.barh(
-            places, [times.get(name, 0.0) for name in names], width, color=COLOURS[index], label=brief(profile.model)
-        )
+        lengths = [times.get(name, 0.0) for name in names]
+        axes.barh(places, lengths, width, color=COLOURS[index % len(COLOURS)], label=brief(profile.model))
     axes.set_yticks(range(len(names)), [brief(name) for name in names], fontsize=7)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("ms per inference by layer, from onnxruntime's profile")

@@ -8,7 +8,7 @@ that belongs to no layer is reported as other.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -227,16 +227,15 @@ class _Graph:
 def _with_names(case: BenchModel, folder: Path) -> BenchModel:
     """`case` itself where every node has a name of its own, else a copy of the model in which it has."""
     model = read_proto(case.path)
-    names = [node.name for node in model.graph.node]
-    if len(set(names)) == len(names) and "" not in names:
+    uses = Counter(node.name for node in model.graph.node)
+    if "" not in uses and all(number == 1 for number in uses.values()):
         return case
     import onnx
 
     copy = copy_local(case, folder)
     model = read_proto(copy)
     for index, node in enumerate(model.graph.node):
-        if not node.name or names.count(node.name) > 1:
+        if not node.name or uses[node.name] > 1:
             node.name = f"{node.op_type}_{index}"
-    copy.unlink()
     onnx.save(model, copy)
     return replace(case, path=copy)

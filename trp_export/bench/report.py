@@ -18,17 +18,14 @@ from trp_export.system.text import plain
 
 def document(found: Comparison, profiles: Sequence[Profile], *, paired: bool = True) -> dict[str, Any]:
     """The result without raw samples as a plain dict; those are for `--save`."""
-    values = to_json(found, samples=False)
-    for model, other in zip(values["models"][1:], found.measurements[1:], strict=True):
-        model["ratio"] = stats.ratio(found.measurements[0], other, paired=paired).to_json()
-    values["profiles"] = [profile.to_json() for profile in profiles]
-    return values
+    values = to_json(found, samples=False, paired=paired)
+    return {**values, "profiles": [profile.to_json() for profile in profiles]}
 
 
 def print_tables(found: Comparison, profiles: Sequence[Profile], *, paired: bool = True) -> None:
     """Print latencies or counts, layers, the environment, and what disturbed the measurement."""
     out = standard_output()
-    out.print(_times(found, paired) if found.environment.unit == "ns" else _counts(found))
+    out.print(_times(found, paired) if found.environment.unit == "ns" else _counts(found, paired))
     if profiles:
         out.print(_layers(profiles))
     out.print(plain(_where(found.environment, found)), markup=False)
@@ -61,12 +58,12 @@ def _times(found: Comparison, paired: bool) -> Table:
     return table
 
 
-def _counts(found: Comparison) -> Table:
+def _counts(found: Comparison, paired: bool) -> Table:
     table = _plain_table("model", "1e6 instructions", "1e6 multiply-adds", "ratio [range]", "verdict", "vector kernels")
     for index, one in enumerate(found.measurements):
         kernels = {name: count for name, count in one.counts.items() if name not in ("macs", "instructions")}
         names = ", ".join(sorted(kernels, key=lambda name: -kernels[name])[:3])
-        against, verdict = _against(found.measurements[0], one, True) if index else ("1 (reference)", "")
+        against, verdict = _against(found.measurements[0], one, paired) if index else ("1 (reference)", "")
         macs = f"{one.counts.get('macs', 0) / 1e6:.2f}"
         word = {"faster": "fewer", "slower": "more"}.get(verdict, verdict)
         table.add_row(_safe(one.model), f"{stats.median(one) / 1e6:.2f}", macs, against, word, names)
@@ -89,13 +86,18 @@ def _layers(profiles: Sequence[Profile]) -> Table:
         found = [layers.get(name) for layers in by_name]
         cells = [cell for layer in found for cell in _layer_cells(layer)]
         first = found[0]
-        quotients = [f"{first.ms / one.ms:.2f}x" if first and one and one.ms else "-" for one in found[1:]]
+        quotients = [_times_faster(first.ms, one.ms) if first and one else "-" for one in found[1:]]
         pair = "" if all(layer is None or layer.parts == 1 for layer in found) else " (pair)"
         table.add_row(_safe(name) + pair, *cells, *quotients)
     table.add_row("other", *(cell for profile in profiles for cell in (f"{profile.other_ms:.3f}", "", "")))
     totals = [cell for profile in profiles for cell in (f"{profile.total_ms:.3f}", "", "")]
-    table.add_row("all", *totals, *(f"{profiles[0].total_ms / one.total_ms:.2f}x" for one in profiles[1:]))
+    table.add_row("all", *totals, *(_times_faster(profiles[0].total_ms, one.total_ms) for one in profiles[1:]))
     return table
+
+
+def _times_faster(before_ms: float, after_ms: float) -> str:
+    """A profile counts whole microseconds, so a time can be 0."""
+    return f"{before_ms / after_ms:.2f}x" if after_ms else "-"
 
 
 def _layer_cells(layer: ProfiledLayer | None) -> tuple[str, str, str]:

@@ -14,24 +14,29 @@ from trp_export.system.files import atomic_write, read_bounded
 from trp_export.system.json_fields import Fields, parse_json
 
 SCHEMA = 1
-_MOST_BYTES = 32 << 20
+_MOST_SAMPLES = 6_000_000  # of all models together: ten minutes of the shortest
+_MOST_BYTES = 14 * _MOST_SAMPLES  # a second has ten digits, and takes one
 _MOST_MODELS = 1000
-_MOST_SAMPLES = 10_000_000
 _LARGEST = 1 << 62
 _ENVIRONMENT_TEXTS = ("device", "cpu", "machine", "system", "governor", "provider", "onnxruntime", "inputs", "unit")
 
 
-def to_json(comparison: Comparison, *, samples: bool = True) -> dict[str, Any]:
-    """A plain dict: environment, each model with its statistics (and raw samples), ratios to the first model."""
+def to_json(comparison: Comparison, *, samples: bool = True, paired: bool = True) -> dict[str, Any]:
+    """A plain dict: environment, each model with its statistics (and raw samples), ratios to the first model.
+
+    Of more samples than `load` reads, one in so many is kept, which moves no median; the statistics are of all.
+    `paired` is False where the first model was measured in another run.
+    """
     first, *others = comparison.measurements
-    ratios = [None, *(_ratio(first, other) for other in others)]
+    ratios = [None, *(_ratio(first, other, paired) for other in others)]
+    step = -(-sum(len(one.samples) for one in comparison.measurements) // _MOST_SAMPLES) if samples else None
     return {
         "schema": SCHEMA,
         "environment": comparison.environment.to_json(),
         "seconds": comparison.seconds,
         "noise": list(comparison.noise),
         "models": [
-            {**_measurement(measurement, comparison.environment, samples), "ratio": ratio}
+            {**_measurement(measurement, comparison.environment, step), "ratio": ratio}
             for measurement, ratio in zip(comparison.measurements, ratios, strict=True)
         ],
     }
@@ -66,13 +71,15 @@ def from_json(document: Any, where: str) -> Comparison:
     )
 
 
-def _ratio(reference: Measurement, other: Measurement) -> dict[str, Any] | None:
-    """The ratio as a plain dict, None where a run that was stopped has no round with samples of both."""
-    rounds = [{process.round for process in one.processes if process.samples} for one in (reference, other)]
-    return stats.ratio(reference, other).to_json() if rounds[0] & rounds[1] else None
+def _ratio(reference: Measurement, other: Measurement, paired: bool) -> dict[str, Any] | None:
+    """The ratio as a plain dict, None where a run that was stopped has no samples to compare."""
+    first, second = ({process.round for process in one.processes if process.samples} for one in (reference, other))
+    comparable = first & second if paired else first and second
+    return stats.ratio(reference, other, paired=paired).to_json() if comparable else None
 
 
-def _measurement(measurement: Measurement, environment: Environment, samples: bool) -> dict[str, Any]:
+def _measurement(measurement: Measurement, environment: Environment, step: int | None) -> dict[str, Any]:
+    """`step` is the distance of the samples that are kept, None for none of them."""
     deviation = measurement.deviation
     values: dict[str, Any] = {
         "model": measurement.model,
@@ -83,18 +90,18 @@ def _measurement(measurement: Measurement, environment: Environment, samples: bo
         "counts": dict(measurement.counts),
         "summary": stats.summary(measurement).to_json(environment.unit) if measurement.samples else None,
     }
-    if samples:
-        values["processes"] = [_process(process) for process in measurement.processes]
+    if step is not None:
+        values["processes"] = [_process(process, step) for process in measurement.processes]
     return values
 
 
-def _process(process: Process) -> dict[str, Any]:
+def _process(process: Process, step: int) -> dict[str, Any]:
     return {
         "round": process.round,
         "load_ms": process.load_ms,
         "base_bytes": process.base_bytes,
         "peak_bytes": process.peak_bytes,
-        "samples": list(process.samples),
+        "samples": list(process.samples[:: max(1, step)]),
     }
 
 
@@ -105,6 +112,7 @@ def _read_environment(fields: Fields) -> Environment:
         logical_cores=fields.whole("logical_cores", _LARGEST),
         cores=fields.wholes("cores", _MOST_MODELS, _LARGEST),
         threads=fields.whole("threads", _LARGEST),
+        input_values=fields.text("input_values") if "input_values" in fields.values else "",
     )
     fields.nothing_more()
     return environment

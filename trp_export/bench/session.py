@@ -8,7 +8,6 @@ changes from round to round.
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 from trp_export.bench.devices import open_device
 from trp_export.bench.devices.base import Device, Ready, Runner, Settings, Start, Turn
 from trp_export.bench.environment import Environment, Machine, choose_cores, governor_of, require_same
-from trp_export.bench.models import BenchModel, read_cases, signature
+from trp_export.bench.models import BenchModel, digest_of_values, read_cases, signature
 from trp_export.bench.noise import Watch, noise_remarks
 from trp_export.bench.outputs import LEAST_OUTPUT_BYTES, Reference, check_outputs, reference_outputs
 from trp_export.bench.providers import Nodes, Provider
@@ -35,6 +34,7 @@ STABLE = 0.02  # two windows that differ by less are stable
 FEWEST_TURNS = 3
 FEW_INSTRUCTIONS = 1e8
 _BY_ANSWERS = "{}: outputs differ, as the last operators enlarge rounding; what they read was compared instead"
+LONGEST_S = 1_000_000  # of a budget or a timeout; systems wait for no more than some weeks
 KNOWN_LATER = ("provider", "onnxruntime")  # what only the runner can tell, for example in a browser
 
 
@@ -103,8 +103,8 @@ def compare(
     """
     settings = settings or Settings()
     for what, seconds in (("time budget", budget_s), ("timeout", settings.timeout_s)):
-        if not 0 < seconds < math.inf:
-            raise OptionError(f"the {what} must be above 0 s and finite, not {seconds:g}")
+        if not 0 < seconds <= LONGEST_S:
+            raise OptionError(f"the {what} must be above 0 s and at most {LONGEST_S:,} s, not {seconds:g}")
     asked = Provider.read(provider)
     begin = time.monotonic()
     with ExitStack() as stack:
@@ -113,13 +113,13 @@ def compare(
         opened = stack.enter_context(open_device(device, settings))
         machine = opened.probe()
         start = Start(threads, choose_cores(machine, threads, cores), asked.name, settings.timeout_s)
+        environment = _environment(opened, machine, start, cases[0])
         if like:
-            known = _environment(opened, machine, start, cases[0])
-            require_same(like, known, besides=KNOWN_LATER)
+            require_same(like, environment, besides=KNOWN_LATER)
         wanted = reference_outputs(cases, settings.timeout_s)
         opened.stage(cases)
         lanes = [_Lane(case, one) for case, one in zip(cases, wanted, strict=True)]
-        run = _Run(opened, machine, start, asked, lanes, seed, _recheck(device, settings, start))
+        run = _Run(opened, machine, start, environment, asked, lanes, seed, _recheck(device, settings, start))
         limits = (processes, processes) if processes else opened.rounds
         run.rounds(budget_s, limits, progress or _ignore, checkpoint or _ignore, begin)
         return run.comparison(time.monotonic() - begin)
@@ -162,6 +162,7 @@ def _environment(device: Device, machine: Machine, start: Start, case: BenchMode
         onnxruntime=machine.onnxruntime,
         inputs=signature(case),
         unit=device.unit,
+        input_values=digest_of_values(case),
     )
 
 
@@ -173,6 +174,7 @@ class _Run:
         device: Device,
         machine: Machine,
         start: Start,
+        environment: Environment,
         provider: Provider,
         lanes: list[_Lane],
         seed: int | None,
@@ -182,17 +184,12 @@ class _Run:
         self.asked, self.check_answers = provider, check_answers
         self.random = random.Random(seed)
         self.watch = Watch()
-        self.onnxruntime, self.provider = machine.onnxruntime, start.provider
+        self.environment = environment
 
     def comparison(self, seconds: float) -> Comparison:
         """Everything measured so far."""
-        environment = replace(
-            _environment(self.device, self.machine, self.start, self.lanes[0].case),
-            provider=self.provider,
-            onnxruntime=self.onnxruntime,
-        )
         measurements = tuple(lane.measurement() for lane in self.lanes)
-        notes = noise_remarks(measurements, self.machine, self.watch.others(), environment)
+        notes = noise_remarks(measurements, self.machine, self.watch.others(), self.environment)
         notes += tuple(_random_outputs(lane) for lane in self.lanes if lane.wanted.random)
         notes += tuple(self.asked.describe(lane.case.label, lane.nodes) for lane in self.lanes if lane.nodes)
         notes += tuple(
@@ -204,7 +201,7 @@ class _Run:
         fed = sorted({signature(lane.case) for lane in self.lanes})
         if len(fed) > 1:
             notes += (f"the models take different inputs ({' / '.join(fed)}): their ratio is not that of equal work",)
-        return Comparison(environment, measurements, notes, seconds)
+        return Comparison(self.environment, measurements, notes, seconds)
 
     def rounds(
         self,
@@ -264,7 +261,8 @@ class _Run:
         lane = self.lanes[index]
         runner = self.device.start(index, self.start)
         pairs.append((lane, runner))
-        self.onnxruntime, self.provider = runner.ready.onnxruntime, runner.ready.provider
+        ready = runner.ready
+        self.environment = replace(self.environment, provider=ready.provider, onnxruntime=ready.onnxruntime)
         lane.nodes = runner.ready.nodes
         self.asked.check(lane.case.label, lane.nodes)
         self._check(lane, runner)

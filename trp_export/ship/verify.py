@@ -69,7 +69,9 @@ def hash_file(path: Path) -> File:
 
 
 def _read_manifest(folder: Path) -> bytes:
-    if folder.is_symlink() or not folder.is_dir():
+    if folder.is_symlink():
+        raise LoadError(f"{folder} is a link; name the folder that it leads to.")
+    if not folder.is_dir():
         raise LoadError(f"{folder} is not a folder.")
     if not os.path.lexists(folder / NAME):
         raise LoadError(f"{folder} is not a bundle: it has no {NAME}.")

@@ -14,7 +14,7 @@ import re
 import socket
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 _PART = r"[^\s\"'<>|:;,()\[\]{}/\\]+"
@@ -115,22 +115,26 @@ def _last_part(path: re.Match[str]) -> str:
 
 
 def _in_places() -> re.Pattern[str]:
-    """What lies in a folder of this user or of this run."""
+    """What lies in a folder of this user or of this run, where a path begins."""
     places = "|".join(map(re.escape, _places()))
-    return re.compile(rf"(?:{places})(?:[/\\]{_REST}|(?![\w.\-]))" if places else r"(?!)")
+    return re.compile(rf"(?<![\w.\-/\\])(?:{places})(?:[/\\]{_REST}|(?![\w.\-]))" if places else r"(?!)")
 
 
 def _places() -> tuple[str, ...]:
-    """Folders of this user and of this run, the longest first."""
-    places = {Path.cwd(), Path(tempfile.gettempdir())} | ({home} if (home := _home()) else set())
-    return tuple(sorted((str(place) for place in places if len(place.parts) > 1), key=len, reverse=True))
+    """Folders of this user and of this run, the longest first.
+
+    Of two parts or more: /root and /model are names of layers too, and what lies in them has the form of a path.
+    """
+    found = (_place(find) for find in (Path.cwd, Path.home, tempfile.gettempdir))
+    places = {str(place) for place in found if place and len(place.parts) >= _LEAST_PARTS}
+    return tuple(sorted(places, key=len, reverse=True))
 
 
-def _home() -> Path | None:
-    """None for a user without a home, as in many containers: HOME is not set, and no list of users has an entry."""
+def _place(find: Callable[[], Path | str]) -> Path | None:
+    """None where there is none: many containers have no home and no folder for temporary files."""
     try:
-        return Path.home()
-    except RuntimeError:
+        return Path(find())
+    except (OSError, RuntimeError):
         return None
 
 
@@ -140,6 +144,6 @@ def _names() -> frozenset[str]:
         user = getpass.getuser()
     except (OSError, KeyError):
         user = ""
-    home = _home()
+    home = _place(Path.home)
     names = {user, socket.gethostname(), home.name if home else ""}
     return frozenset(name.lower() for name in names if len(name) >= _LEAST and name.lower() not in _NOBODY)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Sequence
+from functools import cache
 
 
 def ending_with_us(argv: Sequence[str]) -> list[str]:
@@ -12,4 +14,17 @@ def ending_with_us(argv: Sequence[str]) -> list[str]:
     On Linux util-linux's setpriv asks the kernel for it. Elsewhere the program itself has to notice.
     """
     setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "KILL", "--", *argv] if setpriv else list(argv)
+    return [*_killed_with_us(setpriv), *argv] if setpriv and _works(setpriv) else list(argv)
+
+
+def _killed_with_us(setpriv: str) -> list[str]:
+    return [setpriv, "--pdeathsig", "KILL", "--"]
+
+
+@cache
+def _works(setpriv: str) -> bool:
+    """Whether this setpriv can do it: that of util-linux before 2.33 and that of busybox do not know the option."""
+    try:
+        return subprocess.run([*_killed_with_us(setpriv), "true"], capture_output=True).returncode == 0
+    except OSError:
+        return False

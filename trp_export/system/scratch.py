@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from trp_export.errors import OutputError
 from trp_export.system.signals import held_back
 
 if os.name == "posix":
@@ -34,7 +35,22 @@ class Scratch:
         self._parent = parent
 
     def __enter__(self) -> Self:
-        """Make and lock the folder. A signal waits until its name is known, so that no folder is left behind."""
+        """Make and lock the folder. A signal waits until its name is known, so that no folder is left behind.
+
+        Raises OSError where `parent` cannot be written to, OutputError where there is no temporary folder.
+        """
+        try:
+            self._make()
+        except OSError as error:
+            if self._parent is not None:
+                raise
+            why = error.strerror or error
+            raise OutputError(
+                f"no temporary files can be written: {why}.\nSet TMPDIR to a folder that can be written to."
+            ) from error
+        return self
+
+    def _make(self) -> None:
         prefix = PREFIX if self._parent is None else f".{PREFIX}"
         sweep(self._parent or Path(tempfile.gettempdir()), prefix)
         with ExitStack() as undo:
@@ -44,7 +60,6 @@ class Scratch:
                 undo.enter_context(locked(self.folder))
                 self._furnish()
             self._undo = undo.pop_all()
-        return self
 
     def _furnish(self) -> None:
         """Prepare the folder."""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
+from trp_export.errors import OutputError
 from trp_export.system.scratch import Scratch
 
 _VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
@@ -21,7 +22,7 @@ def private_torch_cache() -> Iterator[None]:
         yield
         return
     with ExitStack() as stack:
-        with suppress(OSError):  # Without a temporary folder torch fails, if it is needed at all.
+        with suppress(OutputError):  # Without a temporary folder torch fails, if it is needed at all.
             os.environ[_VARIABLE] = str(stack.enter_context(Scratch()).folder / "torch")
             stack.callback(os.environ.pop, _VARIABLE, None)
         yield

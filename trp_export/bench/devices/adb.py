@@ -50,7 +50,7 @@ class AdbDevice(ShellDevice):
     def put(self, file: Path, name: str) -> None:
         """See ShellDevice; by adb's own file transfer."""
         limit_s = self.settings.timeout_s + file.stat().st_size / 1e6
-        argv = ["adb", "-s", self._serial, "push", str(file), f"{self.folder}/{name}"]
+        argv = ["adb", "-s", self._serial, "push", str(file.absolute()), f"{self.folder}/{name}"]
         try:
             done = run_bounded(argv, what=self.name, timeout_s=limit_s, most_bytes=MOST_LINE_BYTES)
         except DeviceError as error:

@@ -110,7 +110,13 @@ class ArmDevice:
 
 
 def qemu_command(home: Path, cpu: str, counts: Path | None) -> list[str]:
-    """qemu with its options, up to the guest program. `-L` puts the processor's root over the host's files."""
+    """qemu with its options, up to the guest program. `-L` puts the processor's root over the host's files.
+
+    Raises DeviceError for folders with a comma, where qemu takes its options apart.
+    """
+    for path, variable in ((home, "TRP_BENCH_CACHE"), (counts, "TMPDIR")):
+        if "," in str(path):
+            raise DeviceError(f"qemu cannot use {path}, as there is a comma in it; name another folder in {variable}.")
     plugin = ["-plugin", f"{home / PLUGIN},out={counts}"] if counts else []
     root = home / "roots" / cpu
     environment = {"PYTHONHOME": str(root / "usr"), "PYTHONPATH": str(home / "site"), "PYTHONHASHSEED": "0"}

@@ -92,7 +92,7 @@ class Runner(Protocol):
     def outputs(self, most_bytes: int) -> list[np.ndarray | None]:
         """The outputs for the staged inputs; None for those that are not tensors.
 
-        Raises DeviceError, also for an output of more than `most_bytes`.
+        Raises DeviceError, also for outputs of more than `most_bytes` together.
         """
 
     def ask(self, command: str) -> dict[str, Any]:

@@ -105,23 +105,24 @@ def read_turn(reply: Mapping[str, Any], samples: int, what: str) -> Turn:
 
 
 def read_output_files(reply: Mapping[str, Any], most_bytes: int, what: str) -> list[OutputFile | None]:
-    """The outputs that a runner wrote, None for those that are not tensors. None is larger than `most_bytes`."""
+    """The outputs that a runner wrote, None for those that are not tensors; all together at most `most_bytes`."""
     listed = list(_fields(reply, what).listed("outputs", _MOST_OUTPUTS))
-    return [None if "skipped" in output.values else _output_file(output, most_bytes, what) for output in listed]
+    files = [None if "skipped" in output.values else _output_file(output, what) for output in listed]
+    size_bytes = sum(file.size_bytes for file in files if file)
+    if size_bytes > most_bytes:
+        raise DeviceError(
+            f"{what} says that its outputs have {size_bytes:,} bytes; at most {most_bytes:,} were expected."
+        )
+    return files
 
 
-def _output_file(fields: Fields, most_bytes: int, what: str) -> OutputFile:
+def _output_file(fields: Fields, what: str) -> OutputFile:
     name, element = fields.text("file"), fields.whole("element")
     if not _FILE.fullmatch(name):
         raise DeviceError(f"{what} wrote an output to {name[:80]!r}, which is not a plain name.")
     if element not in python_runner.ELEMENTS:
         raise DeviceError(f"{what} sent an output of the unknown type {element}.")
-    file = OutputFile(name, element, fields.wholes("shape", _MOST_DIMENSIONS))
-    if file.size_bytes > most_bytes:
-        raise DeviceError(
-            f"{what} says that an output has {file.size_bytes:,} bytes; at most {most_bytes:,} were expected."
-        )
-    return file
+    return OutputFile(name, element, fields.wholes("shape", _MOST_DIMENSIONS))
 
 
 def decode(data: bytes, file: OutputFile) -> np.ndarray:
@@ -158,7 +159,6 @@ def _core(fields: Fields) -> Core:
         siblings=fields.text("siblings"),
         capacity=fields.whole("capacity"),
         governor=fields.text("governor"),
-        khz=fields.whole("khz"),
         max_khz=fields.whole("max_khz"),
     )
 

@@ -27,13 +27,17 @@ from trp_export.system.scratch import Scratch
 
 SLOWEST_BYTES_PER_S = 200_000  # a transfer slower than this counts as hung
 # First folders are removed that a lost lease left (a board that lost power): ours, over a day old, no shell behind.
+# At the end, a runner may have ended long ago and its number be another's: what works elsewhere, by /proc, stays.
 LEASE = """umask 077
 for o in {parent}/trp-bench.*; do
   [ -n "$(find "$o" -prune -type d -user "$(id -u)" -mtime +0 2>/dev/null)" ] || continue
   kill -0 "$(cat "$o/lease" 2>/dev/null)" 2>/dev/null || rm -rf "$o"
 done
 d=$(mktemp -d {parent}/trp-bench.XXXXXX) || exit 1
-trap 'for f in "$d"/*.pid; do [ -f "$f" ] && kill -9 "$(cat "$f")" 2>/dev/null; done; rm -rf "$d"' EXIT
+r=$(cd "$d" && pwd -P)
+trap 'for f in "$d"/*.pid; do
+  p=$(cat "$f") && case $(readlink "/proc/$p/cwd" || echo "$r/") in "$r"/*) kill -9 "$p";; esac
+done 2>/dev/null; rm -rf "$d"' EXIT
 trap 'exit 1' HUP INT TERM PIPE
 echo $$ >"$d/lease"
 printf '{{"folder": "%s"}}\\n' "$d"

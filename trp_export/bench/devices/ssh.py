@@ -84,6 +84,6 @@ def missing_ssh(settings: Settings) -> str:
 def open_ssh(argument: str, settings: Settings) -> Iterator[Device]:
     """The board at `argument`. Raises DeviceError."""
     # A socket's path may have 100-odd characters, so not below the user's own, perhaps long, TMPDIR.
-    place = Path("/tmp") if Path("/tmp").is_dir() else None
+    place = Path("/tmp") if os.access("/tmp", os.W_OK) else None
     with Scratch(place) as control, SshDevice(argument, settings, control.folder) as device:
         yield device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +22,13 @@ def write_inputs(case: BenchModel, folder: Path) -> list[Path]:
     """The inputs of `case` as raw bytes, and the manifest that describes them. Raises OutputError on a full disk."""
     folder.mkdir(parents=True, exist_ok=True)
     lines, files = [], []
-    try:
+    with _writing("inputs", folder):
         for index, feed in enumerate(case.feeds):
             file = folder / f"input{index}.bin"
             file.write_bytes(np.ascontiguousarray(feed).tobytes())  # `tofile` does not report a full disk.
             lines.append(" ".join([str(ELEMENT_OF[feed.dtype.name]), file.name, *map(str, feed.shape)]))
             files.append(file)
         (folder / MANIFEST).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(
-            f"cannot write inputs to {folder}: {error.strerror or error}. Set TMPDIR to a roomier place."
-        ) from error
     return [folder / MANIFEST, *files]
 
 
@@ -58,17 +55,23 @@ def portable_files(case: BenchModel, folder: Path) -> Iterator[tuple[Path, str]]
 
 
 def copy_local(case: BenchModel, folder: Path) -> Path:
-    """The files of a model under our names in a local folder, linked where possible. Returns the model's path.
+    """Copy the files of a model under our names to a local folder. Returns the model's path; raises OutputError.
 
-    Hard links, as onnxruntime refuses data that a symbolic link takes out of the model's folder.
+    No links: onnxruntime refuses data behind a symbolic one, and a hard one makes the user's bundle unsound meanwhile.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for file, name in list(portable_files(case, folder)):
-        target = folder / name
-        if file == target:
-            continue
-        try:
-            target.hardlink_to(file.resolve())
-        except OSError:
-            shutil.copyfile(file, target)
+    with _writing("the model", folder):
+        for file, name in portable_files(case, folder):
+            if file != folder / name:
+                shutil.copyfile(file, folder / name)
     return folder / "model.onnx"
+
+
+@contextmanager
+def _writing(what: str, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {what} to {folder}: {error.strerror or error}. Set TMPDIR to a roomier place."
+        ) from error

@@ -16,6 +16,7 @@
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdio_ext.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -42,8 +43,10 @@ static size_t inputs, outputs;
 static char **input_names, **output_names;
 static void **input_values, **output_values;
 static const char *scratch;
+static char reply[1 << 20];                        /* the most that a controller reads; printed once it is whole */
 
-/* One JSON line that ends the program. Quotes and control characters of the message become blanks. */
+/* One JSON line that ends the program, in place of a reply that was begun. Quotes and control characters of the
+ * message become blanks. */
 static void fail(const char *format, ...) {
   char text[LINE];
   va_list arguments;
@@ -52,6 +55,7 @@ static void fail(const char *format, ...) {
   va_end(arguments);
   for (char *c = text; *c; c++)
     if (*c == '"' || *c == '\\' || (unsigned char)*c < ' ') *c = ' ';
+  __fpurge(stdout);
   printf("{\"error\": \"%s\"}\n", text);
   fflush(stdout);
   _exit(1);
@@ -119,8 +123,7 @@ static void probe(void) {
     printf("%s{\"core\": %d", comma, core);
     static const struct { const char *name, *file; int is_number; } facts[] = {
       {"siblings", "/topology/thread_siblings_list", 0}, {"capacity", "/cpu_capacity", 1},
-      {"governor", "/cpufreq/scaling_governor", 0}, {"khz", "/cpufreq/scaling_cur_freq", 1},
-      {"max_khz", "/cpufreq/cpuinfo_max_freq", 1}};
+      {"governor", "/cpufreq/scaling_governor", 0}, {"max_khz", "/cpufreq/cpuinfo_max_freq", 1}};
     for (size_t i = 0; i < sizeof facts / sizeof *facts; i++) {
       snprintf(path, sizeof path, "%s%s", folder, facts[i].file);
       const char *word = word_of(path, core);
@@ -310,6 +313,7 @@ int main(int count, char **arguments) {
   int serving = count >= 7 && !strcmp(arguments[1], "serve");
   if (!serving && !(count == 3 && !strcmp(arguments[1], "probe")))
     return fprintf(stderr, "usage: trp-runner probe LIBRARY | serve LIBRARY MODEL INPUTS SCRATCH THREADS [CORES]\n"), 2;
+  setvbuf(stdout, reply, _IOFBF, sizeof reply);
   setenv("ORT_DISABLE_TELEMETRY", "1", 1); /* before the library is loaded */
   open_library(arguments[2]);
   if (!serving) return probe(), 0;

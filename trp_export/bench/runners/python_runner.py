@@ -115,7 +115,7 @@ def digest(text: str) -> str:
 
 
 def core_facts() -> list[dict[str, Any]]:
-    """For each core this process may use: number, siblings, relative capacity, governor, current and highest kHz."""
+    """For each core this process may use: number, siblings, relative capacity, governor, highest kHz."""
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     facts = []
     for core in allowed:
@@ -126,7 +126,6 @@ def core_facts() -> list[dict[str, Any]]:
                 "siblings": read_text(folder + "/topology/thread_siblings_list") or str(core),
                 "capacity": int(read_text(folder + "/cpu_capacity") or 0),
                 "governor": read_text(folder + "/cpufreq/scaling_governor"),
-                "khz": int(read_text(folder + "/cpufreq/scaling_cur_freq") or 0),
                 "max_khz": int(read_text(folder + "/cpufreq/cpuinfo_max_freq") or 0),
             }
         )

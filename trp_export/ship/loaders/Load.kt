@@ -5,12 +5,15 @@
 // trp-export printed the digest; keep it in your source. Needs com.microsoft.onnxruntime:onnxruntime-android (on
 // a JVM com.microsoft.onnxruntime:onnxruntime and org.json:json). On Android, copy the bundle out of the assets first.
 
+import ai.onnxruntime.OnnxJavaType
 import ai.onnxruntime.OnnxTensor
 import ai.onnxruntime.OrtEnvironment
 import ai.onnxruntime.OrtSession
 import java.io.File
+import java.nio.ByteBuffer
 import java.nio.FloatBuffer
 import java.security.MessageDigest
+import kotlin.math.roundToInt
 import org.json.JSONObject
 
 private const val MOST_MANIFEST_BYTES = 8L * 1024 * 1024
@@ -34,7 +37,10 @@ fun load(environment: OrtEnvironment, folder: File, digest: String): Bundle {
     return Bundle(environment.createSession(checked(folder, manifest, name)), manifest)
 }
 
-/** The input (float32, one image) from pixels as Bitmap.getPixels gives them, 0xAARRGGBB, scaled and cut to the input's size. */
+/**
+ * The input (one image; float32, uint8 or int8, as the model takes it) from pixels as Bitmap.getPixels gives them, 0xAARRGGBB,
+ * scaled and cut to the input's size.
+ */
 fun prepare(environment: OrtEnvironment, pixels: IntArray, width: Int, height: Int, manifest: JSONObject): OnnxTensor {
     val steps = manifest.getJSONObject("preprocessing")
     val mean = steps.getJSONArray("mean")
@@ -55,7 +61,11 @@ fun prepare(environment: OrtEnvironment, pixels: IntArray, width: Int, height: I
     }
     val sizes = if (channelsFirst) listOf(channels, height, width) else listOf(height, width, channels)
     val shape = (if (layout.startsWith("N")) listOf(1) + sizes else sizes).map { it.toLong() }.toLongArray()
-    return OnnxTensor.createTensor(environment, values, shape)
+    val type = manifest.getJSONArray("inputs").getJSONObject(0).getString("type")
+    if (type == "float32") return OnnxTensor.createTensor(environment, values, shape)
+    require(type == "uint8" || type == "int8") { "prepare makes float32, uint8 and int8; this model takes $type" }
+    val bytes = ByteBuffer.wrap(ByteArray(values.capacity()) { values.get(it).roundToInt().toByte() })
+    return OnnxTensor.createTensor(environment, bytes, shape, OnnxJavaType.valueOf(type.uppercase()))
 }
 
 /** The version of onnxruntime that the bundle's latency was measured with, or else all other figures. */

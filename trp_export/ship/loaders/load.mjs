@@ -11,6 +11,11 @@
 // bytes as Uint8Array.
 
 const MOST_MANIFEST_BYTES = 8 * 2 ** 20;
+// By the type of the input.
+const ARRAYS = {
+  float32: Float32Array, float64: Float64Array, uint8: Uint8Array, int8: Int8Array, uint16: Uint16Array, int16: Int16Array,
+  int32: Int32Array,
+};
 
 // {session, manifest}. Throws if any byte of either was changed. Warns where onnxruntime is not of the version that the
 // bundle was measured with.
@@ -30,25 +35,28 @@ export async function load(ort, folder, digest, { read = (name) => fetchBytes(fo
   return { session: await ort.InferenceSession.create(model, options), manifest };
 }
 
-// The input tensor (float32, one image) from ImageData, {data: RGBA bytes, width, height}, in the input's size.
+// The input tensor (one image, in the input's type) from ImageData, {data: RGBA bytes, width, height}, in its size.
 export function prepare(ort, { data, width, height }, manifest) {
   const steps = manifest.preprocessing;
   if (steps === null) throw new Error("this bundle does not say how images are prepared");
+  const { type } = manifest.inputs[0];
+  if (!(type in ARRAYS)) throw new Error(`prepare makes ${Object.keys(ARRAYS).join(", ")}; this model takes ${type}`);
   const channels = steps.mean.length;
   const area = width * height;
   const channelsFirst = steps.layout.endsWith("CHW");
-  const values = new Float32Array(channels * area);
+  const values = new ARRAYS[type](channels * area);
+  const rounded = type.startsWith("float") ? (value) => value : Math.round;
   for (let channel = 0; channel < channels; channel++) {
     for (let pixel = 0; pixel < area; pixel++) {
       const at = 4 * pixel;
       const colour = steps.channels === "BGR" ? 2 - channel : channel;
       const value = channels === 1 ? grey(data[at], data[at + 1], data[at + 2]) : data[at + colour];
       const to = channelsFirst ? channel * area + pixel : pixel * channels + channel;
-      values[to] = (value * steps.scale - steps.mean[channel]) / steps.std[channel];
+      values[to] = rounded((value * steps.scale - steps.mean[channel]) / steps.std[channel]);
     }
   }
   const shape = channelsFirst ? [channels, height, width] : [height, width, channels];
-  return new ort.Tensor("float32", values, steps.layout.startsWith("N") ? [1, ...shape] : shape);
+  return new ort.Tensor(type, values, steps.layout.startsWith("N") ? [1, ...shape] : shape);
 }
 
 // The version of onnxruntime that the bundle's latency was measured with, or else all other figures.

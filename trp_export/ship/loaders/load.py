@@ -90,7 +90,8 @@ def prepare(image: Any, manifest: dict[str, Any]) -> Any:
     normal = (values - np.array(steps["mean"], np.float32)) / np.array(steps["std"], np.float32)
     if steps["layout"].endswith("CHW"):
         normal = normal.transpose(2, 0, 1)
-    return np.ascontiguousarray(normal.astype(manifest["inputs"][0]["type"]))
+    kind = np.dtype(manifest["inputs"][0]["type"])
+    return np.ascontiguousarray((np.rint(normal) if kind.kind in "iu" else normal).astype(kind))
 
 
 def _resized(image: Any, resize: int | str | None, crop: list[int] | None) -> Any:
