@@ -6,17 +6,19 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from networks import in_batches
+from networks import in_batches, input_shapes
 
+from trp_export.calibration.divergence import yardsticks
 from trp_export.calibration.gradients import measure_owed
 from trp_export.errors import UnsupportedError
 from trp_export.graph.prepare import prepare
-from trp_export.graph.shapes import infer_shapes, input_shapes
+from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.lowrank.factor import Float64
+from trp_export.recover.torch_ops import RULES
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\nnet (float[N, 3, 8, 8] x) => ({outputs})\n'
-WEIGHTS = {"w": (6, 3, 3, 3), "v": (4, 6, 1, 1), "u": (5, 6, 1, 1), "m": (6, 5)}
+WEIGHTS = {"w": (6, 3, 3, 3), "v": (4, 6, 1, 1), "u": (5, 6, 1, 1), "m": (6, 5), "t": (5, 192)}
 
 
 def owed_of(body: str, outputs: str, images: int = 64) -> tuple[dict[str, Float64], dict[str, Float64]]:
@@ -24,6 +26,7 @@ def owed_of(body: str, outputs: str, images: int = 64) -> tuple[dict[str, Float6
     proto = onnx.parser.parse_model(HEAD.replace("{outputs}", outputs) + "{\n" + body + "}")
     rng = np.random.default_rng(0)
     weights = {name: rng.standard_normal(shape) for name, shape in WEIGHTS.items()}
+    weights["ones"] = np.ones(6)
     for name, array in weights.items():
         if any(name in node.input for node in proto.graph.node):
             proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
@@ -84,3 +87,38 @@ def test_background_scores_are_owed_little() -> None:
 def test_operators_that_torch_lacks_are_named() -> None:
     with pytest.raises(UnsupportedError, match="Det"):
         owed_of("y = Conv <pads = [1, 1, 1, 1]> (x, w)\nz = Det (y)\n", "float[N, 6] z")
+
+
+def test_nodes_that_torch_does_not_run_are_named() -> None:
+    """torch takes a single value for no image."""
+    body = "y = Conv (x, w)\ng = GlobalAveragePool (y)\nz = InstanceNormalization (g, ones, ones)\n"
+    with pytest.raises(UnsupportedError, match="InstanceNormalization"):
+        owed_of(body, "float[N, 6, 1, 1] z")
+
+
+def test_another_answer_than_that_of_onnxruntime_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, "Relu", lambda node, given: given[0])
+    with pytest.raises(UnsupportedError, match="apart from onnxruntime"):
+        owed_of("y = Conv (x, w)\nr = Relu (y)\nz = Conv (r, v)\n", "float[N, 4, 6, 6] z")
+
+
+def test_weights_behind_a_transpose_are_owed_something() -> None:
+    owed, _ = owed_of("f = Flatten (x)\na = Transpose (t)\nz = MatMul (f, a)\n", "float[N, 5] z")
+    assert owed["a"].shape == (1, 5, 5)
+
+
+def test_a_number_for_each_image_is_owed_for_that_image() -> None:
+    body = "y = Conv (x, w)\nz = ReduceMean <axes = [1, 2, 3], keepdims = {}> (y)\n"
+    flat, whole = (owed_of(body.format(k), o)[0]["w"] for k, o in ((0, "float[N] z"), (1, "float[N, 1, 1, 1] z")))
+    np.testing.assert_allclose(flat, whole)
+
+
+def test_only_answers_that_fit_into_memory_give_their_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trp_export.calibration.memory._WALKED_BYTES", 1)
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "trp_export.calibration.gradients.yardsticks",
+        lambda original, kinds: seen.append(len(original["z"])) or yardsticks(original, kinds),
+    )
+    owed_of("y = Conv (x, w)\nz = Conv (y, v)\n", "float[N, 4, 6, 6] z")
+    assert seen == [8]

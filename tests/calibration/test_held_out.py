@@ -10,13 +10,13 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import as_samples, in_batches, make_images, make_network
+from networks import as_samples, in_batches, input_shapes, make_images, make_network
 
 from trp_export.calibration.held_out import split_samples, take_samples
 from trp_export.calibration.moments import Moments, MomentSums, gather_moments
 from trp_export.calibration.output_curves import calibrated_factors, calibrated_layers
 from trp_export.graph.prepare import prepare
-from trp_export.graph.shapes import infer_shapes, input_shapes
+from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.lowrank.branches import sum_products
 from trp_export.lowrank.calibrated import calibrated_pair, output_errors, output_variance
@@ -33,7 +33,9 @@ from trp_export.steps.calibrate import CalibrationData
 @given(count=st.integers(2, 3000), multiple=st.integers(1, 7))
 def test_split_samples_are_apart_and_fill_batches(count: int, multiple: int) -> None:
     numbered = replace(make_images(1), pixels=np.arange(count, dtype=np.float32).reshape(-1, 1, 1, 1))
-    shown, aside = split_samples(as_samples(numbered, at_a_time=multiple))
+    split = split_samples(as_samples(numbered, at_a_time=multiple))
+    shown, aside = split.fitting, split.held_out
+    assert split.fresh is shown
     if aside is None:
         assert count < 2 * multiple
         return
@@ -43,6 +45,25 @@ def test_split_samples_are_apart_and_fill_batches(count: int, multiple: int) -> 
     assert len(aside) % multiple == 0
     assert len(aside) >= multiple
     assert len(aside) <= max(count / 4, multiple)
+
+
+@given(marks=st.lists(st.booleans(), min_size=1, max_size=200), multiple=st.integers(1, 7))
+def test_samples_that_were_counted_are_not_held_out_and_do_not_count_again(marks: list[bool], multiple: int) -> None:
+    numbered = replace(make_images(1), pixels=np.arange(len(marks), dtype=np.float32).reshape(-1, 1, 1, 1))
+    split = split_samples(as_samples(numbered, at_a_time=multiple), np.array(marks))
+    fitting, aside, fresh = (
+        set(part.sets["x"].inputs.reshape(-1).astype(int).tolist()) if part is not None else set()
+        for part in (split.fitting, split.held_out, split.fresh)
+    )
+    counted = set(np.flatnonzero(marks).tolist())
+    assert fitting == set(range(len(marks))) - aside
+    assert not aside & counted
+    assert not fresh & counted
+    assert fresh in (set(), fitting - counted)
+    assert len(aside) % multiple == 0
+    again = np.array(marks) | np.isin(np.arange(len(marks)), sorted(fresh))
+    held = split_samples(as_samples(numbered, at_a_time=multiple), again).held_out
+    assert split.fresh is None or held is None or len(held) == len(aside)
 
 
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=9), count=st.integers(1, 40))
@@ -114,12 +135,8 @@ def test_held_out_errors_are_those_of_the_factors(scheme: Scheme, group: int) ->
     errors = output_errors(kernel, scheme, group, fitted, judge.inputs)
     direct = []
     for rank in range(1, len(errors) + 1):
-        new = product(
-            calibrated_pair(kernel, scheme, group, rank, fitted, turns=0).factors,
-            scheme,
-            kernel.shape,
-            group,
-        )
+        pair = calibrated_pair(kernel, scheme, group, rank, fitted, turns=0)
+        new = product(pair, scheme, kernel.shape, group)
         direct.append(output_variance(kernel - new, group, judge) / output_variance(kernel, group, judge))
     wanted = np.maximum.accumulate(np.array(direct)[::-1])[::-1]
     np.testing.assert_allclose(errors, wanted, rtol=1e-3, atol=1e-8)
@@ -154,7 +171,8 @@ def _vectors(count: int, seed: int) -> np.ndarray:
 def test_the_error_predicted_from_64_vectors_in_512_dimensions_is_true() -> None:
     model, located = _wide()
     images = replace(make_images(1), pixels=_vectors(64, 0), channels=512)
-    shown, aside = split_samples(as_samples(images))
+    split = split_samples(as_samples(images))
+    shown, aside = split.fitting, split.held_out
     assert aside is not None
     place = located[0]
     plain = [

@@ -398,3 +398,33 @@ def test_energy_is_the_share_of_what_varies_within_a_scale() -> None:
     for own, without, wanted in zip(told.curves, blind.curves, one.curves, strict=True):
         assert without.energy[0] > wanted.energy[0] + 0.15
         np.testing.assert_allclose(own.energy, wanted.energy, atol=0.06)
+
+
+WINDOWS = """<ir_version: 8, opset_import: ["": 17]>
+net (float[N, 4, 8, 8] x) => (float[P, 16, 4] y, float[Q, 4] z, float[N, 64, 4] whole)
+<int64[6] cut = {-1, 2, 4, 2, 4, 4}, int64[3] windows = {-1, 16, 4}, int64[2] tokens = {-1, 4},
+int64[3] all = {0, -1, 4}> {
+    a = Transpose <perm = [0, 2, 3, 1]> (x)
+    b = Reshape (a, cut)
+    c = Transpose <perm = [0, 1, 3, 2, 4, 5]> (b)
+    d = Reshape (c, windows)
+    y = MatMul (d, u)
+    e = Reshape (a, tokens)
+    z = Gemm (e, v)
+    f = Reshape (a, all)
+    whole = MatMul (f, w)
+}"""
+
+
+def test_the_windows_of_an_image_are_no_images() -> None:
+    """Layers that read the same values window by window, or one by one, learn from as many images."""
+    weights = {name: np.random.default_rng(0).standard_normal((4, 4)) for name in "uvw"}
+    model, located = make_network(WINDOWS, given=weights)
+    rng = np.random.default_rng(1)
+    pixels = 2 * rng.standard_normal((24, 4, 1, 1)) + rng.standard_normal((24, 4, 8, 8))
+    images = replace(make_images(1), pixels=pixels.astype(np.float32), channels=4)
+    y, z, whole = gather_moments(model, located, as_samples(images), at_a_time=7).values()
+    for own in (y, z):
+        assert own.images == whole.images == 24
+        np.testing.assert_allclose(own.covariance, whole.covariance, rtol=1e-5)
+        np.testing.assert_allclose(own.shrinkage, whole.shrinkage, rtol=1e-4)

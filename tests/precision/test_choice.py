@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from trp_export.bench import Measurement, Process
+from trp_export.inputs.description import NetworkInputs
 from trp_export.metrics.score import Score
 from trp_export.options import Calibration, Options
 from trp_export.precision.convert import Parity, Variant
@@ -172,7 +173,7 @@ def test_the_best_is_searched_for_in_the_form_that_loses_most(tmp_path: Path, mo
 
     monkeypatch.setattr("trp_export.steps.precisions.convert", convert)
     for options in (BEST, INT8, replace(BEST, calibration=None), Options()):
-        judge_as_shipped(judge, options, (), tmp_path)(Path("model.onnx"), lambda share: None)
+        judge_as_shipped(judge, options, NetworkInputs(()), (), tmp_path)(Path("model.onnx"), lambda share: None)
     assert made == ["int8", "int8", "fp16"]
     assert seen == ["int8.onnx", "int8.onnx", "fp16.onnx", "model.onnx"]
 

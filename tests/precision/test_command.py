@@ -91,6 +91,19 @@ def test_fp16_ships(trp: Command, model: Path, tmp_path: Path) -> None:
     assert onnx.TensorProto.FLOAT16 in types
 
 
+@pytest.mark.parametrize("shape", [(), ("--shape", "1,3,32,32")])
+def test_fp16_is_judged_at_a_size_at_which_the_network_runs(
+    shape: tuple[str, ...], trp: Command, tmp_path: Path
+) -> None:
+    """The size is open, but what is added after the first conv has one."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> net (float[N, 3, H, W] image) => (float[N, 16, A, B] y)
+    <float[16, 3, 3, 3] one__weight, float[16, 16, 3, 3] two__weight, float[1, 16, 32, 32] place>
+    { a = Conv <pads = [1, 1, 1, 1]> (image, one__weight)  b = Add (a, place)  y = Conv (b, two__weight) }"""
+    outcome = trp(save(build(text), tmp_path / "model.onnx"), *QUIET, "--precision", "fp16", *shape)
+    assert outcome.code == 0, outcome.err
+    assert variants(tmp_path)["low rank, fp16"]["shipped"]
+
+
 @pytest.mark.parametrize(
     ("pixels", "words"),
     [

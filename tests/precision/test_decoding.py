@@ -9,12 +9,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 from models import run, save
-from networks import in_batches, make_images
+from networks import in_batches, make_images, to_half
 
 from trp_export.errors import UnsupportedError
 from trp_export.graph.prepare import prepare
 from trp_export.precision import int8 as module
-from trp_export.precision.convert import LARGEST_DIVERGENCE, convert
+from trp_export.precision.convert import LARGEST_DIVERGENCE
 from trp_export.precision.int8 import to_int8
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\nnet (float[N, 3, 12, 12] x) => ({outputs})\n'
@@ -79,7 +79,7 @@ def test_fp16_that_overflows_is_refused_without_images(tmp_path: Path) -> None:
     scale[:8] /= 1e6
     weights["w"].CopyFrom(onnx.numpy_helper.from_array(kernel, "w"))
     proto.graph.initializer.append(onnx.numpy_helper.from_array(scale, "s"))
-    made = convert("fp16", save(proto, tmp_path / "model.onnx"), tmp_path / "half.onnx", (), False, lambda *_: None)
+    made = to_half(save(proto, tmp_path / "model.onnx"))
     assert made.refused is not None
     assert f"{LARGEST_DIVERGENCE:.0%} is allowed" in made.refused or "infinite" in made.refused
 
@@ -87,5 +87,4 @@ def test_fp16_that_overflows_is_refused_without_images(tmp_path: Path) -> None:
 def test_fp16_of_a_usual_network_may_ship_without_images(tmp_path: Path) -> None:
     model = prepare(ir.serde.deserialize_model(make_proto(DETECTOR, "float[N, 9, 12, 12] y")))
     source = save(ir.serde.serialize_model(model), tmp_path / "model.onnx")
-    made = convert("fp16", source, tmp_path / "half.onnx", (), False, lambda *_: None)
-    assert made.refused is None
+    assert to_half(source).refused is None

@@ -9,11 +9,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 from models import build, noise, relative_l2, run, save
+from networks import to_half
 from onnx import numpy_helper
 
 import trp_export.precision.fp16 as fp16
 from trp_export.errors import UnsupportedError
 from trp_export.graph.prepare import prepare
+from trp_export.inputs.description import describe_inputs
 from trp_export.precision.convert import convert
 from trp_export.precision.fp16 import require_opens, to_fp16
 
@@ -97,7 +99,7 @@ def test_a_sequence_among_the_outputs_is_no_obstacle(tmp_path: Path) -> None:
     text = NET.replace("=> (float[1, 4, 8, 8] y)", "=> (seq(float[1, 1, 8, 8]) y)")
     text = text.replace("y = Relu (a)", "b = Relu (a)  y = SplitToSequence <axis = 1> (b)")
     source = save(build(text), tmp_path / "model.onnx")
-    assert convert("fp16", source, tmp_path / "half.onnx", (), False, lambda *_: None).refused is None
+    assert to_half(source).refused is None
 
 
 def test_a_model_without_weights_in_float32_is_refused() -> None:
@@ -121,4 +123,19 @@ def test_an_answer_that_hardly_varies_on_noise_is_judged_beside_its_size(tmp_pat
     (weight,) = (tensor for tensor in model.graph.initializer if tensor.name == "w.weight")
     weight.CopyFrom(numpy_helper.from_array(1e-4 * numpy_helper.to_array(weight), weight.name))
     source = save(model, tmp_path / "model.onnx")
-    assert convert("fp16", source, tmp_path / "half.onnx", (), False, lambda *_: None).refused is None
+    assert to_half(source).refused is None
+
+
+@pytest.mark.parametrize(("scale", "image", "name"), [(6e4, 1.0, "y"), (1e-5, 1e6, "x")])
+def test_inputs_and_outputs_beyond_the_range_are_named(tmp_path: Path, scale: float, image: float, name: str) -> None:
+    """The converter casts them under names of its own."""
+    text = NET.replace("y = Relu (a)", "y = Mul (a, scale)").replace("w__weight>", "w__weight, float scale = {1}>")
+    model = build(text)
+    for tensor in model.graph.initializer:
+        if tensor.name == "scale":
+            tensor.CopyFrom(numpy_helper.from_array(np.float32(scale), tensor.name))
+    source = save(model, tmp_path / "model.onnx")
+    inputs = describe_inputs(ir.load(source)).completed({"x": image * noise(model)["x"][:1]})
+    refused = convert("fp16", source, tmp_path / "half.onnx", inputs, (), False, lambda *_: None).refused
+    assert refused is not None
+    assert refused.startswith(f"{name} reaches ")

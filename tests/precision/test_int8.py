@@ -281,6 +281,30 @@ def test_fp16_is_half_the_size_and_keeps_its_inputs() -> None:
     assert len(proto(half).SerializeToString()) < 0.8 * len(proto(model).SerializeToString())
 
 
+def test_a_clip_of_an_older_opset_is_free() -> None:
+    """As in MobileNetV2: the lower end of the grid does its work."""
+    text = OLD.replace("y = Relu (a)", "b = Clip <min = 0.0, max = 6.0> (a)  y = Conv (b, head__weight)")
+    text = text.replace("conv__bias>", "conv__bias, float[8, 8, 1, 1] head__weight>")
+    made = to_int8(prepare(ir.serde.deserialize_model(build(text))), batches())
+    rounded = [node.inputs[0].name for node in made.model.graph if node.op_type == "QuantizeLinear"]
+    assert rounded == ["image", "b", "y.float"]
+
+
+def test_sizes_that_a_network_joins_are_no_floats() -> None:
+    """What F.interpolate exports for a network of open size."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> net (float[N, 3, H, W] image) => (float[N, 4, h, w] y)
+    <float[8, 3, 3, 3] v, float[4, 8, 3, 3] w, int64[1] none = {0}, int64[1] two = {2}, int64[1] four = {4}>
+    { a = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (image, v)  b = Relu (a)
+      s = Shape (b)  front = Slice (s, none, two, none)
+      t = Shape (image)  back = Slice (t, two, four, none)
+      sizes = Concat <axis = 0> (front, back)
+      c = Resize <mode = "nearest"> (b, , , sizes)  y = Conv <pads = [1, 1, 1, 1]> (c, w) }"""
+    source = build(text)
+    made = to_int8(prepare(ir.serde.deserialize_model(source)), batches())
+    images = make_images(8, seed=3).inputs
+    assert relative_l2(*(run(each, {"image": images})[0] for each in (source, proto(made.model)))) < 0.1
+
+
 @settings(max_examples=12)
 @given(uses=USES)
 def test_a_shared_weight_is_stored_once_in_8_bits(uses: Sequence[SharedUse]) -> None:

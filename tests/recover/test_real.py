@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from networks import as_samples
+from networks import as_samples, input_shapes
 
 from trp_export.calibration.moments import calibration_remarks, gather_moments
 from trp_export.calibration.output_curves import calibrated_factors, calibrated_layers
@@ -17,7 +17,7 @@ from trp_export.graph.cost import count_macs
 from trp_export.graph.exact.affine import fold_affine
 from trp_export.graph.prepare import prepare
 from trp_export.graph.rewrite import set_products
-from trp_export.graph.shapes import infer_shapes, input_shapes
+from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.graph.statistics import mean_inputs
 from trp_export.inputs.images import load_images

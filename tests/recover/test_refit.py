@@ -26,6 +26,7 @@ from trp_export.planning.plan import Decision, Plan
 from trp_export.recover.batch_norm_statistics import norms_left, renormalise
 from trp_export.recover.best_of import closest
 from trp_export.recover.refit import refit
+from trp_export.recover.regression import Choice, LayerState, Residuals, regress
 from trp_export.runtime.incremental import Walk
 from trp_export.runtime.partial import Tap
 
@@ -333,3 +334,48 @@ def test_uses_in_series_see_what_the_compressed_network_gives_them() -> None:
     add_to_bias(copy, places, fitted.shifts)
     wanted, got = (Tap(each, ["x"], ["y"])({"x": images})["y"] for each in (model, copy))
     np.testing.assert_allclose(got, wanted, atol=5e-3 * float(np.abs(wanted).max()))
+
+
+ROWS = """<ir_version: 8, opset_import: ["": 17]>
+net (float[N, 3, 12, 12] x) => (float[R, 5] y)
+<int64[1] one = {1}, float half = {0.5}> {
+    a = Conv <pads = [1, 1, 1, 1]> (x, stem_weight, stem_bias)
+    b = Relu (a)
+    c = ReduceMean <axes = [1], keepdims = 0> (b)
+    d = Greater (c, half)
+    e = NonZero (d)
+    f = Transpose (e)
+    g = Transpose <perm = [0, 2, 3, 1]> (b)
+    h = GatherND (g, f)
+    y = MatMul (h, rows_weight)
+}"""
+
+
+def test_a_layer_whose_rows_the_values_decide_keeps_what_it_is_given() -> None:
+    """The compressed network picks other positions than the original."""
+    model, located = make_network(ROWS, given={"rows.weight": np.random.default_rng(0).standard_normal((8, 5))})
+    plan = _plan(located, {"stem": (CHANNEL_WISE, 2), "rows": (MATRIX, 3)})
+    given = factorise_branches(located[1].kernel(), (Branch(MATRIX, 3),), 1)
+    images = in_batches(make_images(12).inputs)
+    fitted = refit(model, plan, images, LayerFactors({"rows": given}, {}), held_out=images)
+    assert fitted.factors["rows"] is given
+    _, (score,) = closest(model, plan, [fitted], images)
+    assert (score.divergence, score.error) == (np.inf, 0)
+
+
+def test_the_rows_of_an_image_count_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> net (float[N, 3, 12, 12] x) => (float[P, 5] y)
+    <int64[2] tokens = {-1, 8}> {
+        a = Conv (x, stem_weight)  b = Transpose <perm = [0, 2, 3, 1]> (a)  c = Reshape (b, tokens)
+        y = Gemm (c, rows_weight)
+    }"""
+    model, located = make_network(text, given={"rows.weight": np.random.default_rng(0).standard_normal((8, 5))})
+    seen = []
+
+    def recorded(state: LayerState, shown: Residuals, pull: float = 1) -> Choice:
+        seen.append(shown.inputs.images)
+        return regress(state, shown, pull)
+
+    monkeypatch.setattr("trp_export.recover.refit.regress", recorded)
+    refit(model, _plan(located, {"rows": (MATRIX, 3)}), in_batches(make_images(12).inputs), LayerFactors({}, {}))
+    assert seen == [12]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,6 +33,7 @@ from trp_export.steps import closeness
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    from trp_export.recover import synthetic
     from trp_export.recover.best_of import _held_out
     from trp_export.recover.synthetic import Recipe, _ChannelMoments, affordable, synthesise
 
@@ -152,6 +155,25 @@ def test_a_seed_says_which_images() -> None:
 def test_a_model_of_a_fixed_batch_gets_as_many_images_as_asked_for() -> None:
     model, told = folded(trained(text=TWO_NORMS.replace("float[N,", "float[50,")))
     assert synthesise(model, told, (50, 3, 12, 12), 120, recipe=Recipe(steps=2)).shape == (120, 3, 12, 12)
+
+
+@pytest.mark.parametrize(("room", "workers"), [(2**40, 4), (2 * 128 * 4 * 12 * 12 * 50, 2), (1, 1)])
+def test_as_many_batches_are_made_together_as_memory_holds(
+    monkeypatch: pytest.MonkeyPatch, room: int, workers: int
+) -> None:
+    """Of each of the 128 images of a batch the network makes 40 channels of 12 x 12, and a few numbers."""
+    model, told = folded(trained())
+    seen: list[int] = []
+
+    def recorded(count: int, **options: Any) -> ThreadPoolExecutor:
+        seen.append(count)
+        return ThreadPoolExecutor(count, **options)
+
+    monkeypatch.setattr(synthetic, "_HELD_BYTES", room)
+    monkeypatch.setattr(synthetic, "ThreadPoolExecutor", recorded)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    synthesise(model, told, (1, 3, 12, 12), 16, recipe=Recipe(steps=1))
+    assert seen == [workers]
 
 
 def test_the_progress_ends_at_the_whole_and_may_interrupt() -> None:

@@ -167,6 +167,68 @@ GRAPHS = {
         y = Dropout (d)
         }""",
     ),
+    "softmax over several axes": (
+        11,
+        """{
+        a = Softmax (x)
+        b = LogSoftmax <axis = 2> (x)
+        y = Add (a, b)
+        }""",
+    ),
+    "resize, as it first was": (
+        10,
+        """<float[4] larger = {1, 1, 2, 3}, float[4] smaller = {1, 1, 0.6, 0.5}> {
+        a = Resize <mode = "nearest"> (x, larger)
+        b = Resize <mode = "linear"> (a, smaller)
+        c = Resize <mode = "linear"> (b, larger)
+        y = Resize <mode = "nearest"> (c, smaller)
+        }""",
+    ),
+    "upsample, as it first was": (
+        7,
+        """{
+        y = Upsample <mode = "nearest", scales = [1.0, 1.0, 2.0, 3.0]> (x)
+        }""",
+    ),
+    "scales in single precision": (
+        13,
+        """<int64[8] pads = {0, 0, 0, 0, 0, 0, 4, 3}, float[4] smaller = {1, 1, 0.7, 0.7}> {
+        a = Pad (x, pads)
+        y = Resize <mode = "linear"> (a, , smaller)
+        }""",
+    ),
+    "sizes in whole numbers": (
+        17,
+        """<int64 two = {2}, int64 three = {3}> {
+        s = Shape (x)
+        width = Gather <axis = 0> (s, three)
+        half = Div (width, two)
+        count = Cast <to = 1> (half)
+        y = Div (x, count)
+        }""",
+    ),
+    "windows that would begin behind the image": (
+        17,
+        """{
+        y = MaxPool <kernel_shape = [2, 2], strides = [2, 2], pads = [1, 1, 1, 1], ceil_mode = 1> (x)
+        }""",
+    ),
+    "pads": (
+        19,
+        """<int64[8] right = {0, 0, 0, 2, 0, 0, 0, 1}, int64[8] around = {0, 0, 1, 1, 0, 0, 1, 0}> {
+        a = Pad <mode = "reflect"> (x, right)
+        y = Pad <mode = "wrap"> (a, around)
+        }""",
+    ),
+    "uneven parts": (
+        18,
+        """<float[7] scale = {1, 2, 3, 4, 5, 6, 7}> {
+        a = LayerNormalization <axis = 2> (x, scale, scale)
+        b, c, empty = Split <axis = 1, num_outputs = 3> (a)
+        d = Concat <axis = 1> (c, empty, b)
+        y = ReduceMean <noop_with_empty_axes = 1> (d)
+        }""",
+    ),
 }
 
 # Weights and sizes that the graphs above name.
@@ -220,6 +282,35 @@ def unknown() -> ir.Model:
 def test_unknown_operators_are_named() -> None:
     with pytest.raises(UnsupportedError, match="CumSum cannot be run in torch"):
         TorchGraph(unknown())
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "y = InstanceNormalization (x, ones, ones)",
+        'y = Resize <mode = "nearest", axes = [2, 3], keep_aspect_ratio_policy = "not_larger"> (x, , , sizes)',
+        "y = AveragePool <kernel_shape = [1, 1], dilations = [2, 2]> (x)",
+    ],
+)
+def test_nodes_that_torch_does_not_run_are_named(node: str) -> None:
+    text = """<ir_version: 8, opset_import: ["": 19]> net (float[N, 2, 1, 1] x) => (float[N, 2, h, w] y)
+    <float[2] ones = {1, 1}, int64[2] sizes = {2, 3}> { """
+    graph = TorchGraph(prepare(ir.serde.deserialize_model(onnx.parser.parse_model(text + node + " }"))))
+    with pytest.raises(UnsupportedError, match=rf"{node.split()[2]}.* cannot be run in torch"):
+        graph(torch.ones(3, 2, 1, 1))
+
+
+def test_inputs_with_a_default_keep_it() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> net (float[2] x, float[2] gain) => (float[2] y)
+    <float[2] gain = {1, 2}> { y = Mul (x, gain) }"""
+    graph = TorchGraph(ir.serde.deserialize_model(onnx.parser.parse_model(text)))
+    assert graph(torch.tensor([3.0, 3.0]))[0].tolist() == [3, 6]
+
+
+def test_weights_behind_a_transpose_are_trained() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> net (float[N, 4] x) => (float[N, 2] y)
+    <float[3, 4] w, float[2, 3] v> { a = Transpose (w)  b = MatMul (x, a)  c = Transpose (v)  y = MatMul (b, c) }"""
+    assert TorchGraph(prepare(ir.serde.deserialize_model(build(text)))).names == ["w", "v"]
 
 
 def _compressed(batch: int | None = None) -> tuple[ir.Model, ir.Model, np.ndarray]:
@@ -457,6 +548,33 @@ def test_a_fixed_batch_is_tuned_too(batch: int, steps: int) -> None:
     original, small, images = _compressed(batch)
     tuned = tune(original, small, in_batches(images), steps=steps, threads=1)
     assert tuned.divergence_after < tuned.divergence_before
+
+
+def test_too_few_images_for_a_fixed_batch_are_repeated() -> None:
+    original, small, images = _compressed(20)
+    assert tune(original, small, in_batches(images[:20], fixed=True), steps=2, threads=1).steps == 2
+
+
+def test_images_with_their_channels_last_are_flipped_and_cut_as_others_are() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> net (float[N, H, W, 3] x) => (float[N, 4, h, w] y)
+    <float[4, 3, 3, 3] k> { a = Transpose <perm = [0, 3, 1, 2]> (x)  y = Conv <pads = [1, 1, 1, 1]> (a, k) }"""
+    model = prepare(ir.serde.deserialize_model(build(text)))
+    images = np.random.default_rng(0).random((20, 2 * PATCH, 160, 3)).astype(np.float32)
+    run, seen = Distiller(model, model.clone(), in_batches(images), (), 0), []
+    run._gradients = lambda batch: seen.append(batch["x"]) or [None]
+    run.step(0.5)
+    assert {tuple(part.shape[1:]) for part in seen} == {(PATCH, PATCH, 3)}
+    grey = torch.from_numpy(images).mean(dim=3, keepdim=True).expand(-1, -1, -1, 3)
+    made = augment(grey * torch.tensor([1.0, 2.0, 3.0]), torch.Generator().manual_seed(0), channels=3)
+    torch.testing.assert_close(made[..., 1:], made[..., :1] * torch.tensor([2.0, 3.0]))
+
+
+def test_only_answers_that_fit_into_memory_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trp_export.calibration.memory._WALKED_BYTES", 1)
+    original, small, images = _compressed()
+    run = Distiller(original, small, in_batches(images[:40]), in_batches(images[40:]), 0)
+    assert run.held_out_images == 8
+    assert len(run._units["y"].relevance) == 8
 
 
 def test_threads_are_those_of_before_afterwards() -> None:

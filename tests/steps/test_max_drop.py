@@ -387,7 +387,7 @@ def test_max_drop_refuses_classes_of_a_network_that_answers_maps(
     save(build(maps.replace(", float[10, 16] fc__weight, float[10] fc__bias", "")), tmp_path / "maps.onnx")
     store(tmp_path / "eval.npz", inputs)
     message = refuses(2, "maps.onnx", "--max-drop", "1", "--eval", "eval.npz", "--metric", "top1")
-    assert "need one row of class scores for each image; the outputs for 1 images are e [1, 16, 6, 6]" in message
+    assert "need one row of class scores for each image; the outputs for 4 images are e [4, 16, 6, 6]" in message
 
 
 @pytest.mark.parametrize(

@@ -9,20 +9,26 @@ torch. Weighting the positions of an image in the same way gained nothing more o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
-from trp_export.calibration.answers import Answer, find_answers, kinds_of, run_answers
+from trp_export.calibration.answers import find_answers, kinds_of, run_answers
 from trp_export.calibration.divergence import Yardstick, for_images, yardsticks
+from trp_export.calibration.held_out import with_room
 from trp_export.calibration.memory import has_room_for_gradients
 from trp_export.calibration.moments import is_tapped
+from trp_export.errors import UnsupportedError
 from trp_export.graph.sites import LocatedSite
-from trp_export.inputs.samples import Batch
+from trp_export.inputs.samples import Batch, input_types
 from trp_export.lowrank.factor import Float64
-from trp_export.recover.torch_graph import TorchGraph
+from trp_export.recover.torch_graph import TorchGraph, as_tensor, channels_first, require_sound
 from trp_export.system.progress import Share
+
+# How far the answers of torch may be from onnxruntime's: more than rounding to float16 moves them.
+_SOUND = 1e-2
 
 
 def measure_owed(
@@ -37,22 +43,32 @@ def measure_owed(
 
     For the layers that are not refused and whose matrices are within the bound on memory.
 
-    Raises UnsupportedError for models that cannot be run in torch.
+    Raises UnsupportedError for models that cannot be run in torch, or give other answers there.
     """
     places = [place for place in located if is_tapped(model, place) and has_room_for_gradients(place.site)]
+    if not places:
+        return {}
     outputs = {node.outputs[0].name or "": place for place in places for node in place.nodes}
     answers = find_answers(model)
     network = TorchGraph(model, [*(answer.name for answer in answers), *outputs])
+    types = input_types(model)
     # The images of one batch say little about the spread of an answer.
-    sticks = yardsticks(run_answers(model, answers, batches), kinds_of(answers))
+    sticks = yardsticks(run_answers(model, answers, with_room(model, batches)), kinds_of(answers))
     random = torch.Generator().manual_seed(seed)
     channels: dict[str, Float64] = {}
     for index, batch in enumerate(batches):
         progress(index / len(batches))
-        values = network(*(torch.from_numpy(np.asarray(batch.arrays[name])) for name in network.inputs))
-        made = values[len(answers) :]
-        loss = _probe(answers, values[: len(answers)], sticks, random)
-        gradients = torch.autograd.grad(loss, made, allow_unused=True)
+        values = network(*(_fed(batch.arrays[name], types[name], name) for name in network.inputs))
+        shown = {
+            a.name: channels_first(value, a.axis) for a, value in zip(answers, values[: len(answers)], strict=True)
+        }
+        if not index:
+            own = {name: value.detach().numpy() for name, value in shown.items()}
+            require_sound(own, run_answers(model, answers, batches[:1]), _SOUND)
+        loss = _probe(shown, sticks, random)
+        if not loss.requires_grad:
+            raise UnsupportedError("torch has no gradients of the answers: whole numbers lie between.")
+        gradients = torch.autograd.grad(loss, values[len(answers) :], allow_unused=True)
         for place, gradient in zip(outputs.values(), gradients, strict=True):
             if gradient is None:
                 continue
@@ -63,25 +79,22 @@ def measure_owed(
     return {name: total for name, total in channels.items() if np.isfinite(total).all() and total.any()}
 
 
-def _probe(
-    answers: Sequence[Answer],
-    values: Sequence[torch.Tensor],
-    sticks: Mapping[str, Yardstick],
-    random: torch.Generator,
-) -> torch.Tensor:
+def _fed(array: np.ndarray, dtype: np.dtype[Any], name: str) -> torch.Tensor:
+    """An input as the network takes it. Where it holds floats, gradients reach layers whatever their weights are."""
+    fed = as_tensor(np.asarray(array, dtype), name)
+    return fed.requires_grad_() if fed.is_floating_point() else fed
+
+
+def _probe(shown: Mapping[str, torch.Tensor], sticks: Mapping[str, Yardstick], random: torch.Generator) -> torch.Tensor:
     """A random sum of the answers whose gradients have the divergence's curvature as mean outer product."""
-    arrays = {
-        answer.name: value.movedim(answer.axis, 1) if value.ndim > 2 else value if value.ndim else value.reshape(1)
-        for answer, value in zip(answers, values, strict=True)
-    }
-    originals = {name: array.detach().numpy() for name, array in arrays.items()}
+    originals = {name: value.detach().numpy() for name, value in shown.items()}
     total = torch.zeros(())
     for name, stick in for_images(sticks, originals).items():
         roots = torch.from_numpy(np.sqrt(stick.curvature(originals[name])).astype(np.float32))
         noise = torch.randn(roots.shape, generator=random) * roots
         if stick.centred:
             noise = noise - noise.mean(dim=1, keepdim=True)
-        total = total + (noise * arrays[name]).sum()
+        total = total + (noise * shown[name]).sum()
     return total
 
 

@@ -8,7 +8,7 @@ well-conditioned estimator for large-dimensional covariance matrices", 2004, in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -38,6 +38,8 @@ _FAR_FROM_TRAINING = 0.5
 # The share of the identity in a covariance from which on the images say less than the weights.
 _MOSTLY_WEIGHTS = 0.5
 _FORMAT = "trp-moments-2"
+# Outer products of gradients are summed in single precision.
+_ROUNDING_OF_GRADIENTS = 1e-4
 # Beyond this, products of float32 values overflow in the network itself.
 _HUGE = 1e18
 # The number of the group that all images form where there are no others.
@@ -315,9 +317,23 @@ def with_owed(moments: Mapping[str, Moments], owed: Mapping[str, Float64]) -> di
     return {name: replace(own, owed=owed.get(name)) for name, own in moments.items()}
 
 
-def save_moments(path: Path, moments: Mapping[str, Moments]) -> None:
-    """As an .npz of float64 arrays, whole or not at all; the symmetric half is stored once. Raises OutputError."""
+def require_layers(moments: Mapping[str, Moments], located: Sequence[LocatedSite]) -> None:
+    """Raises OptionError for moments of other layers than these."""
+    sites = {place.site.name: place.site for place in located}
+    for name, own in moments.items():
+        site = sites.get(name)
+        if site is None or own.total.shape != (site.group, prod(site.kernel_shape[1:])):
+            raise OptionError("the moments are of different networks: their layers differ.")
+
+
+def save_moments(path: Path, moments: Mapping[str, Moments], counted: Collection[str] = ()) -> None:
+    """As an .npz of float64 arrays, whole or not at all; the symmetric half is stored once. Raises OutputError.
+
+    `counted` are the digests of the samples behind them.
+    """
     arrays: dict[str, np.ndarray] = {"format": np.array(_FORMAT), "names": np.array(list(moments))}
+    if counted:
+        arrays["counted"] = np.array(sorted(counted), dtype=bytes)
     for index, own in enumerate(moments.values()):
         arrays[f"{index}.count"] = np.array(own.count)
         arrays[f"{index}.total"] = own.total
@@ -345,6 +361,14 @@ def load_moments(path: Path) -> dict[str, Moments]:
         raise
     except (KeyError, ValueError, TypeError) as error:  # Arrays that are missing or of other shapes.
         raise LoadError(f"{path} holds no calibration statistics. Name a new file with --calib-stats.") from error
+
+
+def load_counted(path: Path) -> frozenset[str]:
+    """The digests of the samples behind the moments in a file; none in one of an earlier version."""
+    counted = read_arrays(path, only={"counted"}).get("counted", np.zeros(0, dtype=bytes))
+    if counted.dtype.kind != "S" or counted.ndim != 1:
+        raise LoadError(f"{path} holds no calibration statistics. Name a new file with --calib-stats.")
+    return frozenset(digest.decode("ascii", "replace") for digest in counted.tolist())
 
 
 def calibration_remarks(
@@ -402,28 +426,42 @@ def sample_patches(
     the weight does not fit its input.
     """
     drawn = draw_positions(uses, site, batch, images, rng)
-    for some in image_blocks(uses, site, drawn):
-        for part in together(
-            [_patches(use.of_images(some), site, at[some]) for use, at in zip(uses, drawn, strict=True)], axis=2
-        ):
-            yield part, groups_at(groups, uses[0].images, some, part.shape[1])
+    for some in row_blocks(uses, site, drawn, batch):
+        parts = [_patches(use.of_images(some), site, at[some]) for use, at in zip(uses, drawn, strict=True)]
+        for part in together([by_image(own, use, batch) for own, use in zip(parts, uses, strict=True)], axis=2):
+            yield part, groups_at(groups, uses[0], some, part.shape[1])
 
 
-def groups_at(groups: Groups | None, images: int, some: slice, count: int) -> Groups | None:
-    """The groups of `some` of the images that a layer reads, `count` of them.
+def _rows_of_an_image(use: Use, batch: int) -> int:
+    """How many rows of its input a layer reads for each image: several where windows lie on the first axis, say."""
+    return max(1, use.images // batch) if use.images % batch == 0 else 1
 
-    A layer may read several for each sample, as where windows lie on the first axis. None where they do not tell.
-    """
-    if groups is None or not len(groups) or images % len(groups):
+
+def by_image(patches: Array, use: Use, batch: int) -> Array:
+    """(group, rows, positions, d) -> (group, images, positions, d): the rows of an image are positions of it."""
+    group, count, positions, d = patches.shape
+    own = _rows_of_an_image(use, batch)
+    return patches.reshape(group, count // own, own * positions, d)
+
+
+def groups_at(groups: Groups | None, use: Use, some: slice, count: int) -> Groups | None:
+    """The groups of the `count` images behind some of the rows that a layer reads; None where they do not tell."""
+    if groups is None or not len(groups):
         return None
-    own = np.repeat(groups, images // len(groups))[some]
-    return own if len(own) == count else None
+    own = _rows_of_an_image(use, len(groups))
+    behind = groups[some.start // own : -(-some.stop // own)]
+    return behind if len(behind) == count else None
 
 
-def image_blocks(uses: Sequence[Use], site: Site, drawn: Sequence[Positions]) -> Iterator[slice]:
-    """The images to gather the patches of all uses from at a time; all of them where the uses differ in number."""
+def row_blocks(uses: Sequence[Use], site: Site, drawn: Sequence[Positions], batch: int) -> Iterator[slice]:
+    """The rows to gather the patches of all uses from at a time, those of whole images together.
+
+    All of them where the uses differ in number.
+    """
     counts = {use.images for use in uses}
-    step = images_to_sum(site, sum(positions.shape[1] for positions in drawn)) if len(counts) == 1 else max(counts)
+    step, own = max(counts), _rows_of_an_image(uses[0], batch)
+    if len(counts) == 1:
+        step = max(1, images_to_sum(site, sum(positions.shape[1] for positions in drawn)) // own) * own
     yield from (slice(start, start + step) for start in range(0, max(counts), step))
 
 
@@ -485,7 +523,7 @@ def _unpack(file: Mapping[str, np.ndarray], index: int) -> Moments:
     moments = Moments(count, total, half, images, scatter, owed, scales)
     with np.errstate(all="ignore"):
         is_possible = _is_semidefinite(moments.covariance) and np.isfinite(moments.shrinkage).all()
-    if not is_possible or (owed is not None and not _is_semidefinite(owed)):
+    if not is_possible or (owed is not None and not _is_semidefinite(owed, _ROUNDING_OF_GRADIENTS)):
         raise ValueError("no moments")
     return moments
 
@@ -507,11 +545,11 @@ def _whole(number: np.ndarray, least: int) -> int:
     return int(number)
 
 
-def _is_semidefinite(matrices: Float64) -> bool:
+def _is_semidefinite(matrices: Float64, share: float = 1e-6) -> bool:
     """True for finite symmetric matrices (groups, m, m) without eigenvalues below zero, up to rounding."""
     if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or not np.isfinite(matrices).all():
         return False
-    rounding = 1e-6 * (float(np.abs(matrices).max(initial=0.0)) or 1.0)
+    rounding = share * (float(np.abs(matrices).max(initial=0.0)) or 1.0)
     if not np.allclose(matrices, matrices.transpose(0, 2, 1), rtol=0, atol=rounding):
         return False
     try:

@@ -6,13 +6,14 @@ A transposed conv reads like a conv of stride 1 whose input has zeros between it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, prod
+from math import prod
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trp_export.graph.kernels import conv_pads
 from trp_export.graph.weights import spatial_attribute
 from trp_export.lowrank.site import Site
 
@@ -56,18 +57,8 @@ class Window:
     def padding(self, sizes: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The padding before and after each axis, for these sizes."""
         axes = len(self.extents)
-        if self.auto_pad == "VALID":
-            return (0,) * axes, (0,) * axes
-        if self.auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-            wanted = [
-                max((ceil(size / stride) - 1) * stride + (extent - 1) * dilation + 1 - size, 0)
-                for size, stride, extent, dilation in zip(
-                    sizes, self.strides, self.extents, self.dilations, strict=True
-                )
-            ]
-            small, large = tuple(pad // 2 for pad in wanted), tuple(pad - pad // 2 for pad in wanted)
-            return (small, large) if self.auto_pad == "SAME_UPPER" else (large, small)
-        return self.pads[:axes], self.pads[axes:]
+        pads = conv_pads(self.auto_pad, self.pads, sizes, self.extents, self.strides, self.dilations)
+        return pads[:axes], pads[axes:]
 
 
 def window(node: ir.Node, site: Site) -> Window:

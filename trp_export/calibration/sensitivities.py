@@ -20,7 +20,7 @@ from trp_export.graph.rewrite import as_stored
 from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.graph.weights import find_bias
 from trp_export.inputs.samples import Batch, groups_of
-from trp_export.lowrank.calibrated import bias_shift, calibrated_pair, output_variance
+from trp_export.lowrank.calibrated import bias_shift, calibrated_pair, relative_error
 from trp_export.lowrank.factor import Float64, product
 from trp_export.lowrank.metric import ErrorMetric
 from trp_export.planning.curves import Curve, Layer
@@ -71,7 +71,7 @@ def measure_sensitivities(
         points, replace_by = {}, _replacing(copy, place, walk, answers)
         for rank in _ranks(curve):
             fitted = _fit(place, curve, rank, metric, moments[name].mean)
-            error = _relative_error(place, fitted[0], judge) / varies
+            error = relative_error(place.kernel(), fitted[0], place.site.group, judge) / varies
             damage = reference.divergence(replace_by(*fitted)) if error > 0 else np.nan
             if np.isfinite(damage):  # An original that answers NaN tells nothing.
                 points[error] = damage
@@ -89,16 +89,9 @@ def _ranks(curve: Curve) -> list[int]:
 def _fit(place: LocatedSite, curve: Curve, rank: int, metric: ErrorMetric, mean: Float64) -> tuple[Float64, Float64]:
     """The kernel of a rank, and the shift of the bias that keeps the mean output."""
     kernel, site = place.kernel(), place.site
-    fit = in_background(lambda: calibrated_pair(kernel, curve.scheme, site.group, rank, metric, turns=_TURNS))
-    new = product(fit.factors, curve.scheme, site.kernel_shape, site.group)
+    factors = in_background(lambda: calibrated_pair(kernel, curve.scheme, site.group, rank, metric, turns=_TURNS))
+    new = product(factors, curve.scheme, site.kernel_shape, site.group)
     return new, bias_shift(kernel, new, mean)
-
-
-def _relative_error(place: LocatedSite, new: Float64, judge: ErrorMetric) -> float:
-    """Squared error of the output over its variance, in a metric."""
-    kernel, group = place.kernel(), place.site.group
-    whole = output_variance(kernel, group, judge)
-    return output_variance(kernel - new, group, judge) / whole if whole > 0 else 0.0
 
 
 def _replacing(

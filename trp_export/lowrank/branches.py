@@ -40,7 +40,7 @@ def calibrate_branches(kernel: Array, branches: Branches, group: int, metric: Er
         kernel,
         branches,
         group,
-        lambda left, branch: calibrated_pair(left, branch.scheme, group, branch.rank, metric).factors,
+        lambda left, branch: calibrated_pair(left, branch.scheme, group, branch.rank, metric),
         lambda left: output_variance(left, group, metric),
     )
 

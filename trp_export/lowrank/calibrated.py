@@ -42,14 +42,6 @@ _JITTER = 1e-11
 _NOISE = 1e-12
 
 
-@dataclass(frozen=True, slots=True)
-class Calibrated:
-    """A pair and the share of the output's variance that it loses (0 for an output without variance)."""
-
-    factors: Factors
-    relative_error: float
-
-
 def output_errors(
     kernel: Array, scheme: Scheme, group: int, metric: ErrorMetric, held_out: Float64 | None = None
 ) -> Float64:
@@ -74,20 +66,16 @@ def output_errors(
 
 def calibrated_pair(
     kernel: Array, scheme: Scheme, group: int, rank: int, metric: ErrorMetric, turns: int = _TURNS
-) -> Calibrated:
+) -> Factors:
     """The pair of a rank (counted per matrix) with the least output error found, balanced."""
     roots = metric.roots(scheme.slices(kernel.shape, group)[1])
     kernel, covariance = weigh(kernel, roots), metric.inputs
-    total, lost, pairs = 0.0, 0.0, []
-    for stack in _stacks(kernel, scheme, group, covariance):
-        left, right = _alternate(stack, rank, turns)
-        lost += float(stack.errors(left, right).sum())
-        total += float(stack.variances().sum())
-        pairs.append(balance(*_pairs(stack, left, right)))
+    pairs = [
+        balance(*_pairs(stack, *_alternate(stack, rank, turns))) for stack in _stacks(kernel, scheme, group, covariance)
+    ]
     left, right = (np.concatenate(side) for side in zip(*pairs, strict=True))
     reduce, expand = fold_pair(left, right, scheme, kernel.shape, group)
-    factors = Factors(np.ascontiguousarray(reduce), np.ascontiguousarray(unweigh(expand, roots)))
-    return Calibrated(factors, max(0.0, lost / total) if total else 0.0)
+    return Factors(np.ascontiguousarray(reduce), np.ascontiguousarray(unweigh(expand, roots)))
 
 
 def output_variance(kernel: Array, group: int, metric: ErrorMetric) -> float:
@@ -98,6 +86,12 @@ def output_variance(kernel: Array, group: int, metric: ErrorMetric) -> float:
     ridge = RIDGE * np.trace(covariance, axis1=1, axis2=2) / d
     own = np.sum((w @ covariance) * w, axis=(1, 2)) + ridge * np.sum(w**2, axis=(1, 2))
     return float(own.sum())
+
+
+def relative_error(kernel: Array, new_kernel: Array, group: int, metric: ErrorMetric) -> float:
+    """Squared error of the output over its variance, in a metric; 0 for an output without variance."""
+    whole = output_variance(kernel, group, metric)
+    return output_variance(kernel - new_kernel, group, metric) / whole if whole > 0 else 0.0
 
 
 def share_along(kernel: Array, group: int, metric: ErrorMetric, columns: Float64) -> float:

@@ -9,7 +9,6 @@ Source: Martens and Grosse, "Optimizing Neural Networks with Kronecker-factored 
 
 from __future__ import annotations
 
-# The share of the identity in what the answers owe to channels: what a few images do not show still counts.
 from dataclasses import dataclass
 
 import numpy as np

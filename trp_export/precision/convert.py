@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,13 @@ import onnx_ir as ir
 
 from trp_export.calibration.answers import find_answers, reference_to, run_answers
 from trp_export.calibration.divergence import agreement, divergence
+from trp_export.calibration.held_out import with_room
 from trp_export.errors import TrpError, first_line
 from trp_export.graph.fold import fold_weights
 from trp_export.graph.large_files import read_model
 from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.graph.prepare import remove_unused
-from trp_export.graph.shapes import input_shapes
+from trp_export.inputs.description import NetworkInputs
 from trp_export.inputs.samples import Batch
 from trp_export.metrics.classes import are_classes
 from trp_export.metrics.recognise import is_embedding
@@ -26,7 +27,7 @@ from trp_export.precision.fp16 import require_opens, to_fp16
 from trp_export.precision.int8 import shown_and_held_out, to_int8
 from trp_export.precision.rounding import ROUNDED
 from trp_export.runtime.partial import Tap, is_tensor
-from trp_export.runtime.sessions import Array, CannotRunError, noise
+from trp_export.runtime.sessions import Array, CannotRunError
 from trp_export.system.progress import Progress
 from trp_export.system.text import name_some
 
@@ -54,6 +55,10 @@ class Parity:
     images: int
     agreement: float | None
     divergence: float
+
+    def to_json(self) -> dict[str, Any]:
+        """A divergence that is no number is null."""
+        return asdict(self) | {"divergence": self.divergence if np.isfinite(self.divergence) else None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,7 @@ class Variant:
             "how": self.how,
             "in_float": list(self.in_float),
             "refused": self.refused,
-            "parity": asdict(self.parity) if self.parity else None,
+            "parity": self.parity.to_json() if self.parity else None,
             "judged": asdict(self.judged) if self.judged else None,
             "median_ms": summary(self.latency).median / 1e6 if self.latency else None,
         }
@@ -104,6 +109,7 @@ def convert(
     precision: str,
     source: Path,
     file: Path,
+    inputs: NetworkInputs,
     batches: Batches,
     low_rank: bool,
     progress: Progress,
@@ -111,8 +117,9 @@ def convert(
 ) -> Variant:
     """The model in `source` in another precision, written to `file`; `batches` of samples are what int8 needs.
 
-    It is compared with `source` on images `held_out`, or on those of `batches` that showed no ranges, or on noise. A
-    failure makes a refused variant and no error: the float model can ship.
+    It is compared with `source` on images `held_out`, or on those of `batches` that showed no ranges, or on what is
+    typical of the `inputs`, all of whose sizes are known. A failure makes a refused variant and no error: the float
+    model can ship.
     """
     model = read_model(source)
     ir.external_data.load_to_model(model)
@@ -125,10 +132,10 @@ def convert(
             require_opens(file)
         _forget_types(made)
         judges = held_out or (shown_and_held_out(batches)[1] if batches else ())
-        parity = _compare(model, made, judges) if judges else None
-        refused = _too_far(parity) if parity else _too_far_on_noise(source, model, made)
+        parity = _compare(model, made, with_room(model, judges)) if judges else None
+        refused = _too_far(parity) if parity else _too_far_without_images(model, made, inputs)
         if precision == "fp16" and refused is None:
-            refused = _overflow(source, model, made, judges)
+            refused = _overflow(model, made, judges, inputs)
     except (TrpError, CannotRunError) as error:
         return Variant(precision, low_rank, None, None, refused=first_line(error).removesuffix("."))
     return Variant(precision, low_rank, file, size_bytes(file), how, parity, refused, in_float=in_float)
@@ -160,15 +167,14 @@ def _forget_types(model: ir.Model) -> None:
                 value.type = None
 
 
-def _too_far_on_noise(source: Path, model: ir.Model, made: ir.Model) -> str | None:
-    """Why a variant may not ship that no images can judge: on noise it must keep to the same limit."""
-    shapes = input_shapes(model)
-    inputs = noise(source, shapes)
+def _too_far_without_images(model: ir.Model, made: ir.Model, inputs: NetworkInputs) -> str | None:
+    """Why a variant may not ship that no images can judge: it must keep to the same limit, mostly on noise."""
+    feeds = inputs.typical()
     answers = [answer.name for answer in find_answers(model)]
     names = [value.name or "" for value in model.graph.inputs]
-    before, after = (Tap(one, names, answers)(inputs) for one in (model, made))
+    before, after = (Tap(one, names, answers)(feeds) for one in (model, made))
     apart = divergence(before, {name: _but_for_rounding(before[name], array) for name, array in after.items()})
-    return None if apart <= LARGEST_DIVERGENCE else f"on noise {_apart(apart)}"
+    return None if apart <= LARGEST_DIVERGENCE else f"on {inputs.kind} {_apart(apart)}"
 
 
 def _but_for_rounding(before: Array, after: Array) -> Array:
@@ -179,21 +185,31 @@ def _but_for_rounding(before: Array, after: Array) -> Array:
     return np.where(np.abs(after.astype(np.float64) - before) <= unit, before, after)
 
 
-def _overflow(source: Path, model: ir.Model, made: ir.Model, images: Batches) -> str | None:
-    """Why a model may not ship in fp16 whose inner values are beyond its range, on some images or on noise.
+def _overflow(model: ir.Model, made: ir.Model, images: Batches, inputs: NetworkInputs) -> str | None:
+    """Why a model may not ship in fp16 whose inner values are beyond its range, on some images or without any.
 
     onnxruntime computes in float32 on a CPU, where only a value that is asked for is rounded to fp16.
     """
-    inputs = images[0].first(_IMAGES).arrays if images else noise(source, input_shapes(model))
-    names = [value.name or "" for node in made.graph for value in node.outputs if value.name and is_tensor(value)]
-    halves = Tap(made, list(inputs), names)(inputs)
+    feeds = images[0].first(_IMAGES).arrays if images else inputs.typical()
+    values = {value.name: value for node in made.graph for value in node.outputs if value.name and is_tensor(value)}
+    halves = Tap(made, list(feeds), list(values))(feeds)
     beyond = [name for name, array in halves.items() if array.dtype == np.float16 and not np.isfinite(array).all()]
-    known = {value.name for node in model.graph for value in node.outputs}
-    floats = Tap(model, list(inputs), [name for name in beyond if name in known])(inputs) if beyond else {}
-    for name, array in floats.items():
+    known = {*feeds, *(value.name for node in model.graph for value in node.outputs)}
+    names = [name for half in beyond if (name := _uncast(values[half], known)) is not None]
+    computed = [name for name in names if name not in feeds]
+    floats = {**feeds, **(Tap(model, list(feeds), computed)(feeds) if computed else {})}
+    for name, array in ((name, floats[name]) for name in names):
         if np.isfinite(array).all():
-            return f"{name} reaches {np.abs(array).max():.2g} on {'images' if images else 'noise'}; {_LARGEST_HALF}"
+            return f"{name} reaches {np.abs(array).max():.2g} on {'images' if images else inputs.kind}; {_LARGEST_HALF}"
     return None
+
+
+def _uncast(half: ir.Value, known: Container[str | None]) -> str | None:
+    """The name of a value in the float model. The converter has names of its own for what it casts at the ends."""
+    maker, readers = half.producer(), half.consumers()
+    casts = [node for node in (maker, *readers) if node is not None and node.op_type == "Cast"]
+    beside = [value for node in casts for value in (*node.inputs, *node.outputs) if value is not None]
+    return next((value.name for value in (half, *beside) if value.name in known), None)
 
 
 def _too_far(parity: Parity) -> str | None:
@@ -203,8 +219,8 @@ def _too_far(parity: Parity) -> str | None:
 
 
 def _apart(apart: float) -> str:
-    if apart == float("inf"):
-        return "it gives infinite values or NaN"
+    if not np.isfinite(apart):
+        return "it gives infinite values, NaN, or other numbers of rows than the float model"
     return (
         f"its outputs diverge from the float model's by {apart:.0%} of their spread; "
         f"{LARGEST_DIVERGENCE:.0%} is allowed"

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from trp_export.calibration.answers import Answer, decoding_nodes, find_answers, reference_to, run_answers
 from trp_export.calibration.divergence import Reference
+from trp_export.calibration.held_out import with_room
 from trp_export.errors import TrpError, UnsupportedError, first_line
 from trp_export.graph.cost import node_macs
 from trp_export.graph.shapes import infer_shapes
@@ -61,6 +63,7 @@ def to_int8(model: ir.Model, batches: Batches, progress: Share = lambda share: N
     """
     _require_telling(batches)
     shown, tested = shown_and_held_out(batches)
+    tested = with_room(model, tested)
     model = raise_opset(model.clone())
     answers = find_answers(model)
     decoding = frozenset(node.name or "" for node in decoding_nodes(model, answers))
@@ -131,6 +134,8 @@ def raise_opset(model: ir.Model) -> ir.Model:
             f"int8 needs opset {LEAST_OPSET}, and this model could not be converted: {first_line(error)}"
         ) from error
     raised.metadata_props.update(model.metadata_props)
+    # The converter writes what were attributes, such as the bounds of a Clip, as Constant nodes.
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(raised)
     return raised
 
 

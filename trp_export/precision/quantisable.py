@@ -6,14 +6,19 @@ move values pass 8-bit values on.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
+import onnx
 import onnx_ir as ir
 
-from trp_export.graph.weights import Constant, find_bias, find_constant
+from trp_export.graph.skeleton import make_skeleton
+from trp_export.graph.weights import Constant, find_bias, find_constant, find_scalar
 
 WITH_WEIGHT = ("Conv", "Gemm", "MatMul")
 _WITHOUT_WEIGHT = ("Add", "GlobalAveragePool", "AveragePool", "Concat")
+Types = Mapping[str, int]
 MOVERS = ("MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "DepthToSpace")
 
 
@@ -42,24 +47,39 @@ class QuantisableOp:
 
 def find_units(model: ir.Model) -> tuple[QuantisableOp, ...]:
     """All such operators of the main graph, in its order."""
-    units = (_unit(node) for node in model.graph if node.domain in ("", "ai.onnx"))
+    types = known_types(model)
+    units = (_unit(node, types) for node in model.graph if node.domain in ("", "ai.onnx"))
     return tuple(unit for unit in units if unit is not None)
 
 
-def _unit(node: ir.Node) -> QuantisableOp | None:
+def known_types(model: ir.Model) -> Types:
+    """The ONNX type of values by name, as far as the file or inference tells: sizes are whole numbers, for example."""
+    proto = make_skeleton(model).proto
+    with suppress(onnx.shape_inference.InferenceError, RuntimeError):
+        proto = onnx.shape_inference.infer_shapes(proto)
+    infos = (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
+    return {info.name: info.type.tensor_type.elem_type for info in infos}
+
+
+def is_float(value: ir.Value, types: Types) -> bool:
+    """True for a value of float32. One of unknown type counts as that, which its reader needs."""
+    return types.get(value.name or "", 0) in (ir.DataType.UNDEFINED, ir.DataType.FLOAT)
+
+
+def _unit(node: ir.Node, types: Types) -> QuantisableOp | None:
     if node.op_type in WITH_WEIGHT:
-        return _with_weight(node)
+        return _with_weight(node, types)
     if node.op_type not in _WITHOUT_WEIGHT:
         return None
-    inputs = [value for value in node.inputs if value is not None and _is_activation(value)]
+    inputs = [value for value in node.inputs if value is not None and _is_activation(value, types)]
     if len(inputs) < len(node.inputs):
         return None
     return QuantisableOp(node, tuple(inputs), None, _end(node))
 
 
-def _with_weight(node: ir.Node) -> QuantisableOp | None:
+def _with_weight(node: ir.Node, types: Types) -> QuantisableOp | None:
     data, weight = node.inputs[0], find_constant(node.inputs[1])
-    if data is None or weight is None or not _is_activation(data) or weight.dtype != ir.DataType.FLOAT:
+    if data is None or weight is None or not _is_activation(data, types) or weight.dtype != ir.DataType.FLOAT:
         return None
     if weight.root is not node.inputs[1] or find_bias(node) is None:
         return None
@@ -77,9 +97,9 @@ def _is_plain(gemm: ir.Node) -> bool:
     return scales == (1.0, 1.0) and not attributes.get_int("transA", 0)
 
 
-def _is_activation(value: ir.Value) -> bool:
-    """True for a float that is computed or fed. A missing type counts as float, which its reader needs."""
-    return value.dtype in (None, ir.DataType.FLOAT) and find_constant(value) is None
+def _is_activation(value: ir.Value, types: Types) -> bool:
+    """True for a float that is computed or fed."""
+    return is_float(value, types) and find_constant(value) is None
 
 
 def _end(node: ir.Node) -> ir.Value:
@@ -96,5 +116,4 @@ def _is_free(node: ir.Node) -> bool:
         return False
     if node.op_type != "Clip":
         return node.op_type == "Relu"
-    low = find_constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    return low is not None and low.array().size == 1 and float(low.array().reshape(())) == 0.0
+    return len(node.inputs) > 1 and find_scalar(node.inputs[1]) == 0.0

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from trp_export.graph.prepare import remove_unused
 from trp_export.graph.weights import add_initializer, find_bias
 from trp_export.precision.grids import Grid, round_bias, round_weight, weight_scales
-from trp_export.precision.quantisable import MOVERS, QuantisableOp, find_units
+from trp_export.precision.quantisable import MOVERS, QuantisableOp, Types, find_units, is_float, known_types
 
 LEAST_OPSET = 13  # the first with one scale per channel
 # The name of a value after rounding is its name before with this added.
@@ -34,7 +34,8 @@ def rounded_values(model: ir.Model, kept: Collection[str] = ()) -> dict[str, str
         for value in (*unit.inputs, unit.output)
         if value is not None
     }
-    moves = [move for node in model.graph if (move := _move(node)) is not None]
+    types = known_types(model)
+    moves = [move for node in model.graph if (move := _move(node, types)) is not None]
     for source, moved in reversed(moves):
         if moved in names:
             names.add(source)
@@ -45,12 +46,12 @@ def rounded_values(model: ir.Model, kept: Collection[str] = ()) -> dict[str, str
     return grids
 
 
-def _move(node: ir.Node) -> tuple[str, str] | None:
+def _move(node: ir.Node, types: Types) -> tuple[str, str] | None:
     """The names of the input and the output of a node that only moves floats."""
     if node.domain not in ("", "ai.onnx") or node.op_type not in MOVERS or len(node.outputs) != 1:
         return None
     source = node.inputs[0]
-    if source is None or source.is_initializer() or source.dtype not in (None, ir.DataType.FLOAT):
+    if source is None or source.is_initializer() or not is_float(source, types):
         return None
     return source.name or "", node.outputs[0].name or ""
 

@@ -82,4 +82,5 @@ def _is_as_close(score: Float64, least: Float64) -> bool:
 
 
 def _standard_error(values: Float64) -> float:
-    return float(values.std() / np.sqrt(len(values)))
+    """Zero where values are not finite."""
+    return float(values.std() / np.sqrt(len(values))) if np.isfinite(values).all() else 0.0

@@ -23,10 +23,13 @@ from torch.nn import functional
 
 from trp_export.calibration.answers import find_answers, kinds_of
 from trp_export.calibration.divergence import Kind, Yardstick, agreement, for_images, yardsticks
+from trp_export.calibration.held_out import with_room
 from trp_export.errors import OptionError, UnsupportedError
+from trp_export.inputs.description import describe_inputs
 from trp_export.inputs.samples import Batch
+from trp_export.inputs.spec import CHANNEL_AXES, InputSpec
 from trp_export.recover.muon import Muon
-from trp_export.recover.torch_graph import TorchGraph
+from trp_export.recover.torch_graph import TorchGraph, as_tensor, channels_first, require_sound
 from trp_export.runtime.partial import Tap, fixed_batch
 
 Array = NDArray[Any]
@@ -80,17 +83,22 @@ class Distiller:
         self._pastes = False
         self._random = torch.Generator().manual_seed(seed)
         samples = _join(batches, self._student.inputs)
-        self._patch = PATCH if _has_open_size(original) and self._answers_parts_alike(samples) else None
         entries = sum(values[:1].numel() for values in samples.values())
         self._batch_size = min(_MOST_IMAGES, max(_LEAST_IMAGES, _ENTRIES // entries))
+        specs = describe_inputs(original).specs
+        self._channel_axis = CHANNEL_AXES.get(specs[0].layout, 1)
+        is_open = len(specs) == 1 and _has_open_size(specs[0], self._channel_axis)
+        self._patch = PATCH if is_open and self._answers_parts_alike(samples) else None
         order = torch.randperm(_count(samples), generator=self._random)
         share = 0 if held_out else max(1, round(len(order) * HELD_OUT))
         self._samples = _rows(samples, order[share:])
-        self._held_out = _join(held_out, self._student.inputs) if held_out else _rows(samples, order[:share])
+        reserve = _join(with_room(original, held_out), self._student.inputs) if held_out else None
+        self._held_out = _rows(samples, order[:share]) if reserve is None else reserve
         self._wanted = self._answers(self._teacher, self._held_out)
         self._sticks = yardsticks(self._wanted, self._kinds)
         # A step sees a few images only, which say nothing about the spread of an answer.
-        self._units = yardsticks(self._answers(self._teacher, self._samples), self._kinds)
+        some = _rows(self._samples, slice(sum(map(len, with_room(original, batches)))))
+        self._units = yardsticks(self._answers(self._teacher, some), self._kinds)
         self._require_sound(compressed)
         self._start = self.weights
         begun = time.monotonic()
@@ -144,7 +152,8 @@ class Distiller:
         batch = _rows(self._samples, chosen)
         if len(batch) == 1:
             ((name, images),) = batch.items()
-            batch = {name: augment(images, self._random, pastes=self._pastes, patch=self._patch)}
+            channels = self._channel_axis
+            batch = {name: augment(images, self._random, pastes=self._pastes, patch=self._patch, channels=channels)}
         parts = list(self._pool.map(self._gradients, _split(batch, -(-size // _PARTS))))
         for weight, gradients in zip(self._student.weights, zip(*parts, strict=True), strict=True):
             used = [gradient for gradient in gradients if gradient is not None]
@@ -167,7 +176,7 @@ class Distiller:
     def _divergence(self, got: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
         """`divergence` of the answers, with gradients."""
         own, reference = (
-            [_channels_first(value.float(), axis) for value, axis in zip(values, self._axes, strict=True)]
+            [channels_first(value.float(), axis) for value, axis in zip(values, self._axes, strict=True)]
             for values in (got, wanted)
         )
         originals = {name: value.numpy() for name, value in zip(self._outputs, reference, strict=True)}
@@ -205,46 +214,50 @@ class Distiller:
         with torch.no_grad():
             parts = [self._run(network, part) for part in _split(samples, self._batch_size)]
         values = [torch.cat(part) for part in zip(*parts, strict=True)][: len(self._axes)]
-        values = [_channels_first(value, axis) for value, axis in zip(values, self._axes, strict=True)]
+        values = [channels_first(value, axis) for value, axis in zip(values, self._axes, strict=True)]
         return {name: value.float().numpy() for name, value in zip(self._outputs, values, strict=True)}
 
     def _run(self, network: TorchGraph, samples: Samples) -> list[Tensor]:
         """The outputs for all samples. For a model of a fixed batch size the last batch is filled up."""
         if self._chunk is None:
             return network(*samples.values())  # type: ignore[no-any-return]
-        count = _count(samples)
-        filled = _rows(samples, torch.arange(-(-count // self._chunk) * self._chunk) % count)
-        parts = [network(*part.values()) for part in _split(filled, self._chunk)]
-        return [torch.cat(part)[:count] for part in zip(*parts, strict=True)]
+        parts = [network(*part.values()) for part in _split(self._filled(samples), self._chunk)]
+        return [torch.cat(part)[: _count(samples)] for part in zip(*parts, strict=True)]
+
+    def _filled(self, samples: Samples) -> Samples:
+        """The samples again and again until they fill whole batches of a model of a fixed batch size."""
+        count, size = _count(samples), self._chunk or 1
+        return _rows(samples, torch.arange(-(-count // size) * size) % count)
 
     def _answers_parts_alike(self, samples: Samples) -> bool:
         """Whether the original answers part of an image as it answers the whole: then parts can teach."""
-        (images,) = samples.values()
-        if images.ndim != 4 or min(images.shape[2:]) < 2 * PATCH:
+        ((name, images),) = samples.items()
+        if images.ndim != 4:
+            return False
+        images = images[:1].movedim(self._channel_axis, 1)
+        if min(images.shape[2:]) < 2 * PATCH:
             return False
         start = PATCH // 2
-        whole, part = images[:1], images[:1, :, start : start + PATCH, start : start + PATCH]
+        part = images[:, :, start : start + PATCH, start : start + PATCH]
         try:
-            with torch.no_grad():
-                wholes, parts = (self._run(self._teacher, dict.fromkeys(samples, values)) for values in (whole, part))
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):  # It takes no images so small.
+            wholes, parts = (
+                self._answers(self._teacher, {name: values.movedim(1, self._channel_axis)}) for values in (images, part)
+            )
+        except UnsupportedError:  # It takes no images so small.
             return False
-        outputs = zip(wholes, parts, strict=True)
-        return all(_is_part(part, whole, images.shape[2:], start) for whole, part in outputs)
+        outputs = ((torch.from_numpy(parts[name]), torch.from_numpy(whole)) for name, whole in wholes.items())
+        return all(_is_part(part, whole, images.shape[2:], start) for part, whole in outputs)
 
     def _require_sound(self, compressed: ir.Model) -> None:
         """Raises UnsupportedError where torch does not compute what onnxruntime computes."""
+        probe = self._filled(_rows(self._held_out, slice(self._chunk or self._batch_size)))
         tap = Tap(compressed, self._student.inputs, self._outputs)
-        probe = _rows(self._held_out, slice(self._chunk or self._batch_size))
-        own = self._answers(self._student, probe)
-        outcome = tap({name: values.numpy() for name, values in probe.items()})
-        for name, axis in zip(self._outputs, self._axes, strict=True):
-            wanted = np.moveaxis(outcome[name], axis, 1) if outcome[name].ndim > 2 else outcome[name]
-            gap = np.linalg.norm(own[name] - wanted) / max(float(np.linalg.norm(wanted)), 1e-30)
-            if not gap < _SOUND:
-                raise UnsupportedError(
-                    f"torch gives {name} {gap:.2g} apart from onnxruntime on this model; leave --tune out."
-                )
+        made = tap({name: values.numpy() for name, values in probe.items()})
+        wanted = {
+            name: np.moveaxis(made[name], axis, 1) if made[name].ndim > 2 else made[name]
+            for name, axis in zip(self._outputs, self._axes, strict=True)
+        }
+        require_sound(self._answers(self._student, probe), wanted, _SOUND)
 
 
 def _join(batches: Sequence[Batch], names: Sequence[str]) -> Samples:
@@ -258,8 +271,7 @@ def _join(batches: Sequence[Batch], names: Sequence[str]) -> Samples:
     if any(len({batch.arrays[name].shape[1:] for batch in batches}) > 1 for name in names):
         raise OptionError("--tune needs images of one size: add --resize and --crop, or --shape.")
     arrays = {name: np.concatenate([batch.arrays[name] for batch in batches]) for name in names}
-    floats = {name for name, array in arrays.items() if array.dtype.kind == "f" or len(names) == 1}
-    return {n: torch.from_numpy(a.astype(np.float32) if n in floats else a) for n, a in arrays.items()}
+    return {n: as_tensor(a.astype(np.float32) if len(names) == 1 else a, n) for n, a in arrays.items()}
 
 
 def _count(samples: Samples) -> int:
@@ -274,10 +286,10 @@ def _split(samples: Samples, size: int) -> list[Samples]:
     return [_rows(samples, slice(start, start + size)) for start in range(0, _count(samples), size)]
 
 
-def _has_open_size(model: ir.Model) -> bool:
-    """True for a network of one input (n, C, H, W) whose height and width are not fixed."""
-    shapes = [value.shape for value in model.graph.inputs]
-    return len(shapes) == 1 and shapes[0] is not None and not any(isinstance(size, int) for size in shapes[0][2:])
+def _has_open_size(spec: InputSpec, channel_axis: int) -> bool:
+    """True for an input whose height and width are not fixed."""
+    sizes = enumerate(spec.declared or ())
+    return spec.declared is not None and all(size is None for axis, size in sizes if axis not in (0, channel_axis))
 
 
 def _is_part(part: Tensor, whole: Tensor, extents: Sequence[int], start: int) -> bool:
@@ -293,15 +305,18 @@ def _is_part(part: Tensor, whole: Tensor, extents: Sequence[int], start: int) ->
     return bool(torch.linalg.norm(part - whole) <= _ALIKE * torch.linalg.norm(whole - whole.mean()))
 
 
-def augment(batch: Tensor, random: torch.Generator, *, pastes: bool = False, patch: int | None = None) -> Tensor:
-    """Images (n, C, H, W) flipped, shifted by up to an eighth, mixed and, if `pastes`, pasted into one another.
+def augment(
+    batch: Tensor, random: torch.Generator, *, pastes: bool = False, patch: int | None = None, channels: int = 1
+) -> Tensor:
+    """Images flipped, shifted by up to an eighth, mixed and, if `pastes`, pasted into one another.
 
-    With `patch`, a random part of each image, as high and as wide. Rows of features are only mixed.
+    They are (n, C, H, W), or (n, H, W, C) where `channels`, the axis of the channels, is 3. With `patch`, a random part
+    of each image, as high and as wide. Rows of features are only mixed.
     """
     if batch.ndim != 4:
         return _mix(batch, random)
-    mixed = _mix(_flip_and_shift(batch, random, patch), random)
-    return _paste(mixed, random) if pastes else mixed
+    mixed = _mix(_flip_and_shift(batch.movedim(channels, 1), random, patch), random)
+    return (_paste(mixed, random) if pastes else mixed).movedim(1, channels)
 
 
 def _mix(batch: Tensor, random: torch.Generator) -> Tensor:
@@ -357,12 +372,6 @@ def _guides(original: ir.Model, compressed: ir.Model) -> list[str]:
         if node.op_type in ("Conv", "Add") and node.outputs[0].name in present
     ]
     return shared[-1:]
-
-
-def _channels_first(value: Tensor, axis: int) -> Tensor:
-    if value.ndim < 2:
-        return value.reshape(-1, 1)
-    return value.movedim(axis, 1) if value.ndim > 2 else value
 
 
 def _share(own: Tensor, wanted: Tensor, stick: Yardstick) -> Tensor:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from trp_export.calibration.held_out import take_samples
 from trp_export.calibration.layer_inputs import Use, has_readable_inputs
 from trp_export.calibration.memory import has_room_for_moments
-from trp_export.calibration.moments import draw_positions, groups_at, image_blocks, together
+from trp_export.calibration.moments import by_image, draw_positions, groups_at, row_blocks, together
 from trp_export.calibration.output_curves import LayerFactors
 from trp_export.calibration.patches import Positions, window
 from trp_export.errors import LoadError
@@ -138,12 +138,13 @@ def refit(
         if room and place.nodes[0].graph is copy.graph:
             walks.widen(room[order[id(place.nodes[0])]] // len(place.nodes))
         renormalise_before(place.nodes[0])
-        if not fits:
+        samples = _gather(walks, place.nodes, layer.site, rng) if fits else None
+        if samples is None:
             _keep(copy, place, layer, fitted)
             continue
         state = LayerState(layer, place.kernel().astype(np.float64), _bias(place), (owed or {}).get(name))
         known = [fitted, *others] if held_out else []
-        choice = _choose(walks, place, state, known, rng)
+        choice = _choose(samples, walks.shown, state, known)
         _set(copy, place, state, choice)
         if choice.pairs:
             factors[name] = choice.pairs
@@ -157,11 +158,13 @@ def refit(
 
 
 def _choose(
-    walks: _Walks, place: LocatedSite, state: LayerState, known: Sequence[LayerFactors], rng: np.random.Generator
+    samples: Iterator[Iterator[Samples]], count: int, state: LayerState, known: Sequence[LayerFactors]
 ) -> Choice:
-    """What a layer becomes: what does best on held-out images of its regressions and what is known of it."""
-    samples = _gather(walks, place.nodes, state.layer.site, rng)
-    shown = sum_residuals(state, chain.from_iterable(islice(samples, walks.shown)))
+    """What a layer becomes: what does best on held-out images of its regressions and what is known of it.
+
+    It is fitted to the first `count` batches of `samples`, and judged on the others.
+    """
+    shown = sum_residuals(state, chain.from_iterable(islice(samples, count)))
     pulls = PULLS if known else PULLS[:1]
     choices = in_background(lambda: [regress(state, shown, pull) for pull in pulls])
     if known:
@@ -237,6 +240,7 @@ class _Walks:
         ]
         inputs = [batch.arrays for part in parts for batch in part]
         self.groups = [batch.groups for part in parts for batch in part]
+        self.sizes = [len(batch) for part in parts for batch in part]
         self.shown, self.images = len(parts[0]), sum(len(batch) for batch in parts[0])
         self.original, self.compressed = (Walk(model, inputs) for model in self._models)
 
@@ -260,7 +264,7 @@ class _Aim:
 
 def _aim(output: Array, shortcuts: Sequence[tuple[Array, Array]]) -> _Aim:
     """Without shortcuts that make the sum larger than the layer's output."""
-    return _Aim(output, [pair for pair in shortcuts if _fits(pair[0].shape, output.shape)])
+    return _Aim(output, [pair for pair in shortcuts if all(_fits(part.shape, output.shape) for part in pair)])
 
 
 def _fits(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
@@ -272,10 +276,11 @@ def _fits(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
 
 def _gather(
     walks: _Walks, nodes: Sequence[ir.Node], site: Site, rng: np.random.Generator
-) -> Iterator[Iterator[Samples]]:
+) -> Iterator[Iterator[Samples]] | None:
     """What all uses of a layer read and should give, for each batch some images at a time.
 
-    The walks stop at the first use.
+    None where the two networks do not have the same rows there: their values may decide how many there are. The walks
+    stop at the first use.
     """
     original, compressed = walks.original, walks.compressed
     data, output = _input(nodes[0]), _output(nodes[0])
@@ -285,31 +290,49 @@ def _gather(
     of_original = [*map(_output, nodes), *(name for names in shortcuts for name in names)]
     of_compressed = [*map(_input, nodes), *(name for names in shortcuts for name in names)]
     wanted, got = _look_ahead(original, of_original), _look_ahead(compressed, of_compressed)
-    for index in range(len(got[data])):
-        uses = [Use(got[_input(node)][index], window(node, site)) for node in nodes]
-        images = uses[0].images
-        drawn = draw_positions(uses, site, images, walks.images, rng)
+    read = [[Use(part, window(node, site)) for part in got[_input(node)]] for node in nodes]
+    made = [part for node in nodes for part in wanted[_output(node)]]
+    if not all(_makes(use, site, part) for use, part in zip(chain.from_iterable(read), made, strict=True)):
+        return None
+
+    def samples_of(index: int) -> Iterator[Samples]:
+        uses, batch = [parts[index] for parts in read], walks.sizes[index]
+        drawn = draw_positions(uses, site, batch, walks.images, rng)
         aims = [
             _aim(wanted[_output(node)][index], [(wanted[name][index], got[name][index]) for name in names])
             for node, names in zip(nodes, shortcuts, strict=True)
         ]
-        yield _some_at_a_time(uses, aims, drawn, site, walks.groups[index])
+        return _some_at_a_time(uses, aims, drawn, site, batch, walks.groups[index])
+
+    return map(samples_of, range(len(got[data])))
+
+
+def _makes(use: Use, site: Site, output: Array) -> bool:
+    """Whether a layer that reads this makes as many outputs as these."""
+    return len(output) == use.images and output.size == use.images * use.positions * site.kernel_shape[0]
 
 
 def _some_at_a_time(
-    uses: Sequence[Use], aims: Sequence[_Aim], drawn: Sequence[Positions], site: Site, groups: Groups | None
+    uses: Sequence[Use],
+    aims: Sequence[_Aim],
+    drawn: Sequence[Positions],
+    site: Site,
+    batch: int,
+    groups: Groups | None,
 ) -> Iterator[Samples]:
     """Uses whose number of images differs from that of the first are left out."""
-    for some in image_blocks(uses, site, drawn):
-        places = [positions[some] for positions in drawn]
-        x = together([use.of_images(some).patches(at) for use, at in zip(uses, places, strict=True)], axis=2)[0]
-        targets = [aim.at(some, positions) for aim, positions in zip(aims, places, strict=True)]
+    for rows in row_blocks(uses, site, drawn, batch):
+        places = [positions[rows] for positions in drawn]
+        read = [use.of_images(rows).patches(at) for use, at in zip(uses, places, strict=True)]
+        x = together([by_image(part, use, batch) for part, use in zip(read, uses, strict=True)], axis=2)[0]
+        made = [aim.at(rows, positions) for aim, positions in zip(aims, places, strict=True)]
+        targets = [by_image(part, use, batch) for part, use in zip(made, uses, strict=True)]
         y = together(targets, axis=2)[0].reshape(-1, targets[0].shape[-1])
         if not (np.isfinite(x.sum()) and np.isfinite(y.sum())):
             raise LoadError(
                 f"the values around {site.name} are NaN or infinite on these images. Check the preprocessing."
             )
-        yield x, y, groups_at(groups, uses[0].images, some, x.shape[1])
+        yield x, y, groups_at(groups, uses[0], rows, x.shape[1])
 
 
 def _look_ahead(walk: Walk, names: Sequence[str]) -> Mapping[str, Sequence[Array]]:

@@ -1,22 +1,25 @@
 """Run an ONNX graph in torch, so that it can be trained: each node becomes a torch function.
 
-Operators outside the table are refused by name. The caller checks on real inputs that the module computes what
-onnxruntime computes.
+Operators outside the table, and nodes that torch cannot run, are refused by name. The caller checks on real inputs that
+the module computes what onnxruntime computes (`require_sound`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trp_export.errors import UnsupportedError
-from trp_export.graph.weights import release
+from trp_export.errors import UnsupportedError, is_out_of_memory
+from trp_export.graph.weights import find_constant, release
 from trp_export.recover.torch_ops import RULES, channels_last
+
+Array = NDArray[Any]
 
 _TRAINED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -24,30 +27,30 @@ _TRAINED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 class TorchGraph(nn.Module):
     """A module whose parameters are the weights and biases of convs and matrix products, in the order of `names`.
 
-    It contains only the part of the graph that the outputs need. Raises UnsupportedError for unknown operators in it.
+    A weight may be read through Transpose, and an input that has a default keeps it. The module contains only the part
+    of the graph that the outputs need. Raises UnsupportedError for unknown operators in it and, when it is called, for
+    nodes that torch cannot run.
     """
 
     def __init__(self, model: ir.Model, outputs: Sequence[str] | None = None) -> None:
         super().__init__()
-        self.inputs = [value.name or "" for value in model.graph.inputs]
+        self.inputs = [value.name or "" for value in model.graph.inputs if not value.is_initializer()]
         self._outputs = list(outputs or [value.name or "" for value in model.graph.outputs])
         self._nodes = _needed(model, self._outputs)
         unknown = sorted({f"{node.domain}:{node.op_type}".lstrip(":") for node in self._nodes if not _known(node)})
         if unknown:
-            raise UnsupportedError(
-                f"{', '.join(unknown)} cannot be run in torch, which --tune and --calib synthetic need: leave them out."
-            )
-        trained = {value for node in self._nodes if node.op_type in _TRAINED for value in node.inputs[1:3]}
+            raise _refused(", ".join(unknown))
+        read = {value for node in self._nodes for value in node.inputs}
+        weights = [value for node in self._nodes if node.op_type in _TRAINED for value in node.inputs[1:3]]
+        trained = {constant.root for value in weights if (constant := find_constant(value)) is not None}
         self.names: list[str] = []
         parameters = []
         self._constants: dict[str, Tensor] = {}
         for name, value in model.graph.initializers.items():
-            if value.const_value is None:
+            if value.const_value is None or not (value in read or name in self._outputs):
                 continue
-            tensor = torch.from_numpy(np.array(value.const_value.numpy()))
+            tensor = as_tensor(np.array(value.const_value.numpy()), name)
             release([value.const_value])
-            if tensor.is_floating_point():
-                tensor = tensor.float()
             if value in trained and tensor.is_floating_point():
                 self.names.append(name)
                 # Channels last: convs of few channels take half the time.
@@ -60,11 +63,48 @@ class TorchGraph(nn.Module):
         values: dict[str, Any] = {**self._constants, **dict(zip(self.names, self.weights, strict=True))}
         values |= zip(self.inputs, map(channels_last, inputs), strict=True)
         for node in self._nodes:
-            given = [values[value.name or ""] if value is not None else None for value in node.inputs]
-            made = RULES[node.op_type](node, given)
+            try:
+                given = [values[value.name or ""] if value is not None else None for value in node.inputs]
+                made = RULES[node.op_type](node, given)
+            except Exception as error:  # A form of the operator that its rule does not know, or torch does not run.
+                if isinstance(error, UnsupportedError) or is_out_of_memory(error):
+                    raise
+                raise _refused(f"{node.op_type} ({node.name})") from error
             made = made if isinstance(made, (list, tuple)) else [made]
             values |= {out.name or "": result for out, result in zip(node.outputs, made, strict=False)}
         return [values[name] for name in self._outputs]
+
+
+def as_tensor(array: Array, name: str) -> Tensor:
+    """An array as torch computes with it: floats in float32. Raises UnsupportedError for types that torch lacks."""
+    try:
+        return torch.from_numpy(np.asarray(array, np.float32) if array.dtype.kind == "f" else array)
+    except TypeError as error:
+        raise _refused(f"{name} of type {array.dtype}") from error
+
+
+def channels_first(value: Tensor, axis: int) -> Tensor:
+    """An answer with its channels, which lie on `axis`, on axis 1; a number for each image is one channel."""
+    if value.ndim < 2:
+        return value.reshape(-1, 1)
+    return value.movedim(axis, 1) if value.ndim > 2 else value
+
+
+def require_sound(own: Mapping[str, Array], wanted: Mapping[str, Array], largest: float) -> None:
+    """Raises UnsupportedError where an answer of torch is further from that of onnxruntime than a share of its norm."""
+    for name, reference in wanted.items():
+        gap = np.inf
+        if own[name].size == reference.size:
+            apart = np.linalg.norm(own[name].reshape(reference.shape) - reference)
+            gap = float(apart) / max(float(np.linalg.norm(reference)), 1e-30)
+        if not gap < largest:
+            raise UnsupportedError(
+                f"torch gives {name} {gap:.2g} apart from onnxruntime on this model; leave --tune out."
+            )
+
+
+def _refused(what: str) -> UnsupportedError:
+    return UnsupportedError(f"{what} cannot be run in torch, which --tune and --calib synthetic need: leave them out.")
 
 
 def _needed(model: ir.Model, outputs: Sequence[str]) -> list[ir.Node]:

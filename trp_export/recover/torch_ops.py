@@ -6,7 +6,6 @@ Operators and forms of them that are missing here raise UnsupportedError.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import floor
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,12 @@ Inputs = list[Any]
 def channels_last(tensor: Tensor) -> Tensor:
     """Images in the layout in which convs of few channels take half the time; other tensors as they are."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+def _opset(node: ir.Node) -> int:
+    """The opset that says what the node means."""
+    imports = node.graph.opset_imports if node.graph is not None else {}
+    return imports.get(node.domain, imports.get("", 1))
 
 
 def _ints(value: Any) -> list[int]:
@@ -100,7 +105,13 @@ def _max_pool(node: ir.Node, given: Inputs) -> Tensor:
     run: Any = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[len(kernel) - 1]
     x = _padded(node, given[0], kernel, float("-inf"))
     strides, dilations = _strides(node, len(kernel)), _dilations(node, len(kernel))
-    return run(x, kernel, strides, 0, dilations, bool(node.attributes.get_int("ceil_mode", 0)))  # type: ignore[no-any-return]
+    ceil = bool(node.attributes.get_int("ceil_mode", 0))
+    pooled = run(x, kernel, strides, 0, dilations, ceil)
+    # Each window begins in the image or before it, never in what is added behind it.
+    for axis, pad in enumerate(list(node.attributes.get_ints("pads", []))[: len(kernel)] if ceil else ()):
+        inside = -(-(given[0].shape[2 + axis] + pad) // strides[axis])
+        pooled = pooled.narrow(2 + axis, 0, min(pooled.shape[2 + axis], inside))
+    return pooled  # type: ignore[no-any-return]
 
 
 def _average_pool(node: ir.Node, given: Inputs) -> Tensor:
@@ -109,6 +120,8 @@ def _average_pool(node: ir.Node, given: Inputs) -> Tensor:
     ceil = bool(node.attributes.get_int("ceil_mode", 0))
     pads = list(node.attributes.get_ints("pads", [])) or [0] * (2 * len(kernel))
     counted = bool(node.attributes.get_int("count_include_pad", 0))
+    if max(_dilations(node, len(kernel))) > 1:
+        raise UnsupportedError(f"AveragePool with dilations ({node.name}) cannot be run in torch.")
     if pads[: len(kernel)] == pads[len(kernel) :] and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET":
         strides = _strides(node, len(kernel))
         return run(given[0], kernel, strides, pads[: len(kernel)], ceil, counted)  # type: ignore[no-any-return]
@@ -156,11 +169,12 @@ def _pad(node: ir.Node, given: Inputs) -> Tensor:
     pads = _ints(given[1]) if len(given) > 1 else list(node.attributes.get_ints("pads", []))
     axes = _axes(node, given, 3) or list(range(x.ndim))
     full = {axis % x.ndim: (pads[i], pads[len(axes) + i]) for i, axis in enumerate(axes)}
-    mode = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}[
+    mode = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}[
         node.attributes.get_string("mode", "constant")
     ]
     amounts = [pad for axis in reversed(range(x.ndim)) for pad in full.get(axis, (0, 0))]
-    while amounts[-2:] == [0, 0]:
+    least = 0 if mode == "constant" else 2 * (x.ndim - 2)  # Of other modes torch wants all axes of the image.
+    while len(amounts) > least and amounts[-2:] == [0, 0]:
         amounts = amounts[:-2]
     value = float(given[2]) if len(given) > 2 and given[2] is not None else node.attributes.get_float("value", 0.0)
     return functional.pad(x, amounts, mode, value if mode == "constant" else None) if amounts else x
@@ -200,8 +214,10 @@ def _split(node: ir.Node, given: Inputs) -> Sequence[Tensor]:
     axis = node.attributes.get_int("axis", 0)
     told = len(given) > 1 and given[1] is not None
     sizes = _ints(given[1]) if told else list(node.attributes.get_ints("split", []))
-    count = len(node.outputs)
-    return given[0].split(sizes or -(-given[0].shape[axis] // count), dim=axis)  # type: ignore[no-any-return]
+    if not sizes:
+        whole, size = given[0].shape[axis], -(-given[0].shape[axis] // len(node.outputs))
+        sizes = [min(size, max(whole - start * size, 0)) for start in range(len(node.outputs))]
+    return given[0].split(sizes, dim=axis)  # type: ignore[no-any-return]
 
 
 def _cast(node: ir.Node, given: Inputs) -> Tensor:
@@ -209,6 +225,23 @@ def _cast(node: ir.Node, given: Inputs) -> Tensor:
     if kind.is_floating_point():
         return given[0].float()  # type: ignore[no-any-return]
     return given[0].bool() if kind == ir.DataType.BOOL else given[0].long()  # type: ignore[no-any-return]
+
+
+def _divide(_: ir.Node, given: Inputs) -> Tensor:
+    """Whole numbers stay whole, as where a graph computes a size."""
+    return torch.div(*given, rounding_mode=None if given[0].is_floating_point() else "trunc")
+
+
+def _softmax(run: Callable[..., Tensor]) -> Callable[[ir.Node, Inputs], Tensor]:
+    """Over one axis, by default the last; before opset 13 over all axes from one on, by default the second."""
+
+    def softmax(node: ir.Node, given: Inputs) -> Tensor:
+        x = given[0]
+        if _opset(node) >= 13:
+            return run(x, dim=node.attributes.get_int("axis", -1))
+        return run(x.flatten(node.attributes.get_int("axis", 1)), dim=-1).reshape(x.shape)
+
+    return softmax
 
 
 def _elementwise(function: Callable[..., Tensor]) -> Callable[[ir.Node, Inputs], Tensor]:
@@ -226,8 +259,9 @@ def _gelu(node: ir.Node, given: Inputs) -> Tensor:
 
 def _layer_norm(node: ir.Node, given: Inputs) -> Tensor:
     x, scale, bias = (*given, None)[:3]
-    axis = node.attributes.get_int("axis", -1) % x.ndim
-    return functional.layer_norm(x, x.shape[axis:], scale, bias, node.attributes.get_float("epsilon", 1e-5))
+    shape = x.shape[node.attributes.get_int("axis", -1) % x.ndim :]
+    scale, bias = (one if one is None else one.expand(shape) for one in (scale, bias))
+    return functional.layer_norm(x, shape, scale, bias, node.attributes.get_float("epsilon", 1e-5))
 
 
 def _conv_transpose(node: ir.Node, given: Inputs) -> Tensor:
@@ -250,26 +284,36 @@ def _conv_transpose(node: ir.Node, given: Inputs) -> Tensor:
 def _resize(node: ir.Node, given: Inputs) -> Tensor:
     """Nearest and linear interpolation, axis by axis."""
     x, mode = given[0], node.attributes.get_string("mode", "nearest")
-    sizes, scales = _resized(node, given)
     if mode not in ("nearest", "linear") or node.attributes.get_int("antialias", 0) != 0:
         raise UnsupportedError(f"Resize of mode {mode} ({node.name}) cannot be run in torch.")
+    if node.attributes.get_string("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise UnsupportedError(f"Resize that keeps the aspect ratio ({node.name}) cannot be run in torch.")
+    sizes, scales = _resized(node, given)
     for axis, (size, scale) in enumerate(zip(sizes, scales, strict=True)):
         if size != x.shape[axis] or scale != 1:
             at = _coordinates(node, x.shape[axis], size, scale)
-            x = _nearest(node, x, axis, at) if mode == "nearest" else _linear(x, axis, at)
+            x = _nearest(node, x, axis, at, scale) if mode == "nearest" else _linear(x, axis, at)
     return x  # type: ignore[no-any-return]
+
+
+def _is_simple(node: ir.Node) -> bool:
+    """True for Upsample and for Resize as it first was: scales follow the input, and there is one way to resize."""
+    return _opset(node) < 11
 
 
 def _resized(node: ir.Node, given: Inputs) -> tuple[list[int], list[float]]:
     """The size of each axis, and the scale that leads there."""
     x, axes = given[0], list(node.attributes.get_ints("axes", [])) or list(range(given[0].ndim))
-    asked = (given[-1] if node.op_type == "Upsample" else (*given, None, None, None)[2], (*given, None, None, None)[3])
+    scales_at, sizes_at = (1, 2) if _is_simple(node) else (2, 3)
+    asked, extents = (*given, None, None, None)[scales_at], (*given, None, None, None)[sizes_at]
+    if "scales" in node.attributes:  # In opset 7.
+        asked = torch.tensor(node.attributes.get_floats("scales", []))
     sizes, scales = list(x.shape), [1.0] * x.ndim
-    if asked[0] is not None and asked[0].numel():
-        for axis, scale in zip(axes, asked[0].tolist(), strict=True):
-            sizes[axis], scales[axis] = floor(x.shape[axis] * scale), scale
+    if asked is not None and asked.numel():
+        for axis, scale in zip(axes, asked, strict=True):
+            sizes[axis], scales[axis] = int(x.shape[axis] * scale.float()), float(scale)  # In float32, as everywhere.
     else:
-        for axis, size in zip(axes, _ints(asked[1]), strict=True):
+        for axis, size in zip(axes, _ints(extents), strict=True):
             sizes[axis], scales[axis] = size, size / x.shape[axis]
     return sizes, scales
 
@@ -278,7 +322,7 @@ def _coordinates(node: ir.Node, before: int, after: int, scale: float) -> Tensor
     """Where each place of the result lies in the input."""
     at = torch.arange(after, dtype=torch.float64)
     mode = node.attributes.get_string(
-        "coordinate_transformation_mode", "asymmetric" if node.op_type == "Upsample" else "half_pixel"
+        "coordinate_transformation_mode", "asymmetric" if _is_simple(node) else "half_pixel"
     )
     if mode == "asymmetric":
         return at / scale
@@ -291,16 +335,14 @@ def _coordinates(node: ir.Node, before: int, after: int, scale: float) -> Tensor
     raise UnsupportedError(f"Resize of {mode} coordinates ({node.name}) cannot be run in torch.")
 
 
-def _nearest(node: ir.Node, x: Tensor, axis: int, at: Tensor) -> Tensor:
-    rounding = node.attributes.get_string(
-        "nearest_mode", "floor" if node.op_type == "Upsample" else "round_prefer_floor"
-    )
+def _nearest(node: ir.Node, x: Tensor, axis: int, at: Tensor, scale: float) -> Tensor:
+    usual = ("floor" if scale >= 1 else "ceil") if _is_simple(node) else "round_prefer_floor"
     rounded = {
         "floor": at.floor(),
         "ceil": at.ceil(),
         "round_prefer_floor": (at - 0.5).ceil(),
         "round_prefer_ceil": (at + 0.5).floor(),
-    }[rounding]
+    }[node.attributes.get_string("nearest_mode", usual)]
     return x.index_select(axis, rounded.clamp(0, x.shape[axis] - 1).long())
 
 
@@ -330,7 +372,10 @@ def _space_to_depth(node: ir.Node, given: Inputs) -> Tensor:
 
 def _reduce(run: Callable[..., Tensor]) -> Callable[[ir.Node, Inputs], Tensor]:
     def reduce(node: ir.Node, given: Inputs) -> Tensor:
-        axes = _axes(node, given, 1) or list(range(given[0].ndim))
+        axes = _axes(node, given, 1)
+        if not axes and node.attributes.get_int("noop_with_empty_axes", 0) == 1:
+            return given[0]  # type: ignore[no-any-return]
+        axes = axes or list(range(given[0].ndim))
         return run(given[0], dim=axes, keepdim=bool(node.attributes.get_int("keepdims", 1)))
 
     return reduce
@@ -396,12 +441,12 @@ RULES: dict[str, Callable[[ir.Node, Inputs], Any]] = {
     "Tanh": _elementwise(torch.tanh),
     "Erf": _elementwise(torch.erf),
     "Gelu": _gelu,
-    "LogSoftmax": lambda node, given: given[0].log_softmax(node.attributes.get_int("axis", -1)),
-    "Softmax": lambda node, given: given[0].softmax(node.attributes.get_int("axis", -1)),
+    "LogSoftmax": _softmax(torch.log_softmax),
+    "Softmax": _softmax(torch.softmax),
     "Add": _elementwise(torch.add),
     "Sub": _elementwise(torch.sub),
     "Mul": _elementwise(torch.mul),
-    "Div": _elementwise(torch.div),
+    "Div": _divide,
     "Sum": _variadic(torch.add),
     "Equal": _elementwise(torch.eq),
     "Greater": _elementwise(torch.gt),

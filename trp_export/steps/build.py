@@ -6,6 +6,7 @@ import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from trp_export.graph.rewrite import WeightNames, read_factors, rewrite, set_pro
 from trp_export.graph.simplify import simplify
 from trp_export.graph.sites import find_sites, note_decided
 from trp_export.graph.weights import apply_values
+from trp_export.inputs.description import note_pixels
 from trp_export.lowrank.branches import Pairs
 from trp_export.lowrank.schemes import describe
 from trp_export.metrics.score import holds, points
@@ -106,6 +108,7 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
     tag_nodes(model, plan, names)
     require_same_interface(network.model, model)
     note_decided(model, _decided_words(plan, names))
+    note_pixels(model, network.described)
     sign(model, {"rule": plan.rule, "plan": _summary(plan, network.original_macs, macs)})
     save_model(model, files.result)
     params = count_params(model)
@@ -152,6 +155,8 @@ def _on_held_out_images(built: Built, deviation: Deviation, data: CalibrationDat
     if score is None or built.tuned or deviation.is_within_rounding:
         return ()
     synthetic = data is not None and data.synthetic
+    if not isfinite(score.divergence):
+        return ("on held-out images the outputs are not finite, or have other numbers of rows than the original's",)
     apart = f"less than {percent(_LEAST_DIVERGENCE)}"
     if score.divergence >= _LEAST_DIVERGENCE:
         apart = percent(score.divergence) + (f" \u00b1 {percent(score.error)}" if score.error else "")
@@ -210,13 +215,8 @@ def _room_left(deviation: Deviation, limit: float) -> tuple[str, ...]:
     score = deviation.score
     if score is None or score.drop > _ROOM * limit:
         return ()
-    lost = f"{max(0.0, score.drop):.2f}"
-    lost = (
-        f"{lost} of {points(limit, score.unit)} are"
-        if float(lost)
-        else f"less than 0.01 of {points(limit, score.unit)} is"
-    )
-    return (f"after tuning {lost} lost: a smaller tuned network may stay within the limit",)
+    lost = points(max(0.0, score.drop), score.unit)
+    return (f"after tuning {lost} of {limit:g} are lost: a smaller tuned network may stay within the limit",)
 
 
 def _tune(

@@ -11,14 +11,16 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_export.calibration.answers import find_answers, reference_to, run_answers
-from trp_export.calibration.held_out import split_samples, take_samples
+from trp_export.calibration.held_out import digests, split_samples, take_samples
 from trp_export.calibration.memory import images_to_keep, images_to_read, images_to_walk, places_with_room
 from trp_export.calibration.moments import (
     Moments,
     calibration_remarks,
     gather_moments,
+    load_counted,
     load_moments,
     merge_moments,
+    require_layers,
     with_owed,
 )
 from trp_export.calibration.output_curves import calibrated_layers
@@ -61,6 +63,18 @@ Batches = Sequence[Batch]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Earlier:
+    """What earlier runs counted: the moments of layers, and the digests of the samples behind these.
+
+    `known` says which of the samples of this run are among them.
+    """
+
+    moments: Mapping[str, Moments] | None = None
+    counted: frozenset[str] = frozenset()
+    known: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class CalibrationData:
     """What samples say about a network: moments of each layer's inputs, and how damage shows in the output.
 
@@ -68,7 +82,8 @@ class CalibrationData:
     which both are judged. `notes` are what the user should know. `room` is the number of samples that fit into memory
     in a walk from each node of the network to its end. `synthetic`: the samples are synthesised. `samples` are all of
     them; `sensitivities` say how each layer's error shows, `judge` holds the moments of the held-out samples,
-    `to_save` those of all layers before channels were removed, with those of earlier runs.
+    `to_save` those of all layers before channels were removed, with those of `earlier` runs, and `counted` the digests
+    of the samples behind these.
     """
 
     batches: Batches
@@ -82,6 +97,8 @@ class CalibrationData:
     sensitivities: Mapping[str, Sensitivity] = field(default_factory=dict)
     judge: Mapping[str, Moments] | None = None
     to_save: Mapping[str, Moments] = field(default_factory=dict)
+    counted: frozenset[str] = frozenset()
+    earlier: Earlier = Earlier()
 
     @property
     def judged_on(self) -> Batches:
@@ -119,35 +136,44 @@ def calibrate(
     model = network.model
     if size_bytes(network.file) <= _IN_MEMORY_BYTES:  # Parts of it are run from here on.
         ir.external_data.load_to_model(model)
-    fitting, reserve = split_samples(samples)
+    located = places_with_room(network.located)
+    earlier = _earlier_runs(samples, located, calibration) if known is None else known.earlier
+    split = split_samples(samples, earlier.known)
     shapes = infer_value_shapes(model, {name: array.shape for name, array in samples.largest.arrays.items()})
     names = [node.inputs[0].name or "" for place in network.located for node in place.nodes if node.inputs[0]]
     at_a_time, room = images_to_read(names, shapes), images_to_walk(model, shapes)
-    batches, held_out = (tuple(part.batches(at_a_time)) if part is not None else () for part in (fitting, reserve))
-    notes = samples.notes
+    batches, held_out = (
+        tuple(part.batches(at_a_time)) if part is not None else () for part in (split.fitting, split.held_out)
+    )
+    notes = (*samples.notes, *_counted_before(earlier, calibration, held_out))
     data = CalibrationData(batches, {}, lost_energy, notes, held_out, room, calibration.synthetic, samples)
+    data = replace(data, to_save=earlier.moments or {}, counted=earlier.counted, earlier=replace(earlier, moments=None))
     if _of_one_colour(network, samples.name, (*batches, *held_out)):
         notes = (*notes, f"{samples.name}: all images are of one colour; factors are made without them")
         return replace(data, notes=notes), tuple(layers)
     if not cuts and calibration.statistics is None:
         return data, tuple(layers)
 
-    located = places_with_room(network.located)
-
     def gather(part: Samples, step: str) -> Mapping[str, Moments]:
         return gather_moments(
             model, located, part, seed=calibration.seed, at_a_time=at_a_time, progress=partial(progress, step)
         )
 
-    earlier = _saved_statistics(calibration) if known is None else ()
-    owed, unweighted = _owed(network, located, batches, calibration, progress)
-    moments = merge_moments([with_owed(gather(fitting, "calibrate"), owed), *earlier])
-    held_out_moments = gather(reserve, "held-out images") if reserve is not None else None
+    # What earlier runs saved is of the network with all channels.
+    fresh, unweighted = split.fresh if known is None else split.fitting, tuple[str, ...]()
+    parts, counted = [earlier.moments] if earlier.moments else [], earlier.counted
+    if fresh is not None:
+        own = batches if fresh is split.fitting else tuple(fresh.batches(at_a_time))
+        owed, unweighted = _owed(network, located, own, calibration, progress)
+        parts = [with_owed(gather(fresh, "calibrate"), owed), *parts]
+        counted = counted.union(digests(own)) if calibration.statistics is not None else counted
+    moments = merge_moments(parts) if parts else {}
+    held_out_moments = gather(split.held_out, "held-out images") if split.held_out is not None else None
     layers = calibrated_layers(layers, network.located, moments, partial(progress, "output errors"), held_out_moments)
     means = {} if made is not None and made.drawn else network.means
     notes = (*notes, *_left_out(network.located, located), *unweighted, *calibration_remarks(moments, means))
     to_save = moments if known is None else known.to_save
-    data = replace(data, moments=moments, judge=held_out_moments, to_save=to_save, notes=notes)
+    data = replace(data, moments=moments, judge=held_out_moments, to_save=to_save, counted=counted, notes=notes)
     if rule.needs_sensitivities and not random_operators(model):  # Draws would hide what a layer does.
         sensitivities = known.sensitivities if known is not None else _sensitivities(network, layers, data, progress)
         data = replace(data, damage=measured_damage(sensitivities), sensitivities=sensitivities)
@@ -193,9 +219,9 @@ def _owed(
     share = partial(progress, "gradients")
     try:
         return measure_owed(network.model, located, fewer, seed=calibration.seed, progress=share), ()
-    except (UnsupportedError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
+    except UnsupportedError:
         # A graph may do what our operators in torch do not: factors are then found without gradients.
-        return {}, ("torch does not run every operator of this network, so all channels of a layer count alike",)
+        return {}, ("torch gives no gradients of this network, so all channels of a layer count alike",)
 
 
 def _left_out(located: Sequence[LocatedSite], with_room: Sequence[LocatedSite]) -> tuple[str, ...]:
@@ -230,10 +256,25 @@ def _for_sensitivities(data: CalibrationData, network: Network) -> Batches:
     return take_samples(data.held_out or data.batches, count)
 
 
-def _saved_statistics(calibration: Calibration) -> tuple[dict[str, Moments], ...]:
-    """The statistics of earlier runs. Raises LoadError for a file that does not hold any."""
+def _earlier_runs(samples: Samples, located: Sequence[LocatedSite], calibration: Calibration) -> Earlier:
+    """Raises LoadError for a file that does not hold any statistics, OptionError for those of another network."""
     file = calibration.statistics
-    return (load_moments(file),) if file is not None and file.exists() else ()
+    if file is None or not file.exists():
+        return Earlier()
+    moments, counted, known = load_moments(file), load_counted(file), np.zeros(len(samples), dtype=bool)
+    require_layers(moments, located)
+    if counted:
+        found = digests(samples.batches())
+        known[: len(found)] = [digest in counted for digest in found]
+    return Earlier(moments, counted, known)
+
+
+def _counted_before(earlier: Earlier, calibration: Calibration, held_out: Batches) -> tuple[str, ...]:
+    """A note on images that do not count again."""
+    if earlier.known is None or not earlier.known.any():
+        return ()
+    note = f"{earlier.known.sum():,} of {len(earlier.known):,} images are in {calibration.statistics} already"
+    return (f"{note}: they do not count again" + ("" if held_out else ", and none is held out"),)
 
 
 def open_samples(inputs: NetworkInputs, source: Source, options: Options) -> Samples | None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from trp_export.graph.large_files import read_model
 from trp_export.graph.model_files import save_model, size_bytes
+from trp_export.inputs.description import NetworkInputs
 from trp_export.metrics.evaluator import Evaluator
-from trp_export.metrics.score import Score, holds, points, scale
+from trp_export.metrics.score import NAMES, Score, holds, points, scale
 from trp_export.network import Network
 from trp_export.options import Options
 from trp_export.planning.plan import Plan
@@ -43,23 +44,26 @@ def make_variants(
     if not precisions:
         return ()
     low_rank, result, batches = bool(plan.reduction), built.files.result, knowledge.batches
+    inputs = knowledge.network.described
     held_out = knowledge.calibration.held_out if knowledge.calibration is not None else ()
     variants = [Variant("fp32", low_rank, result, size_bytes(result))]
     for precision in precisions:
         file = work.scratch / f"low-rank-{precision}.onnx"
-        variants.append(convert(precision, result, file, batches, low_rank, work.progress, held_out))
+        variants.append(convert(precision, result, file, inputs, batches, low_rank, work.progress, held_out))
     if low_rank and options.is_timed:
         cleaned = without_low_rank(built.files.wide or built.files.dense, knowledge.network.rewrites, work.scratch)
         variants.append(Variant("fp32", False, cleaned, size_bytes(cleaned)))
         if "int8" in precisions:
             variants.append(
-                convert("int8", cleaned, work.scratch / "int8.onnx", batches, False, work.progress, held_out)
+                convert("int8", cleaned, work.scratch / "int8.onnx", inputs, batches, False, work.progress, held_out)
             )
     named = (replace(variant, reduction=plan.reduction) for variant in variants)
     return tuple(_judged(variant, knowledge.evaluator, work.progress) for variant in named)
 
 
-def judge_as_shipped(evaluator: Evaluator, options: Options, batches: Batches, folder: Path) -> Evaluator:
+def judge_as_shipped(
+    evaluator: Evaluator, options: Options, inputs: NetworkInputs, batches: Batches, folder: Path
+) -> Evaluator:
     """An evaluator that converts every model first to the precision that ships.
 
     Under --precision best that is the one that may ship and loses most; the float model where conversion fails.
@@ -70,7 +74,7 @@ def judge_as_shipped(evaluator: Evaluator, options: Options, batches: Batches, f
 
     def judged(model: Path, progress: Callable[[float], None]) -> Score:
         file = folder / f"{model.stem}-{precision}.onnx"
-        made = convert(precision, model, file, batches, True, lambda step, share: None)
+        made = convert(precision, model, file, inputs, batches, True, lambda step, share: None)
         return evaluator(made.file or model, progress)
 
     return judged
@@ -135,7 +139,7 @@ def _beyond(variant: Variant, fp32: Variant, options: Options) -> str | None:
         return _loses(variant, fp32)
     if judged is None or holds(judged, limit):
         return None
-    return f"it loses {points(judged.drop, judged.unit)}, and --max-drop allows {limit:g}"
+    return f"it loses {judged.drop:.4g} {NAMES[judged.unit]}".rstrip() + f", and --max-drop allows {limit:g}"
 
 
 def _loses(variant: Variant, fp32: Variant) -> str | None:

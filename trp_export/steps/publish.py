@@ -57,8 +57,8 @@ def _measurements(knowledge: Knowledge, options: Options) -> list[Saved]:
     """Calibration statistics and layer latencies, each with the file that the user named for it."""
     calibration, saved = options.calibration, list[Saved]()
     if knowledge.calibration is not None and calibration is not None and calibration.statistics is not None:
-        moments = knowledge.calibration.to_save
-        saved.append((calibration.statistics, lambda path: save_moments(path, moments)))
+        moments, counted = knowledge.calibration.to_save, knowledge.calibration.counted
+        saved.append((calibration.statistics, lambda path: save_moments(path, moments, counted)))
     if knowledge.latency is not None and options.benchmark.table is not None:
         saved.append((options.benchmark.table, knowledge.latency.table.save))
     return saved
