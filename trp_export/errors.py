@@ -98,6 +98,8 @@ _TORCHSCRIPT = "The following operation failed in the TorchScript interpreter."
 
 def first_line(error: BaseException, limit: int = 200) -> str:
     """The first line of a foreign error that says something, without its decoration."""
+    if isinstance(error, SystemExit) and not isinstance(error.code, str):
+        return "it calls sys.exit"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and lines[0] == _TORCHSCRIPT:  # The error itself comes last, behind a traceback.
         lines = [lines[-1].removeprefix("RuntimeError: ")]

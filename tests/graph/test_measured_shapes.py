@@ -9,10 +9,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 from models import build, save
+from networks import input_shapes
 
 from trp_export.graph.cost import count_macs, name_uncounted
 from trp_export.graph.prepare import prepare
-from trp_export.graph.shapes import Shape, infer_shapes, input_shapes
+from trp_export.graph.shapes import Shape, infer_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.runtime.measured_shapes import measure_shapes
 from trp_export.runtime.sessions import CannotRunError
@@ -141,22 +142,3 @@ def test_no_probe_and_no_file_is_left(tmp_path: Path) -> None:
     measure_shapes(file, input_shapes(model))
     assert [path.name for path in tmp_path.iterdir()] == ["prepared.onnx"]
     assert [value.name for value in onnx.load(file).graph.output] == ["y"]
-
-
-def test_input_shapes_give_a_symbol_one_size() -> None:
-    header = "float[B, 4, S, S] x, float[B, 4, S, T] z"
-    model = ir.serde.deserialize_model(build(text("y = Concat <axis = 3> (x, z)", "", header)))
-    assert input_shapes(model, (2, 4, 6, 6)) == {"x": (2, 4, 6, 6), "z": (2, 4, 6, 224)}
-    assert input_shapes(model, {"z": (1, 4, 8, 3)}) == {"x": (1, 4, 8, 8), "z": (1, 4, 8, 3)}
-
-
-def test_input_shapes_let_sizes_called_by_a_question_mark_differ() -> None:
-    model = ir.serde.deserialize_model(build(text("y = Relu (x)", "", "float[B, 4, S, T] x")))
-    model.graph.inputs[0].shape = ir.Shape([-1, 4, "?", "?"])
-    assert input_shapes(model, (1, 4, 48, 192)) == {"x": (1, 4, 48, 192)}
-    assert input_shapes(model) == {"x": (1, 4, 224, 224)}
-
-
-def test_input_shapes_take_open_channels_from_the_layer_that_reads_them() -> None:
-    model = ir.serde.deserialize_model(build(text("y = Conv (x, w)", "float[8, 4, 3, 3] w", "float[N, C, H, W] x")))
-    assert input_shapes(model) == {"x": (1, 4, 224, 224)}

@@ -13,14 +13,15 @@ import warm_simplify
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import KEEP_ALL, build, changed, export, noise, relative_l2, run, save
+from networks import input_shapes
 from onnx import TensorProto, helper, numpy_helper
 
 from trp_export import Options, Rank, compress
-from trp_export.errors import UnsupportedError
+from trp_export.errors import LoadError, UnsupportedError
 from trp_export.graph.bounds import require_bounded
 from trp_export.graph.packed import drop_shapes, pack_weights
 from trp_export.graph.prepare import prepare
-from trp_export.graph.shapes import infer_value_shapes, input_shapes
+from trp_export.graph.shapes import infer_value_shapes
 from trp_export.graph.simplify import ask_worker, simplify
 from trp_export.graph.sites import find_sites
 from trp_export.options import Calibration
@@ -112,6 +113,10 @@ GROWING = {
     "Tile": ("o = Tile (w, t)", "float[1, 1, 1] w, int64[3] t = {1024, 1024, 1000}"),
     "Expand": ("o = Expand (w, t)", "float[1, 1, 1] w, int64[3] t = {1024, 1024, 1000}"),
     "Range": ("o = Range (a, b, c)", "float a = {0}, float b = {1000000000}, float c = {1}"),
+    "Range between arrays of one number": (
+        "o = Range (a, b, c)",
+        "float[1] a = {0}, float[1] b = {1000000000}, float[1] c = {1}",
+    ),
 }
 
 
@@ -254,6 +259,36 @@ def test_a_network_whose_ends_alone_are_8_bits_wide_is_exported(
     assert len(changed(compress(source, options))) == 1
     wanted, got = (run(path, noise(proto))[0].astype(np.float32) for path in (source, result))
     assert relative_l2(wanted, got) < (1e-5 if precision == "fp32" else 1e-2)
+
+
+def with_nan(body: str, weights: str) -> onnx.ModelProto:
+    """The first number of `n` is NaN."""
+    proto = build(text(body, weights))
+    (tensor,) = (tensor for tensor in proto.graph.initializer if tensor.name == "n")
+    array = numpy_helper.to_array(tensor).copy()
+    array.flat[0] = np.nan
+    tensor.CopyFrom(numpy_helper.from_array(array, "n"))
+    return proto
+
+
+def test_nan_that_a_where_may_choose_is_no_weight() -> None:
+    body = "c = Conv (x, w)  l = Less (c, z)  h = Where (l, n, c)  i = IsNaN (h)  y = Where (i, z, h)"
+    model = prepared(with_nan(body, "float[8, 4, 3, 3] w, float n, float z = {0}"))
+    assert "n" in model.graph.initializers
+
+
+@pytest.mark.parametrize(
+    ("body", "weights"),
+    [
+        ("y = Conv (x, n)", "float[8, 4, 3, 3] n"),
+        ("y = Conv (x, w, n)", "float[8, 4, 3, 3] w, float[8] n"),
+        ("t = Transpose (n)  y = MatMul (x, t)", "float[6, 12] n"),
+        ("y = InstanceNormalization (x, s, n)", "float[4] s, float[4] n"),
+    ],
+)
+def test_nan_that_a_layer_reads_is_refused_by_name(body: str, weights: str) -> None:
+    with pytest.raises(LoadError, match=r"n has NaN or infinite weights \(n\)"):
+        prepared(with_nan(body, weights))
 
 
 FUSED = {

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from models import relative_l2, run
+from networks import input_shapes
 from onnx import TensorProto, helper, numpy_helper
 
 from trp_export.graph.cost import count_macs, count_params
 from trp_export.graph.prepare import prepare, remove_unused
 from trp_export.graph.rewrite import read_factors, rewrite, set_products
-from trp_export.graph.shapes import infer_shapes, input_shapes
+from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.lowrank.branches import Pairs, factorise_branches
 from trp_export.lowrank.schemes import MATRIX, SCHEMES, Branch, Scheme, scheme_named

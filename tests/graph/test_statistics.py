@@ -7,10 +7,11 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from networks import input_shapes
 
 from trp_export.graph.bias import add_to_bias, takes_bias
 from trp_export.graph.prepare import prepare
-from trp_export.graph.shapes import infer_shapes, input_shapes
+from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.sites import LocatedSite, find_sites
 from trp_export.graph.statistics import mean_inputs
 from trp_export.lowrank.calibrated import bias_shift
@@ -34,9 +35,9 @@ net (float[N, 4, 9, 9] x) => (float[N, M] y)
 """
 
 
-def _network() -> tuple[ir.Model, tuple[LocatedSite, ...]]:
+def _network(text: str = GRAPH) -> tuple[ir.Model, tuple[LocatedSite, ...]]:
     rng = np.random.default_rng(3)
-    proto = onnx.parser.parse_model(GRAPH)
+    proto = onnx.parser.parse_model(text)
     for node in proto.graph.node:
         node.input[:] = [name.replace("_", ".") for name in node.input]
     arrays = {
@@ -73,6 +74,28 @@ def test_means_pass_through_averaging() -> None:
     assert set(means) == {"first", "last"}
     relu = 1 / np.sqrt(2 * np.pi)
     np.testing.assert_allclose(means["last"][0, [0, 1, 3]], relu, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("auto_pad", "size", "pads"), [("SAME_UPPER", 9, [1, 1, 1, 1]), ("SAME_LOWER", 8, [1, 1, 0, 0])]
+)
+def test_mean_inputs_know_the_padding_that_follows_from_the_size(auto_pad: str, size: int, pads: list[int]) -> None:
+    text = GRAPH.replace("9, 9", f"{size}, {size}")
+    automatic, explicit = (
+        mean_inputs(_network(text.replace("pads = [1, 1, 1, 1]", padding))[1])["first"]
+        for padding in (f'auto_pad = "{auto_pad}"', f"pads = {pads}")
+    )
+    np.testing.assert_array_equal(automatic, explicit)
+
+
+@pytest.mark.parametrize("six", ["float six = {6}", "float[1] six = {6}"])
+def test_means_pass_through_a_clip_whose_bounds_have_any_rank(six: str) -> None:
+    text = GRAPH.replace("a = Relu (n)", "a = Clip (n, none, six)").replace(
+        "<float[4] g", f"<{six}, float[1] none = {{0}}, float[4] g"
+    )
+    _, located = _network(text)
+    _, relu = _network()
+    np.testing.assert_allclose(mean_inputs(located)["first"], mean_inputs(relu)["first"], atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["first", "last"])

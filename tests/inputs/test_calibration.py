@@ -201,10 +201,14 @@ def test_function_that_fails_is_named_with_the_reason(program: Path, name: str, 
         ("samples_for_test.py:absent", "has no function absent"),
         ("samples_for_test.py:number", "number is a int, not a function"),
         ("absent.py:make", r"absent\.py is not a file"),
+        ("leaves_for_test.py:make", r"leaves_for_test\.py:make cannot be imported: it calls sys\.exit"),
+        ("leaves_for_test:make", r"leaves_for_test:make cannot be imported: usage: leave"),
         ("no_such_module_here:make", "No module named 'no_such_module_here'. Run from the folder"),
     ],
 )
 def test_function_that_is_not_there_is_refused(program: Path, name: str, message: str) -> None:
+    code = '__name__.startswith("_") or sys.exit("usage: leave")\nsys.exit(0)\n'
+    program.with_name("leaves_for_test.py").write_text(f"import sys\n{code}")
     with pytest.raises(OptionError, match=message):
         open_calibration(name, IMAGE)
 

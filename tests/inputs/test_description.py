@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import build
+from models import build, save
 
+from trp_export import Benchmark, Options, Rank, compress
 from trp_export.errors import LoadError, OptionError, UnsupportedError
 from trp_export.inputs.description import NetworkInputs, describe_inputs
 from trp_export.inputs.options import InputOptions, parse_shape, show_shape
 from trp_export.inputs.spec import InputSpec
+from trp_export.options import Calibration
 
 WEIGHT = "<float[8, 3, 3, 3] w>"
 
@@ -48,6 +51,9 @@ TO_NCHW = "t = Transpose <perm=[0, 3, 1, 2]> (x)"
         ("float[n, 3, h, w1] x", "y = MaxPool <kernel_shape=[2, 2]> (x)", "NCHW"),
         ("float[1, 3, 96, 96] x", "y = Identity (x)", "NCHW"),
         ("float[1, 96, 96, 3] x", "y = Identity (x)", "NHWC"),
+        ("float[n, 3, h, w1] x", "y = Identity (x)", "NCHW"),
+        ("float[n, h, w1, 3] x", "y = Identity (x)", "NHWC"),
+        ("float[n, 3, 96, c] x", "y = Identity (x)", "NCHW"),
         ("float[n, h, w1, c] x", "y = Identity (x)", "unknown"),
         ("float[1, 3, 3, 3] x", "y = Identity (x)", "unknown"),
     ],
@@ -82,6 +88,21 @@ def test_scaling_inside_the_network_is_recognised(arithmetic: str, takes_pixels:
     weights = "<float[8, 3, 3, 3] w, float c255 = {255.0}, float small = {0.00392}, float half = {0.5}, " \
               "float[3] mean = {123.7, 116.3, 103.5}>"  # fmt: skip
     assert describe("float[n, 3, h, w1] x", arithmetic, weights=weights).only.takes_pixels is takes_pixels
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_result_takes_pixels_as_its_original_does(precision: Literal["fp32", "fp16"], tmp_path: Path) -> None:
+    """The division is gone: its scale is in the conv."""
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[n, 9, 9, 3] image) => (float[n, 8, h, w1] y)
+    <float[8, 3, 3, 3] w, float c255 = {255.0}>
+    { t = Transpose <perm = [0, 3, 1, 2]> (image)  f = Div (t, c255)  y = Conv (f, w) }"""
+    source, result = save(build(text), tmp_path / "model.onnx"), tmp_path / "small.onnx"
+    bench, calibration = Benchmark(run=False), Calibration("none")
+    for model, output in ((source, result), (result, tmp_path / "again.onnx")):
+        compress(model, Options(Rank(2), precision=precision, calibration=calibration, benchmark=bench, output=output))
+        made = ir.load(output)
+        assert "Div" not in {node.op_type for node in made.graph}
+        assert describe_inputs(made).only.takes_pixels
 
 
 def test_unknown_layout_is_refused_by_name_with_both_readings() -> None:
@@ -166,6 +187,13 @@ def test_open_sizes_are_the_users_then_those_of_the_data_then_224_with_a_note() 
     assert by_data.notes == ()
     user = describe("float[n, h, w1, 3] x", f"{TO_NCHW} y = Conv (t, w)", InputOptions.of(2, 32, 32, 3))
     assert user.completed({"x": np.zeros((5, 32, 32, 3), np.float32)}).shapes == {"x": (2, 32, 32, 3)}
+
+
+def test_sizes_called_by_a_question_mark_differ() -> None:
+    """Paddle calls all open sizes so."""
+    open_sizes = model("float[n, 3, h, w1] x", CONV)
+    open_sizes.graph.inputs[0].shape = ir.Shape([-1, 3, "?", "?"])
+    assert describe_inputs(open_sizes, InputOptions.of(1, 3, 48, 192)).shapes == {"x": (1, 3, 48, 192)}
 
 
 WAVE = "d = Constant <value_float = 1.0> () y = Mul (x, d)"

@@ -70,8 +70,8 @@ def test_without_preprocessing_every_usual_scale_is_possible() -> None:
 def test_images_to_fit_to_and_held_out_images_have_every_scale(count: int) -> None:
     scales = [PixelScale((10.0**power,), (0.0,)) for power in range(4)]
     images = drawn_images(RGB, scales, count, 0)
-    parts = split_samples(as_samples(ImageSet("drawn", images, None, Preprocessing(), 3, None, (), as_is=True)))
-    for part in parts:
+    split = split_samples(as_samples(ImageSet("drawn", images, None, Preprocessing(), 3, None, (), as_is=True)))
+    for part in (split.fitting, split.held_out):
         assert part is not None
         values = next(iter(part.batch(0, len(part)).arrays.values()))
         assert set(np.unique(values)) == {1, 10, 100, 1000}

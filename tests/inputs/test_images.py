@@ -12,7 +12,7 @@ from PIL import Image
 
 from trp_export.errors import LoadError, OptionError
 from trp_export.inputs.images import load_images
-from trp_export.inputs.preprocessing import Preprocessing
+from trp_export.inputs.preprocessing import Preprocessing, Resize
 
 CIFAR = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -79,6 +79,31 @@ def test_other_files_in_a_folder_are_counted_and_named(tmp_path: Path) -> None:
     images = load_images(tmp_path, CIFAR)
     assert len(images) == 3
     assert images.notes == (f"{tmp_path}: 2 of 5 files are not images and are left out: broken.png, notes.txt",)
+
+
+@pytest.mark.parametrize("stray", ["._000.npy", "labels.npy"])
+def test_pictures_with_a_stray_array_beside_them_are_pictures(tmp_path: Path, stray: str) -> None:
+    _folder(tmp_path, _pixels(3))
+    np.save(tmp_path / stray, np.arange(3))
+    images = load_images(tmp_path, CIFAR)
+    assert len(images) == 3
+    assert [stray in note for note in images.notes] == ([] if stray.startswith(".") else [True])
+
+
+def test_arrays_with_a_stray_picture_beside_them_are_arrays(tmp_path: Path) -> None:
+    for index in range(3):
+        np.save(tmp_path / f"{index}.npy", np.full((3, 4, 4), index, np.float32))
+    _folder(tmp_path, _pixels(1))
+    np.save(tmp_path / "._0.npy", np.arange(3))
+    assert load_images(tmp_path, input_shape=(None, 3, 4, 4)).inputs[:, 0, 0, 0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("resize", [4, Resize("multiple", 4, 4)])
+def test_image_that_is_damaged_after_it_was_listed_is_named(tmp_path: Path, resize: int | Resize) -> None:
+    images = load_images(_folder(tmp_path, _pixels(2)), Preprocessing(resize=resize))
+    (tmp_path / "001.png").write_bytes(b"no longer a picture")
+    with pytest.raises(LoadError, match=r"001\.png is not a PNG"):
+        _ = images.sizes
 
 
 def test_truncated_image_is_named(tmp_path: Path) -> None:

@@ -39,6 +39,19 @@ def test_usual_formats_are_read(tmp_path: Path, suffix: str) -> None:
     assert picture_size(tmp_path / f"a.{suffix}") == (6, 8)
 
 
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_tiff_is_turned_once(tmp_path: Path, orientation: int, compression: str) -> None:
+    """Pillow turns it itself, and no other format."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(PIXELS).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(PIXELS).save(tmp_path / "a.tiff", exif=exif, compression=compression)
+    wanted, got = (read_picture(tmp_path / name) for name in ("a.png", "a.tiff"))
+    np.testing.assert_array_equal(got, wanted)
+    assert picture_size(tmp_path / "a.tiff") == (got.height, got.width)
+
+
 def test_postscript_starts_no_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interpreter = tmp_path / "bin" / "gs"
     interpreter.parent.mkdir()

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from models import build, save
+from models import build, noise, run, save
 from onnx import TensorProto, helper, numpy_helper
 
 from trp_export import Benchmark, Options, Rank, compress
@@ -224,6 +224,17 @@ def test_output_whose_type_does_not_follow_is_unsupported(tmp_path: Path) -> Non
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(UnsupportedError, match="output y has no type, and none can be inferred"):
         load_onnx(tmp_path / "m.onnx", LoadOptions())
+
+
+@pytest.mark.parametrize(("ir_version", "name"), [(3, "net"), (8, "")])
+def test_files_that_onnxruntime_runs_are_read(tmp_path: Path, ir_version: int, name: str) -> None:
+    """Before IR 4 initializers had to be listed as inputs, which not all exporters did; a graph may have no name."""
+    model = build(NET)
+    model.ir_version, model.graph.name = ir_version, name
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert run(path, noise(model))[0].shape == (1, 4, 8, 8)
+    np.testing.assert_array_equal(weight(path), numpy_helper.to_array(model.graph.initializer[0]))
 
 
 def test_tensor_of_too_many_axes_is_a_load_error(tmp_path: Path) -> None:

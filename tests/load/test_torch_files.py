@@ -20,6 +20,7 @@ from command import Command
 from models import relative_l2, run
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from models_zoo import find_architecture
 from trp_export import Benchmark, Options, Rank, compress
@@ -206,6 +207,19 @@ def test_unknown_architecture_is_refused_with_near_names(
     assert message in refuses(2, "net.pt", "--arch", arch, *RULE)
 
 
+def leaves(num_classes: int = 5) -> nn.Module:
+    raise SystemExit(num_classes)
+
+
+def test_code_that_ends_the_program_is_named(refuses: Command, tmp_path: Path) -> None:
+    torch.save(small_net().state_dict(), tmp_path / "net.pt")
+    (tmp_path / "leaves_for_test.py").write_text("import sys\nsys.exit()\n")
+    message = refuses(2, "net.pt", "--arch", "leaves_for_test:net", *RULE)
+    assert "--arch leaves_for_test:net cannot be imported: it calls sys.exit" in message
+    message = refuses(2, "net.pt", "--arch", "load.test_torch_files:leaves", *RULE)
+    assert "--arch load.test_torch_files:leaves cannot be built: it calls sys.exit" in message
+
+
 def test_shape_that_the_network_does_not_take_is_refused(refuses: Command, tmp_path: Path) -> None:
     torch.save(small_net().state_dict(), tmp_path / "net.pt")
     shape = ("--shape", "1,4,8,8")
@@ -219,6 +233,32 @@ def test_layer_with_weights_that_are_not_finite_is_named(refuses: Command, tmp_p
     state["conv.weight"][1, 2, 0, 0] = float("nan")
     torch.save(state, tmp_path / "net.pt")
     assert "conv has NaN or infinite weights (conv.weight)" in refuses(3, "net.pt", *ARCH, *RULE)
+
+
+class Masked(nn.Module):
+    """Sees no class but the likely ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+        self.register_buffer("mask", torch.tensor(-torch.inf))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = self.net(x)
+        return torch.softmax(torch.where(scores < scores.mean(dim=1, keepdim=True), self.mask, scores), dim=1)
+
+
+def test_infinity_in_a_mask_is_no_weight(trp: Command, tmp_path: Path) -> None:
+    torch.save(Masked().state_dict(), tmp_path / "net.pt")
+    outcome = trp("net.pt", "--arch", "load.test_torch_files:Masked", *ARCH[2:], *RULE)
+    assert outcome.code == 0, outcome.err
+
+
+def test_statistics_that_are_not_finite_are_named(refuses: Command, tmp_path: Path) -> None:
+    state = small_net().state_dict()
+    state["bn.running_var"][0] = torch.inf
+    torch.save(state, tmp_path / "net.pt")
+    assert "has NaN or infinite weights (bn.running_var)" in refuses(3, "net.pt", *ARCH, *RULE)
 
 
 class Trap:
@@ -409,6 +449,30 @@ def test_input_with_a_default_is_fed_where_its_shape_is_given(shaped: nn.Module)
     assert [value.name for value in source.model.graph.inputs] == ["image", "scale", "shift"]
 
 
+class Renamed(nn.Module):
+    """A network whose only input has a name of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.net(image)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(nn.DataParallel(nn.Sequential(small_net())), None), (AveragedModel(Renamed()), "image")],
+    ids=["DataParallel", "AveragedModel"],
+)
+def test_one_input_that_goes_by_name_leaves_the_batch_size_open(module: nn.Module, name: str | None) -> None:
+    source = load(module.eval(), LoadOptions(inputs=InputOptions(((name, (1, 3, 8, 8)),))))
+    assert source.notes == ()
+    (value,) = source.model.graph.inputs
+    assert value.shape is not None
+    assert not isinstance(value.shape[0], int)
+
+
 class Embedding(nn.Module):
     """A conv and the embedding of a token, which are joined."""
 
@@ -448,17 +512,6 @@ def test_the_only_input_of_a_module_has_the_name_in_its_code_as_well(named: str,
     value = "image=2,3,9,9" if named == "--shape" else "image.npz"
     outcome = trp("renamed.pt", "--trust-pickle", named, value, *RULE)
     assert outcome.code == 0, outcome.err
-
-
-class Renamed(nn.Module):
-    """A network whose only input has a name of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = small_net()
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.net(image)
 
 
 def test_export_archive_knows_its_inputs(trp: Command, tmp_path: Path, shaped: nn.Module) -> None:

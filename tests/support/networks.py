@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from trp_export.graph.prepare import prepare
-from trp_export.graph.shapes import infer_shapes, input_shapes
+from trp_export.graph.shapes import Shape, infer_shapes
 from trp_export.graph.sites import LocatedSite, find_sites
+from trp_export.inputs.description import describe_inputs
 from trp_export.inputs.images import ImageSet
+from trp_export.inputs.options import InputOptions
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.inputs.samples import Batch, Samples
+from trp_export.precision.convert import Variant, convert
 
 RESIDUAL = """
 <ir_version: 8, opset_import: ["": 17]>
@@ -64,6 +68,11 @@ def make_network(
     return model, find_sites(model, infer_shapes(model, input_shapes(model)))
 
 
+def input_shapes(model: ir.Model, sizes: Sequence[int] = ()) -> dict[str, Shape]:
+    """The shapes that an export feeds, with `sizes` for the first input where they are given."""
+    return describe_inputs(model, InputOptions.of(*sizes) if sizes else InputOptions()).completed().shapes
+
+
 def make_images(count: int = 48, seed: int = 0) -> ImageSet:
     """Smooth random images, far from zero mean."""
     rng = np.random.default_rng(seed)
@@ -80,3 +89,9 @@ def as_samples(images: ImageSet, name: str = "x", at_a_time: int | None = None) 
 def in_batches(*arrays: np.ndarray, name: str = "x", fixed: bool = False) -> list[Batch]:
     """Arrays as batches for a network of one input."""
     return [Batch({name: array}, fixed=fixed) for array in arrays]
+
+
+def to_half(source: Path) -> Variant:
+    """A model file in fp16, judged without images."""
+    inputs = describe_inputs(ir.load(source)).completed()
+    return convert("fp16", source, source.with_name("half.onnx"), inputs, (), False, lambda *_: None)

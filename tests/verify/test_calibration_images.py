@@ -35,7 +35,7 @@ def answers(model: Path, images: np.ndarray = IMAGES) -> np.ndarray:
 
 def test_the_result_is_judged_on_held_out_images(trp: Command, model: Path, tmp_path: Path) -> None:
     images = ImageSet("made", IMAGES, None, Preprocessing(), 3, None, ())
-    _, held_out = split_samples(as_samples(images))
+    held_out = split_samples(as_samples(images)).held_out
     assert held_out is not None
     outcome = trp("model.onnx", "--rank", "1", "--calib", "images.npy", "--no-bench", "-o", "small.onnx")
     assert outcome.code == 0, outcome.err

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from trp_export.errors import UnsupportedError
 from trp_export.graph.shapes import Shape
-from trp_export.graph.weights import find_constant
+from trp_export.graph.weights import find_scalar
 
 _MOST_BYTES = 4 * 2**30
 # Constants that are computed when the model is loaded, together: positions, masks, grids.
@@ -49,8 +49,8 @@ def _bytes(node: ir.Node, output: ir.Value, shapes: Mapping[str, Shape]) -> floa
     shape = shapes.get(output.name or "")
     if shape is not None and None not in shape:
         return 4.0 * prod(float(dim or 1) for dim in shape)
-    bounds = [find_constant(value) for value in node.inputs] if node.op_type == "Range" else []
-    numbers = [float(bound.array()) for bound in bounds if bound is not None and bound.array().size == 1]
+    bounds = [find_scalar(value) for value in node.inputs] if node.op_type == "Range" else []
+    numbers = [number for number in bounds if number is not None]
     if len(numbers) < 3 or not numbers[2]:
         return 0.0
     start, end, step = numbers

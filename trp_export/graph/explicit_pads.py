@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from trp_export.graph.kernels import SAME, conv_pads
 from trp_export.graph.shapes import infer_value_shapes
 from trp_export.graph.weights import find_constant, spatial_attribute
-
-_SAME = ("SAME_UPPER", "SAME_LOWER")
 
 
 def make_pads_explicit(model: ir.Model) -> None:
@@ -49,16 +48,14 @@ def _dilated_pads(node: ir.Node, extents: tuple[int, ...]) -> list[int] | None:
     automatic = node.attributes.get_string("auto_pad", "NOTSET")
     dilations = spatial_attribute(node, "dilations", [1] * len(extents))
     strided = any(stride != 1 for stride in spatial_attribute(node, "strides", [1] * len(extents)))
-    if automatic not in _SAME or strided or all(dilation == 1 for dilation in dilations):
+    if automatic not in SAME or strided or all(dilation == 1 for dilation in dilations):
         return None
-    totals = [(extent - 1) * dilation for extent, dilation in zip(extents, dilations, strict=True)]
-    halves = [total // 2 for total in totals]
-    others = [total - half for total, half in zip(totals, halves, strict=True)]
-    return [*halves, *others] if automatic == "SAME_UPPER" else [*others, *halves]
+    ones = [1] * len(extents)  # Without strides the padding is that of any size.
+    return list(conv_pads(automatic, (), ones, extents, ones, dilations))
 
 
 def _is_implicit(node: ir.Node) -> bool:
-    return "output_shape" in node.attributes or node.attributes.get_string("auto_pad", "NOTSET") in _SAME
+    return "output_shape" in node.attributes or node.attributes.get_string("auto_pad", "NOTSET") in SAME
 
 
 def _pads(node: ir.Node, extents: tuple[int, ...], sizes: tuple[int | None, ...]) -> list[int] | None:

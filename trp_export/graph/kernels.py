@@ -7,11 +7,15 @@ ConvTranspose             (c, n/group, *k)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import ceil
+
 import onnx_ir as ir
 
 from trp_export.lowrank.schemes import Array
 
 SPATIAL = ("Conv", "ConvTranspose")
+SAME = ("SAME_UPPER", "SAME_LOWER")
 
 
 def as_kernel(node: ir.Node, weight: Array, group: int) -> Array:
@@ -50,6 +54,30 @@ def is_padded(conv: ir.Node) -> bool:
     """True for a conv that extends its input at the border."""
     explicit = conv.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
     return not explicit or any(conv.attributes.get_ints("pads", []))
+
+
+def conv_pads(
+    auto_pad: str,
+    pads: Sequence[int],
+    sizes: Sequence[int],
+    extents: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+) -> tuple[int, ...]:
+    """The padding of a conv before each axis, then after each: `pads`, or what `auto_pad` makes of an input's sizes.
+
+    Source: ONNX, Conv.
+    """
+    if auto_pad == "VALID":
+        return (0,) * (2 * len(extents))
+    if auto_pad not in SAME:
+        return tuple(pads)
+    totals = [
+        max((ceil(size / stride) - 1) * stride + (extent - 1) * dilation + 1 - size, 0)
+        for size, extent, stride, dilation in zip(sizes, extents, strides, dilations, strict=True)
+    ]
+    small, large = [total // 2 for total in totals], [total - total // 2 for total in totals]
+    return (*small, *large) if auto_pad == "SAME_UPPER" else (*large, *small)
 
 
 def is_transposed_matrix(node: ir.Node) -> bool:

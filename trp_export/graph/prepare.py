@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from trp_export.errors import LoadError
+from trp_export.graph.cost import is_counted
 from trp_export.graph.explicit_pads import make_pads_explicit
 from trp_export.graph.fold import fold_weights
 from trp_export.graph.inline import inline_functions
@@ -109,21 +110,20 @@ def name_values(model: ir.Model) -> None:
 
 
 def require_finite_weights(model: ir.Model) -> None:
-    """Raises LoadError for texts in place of weights, for NaN, and for infinity in a weight.
+    """Raises LoadError for texts in place of weights, and for weights that are NaN or infinite.
 
-    As a bound of Clip or in a mask infinity is sound.
+    As a bound of Clip or in a mask infinity is sound, and so is NaN in what a Where chooses.
     """
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if tensor is not None and tensor.dtype == ir.DataType.STRING:
-            if any(node.op_type in _LAYERS for node, _ in find_readers(value)):
-                raise LoadError(f"{name.removesuffix('.weight')} has texts in place of weights ({name}).")
+        if tensor is None or not any(_is_layer(node) for node, _ in find_readers(value)):
             continue
-        if tensor is None or not tensor.dtype.is_floating_point():
-            continue
-        array = tensor.numpy()
-        if np.isfinite(array).all():
-            continue
-        if np.isnan(array).any() or any(node.op_type in _LAYERS for node, _ in find_readers(value)):
-            layer = name.removesuffix(".weight")
+        layer = name.removesuffix(".weight")
+        if tensor.dtype == ir.DataType.STRING:
+            raise LoadError(f"{layer} has texts in place of weights ({name}).")
+        if tensor.dtype.is_floating_point() and not np.isfinite(tensor.numpy()).all():
             raise LoadError(f"{layer} has NaN or infinite weights ({name}). Export the model from a sound checkpoint.")
+
+
+def _is_layer(node: ir.Node) -> bool:
+    return is_counted(node) or node.op_type.endswith("Normalization")

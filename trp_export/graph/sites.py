@@ -10,7 +10,7 @@ from math import prod
 import onnx_ir as ir
 
 from trp_export.graph.cost import is_counted, node_macs
-from trp_export.graph.kernels import SPATIAL, as_kernel, group_of, is_transposed_matrix, kernel_shape
+from trp_export.graph.kernels import SPATIAL, as_kernel, conv_pads, group_of, is_transposed_matrix, kernel_shape
 from trp_export.graph.shapes import Run, Runs, Shape, node_key
 from trp_export.graph.weights import Constant, find_constant, find_readers, is_shown, release, spatial_attribute
 from trp_export.lowrank.schemes import Array
@@ -156,7 +156,7 @@ def _site(name: str, nodes: list[ir.Node], weight: Constant | None, runs: Runs, 
         return Site(name, node.op_type, (), 1, (), refusal, fixed_macs=total, fixed_params=_stored_params(node))
     group = group_of(node)
     shape = kernel_shape(node, weight.shape, group)
-    uses = tuple(use for each in nodes for use in _uses(each, len(shape) - 2, runs))
+    uses = tuple(use for each in nodes for use in _uses(each, shape[2:], runs))
     return Site(name, node.op_type, shape, group, uses, refusal)
 
 
@@ -182,34 +182,42 @@ def _is_sound(node: ir.Node, shape: tuple[int, ...]) -> bool:
     )
 
 
-def _uses(node: ir.Node, axes: int, runs: Runs) -> list[Use]:
+def _uses(node: ir.Node, kernel: tuple[int, ...], runs: Runs) -> list[Use]:
     """One for each execution, those of the same shapes together."""
     use_of = _conv_use if node.op_type in SPATIAL else _matrix_use
     counts: dict[Run, int] = {}
     # A layer whose shapes are unknown, or that did not run, is costed per output pixel.
     for run in runs.get(node_key(node)) or (Run((None,), None),):
         counts[run] = counts.get(run, 0) + 1
-    return [use_of(node, axes, run, times) for run, times in counts.items()]
+    return [use_of(node, kernel, run, times) for run, times in counts.items()]
 
 
-def _conv_use(node: ir.Node, axes: int, run: Run, times: int) -> Use:
+def _conv_use(node: ir.Node, kernel: tuple[int, ...], run: Run, times: int) -> Use:
+    """One of a layer with a kernel of these extents."""
+    axes = len(kernel)
     strides = spatial_attribute(node, "strides", [1] * axes)
+    pads = spatial_attribute(node, "pads", [0] * (2 * axes))
+    dilations = spatial_attribute(node, "dilations", [1] * axes)
     data, output = run.inputs[0], run.output
     known = data is not None and output is not None and None not in (*data[2:], *output) and len(data) == axes + 2
     # Of unknown sizes: one output pixel of a conv, one input pixel of a transposed conv.
     in_extents, out_extents = (strides, (1,) * axes) if node.op_type == "Conv" else ((1,) * axes, strides)
+    in_extents = _extents(data, in_extents)
+    if node.op_type == "Conv":
+        auto_pad = node.attributes.get_string("auto_pad", "NOTSET")
+        pads = conv_pads(auto_pad, pads, in_extents, kernel, strides, dilations)
     return Use(
-        in_extents=_extents(data, in_extents),
+        in_extents=in_extents,
         out_extents=_extents(output, out_extents),
         strides=strides,
-        pads=spatial_attribute(node, "pads", [0] * (2 * axes)),
-        dilations=spatial_attribute(node, "dilations", [1] * axes),
+        pads=pads,
+        dilations=dilations,
         repeats=((output[0] or 1) if output else 1) * times,
         known=known,
     )
 
 
-def _matrix_use(node: ir.Node, axes: int, run: Run, times: int) -> Use:
+def _matrix_use(node: ir.Node, kernel: tuple[int, ...], run: Run, times: int) -> Use:
     rows = (run.output or ())[:-1]
     known = bool(run.output) and None not in rows
     return Use(repeats=prod(dim or 1 for dim in rows) * times, known=known)

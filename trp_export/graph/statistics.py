@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_export.graph.sites import LocatedSite
-from trp_export.graph.weights import find_constant
+from trp_export.graph.weights import find_constant, find_scalar
 from trp_export.lowrank.factor import Float64
 from trp_export.lowrank.site import Site, Use
 
@@ -156,9 +156,9 @@ def _activation(function: Callable[[ir.Node, Float64], Float64]) -> Callable[...
 
 
 def _clip(node: ir.Node, x: Float64) -> Float64:
-    bounds = [find_constant(value) for value in (*node.inputs[1:3], None, None)[:2]]
+    bounds = [find_scalar(value) for value in (*node.inputs[1:3], None, None)[:2]]
     low, high = (
-        float(bound.array()) if bound is not None else node.attributes.get_float(name, default)
+        bound if bound is not None else node.attributes.get_float(name, default)
         for bound, name, default in zip(bounds, ("min", "max"), (-np.inf, np.inf), strict=True)
     )
     return np.clip(x, low, high)

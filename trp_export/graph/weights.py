@@ -124,6 +124,12 @@ def find_numbers(value: ir.Value | None) -> list[int] | None:
     return [int(number) for number in constant.array().reshape(-1)] if prod(constant.shape) <= _MOST_NUMBERS else None
 
 
+def find_scalar(value: ir.Value | None) -> float | None:
+    """The number in a constant of one element, whatever its rank; None where it is computed or holds more."""
+    constant = find_constant(value)
+    return float(constant.array().reshape(())) if constant is not None and prod(constant.shape) == 1 else None
+
+
 def find_bias(node: ir.Node) -> Float64 | None:
     """The number that a layer adds to each output channel: (n,), or (1,) for all; None where it is not constant."""
     value = node.inputs[2] if len(node.inputs) > 2 else None

@@ -35,6 +35,8 @@ BATCH = 1
 _MOST_CHANNELS = 4
 
 _LAYOUTS: Mapping[tuple[int, int], Layout] = {(4, 1): "NCHW", (4, 3): "NHWC", (3, 0): "CHW", (3, 2): "HWC"}
+# Followed by the name of an input that takes pixels of 0 to 255, in the metadata of a model.
+_PIXELS_KEY = "trp_export.pixels."
 # What exporters write for "any size" says nothing about which sizes are equal.
 _NO_SYMBOLS = ("", "?", "None", "none", "unk", "unknown", "-1")
 
@@ -114,11 +116,16 @@ class NetworkInputs:
         return replace(self, specs=tuple(done), sample=sample or self.sample, notes=(*self.notes, *notes))
 
     @property
-    def source(self) -> str:
+    def kind(self) -> str:
         """What `typical` arrays are, in words."""
         if self.arrays:
             return "the inputs of --input"
-        return "the first calibration sample" if self.sample else "noise; --calib or --input FILE.npz gives real data"
+        return "the first calibration sample" if self.sample else "noise"
+
+    @property
+    def source(self) -> str:
+        """The same, with the remedy where they are noise."""
+        return self.kind if self.arrays or self.sample else f"{self.kind}; --calib or --input FILE.npz gives real data"
 
     def typical(self) -> dict[str, Array]:
         """One array per input, the best there is: the user's own, else the sample, else noise. Raises as `feeds`."""
@@ -149,7 +156,7 @@ def describe_inputs(
     the file of inputs cannot be read.
     """
     specs = tuple(
-        _read_spec(value, options.layout)
+        _read_spec(value, options.layout, model.metadata_props)
         for value in model.graph.inputs
         if value.const_value is None and (value.name or "") not in model.graph.initializers
     )
@@ -169,7 +176,16 @@ def describe_inputs(
     return NetworkInputs(specs, arrays)
 
 
-def _read_spec(value: ir.Value, layout: str | None) -> InputSpec:
+def note_pixels(model: ir.Model, inputs: NetworkInputs) -> None:
+    """Add to the model's metadata which inputs take pixels of 0 to 255: once their scale is in a layer, no node tells.
+
+    `describe_inputs` reads it.
+    """
+    names = [spec.name for spec in inputs.specs if spec.takes_pixels]
+    model.metadata_props.update({_PIXELS_KEY + name: "0 to 255" for name in names})
+
+
+def _read_spec(value: ir.Value, layout: str | None, metadata: Mapping[str, str]) -> InputSpec:
     name = value.name or ""
     if value.type is not None and not isinstance(value.type, ir.TensorType):
         raise UnsupportedError(f"input {name} is {_kind(value.type)}; only tensors can be fed.")
@@ -180,7 +196,8 @@ def _read_spec(value: ir.Value, layout: str | None) -> InputSpec:
     declared = tuple(dim if isinstance(dim, int) and dim > 0 else None for dim in value.shape)
     symbols = tuple(_symbol(dim) for dim in value.shape)
     reading = read_channels(value)
-    spec = InputSpec(name, dtype, declared, declared, symbols, takes_pixels=reading.takes_pixels)
+    pixels = reading.takes_pixels or _PIXELS_KEY + name in metadata
+    spec = InputSpec(name, dtype, declared, declared, symbols, takes_pixels=pixels)
     return _with_layout(spec, reading, layout)
 
 
@@ -245,7 +262,7 @@ def _with_shared(specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
 
 def _by_sizes(declared: Extents) -> Layout:
     first, last = declared[1] in (1, 3), declared[3] in (1, 3)
-    if first == last or None in (declared[1], declared[3]):
+    if first == last:
         return "unknown"
     return "NCHW" if first else "NHWC"
 

@@ -149,7 +149,7 @@ def _import_module(name: str, where: str) -> ModuleType:
         raise OptionError(
             f"{where}: {first_line(error)}. Run from the folder that holds the module, or name its file."
         ) from error
-    except Exception as error:  # The module is the user's own code.
+    except (Exception, SystemExit) as error:  # The module is the user's own code.
         raise OptionError(f"{where} cannot be imported: {first_line(error)}") from error
     finally:
         sys.path.remove("")
@@ -165,7 +165,7 @@ def _import_file(path: Path, where: str) -> ModuleType:
     sys.path.insert(0, str(path.parent.resolve()))  # So that it can import its neighbours.
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # The module is the user's own code.
+    except (Exception, SystemExit) as error:  # The module is the user's own code.
         raise OptionError(f"{where} cannot be imported: {first_line(error)}") from error
     finally:
         sys.path.remove(str(path.parent.resolve()))

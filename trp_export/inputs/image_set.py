@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trp_export.errors import LoadError, OptionError
-from trp_export.inputs.pictures import bring_to_size, picture_size, read_picture
+from trp_export.inputs.pictures import bring_to_size, read_picture, shown_size
 from trp_export.inputs.placement import Size, placed_size
 from trp_export.inputs.preprocessing import SCALE, Preprocessing, Resize
 from trp_export.inputs.spec import Array, InputSpec, fit_array
@@ -48,12 +48,12 @@ class ImageSet:
 
     @property
     def sizes(self) -> tuple[Size, ...] | None:
-        """The (height, width) of each image as it is fed; None where all are sure to be alike."""
+        """The (height, width) of each image as it is fed; None where all are sure to be alike. Raises LoadError."""
         steps = self.steps
         boxed = isinstance(steps.resize, Resize) and steps.resize.mode != "multiple"
         if isinstance(self.pixels, np.ndarray) or steps.crop is not None or boxed:
             return None
-        return tuple(placed_size(picture_size(path) or (0, 0), steps) for path in self.pixels)
+        return tuple(placed_size(shown_size(path), steps) for path in self.pixels)
 
     def batch(self, start: int, stop: int) -> Array:
         """Images `start` to `stop` in the layout and type of the input. Raises LoadError, naming an unusable image."""

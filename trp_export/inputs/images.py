@@ -55,7 +55,7 @@ def load_images(
             raise LoadError(f"images cannot be fed to an input of {len(input_shape)} axes: it must be (N, C, H, W).")
         spec = InputSpec.of_images(input_shape)
     path = Path(path)
-    if path.is_dir() and not any(path.glob("*.npy")):
+    if path.is_dir() and not _array_files(path):
         images = _open_folder(path, preprocessing, spec)
     else:
         images = _open_arrays(path, preprocessing, spec)
@@ -63,6 +63,20 @@ def load_images(
     if count is not None and count < len(images):
         images = images.take(choose(len(images), count, seed))
     return images
+
+
+def _array_files(folder: Path) -> list[Path]:
+    """The .npy files of a folder; none where there are as many pictures, which such a file may tell about."""
+    files = _seen(folder)
+    arrays = [file for file in files if file.suffix == ".npy" and file.parent == folder]
+    others = (file for file in files if file.suffix != ".npy") if arrays else ()
+    pictures = sum(size_if_image(file) is not None for file in others)
+    return arrays if len(arrays) > pictures else []
+
+
+def _seen(folder: Path) -> list[Path]:
+    """The files below a folder that are not hidden."""
+    return [file for file in files_below(folder) if not file.name.startswith(".")]
 
 
 def choose(available: int, count: int, seed: int) -> NDArray[np.intp]:
@@ -100,13 +114,12 @@ def _agree(sizes: Sequence[tuple[int, int]], extents: tuple[int | None, int | No
 
 def _list_folder(path: Path) -> tuple[tuple[Path, ...], tuple[tuple[int, int], ...], tuple[str, ...]]:
     """The images in a folder, their (height, width), and a note about other files."""
-    files = [file for file in files_below(path) if not file.name.startswith(".")]
-    files = [file for file in files if not file.name.endswith(LABEL_PICTURE)]
+    files = [file for file in _seen(path) if not file.name.endswith(LABEL_PICTURE)]
     images: list[Path] = []
     sizes: list[tuple[int, int]] = []
     others: list[Path] = []
     for file in files:
-        size = _size_if_image(file)
+        size = size_if_image(file)
         if size is None:
             others.append(file)
         else:
@@ -119,7 +132,8 @@ def _list_folder(path: Path) -> tuple[tuple[Path, ...], tuple[tuple[int, int], .
     return tuple(images), tuple(sizes), notes
 
 
-def _size_if_image(path: Path) -> tuple[int, int] | None:
+def size_if_image(path: Path) -> tuple[int, int] | None:
+    """Height and width of a picture; None for other files."""
     try:
         return picture_size(path)
     except OSError:
@@ -164,7 +178,7 @@ def array_set(
 
 def _read_array_folder(path: Path, spec: InputSpec | None) -> Array:
     """The samples of a folder of .npy files, each with or without a batch axis of its own, as one array."""
-    files = sorted(file for file in path.glob("*.npy") if not file.name.startswith("."))
+    files = _array_files(path)
     rank = _rank(spec, 0)
     samples: list[Array] = []
     for file in files:

@@ -77,21 +77,26 @@ def read_picture(path: Path, *, grey: bool = False) -> Image.Image:
 
 
 def picture_size(path: Path) -> tuple[int, int] | None:
-    """Height and width of an image as it is shown, from its header; None for a file that is not an image.
-
-    Raises LoadError for an image of too many pixels.
-    """
+    """The same as `shown_size`; None for a file that is not an image."""
     try:
-        with open_picture(path) as image:
-            # Asking a PNG for its EXIF decodes it; photos from phones are JPEG, where the header holds it.
-            on_its_side = "exif" in image.info and _orientation(image) >= _ON_ITS_SIDE
-            return (image.width, image.height) if on_its_side else (image.height, image.width)
+        return shown_size(path)
     except NotAnImageError:
         return None
 
 
+def shown_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image as it is shown, from its header. Raises LoadError."""
+    with open_picture(path) as image:
+        if image.format == "TIFF" and _orientation(image) >= _ON_ITS_SIDE:
+            image.load()  # Pillow turns it; before version 11, its size follows only then.
+        # Asking a PNG for its EXIF decodes it; photos from phones are JPEG, where the header holds it.
+        on_its_side = "exif" in image.info and _orientation(image) >= _ON_ITS_SIDE
+        return (image.width, image.height) if on_its_side else (image.height, image.width)
+
+
 def upright(image: Image.Image) -> Image.Image:
     """Turn a photo as its EXIF says. Not ImageOps.exif_transpose, which fails on other, damaged entries."""
+    image.load()  # Pillow turns a TIFF itself and then forgets how it lay.
     turn = _TURNS.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
 

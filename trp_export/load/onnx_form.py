@@ -16,6 +16,7 @@ from onnx import numpy_helper
 
 from trp_export.errors import LoadError, UnsupportedError, first_line
 from trp_export.graph.model_files import tensors
+from trp_export.graph.prepare import LEAST_IR_VERSION
 
 _MOST_DENSE_BYTES = 2**30
 _SMALL_BYTES = 1024
@@ -151,9 +152,12 @@ def _is_small(tensor: onnx.TensorProto) -> bool:
 def check_model(proto: onnx.ModelProto, path: Path) -> None:
     """Run the ONNX checker. Raises LoadError."""
     light = without_weights(proto)
+    # onnxruntime runs graphs without a name, outputs whose rank nothing tells, and old files that list no weights.
+    light.graph.name = light.graph.name or "graph"
+    light.ir_version = light.ir_version and max(light.ir_version, LEAST_IR_VERSION)
     for value in light.graph.output:
         if value.type.HasField("tensor_type"):
-            value.type.tensor_type.shape.SetInParent()  # onnxruntime runs outputs whose rank nothing tells.
+            value.type.tensor_type.shape.SetInParent()
     try:
         onnx.checker.check_model(light)
     except Exception as error:  # ValidationError, or what the C++ checker raises.

@@ -49,7 +49,7 @@ def get_architecture(name: str) -> Architecture:
         raise OptionError(f"--arch: {error.args[0]}") from error
     except ImportError as error:
         raise OptionError(f"--arch {name}: {first_line(error)}; run from the folder that holds the module.") from error
-    except Exception as error:  # The module is the user's own code, and its name may be anything.
+    except (Exception, SystemExit) as error:  # The module is the user's own code, and its name may be anything.
         raise OptionError(f"--arch {name} cannot be imported: {first_line(error)}") from error
 
 
@@ -115,7 +115,7 @@ def build_module(architecture: Architecture, classes: int | None) -> nn.Module:
     """Raises OptionError where the builder fails or builds something else."""
     try:
         module = architecture.build(classes)
-    except Exception as error:  # The factory is the user's own code.
+    except (Exception, SystemExit) as error:  # The factory is the user's own code.
         raise OptionError(f"--arch {architecture.name} cannot be built: {first_line(error)}") from error
     if not isinstance(module, nn.Module):
         raise OptionError(f"--arch {architecture.name} builds a {type(module).__name__}, not a torch.nn.Module.")

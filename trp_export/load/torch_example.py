@@ -98,7 +98,8 @@ def make_example(module: nn.Module, options: InputOptions, what: str, stored: Ma
     unknown = next((name for name in tensors if parameters.all and name not in parameters.all), None)
     if unknown is not None:
         raise OptionError(f"{what} has no input {unknown[:80]}; its inputs are {', '.join(parameters.all)}.")
-    missing = [name for name in parameters.needed or (first,) if name not in tensors]
+    wanted = parameters.needed or (parameters.all or tuple(tensors) or (ONLY,))[:1]
+    missing = [name for name in wanted if name not in tensors]
     if missing:
         raise OptionError(_missing(missing, parameters.needed, what))
     ordered = {name: tensors[name] for name in (parameters.all or tuple(tensors)) if name in tensors}

@@ -133,12 +133,13 @@ def _export_module(module: nn.Module, example: Example, static: bool, outputs: i
     open_sizes = {
         name: {0: batch} if batched else None for name, batched in zip(example.tensors, example.batched, strict=True)
     }
+    by_name = bool(example.by_name) or len(open_sizes) > 1
     program = torch.onnx.export(
         module,
         example.by_position,
         kwargs=example.by_name,
         dynamo=True,
-        dynamic_shapes=None if static else open_sizes if len(open_sizes) > 1 else tuple(open_sizes.values()),
+        dynamic_shapes=None if static else open_sizes if by_name else tuple(open_sizes.values()),
         input_names=list(example.names),
         output_names=["output"] if outputs == 1 else None,
         # Optimising would fold batch norm, and with it change the energy of every rank.
@@ -228,7 +229,8 @@ def _modules(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _require_finite(module: nn.Module) -> None:
-    for name, tensor in module.state_dict().items():
+    """Raises LoadError. A buffer may be a mask, in which infinity is sound; `prepare` looks at what layers read."""
+    for name, tensor in module.named_parameters():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             layer = name.rsplit(".", 1)[0]
             raise LoadError(f"{layer} has NaN or infinite weights ({name}). Export the model from a sound checkpoint.")

@@ -61,6 +61,16 @@ def test_it_becomes_one_operator(body: str) -> None:
     assert distance < 1e-6
 
 
+def test_one_may_read_another() -> None:
+    swish = (
+        "{to}a = Add ({of}, three)  {to}b = Clip ({to}a, zero, six)  {to}c = Mul ({of}, {to}b)  {to} = Div ({to}c, six)"
+    )
+    body = "  ".join(swish.format(to=to, of=of) for of, to in (("x", "p"), ("p", "q"), ("q", "y")))
+    count, operators, distance = write(body)
+    assert (count, operators) == (3, ["HardSigmoid", "Mul"] * 3)
+    assert distance < 1e-6
+
+
 def test_a_clip_with_attributes_is_recognised() -> None:
     count, operators, distance = write(
         "a = Add (x, three)  b = Clip <min = 0.0, max = 6.0> (a)  c = Mul (x, b)  y = Div (c, six)", opset=10

@@ -10,7 +10,7 @@ from trp_export.graph.exact.input_affine import fold_input_affine
 from trp_export.graph.prepare import prepare, remove_unused
 
 W = "float[8, 4, 3, 3] w, float[6, 4, 1, 1] u, float[8, 2, 3, 3] halves, float[4, 1, 3, 3] each, float[4, 8, 3, 3] t"
-CONSTANTS = "float[4, 1, 1] c, float one = {2.5}, float none = {0.0}"
+CONSTANTS = "float[4, 1, 1] c, float[1, 4, 1, 1] mean, float[1, 1, 1, 1] four, float one = {2.5}, float none = {0.0}"
 CONV = "Conv <pads = [1, 1, 1, 1]>"
 FOLDS = {
     "one number": f"a = Mul (x, one)  y = {CONV} (a, w)",
@@ -31,6 +31,10 @@ STAYS = {
     "an output": f"a = Mul (x, c)  y = {CONV} (a, w)",
     "divided by nothing": f"a = Div (x, none)  b = Abs (a)  d = Clip (b, none, one)  y = {CONV} (d, w)",
     "the weight serves two convs": f"a = Mul (x, c)  d = {CONV} (a, w)  e = {CONV} (x, w)  y = Add (d, e)",
+    "grey spread over channels": f"g = ReduceMean <axes = [1]> (x)  a = Div (g, c)  y = {CONV} (a, w)",
+    "grey spread, without padding": "g = ReduceMean <axes = [1]> (x)  a = Sub (g, c)  y = Conv (a, w)",
+    "an axis more": "g = ReduceMean <axes = [0], keepdims = 0> (x)  a = Sub (g, mean)  y = Conv (a, w)",
+    "an axis more for a number": "g = ReduceMean <axes = [0], keepdims = 0> (x)  a = Mul (g, four)  y = Conv (a, w)",
     "a transposed conv": "a = Mul (x, c)  y = ConvTranspose (a, t)",
 }
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from trp_export.graph.exact.replacement import replace_node
-from trp_export.graph.weights import DEFAULT_DOMAINS, find_constant
+from trp_export.graph.weights import DEFAULT_DOMAINS, find_constant, find_scalar
 
 # By how much two constants that an exporter rounded may differ, as a share.
 _ROUNDED = 1e-6
@@ -33,12 +32,18 @@ class _Written:
 
 
 def write_hard_sigmoids(model: ir.Model) -> int:
-    """Rewrite each of them, in place. Returns their number."""
+    """Rewrite each of them, in place. Returns their number.
+
+    One is rewritten before the next is looked for, which may read what it makes.
+    """
     clips = [node for node in model.graph.all_nodes() if node.op_type == "Clip" and node.domain in DEFAULT_DOMAINS]
-    written = [found for clip in clips if (found := _find(clip)) is not None]
-    for one in written:
-        _rewrite(one)
-    return len(written)
+    count = 0
+    for clip in clips:
+        found = _find(clip)
+        if found is not None:
+            _rewrite(found)
+            count += 1
+    return count
 
 
 def _find(clip: ir.Node) -> _Written | None:
@@ -69,9 +74,7 @@ def _bounds(clip: ir.Node) -> tuple[float, float] | None:
 def _scalar(value: ir.Value | None) -> float | None:
     """A constant number in float32, the type for which runtimes have the operator."""
     constant = find_constant(value)
-    if constant is None or int(np.prod(constant.shape)) != 1 or constant.dtype is not ir.DataType.FLOAT:
-        return None
-    return float(constant.array().reshape(()))
+    return find_scalar(value) if constant is not None and constant.dtype is ir.DataType.FLOAT else None
 
 
 def _with_scalar(node: ir.Node, operator: str) -> tuple[ir.Value | None, float | None]:
