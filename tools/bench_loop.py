@@ -23,7 +23,7 @@ BATCH, SIDE = 128, 32
 TRP = ("--scheme", "spatial", "--macs", "2", "--period", "20", "--nuclear", "6e-3")
 CONTESTANTS = {
     "plain loop": None,
-    "trp-train, dense": ("--no-project",),
+    "trp-train, dense": (),
     "trp-train, TRP at m=20": TRP,
     "the same with --amp": (*TRP, "--amp"),
 }
@@ -47,7 +47,7 @@ def main(rounds: int, images: int, only: Path | None) -> None:
         speeds = {name: np.empty(rounds) for name in CONTESTANTS}
         for index in range(rounds):
             for name, options in CONTESTANTS.items():
-                speeds[name][index] = _trained(data, options) if options else _plain(data)
+                speeds[name][index] = _plain(data) if options is None else _trained(data, options)
     for name, found in speeds.items():
         ratios = found / speeds["plain loop"]
         print(

@@ -72,7 +72,8 @@ def load_teacher(options: TrainOptions, network: TrainedNetwork) -> nn.Module | 
     its, own = class_count(teacher), class_count(network)
     if its != own:
         raise OptionError(f"the --teacher has {its} classes, and the network {own}.")
-    if are_named(teacher.classes) and are_named(network.classes):
+    guessed = options.data.startswith("npz:") and options.start.init is None
+    if are_named(teacher.classes) and are_named(network.classes) and not guessed:
         for theirs, ours in zip(teacher.classes, network.classes, strict=False):
             if theirs != ours:
                 raise OptionError(f"the --teacher has other classes than the network: {theirs} in the place of {ours}.")

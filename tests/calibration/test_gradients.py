@@ -15,6 +15,7 @@ from trp_export.graph.prepare import prepare
 from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.lowrank.factor import Float64
+from trp_export.recover.torch_graph import require_sound
 from trp_export.recover.torch_ops import RULES
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\nnet (float[N, 3, 8, 8] x) => ({outputs})\n'
@@ -94,6 +95,18 @@ def test_nodes_that_torch_does_not_run_are_named() -> None:
     body = "y = Conv (x, w)\ng = GlobalAveragePool (y)\nz = InstanceNormalization (g, ones, ones)\n"
     with pytest.raises(UnsupportedError, match="InstanceNormalization"):
         owed_of(body, "float[N, 6, 1, 1] z")
+
+
+def test_a_second_output_that_torch_does_not_give_is_named() -> None:
+    body = "y = Conv (x, w)\nmost, places = MaxPool <kernel_shape = [2, 2]> (y)\nf = Cast <to = 1> (places)\nz = Add (most, f)\n"
+    with pytest.raises(UnsupportedError, match="places"):
+        owed_of(body, "float[N, 6, 5, 5] z")
+
+
+def test_answers_in_half_precision_are_compared() -> None:
+    wanted = np.full(1000, 100, np.float16)
+    with pytest.raises(UnsupportedError, match="apart from onnxruntime"):
+        require_sound({"y": np.zeros(1000, np.float32)}, {"y": wanted}, 1e-2)
 
 
 def test_another_answer_than_that_of_onnxruntime_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

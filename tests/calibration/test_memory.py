@@ -17,6 +17,7 @@ from trp_export.calibration.memory import (
     has_room_for_moments,
     images_to_keep,
     images_to_sum,
+    images_to_walk,
     places_with_room,
     positions_to_read,
 )
@@ -48,6 +49,17 @@ def test_small_layers_come_first_and_keep_their_order(monkeypatch: pytest.Monkey
     assert [p.site.name for p in places_with_room(places)] == ["b", "c", "e"]
     monkeypatch.setattr(memory, "_MATRIX_BYTES", 8 * 20**2)
     assert [p.site.name for p in places_with_room(places)] == ["c", "e"]
+
+
+def test_outputs_that_no_node_reads_take_room_too() -> None:
+    """A map of 21 classes in 512 x 512 has 22 MB."""
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> net (float[1, 21, 512, 512] x) => (float[1, 21, 512, 512] y) '
+        "{ r = Relu (x) y = Neg (r) }"
+    )
+    model = ir.serde.deserialize_model(proto)
+    shapes = dict.fromkeys(("x", "r", "y"), (1, 21, 512, 512))
+    assert images_to_walk(model, shapes)[-1] < 16
 
 
 def test_refused_layers_take_no_room() -> None:

@@ -284,9 +284,11 @@ def test_nan_that_a_where_may_choose_is_no_weight() -> None:
         ("y = Conv (x, w, n)", "float[8, 4, 3, 3] w, float[8] n"),
         ("t = Transpose (n)  y = MatMul (x, t)", "float[6, 12] n"),
         ("y = InstanceNormalization (x, s, n)", "float[4] s, float[4] n"),
+        ("c = Conv (x, w)  y = Add (c, n)", "float[8, 4, 3, 3] w, float n"),
+        ("c = Conv (x, w)  y = Mul (c, n)", "float[8, 4, 3, 3] w, float n"),
     ],
 )
-def test_nan_that_a_layer_reads_is_refused_by_name(body: str, weights: str) -> None:
+def test_nan_that_takes_part_is_refused_by_name(body: str, weights: str) -> None:
     with pytest.raises(LoadError, match=r"n has NaN or infinite weights \(n\)"):
         prepared(with_nan(body, weights))
 

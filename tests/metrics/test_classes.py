@@ -11,6 +11,13 @@ from command import Command
 from models import build, run, save
 from PIL import Image
 
+from trp_export.errors import LoadError
+from trp_export.inputs.image_set import ImageSet
+from trp_export.inputs.preprocessing import Preprocessing
+from trp_export.metrics.choice import open_metric
+from trp_export.metrics.sample import Sample
+from trp_export.options import Images
+
 COUNT = 30
 ARGUMENTS = ("model.onnx", "--rank", "1", "--no-bench", "--eval", "images", "--json")
 
@@ -86,3 +93,19 @@ def test_labels_are_never_written_over(refuses: Command, scores: np.ndarray, tmp
 @pytest.mark.parametrize("arguments", [("--metric", "map"), ("--labels", "x.json")])
 def test_metrics_and_labels_need_images(refuses: Command, scores: np.ndarray, arguments: tuple[str, ...]) -> None:
     assert f"{arguments[0]} needs --eval PATH" in refuses(2, "model.onnx", "--rank", "1", *arguments)
+
+
+def test_numbers_stay_numbers_where_classes_have_numbers_for_names(tmp_path: Path) -> None:
+    """Folders 0 to 11 in alphabetical order: class 10 is not the one that is called so."""
+    classes = sorted(map(str, range(12)))
+    images = ImageSet("made", np.zeros((2, 3, 4, 4), np.float32), None, Preprocessing(), 3, None, ())
+    shown = Sample(("y",), (np.zeros((2, 12), np.float32),), 2, (4, 4), 3, classes=tuple(classes))
+    for content, wanted in (("0,10\n1,1\n", [10, 1]), (f"0,{classes[3]}\n1,cat\n", None)):
+        (tmp_path / "labels.csv").write_text(content)
+        options = Images(tmp_path, labels=tmp_path / "labels.csv", metric="top1")
+        if wanted is None:
+            with pytest.raises(LoadError, match="'cat' is not the number of a class"):
+                open_metric(options, images, shown, tmp_path / "model.onnx")
+        else:
+            metric, _ = open_metric(options, images, shown, tmp_path / "model.onnx")
+            assert metric.labels.tolist() == wanted

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from trp_export.metrics.heads import find_head
+from trp_export.metrics.heads import find_head, numbers_images
 from trp_export.metrics.sample import Sample
 
 SIZE = (96, 64)
@@ -181,6 +181,12 @@ def test_rows_that_fill_up_say_nothing_about_the_unit() -> None:
     head = find_head(sample([made]))
     assert head is not None
     np.testing.assert_allclose(head.decode([made], SIZE)[0].usable.corners, CORNERS[:1])
+
+
+def test_boxes_that_hold_the_number_of_their_image_are_told_from_rows_of_images() -> None:
+    boxes = np.array([[0, 10, 20, 30, 60, 3, 0.9]], dtype=np.float32)
+    assert numbers_images([boxes])
+    assert not numbers_images([np.random.default_rng(0).standard_normal((4, 7)).astype(np.float32)])
 
 
 def test_images_without_objects_show_the_head_by_types() -> None:

@@ -49,6 +49,20 @@ def test_a_path_is_private_wherever_it_lies(root: str, around: str) -> None:
     assert not is_private(short)
 
 
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("made from:/root/secret/net.py", "made from:net.py"),
+        ("jit:/tmp/run7/net.py", "jit:net.py"),
+        ("-I/root/secret", "-Isecret"),
+        ("cc -L/tmp/build/secret -o x", "cc -Lsecret -o x"),
+    ],
+)
+def test_a_folder_of_this_run_is_private_behind_a_colon_or_an_option(text: str, short: str) -> None:
+    assert is_private(text)
+    assert without_paths(text).replace("/", "") == short.replace("/", "")
+
+
 @given(st.lists(PARTS, min_size=3, max_size=6))
 def test_any_absolute_path_is_private(parts: list[str]) -> None:
     path = "/" + "/".join(parts)

@@ -96,6 +96,7 @@ def test_where_no_temporary_file_can_be_written_the_remedy_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "removed"))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     with pytest.raises(OutputError, match=r"(?s)No such file.*Set TMPDIR to a folder"), Scratch():
         raise AssertionError("it was made")
     with pytest.raises(FileNotFoundError), Scratch(tmp_path / "removed"):

@@ -147,7 +147,7 @@ class Dagger(Removal):
     @torch.enable_grad()
     def _train_gates(self, gradients: Tensor) -> None:
         with torch.autocast(gradients.device.type, enabled=False):
-            logits = self._logits()
+            logits = self._gates()
             soft = [values.sigmoid() for values in logits]
             gates = [hard + value - value.detach() for hard, value in zip(hard_gates(logits), soft, strict=True)]
             counts = torch.stack([gate.sum() for gate in gates])

@@ -216,14 +216,19 @@ class _Search:
         return node.attributes.get_int("axis", default)
 
     def _chooses_channels(self, node: ir.Node, found: _Found) -> bool:
-        """Whether an operator that runs over an axis runs over the channels of the one answer behind it."""
+        """Whether an operator that runs over an axis runs over the channels of the one answer behind it.
+
+        Where a shape on the way is not known, it is taken to do so.
+        """
         (answer,) = found.answers.values()
         value = node.inputs[0]
         axis: int | None = self._class_axis(node)
         while value is not None and axis is not None and value is not answer:
             above = value.producer()
             source = next((one for one in _data(above) if _computed(one)), None) if above is not None else None
-            axis = axis_before(above, value, source, axis, self.shapes) if above is not None and source else None
+            if above is None or source is None or not {value.name, source.name} <= self.shapes.keys():
+                return True
+            axis = axis_before(above, value, source, axis, self.shapes)
             value = source
         rank = len(self.shapes[answer.name or ""]) if answer.name in self.shapes else None
         channels = _channel_axis(answer)

@@ -32,7 +32,7 @@ def sources(
     if node.op_type in ("Split", "Slice"):
         own = _cut(node, value, shapes)
         inside = part is not None and own is not None and part.axis == own.axis
-        yield data[0], Part(own.axis, own.start + part.start, part.length) if inside and own and part else own or part
+        yield data[0], Part(own.axis, own.start + part.start, part.length) if inside and own and part else own
         yield from ((source, None) for source in data[1:])
     elif node.op_type == "Concat" and part is not None and _concat_axis(node, value, shapes) == part.axis:
         yield from _joined(data, part, shapes)
@@ -56,8 +56,10 @@ def axis_before(node: ir.Node, value: ir.Value, source: ir.Value | None, axis: i
 
 def _axis_reshaped(before: Shape, after: Shape, axis: int) -> int | None:
     """The axis as long as this one, with as many entries in front of it. Batches stay in front."""
-    if axis == 0:
+    if axis == 0 and len(after) > 1:
         return 0
+    if (len(after), axis) == (2, 1) and all(extent == 1 for extent in before[2:]):
+        return 1
     ahead, extent = after[1:axis], after[axis]
     for place in range(1, len(before)):
         own = before[1:place]
@@ -142,4 +144,4 @@ def _slice_start(node: ir.Node, extent: int | None) -> int | None:
     starts = _slice_numbers(node, 1, "starts")
     if not starts or extent is None:
         return None
-    return min(starts[0] if starts[0] >= 0 else starts[0] + extent, extent)
+    return min(max(starts[0] if starts[0] >= 0 else starts[0] + extent, 0), extent)

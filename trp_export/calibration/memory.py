@@ -103,6 +103,7 @@ def _bytes_alive(model: ir.Model, shapes: Shapes) -> list[int]:
         for value in (*node.inputs, *outer_reads(node)):
             if value is not None and value.name:
                 last_read[value.name] = index
+    last_read |= {value.name or "": len(nodes) for value in model.graph.outputs}
     ends: dict[int, list[str]] = {}
     for name, index in last_read.items():
         ends.setdefault(index, []).append(name)

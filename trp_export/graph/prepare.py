@@ -28,6 +28,8 @@ from trp_export.graph.weights import find_readers
 
 LEAST_IR_VERSION = 4
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization")
+# These may leave what they read aside.
+_CHOOSING = ("Where", "Expand", "Identity", "Cast")
 
 
 def prepare(model: ir.Model) -> ir.Model:
@@ -115,13 +117,16 @@ def require_finite_weights(model: ir.Model) -> None:
     As a bound of Clip or in a mask infinity is sound, and so is NaN in what a Where chooses.
     """
     for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is None or not any(_is_layer(node) for node, _ in find_readers(value)):
+        tensor, readers = value.const_value, [node for node, _ in find_readers(value)]
+        if tensor is None:
             continue
-        layer = name.removesuffix(".weight")
-        if tensor.dtype == ir.DataType.STRING:
+        layer, of_layer = name.removesuffix(".weight"), any(map(_is_layer, readers))
+        if tensor.dtype == ir.DataType.STRING and of_layer:
             raise LoadError(f"{layer} has texts in place of weights ({name}).")
-        if tensor.dtype.is_floating_point() and not np.isfinite(tensor.numpy()).all():
+        if not tensor.dtype.is_floating_point() or np.isfinite(array := tensor.numpy()).all():
+            continue
+        is_chosen = all(node.op_type in _CHOOSING for node in readers)
+        if of_layer or (np.isnan(array).any() and not is_chosen):
             raise LoadError(f"{layer} has NaN or infinite weights ({name}). Export the model from a sound checkpoint.")
 
 

@@ -166,8 +166,10 @@ def _numbers(path: Path, images: tuple[str, ...], classes: Sequence[str]) -> lis
 
     A line of heads may come first.
     """
-    numbers = {name: str(number) for number, name in enumerate(classes)}
-    rows = [(name, numbers.get(label, label)) for name, label, *_ in read_rows(path)]
+    rows = [(name, label) for name, label, *_ in read_rows(path)]
+    if not all(label.isdigit() for _, label in rows[1:]):
+        numbers = {name: str(number) for number, name in enumerate(classes)}
+        rows = [(name, numbers.get(label, label)) for name, label in rows]
     labels = by_image(path, rows[1:] if not rows[0][1].isdigit() else rows, images)
     stray = next((label for label in labels if not label.isascii() or not label.isdigit() or len(label) > 9), None)
     if stray is not None:

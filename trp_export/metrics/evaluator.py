@@ -19,6 +19,7 @@ from trp_export.inputs.samples import Batch, Samples, input_types
 from trp_export.inputs.spec import InputSpec
 from trp_export.load import Source
 from trp_export.metrics.choice import Metric, open_metric
+from trp_export.metrics.heads import numbers_images
 from trp_export.metrics.sample import Array, Outputs, Sample, Span
 from trp_export.metrics.score import Score
 from trp_export.options import Evaluate, Options
@@ -118,7 +119,7 @@ def _look(feed: _Feed, original: Path, source: Source) -> tuple[_Feed, Sample]:
     """The outputs for the first images, and how many images may run at once from there on."""
     batches = list(islice(feed.batches(original), _LOOKED_AT))
     alone = list(stream(original, (batch.arrays for batch in batches)))
-    if _rows_are_images(alone, batches):
+    if _rows_are_images(alone, batches) and not numbers_images(alone[0]):
         outputs, count = join(alone), sum(map(len, batches))
         together = _Feed(feed.samples, _LOOKED_AT)
         if _answer_alike(outputs, next(together.batches(original)), original):

@@ -274,9 +274,15 @@ def _find_nms(sample: Sample, wanted: bool) -> Head | None:
         return _find_separate(sample)
     if rows.ndim == 3 and rows.shape[2] == 6 and _are_whole(rows[..., 5]):
         return Head("nms", partial(rows_of_six, shares=_are_shares(rows[..., :4], rows[..., 4])), suppressed=True)
-    if rows.ndim == 2 and rows.shape[1] == 7 and _are_whole(rows[:, [0, 5]]):
+    if numbers_images(sample.outputs):
         return Head("nms", partial(rows_of_seven, images=sample.count), suppressed=True)
     return None
+
+
+def numbers_images(outputs: Outputs) -> bool:
+    """True for rows of boxes (boxes, 7) that hold the number of their image, as YOLOv7's: rows are no images."""
+    rows = outputs[0]
+    return len(outputs) == 1 and rows.ndim == 2 and rows.shape[1] == 7 and _are_whole(rows[:, [0, 5]])
 
 
 def _find_separate(sample: Sample) -> Head | None:

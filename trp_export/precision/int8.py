@@ -27,7 +27,7 @@ from trp_export.graph.weights import find_constant
 from trp_export.inputs.samples import Batch
 from trp_export.precision.equalise import equalise
 from trp_export.precision.grids import Grid
-from trp_export.precision.quantisable import WITH_WEIGHT, QuantisableOp, find_units
+from trp_export.precision.quantisable import WITH_WEIGHT, QuantisableOp, Types, find_units, known_types
 from trp_export.precision.ranges import METHODS, Spread, gather_spreads
 from trp_export.precision.rounding import LEAST_OPSET, ROUNDED, round_model, rounded_values
 from trp_export.system.progress import Share
@@ -74,16 +74,19 @@ def to_int8(model: ir.Model, batches: Batches, progress: Share = lambda share: N
     reference = reference_to(answers, run_answers(model, answers, tested))
     equalise(model, shown)
     progress(0.1)
-    spreads = gather_spreads(model, sorted(set(rounded_values(model, decoding).values())), shown)
+    types = known_types(model)  # Found once: hundreds of copies are rounded.
+    spreads = gather_spreads(model, sorted(set(rounded_values(model, decoding, types).values())), shown)
     progress(0.4)
-    trials = [_Trial(model, name, _grids(spreads, name), tested, answers, reference, decoding) for name in METHODS]
+    trials = [
+        _Trial(model, name, _grids(spreads, name), tested, answers, reference, decoding, types) for name in METHODS
+    ]
     best = min(trials, key=lambda trial: trial.damage(()))
     progress(0.6)
     kept = best.keep_float(progress)
     if not _in_8_bits(model, decoding.union(kept)):
         raise UnsupportedError("every layer of this model does too much damage in 8 bits.")
     made = model.clone()
-    round_model(made, best.grids, decoding.union(kept))
+    round_model(made, best.grids, decoding.union(kept), types)
     return Int8(made, best.method, kept, best.damage(kept))
 
 
@@ -154,6 +157,7 @@ class _Trial:
     answers: Sequence[Answer]
     reference: Reference
     decoding: frozenset[str]
+    types: Types
     known: dict[frozenset[str], float] = field(default_factory=dict)
 
     def damage(self, kept: Collection[str]) -> float:
@@ -161,7 +165,7 @@ class _Trial:
         units = frozenset(kept)
         if units not in self.known:
             copy = self.model.clone()
-            round_model(copy, self.grids, self.decoding | units)
+            round_model(copy, self.grids, self.decoding | units, self.types)
             outcome = run_answers(copy, self.answers, self.tested, ROUNDED)
             self.known[units] = self.reference.divergence(outcome)
         return self.known[units]

@@ -45,9 +45,9 @@ class QuantisableOp:
         return 0 if self.node.op_type == "Conv" or transposed else 1
 
 
-def find_units(model: ir.Model) -> tuple[QuantisableOp, ...]:
-    """All such operators of the main graph, in its order."""
-    types = known_types(model)
+def find_units(model: ir.Model, types: Types | None = None) -> tuple[QuantisableOp, ...]:
+    """All such operators of the main graph, in its order. `types` are those that `known_types` gives."""
+    types = known_types(model) if types is None else types
     units = (_unit(node, types) for node in model.graph if node.domain in ("", "ai.onnx"))
     return tuple(unit for unit in units if unit is not None)
 

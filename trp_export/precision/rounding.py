@@ -22,19 +22,19 @@ LEAST_OPSET = 13  # the first with one scale per channel
 ROUNDED = ".rounded"
 
 
-def rounded_values(model: ir.Model, kept: Collection[str] = ()) -> dict[str, str]:
+def rounded_values(model: ir.Model, kept: Collection[str] = (), types: Types | None = None) -> dict[str, str]:
     """The values to round, each with the name of the value whose grid it takes: itself, or the value that it moves.
 
-    `kept` are the names of the units that stay in float.
+    `kept` are the names of the units that stay in float; `types` are those that `known_types` gives.
     """
+    types = known_types(model) if types is None else types
     names = {
         value.name or ""
-        for unit in find_units(model)
+        for unit in find_units(model, types)
         if unit.name not in kept
         for value in (*unit.inputs, unit.output)
         if value is not None
     }
-    types = known_types(model)
     moves = [move for node in model.graph if (move := _move(node, types)) is not None]
     for source, moved in reversed(moves):
         if moved in names:
@@ -56,10 +56,13 @@ def _move(node: ir.Node, types: Types) -> tuple[str, str] | None:
     return source.name or "", node.outputs[0].name or ""
 
 
-def round_model(model: ir.Model, grids: Mapping[str, Grid], kept: Collection[str] = ()) -> None:
+def round_model(
+    model: ir.Model, grids: Mapping[str, Grid], kept: Collection[str] = (), types: Types | None = None
+) -> None:
     """Make all units except the `kept` run in 8 bits, in place. `grids` holds one grid for each rounded value."""
-    units = [unit for unit in find_units(model) if unit.name not in kept]
-    sources = rounded_values(model, kept)
+    types = known_types(model) if types is None else types
+    units = [unit for unit in find_units(model, types) if unit.name not in kept]
+    sources = rounded_values(model, kept, types)
     values = {value.name or "": value for value in model.graph.inputs}
     values |= {value.name or "": value for node in model.graph for value in node.outputs}
     _Rounder(model, {name: grids[source] for name, source in sources.items()}).all(units, values)

@@ -72,6 +72,9 @@ class TorchGraph(nn.Module):
                 raise _refused(f"{node.op_type} ({node.name})") from error
             made = made if isinstance(made, (list, tuple)) else [made]
             values |= {out.name or "": result for out, result in zip(node.outputs, made, strict=False)}
+        missing = next((name for name in self._outputs if name not in values), None)
+        if missing is not None:  # A second output of an operator that its rule does not make.
+            raise _refused(missing)
         return [values[name] for name in self._outputs]
 
 
@@ -92,7 +95,7 @@ def channels_first(value: Tensor, axis: int) -> Tensor:
 
 def require_sound(own: Mapping[str, Array], wanted: Mapping[str, Array], largest: float) -> None:
     """Raises UnsupportedError where an answer of torch is further from that of onnxruntime than a share of its norm."""
-    for name, reference in wanted.items():
+    for name, reference in ((name, array.astype(np.float64)) for name, array in wanted.items()):
         gap = np.inf
         if own[name].size == reference.size:
             apart = np.linalg.norm(own[name].reshape(reference.shape) - reference)

@@ -49,7 +49,7 @@ def is_private(text: str) -> bool:
     return bool(
         any(not _is_layer(path[0]) for path in _PATH.finditer(text))
         or _TRACE.search(text)
-        or _in_places().search(text)
+        or any(map(_begins_a_path, _in_places().finditer(text)))
         or words & _names()
     )
 
@@ -60,7 +60,7 @@ def without_paths(text: str, known: Iterable[Path] = ()) -> str:
         if "/" in path or "\\" in path:
             text = text.replace(path, Path(path).name)
     text = _PATH.sub(lambda path: path[0] if _is_layer(path[0]) else _last_part(path), text)
-    return _in_places().sub(_last_part, text)
+    return _in_places().sub(lambda place: _last_part(place) if _begins_a_path(place) else place[0], text)
 
 
 def names_without_paths(names: Iterable[str], weights: Iterable[str]) -> dict[str, str]:
@@ -72,7 +72,8 @@ def names_without_paths(names: Iterable[str], weights: Iterable[str]) -> dict[st
 
 def _name_without_paths(name: str, scopes: frozenset[str]) -> str:
     parts = name.split("/")
-    if parts[0] or len(parts) < _LEAST_PARTS or "" in parts[1:] or _in_places().search(name):
+    in_place = any(map(_begins_a_path, _in_places().finditer(name)))
+    if parts[0] or len(parts) < _LEAST_PARTS or "" in parts[1:] or in_place:
         return without_paths(name)
     if len(parts) == _LEAST_PARTS:
         return name if parts[1] in scopes or _OPERATOR.fullmatch(parts[2]) else parts[2]
@@ -115,19 +116,30 @@ def _last_part(path: re.Match[str]) -> str:
 
 
 def _in_places() -> re.Pattern[str]:
-    """What lies in a folder of this user or of this run, where a path begins."""
+    """What lies in a folder of this user or of this run."""
     places = "|".join(map(re.escape, _places()))
-    return re.compile(rf"(?<![\w.\-/\\])(?:{places})(?:[/\\]{_REST}|(?![\w.\-]))" if places else r"(?!)")
+    return re.compile(rf"(?P<place>{places})(?:[/\\]{_REST}|(?![\w.\-]))" if places else r"(?!)")
 
 
 def _places() -> tuple[str, ...]:
-    """Folders of this user and of this run, the longest first.
-
-    Of two parts or more: /root and /model are names of layers too, and what lies in them has the form of a path.
-    """
+    """Folders of this user and of this run, the longest first."""
     found = (_place(find) for find in (Path.cwd, Path.home, tempfile.gettempdir))
-    places = {str(place) for place in found if place and len(place.parts) >= _LEAST_PARTS}
+    places = {str(place) for place in found if place and len(place.parts) > 1}
     return tuple(sorted(places, key=len, reverse=True))
+
+
+def _begins_a_path(found: re.Match[str]) -> bool:
+    """Whether a folder of this run begins a path, and is no part of the name of a layer, as in /level2/root/Conv.
+
+    /root and /model are names of layers too: these count behind a colon or an option of a compiler (-I/root/x), where
+    no name stands.
+    """
+    text = found.string[: found.start()]
+    word = re.search(r"[\w.\-]*\Z", text)
+    before = word[0] if word else ""
+    if len(Path(found["place"]).parts) < _LEAST_PARTS:
+        return bool(re.fullmatch(r"-[A-Za-z]", before)) or text.endswith(":")
+    return not text.endswith(("/", "\\")) and not before[-1:].isalnum()
 
 
 def _place(find: Callable[[], Path | str]) -> Path | None:
