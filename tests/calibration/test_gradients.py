@@ -98,7 +98,10 @@ def test_nodes_that_torch_does_not_run_are_named() -> None:
 
 
 def test_a_second_output_that_torch_does_not_give_is_named() -> None:
-    body = "y = Conv (x, w)\nmost, places = MaxPool <kernel_shape = [2, 2]> (y)\nf = Cast <to = 1> (places)\nz = Add (most, f)\n"
+    body = (
+        "y = Conv (x, w)\nmost, places = MaxPool <kernel_shape = [2, 2]> (y)\n"
+        "f = Cast <to = 1> (places)\nz = Add (most, f)\n"
+    )
     with pytest.raises(UnsupportedError, match="places"):
         owed_of(body, "float[N, 6, 5, 5] z")
 

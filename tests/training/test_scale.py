@@ -118,6 +118,7 @@ def test_classes_go_by_their_names(folder: Path, tmp_path: Path, held: bool) -> 
     run = TrainingRun(streamed(folder, tmp_path / "run", init=init), silent)
     assert isinstance(run.batches, BatchesInMemory) == held
     assert run.network.classes == ("red", "grey", "blue")
+    assert run.data.digest.endswith(" as 2,0")  # A run that began with the folders' numbers does not go on.
     for x, y in [*run.batches.epoch(0), *run.data.validation.batches()]:
         assert [2 if image[2].mean() > image[0].mean() else 0 for image in x] == y.tolist()
     init = named_network(tmp_path / "other.pt", "red", "grey")

@@ -96,7 +96,10 @@ def make_data(options: TrainOptions, images: Images, network: TrainedNetwork, de
     )
     if not len(data.train):
         raise OptionError(f"--batch {batch} is more than the training images.")
-    return data
+    if numbers is None:
+        return data
+    # A run that began with other numbers of the same classes must not go on with these.
+    return replace(data, digest=f"{data.digest} as {','.join(map(str, numbers.tolist()))}")
 
 
 def _in_memory(
