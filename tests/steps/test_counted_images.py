@@ -1,4 +1,4 @@
-"""Statistics that several runs share: an image counts once, and none that counted is held out."""
+"""Statistics of images: each counts once, none that counted is held out, and gradients may be missing."""
 
 from __future__ import annotations
 
@@ -70,3 +70,18 @@ def test_statistics_of_another_network_are_refused_for_images_that_counted(
     moments, counted = load_moments(tmp_path / "stats.npz"), load_counted(tmp_path / "stats.npz")
     save_moments(tmp_path / "stats.npz", {f"{name}.other": own for name, own in moments.items()}, counted)
     assert "different networks" in refuses(2, *EXPORT, "first.npy")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), KeyError("idx")], ids=["torch", "rules"])
+def test_where_torch_fails_all_channels_count_alike(
+    trp: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    from trp_export.calibration import gradients
+
+    def fail(*arguments: object, **named: object) -> None:
+        raise error
+
+    monkeypatch.setattr(gradients, "measure_owed", fail)
+    outcome = trp(*EXPORT, "first.npy")
+    assert outcome.code == 0, outcome.err
+    assert "torch gives no gradients of this network" in notes(tmp_path)

@@ -25,7 +25,7 @@ from trp_export.calibration.moments import (
 )
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
-from trp_export.errors import LoadError, OptionError, UnsupportedError
+from trp_export.errors import LoadError, OptionError, UnsupportedError, is_out_of_memory
 from trp_export.graph.model_files import size_bytes
 from trp_export.graph.random_draws import random_operators
 from trp_export.graph.shapes import infer_value_shapes
@@ -219,8 +219,10 @@ def _owed(
     share = partial(progress, "gradients")
     try:
         return measure_owed(network.model, located, fewer, seed=calibration.seed, progress=share), ()
-    except UnsupportedError:
+    except (UnsupportedError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         # A graph may do what our operators in torch do not: factors are then found without gradients.
+        if is_out_of_memory(error):
+            raise
         return {}, ("torch gives no gradients of this network, so all channels of a layer count alike",)
 
 
