@@ -17,7 +17,8 @@ from trp_export.errors import LoadError
 from trp_export.inputs.description import describe_inputs
 from trp_export.inputs.images import load_images
 from trp_export.inputs.preprocessing import Preprocessing, parse_resize
-from trp_export.metrics.average_precision import Truth
+from trp_export.metrics import detections as module
+from trp_export.metrics.average_precision import Truth, mean_average_precision
 from trp_export.metrics.box_labels import TrueBoxes, read_boxes
 from trp_export.metrics.boxes import Boxes
 from trp_export.metrics.detections import Detections, open_detections
@@ -207,3 +208,20 @@ def test_yolox_nano_scores_as_published_for_its_kind(shared: Path, trp: Command,
     score = json.loads((tmp_path / "yolox_nano.trp.json").read_text())["deviation"]["score"]
     assert 0.339 <= score["before"] <= 0.375
     assert np.isfinite(score["error"])
+
+
+def test_the_original_is_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every candidate is compared with it, and mAP of many images takes long."""
+    judged = []
+
+    def counted(found: list[Boxes], truth: list[Truth], weights: Any = None) -> Any:
+        judged.append(found)
+        return mean_average_precision(found, truth, weights)
+
+    monkeypatch.setattr(module, "mean_average_precision", counted)
+    corners = np.array([[0.0, 0, 10, 10], [20, 0, 30, 10]])
+    found = [Boxes(corners, np.array([0.9, 0.8]), np.array([0, 1]))]
+    metric = Detections(Head("nms", rows_of_six, suppressed=True), (), None)  # type: ignore[arg-type]
+    scores = [metric.score(found, [found[0].take(np.array([index]))]) for index in (0, 1)]
+    assert [score.before for score in scores] == [1, 1]
+    assert len(judged) == 3

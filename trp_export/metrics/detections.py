@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from trp_export.errors import OptionError
 from trp_export.inputs.image_set import ImageSet
 from trp_export.inputs.placement import Placement, Size
-from trp_export.metrics.average_precision import Truth, mean_average_precision
+from trp_export.metrics.average_precision import Precision, Truth, mean_average_precision
 from trp_export.metrics.box_labels import TrueBoxes, read_boxes
 from trp_export.metrics.boxes import MOST_BOXES, Boxes, suppress
 from trp_export.metrics.heads import Head
@@ -25,12 +25,25 @@ _MOST_NUMBERED = 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Original:
+    """What the original `found`, the true boxes and their number, how it numbers classes, and what that is worth."""
+
+    found: Sequence[Boxes]
+    truth: Sequence[Truth]
+    boxes: int
+    numbers: str
+    way: Mapping[int, int]
+    precision: Precision
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Detections:
     """mAP of the boxes that `head` decodes; `labels` is None where the original's boxes stand for them."""
 
     head: Head
     placements: Sequence[Placement]
     labels: TrueBoxes | None
+    _known: list[_Original] = field(default_factory=list, repr=False)
 
     def predict(self, outputs: Outputs, span: Span) -> list[Boxes]:
         """The detections of each image of a batch, in pixels of the image."""
@@ -47,31 +60,40 @@ class Detections:
 
         Raises OptionError where there is neither a label nor a box of the original.
         """
-        labelled, kind, numbers = self.labels is not None, "true" if self.labels is not None else "original", ""
-        if self.labels is not None:
-            truth = self.labels.truth[: len(before)]
-            before, after, numbers = _renumbered(before, after, truth, self.labels.ids)
-        else:
-            truth = [_as_truth(boxes) for boxes in before]
+        first = self._of_original(before)
+        second = mean_average_precision(_in_numbers(after, first.way), first.truth, resamples(len(before)))
+        labelled = self.labels is not None
+        kind = "true" if labelled else "original"
+        return Score(
+            metric="map",
+            what="mAP" if labelled else "mAP against the original's detections",
+            before=first.precision.mean,
+            after=second.mean,
+            images=len(before),
+            error=bootstrap_error(first.precision.resampled, second.resampled),
+            labelled=labelled,
+            details=(Detail("AP50", first.precision.at_50, second.at_50),),
+            remark=f"{first.boxes:,} {kind} boxes; outputs are decoded as {self.head.name}{first.numbers}",
+        )
+
+    def _of_original(self, before: Sequence[Boxes]) -> _Original:
+        """What the original's detections are worth, worked out once: many results are compared with them."""
+        if not self._known or self._known[0].found is not before:
+            self._known[:] = [self._judge(before)]
+        return self._known[0]
+
+    def _judge(self, before: Sequence[Boxes]) -> _Original:
+        labels = self.labels
+        truth = [_as_truth(boxes) for boxes in before] if labels is None else labels.truth[: len(before)]
         boxes = sum(len(one.classes) for one in truth)
         if not boxes:
             raise OptionError(
                 f"--eval: the original finds no box of a score of {LEAST_TRUE_SCORE:g} or more, decoded as "
                 f"{self.head.name}. Check --colour, --scale, --mean and --resize, or give --labels."
             )
-        weights = resamples(len(before))
-        first, second = (mean_average_precision(found, truth, weights) for found in (before, after))
-        return Score(
-            metric="map",
-            what="mAP" if labelled else "mAP against the original's detections",
-            before=first.mean,
-            after=second.mean,
-            images=len(before),
-            error=bootstrap_error(first.resampled, second.resampled),
-            labelled=labelled,
-            details=(Detail("AP50", first.at_50, second.at_50),),
-            remark=f"{boxes:,} {kind} boxes; outputs are decoded as {self.head.name}{numbers}",
-        )
+        numbers, way = _numbering(before, truth, labels.ids) if labels is not None else ("", {})
+        precision = mean_average_precision(_in_numbers(before, way), truth, resamples(len(before)))
+        return _Original(before, truth, boxes, numbers, way, precision)
 
 
 def open_detections(images: ImageSet, head: Head, size: Size, path: Path | None) -> tuple[Detections, tuple[str, ...]]:
@@ -89,13 +111,11 @@ def open_detections(images: ImageSet, head: Head, size: Size, path: Path | None)
     return Detections(head, placements(images, size), labels), notes
 
 
-def _renumbered(
-    before: Sequence[Boxes], after: Sequence[Boxes], truth: Sequence[Truth], ids: Sequence[int]
-) -> tuple[Sequence[Boxes], Sequence[Boxes], str]:
-    """Detections in the numbers of the labels, and a remark where the network numbers its classes otherwise.
+def _numbering(before: Sequence[Boxes], truth: Sequence[Truth], ids: Sequence[int]) -> tuple[str, Mapping[int, int]]:
+    """How the network numbers the classes of the labels: a remark where that is not from 0, and the labels' numbers.
 
     Networks count classes from 0, from 1 (0 is the background), or by COCO's category numbers; the way that serves the
-    original best is taken for both.
+    original best is taken for all.
     """
     ways: dict[str, Mapping[int, int]] = {
         "": {},
@@ -104,7 +124,7 @@ def _renumbered(
     }
     # The first of equals: as they are.
     best = max(ways, key=lambda remark: mean_average_precision(_in_numbers(before, ways[remark]), truth).mean)
-    return _in_numbers(before, ways[best]), _in_numbers(after, ways[best]), best
+    return best, ways[best]
 
 
 def _in_numbers(found: Sequence[Boxes], way: Mapping[int, int]) -> Sequence[Boxes]:
