@@ -93,13 +93,12 @@ def _require_ours(site: Path) -> None:
 
 def _replace(site: Path, made: Path, aside: Path) -> None:
     """Move the new site into its place. If that fails, the older one comes back."""
-    older = site.exists()
-    if older:
+    if site.exists():
         site.rename(aside)
     try:
         made.rename(site)
     except OSError:
-        if older:
+        if aside.exists():
             aside.rename(site)
         raise
 

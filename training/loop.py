@@ -20,7 +20,7 @@ from training.methods import STATISTICS_BATCHES, Method, cut_now, finish
 from training.options import TrainOptions
 from training.pace import Pace
 from training.phase import start_phase
-from training.prepare import dense_macs, find_device, load_teacher, on_device, start_network
+from training.prepare import class_count, dense_macs, find_device, load_teacher, on_device, start_network
 from training.replicas import failing_together, wait_for_all, world
 from training.resume import Position, damage_named, restore, state_of
 from training.run_folder import LAST, require_same_files
@@ -54,13 +54,14 @@ class TrainingRun:
         torch.manual_seed(options.seed)
         images = find_images(options)
         network = start_network(options, images.classes)
-        self.data = make_data(options, images, network, self.device)
+        classes = class_count(network)
+        self.data = make_data(options, images, network, classes, self.device)
         self.digests = {"--data": self.data.digest} | _digests(options)
         if state is not None:
             require_same_files(self.digests, state.digests, str(self.last), allow_changes=allow_changed_data)
-        teacher = load_teacher(options, network)
+        teacher = load_teacher(options, network, classes)
         self._teacher = None if teacher is None else on_device(teacher, self.device)
-        self._dense_macs = dense_macs(network)
+        self._dense_macs = dense_macs(network, classes)
         self._enter_phase(network)
         self._position, self._stop = Position(), StopRequest()
         self._states = StateFiles(options.output, options.save_every, options.states)

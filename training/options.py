@@ -135,6 +135,11 @@ class TrainOptions:
         """Whether dense weights are trained for a cut."""
         return self.rank_rule is not None or self.channel_rule is not None
 
+    @property
+    def guesses_classes(self) -> bool:
+        """Whether the names of the classes are a guess, as for npz files."""
+        return self.data.startswith("npz:")
+
     def _require_fitting_rule(self) -> None:
         """Raise InvalidOptionError where the method cannot follow the rule."""
         if self.method == "trp" and isinstance(self.rule, Widths):
@@ -164,13 +169,13 @@ def require_used(options: TrainOptions) -> None:
             raise OptionError(f"{entry.flag.name} has no effect here: it needs {need}.")
 
 
-def _unmet_need(options: TrainOptions, group: str, *names: str) -> str | None:
-    """What an option that is given needs to have an effect, and lacks; `names` lead to its field inside a group."""
-    if group in ("csgd", "dagger"):
-        return None if options.method == group else f"--method {group}"
-    if group == "layers" and "scheme" not in names:
+def _unmet_need(options: TrainOptions, first: str, *names: str) -> str | None:
+    """What an option that is given needs to have an effect, and lacks; `first` and `names` lead to its field."""
+    if first in ("csgd", "dagger"):
+        return None if options.method == first else f"--method {first}"
+    if first == "layers" and "scheme" not in names:
         return None if options.has_method else "a rule such as --macs"
-    if group in ("trp", "layers"):
+    if first in ("trp", "layers"):
         return None if options.rank_rule is not None else "a rule for ranks: --macs, --energy or --threshold"
     if names == ("factors",) and options.rule is None and options.optimisation.factors != ALL:
         return "a rule by which the network is cut: --macs, --energy or --threshold"

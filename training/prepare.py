@@ -62,17 +62,19 @@ def start_network(options: TrainOptions, classes: tuple[str, ...]) -> TrainedNet
     return network
 
 
-def load_teacher(options: TrainOptions, network: TrainedNetwork) -> nn.Module | None:
-    """The teacher in evaluation mode. Raises LoadError, and OptionError where its inputs or its classes are others."""
+def load_teacher(options: TrainOptions, network: TrainedNetwork, classes: int) -> nn.Module | None:
+    """The teacher of a network of so many classes, in evaluation mode.
+
+    Raises LoadError, and OptionError where its inputs or its classes are others.
+    """
     distillation = options.distillation
     if distillation is None:
         return None
     shape = network.input_shape
     teacher = load_network(distillation.teacher, distillation.arch, shape, default_arch=network.arch)
-    its, own = class_count(teacher), class_count(network)
-    if its != own:
-        raise OptionError(f"the --teacher has {its} classes, and the network {own}.")
-    guessed = options.data.startswith("npz:") and options.start.init is None
+    if (its := class_count(teacher)) != classes:
+        raise OptionError(f"the --teacher has {its} classes, and the network {classes}.")
+    guessed = options.guesses_classes and options.start.init is None
     if are_named(teacher.classes) and are_named(network.classes) and not guessed:
         for theirs, ours in zip(teacher.classes, network.classes, strict=False):
             if theirs != ours:
@@ -121,11 +123,11 @@ def class_count(network: TrainedNetwork) -> int:
     return scores_of(output, network.arch).shape[1]
 
 
-def dense_macs(network: TrainedNetwork) -> int:
-    """The multiply-adds for one input of the network before any layer became factors."""
+def dense_macs(network: TrainedNetwork, classes: int) -> int:
+    """The multiply-adds for one input of the network of so many classes before any layer became factors."""
     module = network.module
     if network.kind == FACTORS:
-        module = build_module(get_architecture(network.arch), class_count(network))
+        module = build_module(get_architecture(network.arch), classes)
     return total_macs(find_layers(module, network.input_shape))
 
 

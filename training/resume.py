@@ -60,11 +60,11 @@ def restore(state: LastState, phase: Phase, steps_per_epoch: int, momentum: floa
             raise ValueError(f"step {state.step} of an epoch of {steps_per_epoch}")
         position.step, position.loss_sum = steps_per_epoch, state.loss_sum / state.step * steps_per_epoch
     phase.network.module.load_state_dict(state.model)
-    if momentum and not state.optimizer and position.steps_done(steps_per_epoch) > steps_at_rest(phase.method):
+    done = position.steps_done(steps_per_epoch)
+    if momentum and not state.optimizer and done > steps_at_rest(phase.method):
         raise ValueError("the optimizer's state is missing")
     phase.restore_optimizer(state.optimizer)
     if phase.method is not None and state.method is not None:
-        done = position.steps_done(steps_per_epoch)
         if state.method["step"] != done and not data_changed:
             raise ValueError("the method has counted other steps")
         phase.method.load_state_dict({**state.method, "step": done})

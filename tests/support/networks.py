@@ -70,7 +70,7 @@ def make_network(
 
 def input_shapes(model: ir.Model, sizes: Sequence[int] = ()) -> dict[str, Shape]:
     """The shapes that an export feeds, with `sizes` for the first input where they are given."""
-    return describe_inputs(model, InputOptions.of(*sizes) if sizes else InputOptions()).completed().shapes
+    return describe_inputs(model, InputOptions().or_shape(tuple(sizes) or None)).completed().shapes
 
 
 def make_images(count: int = 48, seed: int = 0) -> ImageSet:

@@ -43,9 +43,9 @@ from trp_export.errors import OptionError
 # Bias, gamma and beta are drawn together by this share of the strength, and do not decay (the authors' code).
 _VECTOR_STRENGTH = 0.1
 # The optimizers that add weight decay to the gradient, where their groups do not say that it is decoupled.
-_ADD_DECAY = (
-    *(torch.optim.SGD, torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax),
-    *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop, torch.optim.ASGD),
+_ADD_DECAY = tuple(
+    getattr(torch.optim, name)
+    for name in ("SGD", "Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "ASGD")
 )
 
 

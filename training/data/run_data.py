@@ -33,7 +33,6 @@ from training.data.shards import Shards, ShardSource, find_shards
 from training.data.streamed import IndexedSource, Reading, Source, StreamedBatches, StreamedValidation
 from training.data.transforms import BatchMix
 from training.options import TrainOptions
-from training.prepare import class_count
 from training.replicas import world
 from trp_export.errors import LoadError, OptionError
 
@@ -76,8 +75,13 @@ def find_images(options: TrainOptions) -> Images:
     return images
 
 
-def make_data(options: TrainOptions, images: Images, network: TrainedNetwork, device: torch.device) -> RunData:
-    """Split the images and prepare them for the network. Raises LoadError, OptionError where they do not fit."""
+def make_data(
+    options: TrainOptions, images: Images, network: TrainedNetwork, classes: int, device: torch.device
+) -> RunData:
+    """Split the images and prepare them for the network of so many classes.
+
+    Raises LoadError, OptionError where they do not fit.
+    """
     batch, processes = options.optimisation.batch, world()[1]
     if batch % processes:
         raise OptionError(f"--batch {batch} must be a multiple of the {processes} processes.")
@@ -85,14 +89,13 @@ def make_data(options: TrainOptions, images: Images, network: TrainedNetwork, de
         raise LoadError(f"{network.arch} takes inputs of {len(network.input_shape)} axes; images have 4.")
     height, width = network.input_shape[2:]
     is_plain = options.loading.augment == Augmentation()
-    # The names of the classes in npz files are a guess.
-    numbers = None if options.data.startswith("npz:") else numbers_by_name(images.classes, network.classes)
+    numbers = None if options.guesses_classes else numbers_by_name(images.classes, network.classes)
     if isinstance(images, FolderSamples) and is_plain and images.fit_in_memory((height, width)):
         images = load_folder(images)
     data = (
-        _in_memory(options, images, numbers, network, device)
+        _in_memory(options, images, numbers, network, classes, device)
         if isinstance(images, LabelledImages)
-        else _streamed(options, images, numbers, network, device)
+        else _streamed(options, images, numbers, network, classes, device)
     )
     if not len(data.train):
         raise OptionError(f"--batch {batch} is more than the training images.")
@@ -103,9 +106,14 @@ def make_data(options: TrainOptions, images: Images, network: TrainedNetwork, de
 
 
 def _in_memory(
-    options: TrainOptions, images: LabelledImages, numbers: Tensor | None, network: TrainedNetwork, device: torch.device
+    options: TrainOptions,
+    images: LabelledImages,
+    numbers: Tensor | None,
+    network: TrainedNetwork,
+    classes: int,
+    device: torch.device,
 ) -> RunData:
-    augment, classes = options.loading.augment, class_count(network)
+    augment = options.loading.augment
     if replace(augment, mixup=0.0, cutmix=0.0) != Augmentation():
         raise OptionError(
             f"{options.data} is held in memory, where --augment knows mixup and cutmix only; the others are for "
@@ -132,7 +140,12 @@ def _in_memory(
 
 
 def _streamed(
-    options: TrainOptions, images: Images, numbers: Tensor | None, network: TrainedNetwork, device: torch.device
+    options: TrainOptions,
+    images: Images,
+    numbers: Tensor | None,
+    network: TrainedNetwork,
+    classes: int,
+    device: torch.device,
 ) -> RunData:
     workers = options.loading.workers
     height, width = network.input_shape[2:]
@@ -145,7 +158,7 @@ def _streamed(
         share=world(),
         device=device,
         normalisation=Normalisation(network.mean, network.std),
-        classes=class_count(network),
+        classes=classes,
         numbers=numbers,
     )
     source = _source(options, images, reading)

@@ -29,7 +29,8 @@ def to_json(comparison: Comparison, *, samples: bool = True, paired: bool = True
     """
     first, *others = comparison.measurements
     ratios = [None, *(_ratio(first, other, paired) for other in others)]
-    step = -(-sum(len(one.samples) for one in comparison.measurements) // _MOST_SAMPLES) if samples else None
+    count = sum(len(one.samples) for one in comparison.measurements)
+    step = max(1, -(-count // _MOST_SAMPLES)) if samples else None
     return {
         "schema": SCHEMA,
         "environment": comparison.environment.to_json(),
@@ -101,7 +102,7 @@ def _process(process: Process, step: int) -> dict[str, Any]:
         "load_ms": process.load_ms,
         "base_bytes": process.base_bytes,
         "peak_bytes": process.peak_bytes,
-        "samples": list(process.samples[:: max(1, step)]),
+        "samples": list(process.samples[::step]),
     }
 
 

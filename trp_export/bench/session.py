@@ -263,7 +263,7 @@ class _Run:
         pairs.append((lane, runner))
         ready = runner.ready
         self.environment = replace(self.environment, provider=ready.provider, onnxruntime=ready.onnxruntime)
-        lane.nodes = runner.ready.nodes
+        lane.nodes = ready.nodes
         self.asked.check(lane.case.label, lane.nodes)
         self._check(lane, runner)
         self._warm(lane, runner)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -40,9 +40,9 @@ def sources(
         yield from ((source, _moved(node, value, source, part, shapes)) for source in data)
 
 
-def axis_before(node: ir.Node, value: ir.Value, source: ir.Value | None, axis: int, shapes: Shapes) -> int | None:
+def axis_before(node: ir.Node, value: ir.Value, source: ir.Value, axis: int, shapes: Shapes) -> int | None:
     """The axis of an input that an axis of an output is; None where it is none alone, or not known."""
-    after, before = shapes.get(value.name or ""), shapes.get(source.name or "") if source is not None else None
+    after, before = shapes.get(value.name or ""), shapes.get(source.name or "")
     if after is None or before is None:
         return None
     axis %= len(after)
@@ -80,10 +80,9 @@ def _moved(node: ir.Node, value: ir.Value, source: ir.Value, part: Part | None, 
     return replace(part, axis=axis) if same else None
 
 
-def _joined(data: Iterable[ir.Value], part: Part, shapes: Shapes) -> Iterator[tuple[ir.Value, Part | None]]:
+def _joined(data: Sequence[ir.Value], part: Part, shapes: Shapes) -> Iterator[tuple[ir.Value, Part | None]]:
     """The inputs of a Concat that a part along its axis touches; all of them where an extent is not known."""
-    data = list(data)
-    extents = [(shapes.get(source.name or "") or (None,) * (part.axis + 1))[part.axis] for source in data]
+    extents = [_extent(source, part.axis, shapes) for source in data]
     if None in extents:
         yield from ((source, None) for source in data)
         return
@@ -94,6 +93,11 @@ def _joined(data: Iterable[ir.Value], part: Part, shapes: Shapes) -> Iterator[tu
             own = Part(part.axis, first - start, last - first)
             yield source, own if own.length < (extent or 0) else None
         start += extent or 0
+
+
+def _extent(value: ir.Value, axis: int, shapes: Shapes) -> int | None:
+    shape = shapes.get(value.name or "")
+    return shape[axis] if shape else None
 
 
 def _concat_axis(node: ir.Node, value: ir.Value, shapes: Shapes) -> int | None:
@@ -118,7 +122,7 @@ def _split_start(node: ir.Node, value: ir.Value, axis: int, shapes: Shapes) -> i
     for output in node.outputs:
         if output is value:
             return start
-        extent = (shapes.get(output.name or "") or (None,) * (axis + 1))[axis]
+        extent = _extent(output, axis, shapes)
         if extent is None:
             return None
         start += extent

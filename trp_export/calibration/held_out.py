@@ -93,7 +93,13 @@ def take_samples(batches: Sequence[Batch], count: int) -> Sequence[Batch]:
 
 def with_room(model: ir.Model, batches: Sequence[Batch]) -> Sequence[Batch]:
     """As many of these samples as memory is for with all that the model answers to them."""
+    room = images_with_room(model, batches)
+    return batches if room is None else take_samples(batches, room)
+
+
+def images_with_room(model: ir.Model, batches: Sequence[Batch]) -> int | None:
+    """How many samples those are; None for a network without nodes."""
     largest = max(batches, key=lambda batch: sum(array.nbytes for array in batch.arrays.values()) / len(batch))
     shapes = infer_value_shapes(model, {name: array.shape for name, array in largest.first(1).arrays.items()})
     room = images_to_walk(model, shapes)
-    return take_samples(batches, room[-1]) if room else batches
+    return room[-1] if room else None

@@ -38,6 +38,7 @@ _FAR_FROM_TRAINING = 0.5
 # The share of the identity in a covariance from which on the images say less than the weights.
 _MOSTLY_WEIGHTS = 0.5
 _FORMAT = "trp-moments-2"
+_OTHER_NETWORK = "the moments are of different networks: their layers differ."
 # Outer products of gradients are summed in single precision.
 _ROUNDING_OF_GRADIENTS = 1e-4
 # Beyond this, products of float32 values overflow in the network itself.
@@ -302,7 +303,7 @@ def merge_moments(parts: Sequence[Mapping[str, Moments]]) -> dict[str, Moments]:
     merged = dict(parts[0])
     for part in parts[1:]:
         if part.keys() != merged.keys() or not all(_of_one_layer(own, merged[name]) for name, own in part.items()):
-            raise OptionError("the moments are of different networks: their layers differ.")
+            raise OptionError(_OTHER_NETWORK)
         merged = {name: merged[name] + moments for name, moments in part.items()}
     return merged
 
@@ -323,7 +324,7 @@ def require_layers(moments: Mapping[str, Moments], located: Sequence[LocatedSite
     for name, own in moments.items():
         site = sites.get(name)
         if site is None or own.total.shape != (site.group, prod(site.kernel_shape[1:])):
-            raise OptionError("the moments are of different networks: their layers differ.")
+            raise OptionError(_OTHER_NETWORK)
 
 
 def save_moments(path: Path, moments: Mapping[str, Moments], counted: Collection[str] = ()) -> None:
@@ -360,15 +361,19 @@ def load_moments(path: Path) -> dict[str, Moments]:
     except LoadError:
         raise
     except (KeyError, ValueError, TypeError) as error:  # Arrays that are missing or of other shapes.
-        raise LoadError(f"{path} holds no calibration statistics. Name a new file with --calib-stats.") from error
+        raise _no_statistics(path) from error
 
 
 def load_counted(path: Path) -> frozenset[str]:
     """The digests of the samples behind the moments in a file; none in one of an earlier version."""
     counted = read_arrays(path, only={"counted"}).get("counted", np.zeros(0, dtype=bytes))
     if counted.dtype.kind != "S" or counted.ndim != 1:
-        raise LoadError(f"{path} holds no calibration statistics. Name a new file with --calib-stats.")
+        raise _no_statistics(path)
     return frozenset(digest.decode("ascii", "replace") for digest in counted.tolist())
+
+
+def _no_statistics(path: Path) -> LoadError:
+    return LoadError(f"{path} holds no calibration statistics. Name a new file with --calib-stats.")
 
 
 def calibration_remarks(

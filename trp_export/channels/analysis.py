@@ -16,6 +16,7 @@ from trp_export.channels.labels import Ids, Labels, Ties
 from trp_export.channels.steps import Balance, Columns, Each, Mix, Rows, Setting, Source, Step
 from trp_export.graph.shapes import Shape
 from trp_export.graph.weights import DEFAULT_DOMAINS, Constant, find_constant, is_shown
+from trp_export.runtime.partial import subgraphs
 
 
 class NotUnderstoodError(Exception):
@@ -131,7 +132,7 @@ def analyse_channels(model: ir.Model, shapes: Mapping[str, Shape]) -> Analysis:
 
 def _apply(analysis: Analysis, node: ir.Node, rules: Mapping[str, Rule]) -> None:
     rule = rules.get(node.op_type) if node.domain in DEFAULT_DOMAINS else None
-    bodies = [body for attribute in node.attributes.values() for body in _bodies(attribute)]
+    bodies = [body for attribute in node.attributes.values() for body in subgraphs(attribute)]
     read = [*node.inputs, *(value for body in bodies for inner in body.all_nodes() for value in inner.inputs)]
     read += [value for body in bodies for value in body.outputs]
     try:
@@ -158,12 +159,6 @@ def _followed(analysis: Analysis, node: ir.Node, rule: Rule | None) -> set[ir.Va
     if node.op_type == "Shape":  # What reads the number of channels is judged when all nodes are known.
         values += node.inputs
     return {value for value in values if value is not None}
-
-
-def _bodies(attribute: ir.Attr) -> list[ir.Graph]:
-    if attribute.type == ir.AttributeType.GRAPH:
-        return [attribute.as_graph()]
-    return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
 
 
 def _tie_shared_weights(analysis: Analysis) -> None:

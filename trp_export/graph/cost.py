@@ -57,6 +57,11 @@ def is_counted(node: ir.Node) -> bool:
     return node.domain in DEFAULT_DOMAINS and node.op_type in COUNTED
 
 
+def is_layer(node: ir.Node) -> bool:
+    """True for a node whose constants are weights: one that is counted, or a normalisation."""
+    return is_counted(node) or node.op_type.endswith("Normalization")
+
+
 def name_uncounted(model: ir.Model) -> str | None:
     """The operators that multiply and are not counted, with how many nodes there are of each; None without any."""
     found = Counter(

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from trp_export.errors import LoadError
-from trp_export.graph.cost import is_counted
+from trp_export.graph.cost import is_layer
 from trp_export.graph.explicit_pads import make_pads_explicit
 from trp_export.graph.fold import fold_weights
 from trp_export.graph.inline import inline_functions
@@ -120,7 +120,7 @@ def require_finite_weights(model: ir.Model) -> None:
         tensor, readers = value.const_value, [node for node, _ in find_readers(value)]
         if tensor is None:
             continue
-        layer, of_layer = name.removesuffix(".weight"), any(map(_is_layer, readers))
+        layer, of_layer = name.removesuffix(".weight"), any(map(is_layer, readers))
         if tensor.dtype == ir.DataType.STRING and of_layer:
             raise LoadError(f"{layer} has texts in place of weights ({name}).")
         if not tensor.dtype.is_floating_point() or np.isfinite(array := tensor.numpy()).all():
@@ -128,7 +128,3 @@ def require_finite_weights(model: ir.Model) -> None:
         is_chosen = all(node.op_type in _CHOOSING for node in readers)
         if of_layer or (np.isnan(array).any() and not is_chosen):
             raise LoadError(f"{layer} has NaN or infinite weights ({name}). Export the model from a sound checkpoint.")
-
-
-def _is_layer(node: ir.Node) -> bool:
-    return is_counted(node) or node.op_type.endswith("Normalization")

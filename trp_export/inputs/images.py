@@ -55,10 +55,11 @@ def load_images(
             raise LoadError(f"images cannot be fed to an input of {len(input_shape)} axes: it must be (N, C, H, W).")
         spec = InputSpec.of_images(input_shape)
     path = Path(path)
-    if path.is_dir() and not _array_files(path):
+    arrays = _array_files(path) if path.is_dir() else []
+    if path.is_dir() and not arrays:
         images = _open_folder(path, preprocessing, spec)
     else:
-        images = _open_arrays(path, preprocessing, spec)
+        images = _open_arrays(path, arrays, preprocessing, spec)
     _ = images.steps  # Choices that do not fit the input are refused before an image is decoded.
     if count is not None and count < len(images):
         images = images.take(choose(len(images), count, seed))
@@ -150,10 +151,11 @@ def _labels(path: Path, images: Sequence[Path]) -> tuple[NDArray[np.int64] | Non
     return np.array([index[folder] for folder in folders], dtype=np.int64), classes
 
 
-def _open_arrays(path: Path, preprocessing: Preprocessing, spec: InputSpec | None) -> ImageSet:
+def _open_arrays(path: Path, files: Sequence[Path], preprocessing: Preprocessing, spec: InputSpec | None) -> ImageSet:
+    """One file of arrays, or the `files` of a folder of them."""
     name = spec.name if spec is not None else "images"
-    if path.is_dir():
-        arrays = {"": _read_array_folder(path, spec)}
+    if files:
+        arrays = {"": _read_array_folder(path, files, spec)}
     elif path.exists() and path.suffix not in (".npz", ".npy"):
         raise LoadError(f"{path} is not a set of images: give a folder, an .npz or an .npy.")
     else:
@@ -176,9 +178,8 @@ def array_set(
     return ImageSet(str(path), images, numbers, preprocessing, channels, size, notes, (), spec, as_is)
 
 
-def _read_array_folder(path: Path, spec: InputSpec | None) -> Array:
+def _read_array_folder(path: Path, files: Sequence[Path], spec: InputSpec | None) -> Array:
     """The samples of a folder of .npy files, each with or without a batch axis of its own, as one array."""
-    files = _array_files(path)
     rank = _rank(spec, 0)
     samples: list[Array] = []
     for file in files:

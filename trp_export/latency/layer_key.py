@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from trp_export.graph.cost import is_counted
+from trp_export.graph.cost import is_layer
 from trp_export.graph.sites import LocatedSite
 from trp_export.lowrank.site import Use
 from trp_export.planning.plan import Plan
+from trp_export.runtime.partial import subgraphs
 
 # What onnxruntime may compute in the same kernel as the layer before it.
 _FUSED = ("Add", "Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Mul")
@@ -83,8 +84,7 @@ def _given(value: ir.Value | None, reader: ir.Node) -> str:
     """Of a constant or an input of the network; empty for what a node computes."""
     if value is None or value.const_value is None:
         return str(value.dtype) if value is not None and value.is_graph_input() else ""
-    is_layer = is_counted(reader) or reader.op_type.endswith("Normalization")
-    return _tensor(value.const_value, values=not is_layer)
+    return _tensor(value.const_value, values=not is_layer(reader))
 
 
 def _tensor(tensor: ir.TensorProtocol, *, values: bool = True) -> str:
@@ -101,7 +101,5 @@ def _attribute(attribute: ir.Attr, number: Callable[[ir.Value], int]) -> str:
     elif attribute.type == ir.AttributeType.TENSORS:
         value = [_tensor(tensor) for tensor in attribute.as_tensors()]
     elif attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-        one = attribute.type == ir.AttributeType.GRAPH
-        bodies = [attribute.as_graph()] if one else attribute.as_graphs()
-        value = [(len(body), [number(each) for each in (*body.inputs, *body.outputs)]) for body in bodies]
+        value = [(len(body), [number(each) for each in (*body.inputs, *body.outputs)]) for body in subgraphs(attribute)]
     return f"{attribute.name}={value}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -282,8 +281,8 @@ def _kernel_key(digest: str) -> str:
 def _whole(network: Network, device: DeviceUnderTest, table: Table, digest: str, folder: Path) -> tuple[float, float]:
     """The original, and its normal form without low rank; the original by its ratio to that."""
     dense = table.get(_dense_key(digest)) or 0.0
-    speedup = partial(speedup_of, device, network.original, folder / _DENSE)
-    return table.once(_original_key(digest), lambda: dense * speedup()), dense
+    original = table.once(_original_key(digest), lambda: dense * speedup_of(device, network.original, folder / _DENSE))
+    return original, dense
 
 
 def _timing(subject: Subject, table: Table, kernel: float) -> LayerTiming | None:

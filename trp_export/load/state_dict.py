@@ -72,10 +72,10 @@ def fit_module(architecture: Architecture, content: Mapping[str, Any], path: Pat
                 raise LoadError(f"{path}: {key.removesuffix('.zero_point')} is quantised; save plain float weights.")
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
         raise LoadError(f"{path} does not fit {architecture.name}: {shown}.")
-    return fill_module(build_module(architecture, classes), weights.tensors), weights.notes
+    return _fill_module(build_module(architecture, classes), weights.tensors), weights.notes
 
 
-def fill_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+def _fill_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """Load weights into a module of the same shapes, and put it in evaluation mode.
 
     They are laid over the module's own: auxiliary heads that the file lacks play no part in inference, and a few

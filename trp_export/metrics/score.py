@@ -66,18 +66,29 @@ def amount(value: float, unit: Unit) -> str:
     return {"%": f"{value:.2%}", "dB": f"{value:.2f} dB", "": f"{value:.4g}"}[unit]
 
 
-def of_images(share: float, images: int) -> str:
-    """The share of images that agree, in words: 98.00%, or all 128; 19,999 of 20,000 where that rounds to all."""
-    agree = round(share * images)
+def part_of(share: float, images: int) -> str:
+    """The share of images that agree, in words: 98.00%, or all; 19,999 where that rounds to all of 20,000."""
+    agree, text = round(share * images), f"{share:.2%}"
     if agree == images:
-        return f"all {images:,}"
-    text = f"{share:.2%}"
-    return f"{agree:,} of {images:,}" if text == "100.00%" else text
+        return "all"
+    return f"{agree:,}" if text == "100.00%" else text
+
+
+def of_images(share: float, images: int) -> str:
+    """The same alone: 98.00%, all 128, or 19,999 of 20,000."""
+    part = part_of(share, images)
+    return part if part.endswith("%") else of_all_images(share, images)
+
+
+def of_all_images(share: float, images: int) -> str:
+    """The same with the number of images: 98.00% of 128, or all 128."""
+    part = part_of(share, images)
+    return f"all {images:,}" if part == "all" else f"{part} of {images:,}"
 
 
 def points(drop: float, unit: Unit) -> str:
     """A difference in words, as `--max-drop` counts it: 0.5 pp, 0.5 dB, 0.00214."""
-    return f"{round(drop, 2) if unit else drop:{'g' if unit else '.3g'}} {NAMES[unit]}".rstrip()
+    return f"{round(drop, 2):g} {NAMES[unit]}" if unit else f"{drop:.3g}"
 
 
 def change(before: float, after: float, error: float | None, unit: Unit) -> str:

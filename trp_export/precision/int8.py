@@ -67,14 +67,14 @@ def to_int8(model: ir.Model, batches: Batches, progress: Share = lambda share: N
     model = raise_opset(model.clone())
     answers = find_answers(model)
     decoding = frozenset(node.name or "" for node in decoding_nodes(model, answers))
-    if not _in_8_bits(model, decoding):
+    types = known_types(model)  # Found once: hundreds of copies are rounded.
+    if not _in_8_bits(model, decoding, types):
         if _in_half(model):
             raise UnsupportedError("its weights are float16. Start from the float32 file that it was made from.")
         raise UnsupportedError("no layer of this model can run in 8 bits.")
     reference = reference_to(answers, run_answers(model, answers, tested))
     equalise(model, shown)
     progress(0.1)
-    types = known_types(model)  # Found once: hundreds of copies are rounded.
     spreads = gather_spreads(model, sorted(set(rounded_values(model, decoding, types).values())), shown)
     progress(0.4)
     trials = [
@@ -83,16 +83,16 @@ def to_int8(model: ir.Model, batches: Batches, progress: Share = lambda share: N
     best = min(trials, key=lambda trial: trial.damage(()))
     progress(0.6)
     kept = best.keep_float(progress)
-    if not _in_8_bits(model, decoding.union(kept)):
+    if not _in_8_bits(model, decoding.union(kept), types):
         raise UnsupportedError("every layer of this model does too much damage in 8 bits.")
     made = model.clone()
     round_model(made, best.grids, decoding.union(kept), types)
     return Int8(made, best.method, kept, best.damage(kept))
 
 
-def _in_8_bits(model: ir.Model, kept: Collection[str]) -> bool:
+def _in_8_bits(model: ir.Model, kept: Collection[str], types: Types) -> bool:
     """True where a layer with weights remains beside the units `kept` in float."""
-    return any(unit.weight is not None and unit.name not in kept for unit in find_units(model))
+    return any(unit.weight is not None and unit.name not in kept for unit in find_units(model, types))
 
 
 def _in_half(model: ir.Model) -> bool:
@@ -178,7 +178,7 @@ class _Trial:
         whole = self.damage(())
         if whole <= _ENOUGH:
             return ()
-        units = {unit.name: unit for unit in find_units(self.model) if unit.name not in self.decoding}
+        units = {unit.name: unit for unit in find_units(self.model, self.types) if unit.name not in self.decoding}
         alone = {}
         for index, name in enumerate(units):
             progress(0.6 + 0.3 * index / len(units))

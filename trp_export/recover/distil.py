@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from trp_export.calibration.answers import find_answers, kinds_of
 from trp_export.calibration.divergence import Kind, Yardstick, agreement, for_images, yardsticks
-from trp_export.calibration.held_out import with_room
+from trp_export.calibration.held_out import images_with_room, with_room
 from trp_export.errors import OptionError, UnsupportedError
 from trp_export.inputs.description import describe_inputs
 from trp_export.inputs.samples import Batch
@@ -97,7 +97,7 @@ class Distiller:
         self._wanted = self._answers(self._teacher, self._held_out)
         self._sticks = yardsticks(self._wanted, self._kinds)
         # A step sees a few images only, which say nothing about the spread of an answer.
-        some = _rows(self._samples, slice(sum(map(len, with_room(original, batches)))))
+        some = _rows(self._samples, slice(images_with_room(original, batches)))
         self._units = yardsticks(self._answers(self._teacher, some), self._kinds)
         self._require_sound(compressed)
         self._start = self.weights

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from trp_export.lowrank.names import SHORT_NAMES
 from trp_export.lowrank.schemes import Branches
-from trp_export.metrics.score import Score, amount, of_images
+from trp_export.metrics.score import Score, amount, of_all_images, part_of
 from trp_export.report.document import Report
 from trp_export.rules import OwnPlan
 from trp_export.system.text import name_some, plain
@@ -156,9 +156,8 @@ def _outputs(deviation: Deviation | None) -> str:
     if score is not None:
         return _evaluated(score)
     if seen is not None and seen.top1 is not None:
-        share = of_images(seen.top1, seen.images)
-        every = share.startswith("all")
-        kept = f"all {seen.fitted.removeprefix('the ')}" if every else f"{share.partition(' of ')[0]} of {seen.fitted}"
+        part = part_of(seen.top1, seen.images)
+        kept = f"all {seen.fitted.removeprefix('the ')}" if part == "all" else f"{part} of {seen.fitted}"
         return f"its predicted class stays the same on {kept}{_where_unreached(deviation)}"
     if seen is not None:
         return f"its outputs on {seen.fitted} {moved(seen.distance.relative_l2)}{_where_unreached(deviation)}"
@@ -172,9 +171,8 @@ def _evaluated(score: Score) -> str:
     """The outcome of the evaluation."""
     before, after = amount(score.before, score.unit), amount(score.after, score.unit)
     if not score.labelled and score.metric in _STAYS:
-        share = of_images(score.after, score.images or 1)
-        of_all = "" if share.startswith("all") or " of " in share else f" of {score.images:,}"
-        return f"its {_STAYS[score.metric]} stays the same on {share}{of_all} {score.counted}"
+        kept = of_all_images(score.after, score.images or 1)
+        return f"its {_STAYS[score.metric]} stays the same on {kept} {score.counted}"
     on = f" on {score.images:,} {score.counted}" if score.images else ""
     if not score.labelled:
         return f"its {score.what} is {after}{on}"

@@ -146,8 +146,12 @@ def calibrate(
         tuple(part.batches(at_a_time)) if part is not None else () for part in (split.fitting, split.held_out)
     )
     notes = (*samples.notes, *_counted_before(earlier, calibration, held_out))
-    data = CalibrationData(batches, {}, lost_energy, notes, held_out, room, calibration.synthetic, samples)
-    data = replace(data, to_save=earlier.moments or {}, counted=earlier.counted, earlier=replace(earlier, moments=None))
+    data = CalibrationData(
+        *(batches, {}, lost_energy, notes, held_out, room, calibration.synthetic, samples),
+        to_save=earlier.moments or {},
+        counted=earlier.counted if known is None else known.counted,
+        earlier=replace(earlier, moments=None),
+    )
     if _of_one_colour(network, samples.name, (*batches, *held_out)):
         notes = (*notes, f"{samples.name}: all images are of one colour; factors are made without them")
         return replace(data, notes=notes), tuple(layers)
@@ -161,12 +165,13 @@ def calibrate(
 
     # What earlier runs saved is of the network with all channels.
     fresh, unweighted = split.fresh if known is None else split.fitting, tuple[str, ...]()
-    parts, counted = [earlier.moments] if earlier.moments else [], earlier.counted
+    parts, counted = [earlier.moments] if earlier.moments else [], data.counted
     if fresh is not None:
         own = batches if fresh is split.fitting else tuple(fresh.batches(at_a_time))
         owed, unweighted = _owed(network, located, own, calibration, progress)
         parts = [with_owed(gather(fresh, "calibrate"), owed), *parts]
-        counted = counted.union(digests(own)) if calibration.statistics is not None else counted
+        is_saved = known is None and calibration.statistics is not None
+        counted = counted.union(digests(own)) if is_saved else counted
     moments = merge_moments(parts) if parts else {}
     held_out_moments = gather(split.held_out, "held-out images") if split.held_out is not None else None
     layers = calibrated_layers(layers, network.located, moments, partial(progress, "output errors"), held_out_moments)

@@ -49,7 +49,7 @@ def is_private(text: str) -> bool:
     return bool(
         any(not _is_layer(path[0]) for path in _PATH.finditer(text))
         or _TRACE.search(text)
-        or any(map(_begins_a_path, _in_places().finditer(text)))
+        or _lies_in_places(text)
         or words & _names()
     )
 
@@ -72,8 +72,7 @@ def names_without_paths(names: Iterable[str], weights: Iterable[str]) -> dict[st
 
 def _name_without_paths(name: str, scopes: frozenset[str]) -> str:
     parts = name.split("/")
-    in_place = any(map(_begins_a_path, _in_places().finditer(name)))
-    if parts[0] or len(parts) < _LEAST_PARTS or "" in parts[1:] or in_place:
+    if parts[0] or len(parts) < _LEAST_PARTS or "" in parts[1:] or _lies_in_places(name):
         return without_paths(name)
     if len(parts) == _LEAST_PARTS:
         return name if parts[1] in scopes or _OPERATOR.fullmatch(parts[2]) else parts[2]
@@ -121,6 +120,10 @@ def _in_places() -> re.Pattern[str]:
     return re.compile(rf"(?P<place>{places})(?:[/\\]{_REST}|(?![\w.\-]))" if places else r"(?!)")
 
 
+def _lies_in_places(text: str) -> bool:
+    return any(map(_begins_a_path, _in_places().finditer(text)))
+
+
 def _places() -> tuple[str, ...]:
     """Folders of this user and of this run, the longest first."""
     found = (_place(find) for find in (Path.cwd, Path.home, tempfile.gettempdir))
@@ -134,12 +137,10 @@ def _begins_a_path(found: re.Match[str]) -> bool:
     /root and /model are names of layers too: these count behind a colon or an option of a compiler (-I/root/x), where
     no name stands.
     """
-    text = found.string[: found.start()]
-    word = re.search(r"[\w.\-]*\Z", text)
-    before = word[0] if word else ""
+    before = found.string[: found.start()]
     if len(Path(found["place"]).parts) < _LEAST_PARTS:
-        return bool(re.fullmatch(r"-[A-Za-z]", before)) or text.endswith(":")
-    return not text.endswith(("/", "\\")) and not before[-1:].isalnum()
+        return bool(re.search(r"(?:(?<![\w.\-])-[A-Za-z]|:)\Z", before))
+    return not (before.endswith(("/", "\\")) or before[-1:].isalnum())
 
 
 def _place(find: Callable[[], Path | str]) -> Path | None:

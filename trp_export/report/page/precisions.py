@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trp_export.metrics.score import amount, of_images
+from trp_export.metrics.score import amount, of_all_images
 from trp_export.precision.convert import Variant
 from trp_export.report.document import Report
 from trp_export.report.page.markup import Markup, element, join
@@ -71,8 +71,7 @@ def _ratio(reference: Measurement | None, other: Measurement | None) -> str:
 def _same_class(variant: Variant) -> str:
     if variant.parity is None or variant.parity.agreement is None:
         return ""
-    share, images = of_images(variant.parity.agreement, variant.parity.images), variant.parity.images
-    return share if f"{images:,}" in share else f"{share} of {images:,}"
+    return of_all_images(variant.parity.agreement, variant.parity.images)
 
 
 def section(report: Report) -> Markup:
