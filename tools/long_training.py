@@ -1,16 +1,17 @@
-"""Train factors of CIFAR networks for long, with strong teachers and three seeds, all side by side on one GPU.
+"""Train CIFAR networks for long: dense, low-rank and with fewer channels, with three seeds, side by side on one GPU.
 
     python tools/long_training.py plan                  # the ranks, by trp-export: a minute for each network
     python tools/long_training.py train --seconds 500   # on a GPU: so long in all; --epochs 40 150 fixes the epochs
     python tools/long_training.py export                # ONNX files, accuracy on test_half, and the table
 
-2,500 training images are held out from the first epoch on. First the teachers, the dense networks and the networks with
-recurrent gates are trained on labels; then factors, cut from those dense networks, and the dense networks again are
-trained on the mean answer of the teachers. The test images are read once for each file, by `export`.
+2,500 training images are held out of all training here. First the teachers, and the networks that start from nothing,
+are trained on labels; then the networks of the table on the mean answer of the teachers. Most of these start from the
+public weights, which have seen the images held out. The test images are read once for each file, by `export`.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -24,53 +25,93 @@ import data
 import numpy as np
 import torch
 import train_gated
+from as_dense import AsDense, Program, program_of
 from common import CLASSES, IMAGENET, accuracy, append, draw_images, missing, read
 from reproduce_trp import run
-from side_by_side import Recipe, Trainee, Views, answers, train
-from side_by_side import accuracy as accuracy_of
+from side_by_side import Recipe, Trainee, Views, answers, scores, train
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models_zoo import find_architecture
 from models_zoo.registry import WEIGHTS
-from training.checkpoint import DENSE, FACTORS, TrainedNetwork, save_network
+from training import CSGD, CSGDSettings, Dagger, DaggerSettings, Macs, Magnitude, MagnitudeSettings, Widths
+from training.checkpoint import DENSE, FACTORS, TrainedNetwork, load_network, save_network
 from training.cut import as_trained, decompose, plan_from_file
 from training.loss import training_loss
 from trp_export.inputs.images import load_images
 
+PUBLIC = ("resnet20", "resnet32")
 HELD_OUT, SPLIT_SEED = 2_500, 0
 TEACHERS = ("teacher-0", "teacher-1")
 FIRST_SHARE = 0.22  # of the time, for the first group
-CAPTURE_S = 2.5  # to capture the step of a network
+FINISH_S = 1.0  # to finish and save a network
 SEED_OF_TAUGHT = 100  # so that their order is not that of the first group
 TEMPERATURE, SHARE, SMOOTHING = 4.0, 0.9, 0.1
 SHAPE = (1, 3, 32, 32)
+STATISTICS = 4_000  # images by which batch norm is estimated after a merge
+
+Channels = CSGDSettings | MagnitudeSettings | DaggerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network of the table. With a ratio of multiply-adds its layers are factors; `channels` makes it thinner.
+
+    It starts from the public weights, or, `fresh`, from those of the first group. `decay_of_products` says that weight
+    decay acts on the product of two factors in place of each of them.
+    """
+
+    title: str
+    arch: str
+    ratio: str = ""
+    channels: Channels | None = None
+    fresh: bool = False
+    decay_of_products: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A network of the table; with a ratio of multiply-adds its layers are factors."""
+    """A network and the seed of its order and its views."""
 
-    arch: str
-    ratio: str = ""
-    seed: int = 0
-
-    @property
-    def network(self) -> str:
-        return f"{self.arch}-{self.ratio}x" if self.ratio else self.arch
+    network: str
+    seed: int
 
     @property
     def name(self) -> str:
         return f"{self.network}-seed-{self.seed}"
 
 
+WIDTHS = Widths(0.625)
+NETWORKS = {
+    "resnet20": Network("ResNet-20", "resnet20"),
+    "resnet20-2.84x": Network("ResNet-20, low rank", "resnet20", "2.84"),
+    "resnet20-3.6x": Network("ResNet-20, low rank", "resnet20", "3.6"),
+    "resnet20-3.6x-products": Network("the same, decay of the products", "resnet20", "3.6", decay_of_products=True),
+    "resnet20-csgd": Network("ResNet-20, 5/8 of every width by C-SGD", "resnet20", channels=CSGDSettings(WIDTHS)),
+    "resnet20-magnitude": Network(
+        "ResNet-20, 5/8 of every width, smallest filters removed", "resnet20", channels=MagnitudeSettings(WIDTHS)
+    ),
+    "resnet20-dagger": Network("ResNet-20, Dagger, a budget of 2.54x", "resnet20", channels=DaggerSettings(Macs(2.54))),
+    "resnet32": Network("ResNet-32", "resnet32"),
+    "resnet32-3.4x": Network("ResNet-32, low rank", "resnet32", "3.4"),
+    "fresh-resnet20": Network("ResNet-20 from nothing", "resnet20", fresh=True),
+    "fresh-resnet20-2.84x": Network("its factors", "resnet20", "2.84", fresh=True),
+    "fresh-resnet20-3.6x": Network("its factors", "resnet20", "3.6", fresh=True),
+    "fresh-resnet20x1.6": Network(
+        "ResNet-20, 1.6 times as wide, from nothing, to its width by C-SGD",
+        "resnet20x1.6",
+        channels=CSGDSettings(Widths(0.616)),
+        fresh=True,
+    ),
+    "fresh-resnet32": Network("ResNet-32 from nothing", "resnet32", fresh=True),
+    "fresh-resnet32-3.4x": Network("its factors", "resnet32", "3.4", fresh=True),
+    "fresh-vgg8": Network("vgg8 from nothing", "vgg8", fresh=True),
+    "fresh-vgg8-2.5x": Network("its factors", "vgg8", "2.5", fresh=True),
+}
+SEEDS = 3
+ROWS = tuple(Row(network, seed) for network in NETWORKS for seed in range(SEEDS))
 GATED = tuple(f"resnet14-{gates}-t{iterations}" for iterations in (2, 3) for gates in ("rignet", "dignet"))
-LABELLED = ("resnet14", "resnet20", "resnet32", *GATED)
-FACTORED = (("resnet20", "2.84"), ("resnet20", "3.6"), ("resnet32", "3.4"))
-TAUGHT = (
-    *(Row(arch, ratio, seed) for arch, ratio in FACTORED for seed in range(3)),
-    *(Row("resnet20"), Row("resnet32"), Row("vgg8"), Row("vgg8", "2.5")),
-)
+WITH_GATES = ("resnet14", "resnet20", "resnet32", *GATED)
 
 
 class Teacher(nn.Module):
@@ -105,7 +146,7 @@ def _pooled(in_channels: int, channels: int) -> nn.Sequential:
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs/long"), show_default=True)
 @click.pass_context
 def main(context: click.Context, runs: Path) -> None:
-    """Train factors of CIFAR networks for long, with strong teachers and three seeds."""
+    """Train CIFAR networks for long: dense, low-rank and with fewer channels, with three seeds."""
     for name in ("plans", "onnx"):
         (runs / name).mkdir(parents=True, exist_ok=True)
     context.obj = runs
@@ -120,14 +161,14 @@ def plan(runs: Path) -> None:
         np.savez(calibration, images=draw_images(data.cifar10(), 1_024, seed=0))
     mean, std = (",".join(map(str, values or ())) for values in (IMAGENET.mean, IMAGENET.std))
     inputs = ("--calib", str(calibration), "--mean", mean, "--std", std)
-    for arch, ratio in FACTORED:
-        onnx_file = _plan_of(runs, Row(arch, ratio)).with_suffix(".onnx")
-        if not onnx_file.exists():
-            options = ("--scheme", "spatial", "--macs", ratio, "--align", "4", "--keep-slow-pairs", "--no-bench")
-            weights = str(data.network(arch))
-            run("trp_export.cli.export", weights, "--arch", arch, *inputs, *options, "-o", str(onnx_file))
+    common = ("--scheme", "spatial", "--align", "4", "--keep-slow-pairs", "--no-bench")
+    for network in NETWORKS.values():
+        onnx_file = _plan_of(runs, network).with_suffix(".onnx")
+        if network.ratio and network.arch in PUBLIC and not onnx_file.exists():
+            options = ("--arch", network.arch, "--macs", network.ratio, "-o", str(onnx_file))
+            run("trp_export.cli.export", str(data.network(network.arch)), *inputs, *common, *options)
     shipped = torch.load(WEIGHTS / "vgg8-factors-2.5x.pt", weights_only=True)
-    _plan_of(runs, Row("vgg8", "2.5")).write_text(json.dumps({"schema": 1, "plan": shipped["plan"]}))
+    _plan_of(runs, NETWORKS["fresh-vgg8-2.5x"]).write_text(json.dumps({"schema": 1, "plan": shipped["plan"]}))
 
 
 @main.command("train")
@@ -135,16 +176,23 @@ def plan(runs: Path) -> None:
 @click.option("--epochs", type=int, nargs=2, default=(40, 150), show_default=True, help="With labels, with teachers.")
 @click.option("--device", default="cuda", show_default=True)
 @click.option("--images", type=int, help="Train on so many images, to try the command.")
-@click.option("--without", default="", help="Leave out rows that begin with one of these, with commas between.")
+@click.option("--only", default="", help="Only rows that begin with one of these, with commas between.")
+@click.option("--gates", is_flag=True, help="Train dense networks and those with recurrent gates, on labels alone.")
 @click.pass_obj
 def train_all(
-    runs: Path, seconds: float | None, epochs: tuple[int, int], device: str, images: int | None, without: str
+    runs: Path,
+    seconds: float | None,
+    epochs: tuple[int, int],
+    device: str,
+    images: int | None,
+    only: str,
+    gates: bool,
 ) -> None:
     """Train the networks of the table, in two groups side by side."""
     torch.backends.cudnn.benchmark = True
     started = time.perf_counter()
-    left_out = tuple(filter(None, without.split(",")))
     views, held_out = _images(torch.device(device), images)
+    wanted = tuple(only.split(","))
 
     def report(line: str) -> None:
         print(f"[{time.perf_counter() - started:.0f} s] {line}", flush=True)
@@ -152,27 +200,30 @@ def train_all(
     def finish(trainees: Sequence[Trainee], recipe: Recipe, count: int) -> None:
         facts = asdict(recipe) | {"epochs": count, "trained_on": len(views), "device": _name_of(device)}
         for trainee in trainees:
-            measured = accuracy_of(trainee.module, held_out)
-            report(f"{trainee.name}: {measured:.2f} % of {len(held_out)} images held out")
-            _save(trainee, runs, facts | {"held_out_accuracy": measured})
+            finished = _finished(trainee, views)
+            top1, loss = scores(finished, held_out)
+            report(f"{trainee.name}: {top1:.2f} % of {len(held_out)} images held out, cross-entropy {loss:.4f}")
+            _save(trainee, finished, runs, facts | {"held_out_accuracy": top1, "held_out_loss": loss})
 
-    first = [_labelled_trainee(name) for name in (*TEACHERS, *LABELLED) if not name.startswith(left_out)]
+    programs: dict[str, Program] = {}
+    build = partial(_as_dense, programs, views.labels.device)
+    rows = [row for row in ROWS if row.name.startswith(wanted)]
+    starts = dict.fromkeys(NETWORKS[row.network].arch for row in rows if NETWORKS[row.network].fresh)
+    first = [_labelled_trainee(name, build) for name in (WITH_GATES if gates else (*TEACHERS, *starts))]
     recipe = Recipe(epochs[0])
-    count = train(first, views, recipe, report, None if seconds is None else FIRST_SHARE * seconds)
+    count = train(first, views, recipe, report, None if seconds is None else started + FIRST_SHARE * seconds)
     finish(first, recipe, count)
-    dense = {trainee.name: trainee.module for trainee in first}
+    if gates:
+        return
+    dense = {trainee.name: _network_of(trainee) for trainee in first}
     report("the teachers answer all views")
     table = answers([dense[name] for name in TEACHERS], views)
     report(f"{len(views)} images, {views.count} views")
 
-    rows = [row for row in TAUGHT if not row.name.startswith(left_out)]
-    second = [
-        Trainee(row.name, _factors_of(row, dense, runs), partial(_taught, table), SEED_OF_TAUGHT + row.seed)
-        for row in rows
-    ]
     recipe = Recipe(epochs[1])
-    left = None if seconds is None else seconds - (time.perf_counter() - started) - CAPTURE_S * len(second)
-    finish(second, recipe, train(second, views, recipe, report, left))
+    second = [_taught_trainee(row, dense, table, build, runs, recipe) for row in rows]
+    until = None if seconds is None else started + seconds - FINISH_S * len(second)
+    finish(second, recipe, train(second, views, recipe, report, until))
     report("done")
 
 
@@ -183,11 +234,11 @@ def export(runs: Path) -> None:
     file = runs / "results.json"
     test = load_images(data.cifar10() / "test_half.npz", IMAGENET)
     results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    for row in TAUGHT:
+    for row in ROWS:
         checkpoint, onnx_file = runs / f"{row.name}.pt", runs / "onnx" / f"{row.name}.onnx"
         if row.name in results or not checkpoint.exists():
             continue
-        options = () if row.ratio else ("--skip", "*", "--energy", "1")
+        options = () if NETWORKS[row.network].ratio else ("--skip", "*", "--energy", "1")
         common = ("--no-bench", "--calib", "none", "--quiet", "--json", "-o", str(onnx_file))
         done = run("trp_export.cli.export", str(checkpoint), *options, *common, capture=True)
         after = json.loads(done)["after"]
@@ -208,7 +259,7 @@ def export(runs: Path) -> None:
 def gated(runs: Path, results: Path) -> None:
     """Let the dense networks and those with gates settle, as train_gated.py does, and add them to its rows."""
     task = train_gated.cifar10()
-    for name in LABELLED:
+    for name in WITH_GATES:
         facts = json.loads((runs / f"{name}.json").read_text())
         schedule = train_gated.Schedule(facts["epochs"], 0)
         for job in missing(results, train_gated.jobs(task, schedule, None, (name,))):
@@ -227,13 +278,15 @@ def gated(runs: Path, results: Path) -> None:
 def _table(results: dict[str, Any]) -> str:
     """The mean over the seeds of each network as Markdown."""
     lines = ["| network | million MACs | parameters | accuracy, % | of each seed |", "|---|---|---|---|---|"]
-    for network in dict.fromkeys(row.network for row in TAUGHT):
-        seeds = [results[row.name] for row in TAUGHT if row.network == network and row.name in results]
+    for name, network in NETWORKS.items():
+        seeds = [results[row.name] for row in ROWS if row.network == name and row.name in results]
         if seeds:
             accuracies = [seed["accuracy"] for seed in seeds]
+            error = np.std(accuracies, ddof=1) / len(seeds) ** 0.5 if len(seeds) > 1 else np.nan
+            title = network.title + (f", {network.ratio}x" if network.ratio else "")
             lines.append(
-                f"| {network} | {seeds[0]['macs'] / 1e6:.1f} | {seeds[0]['params']:,} | {np.mean(accuracies):.2f} "
-                f"| {', '.join(f'{value:.2f}' for value in accuracies)} |"
+                f"| {title} | {seeds[0]['macs'] / 1e6:.1f} | {seeds[0]['params']:,} "
+                f"| {np.mean(accuracies):.2f} ± {error:.2f} | {', '.join(f'{value:.2f}' for value in accuracies)} |"
             )
     return "\n".join(lines)
 
@@ -252,11 +305,59 @@ def _images(device: torch.device, count: int | None) -> tuple[Views, Views]:
     return Views(x[trained], y[trained], mean, std, device), Views(x[held_out], y[held_out], mean, std, device)
 
 
-def _labelled_trainee(name: str) -> Trainee:
-    is_teacher = name in TEACHERS
-    seed = TEACHERS.index(name) if is_teacher else 0
-    loss = partial(_labelled, smoothing=SMOOTHING if is_teacher else 0.0)
-    return Trainee(name, _built(name, seed), loss, seed)
+def _labelled_trainee(name: str, build: Callable[..., AsDense]) -> Trainee:
+    seed = TEACHERS.index(name) if name in TEACHERS else 0
+    network = _built(name, seed)
+    module = network if name in GATED else build("teacher" if name in TEACHERS else name, network)
+    return Trainee(name, module, _labelled, seed)
+
+
+def _taught_trainee(
+    row: Row, dense: dict[str, nn.Module], table: Tensor, build: Callable[..., AsDense], runs: Path, recipe: Recipe
+) -> Trainee:
+    network = NETWORKS[row.network]
+    start = copy.deepcopy(dense[network.arch]) if network.fresh else _public(network.arch)
+    module = decompose(start, _read_plan(runs, network)) if network.ratio else start
+    decay = recipe.weight_decay if network.decay_of_products else 0.0
+    whole = build(network.arch, module.to(table.device), decay)
+    trainee = Trainee(row.name, whole, partial(_taught, table), SEED_OF_TAUGHT + row.seed)
+    if decay:
+        trainee.without_decay = ("expand.", "reduce.")
+    if network.channels is not None:
+        trainee.method = partial(_add_method, module, network.channels)
+        trainee.first_steps = network.channels.gate_steps if isinstance(network.channels, DaggerSettings) else 0
+    return trainee
+
+
+def _add_method(network: nn.Module, settings: Channels, optimizer: torch.optim.Optimizer) -> CSGD | Dagger | Magnitude:
+    if isinstance(settings, CSGDSettings):
+        return CSGD(network, optimizer, settings, SHAPE)
+    if isinstance(settings, DaggerSettings):
+        return Dagger(network, optimizer, settings, SHAPE)
+    return Magnitude(network, optimizer, settings, SHAPE)
+
+
+def _finished(trainee: Trainee, views: Views) -> nn.Module:
+    """The network as it is saved: pairs with their weights, channels ready for their removal."""
+    network = trainee.module.finish() if isinstance(trainee.module, AsDense) else trainee.module
+    if trainee.attached is not None:
+        images = torch.arange(min(STATISTICS, len(views)), device=views.labels.device)
+        parts = zip(torch.split(images, 500), torch.split(images % views.count, 500), strict=True)
+        trainee.attached.finish(views.pixels(*part) for part in parts)
+    return network
+
+
+def _network_of(trainee: Trainee) -> nn.Module:
+    return trainee.module.network if isinstance(trainee.module, AsDense) else trainee.module
+
+
+def _as_dense(
+    programs: dict[str, Program], device: torch.device, arch: str, network: nn.Module, decay: float = 0.0
+) -> AsDense:
+    """The network as a dense one, with one program for each architecture."""
+    if arch not in programs:
+        programs[arch] = program_of(Teacher() if arch == "teacher" else find_architecture(arch).build(None), device)
+    return AsDense(network, programs[arch], decay)
 
 
 def _built(name: str, seed: int) -> nn.Module:
@@ -264,56 +365,49 @@ def _built(name: str, seed: int) -> nn.Module:
     return Teacher() if name in TEACHERS else find_architecture(name).build(None)
 
 
-def _factors_of(row: Row, dense: dict[str, nn.Module], runs: Path) -> nn.Module:
-    """The dense network, cut by its plan where the row has a ratio; new weights where none was trained."""
-    module = _built(row.arch, row.seed)
-    if row.arch in dense:
-        module.load_state_dict(dense[row.arch].state_dict())
-    return decompose(module, _read_plan(runs, row)) if row.ratio else module
+def _public(arch: str) -> nn.Module:
+    return load_network(data.network(arch), arch).module
 
 
-def _read_plan(runs: Path, row: Row) -> Any:
-    return plan_from_file(_plan_of(runs, row), find_architecture(row.arch).build(None), SHAPE)
+def _read_plan(runs: Path, network: Network) -> Any:
+    return plan_from_file(_plan_of(runs, network), find_architecture(network.arch).build(None), SHAPE)
 
 
-def _plan_of(runs: Path, row: Row) -> Path:
-    return runs / "plans" / f"{row.network}.json"
+def _plan_of(runs: Path, network: Network) -> Path:
+    return runs / "plans" / f"{network.arch}-{network.ratio}x.json"
 
 
-def _labelled(
-    module: nn.Module, pixels: Tensor, labels: Tensor, images: Tensor, views: Tensor, *, smoothing: float
-) -> Tensor:
+def _labelled(module: nn.Module, pixels: Tensor, labels: Tensor, images: Tensor, views: Tensor) -> Tensor:
     """Cross-entropy of the passes of a gated network, the last one weighted most: 1, 2, ..., T."""
     passes = train_gated.answers_of(module, pixels)
-    losses = [functional.cross_entropy(one.float(), labels, label_smoothing=smoothing) for one in passes]
+    losses = [functional.cross_entropy(one.float(), labels) for one in passes]
     total = sum((number * loss for number, loss in enumerate(losses, 1)), torch.zeros_like(losses[0]))
     return total / sum(range(1, len(losses) + 1))
 
 
-def _taught(table: Tensor, module: nn.Module, pixels: Tensor, labels: Tensor, images: Tensor, views: Tensor) -> Tensor:
-    return training_loss(
-        module(pixels), labels, table[images, views], temperature=TEMPERATURE, share=SHARE, smoothing=SMOOTHING
-    )
+def _taught(table: Tensor, module: AsDense, pixels: Tensor, labels: Tensor, images: Tensor, views: Tensor) -> Tensor:
+    answer = table[images, views]
+    loss = training_loss(module(pixels), labels, answer, temperature=TEMPERATURE, share=SHARE, smoothing=SMOOTHING)
+    return loss + module.penalty
 
 
-def _save(trainee: Trainee, runs: Path, facts: dict[str, Any]) -> None:
+def _save(trainee: Trainee, network: nn.Module, runs: Path, facts: dict[str, Any]) -> None:
     """The checkpoint of a network, and the facts of its training beside it."""
     if trainee.name in TEACHERS:
         return
-    rows = {row.name: row for row in TAUGHT}
-    row = rows.get(trainee.name, Row(trainee.name))
-    factored = as_trained(_read_plan(runs, row)).to_json() if row.ratio else None
-    network = TrainedNetwork(
-        trainee.module,
+    rows = {row.name: NETWORKS[row.network] for row in ROWS}
+    row = rows.get(trainee.name, Network(trainee.name, trainee.name, fresh=True))
+    saved = TrainedNetwork(
+        network,
         row.arch,
         SHAPE,
         classes=CLASSES,
-        licence="MIT",
-        plan=factored,
+        licence="MIT" if row.fresh else "BSD-2-Clause",
+        plan=as_trained(_read_plan(runs, row)).to_json() if row.ratio else None,
         kind=FACTORS if row.ratio else DENSE,
     )
     history = [{"epoch": number, "loss": loss} for number, loss in enumerate(trainee.losses, 1)]
-    save_network(network, runs / f"{trainee.name}.pt", history)
+    save_network(saved, runs / f"{trainee.name}.pt", history)
     (runs / f"{trainee.name}.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 

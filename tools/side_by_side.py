@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,19 +77,28 @@ class Recipe:
 
 @dataclass(slots=True)
 class Trainee:
-    """A network, its loss, and the seed of its order and views. `module` holds the averaged weights after training."""
+    """A network, its loss, and the seed of its order and views. `module` holds the averaged weights after training.
+
+    Parameters whose names begin with `without_decay` do not decay. `method` adds a method of `training`, such as C-SGD,
+    to the optimizer. `first_steps` steps are taken on their own before the others: those in which a method decides
+    something, which a captured step cannot do.
+    """
 
     name: str
     module: nn.Module
     loss: Loss
     seed: int
+    without_decay: tuple[str, ...] = ()
+    method: Callable[[torch.optim.Optimizer], object] | None = None
+    first_steps: int = 0
     losses: list[float] = field(default_factory=list)
+    attached: Any = None  # what `method` returned
 
 
 def train(
-    trainees: Sequence[Trainee], views: Views, recipe: Recipe, report: Callable[[str], None], seconds: float | None
+    trainees: Sequence[Trainee], views: Views, recipe: Recipe, report: Callable[[str], None], until: float | None
 ) -> int:
-    """Train all of them for the same number of epochs: the recipe's, or as many as fit into `seconds`.
+    """Train all of them for the same number of epochs: the recipe's, or as many as fit until then (perf_counter).
 
     Returns the number of epochs.
     """
@@ -96,9 +106,9 @@ def train(
     rates = torch.zeros(steps * MOST_EPOCHS, device=views.labels.device)
     runs = [_Run(trainee, views, recipe, rates) for trainee in trainees]
     epochs, threads = recipe.epochs, _faster_threads(runs, report)
-    if seconds is not None:
+    if until is not None:
         each = _seconds_per_step(runs, threads) * steps
-        epochs = max(1, min(MOST_EPOCHS, int(seconds / each)))
+        epochs = max(1, min(MOST_EPOCHS, int((until - time.perf_counter()) / each)))
         report(f"{each:.2f} s an epoch: {epochs} epochs")
     total = steps * epochs
     rates[:total] = torch.tensor([learning_rate(step / total, recipe.peak) for step in range(total)])
@@ -158,14 +168,23 @@ class _Run:
         self.trainee, self._views, self._recipe, self._rates = trainee, views, recipe, rates
         device = views.labels.device
         self._module = trainee.module.to(device).to(memory_format=torch.channels_last).train()
-        self._parameters: list[Tensor] = list(self._module.parameters())
+        named = [(name, tensor) for name, tensor in self._module.named_parameters() if tensor.requires_grad]
+        self._parameters = [tensor for _, tensor in named]
+        self._gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._tensors = [
             *self._parameters,
             *(buffer for buffer in self._module.buffers() if buffer.is_floating_point()),
         ]
-        self._momentum = [torch.zeros_like(parameter) for parameter in self._parameters]
-        self._start = [tensor.detach().clone() for tensor in self._tensors]
-        self._average = [tensor.clone() for tensor in self._start]
+        self._average = [tensor.detach().clone() for tensor in self._tensors]
+        self._rate = torch.tensor(0.0, device=device)  # A tensor, so that a captured step follows the schedule.
+        spared = {name for name, _ in named if name.startswith(trainee.without_decay)}
+        groups = [
+            {"params": [tensor for name, tensor in named if name not in spared], "weight_decay": recipe.weight_decay},
+            {"params": [tensor for name, tensor in named if name in spared], "weight_decay": 0.0},
+        ]
+        self._optimizer = torch.optim.SGD(groups, self._rate, recipe.momentum, nesterov=True, fused=True)
+        if trainee.method is not None:
+            trainee.attached = trainee.method(self._optimizer)
         self._generator = torch.Generator(device).manual_seed(trainee.seed)
         self._steps = len(views) // recipe.batch
         shape = (self._steps, recipe.batch)
@@ -174,7 +193,11 @@ class _Run:
         self._number = torch.zeros(1, dtype=torch.int64, device=device)  # of the step, over all epochs
         self._total = torch.zeros((), device=device)
         self.is_on_gpu = device.type == "cuda"
-        self._graph = self._captured() if self.is_on_gpu else None
+        self._stream = torch.cuda.Stream() if self.is_on_gpu else None  # type: ignore[no-untyped-call]
+        self._first_steps()
+        self._start = [tensor.detach().clone() for tensor in self._tensors]
+        self._graph = self._captured(self._stream) if self._stream is not None else None
+        self.restart()
 
     def begin_epoch(self) -> None:
         """Draw the order and the views of an epoch."""
@@ -206,24 +229,29 @@ class _Run:
         self._copy(self._average)
 
     def restart(self) -> None:
-        """Undo all steps."""
+        """Undo all steps but the first ones."""
         self._copy(self._start)
         torch._foreach_copy_(self._average, self._start)
-        for tensor in (*self._momentum, self._number):
-            tensor.zero_()
+        for state in self._optimizer.state.values():
+            state["momentum_buffer"].zero_()
+        self._number.zero_()
         self._synchronise()
 
-    def _captured(self) -> torch.cuda.CUDAGraph:
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
+    def _first_steps(self) -> None:
+        if self.trainee.first_steps:
+            self.begin_epoch()
+        for _ in range(self.trainee.first_steps):
+            self._take_step()
+
+    def _captured(self, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 self._take_step()
         self._synchronise()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        with torch.cuda.graph(graph, stream=stream):
             self._take_step()
-        self.restart()
         return graph
 
     def _take_step(self) -> None:
@@ -233,15 +261,13 @@ class _Run:
         pixels, labels = self._views.pixels(images, drawn), self._views.labels[images]
         with torch.autocast(pixels.device.type, torch.bfloat16, cache_enabled=False):
             loss = self.trainee.loss(self._module, pixels, labels, images, drawn)
-        gradients = list(torch.autograd.grad(loss, self._parameters))
+        gradients = torch.autograd.grad(loss, self._parameters)
         with torch.no_grad():
-            rate = self._rates.index_select(0, self._number).reshape(())
-            torch._foreach_add_(gradients, self._parameters, alpha=recipe.weight_decay)
-            torch._foreach_mul_(self._momentum, recipe.momentum)
-            torch._foreach_add_(self._momentum, gradients)
-            torch._foreach_add_(gradients, self._momentum, alpha=recipe.momentum)
-            torch._foreach_mul_(gradients, rate)
-            torch._foreach_sub_(self._parameters, gradients)
+            torch._foreach_copy_(self._gradients, gradients)
+            for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+                parameter.grad = gradient
+            self._rate.copy_(self._rates.index_select(0, self._number)[0])
+            self._optimizer.step()
             torch._foreach_lerp_(self._average, self._tensors, 1 - recipe.average)
             self._total += loss.detach()
             self._number += 1
@@ -272,11 +298,12 @@ def answers(teachers: Sequence[nn.Module], views: Views, chunk: int = 2_500) -> 
 
 
 @torch.no_grad()
-def accuracy(module: nn.Module, views: Views) -> float:
-    """Top-1 of the images as they are, in percent."""
+def scores(module: nn.Module, views: Views) -> tuple[float, float]:
+    """Top-1 of the images as they are, in percent, and their mean cross-entropy."""
     module.eval()
-    hits = 0
+    hits = loss = 0.0
     for images in torch.split(torch.arange(len(views), device=views.labels.device), 500):
-        logits = module(views.pixels(images, torch.full_like(images, views.plain)))
-        hits += int((logits.argmax(1) == views.labels[images]).sum())
-    return 100 * hits / len(views)
+        logits, labels = module(views.pixels(images, torch.full_like(images, views.plain))), views.labels[images]
+        hits += float((logits.argmax(1) == labels).sum())
+        loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+    return 100 * hits / len(views), loss / len(views)

@@ -15,7 +15,7 @@ from reports import LAYERS, make_forms, make_report
 
 from trp_export.report.page.page import make_page
 
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason=MISSING)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason=MISSING)]
 GROUNDS = {False: (255, 255, 255), True: (0x13, 0x17, 0x1B)}
 
 
@@ -31,7 +31,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [320, *(pytest.param(w, marks=pytest.mark.slow) for w in (390, 740)), 1100])
+@pytest.mark.parametrize("width", [320, 390, 740, 1100])
 def test_the_page_fits_the_screen(page: Page, tmp_path: Path, width: int, dark: bool) -> None:
     page.resize(width, 2400, dark=dark)
     page.screenshot(tmp_path / "shot.png", whole=False)

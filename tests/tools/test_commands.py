@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 TOOLS = Path(__file__).parents[2] / "tools"
-WITHOUT_OPTIONS = {"common", "demo", "side_by_side"}
+WITHOUT_OPTIONS = {"as_dense", "common", "demo", "side_by_side"}
 SCRIPTS = sorted({path.stem for path in TOOLS.glob("*.py")} - WITHOUT_OPTIONS)
 
 

@@ -32,8 +32,8 @@ def test_a_view_is_a_crop_of_the_padded_image_or_its_mirror() -> None:
     assert torch.equal(mirrored, plain.flip(3))
 
 
-@pytest.mark.parametrize("seconds", [None, 0.0])
-def test_steps_are_those_of_stochastic_gradient_descent(seconds: float | None) -> None:
+@pytest.mark.parametrize("until", [None, 0.0])
+def test_steps_are_those_of_stochastic_gradient_descent(until: float | None) -> None:
     seen: list[tuple[Tensor, Tensor]] = []
 
     def loss(module: nn.Module, pixels: Tensor, labels: Tensor, images: Tensor, drawn: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def test_steps_are_those_of_stochastic_gradient_descent(seconds: float | None) -
 
     recipe = Recipe(epochs=1, batch=8, average=0.0)  # The average is the last weights.
     trainee = Trainee("small", network(), loss, seed=0)
-    assert train([trainee], views(), recipe, lambda line: None, seconds) == 1
+    assert train([trainee], views(), recipe, lambda line: None, until) == 1
     expected = network().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(expected.parameters(), 1.0, momentum=0.9, nesterov=True, weight_decay=5e-4)
     for step, (pixels, labels) in enumerate(seen[-4:]):

@@ -21,7 +21,7 @@ from trp_export.inputs.images import load_images
 from trp_export.inputs.preprocessing import Preprocessing
 from trp_export.options import Benchmark, Bundle, Calibration
 
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason=MISSING)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason=MISSING)]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,6 @@ def _answers(page: Page) -> np.ndarray:
     return np.array(rows)
 
 
-@pytest.mark.slow
 def test_the_same_classes_as_in_python(page: Page, site: Path, pixels: np.ndarray, tmp_path: Path) -> None:
     _choose(page, _pictures(tmp_path, pixels))
     found = _answers(page)
@@ -98,7 +97,6 @@ def test_the_same_classes_as_in_python(page: Page, site: Path, pixels: np.ndarra
     assert page.problems == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
 def test_fewer_bits_answer_as_in_python(precision: str, page: Page, pixels: np.ndarray, tmp_path: Path) -> None:
     """Bundles in other precisions, on a page that is there already."""
@@ -123,7 +121,6 @@ def test_fewer_bits_answer_as_in_python(precision: str, page: Page, pixels: np.n
     assert page.problems == []
 
 
-@pytest.mark.slow
 def test_one_image_beside_the_original(page: Page, pixels: np.ndarray, tmp_path: Path) -> None:
     _choose(page, _pictures(tmp_path, pixels[:1]))
     assert page.evaluate("document.querySelector('#several').hidden")
@@ -278,7 +275,6 @@ def test_every_control_has_a_name_and_is_reached_by_tab(page: Page) -> None:
     assert {"board", "pen", "pen-width", "fill", "classify", "summary", "bundle-files", "digest"} <= reached
 
 
-@pytest.mark.slow
 def test_a_camera(site: Path, pixels: np.ndarray, tmp_path: Path) -> None:
     _film(tmp_path / "frog.y4m", pixels[3])
     flags = (

@@ -69,6 +69,7 @@ class Removal:
     ) -> None:
         self.optimizer, self.step = optimizer, 0
         self.plan: ChannelPlan | None = None
+        self._gates_of: tuple[ChannelPlan, Tensor] | None = None  # A plan, and its gates on the device.
         self._model = unwrapped(model)
         layers = find_layers(self._model, input_shape)
         ties, self._groups, self._all_kept = find_groups(self._model, input_shape, settings.layers)
@@ -139,8 +140,10 @@ class Removal:
     @torch.no_grad()
     def _close(self, plan: ChannelPlan) -> None:
         """Set the weights that read removed channels to zero."""
-        gates = torch.tensor([label != REMOVED for merge in plan.merges for label in merge.labels])
-        self._set_gates(gates.to(self._readers[0].weight.device))
+        if self._gates_of is None or self._gates_of[0] is not plan:
+            gates = torch.tensor([label != REMOVED for merge in plan.merges for label in merge.labels])
+            self._gates_of = plan, gates.to(self._readers[0].weight.device)
+        self._set_gates(self._gates_of[1])
 
     @torch.no_grad()
     def _set_gates(self, gates: Tensor) -> None:
