@@ -25,7 +25,7 @@ from trp_export.inputs.images import load_images
 
 # The paper's method from pretrained weights: lambda 3e-4 at m = 1 becomes 6e-3 on projection steps at m = 20.
 NUCLEAR, PERIOD = "6e-3", "20"
-PAPER = ("--epochs", "8", "--lr", "0.01", "--schedule", "cosine", "--weight-decay", "1e-4")
+PAPER = ("--epochs", "8", "--lr", "0.01", "--weight-decay", "1e-4", "--ramp", "none", "--factors", "0", "--no-teacher")
 OURS = ("--schedule", "cosine", "--nesterov", "--weight-decay", "5e-4", "--ramp", "cosine")
 
 

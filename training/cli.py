@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from training.options import RUN, SECTIONS, TrainOptions, require_used
+from training.options import RUN, SECTIONS, TrainOptions, require_used, with_recipe
 from training.run_folder import LAST, parse_stored, require_same_run, restored_options, run_folder
 from training.torchrun import processes, rank, restarts
 from trp_export.cli.from_options import SectionedCommand, SectionOption, options_from
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\b
 Examples:
-  trp-train --arch resnet20 --data npz:DATA --scheme spatial --energy 0.98 --period 20 --nuclear 6e-3 -o run/
-  trp-train --arch resnet20 --data npz:DATA --init dense.pt --teacher dense.pt --macs 2.84 --ramp cosine \\
-            --epochs 24 --factors 14 --lr 0.05 --schedule cosine --amp -o run/
-  trp-train --init dense.pt --data npz:DATA --plan plan.json --epochs 10 --lr 0.01 --schedule cosine -o run/
+  trp-train --init dense.pt --data npz:DATA --macs 2.84 --epochs 24 --lr 0.05 -o run/
+  trp-train --init dense.pt --data npz:DATA --macs 2.84 --epochs 68 --teacher better.pt --ema 0.998 --amp -o run/
+  trp-train --init dense.pt --data npz:DATA --plan plan.json --epochs 10 --lr 0.01 -o run/
+  trp-train --arch resnet20 --data npz:DATA --energy 0.98 --nuclear 6e-3 --ramp none --schedule step --factors 0 -o run/
   trp-train --init dense.pt --data npz:DATA --method csgd --widths 0.625 --strength 0.015 --epochs 24 --lr 0.05 -o run/
   trp-train --init dense.pt --data npz:DATA --method dagger --macs 2 --epochs 24 --lr 0.05 -o run/
   trp-train --resume -o run/
@@ -97,7 +97,7 @@ def command(*, config: Path | None, resume: bool, allow_changed_data: bool, dry_
     if given.get("output") is None:
         raise OptionError("name the folder of the run: -o DIR.")
     resume = resume or _is_restart(given["output"])
-    options = None if resume else _options(given)
+    options, notes = (None, ()) if resume else _options(given)
     require("trp-train", "torch")
     with held_back():  # torch aborts if its import is interrupted.
         from training.loop import TrainingRun
@@ -114,6 +114,8 @@ def command(*, config: Path | None, resume: bool, allow_changed_data: bool, dry_
         patience = _LOCK_OUTLIVES_S if _is_restart(options.output) else 0.0
         folder = run_folder(options.output, resume=resume, patience_s=patience) if rank() == 0 else nullcontext()
         with folder, report:
+            for note in notes:
+                report({"note": f"note: {note}"})
             training = TrainingRun(options, report, resume=resume, allow_changed_data=allow_changed_data)
             training.train()
     if rank() == 0:
@@ -126,12 +128,13 @@ def main() -> NoReturn:
     sys.exit(run(command, interrupted=interrupted, memory="Lower --batch."))
 
 
-def _options(given: Mapping[str, Any]) -> TrainOptions:
+def _options(given: Mapping[str, Any]) -> tuple[TrainOptions, tuple[str, ...]]:
+    """The options of a new run, and notes on what was chosen for the user."""
     if given.get("data") is None:
         raise OptionError("name the training data: --data SPEC, for example --data npz:DIR.")
     options: TrainOptions = build_value(TrainOptions, given)
     require_used(options)
-    return options
+    return with_recipe(options)
 
 
 def _resumed(given: Mapping[str, Any]) -> TrainOptions:

@@ -25,17 +25,18 @@ def _write_factors(epochs: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Optimisation:
-    """Epochs, batches and SGD. `factors` is the number of epochs at the end that train factor pairs."""
+    """Epochs, batches and SGD. `factors` is the number of epochs at the end that train factor pairs; None is none."""
 
     epochs: int = flag("--epochs", "Number of epochs.", section=FIRST, read=int, metavar="N", default=164)
-    factors: int = flag(
+    factors: int | None = flag(
         "--factors",
         "Cut the network before the last N epochs and train its factors in these; all trains factors from the start.",
         section=TRAINING,
         read=_read_factors,
         write=_write_factors,
         metavar="N|all",
-        default=0,
+        shown_default="three quarters of the epochs under a rule for ranks, else 0",
+        default=None,
     )
     batch: int = flag(
         "--batch", "Images per step, over all processes.", section=TRAINING, read=int, metavar="N", default=128
@@ -72,17 +73,17 @@ class Optimisation:
     )
     schedule: Schedule = flag(
         "--schedule",
-        "Learning rate over the run: step, as the TRP authors train, or cosine.",
+        "Learning rate over the run: cosine, or step, as the TRP authors train.",
         section=TRAINING,
         choices=get_args(Schedule),
-        default="step",
+        default="cosine",
     )
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "accumulate"):
             if getattr(self, name) < 1:
                 raise InvalidOptionError(f"{{{name}}} must be at least 1, not {getattr(self, name)}.")
-        if self.factors != ALL and not 0 <= self.factors <= self.epochs:
+        if self.factors not in (None, ALL) and not 0 <= self.factors <= self.epochs:
             raise InvalidOptionError(f"{{factors}} must lie between 0 and {{epochs}}, not {self.factors}.")
         require_choice("schedule", self.schedule, get_args(Schedule))
         require_above_zero("lr", self.lr)
@@ -101,7 +102,7 @@ class Optimisation:
     @property
     def factor_epochs(self) -> int:
         """Epochs at the end that train factor pairs."""
-        return self.epochs if self.factors == ALL else self.factors
+        return self.epochs if self.factors == ALL else self.factors or 0
 
     @property
     def dense_epochs(self) -> int:

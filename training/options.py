@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -59,6 +59,14 @@ class TrainOptions:
     dagger: DaggerSettings = group(DaggerSettings)
     optimisation: Optimisation = group(Optimisation)
     distillation: Distillation | None = optional(Distillation)
+    teach: bool = flag(
+        "--no-teacher",
+        "Do not distil. Without this and --teacher, the network of --init teaches, where a rule or a plan makes it "
+        "smaller.",
+        section=TEACHER,
+        kind="off",
+        default=True,
+    )
     speed: Speed = group(Speed)
     validation: int = flag(
         "--validation",
@@ -109,6 +117,8 @@ class TrainOptions:
             raise InvalidOptionError("{loading.epoch_images} is for {data} webdataset:PATTERN.")
         if self.validation < 1:
             raise InvalidOptionError(f"{{validation}} must be at least 1, not {self.validation}.")
+        if self.distillation is not None and not self.teach:
+            raise InvalidOptionError("{distillation} and {teach} contradict each other; give one.")
         if not 0 <= self.states <= 1000:
             raise InvalidOptionError(f"{{states}} must lie between 0 and 1000, not {self.states}.")
         if not 0 <= self.seed <= LARGEST_SEED:
@@ -155,6 +165,23 @@ class TrainOptions:
             raise InvalidOptionError(f"{{method}} {self.method} makes no factors; leave {{optimisation.factors}} out.")
 
 
+def with_recipe(options: TrainOptions) -> tuple[TrainOptions, tuple[str, ...]]:
+    """The options with what the command chooses where nothing is said: epochs for factors, and a teacher. And notes.
+
+    Both are part of what goes beyond the paper's method on CIFAR-10 (docs/results/training.md).
+    """
+    optimisation, distillation, notes = options.optimisation, options.distillation, []
+    if optimisation.factors is None and options.rank_rule is not None:
+        optimisation = replace(optimisation, factors=3 * optimisation.epochs // 4)
+        if optimisation.factors:
+            notes.append(f"the last {optimisation.factors} of {optimisation.epochs} epochs train factors (--factors)")
+    becomes_smaller = options.has_method or isinstance(options.rule, SavedPlan)
+    if options.teach and distillation is None and options.start.init is not None and becomes_smaller:
+        distillation = Distillation(options.start.init)
+        notes.append("the network of --init is the teacher (--no-teacher trains without)")
+    return replace(options, optimisation=optimisation, distillation=distillation), tuple(notes)
+
+
 def require_used(options: TrainOptions) -> None:
     """Raise OptionError for an option that has no effect beside the others.
 
@@ -177,6 +204,6 @@ def _unmet_need(options: TrainOptions, first: str, *names: str) -> str | None:
         return None if options.has_method else "a rule such as --macs"
     if first in ("trp", "layers"):
         return None if options.rank_rule is not None else "a rule for ranks: --macs, --energy or --threshold"
-    if names == ("factors",) and options.rule is None and options.optimisation.factors != ALL:
+    if names == ("factors",) and options.rule is None and options.optimisation.factors not in (0, ALL):
         return "a rule by which the network is cut: --macs, --energy or --threshold"
     return None

@@ -95,10 +95,10 @@ class TRPSettings:
     `schemes` maps patterns of layer names to a decomposition or a set of them, as --scheme does; the first match
     counts. `nuclear` is lambda. As in the authors' code its gradient is added on projection steps only, so at period m
     it acts 1/m as strongly as at m = 1; with `nuclear_every_step` it is added on every step, each of which then needs a
-    decomposition. `ramp` brings the rule in over the first `ramp_steps` optimizer steps. With `exact_every` above 1,
-    only every n-th projection decomposes in full and chooses ranks; the projections between follow the subspace of the
-    last one, which makes a projection on every step affordable. `layer_weights` say how much lost energy harms in each
-    layer when a budget is shared out.
+    decomposition. `ramp` brings the rule in over the first `ramp_steps` optimizer steps, 0 at once. With `exact_every`
+    above 1, only every n-th projection decomposes in full and chooses ranks; the projections between follow the
+    subspace of the last one, which makes a projection on every step affordable. `layer_weights` say how much lost
+    energy harms in each layer when a budget is shared out.
     """
 
     rule: RankRule = field(default_factory=lambda: Energy(0.98))
@@ -126,7 +126,7 @@ class TRPSettings:
         "How the rule takes effect over the first three quarters of the dense epochs.",
         section=LOW_RANK,
         choices=get_args(Ramp),
-        default="none",
+        default="cosine",
     )
     ramp_steps: int = 0
     nuclear: float = flag(
@@ -166,6 +166,11 @@ class TRPSettings:
         default=False,
     )
     layer_weights: Mapping[str, float] | None = None
+
+    @property
+    def has_ramp(self) -> bool:
+        """Whether the rule takes effect step by step."""
+        return self.ramp != "none" and self.ramp_steps > 0
 
     def __post_init__(self) -> None:
         for name in ("align", "period", "exact_every"):

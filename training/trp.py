@@ -68,7 +68,7 @@ class TRP:
         ]
         if state is not None:
             self.load_state_dict(state)
-        elif settings.project and settings.ramp == "none":
+        elif settings.project and not settings.has_ramp:
             self.project()
 
     def project(self) -> None:
@@ -107,7 +107,8 @@ class TRP:
     @property
     def current_rule(self) -> RankRule:
         """The rule at this step of its ramp."""
-        return ramped(self.settings.rule, self.settings.ramp, self.step / max(1, self.settings.ramp_steps))
+        progress = self.step / self.settings.ramp_steps if self.settings.has_ramp else 1.0
+        return ramped(self.settings.rule, self.settings.ramp, progress)
 
     @property
     def ranks(self) -> dict[str, int]:

@@ -56,7 +56,7 @@ def trained_by_two(data: Path, output: Path, method: list[str]) -> TrainedNetwor
     return load_network(output / "model.pt", "tiny_networks:tiny_without_norm")
 
 
-LOW_RANK = ["--energy", "0.8", "--period", "3", "--nuclear", "0.01"]
+LOW_RANK = ["--energy", "0.8", "--period", "3", "--nuclear", "0.01", "--ramp", "none", "--factors", "0"]
 FEWER_CHANNELS = ["--method", "csgd", "--widths", "0.5", "--strength", "0.1"]
 GATES = ["--method", "dagger", "--macs", "2", "--gate-steps", "10"]
 

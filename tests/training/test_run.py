@@ -20,10 +20,11 @@ import torch
 
 from training import cli
 from training.checkpoint import FACTORS, load_network, new_network, save_network, write
+from training.last_state import read_last_state
 from training.layers import find_layers, total_macs
 from training.loop import TrainingRun
 from training.optimisation import Speed
-from training.options import TrainOptions
+from training.options import TrainOptions, with_recipe
 from training.prepare import find_device, start_network
 from training.run_folder import run_folder
 from trp_export.errors import LoadError, OptionError, StoppedEarly, TrpError
@@ -85,7 +86,7 @@ def test_a_run_trains_a_network_of_low_rank(stripes: Path, tmp_path: Path) -> No
 
 
 def test_factors_are_trained_at_the_end(stripes: Path, tmp_path: Path) -> None:
-    train(options_for(stripes, tmp_path / "dense", epochs=6))
+    train(options_for(stripes, tmp_path / "dense", epochs=6, schedule="step", ramp="none"))
     teacher = tmp_path / "dense" / "model.pt"
     # Long enough to learn it under any seed, so that rounding on another machine does not matter.
     changes = {"epochs": 20, "factors": 15, "teacher": teacher, "amp": True, "keep": "last", "schedule": "cosine"}
@@ -410,6 +411,63 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return run
 
 
+def test_without_a_word_factors_train_for_three_quarters_and_the_start_teaches(
+    stripes: Path, tmp_path: Path, command: Command
+) -> None:
+    start = tmp_path / "dense" / "model.pt"
+    train(options_for(stripes, tmp_path / "dense", epochs=1, macs=None))
+    short = (
+        "--data",
+        f"npz:{stripes}",
+        "--batch",
+        16,
+        "--validation",
+        64,
+        "--epochs",
+        4,
+        "--arch",
+        TINY,
+        "--macs",
+        1.6,
+    )
+    done = command(*short, "--init", start, "-o", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "note: the last 3 of 4 epochs train factors (--factors)" in done.stderr
+    assert "note: the network of --init is the teacher (--no-teacher trains without)" in done.stderr
+    run = tmp_path / "run"
+    assert [record["kind"] for record in read(run / "model.pt")["history"]][:2] == ["dense", "factors"]
+    stored = read_last_state(run).options
+    assert stored["teacher"] == str(start)
+    assert stored["factors"] == "3"
+    refused = command(*short, "--init", start, "--teacher", start, "--no-teacher", "-o", tmp_path / "other")
+    assert refused.returncode == 2
+    assert "--teacher and --no-teacher contradict each other" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "factors", "teaches"),
+    [
+        ({}, 3, True),
+        ({"no_teacher": False}, 3, False),
+        ({"init": None}, 3, False),
+        ({"factors": 0}, 0, True),
+        ({"macs": None}, None, False),
+        ({"method": "csgd"}, None, True),
+        ({"macs": None, "plan": "plan.json"}, None, True),
+    ],
+)
+def test_what_is_chosen_where_nothing_is_said(
+    changes: dict[str, Any], factors: int | None, teaches: bool, tmp_path: Path
+) -> None:
+    changes = {"init": tmp_path / "start.pt"} | changes
+    options, notes = with_recipe(options_for(tmp_path, tmp_path / "run", **changes))
+    assert options.optimisation.factors == factors
+    assert (options.distillation is not None) == teaches
+    assert len(notes) == (factors is not None and "factors" not in changes) + teaches
+    if options.distillation is not None:
+        assert options.distillation.teacher == tmp_path / "start.pt"
+
+
 def test_the_command_reads_a_config_file_and_resumes(stripes: Path, tmp_path: Path, command: Command) -> None:
     config = tmp_path / "run.toml"
     config.write_text(
@@ -629,7 +687,7 @@ def test_the_last_line_describes_the_epoch_that_is_kept(
     monkeypatch.setattr(TrainingRun, "accuracy", lambda run, module: next(measured))
     done = command(
         *("--arch", TINY, "--shape", "1,3,8,8", "--data", f"npz:{stripes}", "--macs", 1.6),
-        *("--validation", 64, "--batch", 16, "--epochs", 2, "--keep", keep, "-o", tmp_path / "run"),
+        *("--validation", 64, "--batch", 16, "--epochs", 2, "--factors", 0, "--keep", keep, "-o", tmp_path / "run"),
     )
     assert f"model.pt: epoch {epoch}  " in done.stdout
     assert f"cut {percent}.00 %" in done.stdout
