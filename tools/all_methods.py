@@ -61,6 +61,7 @@ def forms(thinner: Path) -> list[Form]:
             found.append(Form(UNLABELLED, f"{name} {times}x", path, (*named[name], "--macs", times)))
     for scheme in ("channel-2.17x", "spatial-2.84x", "spatial-2.85x"):
         found.append(Form(TRAINED, f"resnet20 TRP {scheme}", WEIGHTS / f"resnet20-trp-{scheme}.pt"))
+    found.append(Form(TRAINED, "resnet32 TRP spatial-3.4x", WEIGHTS / "resnet32-trp-spatial-3.4x.pt"))
     for model in sorted(thinner.glob("*/model.pt")):
         found.append(Form(CHANNELS, f"resnet20 {model.parent.name}", model))
     rounded = ("resnet20", "resnet32", "resnet20 2x", "resnet20 TRP spatial-2.84x")
