@@ -19,7 +19,7 @@ Program = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 def program_of(dense: nn.Module, device: torch.device) -> Program:
     """The forward pass in training with given tensors in place of those of `dense`, compiled on a GPU."""
     module: nn.Module = dense.to(device).train()
-    names = (*dict(module.named_parameters()), *dict(module.named_buffers()))
+    names = tuple(_tensors(module))
 
     def run(tensors: dict[str, Tensor], pixels: Tensor) -> Tensor:
         output: Tensor = functional_call(module, tensors, (pixels,))
@@ -60,15 +60,11 @@ class AsDense(nn.Module):
         for pair in pairs.values():
             pair.requires_grad_(False)
         parts = tuple(f"{name}." for name in pairs)
-        self._others = [
-            name
-            for name in (*dict(network.named_parameters()), *dict(network.named_buffers()))
-            if not (parts and name.startswith(parts))
-        ]
+        self._others = [name for name in _tensors(network) if not name.startswith(parts)]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits, by the products of the factors."""
-        own = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
+        own = _tensors(self.network)
         tensors = {name: own[name] for name in self._others} | self._products()
         return self._program(tensors, pixels)
 
@@ -86,16 +82,21 @@ class AsDense(nn.Module):
     def _products(self) -> dict[str, Tensor]:
         """The dense kernel (n, c, kh, kw) of each pair, in channels-last memory."""
         found: dict[str, Tensor] = {}
-        squares = []
+        self.penalty = 0.0
         for (shape, names), expand, reduce in zip(self._shapes.items(), self.expand, self.reduce, strict=True):
             n, c, height, width = shape
             with torch.autocast(expand.device.type, enabled=False):
                 product = (expand @ reduce).reshape(-1, n, width, c, height)
-            squares.append(product.square().sum())
+            if self.decay_of_products:
+                self.penalty = self.penalty + 0.5 * self.decay_of_products * product.square().sum()
             kernels = product.permute(0, 1, 4, 2, 3).contiguous().permute(0, 1, 4, 2, 3)
             found |= {f"{name}.weight": kernel for name, kernel in zip(names, kernels, strict=True)}
-        self.penalty = 0.5 * self.decay_of_products * sum(squares) if self.decay_of_products else 0.0
         return found
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def _weights(pair: nn.Module) -> tuple[Tensor, Tensor]:

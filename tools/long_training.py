@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import train_gated
 from as_dense import AsDense, Program, program_of
-from common import CLASSES, IMAGENET, accuracy, append, draw_images, missing, read
+from common import CIFAR_RESNETS, CLASSES, IMAGENET, accuracy, append, draw_images, missing, read
 from reproduce_trp import run
 from side_by_side import Recipe, Trainee, Views, answers, scores, train
 from torch import Tensor, nn
@@ -40,7 +40,6 @@ from training.cut import as_trained, decompose, plan_from_file
 from training.loss import training_loss
 from trp_export.inputs.images import load_images
 
-PUBLIC = ("resnet20", "resnet32")
 HELD_OUT, SPLIT_SEED = 2_500, 0
 TEACHERS = ("teacher-0", "teacher-1")
 FIRST_SHARE = 0.22  # of the time, for the first group
@@ -164,7 +163,7 @@ def plan(runs: Path) -> None:
     common = ("--scheme", "spatial", "--align", "4", "--keep-slow-pairs", "--no-bench")
     for network in NETWORKS.values():
         onnx_file = _plan_of(runs, network).with_suffix(".onnx")
-        if network.ratio and network.arch in PUBLIC and not onnx_file.exists():
+        if network.ratio and network.arch in CIFAR_RESNETS and not onnx_file.exists():
             options = ("--arch", network.arch, "--macs", network.ratio, "-o", str(onnx_file))
             run("trp_export.cli.export", str(data.network(network.arch)), *inputs, *common, *options)
     shipped = torch.load(WEIGHTS / "vgg8-factors-2.5x.pt", weights_only=True)
@@ -238,7 +237,9 @@ def export(runs: Path) -> None:
         checkpoint, onnx_file = runs / f"{row.name}.pt", runs / "onnx" / f"{row.name}.onnx"
         if row.name in results or not checkpoint.exists():
             continue
-        options = () if NETWORKS[row.network].ratio else ("--skip", "*", "--energy", "1")
+        network = NETWORKS[row.network]
+        # Without a rule, pairs stay as they are and channels that a method has made equal or unread go.
+        options = () if network.ratio or network.channels else ("--skip", "*", "--energy", "1")
         common = ("--no-bench", "--calib", "none", "--quiet", "--json", "-o", str(onnx_file))
         done = run("trp_export.cli.export", str(checkpoint), *options, *common, capture=True)
         after = json.loads(done)["after"]
@@ -282,11 +283,11 @@ def _table(results: dict[str, Any]) -> str:
         seeds = [results[row.name] for row in ROWS if row.network == name and row.name in results]
         if seeds:
             accuracies = [seed["accuracy"] for seed in seeds]
-            error = np.std(accuracies, ddof=1) / len(seeds) ** 0.5 if len(seeds) > 1 else np.nan
+            error = f" ± {np.std(accuracies, ddof=1) / len(seeds) ** 0.5:.2f}" if len(seeds) > 1 else ""
             title = network.title + (f", {network.ratio}x" if network.ratio else "")
             lines.append(
                 f"| {title} | {seeds[0]['macs'] / 1e6:.1f} | {seeds[0]['params']:,} "
-                f"| {np.mean(accuracies):.2f} ± {error:.2f} | {', '.join(f'{value:.2f}' for value in accuracies)} |"
+                f"| {np.mean(accuracies):.2f}{error} | {', '.join(f'{value:.2f}' for value in accuracies)} |"
             )
     return "\n".join(lines)
 

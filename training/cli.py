@@ -114,9 +114,9 @@ def command(*, config: Path | None, resume: bool, allow_changed_data: bool, dry_
         patience = _LOCK_OUTLIVES_S if _is_restart(options.output) else 0.0
         folder = run_folder(options.output, resume=resume, patience_s=patience) if rank() == 0 else nullcontext()
         with folder, report:
-            for note in notes:
-                report({"note": f"note: {note}"})
             training = TrainingRun(options, report, resume=resume, allow_changed_data=allow_changed_data)
+            for note in notes:  # Not before an error, which is one line.
+                report({"note": f"note: {note}"})
             training.train()
     if rank() == 0:
         print_line(f"{options.output / 'model.pt'}: {_describe(training.kept)}")
