@@ -422,7 +422,8 @@ def test_divergence_in_parts_is_that_of_all_at_once(kind: Kind, monkeypatch: pyt
     for entries in (1, 500, 2**17):
         monkeypatch.setattr(blocks, "_ENTRIES", entries)
         reference = Reference.of(answers, kinds, groups)
-        np.testing.assert_allclose(reference.of_images(other), wanted, rtol=1e-9)
+        # Scores are in single precision, and so is what they say of other answers' positions.
+        np.testing.assert_allclose(reference.of_images(other), wanted, rtol=1e-6)
         assert reference.divergence(other) == pytest.approx(wanted.mean())
 
 

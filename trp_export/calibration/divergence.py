@@ -94,11 +94,13 @@ class Yardstick:
         if a.shape != b.shape or not np.isfinite(b).all() or not np.isfinite(self.scale).all():
             return np.full(max(len(a), 1), np.inf)
         shares = [np.zeros(0)]
-        for one, two, relevance in in_blocks(a, b, self.relevance):
+        # Probabilities are many, and bounded: products of them need no double precision.
+        precision = np.float32 if self.kind is Kind.PROBABILITIES else np.float64
+        for one, two, relevance in in_blocks(a, b, self.relevance, dtype=precision):
             apart = _apart(one, two, self.kind)
-            apart *= self.scale
             apart *= relevance
-            shares.append(apart.reshape(len(one), -1).sum(axis=1))
+            apart *= self.scale
+            shares.append(apart.reshape(len(one), -1).sum(axis=1, dtype=np.float64))
         return np.concatenate(shares)
 
     def curvature(self, original: Array) -> Float64:
@@ -224,7 +226,7 @@ def _like_classes(array: Array) -> bool:
     return bool(variance.max() <= _ALIKE * variance.min() and in_common <= _IN_COMMON * variance.mean())
 
 
-def _apart(a: Float64, b: Float64, kind: Kind) -> Float64:
+def _apart(a: Array, b: Array, kind: Kind) -> Array:
     lost = a - b
     if kind is Kind.PROBABILITIES:
         more = _sigmoid(a)
@@ -237,13 +239,13 @@ def _apart(a: Float64, b: Float64, kind: Kind) -> Float64:
     return lost
 
 
-def _sigmoid(x: Float64) -> Float64:
-    """0.5 (1 + tanh(x / 2)), in one array: large answers are compared for every layer."""
-    p = np.asarray(0.5 * x)
-    np.tanh(p, out=p)
+def _sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)) in single precision, in one array: large answers are compared for every layer."""
+    p = np.negative(x, dtype=np.float32, casting="same_kind")
+    with np.errstate(over="ignore"):
+        np.exp(p, out=p)
     p += 1
-    p *= 0.5
-    return p
+    return np.reciprocal(p, out=p)
 
 
 def channel_units(variance: Float64) -> Float64:
