@@ -22,6 +22,7 @@ from trp_export.calibration.moments import (
     gather_moments,
     load_moments,
     merge_moments,
+    samples_per_image,
     save_moments,
 )
 from trp_export.calibration.output_curves import calibrated_factors, calibrated_layers
@@ -32,6 +33,7 @@ from trp_export.graph.bias import add_to_bias
 from trp_export.graph.rewrite import set_products
 from trp_export.graph.sites import find_sites
 from trp_export.graph.weights import set_value
+from trp_export.lowrank.site import Site
 from trp_export.planning.curves import Layer, make_curve, schemes_for
 from trp_export.planning.plan import Plan
 from trp_export.planning.rules import take
@@ -45,7 +47,7 @@ from trp_export.runtime.partial import Tap, fixed_batch
     pads=st.tuples(*[st.integers(0, 2)] * 4),
     dilations=st.tuples(st.integers(1, 2), st.integers(1, 2)),
     auto_pad=st.sampled_from(["NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"]),
-    group=st.sampled_from([1, 2]),
+    group=st.sampled_from([1, 2, 4]),
 )
 def test_kernel_times_patches_is_the_conv(
     extents: tuple[int, int],
@@ -60,7 +62,7 @@ def test_kernel_times_patches_is_the_conv(
         dilations = (1, 1)  # onnxruntime refuses some dilated SAME convs.
     rng = np.random.default_rng(0)
     data = rng.standard_normal((2, 4, 7, 8)).astype(np.float32)
-    kernel = rng.standard_normal((6, 4 // group, *extents)).astype(np.float32)
+    kernel = rng.standard_normal((8, 4 // group, *extents)).astype(np.float32)
     attributes = {"strides": strides, "dilations": dilations, "group": group}
     attributes |= {"pads": pads} if auto_pad == "NOTSET" else {"auto_pad": auto_pad}
     node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], **attributes)
@@ -76,7 +78,7 @@ def test_kernel_times_patches_is_the_conv(
     assert seen_by.out_extents(data.shape) == wanted.shape[2:]
     positions = sample_positions(rng, 2, count_positions(seen_by, data.shape), 10**6)
     patches = gather_patches(data, seen_by, positions)
-    outputs = np.einsum("gpd,gnd->pgn", patches, kernel.reshape(group, 6 // group, -1)).reshape(2, -1, 6)
+    outputs = np.einsum("gpd,gnd->pgn", patches, kernel.reshape(group, 8 // group, -1)).reshape(2, -1, 8)
     np.testing.assert_allclose(outputs.transpose(0, 2, 1).reshape(wanted.shape), wanted, atol=1e-4)
 
 
@@ -118,6 +120,16 @@ def test_sampled_moments_are_close_and_repeatable(monkeypatch: pytest.MonkeyPatc
     np.testing.assert_array_equal(first.half, second.half)
     gap = np.linalg.norm(first.covariance - full.covariance) / np.linalg.norm(full.covariance)
     assert gap < 0.1
+
+
+def test_layers_of_many_groups_are_read_at_fewer_positions() -> None:
+    """Their patches together are as large as those of a whole conv, though each of their sums has few entries."""
+    depthwise, whole = (Site("layer", "Conv", (1152, entries, 5, 5), 1152 // entries, ()) for entries in (1, 1152))
+    images = 32
+    entries = 1152 * 25
+    assert images * samples_per_image(depthwise, images) >= module.SAMPLES_PER_ENTRY * 25
+    assert images * (samples_per_image(depthwise, images) - 1) * entries <= module._MANY_ENTRIES
+    assert images * samples_per_image(whole, images) >= module.LEAST_SAMPLES
 
 
 def test_images_that_are_summed_up_a_few_at_a_time_give_the_same_moments(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,8 @@ from trp_export.system.progress import Share
 # Positions per entry of a patch: in measurements, more of them changed the factors no further.
 SAMPLES_PER_ENTRY = 64
 LEAST_SAMPLES = 2**15
+# Layers of many groups, such as depthwise ones, have many small sums: together they need no more entries than this.
+_MANY_ENTRIES = 2**27
 # ResNet-20: 0.16 with its own preprocessing, 0.56 without mean and std, 43 on pixels of 0 to 255.
 _FAR_FROM_TRAINING = 0.5
 # The share of the identity in a covariance from which on the images say less than the weights.
@@ -167,6 +169,10 @@ class _Group:
     total: Float64
     mass: float = 0.0
 
+    def about_reference(self, patches: Float32) -> Float32:
+        """Patches (group, images, positions, d) less the point that sums are about."""
+        return np.asarray(patches - self.reference.astype(np.float32)[:, None, None, :])
+
 
 class MomentSums:
     """Running sums about a reference point near the mean, in double precision: nothing cancels at the end.
@@ -205,16 +211,16 @@ class MomentSums:
     def add(self, patches: Float32, groups: Groups | None = None) -> None:
         """Patches (group, images, positions, d), and the groups of the images."""
         for places, own in self.by_group(patches, groups):
-            self.add_to(own, patches[:, places])
+            self.add_to(own, own.about_reference(patches[:, places]))
 
     def add_to(self, own: _Group, patches: Float32) -> None:
-        """Patches of one group. Of one image, products of many patches may be in single precision."""
+        """Patches of one group about its reference. Of one image, sums over many may be in single precision."""
         group, images, positions, d = patches.shape
-        patches = patches - own.reference.astype(np.float32)[:, None, None, :]
         self._count += images * positions
         self._images += images
         own.mass += own.weight * images * positions
-        own.total += own.weight * patches.sum(axis=(1, 2), dtype=np.float64)
+        of_images = np.ones((1, positions), dtype=np.float32) @ patches
+        own.total += own.weight * of_images.sum(axis=(1, 2), dtype=np.float64)
         if positions < d:
             exact = patches.astype(np.float64)
             flat = exact.reshape(group, -1, d)
@@ -411,8 +417,9 @@ def calibration_remarks(
 
 def samples_per_image(site: Site, images: int) -> int:
     """The number of positions to sample in each image."""
-    wanted = -(-max(SAMPLES_PER_ENTRY * prod(site.kernel_shape[1:]), LEAST_SAMPLES) // images)
-    return min(wanted, positions_to_read(site))
+    entries = prod(site.kernel_shape[1:])
+    least = min(LEAST_SAMPLES, _MANY_ENTRIES // (site.group * entries))
+    return min(-(-max(SAMPLES_PER_ENTRY * entries, least) // images), positions_to_read(site))
 
 
 def sample_patches(

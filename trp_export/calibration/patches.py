@@ -112,11 +112,25 @@ def gather_patches(data: Array, seen_by: Window, positions: Positions) -> Float3
         starts = at + begins[axis] if spreads else at * seen_by.strides[axis]
         index.append(starts[..., None] + (taps[::-1] if spreads else taps))
         index[-1] = index[-1].reshape(*positions.shape, *shape)
+    count, channels = positions.size, data.shape[1]
+    if channels == seen_by.group:
+        return _of_single_channels(padded, np.ravel_multi_index(np.broadcast_arrays(*index[1:]), padded.shape[2:]))
     channels_last = np.moveaxis(padded, 1, -1)
     patches = channels_last[tuple(index)]  # (images, count, *k, c)
-    count, channels = positions.size, data.shape[1]
     split = patches.reshape(count, prod(seen_by.extents), seen_by.group, channels // seen_by.group)
     return np.ascontiguousarray(split.transpose(2, 0, 3, 1), dtype=np.float32).reshape(seen_by.group, count, -1)
+
+
+def _of_single_channels(padded: Array, places: Positions) -> Float32:
+    """Patches (c, images x count, k) where each group reads one channel, at flat places (images, count, *k).
+
+    One image after the other: a channel of it fits into the processor's cache, from which all its patches are read.
+    """
+    images, count = places.shape[:2]
+    patches = np.empty((padded.shape[1], images, count * prod(places.shape[2:])), dtype=np.float32)
+    for image, (values, own) in enumerate(zip(padded, places, strict=True)):
+        patches[:, image] = np.take(values.reshape(len(values), -1), own.ravel(), axis=1, mode="clip")
+    return patches.reshape(len(patches), images * count, -1)
 
 
 def _spread(data: Array, seen_by: Window) -> Array:

@@ -77,22 +77,21 @@ class Residuals:
 def sum_residuals(state: LayerState, samples: Iterable[Samples]) -> Residuals:
     """The sums over all batches."""
     kernel = state.by_group(state.kernel).astype(np.float32)
-    bias = state.bias.astype(np.float32)
+    bias = state.bias
     sums: MomentSums | None = None
     total, cross = np.zeros(len(state.bias)), np.zeros(kernel.shape)
     for every, answers, groups in samples:
         sums = sums or MomentSums(every.mean(axis=(1, 2), dtype=np.float64))
         targets = answers.reshape(*every.shape[1:3], -1)
         for places, own in sums.by_group(every, groups):
-            x, y = every[:, places], targets[places].reshape(-1, targets.shape[-1])
+            x, y = own.about_reference(every[:, places]), targets[places].reshape(-1, targets.shape[-1])
             sums.add_to(own, x)
             flat = x.reshape(len(x), -1, x.shape[-1])
             made = (flat @ kernel.transpose(0, 2, 1)).transpose(1, 0, 2).reshape(y.shape)
-            left = y - made - bias
+            left = y - made - (bias + (kernel @ own.reference[:, :, None]).reshape(-1)).astype(np.float32)
             summed = own.weight * left.sum(axis=0, dtype=np.float64)
             total += summed
-            apart = flat - own.reference.astype(np.float32)[:, None, :]
-            cross += own.weight * (left.reshape(len(left), len(x), -1).transpose(1, 2, 0) @ apart)
+            cross += own.weight * (left.reshape(len(left), len(x), -1).transpose(1, 2, 0) @ flat)
             cross += summed.reshape(len(x), -1, 1) * (own.reference - sums.reference)[:, None, :]
     assert sums is not None  # There are always images to fit to, and to judge on where these are given.
     mass = sums.mass or 1.0
@@ -132,12 +131,12 @@ def with_mean_kept(state: LayerState, pairs: Pairs, shown: Residuals, kernel: Fl
 
 def closest_choice(state: LayerState, choices: Sequence[Choice], judged: Residuals) -> Choice:
     """The choice of the least squared error, each output channel counting as much as the answers owe to it."""
-    return min(choices, key=lambda choice: _error(state, choice, judged))
-
-
-def _error(state: LayerState, choice: Choice, judged: Residuals) -> float:
-    """The mean squared error less that of the layer as it is about the mean, which is the same for all choices."""
     roots = channel_roots(state.owed)
+    return min(choices, key=lambda choice: _error(state, choice, judged, roots))
+
+
+def _error(state: LayerState, choice: Choice, judged: Residuals, roots: Float64 | None) -> float:
+    """The mean squared error less that of the layer as it is about the mean, which is the same for all choices."""
     change = state.by_group(choice.kernel - state.kernel)
     moved = np.einsum("gnd,gd->gn", change, judged.inputs.mean).reshape(-1)
     offset = weigh((judged.mean - moved - choice.shift)[:, None], roots)
