@@ -11,6 +11,7 @@ from models import build
 
 from trp_export.calibration.moments import Moments
 from trp_export.calibration.triangles import packed
+from trp_export.channels import least_squares
 from trp_export.channels.analysis import analyse_channels
 from trp_export.channels.groups import find_groups
 from trp_export.channels.least_squares import find_thinnable, find_thinning, refitted
@@ -83,7 +84,9 @@ def test_the_reader_of_a_group_is_found_behind_a_depthwise_conv(case) -> None:
     assert group.cost == pytest.approx(sum(sites.values()))
 
 
-def test_errors_are_those_of_the_refit(case) -> None:
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_errors_are_those_of_the_refit(case, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(least_squares, "_AT_ONCE", at_once)
     group, moments = case
     thinning = thinning_of(group, moments)
     assert thinning.counts == (0, 2, 4)

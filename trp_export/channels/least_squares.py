@@ -29,6 +29,8 @@ from trp_export.lowrank.metric import channel_roots, weigh
 _STAYS = 0.3
 # A larger input would take minutes.
 _MOST_ENTRIES = 2400
+# So many entries go from an inverse at once: one product of many columns takes far less time than many of one.
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,6 +105,7 @@ def find_thinning(
     """
     fits = [_Fit.of(reader, moments[reader.name]) for reader in thinnable.readers]
     unders = [judge[reader.name].about(moments[reader.name].mean)[0] for reader in thinnable.readers]
+    whole = np.array([_spread(fit.whole, under) for fit, under in zip(fits, unders, strict=True)])
     shares = [weights[reader.name] for reader in thinnable.readers]
     total = len(thinnable.group.channels)
     left = list(range(total))
@@ -115,7 +118,8 @@ def find_thinning(
                 fit.eliminate(index)
             order.append(index)
         counts.append(len(order))
-        errors.append(np.array([fit.error(under) for fit, under in zip(fits, unders, strict=True)]))
+        lost = np.array([_spread(fit.whole - fit.weights, under) for fit, under in zip(fits, unders, strict=True)])
+        errors.append(np.divide(lost, whole, out=np.zeros_like(lost), where=whole > 0))
     return Thinning(thinnable, tuple(order), tuple(counts), np.maximum.accumulate(np.array(errors)).T)
 
 
@@ -131,6 +135,41 @@ def refitted(place: LocatedSite, gone: Sequence[int], moments: Moments) -> tuple
 
 
 @dataclass(slots=True, eq=False)
+class _Inverse:
+    """The inverse (d, d) of the second moments of the entries that are left: nothing is asked of those that went.
+
+    What goes with them, a product of `before` (d, k) and `gains` (k, d), is taken off for many at once.
+    """
+
+    whole: Float64
+    before: Float64
+    gains: Float64
+
+    @classmethod
+    def of(cls, second: Float64) -> _Inverse:
+        size = len(second)
+        return cls(np.asarray(np.linalg.inv(second), dtype=np.float64), np.zeros((size, 0)), np.zeros((0, size)))
+
+    def blocks(self, entries: Ids) -> Float64:
+        """Of each row of entries (m, t) its block: (m, t, t)."""
+        pending = self.before[entries] @ self.gains[:, entries].transpose(1, 0, 2)
+        return np.asarray(self.whole[entries[:, :, None], entries[:, None, :]] - pending)
+
+    def eliminate(self, entries: Ids) -> Float64:
+        """Take entries (t,) out. Returns how much of them each of the others takes over: (t, d)."""
+        columns = self.whole[:, entries] - self.before @ self.gains[:, entries]
+        gain = np.asarray(np.linalg.solve(columns[entries], columns.T), dtype=np.float64)
+        self.before, self.gains = np.hstack([self.before, columns]), np.vstack([self.gains, gain])
+        if len(self.gains) >= _AT_ONCE:
+            self._take_off()
+        return gain
+
+    def _take_off(self) -> None:
+        self.whole -= self.before @ self.gains
+        self.before, self.gains = self.before[:, :0], self.gains[:0]
+
+
+@dataclass(slots=True, eq=False)
 class _Fit:
     """The refit of one reader while channels go: its weights, and the inverse second moment of what is left.
 
@@ -139,7 +178,7 @@ class _Fit:
 
     whole: Float64
     weights: Float64
-    inverse: Float64
+    inverse: _Inverse
     entries: Ids
     variance: float
 
@@ -149,8 +188,7 @@ class _Fit:
         weighted = np.asarray(weigh(kernel, channel_roots(moments.owed)), dtype=np.float64)
         whole = np.asarray(weighted.reshape(len(kernel), -1), dtype=np.float64)
         second = moments.shrunk(centred=True)[0]
-        inverse: Float64 = np.asarray(np.linalg.inv(second), dtype=np.float64)
-        return cls(whole, whole.copy(), inverse, _entries(reader.positions, kernel), _spread(whole, second))
+        return cls(whole, whole.copy(), _Inverse.of(second), _entries(reader.positions, kernel), _spread(whole, second))
 
     def costs(self, channels: Sequence[int]) -> Float64:
         """What the output loses, as a share of its variance, when each of the channels goes: (m,)."""
@@ -158,12 +196,9 @@ class _Fit:
         return lost / self.variance if self.variance > 0 else lost
 
     def eliminate(self, channel: int) -> None:
-        _eliminate(self.weights, self.inverse, self.entries[channel])
-
-    def error(self, under: Float64) -> float:
-        """The squared error of the output relative to its variance, under other moments."""
-        variance = _spread(self.whole, under)
-        return _spread(self.whole - self.weights, under) / variance if variance > 0 else 0.0
+        entries = self.entries[channel]
+        self.weights -= self.weights[:, entries] @ self.inverse.eliminate(entries)
+        self.weights[:, entries] = 0
 
 
 def _reader(
@@ -217,21 +252,11 @@ def _entries(channels: Ids, kernel: Float64) -> Ids:
     return np.asarray(channels[:, None] * taps + np.arange(taps), dtype=np.int64)
 
 
-def _costs(weights: Float64, inverse: Float64, entries: Ids) -> Float64:
+def _costs(weights: Float64, inverse: _Inverse, entries: Ids) -> Float64:
     """What the output loses when the entries of each channel (m, taps) go and all others are refitted: (m,)."""
+    blocks = inverse.blocks(entries)
     if entries.shape[1] == 1:
-        columns = entries[:, 0]
-        return np.asarray((weights[:, columns] ** 2).sum(axis=0) / np.maximum(inverse[columns, columns], 1e-300))
-    blocks = inverse[entries[:, :, None], entries[:, None, :]]
+        squares = np.einsum("nd,nd->d", weights, weights)[entries[:, 0]]
+        return np.asarray(squares / np.maximum(blocks[:, 0, 0], 1e-300))
     parts = weights[:, entries].transpose(1, 2, 0)
     return np.asarray(np.einsum("mtn,mtn->m", np.linalg.solve(blocks, parts), parts))
-
-
-def _eliminate(weights: Float64, inverse: Float64, entries: Ids) -> None:
-    """Refit all other columns to make up for these, in place; the inverse becomes that of the others."""
-    gain = np.linalg.solve(inverse[np.ix_(entries, entries)], inverse[entries])
-    weights -= weights[:, entries] @ gain
-    inverse -= inverse[:, entries] @ gain
-    weights[:, entries] = 0
-    inverse[entries, :] = inverse[:, entries] = 0
-    inverse[entries, entries] = 1
