@@ -45,6 +45,21 @@ GRAPHS = {
         y = GlobalAveragePool (c)
         }""",
     ),
+    "products with a sigmoid": (
+        17,
+        """{
+        a = Sigmoid (x)
+        b = Mul (x, a)
+        c = Sigmoid (b)
+        d = Mul (c, b)
+        e = Sigmoid (d)
+        f = Mul (e, d)
+        g = Mul (e, x)
+        h = Sigmoid (g)
+        i = Mul (h, h)
+        y = Sum (f, g, i)
+        }""",
+    ),
     "activations": (
         17,
         """<float low = {-0.5}, float high = {2.0}, float[1] slope = {0.3}> {

@@ -9,6 +9,7 @@ torch. Weighting the positions of an image in the same way gained nothing more o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -54,10 +55,9 @@ def measure_owed(
     types = input_types(model)
     # The images of one batch say little about the spread of an answer.
     sticks = yardsticks(run_answers(model, answers, with_room(model, batches)), kinds_of(answers))
-    random = torch.Generator().manual_seed(seed)
-    channels: dict[str, Float64] = {}
-    for index, batch in enumerate(batches):
-        progress(index / len(batches))
+
+    def owed_by(index: int) -> dict[str, Float64]:
+        batch, random = batches[index], torch.Generator().manual_seed(seed + index)
         values = network(*(_fed(batch.arrays[name], types[name], name) for name in network.inputs))
         shown = {
             a.name: channels_first(value, a.axis) for a, value in zip(answers, values[: len(answers)], strict=True)
@@ -69,14 +69,29 @@ def measure_owed(
         if not loss.requires_grad:
             raise UnsupportedError("torch has no gradients of the answers: whole numbers lie between.")
         gradients = torch.autograd.grad(loss, values[len(answers) :], allow_unused=True)
-        for place, gradient in zip(outputs.values(), gradients, strict=True):
-            if gradient is None:
-                continue
-            rows = _rows(gradient, place)
-            split = rows.reshape(len(rows), place.site.group, -1)
-            outer = torch.einsum("pgm,pgn->gmn", split, split).double().numpy()
-            channels[place.site.name] = channels.get(place.site.name, 0.0) + outer
+        return _outer_products(list(outputs.values()), gradients)
+
+    channels: dict[str, Float64] = {}
+    # Most operators are too small to run on several cores: each core takes batches of its own.
+    with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for index, made in enumerate(pool.map(owed_by, range(len(batches)))):
+            for name, outer in made.items():
+                channels[name] = channels.get(name, 0.0) + outer
+            progress((index + 1) / len(batches))
     return {name: total for name, total in channels.items() if np.isfinite(total).all() and total.any()}
+
+
+def _outer_products(places: Sequence[LocatedSite], gradients: Sequence[torch.Tensor | None]) -> dict[str, Float64]:
+    """By site name the sums over a batch (group, m, m), from the gradient of each use of the places."""
+    sums: dict[str, Float64] = {}
+    for place, gradient in zip(places, gradients, strict=True):
+        if gradient is None:
+            continue
+        rows = _rows(gradient, place)
+        split = rows.reshape(len(rows), place.site.group, -1)
+        outer = torch.einsum("pgm,pgn->gmn", split, split).double().numpy()
+        sums[place.site.name] = sums.get(place.site.name, 0.0) + outer
+    return sums
 
 
 def _fed(array: np.ndarray, dtype: np.dtype[Any], name: str) -> torch.Tensor:
