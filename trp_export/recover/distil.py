@@ -49,6 +49,8 @@ LEARNING_RATES = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 HELD_OUT = 1 / 8
 # The learning rate of Adam for biases, as a share of that of Muon for kernels.
 _BIAS_SHARE = 0.2
+# Orthogonal updates of larger matrices, such as those that give a thousand classes, take longer than their gradients.
+_LARGE = 512
 _WARM_UP = 0.05
 _TIMED_STEPS, _TIMED_SECONDS = 10, 5
 _SOUND = 1e-3
@@ -202,12 +204,19 @@ class Distiller:
         return float(np.mean(apart)) <= _ROUNDING * self.start_score[0]
 
     def _new_optimizers(self, rate: float) -> list[tuple[torch.optim.Optimizer, float]]:
-        """Muon for kernels and matrices and Adam for biases, each with its learning rate."""
-        kernels = [weight for weight in self._student.weights if weight.ndim > 1]
-        biases = [weight for weight in self._student.weights if weight.ndim <= 1]
-        made: list[tuple[torch.optim.Optimizer, float]] = [(Muon(kernels, rate), rate)]
+        """Muon for kernels and matrices, Adam for biases and for what is too large, each with its learning rate."""
+        weights = list(self._student.weights)
+        biases = [weight for weight in weights if weight.ndim <= 1]
+        large = [weight for weight in weights if weight.ndim > 1 and min(weight.flatten(1).shape) > _LARGE]
+        kernels = [weight for weight in weights if weight.ndim > 1 and min(weight.flatten(1).shape) <= _LARGE]
+        made: list[tuple[torch.optim.Optimizer, float]] = []
+        if kernels:
+            made.append((Muon(kernels, rate), rate))
         if biases:
             made.append((torch.optim.Adam(biases, rate * _BIAS_SHARE), rate * _BIAS_SHARE))
+        for weight in large:  # Each entry moves as far as Muon would move it.
+            own = rate / max(weight.flatten(1).shape) ** 0.5
+            made.append((torch.optim.Adam([weight], own), own))
         return made
 
     def _answers(self, network: TorchGraph, samples: Samples) -> dict[str, Array]:
