@@ -55,8 +55,9 @@ _RUNS_PER_LAYER = 2.0
 # Multiply-adds for gradients, whose forward and backward pass take as long as three runs.
 _GRADIENT_MACS = 1e12
 _RUNS_OF_A_GRADIENT = 3
-# Twice as many lower the damage by less than its standard error.
-_MOST_GRADIENT_IMAGES = 96
+# On networks of a few hundred million multiply-adds more images lower the damage by less than its standard error; on
+# small ones, more cost little.
+_ENOUGH_IMAGES, _ENOUGH_OF_AFFORDABLE = 96, 8
 _MOST_CALIBRATION_IMAGES = 1024
 # The weights of larger networks stay on disk.
 _IN_MEMORY_BYTES = 2**28
@@ -222,7 +223,8 @@ def _owed(
 
     images = sum(len(batch) for batch in batches)
     affordable = int(_GRADIENT_MACS / (_RUNS_OF_A_GRADIENT * max(network.macs or 0, 1)))
-    fewer = take_samples(batches, max(_LEAST_IMAGES, min(affordable, images, _MOST_GRADIENT_IMAGES)))
+    enough = max(_ENOUGH_IMAGES, affordable // _ENOUGH_OF_AFFORDABLE)
+    fewer = take_samples(batches, max(_LEAST_IMAGES, min(affordable, enough, images)))
     share = partial(progress, "gradients")
     try:
         return measure_owed(network.model, located, fewer, seed=calibration.seed, progress=share), ()
