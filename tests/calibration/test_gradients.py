@@ -34,7 +34,7 @@ def owed_of(body: str, outputs: str, images: int = 64) -> tuple[dict[str, Float6
     model = prepare(ir.serde.deserialize_model(proto))
     located = find_sites(model, infer_shapes(model, input_shapes(model)))
     samples = rng.standard_normal((images, 3, 8, 8)).astype(np.float32)
-    owed = measure_owed(model, located, in_batches(samples))
+    owed = measure_owed(model, located, in_batches(*np.array_split(samples, 4)))
     names = {place.site.name: place.nodes[0].inputs[1].name for place in located}
     return {names[site] or "": value for site, value in owed.items()}, weights
 
@@ -50,6 +50,15 @@ def test_owed_is_what_the_next_layer_reads() -> None:
     cosine = float((measured * expected).sum() / np.linalg.norm(measured) / np.linalg.norm(expected))
     assert cosine > 0.99
     assert np.linalg.matrix_rank(measured, tol=1e-3 * np.trace(measured)) == 4
+
+
+def test_the_number_of_cores_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for cores in (1, 3):
+        monkeypatch.setattr("torch.get_num_threads", lambda cores=cores: cores)
+        made.append(owed_of("y = Conv <pads = [1, 1, 1, 1]> (x, w)\nz = Conv (y, v)\n", "float[N, 4, 8, 8] z")[0])
+    for name, own in made[0].items():
+        np.testing.assert_array_equal(own, made[1][name])
 
 
 def test_channels_that_nothing_reads_are_owed_nothing() -> None:
@@ -80,7 +89,7 @@ def test_background_scores_are_owed_little() -> None:
     model = prepare(ir.serde.deserialize_model(proto))
     located = find_sites(model, infer_shapes(model, input_shapes(model)))
     samples = rng.standard_normal((32, 3, 8, 8)).astype(np.float32)
-    owed = measure_owed(model, located, in_batches(samples))
+    owed = measure_owed(model, located, in_batches(*np.array_split(samples, 4)))
     diagonal = np.diag(owed[located[1].site.name][0])
     assert diagonal[2] < 1e-6 * diagonal[0]
 

@@ -370,6 +370,16 @@ def test_distillation_comes_nearer_and_replays() -> None:
     )
 
 
+def test_large_matrices_are_trained_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that take long to make orthogonal: here all, so that Muon has nothing to do."""
+    monkeypatch.setattr("trp_export.recover.distil._LARGE", 0)
+    monkeypatch.setattr("trp_export.recover.distil.Muon", None)
+    original, small, images = _compressed()
+    result = tune(original, small, in_batches(images), steps=60, seed=1)
+    assert result.divergence_after < result.divergence_before
+    assert {"one.reduce.weight", "one.expand.weight", "two.reduce.weight"} <= set(result.values)
+
+
 def test_a_run_that_only_makes_things_worse_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trp_export.recover.distil.LEARNING_RATES", (100.0, 100.0))
     original, small, images = _compressed()
