@@ -29,7 +29,7 @@ from trp_export.lowrank.metric import channel_roots, weigh
 _STAYS = 0.3
 # A larger input would take minutes.
 _MOST_ENTRIES = 2400
-# So many entries go from an inverse at once: one product of many columns takes far less time than many of one.
+# So many entries are subtracted from an inverse at once: many products of one column each take far longer.
 _AT_ONCE = 64
 
 
@@ -136,9 +136,9 @@ def refitted(place: LocatedSite, gone: Sequence[int], moments: Moments) -> tuple
 
 @dataclass(slots=True, eq=False)
 class _Inverse:
-    """The inverse (d, d) of the second moments of the entries that are left: nothing is asked of those that went.
+    """The inverse (d, d) of the second moments of the entries that are left; what it holds of others is not read.
 
-    What goes with them, a product of `before` (d, k) and `gains` (k, d), is taken off for many at once.
+    It is `whole` less the product of `before` (d, k) and `gains` (k, d), which is subtracted for many entries at once.
     """
 
     whole: Float64
@@ -161,10 +161,10 @@ class _Inverse:
         gain = np.asarray(np.linalg.solve(columns[entries], columns.T), dtype=np.float64)
         self.before, self.gains = np.hstack([self.before, columns]), np.vstack([self.gains, gain])
         if len(self.gains) >= _AT_ONCE:
-            self._take_off()
+            self._subtract()
         return gain
 
-    def _take_off(self) -> None:
+    def _subtract(self) -> None:
         self.whole -= self.before @ self.gains
         self.before, self.gains = self.before[:, :0], self.gains[:0]
 
