@@ -31,12 +31,16 @@ WIDE, THIN = SimpleNamespace(wide=None), SimpleNamespace(wide=object())
 
 @dataclass(frozen=True)
 class Round:
-    """What the choice sees of a plan. `thin`: channels went by images; `whole`: its time as a whole."""
+    """What the choice sees of a plan; `damage` is predicted.
+
+    `thin`: channels went by images; `whole`: its time as a whole.
+    """
 
     damage: float
     time: float
     thin: bool = False
     whole: float | None = None
+    measured_damage: float | None = None
 
     @property
     def knowledge(self) -> SimpleNamespace:
@@ -76,6 +80,13 @@ def test_channels_need_clearly_less_damage_at_equal_time(rounds_alone: None) -> 
     pairs = Round(0.3, 0.9)
     assert best([pairs, Round(0.25, 0.9, thin=True)]) is pairs
     assert best([pairs, Round(0.9 * CLEARLY_LESS * 0.3, 0.9, thin=True)]).thin
+
+
+def test_measured_damage_needs_no_margin(rounds_alone: None) -> None:
+    """What is predicted of pairs may be far too low, and far too high."""
+    pairs, thin = Round(0.1, 0.9, measured_damage=0.3), Round(0.2, 0.9, thin=True, measured_damage=0.25)
+    assert best([pairs, thin]) is thin
+    assert best([replace(pairs, measured_damage=0.2), thin]).thin is False
 
 
 def test_channels_go_where_pairs_save_no_time(rounds_alone: None) -> None:

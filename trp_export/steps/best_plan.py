@@ -8,7 +8,9 @@ from dataclasses import replace
 
 from trp_export.errors import DeviceError, OptionError
 from trp_export.latency.pair_costs import EstimatedCosts
+from trp_export.options import Options
 from trp_export.rules import Macs, Params, Rule
+from trp_export.steps.factors import make_factors
 from trp_export.steps.knowledge import Knowledge
 from trp_export.steps.rules import damage_under
 from trp_export.steps.slow_pairs import FastPlan, Round, plan_fast, without_slow_pairs
@@ -48,7 +50,7 @@ def _under_budget(rule: Macs | Params, thinner: Thinner, progress: Progress) -> 
     """The best of the timed plans of pairs alone and of those beside fewer channels.
 
     Channels share the budget with all pairs, and where these save no time once more with those that the clock kept.
-    The best plan for each of these networks is timed as a whole before one is taken.
+    The best plan for each of these networks is timed as a whole, and its damage measured, before one is taken.
     """
     rounds = [] if thinner.required else _reachable(rule, thinner.wide, progress)
     found = [thinner.fewer(rule)]
@@ -59,8 +61,20 @@ def _under_budget(rule: Macs | Params, thinner: Thinner, progress: Progress) -> 
     for knowledge in thin if rounds or thin else [thinner.wide]:
         rounds += without_slow_pairs(rule, knowledge, progress)
     progress("time the best plans", 0)
-    best = _best(_best_of_each_network(rounds, rule), rule)
-    return best.fast_plan, known[id(best.knowledge.network)]
+    best = _best_of_each_network(rounds, rule)
+    if len(best) > 1:
+        best = [_judged(one, thinner.options, progress) for one in best]
+    chosen = _best(best, rule)
+    return chosen.fast_plan, known[id(chosen.knowledge.network)]
+
+
+def _judged(one: Round, options: Options, progress: Progress) -> Round:
+    """The same with its damage measured on held-out images: what is predicted of pairs may be far off."""
+    known, calibration = one.knowledge.calibration, options.calibration
+    if known is None or calibration is None:
+        return one
+    fitted = make_factors(one.knowledge.network, one.plan, known, replace(calibration, recover=False), progress)
+    return replace(one, measured_damage=fitted.held_out.divergence if fitted.held_out is not None else None)
 
 
 def _reachable(rule: Macs | Params, knowledge: Knowledge, progress: Progress) -> list[Round]:
@@ -76,11 +90,11 @@ def _best_of_each_network(rounds: Sequence[Round], rule: Macs | Params) -> list[
     groups: dict[int, list[Round]] = {}
     for one in rounds:
         groups.setdefault(id(one.knowledge.network), []).append(one)
-    best = [_best(group, rule, rounds[0]) for group in groups.values()]
+    best = [_best(group, rule) for group in groups.values()]
     return [one.timed() for one in best] if len(best) > 1 else best
 
 
-def _best(rounds: Sequence[Round], rule: Macs | Params, first: Round | None = None) -> Round:
+def _best(rounds: Sequence[Round], rule: Macs | Params) -> Round:
     """The round that does the least damage for what it saves, of those that do not make the network slower, if any.
 
     A budget asks for a share of the network, which the first round counts as saved; another, by what it saves more. It
@@ -88,14 +102,16 @@ def _best(rounds: Sequence[Round], rule: Macs | Params, first: Round | None = No
     """
     if len(rounds) == 1:  # Nothing is timed for it.
         return rounds[0]
-    first, asked = first or rounds[0], 1 - 1 / rule.ratio
+    first, asked = rounds[0], 1 - 1 / rule.ratio
     no_slower = [one for one in rounds if one.time <= _NO_SLOWER]
 
     def damage_for_saved(one: Round) -> float:
         saved = asked + first.time - one.time
-        damage = damage_under(rule, one.knowledge)
-        if one.knowledge.network.wide is not None:
-            damage /= CLEARLY_LESS
+        damage = one.measured_damage
+        if damage is None:
+            damage = damage_under(rule, one.knowledge)
+            if one.knowledge.network.wide is not None:
+                damage /= CLEARLY_LESS
         return damage / saved if saved > 0 else math.inf
 
     return min(no_slower or rounds, key=damage_for_saved)

@@ -34,7 +34,7 @@ class FastPlan:
 class Round:
     """A plan with the costs of its pairs, what is known without the slow ones, and the costs of those left out.
 
-    `speedup` over the network without pairs is measured, or None.
+    `speedup` over the network without pairs, and the damage on held-out images, are measured, or None.
     """
 
     plan: Plan
@@ -42,6 +42,7 @@ class Round:
     knowledge: Knowledge
     left_out: Mapping[str, PairCost]
     speedup: float | None = None
+    measured_damage: float | None = None
 
     @property
     def time(self) -> float:
