@@ -113,7 +113,7 @@ def gather_patches(data: Array, seen_by: Window, positions: Positions) -> Float3
         index.append(starts[..., None] + (taps[::-1] if spreads else taps))
         index[-1] = index[-1].reshape(*positions.shape, *shape)
     count, channels = positions.size, data.shape[1]
-    if channels == seen_by.group:
+    if channels == seen_by.group > 1:
         return _of_single_channels(padded, np.ravel_multi_index(np.broadcast_arrays(*index[1:]), padded.shape[2:]))
     channels_last = np.moveaxis(padded, 1, -1)
     patches = channels_last[tuple(index)]  # (images, count, *k, c)
