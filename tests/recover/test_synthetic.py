@@ -170,7 +170,7 @@ def test_as_many_batches_are_made_together_as_memory_holds(
         return ThreadPoolExecutor(count, **options)
 
     monkeypatch.setattr(synthetic, "_HELD_BYTES", room)
-    monkeypatch.setattr(synthetic, "ThreadPoolExecutor", recorded)
+    monkeypatch.setattr("trp_export.recover.torch_graph.ThreadPoolExecutor", recorded)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     synthesise(model, told, (1, 3, 12, 12), 16, recipe=Recipe(steps=1))
     assert seen == [workers]

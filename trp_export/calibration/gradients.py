@@ -9,7 +9,6 @@ torch. Weighting the positions of an image in the same way gained nothing more o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from trp_export.errors import UnsupportedError
 from trp_export.graph.sites import LocatedSite
 from trp_export.inputs.samples import Batch, input_types
 from trp_export.lowrank.factor import Float64
-from trp_export.recover.torch_graph import TorchGraph, as_tensor, channels_first, require_sound
+from trp_export.recover.torch_graph import TorchGraph, as_tensor, channels_first, require_sound, workers
 from trp_export.system.progress import Share
 
 # How far the answers of torch may be from onnxruntime's: more than rounding to float16 moves them.
@@ -73,7 +72,7 @@ def measure_owed(
 
     channels: dict[str, Float64] = {}
     # Most operators are too small to run on several cores: each core takes batches of its own.
-    with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with workers(torch.get_num_threads()) as pool:
         for index, made in enumerate(pool.map(owed_by, range(len(batches)))):
             for name, outer in made.items():
                 channels[name] = channels.get(name, 0.0) + outer

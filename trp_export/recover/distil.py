@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -29,7 +28,7 @@ from trp_export.inputs.description import describe_inputs
 from trp_export.inputs.samples import Batch
 from trp_export.inputs.spec import CHANNEL_AXES, InputSpec
 from trp_export.recover.muon import Muon
-from trp_export.recover.torch_graph import TorchGraph, as_tensor, channels_first, require_sound
+from trp_export.recover.torch_graph import TorchGraph, as_tensor, channels_first, require_sound, workers
 from trp_export.runtime.partial import Tap, fixed_batch
 
 Array = NDArray[Any]
@@ -109,7 +108,7 @@ class Distiller:
         self._half = self._half_precision_will_do()
         self.restart(LEARNING_RATES[0])
         # The operators are too small to run on several cores: each core takes a part of the batch instead.
-        self._pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = workers(torch.get_num_threads())
 
     @property
     def held_out_images(self) -> int:
@@ -205,10 +204,10 @@ class Distiller:
 
     def _new_optimizers(self, rate: float) -> list[tuple[torch.optim.Optimizer, float]]:
         """Muon for kernels and matrices, Adam for biases and for what is too large, each with its learning rate."""
-        weights = list(self._student.weights)
-        biases = [weight for weight in weights if weight.ndim <= 1]
-        large = [weight for weight in weights if weight.ndim > 1 and min(weight.flatten(1).shape) > _LARGE]
-        kernels = [weight for weight in weights if weight.ndim > 1 and min(weight.flatten(1).shape) <= _LARGE]
+        biases = [weight for weight in self._student.weights if weight.ndim <= 1]
+        matrices = [weight for weight in self._student.weights if weight.ndim > 1]
+        large = [weight for weight in matrices if min(weight.flatten(1).shape) > _LARGE]
+        kernels = [weight for weight in matrices if min(weight.flatten(1).shape) <= _LARGE]
         made: list[tuple[torch.optim.Optimizer, float]] = []
         if kernels:
             made.append((Muon(kernels, rate), rate))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -27,7 +26,7 @@ from trp_export.graph.statistics import Statistics
 from trp_export.inputs.drawn import USUAL_SCALES, PixelScale, draw_shapes
 from trp_export.inputs.images import InputShape
 from trp_export.recover.distil import half_precision
-from trp_export.recover.torch_graph import TorchGraph
+from trp_export.recover.torch_graph import TorchGraph, workers
 from trp_export.runtime.partial import fixed_batch
 from trp_export.system.progress import Share
 
@@ -112,8 +111,8 @@ def synthesise(
     # As in distillation, each core works on its own batch, where memory holds as many: the operators are too small for
     # several cores.
     threads = torch.get_num_threads()
-    workers = int(np.clip(_HELD_BYTES // (size * _bytes_of_values(model, shape)), 1, threads))
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
+    at_once = int(np.clip(_HELD_BYTES // (size * _bytes_of_values(model, shape)), 1, threads))
+    with workers(at_once, threads // at_once) as pool:
         try:
             return np.concatenate(list(pool.map(make, range(batches))))[:count]
         except BaseException:

@@ -7,6 +7,7 @@ the module computes what onnxruntime computes (`require_sound`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,11 @@ class TorchGraph(nn.Module):
         return [values[name] for name in self._outputs]
 
 
+def workers(count: int, threads: int = 1) -> ThreadPoolExecutor:
+    """A pool of so many workers, each of which runs the operators of torch on so many threads."""
+    return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads,))
+
+
 def as_tensor(array: Array, name: str) -> Tensor:
     """An array as torch computes with it: floats in float32. Raises UnsupportedError for types that torch lacks."""
     try:
@@ -146,13 +152,14 @@ def _own_gate(node: ir.Node) -> ir.Node | None:
         return None
     for value, other in zip(node.inputs, reversed(node.inputs), strict=True):
         gate = value.producer() if value is not None else None
-        if gate is not None and gate.op_type == "Sigmoid" and gate.inputs[0] is other and _users(gate) == 1:
+        if (
+            gate is not None
+            and gate.op_type == "Sigmoid"
+            and gate.inputs[0] is other
+            and len(gate.outputs[0].uses()) == 1
+        ):
             return gate
     return None
-
-
-def _users(node: ir.Node) -> int:
-    return len(node.outputs[0].uses())
 
 
 def _silu(node: ir.Node, given: list[Any]) -> Tensor:
