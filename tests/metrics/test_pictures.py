@@ -100,6 +100,19 @@ def test_without_targets_the_originals_pictures_count(trp: Command, tmp_path: Pa
     assert score["details"][0]["what"] == "SSIM to the original's output"
 
 
+def test_pictures_that_memory_does_not_hold_are_left_out(
+    trp: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(tmp_path, pad=1)
+    monkeypatch.setattr("trp_export.metrics.evaluator._MOST_IMAGES", 1)
+    monkeypatch.setattr("trp_export.metrics.evaluator._KEPT_BYTES", 2 * 20 * 24 * 3 * 4)
+    report = json.loads(trp("model.onnx", *ARGUMENTS).out)
+    assert report["deviation"]["score"]["images"] == 2
+    assert "images: 2 of 4 images are compared, for memory's sake" in report["notes"]
+    labelled = json.loads(trp("model.onnx", *ARGUMENTS, "--labels", "targets").out)
+    assert labelled["deviation"]["score"]["images"] == 4
+
+
 @pytest.mark.parametrize("pad", [1, 0], ids=["of the same size", "with a border"])
 @pytest.mark.parametrize("metric", ["auto", "ssim"])
 def test_targets_lie_in_a_folder(trp: Command, tmp_path: Path, pad: int, metric: str) -> None:

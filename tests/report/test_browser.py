@@ -30,7 +30,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         yield page
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("dark", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [320, 390, 740, 1100])
 def test_the_page_fits_the_screen(page: Page, tmp_path: Path, width: int, dark: bool) -> None:
     page.resize(width, 2400, dark=dark)

@@ -46,7 +46,7 @@ def operators(model: Path) -> list[str]:
     return [node.op_type for node in onnx.load(model).graph.node]
 
 
-@pytest.mark.parametrize("rule", [None, Rank(3)])
+@pytest.mark.parametrize("rule", [None, pytest.param(Rank(3), marks=pytest.mark.slow)])
 def test_a_faster_rewrite_is_made_whatever_the_rule(
     rule: object, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,7 +56,7 @@ def loaded(weights: Path, iterations: int) -> Source:
     return load(weights, LoadOptions(arch=NAME, iterations=iterations))
 
 
-@pytest.mark.parametrize("iterations", [2, 3])
+@pytest.mark.parametrize("iterations", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_the_file_runs_the_trunk_so_often_on_the_parameters_of_the_module(weights: Path, iterations: int) -> None:
     source = loaded(weights, iterations)
     model = find_architecture(f"resnet14x0.25-dignet-t{iterations}").build(None).eval()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ Evaluator = Callable[[Path, Share], Score]
 _MOST_IMAGES = 100
 # The first images, which show what the outputs are: one alone may hold no object, or just one.
 _LOOKED_AT = 4
+# Pictures that the original makes are kept up to this size, and those of a result beside them.
+_KEPT_BYTES = 2**30
 # Outputs of images together are those of each alone up to this share.
 _ALIKE = 0.01
 
@@ -43,12 +45,13 @@ class _Feed:
     together: int = 1
 
     def predict(self, model: Path, metric: Metric, progress: Share) -> list[Any]:
-        """The predictions of a model for all images.
+        """The predictions of a model for all images, or for the first ones where more would not fit into memory.
 
         Raises CannotRunError, and OptionError where the outputs do not tell the images of a batch apart.
         """
         predictions: list[Any] = []
         batches: list[Batch] = []
+        kept = 0
 
         def fed() -> Iterator[Inputs]:
             for batch in self.batches(model):
@@ -65,6 +68,9 @@ class _Feed:
                     "network with a batch of one image."
                 )
             predictions += found
+            kept += sum(one.nbytes for one in found if isinstance(one, np.ndarray))
+            if kept >= _KEPT_BYTES:
+                break
             progress(min(1.0, len(predictions) / len(self.samples)))
         return predictions
 
@@ -106,12 +112,16 @@ def open_evaluator(
     def evaluate_model(model: Path, progress: Share) -> Score:
         return metric.score(predictions, feed.predict(model, metric, progress))
 
-    return evaluate_model, (*samples.notes, *notes, *_left_out(samples))
+    if len(predictions) < len(samples):
+        feed = replace(feed, samples=samples.take(np.arange(len(predictions))))
+    return evaluate_model, (*samples.notes, *notes, *_left_out(samples, len(predictions)))
 
 
-def _left_out(samples: Samples) -> tuple[str, ...]:
-    """A note on samples that do not fill a batch of a network that takes a fixed number of them."""
+def _left_out(samples: Samples, count: int) -> tuple[str, ...]:
+    """A note on samples that no `count` of predictions is of: for memory's sake, or as they fill no batch."""
     left = len(samples) % (samples.at_a_time or 1)
+    if count < len(samples) - left:
+        return (f"{samples.name}: {count:,} of {len(samples):,} images are compared, for memory's sake",)
     return (f"{samples.name}: the last {left} of {len(samples):,} images do not fill a batch",) if left else ()
 
 

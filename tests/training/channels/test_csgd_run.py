@@ -45,7 +45,7 @@ def test_the_best_epoch_is_written_as_it_is_once_merged(stripes: Path, tmp_path:
     assert run.accuracy(merged) == run.accuracy(network.module) == run.kept["cut_accuracy"]
 
 
-@pytest.mark.parametrize(("epoch", "step"), [(0, 5), (2, 7)])
+@pytest.mark.parametrize(("epoch", "step"), [(0, 5), pytest.param(2, 7, marks=pytest.mark.slow)])
 def test_a_stopped_run_resumes_to_the_same_bits(stripes: Path, tmp_path: Path, epoch: int, step: int) -> None:
     whole = train(options_for(stripes, tmp_path / "whole"))
     with pytest.raises(StoppedEarly):

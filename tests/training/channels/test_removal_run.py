@@ -15,10 +15,20 @@ from trp_export.errors import LoadError, OptionError, StoppedEarly
 
 DAGGER: dict[str, Any] = {"method": "dagger", "strength": None, "gate_steps": 12}
 MAGNITUDE: dict[str, Any] = {"method": "magnitude", "strength": None}
+WIDTHS: dict[str, Any] = {"widths": 0.5}
+MACS: dict[str, Any] = {"widths": None, "macs": 2.0}
 
 
-@pytest.mark.parametrize("method", [DAGGER, MAGNITUDE], ids=["dagger", "magnitude"])
-@pytest.mark.parametrize("rule", [{"widths": 0.5}, {"widths": None, "macs": 2.0}], ids=["widths", "macs"])
+@pytest.mark.parametrize(
+    ("method", "rule"),
+    [
+        pytest.param(DAGGER, WIDTHS, marks=pytest.mark.slow),
+        (MAGNITUDE, WIDTHS),
+        (DAGGER, MACS),
+        pytest.param(MAGNITUDE, MACS, marks=pytest.mark.slow),
+    ],
+    ids=["dagger to widths", "magnitude to widths", "dagger to macs", "magnitude to macs"],
+)
 def test_removed_filters_go_in_an_export(
     stripes: Path, tmp_path: Path, method: dict[str, Any], rule: dict[str, Any]
 ) -> None:
@@ -36,7 +46,7 @@ def test_model_file_has_the_accuracy_of_the_cut_network(stripes: Path, tmp_path:
 
 @pytest.mark.parametrize(
     ("method", "epoch", "step"),
-    [(DAGGER, 0, 5), (DAGGER, 2, 7), (MAGNITUDE, 1, 3)],
+    [(DAGGER, 0, 5), pytest.param(DAGGER, 2, 7, marks=pytest.mark.slow), (MAGNITUDE, 1, 3)],
     ids=["gates", "weights", "magnitude"],
 )
 def test_a_stopped_run_resumes_to_the_same_bits(
