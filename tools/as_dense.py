@@ -35,14 +35,12 @@ class AsDense(nn.Module):
 
     The factors of layers of one shape are stacked, and filled up with zeros to the largest of their ranks: `expand`
     (layers, n kw, rank) and `reduce` (layers, rank, c kh). While it trains, these hold the weights of the pairs, and
-    `finish` returns the network with them. `penalty` is half the decay times the squares of the products after each
-    forward pass (Khodak et al. 2021, arXiv 2105.01029).
+    `finish` returns the network with them.
     """
 
-    def __init__(self, network: nn.Module, program: Program, decay_of_products: float = 0.0) -> None:
+    def __init__(self, network: nn.Module, program: Program) -> None:
         super().__init__()
-        self.network, self.decay_of_products = network, decay_of_products
-        self.penalty: Tensor | float = 0.0
+        self.network = network
         self._program = program
         pairs = {
             name: module
@@ -82,13 +80,10 @@ class AsDense(nn.Module):
     def _products(self) -> dict[str, Tensor]:
         """The dense kernel (n, c, kh, kw) of each pair, in channels-last memory."""
         found: dict[str, Tensor] = {}
-        self.penalty = 0.0
         for (shape, names), expand, reduce in zip(self._shapes.items(), self.expand, self.reduce, strict=True):
             n, c, height, width = shape
             with torch.autocast(expand.device.type, enabled=False):
                 product = (expand @ reduce).reshape(-1, n, width, c, height)
-            if self.decay_of_products:
-                self.penalty = self.penalty + 0.5 * self.decay_of_products * product.square().sum()
             kernels = product.permute(0, 1, 4, 2, 3).contiguous().permute(0, 1, 4, 2, 3)
             found |= {f"{name}.weight": kernel for name, kernel in zip(names, kernels, strict=True)}
         return found

@@ -56,8 +56,7 @@ Channels = CSGDSettings | MagnitudeSettings | DaggerSettings
 class Network:
     """A network of the table. With a ratio of multiply-adds its layers are factors; `channels` makes it thinner.
 
-    It starts from the public weights, or, `fresh`, from those of the first group. `decay_of_products` says that weight
-    decay acts on the product of two factors in place of each of them.
+    It starts from the public weights, or, `fresh`, from those of the first group.
     """
 
     title: str
@@ -65,7 +64,6 @@ class Network:
     ratio: str = ""
     channels: Channels | None = None
     fresh: bool = False
-    decay_of_products: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,6 @@ NETWORKS = {
     "resnet20": Network("ResNet-20", "resnet20"),
     "resnet20-2.84x": Network("ResNet-20, low rank", "resnet20", "2.84"),
     "resnet20-3.6x": Network("ResNet-20, low rank", "resnet20", "3.6"),
-    "resnet20-3.6x-products": Network("the same, decay of the products", "resnet20", "3.6", decay_of_products=True),
     "resnet20-csgd": Network("ResNet-20, 5/8 of every width by C-SGD", "resnet20", channels=CSGDSettings(WIDTHS)),
     "resnet20-magnitude": Network(
         "ResNet-20, 5/8 of every width, smallest filters removed", "resnet20", channels=MagnitudeSettings(WIDTHS)
@@ -220,7 +217,7 @@ def train_all(
     report(f"{len(views)} images, {views.count} views")
 
     recipe = Recipe(epochs[1])
-    second = [_taught_trainee(row, dense, table, build, runs, recipe) for row in rows]
+    second = [_taught_trainee(row, dense, table, build, runs) for row in rows]
     until = None if seconds is None else started + seconds - FINISH_S * len(second)
     finish(second, recipe, train(second, views, recipe, report, until))
     report("done")
@@ -314,16 +311,13 @@ def _labelled_trainee(name: str, build: Callable[..., AsDense]) -> Trainee:
 
 
 def _taught_trainee(
-    row: Row, dense: dict[str, nn.Module], table: Tensor, build: Callable[..., AsDense], runs: Path, recipe: Recipe
+    row: Row, dense: dict[str, nn.Module], table: Tensor, build: Callable[..., AsDense], runs: Path
 ) -> Trainee:
     network = NETWORKS[row.network]
     start = copy.deepcopy(dense[network.arch]) if network.fresh else _public(network.arch)
     module = decompose(start, _read_plan(runs, network)) if network.ratio else start
-    decay = recipe.weight_decay if network.decay_of_products else 0.0
-    whole = build(network.arch, module.to(table.device), decay)
+    whole = build(network.arch, module.to(table.device))
     trainee = Trainee(row.name, whole, partial(_taught, table), SEED_OF_TAUGHT + row.seed)
-    if decay:
-        trainee.without_decay = ("expand.", "reduce.")
     if network.channels is not None:
         trainee.method = partial(_add_method, module, network.channels)
         trainee.first_steps = network.channels.gate_steps if isinstance(network.channels, DaggerSettings) else 0
@@ -352,13 +346,11 @@ def _network_of(trainee: Trainee) -> nn.Module:
     return trainee.module.network if isinstance(trainee.module, AsDense) else trainee.module
 
 
-def _as_dense(
-    programs: dict[str, Program], device: torch.device, arch: str, network: nn.Module, decay: float = 0.0
-) -> AsDense:
+def _as_dense(programs: dict[str, Program], device: torch.device, arch: str, network: nn.Module) -> AsDense:
     """The network as a dense one, with one program for each architecture."""
     if arch not in programs:
         programs[arch] = program_of(Teacher() if arch == "teacher" else find_architecture(arch).build(None), device)
-    return AsDense(network, programs[arch], decay)
+    return AsDense(network, programs[arch])
 
 
 def _built(name: str, seed: int) -> nn.Module:
@@ -388,8 +380,7 @@ def _labelled(module: nn.Module, pixels: Tensor, labels: Tensor, images: Tensor,
 
 def _taught(table: Tensor, module: AsDense, pixels: Tensor, labels: Tensor, images: Tensor, views: Tensor) -> Tensor:
     answer = table[images, views]
-    loss = training_loss(module(pixels), labels, answer, temperature=TEMPERATURE, share=SHARE, smoothing=SMOOTHING)
-    return loss + module.penalty
+    return training_loss(module(pixels), labels, answer, temperature=TEMPERATURE, share=SHARE, smoothing=SMOOTHING)
 
 
 def _save(trainee: Trainee, network: nn.Module, runs: Path, facts: dict[str, Any]) -> None:

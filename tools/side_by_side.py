@@ -79,7 +79,7 @@ class Recipe:
 class Trainee:
     """A network, its loss, and the seed of its order and views. `module` holds the averaged weights after training.
 
-    Parameters whose names begin with `without_decay` do not decay. `method` adds a method of `training`, such as C-SGD,
+    `method` adds a method of `training`, such as C-SGD,
     to the optimizer. `first_steps` steps are taken on their own before the others: those in which a method decides
     something, which a captured step cannot do.
     """
@@ -88,7 +88,6 @@ class Trainee:
     module: nn.Module
     loss: Loss
     seed: int
-    without_decay: tuple[str, ...] = ()
     method: Callable[[torch.optim.Optimizer], object] | None = None
     first_steps: int = 0
     losses: list[float] = field(default_factory=list)
@@ -168,8 +167,7 @@ class _Run:
         self.trainee, self._views, self._recipe, self._rates = trainee, views, recipe, rates
         device = views.labels.device
         self._module = trainee.module.to(device).to(memory_format=torch.channels_last).train()
-        named = [(name, tensor) for name, tensor in self._module.named_parameters() if tensor.requires_grad]
-        self._parameters = [tensor for _, tensor in named]
+        self._parameters = [tensor for tensor in self._module.parameters() if tensor.requires_grad]
         self._gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._tensors = [
             *self._parameters,
@@ -177,12 +175,9 @@ class _Run:
         ]
         self._average = [tensor.detach().clone() for tensor in self._tensors]
         self._rate = torch.tensor(0.0, device=device)  # A tensor, so that a captured step follows the schedule.
-        spared = {name for name, _ in named if name.startswith(trainee.without_decay)}
-        groups = [
-            {"params": [tensor for name, tensor in named if name not in spared], "weight_decay": recipe.weight_decay},
-            {"params": [tensor for name, tensor in named if name in spared], "weight_decay": 0.0},
-        ]
-        self._optimizer = torch.optim.SGD(groups, self._rate, recipe.momentum, nesterov=True, fused=True)
+        self._optimizer = torch.optim.SGD(
+            self._parameters, self._rate, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True, fused=True
+        )
         if trainee.method is not None:
             trainee.attached = trainee.method(self._optimizer)
         self._generator = torch.Generator(device).manual_seed(trainee.seed)

@@ -56,21 +56,6 @@ def test_after_steps_of_both_the_pairs_are_the_same() -> None:
         assert finished.get_parameter(name).requires_grad
 
 
-def test_the_penalty_is_that_of_the_dense_kernels() -> None:
-    whole = AsDense(network(), program_of(CifarResNet(8), CPU), decay_of_products=0.5)
-    whole(pixels())
-    pair = whole.network.get_submodule("layer1.0.conv1")
-    products = [
-        torch.einsum("nrw,rch->nchw", pair.expand.weight[:, :, 0], pair.reduce.weight[..., 0])
-        for pair in whole.network.modules()
-        if isinstance(pair, nn.Sequential) and hasattr(pair, "reduce")
-    ]
-    assert len(products) == 4
-    assert pair.expand.weight.shape == (16, 3, 1, 3)
-    assert isinstance(whole.penalty, Tensor)
-    torch.testing.assert_close(whole.penalty, 0.25 * sum(product.square().sum() for product in products))
-
-
 def test_pairs_of_another_scheme_are_refused() -> None:
     with pytest.raises(ValueError, match="spatial-wise"):
         AsDense(network(CHANNEL_WISE), program_of(CifarResNet(8), CPU))
