@@ -35,7 +35,7 @@ class Optimisation:
         read=_read_factors,
         write=_write_factors,
         metavar="N|all",
-        shown_default="three quarters of the epochs under a rule for ranks, else 0",
+        shown_default="three quarters of the epochs under a rule for ranks, all under --plan, else 0",
         default=None,
     )
     batch: int = flag(
