@@ -155,6 +155,9 @@ def analyse(
     if fold:
         statistics = norm_outputs(prepared)
     rewritten = fold_all(prepared) if fold else write_operators(prepared)
+    # A later fold gives a value another name, as that of a Mul behind batch norm does.
+    made = {value.name for node in prepared.graph for value in node.outputs}
+    statistics = {name: own for name, own in statistics.items() if name in made}
     save_model(prepared, file, apart=True)
     model = ir.load(file)
     _read_from_disk(prepared, model)

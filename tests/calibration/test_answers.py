@@ -59,6 +59,23 @@ def make_model(body: str, outputs: str, seed: int = 0) -> ir.Model:
             {"r"},
         ),
         (TRUNK + "s = Sigmoid (r)\n y = Mul (r, s)\n", "float[N, 6, 12, 12] y", {"r"}),
+        (
+            POOLED + "n = ReduceL2 <axes = [1]> (l)\n s = Constant <value_float = 1.0> ()\n c = Clip (n, s)\n"
+            "q = Shape (l)\n e = Expand (c, q)\n y = Div (l, e)\n",
+            "float[N, 5] y",
+            {"y"},
+        ),
+        (
+            POOLED + "k = Constant <value_ints = [1]> ()\n p = Mul (l, l)\n n = ReduceSum (p, k)\n c = Sqrt (n)\n"
+            "q = Shape (l)\n e = Expand (c, q)\n y = Div (l, e)\n",
+            "float[N, 5] y",
+            {"y"},
+        ),
+        (
+            POOLED + "n = ReduceL2 <axes = [1]> (f)\n q = Shape (l)\n e = Expand (n, q)\n y = Div (l, e)\n",
+            "float[N, 5] y",
+            {"l", "n"},
+        ),
         (TRUNK + "y = Concat <axis = 1> (r, x)\n", "float[N, 9, 12, 12] y", {"r"}),
         (TRUNK + "s = SequenceConstruct (t, r)\n y = Identity (s)\n", "seq(float[N, 6, 12, 12]) y", {"t", "r"}),
         (POOLED + "y = Multinomial (l)\n", "int32[N, 1] y", {"l"}),

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from networks import in_batches, input_shapes
 
+from trp_export.calibration import gradients
 from trp_export.calibration.divergence import yardsticks
 from trp_export.calibration.gradients import measure_owed
 from trp_export.errors import UnsupportedError
@@ -15,7 +16,7 @@ from trp_export.graph.prepare import prepare
 from trp_export.graph.shapes import infer_shapes
 from trp_export.graph.sites import find_sites
 from trp_export.lowrank.factor import Float64
-from trp_export.recover.torch_graph import require_sound
+from trp_export.recover.torch_graph import require_sound, workers
 from trp_export.recover.torch_ops import RULES
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\nnet (float[N, 3, 8, 8] x) => ({outputs})\n'
@@ -50,6 +51,18 @@ def test_owed_is_what_the_next_layer_reads() -> None:
     cosine = float((measured * expected).sum() / np.linalg.norm(measured) / np.linalg.norm(expected))
     assert cosine > 0.99
     assert np.linalg.matrix_rank(measured, tol=1e-3 * np.trace(measured)) == 4
+
+
+@pytest.mark.parametrize(("room", "cores"), [(2**40, 3), (1, 1)])
+def test_as_many_batches_are_worked_on_together_as_memory_holds(
+    monkeypatch: pytest.MonkeyPatch, room: int, cores: int
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(gradients, "workers", lambda count: seen.append(count) or workers(count))
+    monkeypatch.setattr("trp_export.calibration.memory._HELD_BYTES", room)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    owed_of("y = Conv <pads = [1, 1, 1, 1]> (x, w)\nz = Conv (y, v)\n", "float[N, 4, 8, 8] z", images=8)
+    assert seen == [cores]
 
 
 def test_the_number_of_cores_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

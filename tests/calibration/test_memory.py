@@ -8,10 +8,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from networks import make_images, make_network
+from networks import in_batches, make_images, make_network
 
 from trp_export import Benchmark, Calibration, Macs, Options, Rank, compress
 from trp_export.calibration import memory
+from trp_export.calibration.held_out import images_with_room
 from trp_export.calibration.memory import (
     has_room_for_gradients,
     has_room_for_moments,
@@ -60,6 +61,18 @@ def test_outputs_that_no_node_reads_take_room_too() -> None:
     model = ir.serde.deserialize_model(proto)
     shapes = dict.fromkeys(("x", "r", "y"), (1, 21, 512, 512))
     assert images_to_walk(model, shapes)[-1] < 16
+
+
+def test_answers_take_room_although_nothing_reads_them_any_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores of 21 classes, of which the last node reads the number of the largest alone."""
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> net (float[N, 3, 64, 64] x) => (float[N, 1, 64, 64] y) '
+        "{ s = Conv (x, w) a = ArgMax <axis = 1> (s) y = Cast <to = 1> (a) }"
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((21, 3, 1, 1), np.float32), "w"))
+    model = ir.serde.deserialize_model(proto)
+    monkeypatch.setattr(memory, "_WALKED_BYTES", 16 * 4 * 21 * 64 * 64)
+    assert images_with_room(model, in_batches(np.zeros((2, 3, 64, 64), np.float32))) in range(8, 17)
 
 
 def test_refused_layers_take_no_room() -> None:

@@ -53,6 +53,13 @@ def test_divergence_is_blind_to_a_shift_of_all_classes() -> None:
     assert agreement({"y": logits}, {"y": logits}) == 1
 
 
+def test_agreement_of_maps_is_the_share_of_positions_of_the_same_class() -> None:
+    scores = np.random.default_rng(0).standard_normal((2, 5, 4, 4))
+    other = scores.copy()
+    other[0, :, 1, 2] = -other[0, :, 1, 2]
+    assert agreement({"y": scores}, {"y": other}) == 31 / 32
+
+
 def test_a_walk_gives_what_one_run_gives() -> None:
     model, _ = make_network()
     images = make_images(10).inputs

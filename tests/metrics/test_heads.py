@@ -160,6 +160,15 @@ def test_tensorflow_boxes_have_rows_first() -> None:
     assert head.decode(outputs, SIZE)[0].corners == pytest.approx(CORNERS, abs=1e-3)
 
 
+def test_numbers_of_anchors_are_no_classes() -> None:
+    boxes, numbers, scores = separate(batched=True)
+    outputs = [7.0 + 0 * numbers, boxes[..., [1, 0, 3, 2]], numbers, scores]
+    names = ("detection_anchor_indices", "detection_boxes", "detection_classes", "detection_scores")
+    head = find_head(sample(outputs, names))
+    assert head is not None
+    assert head.decode(outputs, SIZE)[0].corners == pytest.approx(CORNERS, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     "outputs",
     [

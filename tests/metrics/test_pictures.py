@@ -100,13 +100,14 @@ def test_without_targets_the_originals_pictures_count(trp: Command, tmp_path: Pa
     assert score["details"][0]["what"] == "SSIM to the original's output"
 
 
+@pytest.mark.parametrize("metric", ["psnr", "outputs"])
 def test_pictures_that_memory_does_not_hold_are_left_out(
-    trp: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trp: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str
 ) -> None:
     prepare(tmp_path, pad=1)
     monkeypatch.setattr("trp_export.metrics.evaluator._MOST_IMAGES", 1)
     monkeypatch.setattr("trp_export.metrics.evaluator._KEPT_BYTES", 2 * 20 * 24 * 3 * 4)
-    report = json.loads(trp("model.onnx", *ARGUMENTS).out)
+    report = json.loads(trp("model.onnx", *ARGUMENTS, "--metric", metric).out)
     assert report["deviation"]["score"]["images"] == 2
     assert "images: 2 of 4 images are compared, for memory's sake" in report["notes"]
     labelled = json.loads(trp("model.onnx", *ARGUMENTS, "--labels", "targets").out)

@@ -33,7 +33,6 @@ from trp_export.steps import closeness
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from trp_export.recover import synthetic
     from trp_export.recover.best_of import _held_out
     from trp_export.recover.synthetic import Recipe, _ChannelMoments, affordable, synthesise
 
@@ -169,11 +168,32 @@ def test_as_many_batches_are_made_together_as_memory_holds(
         seen.append(count)
         return ThreadPoolExecutor(count, **options)
 
-    monkeypatch.setattr(synthetic, "_HELD_BYTES", room)
+    monkeypatch.setattr("trp_export.calibration.memory._HELD_BYTES", room)
     monkeypatch.setattr("trp_export.recover.torch_graph.ThreadPoolExecutor", recorded)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     synthesise(model, told, (1, 3, 12, 12), 16, recipe=Recipe(steps=1))
     assert seen == [workers]
+
+
+def test_a_product_behind_batch_norm_leaves_its_statistics_to_others(trp: Command, tmp_path: Path) -> None:
+    """As Caffe writes batch norm. What is folded together has the name of the last part."""
+    text = TWO_NORMS.replace("b = BatchNormalization (", "n = BatchNormalization (").replace(
+        "c = Relu (b)", "t = Constant <value_float = 1.5> () b = Mul (n, t) c = Relu (b)"
+    )
+    save(trained(text=text), tmp_path / "model.onnx")
+    outcome = trp("model.onnx", "--macs", "1.2", "--calib", "synthetic", "--calib-count", "64", "--no-bench")
+    assert outcome.code == 0, outcome.err
+    assert "64 images were synthesised" in outcome.out
+
+
+def test_images_drawn_for_a_large_fixed_batch_fill_it(
+    trp: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trp_export.steps.synthetic_samples._DRAWN_MACS", 1)
+    save(of_full_rank(WITHOUT_NORM.replace("float[N,", "float[32,")), tmp_path / "model.onnx")
+    outcome = trp("model.onnx", "--macs", "1.2", "--calib", "synthetic", "--no-bench")
+    assert outcome.code == 0, outcome.err
+    assert "64 images were synthesised" in outcome.out
 
 
 def test_the_progress_ends_at_the_whole_and_may_interrupt() -> None:

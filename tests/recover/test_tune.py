@@ -575,6 +575,20 @@ def test_a_fixed_batch_is_tuned_too(batch: int, steps: int) -> None:
     assert tuned.divergence_after < tuned.divergence_before
 
 
+@pytest.mark.parametrize("size", ["N", "5"])
+def test_answers_with_their_steps_first_are_tuned(size: str) -> None:
+    text = f"""<ir_version: 8, opset_import: ["": 17]> net (float[{size}, 3, 2, 9] x) => (float[9, {size}, 6] y)
+    <float[4, 3, 2, 3] k, float[4, 6] m>
+    {{ a = Conv <pads = [0, 1, 0, 1]> (x, k)  axes = Constant <value_ints = [2]> ()  b = Squeeze (a, axes)
+       c = Transpose <perm = [2, 0, 1]> (b)  l = MatMul (c, m)  y = Softmax <axis = 2> (l) }}"""
+    model = prepare(ir.serde.deserialize_model(build(text)))
+    images = np.random.default_rng(0).standard_normal((100, 3, 2, 9)).astype(np.float32)
+    run = Distiller(model, model.clone(), in_batches(images), (), 0)
+    run.step(0.5)
+    assert run.held_out_images == 12
+    assert run.start_score == (pytest.approx(0, abs=1e-6), 1)
+
+
 def test_too_few_images_for_a_fixed_batch_are_repeated() -> None:
     original, small, images = _compressed(20)
     assert tune(original, small, in_batches(images[:20], fixed=True), steps=2, threads=1).steps == 2

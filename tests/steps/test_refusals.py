@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from models import build, save
 
-from trp_export import Benchmark, Energy, Options, Rank, Selection, compress
+from trp_export import Benchmark, Energy, Macs, Options, Rank, Selection, compress
 from trp_export.errors import OptionError
 from trp_export.options import Calibration, Images
 from trp_export.planning.rules import LayerRule
@@ -33,8 +33,38 @@ OPEN = """<ir_version: 8, opset_import: ["" : 17]>
 
 def run(folder: Path, source: str, rule: LayerRule | None = None, **given: object) -> object:
     path = save(build(source), folder / "model.onnx")
-    options = Options(rule or Rank(2), calibration=Calibration("none"), benchmark=Benchmark(run=False))
+    given = {"calibration": Calibration("none"), **given}
+    options = Options(rule or Rank(2), benchmark=Benchmark(run=False))
     return compress(path, replace(options, output=folder / "small.onnx", **given))  # type: ignore[arg-type]
+
+
+VECTOR = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[1, 3, 12, 12] x) => (float[5] y)
+    <float[8, 3, 3, 3] w, float[8, 5] m>
+    { a = Conv (x, w)  b = GlobalAveragePool (a)  c = Squeeze (b)  y = MatMul (c, m) }"""
+ROWS = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[1, 3, 6, 6] x) => (float[M, 40] y)
+    <float[32, 3, 3, 3] w, float[32, 40] m, float[40] o, float limit = {9.0}>
+    { a = Conv <pads = [1, 1, 1, 1]> (x, w)  b = Transpose <perm = [0, 2, 3, 1]> (a)
+      s = Constant <value_ints = [36, 32]> ()  c = Reshape (b, s)
+      t = Constant <value_ints = [36, 3]> ()  d = Reshape (x, t)  e = ReduceMax <axes = [1], keepdims = 0> (d)
+      f = Greater (e, limit)  g = NonZero (f)  h = Squeeze (g)  i = Gather <axis = 0> (c, h)  j = MatMul (i, m)  y = Add (j, o) }"""
+
+
+def test_a_product_of_a_single_vector_is_calibrated(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).standard_normal((8, 3, 12, 12)).astype(np.float32)
+    np.savez(tmp_path / "images.npz", images=images)
+    report = run(tmp_path, VECTOR, Macs(1.1), calibration=Calibration(tmp_path / "images.npz"))
+    assert report.deviation.rewrite.relative_l2 < 1e-5  # type: ignore[attr-defined]
+
+
+def test_a_layer_without_rows_on_held_out_images_is_planned(tmp_path: Path) -> None:
+    """Its rows are of objects that are found; two of eight images, which are held out, hold none."""
+    images = np.random.default_rng(0).standard_normal((8, 3, 6, 6)).astype(np.float32)
+    images[[0, 1, 2, 4, 5, 6], 0, :4] += 20
+    np.savez(tmp_path / "images.npz", images=images)
+    report = run(tmp_path, ROWS, Macs(1.1), calibration=Calibration(tmp_path / "images.npz"))
+    assert report.deviation.rewrite.relative_l2 < 1e-5  # type: ignore[attr-defined]
 
 
 def test_a_weight_read_twice_through_identity_is_not_folded_twice(tmp_path: Path) -> None:

@@ -49,6 +49,9 @@ _FIRST_ONLY = frozenset(
 _GATHERS = frozenset({"Gather", "GatherND", "GatherElements"})
 _CHOOSES = _CHOOSING | {"ArgMax"}
 _PASSES_INDICES = _MOVING | {"Cast", "Add", "Sub", "Mul", "Div", "Mod", "Unsqueeze", "Where"}
+# The length of a vector, and what may lie between it and the vector that is divided by it.
+_LENGTHS = frozenset({"ReduceL2", "ReduceSumSquare", "ReduceSum"})
+_KEEP_LENGTH = frozenset({"Sqrt", "Clip", "Max", "Add", "Expand", "Identity", "Unsqueeze", "Reshape", "Cast"})
 # These read nothing but a shape, and hide the values that they are added to.
 _NOISE = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
 _LEARNED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum"})
@@ -189,7 +192,8 @@ class _Search:
             return _Found({}, {}, decoded=False)
         if node.op_type in _NOISE:
             return _Found({}, {}, decoded=True)
-        if node.domain not in ("", "ai.onnx") or node.op_type not in _HIDING | _MOVING | _ARITHMETIC:
+        followed = node.domain in ("", "ai.onnx") and node.op_type in _HIDING | _MOVING | _ARITHMETIC
+        if not followed or _is_normalised(node):
             return _leaf(value)
         behind = [self.behind(source, of_it) for source, of_it in sources(node, value, part, _data(node), self.shapes)]
         merged = _Found({}, {}, any(found.decoded for found in behind))
@@ -235,6 +239,31 @@ class _Search:
         if rank is None:
             return axis in (channels, 1, -1)
         return axis is not None and axis % rank == channels % rank
+
+
+def _is_normalised(node: ir.Node) -> bool:
+    """True for values divided by their own length, which nothing reads any longer."""
+    if node.op_type != "Div":
+        return False
+    data, length = node.inputs
+    while length is not None and (above := length.producer()) is not None and length is not data:
+        if above.op_type in _LENGTHS and _squared(above) is data:
+            return True
+        if above.op_type not in _KEEP_LENGTH:
+            return False
+        length = next((source for source in _data(above) if _computed(source)), None)
+    return False
+
+
+def _squared(node: ir.Node) -> ir.Value | None:
+    """The value whose squares a reduction adds up; None where it adds up something else."""
+    value = node.inputs[0]
+    if node.op_type != "ReduceSum" or value is None:
+        return value
+    above = value.producer()
+    if above is None or above.op_type not in ("Mul", "Pow"):
+        return None
+    return above.inputs[0] if above.op_type == "Pow" or above.inputs[0] is above.inputs[1] else None
 
 
 def _leaf(value: ir.Value) -> _Found:

@@ -184,9 +184,9 @@ def divergence(original: Outputs, other: Outputs, kinds: Kinds | None = None) ->
 
 
 def agreement(original: Outputs, other: Outputs) -> float:
-    """Share of the images for which the first output has the same largest entry."""
+    """Share of the images, or of their positions, at which the first output (n, C, *) has the same largest entry."""
     name = next(iter(original))
-    a, b = (outputs[name].reshape(len(outputs[name]), -1) for outputs in (original, other))
+    a, b = original[name], other[name]
     return float(np.mean(a.argmax(axis=1) == b.argmax(axis=1)))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trp_export.calibration.answers import find_answers
 from trp_export.calibration.memory import images_to_walk
 from trp_export.graph.shapes import infer_value_shapes
 from trp_export.inputs.samples import Batch, Samples
@@ -101,5 +102,5 @@ def images_with_room(model: ir.Model, batches: Sequence[Batch]) -> int | None:
     """How many samples those are; None for a network without nodes."""
     largest = max(batches, key=lambda batch: sum(array.nbytes for array in batch.arrays.values()) / len(batch))
     shapes = infer_value_shapes(model, {name: array.shape for name, array in largest.first(1).arrays.items()})
-    room = images_to_walk(model, shapes)
+    room = images_to_walk(model, shapes, [answer.name for answer in find_answers(model)])
     return room[-1] if room else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from trp_export.calibration.patches import (
@@ -84,7 +85,7 @@ class LayerInputs:
                 inside = {key: own.executions(outside[own.name]) for key, own in self._exposed.items()}
         for place in self.places:
             uses = [
-                Use(data, window(node, place.site))
+                Use(np.atleast_2d(data), window(node, place.site))  # A matrix may read a single vector.
                 for node in place.nodes
                 for data in (values[_input(node)] if node.graph is self._model.graph else inside[node_key(node)])
             ]

@@ -19,6 +19,8 @@ _WALKED_BYTES = 320 * 2**20
 _READ_BYTES = 128 * 2**20
 # All images: 1,024 of 3x418x418.
 _KEPT_BYTES = 2 * 2**30
+# All values of the batches whose gradients are computed together.
+_HELD_BYTES = 4 * 2**30
 _FLOAT_BYTES = 4
 _LEAST_WALKED = 8
 # One matrix of moments in double precision, of which a layer's factors take a dozen, and those of all layers together.
@@ -29,12 +31,13 @@ _PATCH_BYTES = 128 * 2**20
 _DOUBLE_BYTES = 8
 
 
-def images_to_walk(model: ir.Model, shapes: Shapes) -> tuple[int, ...]:
+def images_to_walk(model: ir.Model, shapes: Shapes, kept: Iterable[str] = ()) -> tuple[int, ...]:
     """How many images a walk may hold from each node of the main graph to the end, within a bound on memory.
 
-    The first layers of most networks make the largest values: later on there is room for more images.
+    The values `kept` are held to the end, with the outputs. The first layers of most networks make the largest values:
+    later on there is room for more images.
     """
-    alive = np.array(_bytes_alive(model, shapes), dtype=np.int64)
+    alive = np.array(_bytes_alive(model, shapes, kept), dtype=np.int64)
     most = np.maximum.accumulate(np.maximum(alive, 1)[::-1])[::-1]
     return tuple(int(count) for count in np.maximum(_WALKED_BYTES // most, _LEAST_WALKED))
 
@@ -42,6 +45,12 @@ def images_to_walk(model: ir.Model, shapes: Shapes) -> tuple[int, ...]:
 def images_to_keep(image_bytes: int) -> int:
     """How many images of a size to calibrate on: all of them stay in memory as the network reads them."""
     return _KEPT_BYTES // max(image_bytes, 1)
+
+
+def batches_at_once(model: ir.Model, shapes: Shapes, images: int, most: int) -> int:
+    """How many batches of so many images may be worked on together where all values are held for gradients."""
+    made = sum(_bytes(value.name or "", shapes) for node in model.graph for value in node.outputs)
+    return int(np.clip(_HELD_BYTES // max(images * made, 1), 1, most))
 
 
 def images_to_read(names: Iterable[str], shapes: Shapes) -> int:
@@ -95,7 +104,7 @@ def _square_bytes(size: int, count: int) -> int:
     return _DOUBLE_BYTES * count * size**2
 
 
-def _bytes_alive(model: ir.Model, shapes: Shapes) -> list[int]:
+def _bytes_alive(model: ir.Model, shapes: Shapes, kept: Iterable[str]) -> list[int]:
     """The bytes of one image that are alive after each node of the main graph, with those that it reads."""
     nodes = list(model.graph)
     last_read: dict[str, int] = {}
@@ -103,7 +112,7 @@ def _bytes_alive(model: ir.Model, shapes: Shapes) -> list[int]:
         for value in (*node.inputs, *outer_reads(node)):
             if value is not None and value.name:
                 last_read[value.name] = index
-    last_read |= {value.name or "": len(nodes) for value in model.graph.outputs}
+    last_read |= dict.fromkeys([*(value.name or "" for value in model.graph.outputs), *kept], len(nodes))
     ends: dict[int, list[str]] = {}
     for name, index in last_read.items():
         ends.setdefault(index, []).append(name)

@@ -65,7 +65,7 @@ def measure_sensitivities(
         # The scheme with the most ranks comes closest to the levels.
         curve = max(layer.curves, key=lambda curve: curve.full_rank)
         metric = moments[name].metric(centred=True)
-        judged = (held_out or moments)[name]
+        judged = (held_out or {}).get(name, moments[name])  # A layer may have no rows on held-out inputs.
         judge = replace(metric, inputs=judged.about(moments[name].mean))
         varies = share_within_scales(place.kernel(), place.site.group, judge, judged)
         points, replace_by = {}, _replacing(copy, place, walk, answers)

@@ -31,7 +31,7 @@ Evaluator = Callable[[Path, Share], Score]
 _MOST_IMAGES = 100
 # The first images, which show what the outputs are: one alone may hold no object, or just one.
 _LOOKED_AT = 4
-# Pictures that the original makes are kept up to this size, and those of a result beside them.
+# What is kept of the original's outputs has at most this size, and what is kept of a result's lies beside it.
 _KEPT_BYTES = 2**30
 # Outputs of images together are those of each alone up to this share.
 _ALIKE = 0.01
@@ -68,7 +68,7 @@ class _Feed:
                     "network with a batch of one image."
                 )
             predictions += found
-            kept += sum(one.nbytes for one in found if isinstance(one, np.ndarray))
+            kept += sum(_bytes(one) for one in found)
             if kept >= _KEPT_BYTES:
                 break
             progress(min(1.0, len(predictions) / len(self.samples)))
@@ -115,6 +115,12 @@ def open_evaluator(
     if len(predictions) < len(samples):
         feed = replace(feed, samples=samples.take(np.arange(len(predictions))))
     return evaluate_model, (*samples.notes, *notes, *_left_out(samples, len(predictions)))
+
+
+def _bytes(prediction: Any) -> int:
+    """The memory that a prediction takes, as far as it consists of arrays."""
+    parts = prediction if isinstance(prediction, (list, tuple)) else [prediction]
+    return sum(part.nbytes for part in parts if isinstance(part, np.ndarray))
 
 
 def _left_out(samples: Samples, count: int) -> tuple[str, ...]:

@@ -296,8 +296,10 @@ def _find_separate(sample: Sample) -> Head | None:
         return None
     beside = [index for index, array in enumerate(outputs) if array.shape == outputs[boxes].shape[:-1]]
     typed = [index for index in beside if outputs[index].dtype.kind in "iu"]
-    classes = typed or [index for index in beside if _are_whole(outputs[index])]
-    scores = [index for index in beside if index not in classes]
+    whole = typed or [index for index in beside if _are_whole(outputs[index])]
+    # Numbers of anchors are whole, too.
+    classes = _named(whole, "class", sample)
+    scores = _named([index for index in beside if index not in (*typed, *classes)], "score", sample)
     if len(scores) != 1 or len(classes) != 1:
         return None
     decode = partial(
@@ -309,6 +311,11 @@ def _find_separate(sample: Sample) -> Head | None:
         rows_first="detection_boxes" in sample.names[boxes],
     )
     return Head("nms", decode, suppressed=True)
+
+
+def _named(places: Sequence[int], word: str, sample: Sample) -> Sequence[int]:
+    """Those of the outputs whose names hold a word; all where there is none."""
+    return [place for place in places if word in sample.names[place].lower()] or places
 
 
 def _are_corners(corners: Array) -> bool:

@@ -8,7 +8,7 @@ from trp_export.metrics.answers import open_answers
 from trp_export.metrics.classes import are_classes, are_numbers
 from trp_export.metrics.heads import find_head
 from trp_export.metrics.sample import Array, Sample, Span
-from trp_export.metrics.segmentation import MOST_CLASSES
+from trp_export.metrics.segmentation import MOST_CLASSES, tells_apart
 from trp_export.metrics.sequences import open_sequences
 
 # Descriptors have a power of two of values from here on; few networks tell so many classes apart.
@@ -25,7 +25,7 @@ def kind_of(sample: Sample) -> str | None:
     classes = are_classes(sample.first, sample.count)
     if not (classes and len(sample.outputs) == 1) and find_head(sample) is not None:
         return "map"
-    if classes and _has_classes_elsewhere(sample):
+    if classes and (_has_classes_elsewhere(sample) or _are_largest(sample)):
         return "outputs"
     if classes:
         known = bool(sample.classes) or are_numbers(sample.first)
@@ -56,6 +56,13 @@ def _has_classes_elsewhere(sample: Sample) -> bool:
     return not _are_probabilities(first.reshape(len(first), -1)) and any(map(_are_probabilities, wide))
 
 
+def _are_largest(sample: Sample) -> bool:
+    """True for what a TopK gives: falling rows of scores, which of them is largest is always the first."""
+    first, *others = sample.outputs
+    falls = first.dtype.kind == "f" and bool((np.diff(first.reshape(len(first), -1), axis=1) <= 0).all())
+    return falls and any(other.dtype.kind in "iu" and other.shape == first.shape for other in others)
+
+
 def is_picture(sample: Sample) -> bool:
     """True for as many colours as the input has, in maps no smaller than half of it."""
     output = sample.first
@@ -78,7 +85,7 @@ def _kind_of_map(sample: Sample) -> str | None:
     sides = [side for side in output.shape[1:] if side != 1]
     few = output.ndim == 4 and (whole or output.shape[3 if sample.channels_last else 1] <= MOST_CLASSES)
     if few and len(output) == sample.count and len(sides) >= 2 and output.dtype.kind in "iubf":
-        return "miou"
+        return "miou" if tells_apart(output, channels_last=sample.channels_last) else None
     return "miou" if whole and output.ndim == 3 and output.shape[1:] == sample.size else None
 
 
@@ -87,7 +94,7 @@ def _are_steps(sample: Sample) -> bool:
     output = sample.first
     if len(sample.outputs) > 1 or output.ndim != 3 or output.dtype.kind != "f":
         return False
-    if sample.count not in output.shape[:2]:
+    if sample.count not in output.shape[:2] or output.shape[1:] == sample.size:
         return False
     texts = open_sequences(sample, None, None).predict(sample.outputs, Span(0, sample.size))
     steps = output.shape[0] * output.shape[1]

@@ -112,17 +112,34 @@ def open_segmentation(
     output = sample.first
     axis = 3 if sample.channels_last else 1
     whole = holds_numbers(output, channels_last=sample.channels_last)
-    binary = not whole and (output.ndim == 3 or output.shape[axis] == 1)
+    binary = _is_binary(output, channels_last=sample.channels_last)
     if classes is None:
         classes = 2 if binary else MOST_CLASSES if whole else int(output.shape[axis])
     if classes > MOST_CLASSES:
         raise OptionError(f"--metric miou counts up to {MOST_CLASSES} classes, and the network has {classes:,}.")
-    shares = bool(np.nanmin(output) >= 0) and bool(np.nanmax(output) <= 1)
     labels = matching(images, folder) if folder is not None or beside else None
     placed = placements(images, sample.size)
     white = classes == 2 and labels is not None and _are_white(labels[:_LOOKED_AT])
     notes = ("label pictures are black and white: white counts as class 1",) if white else ()
-    return Segmentation(classes, sample.channels_last, 0.5 if shares else 0.0, labels, placed, white), notes
+    return Segmentation(classes, sample.channels_last, _threshold(output), labels, placed, white), notes
+
+
+def tells_apart(output: Array, *, channels_last: bool) -> bool:
+    """False for maps of one channel that lie on one side of the threshold everywhere, such as depths."""
+    if not _is_binary(output, channels_last=channels_last):
+        return True
+    above = output > _threshold(output)
+    return bool(above.any()) and not above.all()
+
+
+def _is_binary(output: Array, *, channels_last: bool) -> bool:
+    whole = holds_numbers(output, channels_last=channels_last)
+    return not whole and (output.ndim == 3 or output.shape[3 if channels_last else 1] == 1)
+
+
+def _threshold(output: Array) -> float:
+    """What tells two classes apart in one channel: a half for shares of 1, else 0."""
+    return 0.5 if bool(np.nanmin(output) >= 0) and bool(np.nanmax(output) <= 1) else 0.0
 
 
 def holds_numbers(output: Array, *, channels_last: bool) -> bool:

@@ -228,8 +228,11 @@ class Distiller:
     def _run(self, network: TorchGraph, samples: Samples) -> list[Tensor]:
         """The outputs for all samples. For a model of a fixed batch size the last batch is filled up."""
         if self._chunk is None:
-            return network(*samples.values())  # type: ignore[no-any-return]
-        parts = [network(*part.values()) for part in _split(self._filled(samples), self._chunk)]
+            return [_samples_first(value, _count(samples)) for value in network(*samples.values())]
+        parts = [
+            [_samples_first(value, _count(part)) for value in network(*part.values())]
+            for part in _split(self._filled(samples), self._chunk)
+        ]
         return [torch.cat(part)[: _count(samples)] for part in zip(*parts, strict=True)]
 
     def _filled(self, samples: Samples) -> Samples:
@@ -261,6 +264,7 @@ class Distiller:
         probe = self._filled(_rows(self._held_out, slice(self._chunk or self._batch_size)))
         tap = Tap(compressed, self._student.inputs, self._outputs)
         made = tap({name: values.numpy() for name, values in probe.items()})
+        made = {name: _samples_first(torch.from_numpy(value), _count(probe)).numpy() for name, value in made.items()}
         wanted = {
             name: np.moveaxis(made[name], axis, 1) if made[name].ndim > 2 else made[name]
             for name, axis in zip(self._outputs, self._axes, strict=True)
@@ -284,6 +288,12 @@ def _join(batches: Sequence[Batch], names: Sequence[str]) -> Samples:
 
 def _count(samples: Samples) -> int:
     return len(next(iter(samples.values())))
+
+
+def _samples_first(value: Tensor, count: int) -> Tensor:
+    """The answers for so many samples with these on the first axis, where recurrent layers have their steps."""
+    steps_first = value.ndim > 2 and len(value) != count == value.shape[1]
+    return value.swapaxes(0, 1) if steps_first else value
 
 
 def _rows(samples: Samples, places: Tensor | slice) -> Samples:

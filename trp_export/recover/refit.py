@@ -139,12 +139,12 @@ def refit(
             walks.widen(room[order[id(place.nodes[0])]] // len(place.nodes))
         renormalise_before(place.nodes[0])
         samples = _gather(walks, place.nodes, layer.site, rng) if fits else None
-        if samples is None:
-            _keep(copy, place, layer, fitted)
-            continue
         state = LayerState(layer, place.kernel().astype(np.float64), _bias(place), (owed or {}).get(name))
         known = [fitted, *others] if held_out else []
-        choice = _choose(samples, walks.shown, state, known)
+        choice = _choose(samples, walks.shown, state, known) if samples is not None else None
+        if choice is None:
+            _keep(copy, place, layer, fitted)
+            continue
         _set(copy, place, state, choice)
         if choice.pairs:
             factors[name] = choice.pairs
@@ -159,17 +159,21 @@ def refit(
 
 def _choose(
     samples: Iterator[Iterator[Samples]], count: int, state: LayerState, known: Sequence[LayerFactors]
-) -> Choice:
+) -> Choice | None:
     """What a layer becomes: what does best on held-out images of its regressions and what is known of it.
 
-    It is fitted to the first `count` batches of `samples`, and judged on the others.
+    It is fitted to the first `count` batches of `samples`, and judged on the others. None where one of the two holds no
+    rows for the layer, such as those of objects that are found.
     """
     shown = sum_residuals(state, chain.from_iterable(islice(samples, count)))
+    if shown is None:
+        return None
     pulls = PULLS if known else PULLS[:1]
     choices = in_background(lambda: [regress(state, shown, pull) for pull in pulls])
     if known:
         choices += [choice for own in known for choice in _known(own, state, shown)]
-        choices = [closest_choice(state, choices, sum_residuals(state, chain.from_iterable(samples)))]
+        judged = sum_residuals(state, chain.from_iterable(samples))
+        return closest_choice(state, choices, judged) if judged is not None else None
     return choices[0]
 
 

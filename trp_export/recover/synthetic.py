@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trp_export.calibration.memory import batches_at_once
 from trp_export.errors import UnsupportedError
 from trp_export.graph.shapes import infer_value_shapes
 from trp_export.graph.statistics import Statistics
@@ -44,9 +45,6 @@ _BATCH_ELEMENTS = 128 * 3 * 64 * 64
 _MACS = 5e12
 _MACS_OF_A_VALUE = 250
 _LEAST_IMAGES, _MOST_IMAGES = 64, 1024
-# What the batches that are worked on together hold for their gradients.
-_HELD_BYTES = 4 * 2**30
-_FLOAT_BYTES = 4
 # Added to variances, as a share of their mean over the channels of a layer.
 _FLOOR = 1e-3
 
@@ -111,7 +109,8 @@ def synthesise(
     # As in distillation, each core works on its own batch, where memory holds as many: the operators are too small for
     # several cores.
     threads = torch.get_num_threads()
-    at_once = int(np.clip(_HELD_BYTES // (size * _bytes_of_values(model, shape)), 1, threads))
+    shapes = infer_value_shapes(model, {model.graph.inputs[0].name or "": (1, *shape)})
+    at_once = batches_at_once(model, shapes, size, threads)
     with workers(at_once, threads // at_once) as pool:
         try:
             return np.concatenate(list(pool.map(make, range(batches))))[:count]
@@ -119,13 +118,6 @@ def synthesise(
             stopped.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-
-
-def _bytes_of_values(model: ir.Model, shape: tuple[int, ...]) -> int:
-    """The bytes of all values that the network makes of one image, as far as their sizes are known."""
-    shapes = infer_value_shapes(model, {model.graph.inputs[0].name or "": (1, *shape)})
-    made = (shapes.get(value.name or "", ()) for node in model.graph for value in node.outputs)
-    return _FLOAT_BYTES * max(sum(math.prod(size or 1 for size in own[1:]) for own in made), 1)
 
 
 class _Goal:

@@ -96,9 +96,15 @@ def _drawn(
     network: Network, spec: InputSpec, calibration: Calibration, scales: Sequence[PixelScale], progress: Progress
 ) -> Array:
     progress("draw images", 0)
-    affordable = int(np.clip(_DRAWN_MACS / max(network.macs or 1, 1), _LEAST_DRAWN, _MOST_DRAWN))
-    count = calibration.count or affordable
-    return drawn_images(spec, scales, count, calibration.seed)
+    affordable = _DRAWN_MACS * (network.described.at_a_time or 1) / max(network.macs or 1, 1)
+    count = calibration.count or int(np.clip(affordable, _LEAST_DRAWN, _MOST_DRAWN))
+    return drawn_images(spec, scales, _whole_batches(count, network), calibration.seed)
+
+
+def _whole_batches(count: int, network: Network) -> int:
+    """As many images and more, that fill batches: one to fit to and one to hold out at least."""
+    multiple = network.described.at_a_time or 1
+    return max(-(-count // multiple), 2 if multiple > 1 else 1) * multiple
 
 
 def _from_statistics(
@@ -109,14 +115,15 @@ def _from_statistics(
 
     runs = (run for runs in network.shapes.values() for run in runs)
     values = sum(prod(size or 1 for size in run.output) for run in runs if run.output)
-    count = calibration.count or affordable(network.macs or 1, values)
+    multiple = network.described.at_a_time or 1
+    count = calibration.count or affordable((network.macs or 1) // multiple, values // multiple)
     if calibration.unasked:
         count = min(count, _MOST_UNASKED)
     return synthesise(
         network.model,
         network.statistics,
         spec.shape or (),
-        count,
+        _whole_batches(count, network),
         seed=calibration.seed,
         scales=scales,
         progress=partial(progress, "synthesise images"),
