@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import html
+import importlib
+from dataclasses import Field, fields
 from typing import Any
 
 import griffe
@@ -26,5 +27,12 @@ class Flags(griffe.Extension):
         elif function == "flag":
             named = dict(argument.split("=", 1) for argument in arguments[2:])
             attr.value = named.get("default")
-            text = f"{html.escape(ast.literal_eval(arguments[1]))} Command line: `{ast.literal_eval(arguments[0])}`."
+            option = _field_of(attr).metadata["flag"]
+            text = f"{html.escape(option.help)} Command line: `{'/'.join(option.names)}`."
             attr.docstring = griffe.Docstring(text, parent=attr)
+
+
+def _field_of(attr: griffe.Attribute) -> Field[Any]:
+    """The field itself: the source may compose its help."""
+    owner = getattr(importlib.import_module(attr.module.path), attr.path.split(".")[-2])
+    return next(one for one in fields(owner) if one.name == attr.name)
