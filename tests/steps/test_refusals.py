@@ -49,7 +49,7 @@ ROWS = """<ir_version: 8, opset_import: ["" : 17]>
       s = Constant <value_ints = [36, 32]> ()  c = Reshape (b, s)
       t = Constant <value_ints = [36, 3]> ()  d = Reshape (x, t)  e = ReduceMax <axes = [1], keepdims = 0> (d)
       f = Greater (e, limit)  g = NonZero (f)  h = Squeeze (g)  i = Gather <axis = 0> (c, h)
-      j = MatMul (i, m)  y = Add (j, o) }"""
+      y = Gemm (i, m, o) }"""
 
 
 def test_a_product_of_a_single_vector_is_calibrated(tmp_path: Path) -> None:
