@@ -79,9 +79,8 @@ class Recipe:
 class Trainee:
     """A network, its loss, and the seed of its order and views. `module` holds the averaged weights after training.
 
-    `method` adds a method of `training`, such as C-SGD,
-    to the optimizer. `first_steps` steps are taken on their own before the others: those in which a method decides
-    something, which a captured step cannot do.
+    `method` adds a method of `training`, such as C-SGD, to the optimizer. `first_steps` steps are taken on their own
+    before the others: those in which a method decides something, which a captured step cannot do.
     """
 
     name: str

@@ -242,7 +242,7 @@ class _Search:
 
 
 def _is_normalised(node: ir.Node) -> bool:
-    """True for values divided by their own length, which nothing reads any longer."""
+    """True where values are divided by their own length: the length itself goes no further."""
     if node.op_type != "Div":
         return False
     data, length = node.inputs

@@ -17,11 +17,10 @@ import torch
 
 from trp_export.calibration.answers import find_answers, kinds_of, run_answers
 from trp_export.calibration.divergence import Yardstick, for_images, yardsticks
-from trp_export.calibration.held_out import with_room
+from trp_export.calibration.held_out import largest_shapes, with_room
 from trp_export.calibration.memory import batches_at_once, has_room_for_gradients
 from trp_export.calibration.moments import is_tapped
 from trp_export.errors import UnsupportedError
-from trp_export.graph.shapes import infer_value_shapes
 from trp_export.graph.sites import LocatedSite
 from trp_export.inputs.samples import Batch, input_types
 from trp_export.lowrank.factor import Float64
@@ -83,9 +82,7 @@ def measure_owed(
 
 def _at_once(model: ir.Model, batches: Sequence[Batch]) -> int:
     """How many batches to work on together: one a core, as far as memory holds all their values."""
-    largest = max(batches, key=lambda batch: sum(array.nbytes for array in batch.arrays.values()))
-    shapes = infer_value_shapes(model, {name: array.shape for name, array in largest.first(1).arrays.items()})
-    return batches_at_once(model, shapes, len(largest), torch.get_num_threads())
+    return batches_at_once(model, largest_shapes(model, batches), max(map(len, batches)), torch.get_num_threads())
 
 
 def _outer_products(places: Sequence[LocatedSite], gradients: Sequence[torch.Tensor | None]) -> dict[str, Float64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -10,9 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trp_export.calibration.answers import find_answers
 from trp_export.calibration.memory import images_to_walk
-from trp_export.graph.shapes import infer_value_shapes
+from trp_export.graph.shapes import Shape, infer_value_shapes
 from trp_export.inputs.samples import Batch, Samples
 
 # One image in four, and no more than judge well: their error is an average over all of them.
@@ -100,7 +99,11 @@ def with_room(model: ir.Model, batches: Sequence[Batch]) -> Sequence[Batch]:
 
 def images_with_room(model: ir.Model, batches: Sequence[Batch]) -> int | None:
     """How many samples those are; None for a network without nodes."""
-    largest = max(batches, key=lambda batch: sum(array.nbytes for array in batch.arrays.values()) / len(batch))
-    shapes = infer_value_shapes(model, {name: array.shape for name, array in largest.first(1).arrays.items()})
-    room = images_to_walk(model, shapes, [answer.name for answer in find_answers(model)])
+    room = images_to_walk(model, largest_shapes(model, batches))
     return room[-1] if room else None
+
+
+def largest_shapes(model: ir.Model, batches: Sequence[Batch]) -> Mapping[str, Shape]:
+    """The shapes of all values for the largest sample."""
+    largest = max(batches, key=lambda batch: sum(array.nbytes for array in batch.arrays.values()) / len(batch))
+    return infer_value_shapes(model, {name: array.shape for name, array in largest.first(1).arrays.items()})

@@ -8,6 +8,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
+from trp_export.calibration.answers import find_answers
 from trp_export.graph.sites import LocatedSite
 from trp_export.lowrank.site import Site
 from trp_export.runtime.partial import outer_reads
@@ -31,13 +32,13 @@ _PATCH_BYTES = 128 * 2**20
 _DOUBLE_BYTES = 8
 
 
-def images_to_walk(model: ir.Model, shapes: Shapes, kept: Iterable[str] = ()) -> tuple[int, ...]:
+def images_to_walk(model: ir.Model, shapes: Shapes) -> tuple[int, ...]:
     """How many images a walk may hold from each node of the main graph to the end, within a bound on memory.
 
-    The values `kept` are held to the end, with the outputs. The first layers of most networks make the largest values:
-    later on there is room for more images.
+    Answers are held to the end, as outputs are. The first layers of most networks make the largest values: later on
+    there is room for more images.
     """
-    alive = np.array(_bytes_alive(model, shapes, kept), dtype=np.int64)
+    alive = np.array(_bytes_alive(model, shapes), dtype=np.int64)
     most = np.maximum.accumulate(np.maximum(alive, 1)[::-1])[::-1]
     return tuple(int(count) for count in np.maximum(_WALKED_BYTES // most, _LEAST_WALKED))
 
@@ -104,7 +105,7 @@ def _square_bytes(size: int, count: int) -> int:
     return _DOUBLE_BYTES * count * size**2
 
 
-def _bytes_alive(model: ir.Model, shapes: Shapes, kept: Iterable[str]) -> list[int]:
+def _bytes_alive(model: ir.Model, shapes: Shapes) -> list[int]:
     """The bytes of one image that are alive after each node of the main graph, with those that it reads."""
     nodes = list(model.graph)
     last_read: dict[str, int] = {}
@@ -112,7 +113,8 @@ def _bytes_alive(model: ir.Model, shapes: Shapes, kept: Iterable[str]) -> list[i
         for value in (*node.inputs, *outer_reads(node)):
             if value is not None and value.name:
                 last_read[value.name] = index
-    last_read |= dict.fromkeys([*(value.name or "" for value in model.graph.outputs), *kept], len(nodes))
+    last_read |= {answer.name: len(nodes) for answer in find_answers(model)}
+    last_read |= {value.name or "": len(nodes) for value in model.graph.outputs}
     ends: dict[int, list[str]] = {}
     for name, index in last_read.items():
         ends.setdefault(index, []).append(name)

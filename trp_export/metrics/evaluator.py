@@ -109,11 +109,12 @@ def open_evaluator(
     except CannotRunError as error:
         raise LoadError(f"--eval: onnxruntime cannot run the original: {error}") from error
 
+    if len(predictions) < len(samples):
+        feed = replace(feed, samples=samples.take(np.arange(len(predictions))))
+
     def evaluate_model(model: Path, progress: Share) -> Score:
         return metric.score(predictions, feed.predict(model, metric, progress))
 
-    if len(predictions) < len(samples):
-        feed = replace(feed, samples=samples.take(np.arange(len(predictions))))
     return evaluate_model, (*samples.notes, *notes, *_left_out(samples, len(predictions)))
 
 

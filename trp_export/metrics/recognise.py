@@ -57,7 +57,7 @@ def _has_classes_elsewhere(sample: Sample) -> bool:
 
 
 def _are_largest(sample: Sample) -> bool:
-    """True for what a TopK gives: falling rows of scores, which of them is largest is always the first."""
+    """True for the rows of a TopK: falling scores, with numbers beside them. The first is always the largest."""
     first, *others = sample.outputs
     falls = first.dtype.kind == "f" and bool((np.diff(first.reshape(len(first), -1), axis=1) <= 0).all())
     return falls and any(other.dtype.kind in "iu" and other.shape == first.shape for other in others)

@@ -83,7 +83,7 @@ class Segmentation:
             numbers = output.reshape(len(output), *[side for side in output.shape[1:] if side != 1][-2:])
             return np.where((numbers >= 0) & (numbers < _NO_CLASS), numbers, _NO_CLASS).astype(np.uint8)
         axis = 3 if self.channels_last else 1
-        if output.ndim == 3 or output.shape[axis] == 1:
+        if _is_binary(output, channels_last=self.channels_last):
             values = output if output.ndim == 3 else output.take(0, axis=axis)
             return np.where(np.isfinite(values), values > self.threshold, _NO_CLASS).astype(np.uint8)
         finite = np.isfinite(output).all(axis=axis)

@@ -139,12 +139,12 @@ def refit(
             walks.widen(room[order[id(place.nodes[0])]] // len(place.nodes))
         renormalise_before(place.nodes[0])
         samples = _gather(walks, place.nodes, layer.site, rng) if fits else None
-        state = LayerState(layer, place.kernel().astype(np.float64), _bias(place), (owed or {}).get(name))
         known = [fitted, *others] if held_out else []
-        choice = _choose(samples, walks.shown, state, known) if samples is not None else None
-        if choice is None:
+        found = _fit(samples, walks.shown, place, layer, (owed or {}).get(name), known) if samples is not None else None
+        if found is None:
             _keep(copy, place, layer, fitted)
             continue
+        state, choice = found
         _set(copy, place, state, choice)
         if choice.pairs:
             factors[name] = choice.pairs
@@ -157,14 +157,20 @@ def refit(
     return LayerFactors(factors, shifts, values)
 
 
-def _choose(
-    samples: Iterator[Iterator[Samples]], count: int, state: LayerState, known: Sequence[LayerFactors]
-) -> Choice | None:
-    """What a layer becomes: what does best on held-out images of its regressions and what is known of it.
+def _fit(
+    samples: Iterator[Iterator[Samples]],
+    count: int,
+    place: LocatedSite,
+    layer: Change,
+    owed: Float64 | None,
+    known: Sequence[LayerFactors],
+) -> tuple[LayerState, Choice] | None:
+    """A layer as it is, and what it becomes: what does best on held-out images of its regressions and what is known.
 
     It is fitted to the first `count` batches of `samples`, and judged on the others. None where one of the two holds no
     rows for the layer, such as those of objects that are found.
     """
+    state = LayerState(layer, place.kernel().astype(np.float64), _bias(place), owed)
     shown = sum_residuals(state, chain.from_iterable(islice(samples, count)))
     if shown is None:
         return None
@@ -173,8 +179,8 @@ def _choose(
     if known:
         choices += [choice for own in known for choice in _known(own, state, shown)]
         judged = sum_residuals(state, chain.from_iterable(samples))
-        return closest_choice(state, choices, judged) if judged is not None else None
-    return choices[0]
+        return (state, closest_choice(state, choices, judged)) if judged is not None else None
+    return state, choices[0]
 
 
 def _known(known: LayerFactors, state: LayerState, shown: Residuals) -> Iterator[Choice]:

@@ -144,8 +144,7 @@ def calibrate(
     split = split_samples(samples, earlier.known)
     shapes = infer_value_shapes(model, {name: array.shape for name, array in samples.largest.arrays.items()})
     names = [node.inputs[0].name or "" for place in network.located for node in place.nodes if node.inputs[0]]
-    answers = [answer.name for answer in find_answers(model)]
-    at_a_time, room = images_to_read(names, shapes), images_to_walk(model, shapes, answers)
+    at_a_time, room = images_to_read(names, shapes), images_to_walk(model, shapes)
     batches, held_out = (
         tuple(part.batches(at_a_time)) if part is not None else () for part in (split.fitting, split.held_out)
     )

@@ -96,15 +96,20 @@ def _drawn(
     network: Network, spec: InputSpec, calibration: Calibration, scales: Sequence[PixelScale], progress: Progress
 ) -> Array:
     progress("draw images", 0)
-    affordable = _DRAWN_MACS * (network.described.at_a_time or 1) / max(network.macs or 1, 1)
+    affordable = _DRAWN_MACS * _at_a_time(network) / max(network.macs or 1, 1)
     count = calibration.count or int(np.clip(affordable, _LEAST_DRAWN, _MOST_DRAWN))
     return drawn_images(spec, scales, _whole_batches(count, network), calibration.seed)
 
 
 def _whole_batches(count: int, network: Network) -> int:
     """As many images and more, that fill batches: one to fit to and one to hold out at least."""
-    multiple = network.described.at_a_time or 1
+    multiple = _at_a_time(network)
     return max(-(-count // multiple), 2 if multiple > 1 else 1) * multiple
+
+
+def _at_a_time(network: Network) -> int:
+    """The images that the network takes at a time, and that its multiply-adds are of."""
+    return network.described.at_a_time or 1
 
 
 def _from_statistics(
@@ -115,7 +120,7 @@ def _from_statistics(
 
     runs = (run for runs in network.shapes.values() for run in runs)
     values = sum(prod(size or 1 for size in run.output) for run in runs if run.output)
-    multiple = network.described.at_a_time or 1
+    multiple = _at_a_time(network)
     count = calibration.count or affordable((network.macs or 1) // multiple, values // multiple)
     if calibration.unasked:
         count = min(count, _MOST_UNASKED)
