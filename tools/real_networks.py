@@ -86,7 +86,7 @@ NETWORKS = (
     Network(
         "PP-OCR text angle",
         "ch_ppocr_mobile_v2.0_cls_infer.onnx",
-        "--colour bgr --mean 0.5 --std 0.5 --resize 48x192",
+        "--colour bgr --mean 0.5 --std 0.5 --resize 192x48",
         "imagenet/calib",
         256,
         "imagenet/val_650",

@@ -8,6 +8,7 @@ import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from types import MappingProxyType
 
@@ -248,14 +249,28 @@ def _curves(place: LocatedSite, selection: Selection, choice: Choice | None) -> 
     return (make_curve(site, last.scheme, kernel, tuple(after), fitted_at=last.rank),)
 
 
-def measured_macs(model: ir.Model, inputs: NetworkInputs, file: Path) -> int | None:
-    """Multiply-adds of a model on the inputs of the original; the model is saved to `file` for that."""
+def measured_macs(model: ir.Model, inputs: NetworkInputs, file: Path, original: Runs) -> int | None:
+    """Multiply-adds of a model on the inputs of the original, whose runs are given; the model is saved to `file`."""
     save_model(model, file, apart=True)
     try:
         runs = measure_shapes(file, inputs.shapes, inputs.typical())
     except (CannotRunError, UnsupportedError):
         runs = infer_shapes(model, inputs.shapes)
-    return count_macs(model, runs)
+    return count_macs(model, _as_often(model, runs, original))
+
+
+def _as_often(model: ir.Model, runs: Runs, original: Runs) -> Runs:
+    """The runs with every body run as often as in the original: how often may follow from what a network answers."""
+    times: dict[ir.Graph | ir.Function | None, int] = {}
+    nodes = [node for node in model.graph.all_nodes() if node.graph is not model.graph and runs.get(node_key(node))]
+    for node in nodes:
+        if node_key(node) in original:
+            times[node.graph] = len(original[node_key(node)])
+    bodies = [node for node in nodes if node.graph in times]
+    return {
+        **runs,
+        **{node_key(node): tuple(islice(cycle(runs[node_key(node)]), times[node.graph])) for node in bodies},
+    }
 
 
 def _run_or_infer(

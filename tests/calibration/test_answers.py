@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 from networks import as_samples, in_batches, input_shapes, make_images
 
-from trp_export.calibration.answers import decoding_nodes, find_answers, reference_to, run_answers
-from trp_export.calibration.divergence import Kind, Reference, divergence, for_images, yardsticks
+from trp_export.calibration.answers import Answer, decoding_nodes, find_answers, reference_to, run_answers
+from trp_export.calibration.divergence import Kind, Reference, divergence, for_images, share_in_common, yardsticks
 from trp_export.calibration.moments import gather_moments
 from trp_export.calibration.output_curves import calibrated_layers
 from trp_export.calibration.sensitivities import measure_sensitivities
@@ -25,7 +25,7 @@ from trp_export.runtime import blocks
 Answers = Mapping[str, np.ndarray]
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\nnet (float[N, 3, 12, 12] x) => ({outputs})\n'
-WEIGHTS = {"w": (6, 3, 3, 3), "v": (4, 6, 1, 1), "u": (5, 6, 1, 1), "m": (6, 5)}
+WEIGHTS = {"w": (6, 3, 3, 3), "v": (4, 6, 1, 1), "u": (5, 6, 1, 1), "anchored": (15, 6, 1, 1), "m": (6, 5)}
 TRUNK = "t = Conv <pads = [1, 1, 1, 1]> (x, w)\n r = Relu (t)\n"
 POOLED = TRUNK + "g = GlobalAveragePool (r)\n f = Flatten (g)\n l = MatMul (f, m)\n"
 
@@ -184,6 +184,96 @@ def test_classes_are_what_a_softmax_over_the_channels_reads(end: str, outputs: s
     assert (answer.name in ("c", "p"), answer.kind) == (True, kind)
 
 
+HEADS = {
+    "split": """
+        c = Conv (r, u)
+        box, cls = Split <axis = 1> (c, parts)
+        s = Sigmoid (cls)
+        y = Concat <axis = 1> (box, s)
+        """,
+    "slices behind a reshape": """
+        c = Conv (r, u)
+        shape = Constant <value_ints = [0, 5, -1]> ()
+        f = Reshape (c, shape)
+        rows = Transpose <perm = [0, 2, 1]> (f)
+        box = Slice (rows, zero, two, last)
+        cls = Slice (rows, two, far, last)
+        s = Sigmoid (cls)
+        y = Concat <axis = 2> (box, s)
+        """,
+    "a grid is added to places": """
+        c = Conv (r, u)
+        s = Sigmoid (c)
+        box, cls = Split <axis = 1> (s, parts)
+        places = Add (box, grid)
+        y = Concat <axis = 1> (places, cls)
+        """,
+    "anchors": """
+        d = Conv (r, anchored)
+        shape = Constant <value_ints = [0, 3, 5, 12, 12]> ()
+        f = Reshape (d, shape)
+        cells = Transpose <perm = [0, 1, 3, 4, 2]> (f)
+        s = Sigmoid (cells)
+        box, cls = Split <axis = -1> (s, parts)
+        q = Transpose <perm = [0, 1, 4, 2, 3]> (box)
+        places = Add (q, grid)
+        back = Transpose <perm = [0, 1, 3, 4, 2]> (places)
+        y = Concat <axis = -1> (back, cls)
+        """,
+}
+NUMBERS = (
+    "zero = Constant <value_ints = [0]> ()\n two = Constant <value_ints = [2]> ()\n far = Constant "
+    "<value_ints = [99]> ()\n last = Constant <value_ints = [-1]> ()\n parts = Constant <value_ints = [2, 3]> ()\n"
+    "grid = Constant <value = float[2, 1, 1] {1, 2}> ()\n"
+)
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_boxes_and_scores_of_one_conv_are_two_answers(head: str) -> None:
+    """A network does different things with parts of a conv's channels."""
+    answers = find_answers(make_model(TRUNK + NUMBERS + head, "float[N, P, Q] y"))
+    assert [(a.start, a.stop, a.kind) for a in answers] == [(0, 2, Kind.VALUES), (2, 5, Kind.PROBABILITIES)]
+
+
+WHOLE = {
+    "parts of one kind": (
+        "a, b = Split <axis = 1> (c, parts)\n p = Sigmoid (a)\n q = Sigmoid (b)\n y = Concat <axis = 1> (p, q)\n",
+        Kind.PROBABILITIES,
+    ),
+    "some rows of a map": ("a = Slice (c, zero, ten, two)\n y = Sigmoid (a)\n", Kind.PROBABILITIES),
+    "some positions": (
+        "shape = Constant <value_ints = [0, 5, -1]> ()\n f = Reshape (c, shape)\n a = Slice (f, zero, ten, two)\n"
+        "y = Sigmoid (a)\n",
+        Kind.PROBABILITIES,
+    ),
+    "a part and the whole": (
+        "a, b = Split <axis = 1> (c, parts)\n p = Sigmoid (b)\n y = Concat <axis = 1> (c, p)\n",
+        Kind.VALUES,
+    ),
+    "a part of what a softmax gives": (
+        "s = Softmax <axis = 1> (c)\n a, b = Split <axis = 1> (s, parts)\n y = Add (a, grid)\n",
+        Kind.CLASSES,
+    ),
+}
+
+
+@pytest.mark.parametrize(("end", "kind"), WHOLE.values(), ids=WHOLE)
+def test_other_parts_of_a_conv_are_one_answer(end: str, kind: Kind) -> None:
+    ten = "ten = Constant <value_ints = [10]> ()\n"
+    (answer,) = find_answers(make_model(TRUNK + NUMBERS + ten + "c = Conv (r, u)\n" + end, "float[N, P, Q] y"))
+    assert answer == Answer("c", 1, kind)
+
+
+def test_parts_of_a_value_are_read_as_answers() -> None:
+    model = make_model(TRUNK + NUMBERS + HEADS["anchors"], "float[N, P, Q] y")
+    images = make_images(4).inputs
+    whole = run_answers(model, [Answer("f", 2)], in_batches(images))["f"]
+    for answer in find_answers(model):
+        read = run_answers(model, [answer], in_batches(images))[answer.name]
+        own = whole[:, answer.start : answer.stop]
+        np.testing.assert_array_equal(read.reshape(4, -1, 3, 12, 12), own)
+
+
 def test_a_slice_that_is_not_understood_is_followed_as_a_whole() -> None:
     body = """
     b = Conv (r, v)
@@ -215,6 +305,7 @@ def test_coordinates_are_no_classes(count: int) -> None:
     places = rng.uniform(0.1, 0.9, count)
     together = np.tile(rng.standard_normal((64, 2)), count // 2)
     landmarks = places + 0.03 * together + 0.01 * rng.standard_normal((64, count))
+    assert 0.3 < share_in_common(landmarks) < 0.6
     for of_frame in (landmarks, landmarks + 10 * together):
         mean = np.broadcast_to(of_frame.mean(axis=0), of_frame.shape)
         assert divergence({"y": of_frame}, {"y": mean}) == pytest.approx(1)

@@ -84,6 +84,16 @@ def test_channels_that_nothing_reads_are_owed_nothing() -> None:
     assert not owed["w"][0][3:].any()
 
 
+def test_parts_of_one_conv_are_owed_what_two_convs_are() -> None:
+    """Boxes and scores of one conv of five channels, and the same of two convs of two and three."""
+    trunk, parts = "y = Conv <pads = [1, 1, 1, 1]> (x, w)\n", "parts = Constant <value_ints = [2, 3]> ()\n"
+    end = "s = Sigmoid (cls)\nz = Concat <axis = 1> (box, s)\n"
+    one = "c = Conv (y, u)\n" + parts + "box, cls = Split <axis = 1> (c, parts)\n"
+    two = parts + "ub, uc = Split <axis = 0> (u, parts)\nbox = Conv (y, ub)\ncls = Conv (y, uc)\n"
+    owed = [owed_of(trunk + head + end, "float[N, 5, 8, 8] z")[0]["w"] for head in (one, two)]
+    np.testing.assert_allclose(owed[0], owed[1], rtol=1e-4)
+
+
 def test_what_all_classes_share_is_owed_nothing() -> None:
     body = "y = Conv (x, w)\ng = GlobalAveragePool (y)\nf = Flatten (g)\nl = MatMul (f, m)\nz = Softmax (l)\n"
     owed, _ = owed_of(body, "float[N, 5] z")

@@ -37,6 +37,13 @@ def read_text(*shape: int) -> np.ndarray:
     return scores.reshape(shape)
 
 
+def several(output: np.ndarray, classes: tuple[str, ...] = ()) -> Sample:
+    return replace(sample(output, classes=classes), count=len(output))
+
+
+# Three grades of each of four sounds, and 34 landmarks of each of four faces: they move together.
+RATINGS = (np.arange(1, 5)[:, None] + 0.2 * RNG.standard_normal((4, 3)) + [0.3, 0.5, 0.1]).astype(np.float32)
+LANDMARKS = (np.tile(RNG.standard_normal((4, 2)), 17) + RNG.uniform(0, 9, 34)).astype(np.float32)
 IMAGES = ImageSet("made", np.zeros((2, 3, 32, 48), np.float32), None, Preprocessing(), 3, None, ())
 
 
@@ -46,6 +53,11 @@ IMAGES = ImageSet("made", np.zeros((2, 3, 32, 48), np.float32), None, Preprocess
         (sample(normal(1, 10)), "top1"),
         (sample(normal(1, 1000)), "top1"),
         (sample(normal(1, 1000, 1, 1)), "top1"),
+        (several(normal(4, 3)), "top1"),
+        (several(RATINGS), "outputs"),
+        (several(softmax(RATINGS)), "top1"),
+        (several(RATINGS, classes=("a", "b", "c")), "top1"),
+        (several(LANDMARKS), "outputs"),
         (sample(normal(1, 10), normal(1, 10)), "top1"),
         (sample(softmax(normal(1, 128))), "top1"),
         (sample(normal(1, 10), softmax(normal(1, 10))), "top1"),

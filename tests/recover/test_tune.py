@@ -82,7 +82,8 @@ GRAPHS = {
     "shapes": (
         17,
         """<int64[3] three = {0, -1, 7}, int64[1] two = {2}, int64[1] one = {1}, int64[1] three_ = {3},
-        int64[8] pads = {0, 1, 0, 0, 0, 1, 2, 0}, int64[1] zero = {0}, int64[1] end = {100}, int64[2] parts = {4, 3}> {
+        int64[8] pads = {0, 1, 0, 0, 0, 1, 2, 0}, int64[1] zero = {0}, int64[1] end = {100}, int64[2] parts = {4, 3},
+        int64[1] minus = {-1}, int64[1] before = {-100}> {
         a = Reshape (x, three)
         b = Transpose <perm = [0, 2, 1]> (a)
         c = Unsqueeze (b, two)
@@ -93,7 +94,9 @@ GRAPHS = {
         t = Gather <axis = 0> (s, zero)
         f = Reshape (e, s)
         g = Slice (f, one, end, three_, two)
-        h = Pad (g, pads)
+        back = Slice (g, end, before, three_, minus)
+        part = Slice (back, end, one, two, minus)
+        h = Pad (part, pads)
         i = Identity (h)
         first = Shape <end = 1> (i)
         others = Shape <start = 1> (i)

@@ -61,6 +61,8 @@ def make_network(
         node.input[:] = [name.replace("_", ".") for name in node.input]
     for name, shape in SHAPES.items():
         array = rng.standard_normal(shape) / np.sqrt(max(np.prod(shape[1:]), 4))
+        if name == "head_weight":  # A softmax teaches nothing about what all classes have in common.
+            array -= array.mean(axis=0)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name.replace("_", ".")))
     for name, array in (given or {}).items():
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))

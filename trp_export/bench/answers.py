@@ -15,7 +15,7 @@ from trp_export.bench.devices.base import Settings, Start
 from trp_export.bench.models import BenchModel, read_cases
 from trp_export.bench.outputs import LEAST_OUTPUT_BYTES, check_outputs, reference_outputs
 from trp_export.bench.samples import OutputDeviation
-from trp_export.calibration.answers import find_answers
+from trp_export.calibration.answers import find_answers, values_of
 from trp_export.errors import UnsupportedError
 from trp_export.graph.large_files import read_model
 from trp_export.graph.model_files import save_model
@@ -47,7 +47,7 @@ def check_answers(case: BenchModel, specification: str, settings: Settings, star
 def _undecoded(case: BenchModel, file: Path) -> BenchModel | None:
     """The same model with its answers as outputs; None where they are its outputs already, or are not known."""
     model = read_model(case.path)
-    answers = [answer.name for answer in find_answers(model)]
+    answers = values_of(find_answers(model))
     if not answers or set(answers) <= {output.name for output in model.graph.outputs}:
         return None
     inputs = [one.name for one in case.inputs]

@@ -3,20 +3,21 @@
 Softmax, Sigmoid, ArgMax, TopK, NMS and rounding hide most of what happened before them, and a Concat of boxes and
 scores mixes units. So each graph output is followed backwards through operators that only decode: those that move
 values (Reshape, Concat, Slice), arithmetic, and the operators that hide. What is found where layers with weights
-begin are the answers. An output behind which nothing hides and nothing is moved is an answer itself.
+begin are the answers. An output behind which nothing hides and nothing is moved is an answer itself. One conv may make
+boxes and scores: where the network does different things with parts of its channels, each part is an answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trp_export.calibration.axes import Part, axis_before, sources
+from trp_export.calibration.axes import Part, axis_before, sources, splits_axis
 from trp_export.calibration.divergence import Kind, Reference, is_vector
 from trp_export.graph.shapes import Shape, infer_value_shapes
 from trp_export.graph.weights import find_constant
@@ -63,37 +64,78 @@ _CARRYING = frozenset({"Add", "Sub", "Mul", "Div", "BatchNormalization", "Relu",
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A value that is compared, the axis of its channels, and what the network does with it."""
+    """A value of the graph that is compared, or some of its channels, and what the network does with it.
 
-    name: str
+    `axis` is the axis of the channels; the answer's run from `start` to `stop`, None for all that follow.
+    """
+
+    value: str
     axis: int = 1
     kind: Kind = Kind.VALUES
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the value, with the range of its channels where these are not all."""
+        return self.value if self.stop is None else f"{self.value}[{self.start}:{self.stop}]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    """A value where following ends, or a part of it; `root` is the answer that all parts are of."""
+
+    value: ir.Value
+    part: Part | None
+    root: ir.Value
+
+    @property
+    def axis(self) -> int:
+        return _channel_axis(self.value) if self.part is None else self.part.axis
 
 
 @dataclass(slots=True)
 class _Found:
-    """Values by name, what is done with each, and whether an operator that hides or moves values lies behind them."""
+    """What was found, what is done with each, whether an operator that hides or moves values lies behind them, and
+    whether one that hides does."""
 
-    answers: dict[str, ir.Value]
-    kinds: dict[str, Kind]
+    answers: dict[_Leaf, Kind]
     decoded: bool = False
+    hidden: bool = False
 
 
 def find_answers(model: ir.Model) -> tuple[Answer, ...]:
     """The answers of all outputs of a model, each once, in the order of the outputs."""
-    found, search = _Found({}, {}), _Search(infer_value_shapes(model, {}), model.opset_imports.get("", _AXIS_IS_LAST))
+    search = _Search(infer_value_shapes(model, {}), model.opset_imports.get("", _AXIS_IS_LAST))
+    found: dict[_Leaf, Kind] = {}
     for node in model.graph:  # In their order, so that long chains need no deep recursion.
         for value in node.outputs:
             search.behind(value)
     for output in model.graph.outputs:
-        own = search.behind(output)
-        if not own.decoded:
-            name = output.name or ""
-            own = _Found({name: output}, {name: own.kinds.get(name, Kind.VALUES)})
-        found.answers |= own.answers
-        found.kinds |= own.kinds
-    floats = {name: value for name, value in found.answers.items() if _is_float(value) and _is_learned(value)}
-    return tuple(Answer(name, _channel_axis(value), found.kinds[name]) for name, value in floats.items())
+        own, whole = search.behind(output), _Leaf(output, None, output)
+        found |= own.answers if own.decoded else {whole: own.answers.get(whole, Kind.VALUES)}
+    floats = {leaf: kind for leaf, kind in found.items() if _is_float(leaf.value) and _is_learned(leaf.value)}
+    return tuple(_answer(leaf, kind) for leaf, kind in _parts_of_unlike_kinds(floats).items())
+
+
+def _parts_of_unlike_kinds(found: Mapping[_Leaf, Kind]) -> dict[_Leaf, Kind]:
+    """One answer for all parts of a root, unless the network does different things with them."""
+    kinds: dict[ir.Value, dict[_Leaf, Kind]] = {}
+    for leaf, kind in found.items():
+        kinds.setdefault(leaf.root, {})[leaf] = kind
+    result: dict[_Leaf, Kind] = {}
+    for root, parts in kinds.items():
+        unlike = len(set(parts.values())) > 1
+        if unlike and all(leaf.part is not None for leaf in parts):
+            result |= parts
+        else:
+            result[_Leaf(root, None, root)] = Kind.VALUES if unlike else next(iter(parts.values()))
+    return result
+
+
+def _answer(leaf: _Leaf, kind: Kind) -> Answer:
+    own = Answer(leaf.value.name or "", leaf.axis, kind)
+    return own if leaf.part is None else replace(own, start=leaf.part.start, stop=leaf.part.start + leaf.part.length)
 
 
 def read_answers(walk: Walk, answers: Sequence[Answer]) -> dict[str, Array]:
@@ -106,12 +148,12 @@ def answers_ahead(
 ) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
     """The same again and again, with other values of these weights (initializers) by name."""
     # An answer that the walk has passed no longer changes.
-    missing = [answer.name for answer in answers if answer.name not in walk.values]
+    missing = [name for name in values_of(answers) if name not in walk.values]
     ahead = walk.ahead(missing, weights) if missing else None
 
     def read(values: Mapping[str, Array]) -> dict[str, Array]:
         made = {**walk.values, **(ahead(values) if ahead is not None else {})}
-        return {answer.name: _joined(made[answer.name], answer.axis) for answer in answers}
+        return {answer.name: _joined(made[answer.value], answer) for answer in answers}
 
     return read
 
@@ -121,9 +163,9 @@ def run_answers(
 ) -> dict[str, Array]:
     """The same of a model that is run on these inputs; a value that also exists with `suffix` is read there."""
     made = {value.name or "" for node in model.graph for value in node.outputs}
-    names = {a.name: f"{a.name}{suffix}" if f"{a.name}{suffix}" in made else a.name for a in answers}
+    names = {name: f"{name}{suffix}" if f"{name}{suffix}" in made else name for name in values_of(answers)}
     values = Walk(model, [batch.arrays for batch in batches]).run(list(names.values()))
-    return {a.name: _joined(values[names[a.name]], a.axis) for a in answers}
+    return {a.name: _joined(values[names[a.value]], a) for a in answers}
 
 
 def answers_are_vectors(model: ir.Model, batch: Batch) -> bool:
@@ -144,6 +186,11 @@ def reference_to(answers: Sequence[Answer], original: Mapping[str, Array], group
     return Reference.of(original, kinds_of(answers), groups)
 
 
+def values_of(answers: Sequence[Answer]) -> list[str]:
+    """The names of the values that answers are, or are parts of, each once."""
+    return list(dict.fromkeys(answer.value for answer in answers))
+
+
 def kinds_of(answers: Sequence[Answer]) -> dict[str, Kind]:
     """What is done with each answer, by name."""
     return {answer.name: answer.kind for answer in answers}
@@ -151,7 +198,7 @@ def kinds_of(answers: Sequence[Answer]) -> dict[str, Kind]:
 
 def decoding_nodes(model: ir.Model, answers: Sequence[Answer]) -> frozenset[ir.Node]:
     """The nodes that only read answers: they turn them into the outputs."""
-    names = {answer.name for answer in answers}
+    names = set(values_of(answers))
     values = [value for node in model.graph for value in node.outputs if value.name in names]
     after = _reached(values, lambda node: [user for value in node.outputs for user in value.consumers()])
     before = _reached(values, lambda node: [v.producer() for v in node.inputs if v is not None], forwards=False)
@@ -189,31 +236,77 @@ class _Search:
     def _follow(self, value: ir.Value, part: Part | None) -> _Found:
         node = value.producer()
         if node is None or find_constant(value) is not None:
-            return _Found({}, {}, decoded=False)
+            return _Found({})
         if node.op_type in _NOISE:
-            return _Found({}, {}, decoded=True)
+            return _Found({}, decoded=True)
         followed = node.domain in ("", "ai.onnx") and node.op_type in _HIDING | _MOVING | _ARITHMETIC
         if not followed or _is_normalised(node):
-            return _leaf(value)
-        behind = [self.behind(source, of_it) for source, of_it in sources(node, value, part, _data(node), self.shapes)]
-        merged = _Found({}, {}, any(found.decoded for found in behind))
+            return self._leaf(value, part)
+        if part is not None and (root := self._split_by_reshape(node, value, part)) is not None:
+            return _Found({_Leaf(value, part, root): Kind.VALUES}, decoded=True)
+        inputs = list(sources(node, value, part, _data(node), self.shapes))
+        behind = [self.behind(source, of_it) for source, of_it in inputs]
+        merged = _Found({}, any(found.decoded for found in behind), any(found.hidden for found in behind))
         for found in behind:
-            merged.answers |= found.answers
-            merged.kinds |= {
-                name: kind if merged.kinds.get(name, kind) is kind else Kind.VALUES
-                for name, kind in found.kinds.items()
+            merged.answers |= {
+                leaf: kind if merged.answers.get(leaf, kind) is kind else Kind.VALUES
+                for leaf, kind in found.answers.items()
             }
         if not merged.answers:
-            return _leaf(value) if any(_computed(source) for source in _data(node)) else _Found({}, {})
+            return self._leaf(value, part) if any(_computed(source) for source in _data(node)) else _Found({})
         if node.op_type in _CLASS_OPS and len(merged.answers) == 1 and self._chooses_channels(node, merged):
-            merged.kinds |= dict.fromkeys(merged.answers, Kind.CLASSES)
+            merged.answers = dict.fromkeys(merged.answers, Kind.CLASSES)
         if node.op_type == "Sigmoid":
-            merged.kinds = {n: Kind.PROBABILITIES if k is Kind.VALUES else k for n, k in merged.kinds.items()}
-        if node.op_type in _HIDING | _MOVING:
-            merged.decoded = True
-        if not merged.decoded:
-            return _leaf(value)
-        return merged
+            merged.answers = _turned(merged.answers, Kind.VALUES, Kind.PROBABILITIES)
+        others = [source for (source, _), found in zip(inputs, behind, strict=True) if not found.answers]
+        if node.op_type in _ARITHMETIC and any(map(_varies, others)):  # A box in its cell of a grid, and no score.
+            merged.answers = _turned(merged.answers, Kind.PROBABILITIES, Kind.VALUES)
+        merged.decoded |= node.op_type in _HIDING | _MOVING
+        merged.hidden |= node.op_type in _HIDING
+        return merged if merged.decoded else self._leaf(value, part)
+
+    def _leaf(self, value: ir.Value, part: Part | None) -> _Found:
+        """A value where following ends; the part of it that is needed, where that is some of its channels."""
+        shape = self.shapes.get(value.name or "")
+        if (
+            part is not None
+            and shape
+            and part.axis == _channel_axis(value) % len(shape)
+            and part.length != shape[part.axis]
+        ):
+            return _Found({_Leaf(value, part, value): Kind.VALUES})
+        return _Found({_Leaf(value, None, value): Kind.VALUES})
+
+    def _split_by_reshape(self, node: ir.Node, value: ir.Value, part: Part) -> ir.Value | None:
+        """The answer whose channels a Reshape splits over several axes, of which one is that of the part.
+
+        None where the part goes on to the operator's input, or where something hides the answer.
+        """
+        source = node.inputs[0] if node.op_type == "Reshape" else None
+        if source is None or axis_before(node, value, source, part.axis, self.shapes) is not None:
+            return None
+        found = self.behind(source)
+        if found.hidden or len(found.answers) != 1:
+            return None
+        (leaf,) = found.answers
+        channels = self._channels_at(source, leaf) if leaf.part is None else None
+        splits = channels is not None and splits_axis(source, channels, value, part.axis, self.shapes)
+        return leaf.value if splits else None
+
+    def _channels_at(self, value: ir.Value, leaf: _Leaf) -> int | None:
+        """On which axis of a value the channels of the one answer behind it lie; None where that is not known."""
+        shape = self.shapes.get(value.name or "")
+        if not shape:
+            return None
+        if value is leaf.value:
+            return leaf.axis % len(shape)
+        node = value.producer()
+        source = next((one for one in _data(node) if _computed(one)), None) if node is not None else None
+        before = self._channels_at(source, leaf) if source is not None else None
+        if node is None or source is None or before is None:
+            return None
+        axes = (axis for axis in range(len(shape)) if axis_before(node, value, source, axis, self.shapes) == before)
+        return next(axes, None)
 
     def _class_axis(self, node: ir.Node) -> int:
         default = 0 if node.op_type == "ArgMax" else 1 if self.opset < _AXIS_IS_LAST else -1
@@ -224,18 +317,18 @@ class _Search:
 
         Where a shape on the way is not known, it is taken to do so.
         """
-        (answer,) = found.answers.values()
+        (answer,) = found.answers
         value = node.inputs[0]
         axis: int | None = self._class_axis(node)
-        while value is not None and axis is not None and value is not answer:
+        while value is not None and axis is not None and value is not answer.value:
             above = value.producer()
             source = next((one for one in _data(above) if _computed(one)), None) if above is not None else None
             if above is None or source is None or not {value.name, source.name} <= self.shapes.keys():
                 return True
             axis = axis_before(above, value, source, axis, self.shapes)
             value = source
-        rank = len(self.shapes[answer.name or ""]) if answer.name in self.shapes else None
-        channels = _channel_axis(answer)
+        name, channels = answer.value.name or "", answer.axis
+        rank = len(self.shapes[name]) if name in self.shapes else None
         if rank is None:
             return axis in (channels, 1, -1)
         return axis is not None and axis % rank == channels % rank
@@ -266,9 +359,17 @@ def _squared(node: ir.Node) -> ir.Value | None:
     return above.inputs[0] if above.op_type == "Pow" or above.inputs[0] is above.inputs[1] else None
 
 
-def _leaf(value: ir.Value) -> _Found:
-    name = value.name or ""
-    return _Found({name: value}, {name: Kind.VALUES})
+def _turned(answers: Mapping[_Leaf, Kind], old: Kind, new: Kind) -> dict[_Leaf, Kind]:
+    return {leaf: new if kind is old else kind for leaf, kind in answers.items()}
+
+
+def _varies(value: ir.Value) -> bool:
+    """True for values that are not one number: a grid or anchors, which the network holds or makes."""
+    constant = find_constant(value)
+    if constant is None:
+        return True
+    array = constant.array()
+    return bool(array.size > 1 and (array != array.flat[0]).any())
 
 
 def _data(node: ir.Node) -> Iterator[ir.Value]:
@@ -318,9 +419,11 @@ def _channel_axis(value: ir.Value) -> int:
     return -1 if node is not None and node.op_type in _CHANNELS_LAST else 1
 
 
-def _joined(parts: Sequence[Array], axis: int) -> Array:
+def _joined(batches: Sequence[Array], answer: Answer) -> Array:
     """The batches of an answer as (n, C, *); where images differ in size each position is a row (n, C)."""
-    arrays = [_channels_first(part, axis) for part in parts]
+    arrays = [_channels_first(batch, answer.axis) for batch in batches]
+    if answer.stop is not None:
+        arrays = [array[:, answer.start : answer.stop] for array in arrays]
     if len({array.shape[1:] for array in arrays}) > 1:
         arrays = [np.moveaxis(array, 1, -1).reshape(-1, array.shape[1]) for array in arrays]
     return np.concatenate(arrays)

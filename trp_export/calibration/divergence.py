@@ -35,10 +35,11 @@ Outputs = Mapping[str, Array]
 _STILL = 1e-7
 # The entries of one vector per image are taken for classes where there are so many, their variances are within this
 # ratio, and what they have in common varies as little as of entries that have nothing to do with one another, up to
-# this factor: a softmax teaches nothing about it. Coordinates move together.
+# this factor, and by no more than this share: a softmax teaches nothing about it. Coordinates move together.
 _LEAST_CLASSES = 5
 _ALIKE = 100.0
 _IN_COMMON = 4.0
+_MOST_IN_COMMON = 0.25
 # What a position counts at the least.
 _LEAST_RELEVANCE = 1e-3
 
@@ -222,8 +223,14 @@ def _like_classes(array: Array) -> bool:
         return False
     rows = array.astype(np.float64).reshape(len(array), -1)
     variance = rows.var(axis=0)
-    in_common = rows.mean(axis=1).var() * rows.shape[1]
-    return bool(variance.max() <= _ALIKE * variance.min() and in_common <= _IN_COMMON * variance.mean())
+    alike = bool(variance.max() <= _ALIKE * variance.min())
+    return alike and share_in_common(rows) <= min(_MOST_IN_COMMON, _IN_COMMON / rows.shape[1])
+
+
+def share_in_common(rows: Array) -> float:
+    """Which share of the variance of vectors (n, C) all entries have in common: 1 / C of independent entries."""
+    variance = float(rows.var(axis=0).mean())
+    return float(rows.mean(axis=1).var()) / variance if variance > 0 else 0.0
 
 
 def _apart(a: Array, b: Array, kind: Kind) -> Array:

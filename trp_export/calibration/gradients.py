@@ -24,7 +24,7 @@ from trp_export.errors import UnsupportedError
 from trp_export.graph.sites import LocatedSite
 from trp_export.inputs.samples import Batch, input_types
 from trp_export.lowrank.factor import Float64
-from trp_export.recover.torch_graph import TorchGraph, as_tensor, channels_first, require_sound, workers
+from trp_export.recover.torch_graph import TorchGraph, answer_in, as_tensor, require_sound, workers
 from trp_export.system.progress import Share
 
 # How far the answers of torch may be from onnxruntime's: more than rounding to float16 moves them.
@@ -50,7 +50,7 @@ def measure_owed(
         return {}
     outputs = {node.outputs[0].name or "": place for place in places for node in place.nodes}
     answers = find_answers(model)
-    network = TorchGraph(model, [*(answer.name for answer in answers), *outputs])
+    network = TorchGraph(model, [*(answer.value for answer in answers), *outputs])
     types = input_types(model)
     # The images of one batch say little about the spread of an answer.
     sticks = yardsticks(run_answers(model, answers, with_room(model, batches)), kinds_of(answers))
@@ -58,9 +58,7 @@ def measure_owed(
     def owed_by(index: int) -> dict[str, Float64]:
         batch, random = batches[index], torch.Generator().manual_seed(seed + index)
         values = network(*(_fed(batch.arrays[name], types[name], name) for name in network.inputs))
-        shown = {
-            a.name: channels_first(value, a.axis) for a, value in zip(answers, values[: len(answers)], strict=True)
-        }
+        shown = {a.name: answer_in(value, a) for a, value in zip(answers, values[: len(answers)], strict=True)}
         if not index:
             own = {name: value.detach().numpy() for name, value in shown.items()}
             require_sound(own, run_answers(model, answers, batches[:1]), _SOUND)

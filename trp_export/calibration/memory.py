@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from trp_export.calibration.answers import find_answers
+from trp_export.calibration.answers import find_answers, values_of
 from trp_export.graph.sites import LocatedSite
 from trp_export.lowrank.site import Site
 from trp_export.runtime.partial import outer_reads
@@ -113,7 +113,7 @@ def _bytes_alive(model: ir.Model, shapes: Shapes) -> list[int]:
         for value in (*node.inputs, *outer_reads(node)):
             if value is not None and value.name:
                 last_read[value.name] = index
-    last_read |= {answer.name: len(nodes) for answer in find_answers(model)}
+    last_read |= dict.fromkeys(values_of(find_answers(model)), len(nodes))
     last_read |= {value.name or "": len(nodes) for value in model.graph.outputs}
     ends: dict[int, list[str]] = {}
     for name, index in last_read.items():

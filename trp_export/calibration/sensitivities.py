@@ -12,7 +12,15 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from trp_export.calibration.answers import Answer, Array, answers_ahead, find_answers, read_answers, reference_to
+from trp_export.calibration.answers import (
+    Answer,
+    Array,
+    answers_ahead,
+    find_answers,
+    read_answers,
+    reference_to,
+    values_of,
+)
 from trp_export.calibration.moments import Moments, is_tapped
 from trp_export.calibration.output_curves import share_within_scales
 from trp_export.graph.bias import add_to_bias, takes_bias
@@ -52,7 +60,7 @@ def measure_sensitivities(
     copy = model.clone()
     places = {place.site.name: place for place in find_sites(copy, {})}
     answers = find_answers(copy)
-    walk = Walk(copy, [batch.arrays for batch in batches], stops=[[answer.name for answer in answers]])
+    walk = Walk(copy, [batch.arrays for batch in batches], stops=[values_of(answers)])
     reference = reference_to(answers, read_answers(walk, answers), groups_of(batches))
     measured: dict[str, Sensitivity] = {}
     for index, layer in enumerate(layers):

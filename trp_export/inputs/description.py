@@ -101,7 +101,8 @@ class NetworkInputs:
         """
         specs = list(self.specs)
         for name, shape in ((name, array.shape) for name, array in data.items()):
-            sized = _with_sizes(self[name], (None, *shape[1:]) if self[name].batched else tuple(shape), "the data")
+            sizes = (None, *shape[1:]) if self[name].batched else tuple(shape)
+            sized = _with_sizes(self[name], sizes, f"an array of {tuple(shape)}")
             specs = [_agreeing(spec, sized) for spec in specs]
         assumed = [spec for spec in specs if _open_sizes(spec)]
         if extent == OPEN_EXTENT and assumed and all(spec.is_waveform for spec in assumed):

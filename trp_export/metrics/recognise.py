@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from trp_export.calibration.divergence import share_in_common
 from trp_export.metrics.answers import open_answers
 from trp_export.metrics.classes import are_classes, are_numbers
 from trp_export.metrics.heads import find_head
@@ -14,6 +15,9 @@ from trp_export.metrics.sequences import open_sequences
 # Descriptors have a power of two of values from here on; few networks tell so many classes apart.
 _LEAST_EMBEDDING = 64
 _UNIT = 1e-3
+# Scores of classes have less in common than this share, and than so many times what independent scores have: ratings
+# and coordinates move together. A sample is small, so the limits are wide.
+_IN_COMMON = (0.25, 1.5)
 # Networks that read answer most steps with a blank or the class of the step before.
 _LONGEST_TEXT = 0.7
 
@@ -28,13 +32,20 @@ def kind_of(sample: Sample) -> str | None:
     if classes and (_has_classes_elsewhere(sample) or _are_largest(sample)):
         return "outputs"
     if classes:
-        known = bool(sample.classes) or are_numbers(sample.first)
-        return "pairs" if not known and is_embedding(sample.first) else "top1"
+        if sample.classes or are_numbers(sample.first) or are_scores(sample.first, sample.count):
+            return "top1"
+        return "pairs" if _are_embeddings(sample.first) else "outputs"
     fits = _kind_of_map(sample) or ("sequences" if _are_steps(sample) else None)
     return fits or ("outputs" if open_answers(sample) is not None else None)
 
 
-def is_embedding(rows: Array) -> bool:
+def are_scores(rows: Array, count: int) -> bool:
+    """True for one row of scores of classes for each of `count` images, and for no descriptors, ratings or places."""
+    vectors = rows.ndim > 1 and are_classes(rows, count)
+    return vectors and not _are_embeddings(rows) and not _move_together(rows)
+
+
+def _are_embeddings(rows: Array) -> bool:
     """True for vectors (n, values) of length 1, and for those of 64, 128, 256, ... values that are no probabilities."""
     rows = rows.reshape(len(rows), -1).astype(np.float64)
     if not np.isfinite(rows).all():
@@ -43,6 +54,14 @@ def is_embedding(rows: Array) -> bool:
     unit = bool(np.allclose(np.linalg.norm(rows, axis=1), 1, atol=_UNIT))
     values = rows.shape[1]
     return not probabilities and (unit or (values >= _LEAST_EMBEDDING and values & (values - 1) == 0))
+
+
+def _move_together(rows: Array) -> bool:
+    """True for vectors (n, values) whose values move together, as ratings and coordinates do, and no scores do."""
+    rows = rows.reshape(len(rows), -1).astype(np.float64)
+    if not np.isfinite(rows).all() or _are_probabilities(rows):
+        return False
+    return share_in_common(rows) > max(_IN_COMMON[0], _IN_COMMON[1] / rows.shape[1])
 
 
 def _are_probabilities(rows: Array) -> bool:

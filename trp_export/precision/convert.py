@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from trp_export.calibration.answers import find_answers, reference_to, run_answers
+from trp_export.calibration.answers import find_answers, reference_to, run_answers, values_of
 from trp_export.calibration.divergence import agreement, divergence
 from trp_export.calibration.held_out import with_room
 from trp_export.errors import TrpError, first_line
@@ -20,8 +20,7 @@ from trp_export.graph.model_files import save_model, size_bytes
 from trp_export.graph.prepare import remove_unused
 from trp_export.inputs.description import NetworkInputs
 from trp_export.inputs.samples import Batch
-from trp_export.metrics.classes import are_classes
-from trp_export.metrics.recognise import is_embedding
+from trp_export.metrics.recognise import are_scores
 from trp_export.metrics.score import Score
 from trp_export.precision.fp16 import require_opens, to_fp16
 from trp_export.precision.int8 import shown_and_held_out, to_int8
@@ -154,7 +153,7 @@ def _compare(model: ir.Model, made: ir.Model, batches: Batches) -> Parity:
     before, after = run_answers(model, answers, batches), run_answers(made, answers, batches, ROUNDED)
     first = next(iter(before.values()), None)
     images = sum(len(batch) for batch in batches)
-    classes = first is not None and are_classes(first, images) and not is_embedding(first)
+    classes = first is not None and are_scores(first, images)
     apart = reference_to(answers, before).divergence(after)
     return Parity(images, agreement(before, after) if classes else None, apart)
 
@@ -170,7 +169,7 @@ def _forget_types(model: ir.Model) -> None:
 def _too_far_without_images(model: ir.Model, made: ir.Model, inputs: NetworkInputs) -> str | None:
     """Why a variant may not ship that no images can judge: it must keep to the same limit, mostly on noise."""
     feeds = inputs.typical()
-    answers = [answer.name for answer in find_answers(model)]
+    answers = values_of(find_answers(model))
     names = [value.name or "" for value in model.graph.inputs]
     before, after = (Tap(one, names, answers)(feeds) for one in (model, made))
     apart = divergence(before, {name: _but_for_rounding(before[name], array) for name, array in after.items()})

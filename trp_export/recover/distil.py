@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from trp_export.calibration.answers import find_answers, kinds_of
+from trp_export.calibration.answers import find_answers, kinds_of, values_of
 from trp_export.calibration.divergence import Kind, Yardstick, agreement, for_images, yardsticks
 from trp_export.calibration.held_out import images_with_room, with_room
 from trp_export.errors import OptionError, UnsupportedError
@@ -28,7 +28,7 @@ from trp_export.inputs.description import describe_inputs
 from trp_export.inputs.samples import Batch
 from trp_export.inputs.spec import CHANNEL_AXES, InputSpec
 from trp_export.recover.muon import Muon
-from trp_export.recover.torch_graph import TorchGraph, as_tensor, channels_first, require_sound, workers
+from trp_export.recover.torch_graph import TorchGraph, answer_in, as_tensor, require_sound, workers
 from trp_export.runtime.partial import Tap, fixed_batch
 
 Array = NDArray[Any]
@@ -74,10 +74,9 @@ class Distiller:
         seed: int,
     ) -> None:
         answers = find_answers(original)
-        self._outputs = [answer.name for answer in answers]
-        self._kinds, self._axes = kinds_of(answers), [answer.axis for answer in answers]
+        self._shown, self._kinds = answers, kinds_of(answers)
         guides = _guides(original, compressed) if set(self._kinds.values()) == {Kind.CLASSES} else []
-        names = [*self._outputs, *guides]
+        names = [*(answer.value for answer in answers), *guides]
         self._teacher, self._student = TorchGraph(original, names), TorchGraph(compressed, names)
         self._teacher.requires_grad_(False)
         self._chunk = fixed_batch(compressed)
@@ -169,7 +168,7 @@ class Distiller:
             with torch.no_grad():
                 wanted = self._run(self._teacher, batch)
             got = self._run(self._student, batch)
-        answers = len(self._outputs)
+        answers = len(self._shown)
         loss: Any = self._divergence(got[:answers], wanted[:answers])
         loss += sum(_distance(own, guide) for own, guide in zip(got[answers:], wanted[answers:], strict=True))
         return torch.autograd.grad(loss, list(self._student.weights), allow_unused=True)
@@ -177,10 +176,10 @@ class Distiller:
     def _divergence(self, got: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
         """`divergence` of the answers, with gradients."""
         own, reference = (
-            [channels_first(value.float(), axis) for value, axis in zip(values, self._axes, strict=True)]
+            [answer_in(value.float(), answer) for value, answer in zip(values, self._shown, strict=True)]
             for values in (got, wanted)
         )
-        originals = {name: value.numpy() for name, value in zip(self._outputs, reference, strict=True)}
+        originals = {one.name: value.numpy() for one, value in zip(self._shown, reference, strict=True)}
         sticks = for_images(self._units, originals).values()
         shares = [_share(a, b, stick) for a, b, stick in zip(own, reference, sticks, strict=True)]
         return torch.stack(shares).mean()
@@ -221,9 +220,9 @@ class Distiller:
     def _answers(self, network: TorchGraph, samples: Samples) -> dict[str, Array]:
         with torch.no_grad():
             parts = [self._run(network, part) for part in _split(samples, self._batch_size)]
-        values = [torch.cat(part) for part in zip(*parts, strict=True)][: len(self._axes)]
-        values = [channels_first(value, axis) for value, axis in zip(values, self._axes, strict=True)]
-        return {name: value.float().numpy() for name, value in zip(self._outputs, values, strict=True)}
+        values = [torch.cat(part) for part in zip(*parts, strict=True)][: len(self._shown)]
+        shown = zip(self._shown, values, strict=True)
+        return {answer.name: answer_in(value, answer).float().numpy() for answer, value in shown}
 
     def _run(self, network: TorchGraph, samples: Samples) -> list[Tensor]:
         """The outputs for all samples. For a model of a fixed batch size the last batch is filled up."""
@@ -262,13 +261,10 @@ class Distiller:
     def _require_sound(self, compressed: ir.Model) -> None:
         """Raises UnsupportedError where torch does not compute what onnxruntime computes."""
         probe = self._filled(_rows(self._held_out, slice(self._chunk or self._batch_size)))
-        tap = Tap(compressed, self._student.inputs, self._outputs)
+        tap = Tap(compressed, self._student.inputs, values_of(self._shown))
         made = tap({name: values.numpy() for name, values in probe.items()})
-        made = {name: _samples_first(torch.from_numpy(value), _count(probe)).numpy() for name, value in made.items()}
-        wanted = {
-            name: np.moveaxis(made[name], axis, 1) if made[name].ndim > 2 else made[name]
-            for name, axis in zip(self._outputs, self._axes, strict=True)
-        }
+        values = {name: _samples_first(torch.from_numpy(value), _count(probe)) for name, value in made.items()}
+        wanted = {answer.name: answer_in(values[answer.value], answer).numpy() for answer in self._shown}
         require_sound(self._answers(self._student, probe), wanted, _SOUND)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trp_export.calibration.answers import Answer
 from trp_export.errors import UnsupportedError, is_out_of_memory
 from trp_export.graph.weights import find_constant, release
 from trp_export.recover.torch_ops import RULES, channels_last
@@ -97,11 +98,12 @@ def as_tensor(array: Array, name: str) -> Tensor:
         raise _refused(f"{name} of type {array.dtype}") from error
 
 
-def channels_first(value: Tensor, axis: int) -> Tensor:
-    """An answer with its channels, which lie on `axis`, on axis 1; a number for each image is one channel."""
+def answer_in(value: Tensor, answer: Answer) -> Tensor:
+    """An answer from the value that it is a part of, with its channels on axis 1; a number for each image is one."""
     if value.ndim < 2:
         return value.reshape(-1, 1)
-    return value.movedim(axis, 1) if value.ndim > 2 else value
+    channels_first = value.movedim(answer.axis, 1) if value.ndim > 2 else value
+    return channels_first[:, answer.start : answer.stop]
 
 
 def require_sound(own: Mapping[str, Array], wanted: Mapping[str, Array], largest: float) -> None:

@@ -158,9 +158,9 @@ def _slice(node: ir.Node, given: Inputs) -> Tensor:
     steps = _ints(given[4]) if len(given) > 4 and given[4] is not None else [1] * len(starts)
     x = given[0]
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        if step < 0:
-            raise UnsupportedError(f"a backward Slice ({node.name}) cannot be run in torch.")
-        x = x[(slice(None),) * (axis % x.ndim) + (slice(start, end, step),)]
+        entries = range(*slice(start, end, step).indices(x.shape[axis]))
+        own = slice(start, end, step) if step > 0 else torch.tensor(entries)  # torch slices forward only.
+        x = x[(slice(None),) * (axis % x.ndim) + (own,)]
     return x  # type: ignore[no-any-return]
 
 

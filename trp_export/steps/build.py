@@ -103,7 +103,7 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
         for file, one in zip(files.unrounded or (), (wide_products, wide), strict=True):
             save_model(one, file, apart=True)
     # A parametric ReLU counts no multiply-adds, whatever it is written as.
-    macs = measured_macs(model, network.described, work.scratch / "counted.onnx")
+    macs = measured_macs(model, network.described, work.scratch / "counted.onnx", network.shapes)
     rewritten = in_words(write_timed(model, network.rewrites))
     tag_nodes(model, plan, names)
     require_same_interface(network.model, model)
@@ -150,9 +150,11 @@ def _set_products(
 
 
 def _on_held_out_images(built: Built, deviation: Deviation, data: CalibrationData | None) -> tuple[str, ...]:
-    """A note on the divergence of the outputs, in units of their variance; none where rounding moves them as far."""
+    """A note on the divergence of the outputs, in units of their variance; none where only rounding moves them."""
     score = built.held_out
-    if score is None or built.tuned or deviation.is_within_rounding:
+    if score is None or built.tuned:
+        return ()
+    if deviation.is_within_rounding and score.divergence < _LEAST_DIVERGENCE:
         return ()
     synthetic = data is not None and data.synthetic
     if not isfinite(score.divergence):

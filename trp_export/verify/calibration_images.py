@@ -15,8 +15,8 @@ from trp_export.graph.large_files import read_model
 from trp_export.graph.prepare import prepare
 from trp_export.graph.random_draws import random_operators
 from trp_export.inputs.samples import Batch, input_types
-from trp_export.metrics.classes import are_classes, top1
-from trp_export.metrics.recognise import is_embedding
+from trp_export.metrics.classes import top1
+from trp_export.metrics.recognise import are_scores
 from trp_export.runtime.blocks import in_blocks
 from trp_export.runtime.distance import Distance, distance
 from trp_export.runtime.sessions import Array, CannotRunError, Inputs, join
@@ -129,5 +129,4 @@ def _compared(model: ir.Model, result: Path) -> tuple[tuple[str, ...], tuple[str
 
 
 def _same_class(wanted: Array, got: Array, images: int) -> float | None:
-    classes = wanted.ndim > 1 and are_classes(wanted, images) and not is_embedding(wanted)
-    return float(np.mean(top1(wanted) == top1(got))) if classes else None
+    return float(np.mean(top1(wanted) == top1(got))) if are_scores(wanted, images) else None
