@@ -260,11 +260,14 @@ def measured_macs(model: ir.Model, inputs: NetworkInputs, file: Path, original: 
 
 
 def _as_often(model: ir.Model, runs: Runs, original: Runs) -> Runs:
-    """The runs with every body run as often as in the original: how often may follow from what a network answers."""
+    """The runs with every body that ran in both models run as often as in the original.
+
+    How often a loop runs may depend on the network's answers, which are not quite the same.
+    """
     times: dict[ir.Graph | ir.Function | None, int] = {}
     nodes = [node for node in model.graph.all_nodes() if node.graph is not model.graph and runs.get(node_key(node))]
     for node in nodes:
-        if node_key(node) in original:
+        if original.get(node_key(node)):
             times[node.graph] = len(original[node_key(node)])
     bodies = [node for node in nodes if node.graph in times]
     return {

@@ -25,7 +25,14 @@ from trp_export.runtime import blocks
 Answers = Mapping[str, np.ndarray]
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\nnet (float[N, 3, 12, 12] x) => ({outputs})\n'
-WEIGHTS = {"w": (6, 3, 3, 3), "v": (4, 6, 1, 1), "u": (5, 6, 1, 1), "anchored": (15, 6, 1, 1), "m": (6, 5)}
+WEIGHTS = {
+    "w": (6, 3, 3, 3),
+    "v": (4, 6, 1, 1),
+    "u": (5, 6, 1, 1),
+    "anchored": (15, 6, 1, 1),
+    "bin": (1, 2, 1, 1),
+    "m": (6, 5),
+}
 TRUNK = "t = Conv <pads = [1, 1, 1, 1]> (x, w)\n r = Relu (t)\n"
 POOLED = TRUNK + "g = GlobalAveragePool (r)\n f = Flatten (g)\n l = MatMul (f, m)\n"
 
@@ -224,7 +231,7 @@ HEADS = {
 NUMBERS = (
     "zero = Constant <value_ints = [0]> ()\n two = Constant <value_ints = [2]> ()\n far = Constant "
     "<value_ints = [99]> ()\n last = Constant <value_ints = [-1]> ()\n parts = Constant <value_ints = [2, 3]> ()\n"
-    "grid = Constant <value = float[2, 1, 1] {1, 2}> ()\n"
+    "grid = Constant <value = float[2, 1, 1] {1, 2}> ()\n one_ = Constant <value_ints = [1]> ()\n"
 )
 
 
@@ -232,10 +239,33 @@ NUMBERS = (
 def test_boxes_and_scores_of_one_conv_are_two_answers(head: str) -> None:
     """A network does different things with parts of a conv's channels."""
     answers = find_answers(make_model(TRUNK + NUMBERS + head, "float[N, P, Q] y"))
-    assert [(a.start, a.stop, a.kind) for a in answers] == [(0, 2, Kind.VALUES), (2, 5, Kind.PROBABILITIES)]
+    assert [(a.channels, a.kind) for a in answers] == [((0, 1), Kind.VALUES), ((2, 3, 4), Kind.PROBABILITIES)]
+
+
+def test_a_part_that_nothing_reads_is_no_answer() -> None:
+    """Boxes as bins, which the network decodes to another answer, beside scores of the same conv."""
+    body = "c = Conv (r, u)\n bins, cls = Split <axis = 1> (c, parts)\n z = Conv (bins, bin)\n p = Sigmoid (cls)\n"
+    answers = find_answers(
+        make_model(TRUNK + NUMBERS + body + "y = Concat <axis = 1> (z, p)\n", "float[N, P, 12, 12] y")
+    )
+    assert [(a.value, a.channels, a.kind) for a in answers] == [
+        ("z", None, Kind.VALUES),
+        ("c", (2, 3, 4), Kind.PROBABILITIES),
+    ]
 
 
 WHOLE = {
+    "a score read by its number": (
+        "s = Sigmoid (c)\n a, b = Split <axis = 1> (s, parts)\n q = Add (a, grid)\n"
+        "number = Constant <value_int = 3> ()\n p = Gather <axis = 1> (s, number)\n o = Unsqueeze (p, one_)\n"
+        "both = Mul (b, o)\n y = Concat <axis = 1> (q, both)\n",
+        Kind.PROBABILITIES,
+    ),
+    "rows of all images": (
+        "t_ = Transpose <perm = [0, 2, 3, 1]> (c)\n shape = Constant <value_ints = [-1, 1, 5]> ()\n"
+        "f = Reshape (t_, shape)\n a = Slice (f, zero, two, last)\n y = Identity (a)\n",
+        Kind.VALUES,
+    ),
     "parts of one kind": (
         "a, b = Split <axis = 1> (c, parts)\n p = Sigmoid (a)\n q = Sigmoid (b)\n y = Concat <axis = 1> (p, q)\n",
         Kind.PROBABILITIES,
@@ -270,7 +300,7 @@ def test_parts_of_a_value_are_read_as_answers() -> None:
     whole = run_answers(model, [Answer("f", 2)], in_batches(images))["f"]
     for answer in find_answers(model):
         read = run_answers(model, [answer], in_batches(images))[answer.name]
-        own = whole[:, answer.start : answer.stop]
+        own = whole[:, answer.channels]
         np.testing.assert_array_equal(read.reshape(4, -1, 3, 12, 12), own)
 
 

@@ -41,8 +41,8 @@ def several(output: np.ndarray, classes: tuple[str, ...] = ()) -> Sample:
     return replace(sample(output, classes=classes), count=len(output))
 
 
-# Three grades of each of four sounds, and 34 landmarks of each of four faces: they move together.
-RATINGS = (np.arange(1, 5)[:, None] + 0.2 * RNG.standard_normal((4, 3)) + [0.3, 0.5, 0.1]).astype(np.float32)
+# Three grades of each of 32 sounds, and 34 landmarks of each of four faces: they move together.
+RATINGS = (RNG.uniform(1, 5, (32, 1)) + 0.2 * RNG.standard_normal((32, 3)) + [0.3, 0.5, 0.1]).astype(np.float32)
 LANDMARKS = (np.tile(RNG.standard_normal((4, 2)), 17) + RNG.uniform(0, 9, 34)).astype(np.float32)
 IMAGES = ImageSet("made", np.zeros((2, 3, 32, 48), np.float32), None, Preprocessing(), 3, None, ())
 

@@ -10,7 +10,7 @@ boxes and scores: where the network does different things with parts of its chan
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -66,24 +66,26 @@ _CARRYING = frozenset({"Add", "Sub", "Mul", "Div", "BatchNormalization", "Relu",
 class Answer:
     """A value of the graph that is compared, or some of its channels, and what the network does with it.
 
-    `axis` is the axis of the channels; the answer's run from `start` to `stop`, None for all that follow.
+    `axis` is the axis of the channels. `channels` are those that belong to the answer, None for all.
     """
 
     value: str
     axis: int = 1
     kind: Kind = Kind.VALUES
-    start: int = 0
-    stop: int | None = None
+    channels: tuple[int, ...] | None = None
 
     @property
     def name(self) -> str:
-        """The name of the value, with the range of its channels where these are not all."""
-        return self.value if self.stop is None else f"{self.value}[{self.start}:{self.stop}]"
+        """The name of the value; where the answer is a part of it, with the kind of the part."""
+        return self.value if self.channels is None else f"{self.value} ({self.kind.value})"
 
 
 @dataclass(frozen=True, slots=True)
 class _Leaf:
-    """A value where following ends, or a part of it; `root` is the answer that all parts are of."""
+    """A value where following ends, or a part of it.
+
+    `root` is the value of which it is a part: itself, or what a Reshape made it of.
+    """
 
     value: ir.Value
     part: Part | None
@@ -96,10 +98,14 @@ class _Leaf:
 
 @dataclass(slots=True)
 class _Found:
-    """What was found, what is done with each, whether an operator that hides or moves values lies behind them, and
-    whether one that hides does."""
+    """What was found and what is done with each.
+
+    `placed` are parts that a grid or anchors move: a box in its cell. `decoded` says whether an operator of _HIDING or
+    _MOVING was passed on the way back to what was found, `hidden` whether one of _HIDING was.
+    """
 
     answers: dict[_Leaf, Kind]
+    placed: frozenset[_Leaf] = frozenset()
     decoded: bool = False
     hidden: bool = False
 
@@ -108,34 +114,39 @@ def find_answers(model: ir.Model) -> tuple[Answer, ...]:
     """The answers of all outputs of a model, each once, in the order of the outputs."""
     search = _Search(infer_value_shapes(model, {}), model.opset_imports.get("", _AXIS_IS_LAST))
     found: dict[_Leaf, Kind] = {}
+    placed: frozenset[_Leaf] = frozenset()
     for node in model.graph:  # In their order, so that long chains need no deep recursion.
         for value in node.outputs:
             search.behind(value)
     for output in model.graph.outputs:
         own, whole = search.behind(output), _Leaf(output, None, output)
         found |= own.answers if own.decoded else {whole: own.answers.get(whole, Kind.VALUES)}
-    floats = {leaf: kind for leaf, kind in found.items() if _is_float(leaf.value) and _is_learned(leaf.value)}
-    return tuple(_answer(leaf, kind) for leaf, kind in _parts_of_unlike_kinds(floats).items())
-
-
-def _parts_of_unlike_kinds(found: Mapping[_Leaf, Kind]) -> dict[_Leaf, Kind]:
-    """One answer for all parts of a root, unless the network does different things with them."""
-    kinds: dict[ir.Value, dict[_Leaf, Kind]] = {}
+        placed |= own.placed
+    parts: dict[ir.Value, dict[_Leaf, Kind]] = {}
     for leaf, kind in found.items():
-        kinds.setdefault(leaf.root, {})[leaf] = kind
-    result: dict[_Leaf, Kind] = {}
-    for root, parts in kinds.items():
-        unlike = len(set(parts.values())) > 1
-        if unlike and all(leaf.part is not None for leaf in parts):
-            result |= parts
-        else:
-            result[_Leaf(root, None, root)] = Kind.VALUES if unlike else next(iter(parts.values()))
-    return result
+        if _is_float(leaf.value) and _is_learned(leaf.value):
+            parts.setdefault(leaf.root, {})[leaf] = kind
+    return tuple(answer for root, own in parts.items() for answer in _answers_in(root, own, placed, search.shapes))
 
 
-def _answer(leaf: _Leaf, kind: Kind) -> Answer:
-    own = Answer(leaf.value.name or "", leaf.axis, kind)
-    return own if leaf.part is None else replace(own, start=leaf.part.start, stop=leaf.part.start + leaf.part.length)
+def _answers_in(
+    root: ir.Value, parts: Mapping[_Leaf, Kind], placed: frozenset[_Leaf], shapes: Mapping[str, Shape]
+) -> Iterator[Answer]:
+    """One answer for each kind of part that a value has; one for the whole value where its parts are not known."""
+    first = next(iter(parts))
+    extent = shapes[first.value.name or ""][first.axis] if first.part is not None else None
+    whole = any(leaf.part is None for leaf in parts) or len({(leaf.value, leaf.axis) for leaf in parts}) > 1
+    channels: dict[Kind, set[int]] = {}
+    for leaf, kind in parts.items():
+        own = Kind.VALUES if leaf in placed and kind is Kind.PROBABILITIES else kind
+        if leaf.part is not None:
+            channels.setdefault(own, set()).update(range(leaf.part.start, leaf.part.start + leaf.part.length))
+    if whole or (len(channels) == 1 and extent in (None, len(*channels.values()))):
+        kinds = set(parts.values())
+        yield Answer(root.name or "", _channel_axis(root), kinds.pop() if len(kinds) == 1 else Kind.VALUES)
+        return
+    for kind, own_channels in channels.items():
+        yield Answer(first.value.name or "", first.axis, kind, tuple(sorted(own_channels)))
 
 
 def read_answers(walk: Walk, answers: Sequence[Answer]) -> dict[str, Array]:
@@ -242,40 +253,34 @@ class _Search:
         followed = node.domain in ("", "ai.onnx") and node.op_type in _HIDING | _MOVING | _ARITHMETIC
         if not followed or _is_normalised(node):
             return self._leaf(value, part)
+        if part is not None and node.op_type in _CLASS_OPS and self._runs_over(node, value, part.axis):
+            part = None  # Each class depends on the others.
         if part is not None and (root := self._split_by_reshape(node, value, part)) is not None:
             return _Found({_Leaf(value, part, root): Kind.VALUES}, decoded=True)
         inputs = list(sources(node, value, part, _data(node), self.shapes))
         behind = [self.behind(source, of_it) for source, of_it in inputs]
-        merged = _Found({}, any(found.decoded for found in behind), any(found.hidden for found in behind))
-        for found in behind:
-            merged.answers |= {
-                leaf: kind if merged.answers.get(leaf, kind) is kind else Kind.VALUES
-                for leaf, kind in found.answers.items()
-            }
+        merged = _merged(behind)
         if not merged.answers:
             return self._leaf(value, part) if any(_computed(source) for source in _data(node)) else _Found({})
         if node.op_type in _CLASS_OPS and len(merged.answers) == 1 and self._chooses_channels(node, merged):
             merged.answers = dict.fromkeys(merged.answers, Kind.CLASSES)
         if node.op_type == "Sigmoid":
-            merged.answers = _turned(merged.answers, Kind.VALUES, Kind.PROBABILITIES)
+            merged.answers = {
+                leaf: Kind.PROBABILITIES if kind is Kind.VALUES else kind for leaf, kind in merged.answers.items()
+            }
         others = [source for (source, _), found in zip(inputs, behind, strict=True) if not found.answers]
-        if node.op_type in _ARITHMETIC and any(map(_varies, others)):  # A box in its cell of a grid, and no score.
-            merged.answers = _turned(merged.answers, Kind.PROBABILITIES, Kind.VALUES)
+        if node.op_type in _ARITHMETIC and any(map(_varies, others)):
+            merged.placed |= {leaf for leaf in merged.answers if leaf.part is not None}
         merged.decoded |= node.op_type in _HIDING | _MOVING
         merged.hidden |= node.op_type in _HIDING
         return merged if merged.decoded else self._leaf(value, part)
 
     def _leaf(self, value: ir.Value, part: Part | None) -> _Found:
         """A value where following ends; the part of it that is needed, where that is some of its channels."""
-        shape = self.shapes.get(value.name or "")
-        if (
-            part is not None
-            and shape
-            and part.axis == _channel_axis(value) % len(shape)
-            and part.length != shape[part.axis]
-        ):
-            return _Found({_Leaf(value, part, value): Kind.VALUES})
-        return _Found({_Leaf(value, None, value): Kind.VALUES})
+        shape = self.shapes.get(value.name or "") or ()
+        channels = part is not None and 0 < part.axis == _channel_axis(value) % max(len(shape), 1)
+        own = part if part is not None and channels and part.length != shape[part.axis] else None
+        return _Found({_Leaf(value, own, value): Kind.VALUES})
 
     def _split_by_reshape(self, node: ir.Node, value: ir.Value, part: Part) -> ir.Value | None:
         """The answer whose channels a Reshape splits over several axes, of which one is that of the part.
@@ -307,6 +312,12 @@ class _Search:
             return None
         axes = (axis for axis in range(len(shape)) if axis_before(node, value, source, axis, self.shapes) == before)
         return next(axes, None)
+
+    def _runs_over(self, node: ir.Node, value: ir.Value, axis: int) -> bool:
+        """Whether an operator of classes runs over this axis of its output; older ones run over all behind theirs."""
+        shape = self.shapes.get(value.name or "")
+        own = self._class_axis(node) % len(shape) if shape else axis
+        return own == axis or (self.opset < _AXIS_IS_LAST and own < axis)
 
     def _class_axis(self, node: ir.Node) -> int:
         default = 0 if node.op_type == "ArgMax" else 1 if self.opset < _AXIS_IS_LAST else -1
@@ -359,12 +370,25 @@ def _squared(node: ir.Node) -> ir.Value | None:
     return above.inputs[0] if above.op_type == "Pow" or above.inputs[0] is above.inputs[1] else None
 
 
-def _turned(answers: Mapping[_Leaf, Kind], old: Kind, new: Kind) -> dict[_Leaf, Kind]:
-    return {leaf: new if kind is old else kind for leaf, kind in answers.items()}
+def _merged(behind: Sequence[_Found]) -> _Found:
+    """What several values have behind them. What is used in two ways holds values."""
+    answers: dict[_Leaf, Kind] = {}
+    for found in behind:
+        answers |= {
+            leaf: kind if answers.get(leaf, kind) is kind else Kind.VALUES for leaf, kind in found.answers.items()
+        }
+    return _Found(
+        answers,
+        placed=frozenset().union(*(found.placed for found in behind)),
+        decoded=any(found.decoded for found in behind),
+        hidden=any(found.hidden for found in behind),
+    )
 
 
 def _varies(value: ir.Value) -> bool:
-    """True for values that are not one number: a grid or anchors, which the network holds or makes."""
+    """True for a grid or anchors: values that are not one number, and no input."""
+    if value.is_graph_input() and not value.is_initializer():
+        return False
     constant = find_constant(value)
     if constant is None:
         return True
@@ -422,8 +446,8 @@ def _channel_axis(value: ir.Value) -> int:
 def _joined(batches: Sequence[Array], answer: Answer) -> Array:
     """The batches of an answer as (n, C, *); where images differ in size each position is a row (n, C)."""
     arrays = [_channels_first(batch, answer.axis) for batch in batches]
-    if answer.stop is not None:
-        arrays = [array[:, answer.start : answer.stop] for array in arrays]
+    if answer.channels is not None:
+        arrays = [array[:, list(answer.channels)] for array in arrays]
     if len({array.shape[1:] for array in arrays}) > 1:
         arrays = [np.moveaxis(array, 1, -1).reshape(-1, array.shape[1]) for array in arrays]
     return np.concatenate(arrays)

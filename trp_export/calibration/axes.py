@@ -57,14 +57,24 @@ def axis_before(node: ir.Node, value: ir.Value, source: ir.Value, axis: int, sha
 def splits_axis(source: ir.Value, axis: int, value: ir.Value, part: int, shapes: Shapes) -> bool:
     """Whether a Reshape splits an axis of its input over several axes of its output, of which `part` is one."""
     before, after = shapes.get(source.name or ""), shapes.get(value.name or "")
-    if before is None or after is None:
+    if before is None or after is None or not _keeps_batches(before, after):
         return False
     in_front = _splits(before[1 : axis + 1], after[1 : part + 1])  # Batches stay in front.
     return in_front or _splits(before[axis:][::-1], after[part:][::-1])
 
 
+def _keeps_batches(before: Shape, after: Shape) -> bool:
+    """Whether a Reshape leaves the first axis alone, as far as sizes tell."""
+    if None in (*before[1:], *after[1:]):
+        return len(after) > len(before)
+    return _count(before[1:]) == _count(after[1:])
+
+
 def _splits(before: Shape, after: Shape) -> bool:
-    """The same for the last of these axes, from what lies on one side of both; False where that is not known."""
+    """Whether the last axis of `after` is one of those into which a Reshape splits the last axis of `before`.
+
+    Both begin at the same side of the tensor. False where a size is not known.
+    """
     if not before or not after or None in (*before, *after) or 0 in (*before, *after):
         return False
     return _count(after[:-1]) % _count(before[:-1]) == 0 and _count(before) % _count(after) == 0

@@ -34,8 +34,8 @@ Outputs = Mapping[str, Array]
 # A channel that varies less than this, as a share of the variance of the liveliest channel, does not vary.
 _STILL = 1e-7
 # The entries of one vector per image are taken for classes where there are so many, their variances are within this
-# ratio, and what they have in common varies as little as of entries that have nothing to do with one another, up to
-# this factor, and by no more than this share: a softmax teaches nothing about it. Coordinates move together.
+# ratio, and what they have in common is at most this share of their variance, and at most so many times that of
+# independent entries: a softmax teaches nothing about it. Coordinates move together.
 _LEAST_CLASSES = 5
 _ALIKE = 100.0
 _IN_COMMON = 4.0

@@ -31,6 +31,8 @@ Evaluator = Callable[[Path, Share], Score]
 _MOST_IMAGES = 100
 # The first images, which show what the outputs are: one alone may hold no object, or just one.
 _LOOKED_AT = 4
+# Of vectors these many are looked at: fewer do not tell scores of classes from ratings.
+_VECTORS_LOOKED_AT = 32
 # What is kept of the original's outputs has at most this size, and what is kept of a result's lies beside it.
 _KEPT_BYTES = 2**30
 # Outputs of images together are those of each alone up to this share.
@@ -142,6 +144,9 @@ def _look(feed: _Feed, original: Path, source: Source) -> tuple[_Feed, Sample]:
         if _answer_alike(outputs, next(together.batches(original)), original):
             feed = _Feed(feed.samples, _MOST_IMAGES)
         first = batches[0]
+        if all(one.ndim == 2 for one in outputs):
+            batches = list(islice(feed.batches(original), _VECTORS_LOOKED_AT // len(first)))
+            outputs, count = join(list(stream(original, (batch.arrays for batch in batches)))), sum(map(len, batches))
     else:  # That with the most values: it shows most objects.
         outputs, first = max(zip(alone, batches, strict=True), key=lambda pair: sum(one.size for one in pair[0]))
         count = len(first)

@@ -15,9 +15,10 @@ from trp_export.metrics.sequences import open_sequences
 # Descriptors have a power of two of values from here on; few networks tell so many classes apart.
 _LEAST_EMBEDDING = 64
 _UNIT = 1e-3
-# Scores of classes have less in common than this share, and than so many times what independent scores have: ratings
-# and coordinates move together. A sample is small, so the limits are wide.
-_IN_COMMON = (0.25, 1.5)
+# Ratings and coordinates move together: they have more of their variance in common than this share, and than
+# independent scores have by so many standard errors.
+_IN_COMMON = 0.25
+_ERRORS = 4.0
 # Networks that read answer most steps with a blank or the class of the step before.
 _LONGEST_TEXT = 0.7
 
@@ -61,7 +62,10 @@ def _move_together(rows: Array) -> bool:
     rows = rows.reshape(len(rows), -1).astype(np.float64)
     if not np.isfinite(rows).all() or _are_probabilities(rows):
         return False
-    return share_in_common(rows) > max(_IN_COMMON[0], _IN_COMMON[1] / rows.shape[1])
+    if len(rows) < 2:
+        return False
+    independent = (1 + _ERRORS * np.sqrt(2 / (len(rows) - 1))) / rows.shape[1]
+    return bool(share_in_common(rows) > max(_IN_COMMON, independent))
 
 
 def _are_probabilities(rows: Array) -> bool:

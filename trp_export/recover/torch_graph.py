@@ -99,11 +99,11 @@ def as_tensor(array: Array, name: str) -> Tensor:
 
 
 def answer_in(value: Tensor, answer: Answer) -> Tensor:
-    """An answer from the value that it is a part of, with its channels on axis 1; a number for each image is one."""
+    """An answer out of its value, with its channels on axis 1. A value with a number for each image has one channel."""
     if value.ndim < 2:
         return value.reshape(-1, 1)
     channels_first = value.movedim(answer.axis, 1) if value.ndim > 2 else value
-    return channels_first[:, answer.start : answer.stop]
+    return channels_first if answer.channels is None else channels_first[:, list(answer.channels)]
 
 
 def require_sound(own: Mapping[str, Array], wanted: Mapping[str, Array], largest: float) -> None:

@@ -159,7 +159,9 @@ def _slice(node: ir.Node, given: Inputs) -> Tensor:
     x = given[0]
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         entries = range(*slice(start, end, step).indices(x.shape[axis]))
-        own = slice(start, end, step) if step > 0 else torch.tensor(entries)  # torch slices forward only.
+        own = (
+            slice(start, end, step) if step > 0 else torch.tensor(entries, dtype=torch.long)
+        )  # torch slices forward only.
         x = x[(slice(None),) * (axis % x.ndim) + (own,)]
     return x  # type: ignore[no-any-return]
 

@@ -155,7 +155,7 @@ def _on_held_out_images(built: Built, deviation: Deviation, data: CalibrationDat
     if score is None or built.tuned:
         return ()
     evaluated = deviation.score
-    lost = evaluated is not None and evaluated.after != evaluated.before  # Noise may be all the same to a network.
+    lost = evaluated is not None and evaluated.after != evaluated.before  # A network may answer all noise alike.
     if deviation.is_within_rounding and not lost:
         return ()
     synthetic = data is not None and data.synthetic
