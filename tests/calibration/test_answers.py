@@ -242,6 +242,26 @@ def test_boxes_and_scores_of_one_conv_are_two_answers(head: str) -> None:
     assert [(a.channels, a.kind) for a in answers] == [((0, 1), Kind.VALUES), ((2, 3, 4), Kind.PROBABILITIES)]
 
 
+def test_a_grid_that_the_network_makes_is_no_answer() -> None:
+    """It is the same in every result, so it would make any damage look smaller."""
+    body = """
+    c = Conv (r, u)
+    s = Sigmoid (c)
+    box, cls = Split <axis = 1> (s, parts)
+    size = Shape (c)
+    three = Constant <value_int = 3> ()
+    width = Gather (size, three)
+    nought = Constant <value_int = 0> ()
+    step = Constant <value_int = 1> ()
+    numbers = Range (nought, width, step)
+    columns = Cast <to = 1> (numbers)
+    places = Add (box, columns)
+    y = Concat <axis = 1> (places, cls)
+    """
+    answers = find_answers(make_model(TRUNK + NUMBERS + body, "float[N, 5, 12, 12] y"))
+    assert [(a.channels, a.kind) for a in answers] == [((0, 1), Kind.VALUES), ((2, 3, 4), Kind.PROBABILITIES)]
+
+
 def test_a_part_that_nothing_reads_is_no_answer() -> None:
     """Boxes as bins, which the network decodes to another answer, beside scores of the same conv."""
     body = "c = Conv (r, u)\n bins, cls = Split <axis = 1> (c, parts)\n z = Conv (bins, bin)\n p = Sigmoid (cls)\n"

@@ -53,6 +53,7 @@ _PASSES_INDICES = _MOVING | {"Cast", "Add", "Sub", "Mul", "Div", "Mod", "Unsquee
 # The length of a vector, and what may lie between it and the vector that is divided by it.
 _LENGTHS = frozenset({"ReduceL2", "ReduceSumSquare", "ReduceSum"})
 _KEEP_LENGTH = frozenset({"Sqrt", "Clip", "Max", "Add", "Expand", "Identity", "Unsqueeze", "Reshape", "Cast"})
+_SHAPES = frozenset({"Shape", "Size"})
 # These read nothing but a shape, and hide the values that they are added to.
 _NOISE = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
 _LEARNED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum"})
@@ -112,7 +113,8 @@ class _Found:
 
 def find_answers(model: ir.Model) -> tuple[Answer, ...]:
     """The answers of all outputs of a model, each once, in the order of the outputs."""
-    search = _Search(infer_value_shapes(model, {}), model.opset_imports.get("", _AXIS_IS_LAST))
+    opset = model.opset_imports.get("", _AXIS_IS_LAST)
+    search = _Search(infer_value_shapes(model, {}), opset, _learned_values(model))
     found: dict[_Leaf, Kind] = {}
     placed: frozenset[_Leaf] = frozenset()
     for node in model.graph:  # In their order, so that long chains need no deep recursion.
@@ -124,7 +126,7 @@ def find_answers(model: ir.Model) -> tuple[Answer, ...]:
         placed |= own.placed
     parts: dict[ir.Value, dict[_Leaf, Kind]] = {}
     for leaf, kind in found.items():
-        if _is_float(leaf.value) and _is_learned(leaf.value):
+        if _is_float(leaf.value) and leaf.value in search.learned:
             parts.setdefault(leaf.root, {})[leaf] = kind
     return tuple(answer for root, own in parts.items() for answer in _answers_in(root, own, placed, search.shapes))
 
@@ -236,6 +238,7 @@ class _Search:
 
     shapes: Mapping[str, Shape]
     opset: int
+    learned: frozenset[ir.Value]
     known: dict[tuple[ir.Value, Part | None], _Found] = field(default_factory=dict)
 
     def behind(self, value: ir.Value, part: Part | None = None) -> _Found:
@@ -277,6 +280,8 @@ class _Search:
 
     def _leaf(self, value: ir.Value, part: Part | None) -> _Found:
         """A value where following ends; the part of it that is needed, where that is some of its channels."""
+        if value not in self.learned:
+            return _Found({})
         shape = self.shapes.get(value.name or "") or ()
         channels = part is not None and 0 < part.axis == _channel_axis(value) % max(len(shape), 1)
         own = part if part is not None and channels and part.length != shape[part.axis] else None
@@ -421,18 +426,15 @@ def _is_float(value: ir.Value) -> bool:
     return value.dtype in (None, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 
 
-def _is_learned(value: ir.Value) -> bool:
-    """True where a layer with weights lies behind the value: nothing else can be damaged."""
-    pending, seen = [value.producer()], set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        if node.op_type in _LEARNED or any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
-            return True
-        seen.add(node)
-        pending += [source.producer() for source in node.inputs if source is not None]
-    return False
+def _learned_values(model: ir.Model) -> frozenset[ir.Value]:
+    """The values behind a layer with weights: nothing else can be damaged. A shape is the same whatever the weights."""
+    learned: set[ir.Value] = set()
+    for node in model.graph:
+        bodies = any(attribute.type in _GRAPHS for attribute in node.attributes.values())
+        reads = node.op_type not in _SHAPES and any(value in learned for value in node.inputs)
+        if node.op_type in _LEARNED or bodies or reads:
+            learned.update(node.outputs)
+    return frozenset(learned)
 
 
 def _channel_axis(value: ir.Value) -> int:
