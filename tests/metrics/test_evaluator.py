@@ -59,6 +59,15 @@ def test_outputs_that_do_not_tell_images_apart_are_refused(refuses: Command, tmp
     assert "1 answers for a batch of 5 images" in refuses(2, *ARGUMENTS, "--metric", "own.py:worth")
 
 
+def test_a_large_fixed_batch_is_evaluated(trp: Command, tmp_path: Path) -> None:
+    """One batch holds more vectors than are looked at."""
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).standard_normal((80, 3, 6, 6)).astype(np.float32))
+    make(tmp_path, "y = Identity (f)", "float[40, 8] y", batch="40")
+    outcome = trp(*ARGUMENTS)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["deviation"]["score"]["images"] == 80
+
+
 @pytest.mark.usefixtures("images")
 def test_images_that_fill_no_batch_are_noted(trp: Command, tmp_path: Path) -> None:
     make(tmp_path, "y = Identity (f)", "float[4, 8] y", batch="4")

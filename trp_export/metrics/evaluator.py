@@ -145,7 +145,8 @@ def _look(feed: _Feed, original: Path, source: Source) -> tuple[_Feed, Sample]:
             feed = _Feed(feed.samples, _MOST_IMAGES)
         first = batches[0]
         if all(one.ndim == 2 for one in outputs):
-            batches = list(islice(feed.batches(original), _VECTORS_LOOKED_AT // len(first)))
+            more = max(_LOOKED_AT, -(-_VECTORS_LOOKED_AT // len(first)))
+            batches = list(islice(feed.batches(original), more))
             outputs, count = join(list(stream(original, (batch.arrays for batch in batches)))), sum(map(len, batches))
     else:  # That with the most values: it shows most objects.
         outputs, first = max(zip(alone, batches, strict=True), key=lambda pair: sum(one.size for one in pair[0]))
