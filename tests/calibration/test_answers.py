@@ -281,6 +281,11 @@ WHOLE = {
         "both = Mul (b, o)\n y = Concat <axis = 1> (q, both)\n",
         Kind.PROBABILITIES,
     ),
+    "channels in another order": (
+        "order = Constant <value_ints = [4, 3, 2, 1, 0]> ()\n o = Gather <axis = 1> (c, order)\n"
+        "a, b = Split <axis = 1> (o, parts)\n p = Sigmoid (b)\n y = Concat <axis = 1> (a, p)\n",
+        Kind.VALUES,
+    ),
     "rows of all images": (
         "t_ = Transpose <perm = [0, 2, 3, 1]> (c)\n shape = Constant <value_ints = [-1, 1, 5]> ()\n"
         "f = Reshape (t_, shape)\n a = Slice (f, zero, two, last)\n y = Identity (a)\n",

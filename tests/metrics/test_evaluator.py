@@ -10,6 +10,12 @@ import pytest
 from command import Command
 from models import build, save
 
+from trp_export.inputs.image_set import ImageSet
+from trp_export.metrics import choice, evaluator
+from trp_export.metrics.choice import Metric
+from trp_export.metrics.sample import Sample
+from trp_export.options import Images
+
 NETWORK = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[BATCH, 3, 6, 6] image) => (OUTPUTS)
 <float[8, 3, 3, 3] one__weight, float[8, 8, 1, 1] two__weight>
@@ -57,6 +63,20 @@ def test_every_image_has_a_score_of_its_own(trp: Command, tmp_path: Path, body: 
 def test_outputs_that_do_not_tell_images_apart_are_refused(refuses: Command, tmp_path: Path) -> None:
     make(tmp_path, "y = ReduceMax <axes = [0]> (f)", "float[1, 8] y", batch="5")
     assert "1 answers for a batch of 5 images" in refuses(2, *ARGUMENTS, "--metric", "own.py:worth")
+
+
+def test_few_vectors_are_looked_at(trp: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).standard_normal((300, 3, 6, 6)).astype(np.float32))
+    make(tmp_path, "y = Identity (f)", "float[N, 8] y")
+    seen: list[int] = []
+
+    def open_metric(images: Images, files: ImageSet, sample: Sample, model: Path) -> tuple[Metric, tuple[str, ...]]:
+        seen.append(sample.count)
+        return choice.open_metric(images, files, sample, model)
+
+    monkeypatch.setattr(evaluator, "open_metric", open_metric)
+    assert trp(*ARGUMENTS).code == 0
+    assert 32 <= seen[0] <= 100
 
 
 def test_a_large_fixed_batch_is_evaluated(trp: Command, tmp_path: Path) -> None:

@@ -99,11 +99,21 @@ def _count(extents: Shape) -> int:
 
 
 def _moved(node: ir.Node, value: ir.Value, source: ir.Value, part: Part | None, shapes: Shapes) -> Part | None:
-    axis = axis_before(node, value, source, part.axis, shapes) if part is not None else None
-    if part is None or axis is None or axis >= len(shapes[source.name or ""]):
+    if part is None or _reorders(node, value, part.axis, shapes):
+        return None
+    axis = axis_before(node, value, source, part.axis, shapes)
+    if axis is None or axis >= len(shapes[source.name or ""]):
         return None
     same = shapes[source.name or ""][axis] == shapes[value.name or ""][part.axis] is not None
     return replace(part, axis=axis) if same else None
+
+
+def _reorders(node: ir.Node, value: ir.Value, axis: int, shapes: Shapes) -> bool:
+    """Whether an operator puts the entries of an axis into another order."""
+    shape = shapes.get(value.name or "")
+    if not shape or node.op_type not in ("Gather", "GatherElements", "TopK"):
+        return False
+    return node.attributes.get_int("axis", -1 if node.op_type == "TopK" else 0) % len(shape) == axis
 
 
 def _joined(data: Sequence[ir.Value], part: Part, shapes: Shapes) -> Iterator[tuple[ir.Value, Part | None]]:

@@ -145,9 +145,10 @@ def _look(feed: _Feed, original: Path, source: Source) -> tuple[_Feed, Sample]:
             feed = _Feed(feed.samples, _MOST_IMAGES)
         first = batches[0]
         if all(one.ndim == 2 for one in outputs):
-            more = max(_LOOKED_AT, -(-_VECTORS_LOOKED_AT // len(first)))
-            batches = list(islice(feed.batches(original), more))
-            outputs, count = join(list(stream(original, (batch.arrays for batch in batches)))), sum(map(len, batches))
+            batches = list(_holding(_VECTORS_LOOKED_AT, feed.batches(original)))
+            vectors = list(stream(original, (batch.arrays for batch in batches)))
+            if _rows_are_images(vectors, batches):
+                outputs, count = join(vectors), sum(map(len, batches))
     else:  # That with the most values: it shows most objects.
         outputs, first = max(zip(alone, batches, strict=True), key=lambda pair: sum(one.size for one in pair[0]))
         count = len(first)
@@ -162,6 +163,15 @@ def _look(feed: _Feed, original: Path, source: Source) -> tuple[_Feed, Sample]:
         {name: array.shape for name, array in first.arrays.items()},
     )
     return feed, sample
+
+
+def _holding(count: int, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The first batches that together hold so many images."""
+    for batch in batches:
+        yield batch
+        count -= len(batch)
+        if count <= 0:
+            return
 
 
 def _rows_are_images(outputs: Sequence[Outputs], batches: Sequence[Batch]) -> bool:
