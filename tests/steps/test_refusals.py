@@ -121,11 +121,8 @@ def test_a_loop_counts_as_often_as_in_the_original(tmp_path: Path) -> None:
 
 def test_an_array_of_another_size_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "images.npz", images=np.ones((8, 12, 12, 3), np.uint8))
-    preprocessing, said = (
-        Preprocessing(resize=parse_resize("12x16")),
-        r"an array of \(1, 3, 16, 12\) does not fit input x",
-    )
-    with pytest.raises(OptionError, match=said):
+    preprocessing = Preprocessing(resize=parse_resize("12x16"))
+    with pytest.raises(OptionError, match=r"an array of \(1, 3, 16, 12\) does not fit input x"):
         run(tmp_path, VECTOR, Macs(1.1), calibration=Calibration(tmp_path / "images.npz"), preprocessing=preprocessing)
 
 

@@ -219,10 +219,12 @@ class Distiller:
 
     def _answers(self, network: TorchGraph, samples: Samples) -> dict[str, Array]:
         with torch.no_grad():
-            parts = [self._run(network, part) for part in _split(samples, self._batch_size)]
-        values = [torch.cat(part) for part in zip(*parts, strict=True)][: len(self._shown)]
-        shown = zip(self._shown, values, strict=True)
-        return {answer.name: answer_in(value, answer).float().numpy() for answer, value in shown}
+            batches = [  # Guides come last.
+                [answer_in(value, answer) for value, answer in zip(values, self._shown, strict=False)]
+                for values in (self._run(network, part) for part in _split(samples, self._batch_size))
+            ]
+        joined = zip(self._shown, zip(*batches, strict=True), strict=True)
+        return {answer.name: torch.cat(parts).float().numpy() for answer, parts in joined}
 
     def _run(self, network: TorchGraph, samples: Samples) -> list[Tensor]:
         """The outputs for all samples. For a model of a fixed batch size the last batch is filled up."""

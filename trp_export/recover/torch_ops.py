@@ -158,10 +158,9 @@ def _slice(node: ir.Node, given: Inputs) -> Tensor:
     steps = _ints(given[4]) if len(given) > 4 and given[4] is not None else [1] * len(starts)
     x = given[0]
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        entries = range(*slice(start, end, step).indices(x.shape[axis]))
-        own = (
-            slice(start, end, step) if step > 0 else torch.tensor(entries, dtype=torch.long)
-        )  # torch slices forward only.
+        own: slice | Tensor = slice(start, end, step)
+        if step < 0:  # torch slices forward only.
+            own = torch.tensor(range(*slice(start, end, step).indices(x.shape[axis])), dtype=torch.long)
         x = x[(slice(None),) * (axis % x.ndim) + (own,)]
     return x  # type: ignore[no-any-return]
 
