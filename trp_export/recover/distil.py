@@ -1,15 +1,14 @@
 """Train the compressed network in torch to give the answers of the original, on augmented images.
 
-The loss is the divergence of the answers. Where these are classes, the relative squared distance of the last feature
-map that both networks have is added: one map stands for all that follows, which is not so for detectors. Images are
-flipped, shifted and mixed, and in long runs pasted into one another; both networks see the same changed image. Samples
-of several inputs stay as they are.
+The loss is the divergence of the answers and the relative squared distance of feature maps that both networks have, the
+guides. Images are flipped, shifted and mixed, and in long runs pasted into one another; both networks see the same
+changed image. Samples of several inputs stay as they are.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -28,7 +27,7 @@ from trp_export.inputs.description import describe_inputs
 from trp_export.inputs.samples import Batch
 from trp_export.inputs.spec import CHANNEL_AXES, InputSpec
 from trp_export.recover.muon import Muon
-from trp_export.recover.torch_graph import TorchGraph, answer_in, as_tensor, require_sound, workers
+from trp_export.recover.torch_graph import TorchGraph, answer_in, as_tensor, needed, require_sound, workers
 from trp_export.runtime.partial import Tap, fixed_batch
 
 Array = NDArray[Any]
@@ -46,6 +45,12 @@ _PARTS = 4
 # The learning rates of Muon to choose from, highest first.
 LEARNING_RATES = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 HELD_OUT = 1 / 8
+# The weight of the guides, beside that of the answers, and their number: sums and joins, and convs where these are few.
+_GUIDANCE = 4.0
+_FEWEST_GUIDES, _MOST_GUIDES = 4, 16
+_GUIDES = ("Add", "Concat", "Conv")
+# Feature maps whose squared distance is below this share of their variance are the same.
+_SAME = 1e-8
 # The learning rate of Adam for biases, as a share of that of Muon for kernels.
 _BIAS_SHARE = 0.2
 # Orthogonal updates of larger matrices, such as those that give a thousand classes, take longer than their gradients.
@@ -75,9 +80,9 @@ class Distiller:
     ) -> None:
         answers = find_answers(original)
         self._shown, self._kinds = answers, kinds_of(answers)
-        guides = _guides(original, compressed) if set(self._kinds.values()) == {Kind.CLASSES} else []
-        names = [*(answer.value for answer in answers), *guides]
-        self._teacher, self._student = TorchGraph(original, names), TorchGraph(compressed, names)
+        values = [answer.value for answer in answers]
+        guides = _maps_of_both(original, compressed, values)
+        self._teacher, self._student = (TorchGraph(model, [*values, *guides]) for model in (original, compressed))
         self._teacher.requires_grad_(False)
         self._chunk = fixed_batch(compressed)
         self._pastes = False
@@ -85,6 +90,7 @@ class Distiller:
         samples = _join(batches, self._student.inputs)
         entries = sum(values[:1].numel() for values in samples.values())
         self._batch_size = min(_MOST_IMAGES, max(_LEAST_IMAGES, _ENTRIES // entries))
+        self._spreads = self._keep_guides(samples, guides)
         specs = describe_inputs(original).specs
         self._channel_axis = CHANNEL_AXES.get(specs[0].layout, 1)
         is_open = len(specs) == 1 and _has_open_size(specs[0], self._channel_axis)
@@ -105,6 +111,7 @@ class Distiller:
         self.start_score = self.score()
         self.seconds_per_score = time.monotonic() - begun
         self._half = self._half_precision_will_do()
+        self._random_state = self._random.get_state()
         self.restart(LEARNING_RATES[0])
         # The operators are too small to run on several cores: each core takes a part of the batch instead.
         self._pool = workers(torch.get_num_threads())
@@ -120,7 +127,8 @@ class Distiller:
         return {n: w.detach().clone() for n, w in zip(self._student.names, self._student.weights, strict=True)}
 
     def restart(self, rate: float) -> None:
-        """Begin again from the start's weights, with `rate` as the learning rate of Muon."""
+        """Begin again: the start's weights, the first images, and `rate` as the learning rate of Muon."""
+        self._random.set_state(self._random_state)
         with torch.no_grad():
             for own, start in zip(self._student.weights, self._start.values(), strict=True):
                 own.copy_(start)
@@ -134,14 +142,12 @@ class Distiller:
         self._pastes = self._patch is None and steps * self._batch_size >= _OFTEN * _count(self._samples)
 
     def seconds_per_step(self) -> float:
-        """Measured on a few steps; weights, optimisers and random state are restored."""
-        state = self._random.get_state()
+        """Measured on a few steps, after which it begins again."""
         self.step(0.0)
         begun, taken, steps = time.monotonic(), 0.0, 0
         while steps < _TIMED_STEPS and taken < _TIMED_SECONDS:
             self.step(0.0)
             taken, steps = time.monotonic() - begun, steps + 1
-        self._random.set_state(state)
         self.restart(LEARNING_RATES[0])
         return taken / steps
 
@@ -170,8 +176,27 @@ class Distiller:
             got = self._run(self._student, batch)
         answers = len(self._shown)
         loss: Any = self._divergence(got[:answers], wanted[:answers])
-        loss += sum(_distance(own, guide) for own, guide in zip(got[answers:], wanted[answers:], strict=True))
+        if self._spreads:
+            maps = zip(got[answers:], wanted[answers:], self._spreads, strict=True)
+            loss += _GUIDANCE * torch.stack([_distance(own, guide) / spread for own, guide, spread in maps]).mean()
         return torch.autograd.grad(loss, list(self._student.weights), allow_unused=True)
+
+    def _keep_guides(self, samples: Samples, guides: Mapping[str, str]) -> list[Tensor]:
+        """Leave out the guides that the networks share or make of unlike shapes; the spread of those that are left."""
+        probe = _rows(samples, slice(-(-self._batch_size // _PARTS)))
+        answers = len(self._shown)
+        with torch.no_grad():
+            wanted, got = (self._run(network, probe)[answers:] for network in (self._teacher, self._student))
+        spreads = {
+            name: _spread(guide)
+            for name, own, guide in zip(guides, got, wanted, strict=True)
+            if own.shape == guide.shape and own.ndim > 2 and _distance(own, guide) > _SAME * _spread(guide)
+        }
+        sums = [name for name in spreads if guides[name] != "Conv"]
+        kept = _few(sums if len(sums) >= _FEWEST_GUIDES else list(spreads))
+        for network in (self._teacher, self._student):
+            network.outputs = [*network.outputs[:answers], *kept]
+        return [spreads[name] for name in kept]
 
     def _divergence(self, got: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
         """`divergence` of the answers, with gradients."""
@@ -378,16 +403,22 @@ def _flip_and_shift(batch: Tensor, random: torch.Generator, patch: int | None) -
     return picked.permute(0, 3, 1, 2)
 
 
-def _guides(original: ir.Model, compressed: ir.Model) -> list[str]:
-    """The last feature map that has the same name in both networks."""
-    present = {out.name for node in compressed.graph for out in node.outputs}
-    present -= {value.name for value in original.graph.outputs}
-    shared = [
-        node.outputs[0].name or ""
-        for node in original.graph
-        if node.op_type in ("Conv", "Add") and node.outputs[0].name in present
-    ]
-    return shared[-1:]
+def _maps_of_both(original: ir.Model, compressed: ir.Model, answers: Sequence[str]) -> dict[str, str]:
+    """The sums, joins and results of convs that both networks have, and the operator of each; answers are no guides."""
+    made = {node.outputs[0].name: node.op_type for node in needed(compressed, answers)}
+    return {
+        name: node.op_type
+        for node in needed(original, answers)
+        if node.op_type in _GUIDES
+        and (name := node.outputs[0].name or "") not in answers
+        and made.get(name) == node.op_type
+    }
+
+
+def _few(names: Sequence[str]) -> list[str]:
+    """At most so many names as there may be guides, evenly spread, the last one among them."""
+    count = min(len(names), _MOST_GUIDES)
+    return [names[(place + 1) * len(names) // count - 1] for place in range(count)]
 
 
 def _share(own: Tensor, wanted: Tensor, stick: Yardstick) -> Tensor:
@@ -401,10 +432,13 @@ def _share(own: Tensor, wanted: Tensor, stick: Yardstick) -> Tensor:
 
 
 def _distance(own: Tensor, wanted: Tensor) -> Tensor:
-    """Squared distance over the variance of the wanted values over the batch."""
-    own, wanted = own.float(), wanted.float()
-    spread = (wanted - wanted.mean(dim=0, keepdim=True)).square().mean()
-    return (own - wanted).square().mean() / (spread + 1e-12)
+    """The mean squared distance of two feature maps."""
+    return (own.float() - wanted.float()).square().mean()
+
+
+def _spread(values: Tensor) -> Tensor:
+    """The variance of a feature map (n, C, ...) over samples and positions, the mean over channels."""
+    return values.movedim(1, 0).flatten(1).var(dim=1, correction=0).mean()
 
 
 def half_precision() -> AbstractContextManager[Any]:

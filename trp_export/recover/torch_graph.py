@@ -41,12 +41,12 @@ class TorchGraph(nn.Module):
     def __init__(self, model: ir.Model, outputs: Sequence[str] | None = None) -> None:
         super().__init__()
         self.inputs = [value.name or "" for value in model.graph.inputs if not value.is_initializer()]
-        self._outputs = list(outputs or [value.name or "" for value in model.graph.outputs])
-        nodes = _needed(model, self._outputs)
+        self.outputs = list(outputs or [value.name or "" for value in model.graph.outputs])
+        nodes = needed(model, self.outputs)
         unknown = sorted({f"{node.domain}:{node.op_type}".lstrip(":") for node in nodes if not _known(node)})
         if unknown:
             raise _refused(", ".join(unknown))
-        self._steps = _steps(nodes, self._outputs)
+        self._steps = _steps(nodes, self.outputs)
         read = {value for node in nodes for value in node.inputs}
         weights = [value for node in nodes if node.op_type in _TRAINED for value in node.inputs[1:3]]
         trained = {constant.root for value in weights if (constant := find_constant(value)) is not None}
@@ -54,7 +54,7 @@ class TorchGraph(nn.Module):
         parameters = []
         self._constants: dict[str, Tensor] = {}
         for name, value in model.graph.initializers.items():
-            if value.const_value is None or not (value in read or name in self._outputs):
+            if value.const_value is None or not (value in read or name in self.outputs):
                 continue
             tensor = as_tensor(np.array(value.const_value.numpy()), name)
             release([value.const_value])
@@ -79,10 +79,10 @@ class TorchGraph(nn.Module):
                 raise _refused(f"{node.op_type} ({node.name})") from error
             made = made if isinstance(made, (list, tuple)) else [made]
             values |= {out.name or "": result for out, result in zip(node.outputs, made, strict=False)}
-        missing = next((name for name in self._outputs if name not in values), None)
+        missing = next((name for name in self.outputs if name not in values), None)
         if missing is not None:  # A second output of an operator that its rule does not make.
             raise _refused(missing)
-        return [values[name] for name in self._outputs]
+        return [values[name] for name in self.outputs]
 
 
 def workers(count: int, threads: int = 1) -> ThreadPoolExecutor:
@@ -123,13 +123,14 @@ def _refused(what: str) -> UnsupportedError:
     return UnsupportedError(f"{what} cannot be run in torch, which --tune and --calib synthetic need: leave them out.")
 
 
-def _needed(model: ir.Model, outputs: Sequence[str]) -> list[ir.Node]:
-    wanted, needed = set(outputs), []
+def needed(model: ir.Model, outputs: Sequence[str]) -> list[ir.Node]:
+    """The nodes that these values are computed by, in the order of the graph."""
+    wanted, nodes = set(outputs), []
     for node in reversed(list(model.graph)):
         if any(value.name in wanted for value in node.outputs):
-            needed.append(node)
+            nodes.append(node)
             wanted |= {value.name or "" for value in node.inputs if value is not None}
-    return needed[::-1]
+    return nodes[::-1]
 
 
 def _steps(nodes: Sequence[ir.Node], outputs: Sequence[str]) -> list[_Step]:
