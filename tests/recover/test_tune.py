@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import torch
 
-from trp_export.recover.distil import LEARNING_RATES, PATCH, Distiller, _flip_and_shift, _paste, augment
+from trp_export.recover.distil import LEARNING_RATES, PATCH, Distiller, _few, _flip_and_shift, _paste, augment
 from trp_export.recover.torch_graph import TorchGraph
 
 HEAD = '<ir_version: 8, opset_import: ["": {opset}]>\nnet (float[N, 4, 6, 7] x) => (float[a, b, c, d] y)\n'
@@ -500,6 +501,91 @@ def test_augmented_images_keep_shape_type_and_range() -> None:
     assert made.dtype == torch.float32
     assert images.min() <= made.min() <= made.max() <= images.max()
     assert augment(torch.ones(5, 7), torch.Generator().manual_seed(0)).shape == (5, 7)
+
+
+def _small(model: ir.Model, **new: np.ndarray) -> ir.Model:
+    """A copy with other weights."""
+    small = model.clone()
+    apply_values(small, new)
+    return small
+
+
+def _images(count: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((count, 3, 8, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("changed", "guides"), [("k0", ["s0", "s1", "s2", "j"]), ("k1", ["c1", "s1", "c2", "s2", "j"])], ids=["sums", "few"]
+)
+def test_sums_and_joins_that_the_cut_changed_guide(changed: str, guides: list[str]) -> None:
+    """Not what lies before the first change, nor what no answer reads; convs only where the others are few."""
+    text = """<ir_version: 8, opset_import: ["": 17]> net (float[N, 3, 8, 8] x) => (float[N, 5, 8, 8] y, float[N, 2] z)
+    <float[4, 3, 3, 3] k0, float[4, 4, 3, 3] k1, float[4, 4, 3, 3] k2, float[8, 2] m, float[5, 8, 1, 1] k3> {
+    c0 = Conv <pads = [1, 1, 1, 1]> (x, k0)  s0 = Add (c0, c0)
+    c1 = Conv <pads = [1, 1, 1, 1]> (s0, k1)  s1 = Add (c1, s0)
+    c2 = Conv <pads = [1, 1, 1, 1]> (s1, k2)  s2 = Add (c2, s1)
+    j = Concat <axis = 1> (s2, s1)  p = GlobalAveragePool (j)  f = Flatten (p)
+    y = Conv (j, k3)  e = Sigmoid (y)  after = Add (e, e)  z = MatMul (f, m) }"""
+    model = prepare(ir.serde.deserialize_model(build(text)))
+    weight = model.graph.initializers[changed].const_value.numpy()  # type: ignore[union-attr]
+    run = Distiller(model, _small(model, **{changed: 0.9 * weight}), in_batches(_images(20)), (), 0)
+    assert run._student.outputs == run._teacher.outputs == ["y", "z", *guides]
+    run.step(0.5)
+
+
+def test_guides_of_a_deep_network_are_spread_over_it() -> None:
+    names = [str(place) for place in range(40)]
+    few = _few(names)
+    assert len(few) == 16
+    assert few[-1] == "39"
+    assert {int(b) - int(a) for a, b in pairwise(few)} == {2, 3}
+    assert _few(names[:3]) == names[:3]
+    assert _few([]) == []
+
+
+POOLED = """<ir_version: 8, opset_import: ["": 17]> net (float[N, 3, 8, 8] x) => (float[N, 5] y)
+<float[4, 3, 8, 8] k, float[{wide}, 4, 1, 1] l, float[{wide}, 5] m>
+{{ a = Conv (x, k)  b = Conv (a, l)  f = Flatten (b)  y = MatMul (f, m) }}"""
+
+
+def test_a_map_that_lost_channels_is_no_guide() -> None:
+    """The last map of a classifier may lose channels: it has no distance to the original's."""
+    wide, thin = (prepare(ir.serde.deserialize_model(build(POOLED.format(wide=wide)))) for wide in (6, 4))
+    run = Distiller(wide, thin, in_batches(_images(20)), (), 0)
+    assert run._student.outputs == ["y"]
+    run.step(0.5)
+
+
+def test_a_part_of_one_image_teaches_as_much_as_any() -> None:
+    """One position of one image has no variance of its own."""
+    model = prepare(ir.serde.deserialize_model(build(POOLED.format(wide=6))))
+    weight = model.graph.initializers["k"].const_value.numpy()  # type: ignore[union-attr]
+    run = Distiller(model, _small(model, k=0.9 * weight), in_batches(_images(20)), (), 0)
+    assert run._student.outputs == ["y", "a", "b"]
+    run._half = False
+    alone = [run._gradients({"x": image[None]}) for image in run._samples["x"]]
+    for ones, all_ in zip(zip(*alone, strict=True), run._gradients(run._samples), strict=True):
+        assert all_ is not None
+        torch.testing.assert_close(torch.stack([one for one in ones if one is not None]).mean(0), all_)
+
+
+def test_trials_of_learning_rates_see_the_same_images() -> None:
+    original, small, images = _compressed()
+    run, seen = Distiller(original, small, in_batches(images), (), 0), []
+    gradients = run._gradients
+    run._gradients = lambda batch: seen.append(batch["x"]) or gradients(batch)
+    for rate in LEARNING_RATES[:2]:
+        run.restart(rate)
+        run.step(0.5)
+    first, second = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert {len(part) for part in first} == {16}
+    for one, other in zip(_by_content(first), _by_content(second), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def _by_content(parts: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Workers take the parts of a step in any order."""
+    return sorted(parts, key=lambda part: float(part.sum()))
 
 
 def test_half_of_the_images_get_a_rectangle_of_another_one() -> None:

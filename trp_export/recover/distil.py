@@ -49,7 +49,7 @@ HELD_OUT = 1 / 8
 _GUIDANCE = 4.0
 _FEWEST_GUIDES, _MOST_GUIDES = 4, 16
 _GUIDES = ("Add", "Concat", "Conv")
-# Feature maps whose squared distance is below this share of their variance are the same.
+# Feature maps are the same where their squared distance is below this share of their variance.
 _SAME = 1e-8
 # The learning rate of Adam for biases, as a share of that of Muon for kernels.
 _BIAS_SHARE = 0.2
@@ -188,9 +188,7 @@ class Distiller:
         with torch.no_grad():
             wanted, got = (self._run(network, probe)[answers:] for network in (self._teacher, self._student))
         spreads = {
-            name: _spread(guide)
-            for name, own, guide in zip(guides, got, wanted, strict=True)
-            if own.shape == guide.shape and own.ndim > 2 and _distance(own, guide) > _SAME * _spread(guide)
+            name: _spread(guide) for name, own, guide in zip(guides, got, wanted, strict=True) if _differ(own, guide)
         }
         sums = [name for name in spreads if guides[name] != "Conv"]
         kept = _few(sums if len(sums) >= _FEWEST_GUIDES else list(spreads))
@@ -429,6 +427,14 @@ def _share(own: Tensor, wanted: Tensor, stick: Yardstick) -> Tensor:
     else:
         apart = (gap - gap.mean(dim=1, keepdim=True) if stick.centred else gap).square()
     return (torch.from_numpy(np.asarray(stick.weights, dtype=np.float32)) * apart).sum() / len(own)
+
+
+def _differ(own: Tensor, wanted: Tensor) -> bool:
+    """Whether these are feature maps of one shape that are further apart than rounding, and the wanted one varies."""
+    if own.shape != wanted.shape or own.ndim <= 2 or not own.is_floating_point():
+        return False
+    distance, spread = _distance(own, wanted), _spread(wanted)
+    return bool(distance > _SAME * spread and spread > _SAME * distance)
 
 
 def _distance(own: Tensor, wanted: Tensor) -> Tensor:
