@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from models import build
 from networks import RESIDUAL, in_batches, make_images, make_network
 
-from trp_export.calibration.divergence import divergence
+from trp_export.calibration.divergence import Kind, divergence
 from trp_export.calibration.output_curves import LayerFactors
 from trp_export.errors import OptionError, UnsupportedError
 from trp_export.graph.bias import add_to_bias
@@ -32,8 +33,19 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import torch
 
-from trp_export.recover.distil import LEARNING_RATES, PATCH, Distiller, _few, _flip_and_shift, _paste, augment
+from trp_export.recover.distil import (
+    LEARNING_RATES,
+    PATCH,
+    Distiller,
+    _compared,
+    _few,
+    _flip_and_shift,
+    _paste,
+    _spread_of_changed,
+    augment,
+)
 from trp_export.recover.torch_graph import TorchGraph
+from trp_export.recover.torch_ops import RULES
 
 HEAD = '<ir_version: 8, opset_import: ["": {opset}]>\nnet (float[N, 4, 6, 7] x) => (float[a, b, c, d] y)\n'
 GRAPHS = {
@@ -567,6 +579,86 @@ def test_a_part_of_one_image_teaches_as_much_as_any() -> None:
     for ones, all_ in zip(zip(*alone, strict=True), run._gradients(run._samples), strict=True):
         assert all_ is not None
         torch.testing.assert_close(torch.stack([one for one in ones if one is not None]).mean(0), all_)
+
+
+def test_guides_vary_as_over_many_images_taken_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first images say little: these are black."""
+    monkeypatch.setattr("trp_export.recover.distil._ENTRIES", 3 * 3 * 8 * 8)
+    model = prepare(ir.serde.deserialize_model(build(POOLED.format(wide=6))))
+    weight = model.graph.initializers["k"].const_value.numpy()  # type: ignore[union-attr]
+    images = _images(30)
+    images[:6] = 0
+    run = Distiller(model, _small(model, k=0.9 * weight), in_batches(images), in_batches(_images(8)), 0)
+    maps = run._run(run._teacher, run._samples)[1:]
+    assert run._at_once == 3
+    assert run._spreads == [pytest.approx(float(one.var(dim=0, correction=0).mean()), rel=1e-4) for one in maps]
+
+
+def test_guides_that_hardly_vary_count_by_their_values() -> None:
+    """What varies less than rounding would outweigh everything; what is constantly nought is no guide."""
+    still = torch.full((4, 2, 3, 3), 10.0)
+    assert _spread_of_changed([_compared(still + 1, still)]) == pytest.approx(0.1)
+    assert _spread_of_changed([_compared(still, 0 * still)]) is None
+    assert _spread_of_changed([_compared(still, still)]) is None
+    assert _spread_of_changed([_compared(still, still[:, :1])]) is None
+
+
+def test_sizes_that_a_network_computes_are_no_guides() -> None:
+    """With a fixed batch the values of chunks are joined, which numbers are not."""
+    text = """<ir_version: 8, opset_import: ["": 17]> net (float[2, 3, H, W] x) => (float[2, 4, h, w] y)
+    <float[4, 3, 3, 3] k, float[4, 4, 3, 3] l, int64 two = {2}, int64 three = {3}, int64[1] axis = {0},
+     int64[2] batch = {2, 4}, float[0] none = {}> {
+    a = Conv <pads = [1, 1, 1, 1]> (x, k)  s = Shape (a)  h = Gather (s, two)  w = Gather (s, three)
+    hh = Add (h, h)  ww = Add (w, w)  h1 = Unsqueeze (hh, axis)  w1 = Unsqueeze (ww, axis)
+    sizes = Concat <axis = 0> (batch, h1, w1)  u = Resize <mode = "nearest"> (a, none, none, sizes)
+    y = Conv <pads = [1, 1, 1, 1]> (u, l) }"""
+    model = prepare(ir.serde.deserialize_model(build(text)))
+    weight = model.graph.initializers["k"].const_value.numpy()  # type: ignore[union-attr]
+    images = in_batches(*np.split(_images(20), 10), fixed=True)
+    assert tune(model, _small(model, k=0.9 * weight), images, steps=2, threads=1).steps == 2
+
+
+@pytest.mark.parametrize("size", ["N", "2"])
+def test_answers_of_several_rows_for_each_image_are_tuned(size: str) -> None:
+    """Text recognisers compute with rows of steps."""
+    text = f"""<ir_version: 8, opset_import: ["": 17]> net (float[{size}, 3, 8, 8] x) => (float[rows, 6] y)
+    <float[4, 3, 8, 1] k, float[4, 6] m, int64[2] rows_ = {{-1, 4}}>
+    {{ a = Conv (x, k)  b = Transpose <perm = [0, 2, 3, 1]> (a)  c = Reshape (b, rows_)  y = MatMul (c, m) }}"""
+    model = prepare(ir.serde.deserialize_model(build(text)))
+    weight = model.graph.initializers["k"].const_value.numpy()  # type: ignore[union-attr]
+    images = in_batches(*np.split(_images(25)[:24], 12), fixed=size != "N")
+    result = tune(model, _small(model, k=0.9 * weight), images, steps=20, threads=1)
+    assert result.divergence_after < result.divergence_before
+
+
+def test_descriptors_have_no_classes_to_agree_on() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> net (float[N, 3, 8, 8] x) => (float[N, 64] y)
+    <float[64, 3, 8, 8] k> { a = Conv (x, k)  y = Flatten (a) }"""
+    model = build(text)
+    random = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(random, "k"))
+    network = prepare(ir.serde.deserialize_model(model))
+    run = Distiller(network, network.clone(), in_batches(_images(400)), (), 0)
+    assert [stick.kind for stick in run._sticks.values()] == [Kind.CLASSES]
+    assert run.start_score == (pytest.approx(0, abs=1e-6), None)
+
+
+def test_values_are_let_go_when_nothing_reads_them_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def relu(node: ir.Node, given: list[torch.Tensor]) -> torch.Tensor:
+        alive.append(sum(one() is not None for one in made))
+        result = given[0] + 1
+        made.append(weakref.ref(result))
+        return result
+
+    monkeypatch.setitem(RULES, "Relu", relu)
+    text = """<ir_version: 8, opset_import: ["": 17]> net (float[N, 3] x) => (float[N, 3] y)
+    { a = Relu (x)  b = Relu (a)  c = Relu (b)  d = Relu (c)  y = Add (d, a) }"""
+    graph = TorchGraph(ir.serde.deserialize_model(build(text)))
+    assert graph(torch.zeros(2, 3))[0].tolist() == [[5.0] * 3] * 2
+    assert alive == [0, 1, 2, 2]
 
 
 def test_trials_of_learning_rates_see_the_same_images() -> None:

@@ -26,6 +26,7 @@ from trp_export.errors import OptionError, UnsupportedError
 from trp_export.inputs.description import describe_inputs
 from trp_export.inputs.samples import Batch
 from trp_export.inputs.spec import CHANNEL_AXES, InputSpec
+from trp_export.metrics.recognise import are_scores
 from trp_export.recover.muon import Muon
 from trp_export.recover.torch_graph import TorchGraph, answer_in, as_tensor, needed, require_sound, workers
 from trp_export.runtime.partial import Tap, fixed_batch
@@ -49,8 +50,9 @@ HELD_OUT = 1 / 8
 _GUIDANCE = 4.0
 _FEWEST_GUIDES, _MOST_GUIDES = 4, 16
 _GUIDES = ("Add", "Concat", "Conv")
-# Feature maps are the same where their squared distance is below this share of their variance.
-_SAME = 1e-8
+# Feature maps are compared on so many images. They are the same where their squared distance is below this share of
+# their variance, which is taken for no less than a share of their mean square.
+_PROBE, _SAME, _LEAST_SPREAD = 32, 1e-8, 1e-3
 # The learning rate of Adam for biases, as a share of that of Muon for kernels.
 _BIAS_SHARE = 0.2
 # Orthogonal updates of larger matrices, such as those that give a thousand classes, take longer than their gradients.
@@ -90,7 +92,7 @@ class Distiller:
         samples = _join(batches, self._student.inputs)
         entries = sum(values[:1].numel() for values in samples.values())
         self._batch_size = min(_MOST_IMAGES, max(_LEAST_IMAGES, _ENTRIES // entries))
-        self._spreads = self._keep_guides(samples, guides)
+        self._at_once = min(self._batch_size, max(1, _ENTRIES // entries))
         specs = describe_inputs(original).specs
         self._channel_axis = CHANNEL_AXES.get(specs[0].layout, 1)
         is_open = len(specs) == 1 and _has_open_size(specs[0], self._channel_axis)
@@ -102,9 +104,11 @@ class Distiller:
         self._held_out = _rows(samples, order[:share]) if reserve is None else reserve
         self._wanted = self._answers(self._teacher, self._held_out)
         self._sticks = yardsticks(self._wanted, self._kinds)
+        self._tells_classes = self._first_holds_classes()
         # A step sees a few images only, which say nothing about the spread of an answer.
         some = _rows(self._samples, slice(images_with_room(original, batches)))
         self._units = yardsticks(self._answers(self._teacher, some), self._kinds)
+        self._spreads = self._keep_guides(guides)
         self._require_sound(compressed)
         self._start = self.weights
         begun = time.monotonic()
@@ -178,17 +182,22 @@ class Distiller:
         loss: Any = self._divergence(got[:answers], wanted[:answers])
         if self._spreads:
             maps = zip(got[answers:], wanted[answers:], self._spreads, strict=True)
-            loss += _GUIDANCE * torch.stack([_distance(own, guide) / spread for own, guide, spread in maps]).mean()
+            apart = [_distance(own, guide) / spread for own, guide, spread in maps]
+            loss += _GUIDANCE * torch.stack(apart).mean()
         return torch.autograd.grad(loss, list(self._student.weights), allow_unused=True)
 
-    def _keep_guides(self, samples: Samples, guides: Mapping[str, str]) -> list[Tensor]:
-        """Leave out the guides that the networks share or make of unlike shapes; the spread of those that are left."""
-        probe = _rows(samples, slice(-(-self._batch_size // _PARTS)))
+    def _keep_guides(self, guides: Mapping[str, str]) -> list[float]:
+        """Leave out guides that the networks share or make of unlike shapes; the spread of each that is left."""
         answers = len(self._shown)
         with torch.no_grad():
-            wanted, got = (self._run(network, probe)[answers:] for network in (self._teacher, self._student))
+            runs = [
+                list(map(_compared, self._run(self._student, part)[answers:], self._run(self._teacher, part)[answers:]))
+                for part in _split(_rows(self._samples, slice(_PROBE)), self._at_once)
+            ]
         spreads = {
-            name: _spread(guide) for name, own, guide in zip(guides, got, wanted, strict=True) if _differ(own, guide)
+            name: spread
+            for name, parts in zip(guides, zip(*runs, strict=True), strict=True)
+            if (spread := _spread_of_changed(parts)) is not None
         }
         sums = [name for name in spreads if guides[name] != "Conv"]
         kept = _few(sums if len(sums) >= _FEWEST_GUIDES else list(spreads))
@@ -211,8 +220,13 @@ class Distiller:
         """Divergence on the held-out images, and agreement where the first answer holds classes."""
         got = self._answers(self._student, self._held_out)
         apart = [stick.shares(self._wanted[name], got[name]).mean() for name, stick in self._sticks.items()]
-        agreed = agreement(self._wanted, got) if next(iter(self._sticks.values())).kind is Kind.CLASSES else None
-        return float(np.mean(apart)), agreed
+        return float(np.mean(apart)), agreement(self._wanted, got) if self._tells_classes else None
+
+    def _first_holds_classes(self) -> bool:
+        """Whether the first answer holds scores of classes, as a descriptor does not that looks like them."""
+        name, stick = next(iter(self._sticks.items()))
+        said = self._kinds.get(name) is Kind.CLASSES
+        return said or (stick.kind is Kind.CLASSES and are_scores(self._wanted[name], self.held_out_images))
 
     def _half_precision_will_do(self) -> bool:
         """Whether answers in bfloat16 differ little, beside how far the two networks are apart."""
@@ -244,7 +258,7 @@ class Distiller:
         with torch.no_grad():
             batches = [  # Guides come last.
                 [answer_in(value, answer) for value, answer in zip(values, self._shown, strict=False)]
-                for values in (self._run(network, part) for part in _split(samples, self._batch_size))
+                for values in (self._run(network, part) for part in _split(samples, self._at_once))
             ]
         joined = zip(self._shown, zip(*batches, strict=True), strict=True)
         return {answer.name: torch.cat(parts).float().numpy() for answer, parts in joined}
@@ -257,7 +271,7 @@ class Distiller:
             [_samples_first(value, _count(part)) for value in network(*part.values())]
             for part in _split(self._filled(samples), self._chunk)
         ]
-        return [torch.cat(part)[: _count(samples)] for part in zip(*parts, strict=True)]
+        return [_joined(made, _count(samples) / (len(parts) * self._chunk)) for made in zip(*parts, strict=True)]
 
     def _filled(self, samples: Samples) -> Samples:
         """The samples again and again until they fill whole batches of a model of a fixed batch size."""
@@ -315,6 +329,17 @@ def _samples_first(value: Tensor, count: int) -> Tensor:
     """The answers for so many samples with these on the first axis, where recurrent layers have their steps."""
     steps_first = value.ndim > 2 and len(value) != count == value.shape[1]
     return value.swapaxes(0, 1) if steps_first else value
+
+
+def _joined(parts: Sequence[Tensor], share: float) -> Tensor:
+    """The values of all chunks, of which this share belongs to samples; the others fill the last chunk up.
+
+    A value may have several rows for each sample, as of texts, or none, as sizes.
+    """
+    if not parts[0].ndim:
+        return parts[0]
+    joined = torch.cat(list(parts))
+    return joined[: round(len(joined) * share)]
 
 
 def _rows(samples: Samples, places: Tensor | slice) -> Samples:
@@ -429,22 +454,32 @@ def _share(own: Tensor, wanted: Tensor, stick: Yardstick) -> Tensor:
     return (torch.from_numpy(np.asarray(stick.weights, dtype=np.float32)) * apart).sum() / len(own)
 
 
-def _differ(own: Tensor, wanted: Tensor) -> bool:
-    """Whether these are feature maps of one shape that are further apart than rounding, and the wanted one varies."""
-    if own.shape != wanted.shape or own.ndim <= 2 or not own.is_floating_point():
-        return False
-    distance, spread = _distance(own, wanted), _spread(wanted)
-    return bool(distance > _SAME * spread and spread > _SAME * distance)
-
-
 def _distance(own: Tensor, wanted: Tensor) -> Tensor:
     """The mean squared distance of two feature maps."""
     return (own.float() - wanted.float()).square().mean()
 
 
-def _spread(values: Tensor) -> Tensor:
-    """The variance of a feature map (n, C, ...) over samples and positions, the mean over channels."""
-    return values.movedim(1, 0).flatten(1).var(dim=1, correction=0).mean()
+def _compared(own: Tensor, wanted: Tensor) -> tuple[float, Tensor] | None:
+    """The distance of two feature maps (n, C, ...), and each channel's mean and mean square. None for other values."""
+    if own.shape != wanted.shape or own.ndim <= 2 or not own.is_floating_point():
+        return None
+    by_channel = wanted.movedim(1, 0).flatten(1)
+    moments = [values.mean(dim=1, dtype=torch.float64) for values in (by_channel, by_channel.square())]
+    return float(_distance(own, wanted)), torch.stack(moments)
+
+
+def _spread_of_changed(parts: Sequence[tuple[float, Tensor] | None]) -> float | None:
+    """The variance of a map over samples and positions, the mean over channels; None where the networks agree on it.
+
+    A map that hardly varies counts as one that varies by a share of its values: less is rounding.
+    """
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    mean, square = torch.stack([moments for _, moments in known]).mean(dim=0)
+    spread = max(float((square - mean.square()).mean()), _LEAST_SPREAD * float(square.mean()))
+    distance = sum(distance for distance, _ in known) / len(known)
+    return spread if distance > _SAME * spread > 0 else None
 
 
 def half_precision() -> AbstractContextManager[Any]:

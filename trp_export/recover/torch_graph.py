@@ -24,8 +24,8 @@ from trp_export.recover.torch_ops import RULES, channels_last
 
 Array = NDArray[Any]
 
-# A node, what computes it, and the values that this reads.
-_Step = tuple[ir.Node, Callable[[ir.Node, list[Any]], Any], Sequence[ir.Value | None]]
+# A node, what computes it, the values that this reads, and the names of those that nothing reads afterwards.
+_Step = tuple[ir.Node, Callable[[ir.Node, list[Any]], Any], Sequence[ir.Value | None], Sequence[str]]
 
 _TRAINED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -69,7 +69,7 @@ class TorchGraph(nn.Module):
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         values: dict[str, Any] = {**self._constants, **dict(zip(self.names, self.weights, strict=True))}
         values |= zip(self.inputs, map(channels_last, inputs), strict=True)
-        for node, rule, read in self._steps:
+        for node, rule, read, last in self._steps:
             try:
                 given = [values[value.name or ""] if value is not None else None for value in read]
                 made = rule(node, given)
@@ -79,6 +79,8 @@ class TorchGraph(nn.Module):
                 raise _refused(f"{node.op_type} ({node.name})") from error
             made = made if isinstance(made, (list, tuple)) else [made]
             values |= {out.name or "": result for out, result in zip(node.outputs, made, strict=False)}
+            for name in last:
+                del values[name]
         missing = next((name for name in self.outputs if name not in values), None)
         if missing is not None:  # A second output of an operator that its rule does not make.
             raise _refused(missing)
@@ -134,19 +136,21 @@ def needed(model: ir.Model, outputs: Sequence[str]) -> list[ir.Node]:
 
 
 def _steps(nodes: Sequence[ir.Node], outputs: Sequence[str]) -> list[_Step]:
-    """What computes each node, and from which values.
+    """What computes each node, from which values, and which of these nothing reads afterwards.
 
     x times the sigmoid of x is one step where nothing else reads the sigmoid: with its gradient that takes far less
     time.
     """
     gates = {node: gate for node in nodes if (gate := _own_gate(node)) is not None}
     gates = {node: gate for node, gate in gates.items() if gate.outputs[0].name not in outputs}
-    done = set(gates.values())
-    return [
-        (node, _silu, gates[node].inputs) if node in gates else (node, RULES[node.op_type], node.inputs)
-        for node in nodes
-        if node not in done
-    ]
+    done, kept = set(gates.values()), set(outputs)
+    steps: list[_Step] = []
+    for node in (node for node in reversed(nodes) if node not in done):
+        rule, read = (_silu, gates[node].inputs) if node in gates else (RULES[node.op_type], node.inputs)
+        last = {value.name or "" for value in read if value is not None} - kept
+        kept |= last
+        steps.append((node, rule, read, sorted(last)))
+    return steps[::-1]
 
 
 def _own_gate(node: ir.Node) -> ir.Node | None:
