@@ -27,7 +27,7 @@ from trp_export.graph.weights import apply_values
 from trp_export.lowrank.schemes import CHANNEL_WISE, SPATIAL_WISE, Branch
 from trp_export.planning.plan import Decision, Plan
 from trp_export.recover.refit import refit
-from trp_export.recover.tune import _agrees_as_well, _choose_rate, tune
+from trp_export.recover.tune import _agrees_as_well, _highest_rate, _train, tune
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -429,20 +429,63 @@ class _Trials:
 
 
 @pytest.mark.parametrize(
-    ("scores", "tried", "chosen"),
-    [
-        ((0.9, 0.5, 0.7, 0.1, 0.1), 3, 1),
-        ((2.0, 3.0, 1.5, 0.8, 0.9), 5, 3),
-        ((0.9, 0.9, 0.1, 0.1, 0.1), 2, 0),
-        ((2.0, 2.0, 2.0, 2.0, 2.0), 5, 4),
-    ],
-    ids=["second", "fourth", "equal", "none"],
+    ("scores", "chosen"),
+    [((0.9, 0.5, 0.7, 0.1, 0.1), 0), ((2.0, 1.06, 1.04, 0.8, 0.9), 2), ((2.0, 2.0, 2.0, 2.0, 2.0), 4)],
+    ids=["first", "third", "none"],
 )
-def test_the_learning_rate_with_the_best_trial_is_taken(scores: Sequence[float], tried: int, chosen: int) -> None:
+def test_the_highest_learning_rate_that_does_little_harm_is_taken(scores: Sequence[float], chosen: int) -> None:
     trials: Any = _Trials(scores)
-    spent = _choose_rate(trials, 100, 1.0, lambda share: None)
-    assert trials.rates == [*LEARNING_RATES[:tried], LEARNING_RATES[chosen]]
-    assert spent == 5 * tried
+    assert _highest_rate(trials, 100, 1.0, lambda share: None) == (LEARNING_RATES[chosen], 5 * (chosen + 1))
+    assert trials.rates == [*LEARNING_RATES[: chosen + 1]]
+
+
+class _Legs:
+    """A run in two legs of two checks each, whose divergences are given; a check's number stands for its weights."""
+
+    start_score = (1.0, None)
+    held_out_images = 8
+
+    def __init__(self, scores: Sequence[float]) -> None:
+        self._scores = scores
+        self.begun: list[tuple[float, dict[str, torch.Tensor]]] = []
+        self.checks = 0
+
+    def prepare_for(self, steps: int) -> None:
+        pass
+
+    def restart(self, rate: float) -> None:
+        pass
+
+    def go_on(self, rate: float, weights: dict[str, torch.Tensor]) -> None:
+        self.begun.append((rate, weights))
+
+    def step(self, done: float) -> None:
+        pass
+
+    def score(self) -> tuple[float, None]:
+        self.checks += 1
+        return self._scores[self.checks - 1], None
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {"w": torch.tensor(self.checks)}
+
+
+@pytest.mark.parametrize(
+    ("scores", "first", "last"),
+    [((0.8, 0.9, 0.7, 0.6), 1, 4), ((1.2, 1.3, 0.7, 0.9), None, 3), ((0.8, 0.5, 0.7, 0.6), 2, 2)],
+    ids=["both gain", "the first did harm", "the second gains nothing"],
+)
+def test_training_goes_on_from_the_best_weights_at_a_lower_rate(
+    monkeypatch: pytest.MonkeyPatch, scores: Sequence[float], first: int | None, last: int
+) -> None:
+    monkeypatch.setattr("trp_export.recover.tune._CHECKS", 4)
+    monkeypatch.setattr("trp_export.recover.tune._highest_rate", lambda *given: (0.1, 0))
+    run: Any = _Legs(scores)
+    result = _train(run, 8, lambda share: None)
+    assert run.begun == [(0.1, {}), (pytest.approx(0.03), {} if first is None else {"w": first})]
+    assert result.values == {"w": last}
+    assert result.divergence_after == min(scores)
 
 
 @pytest.mark.parametrize(("steps", "tried"), [(8, 0), (20, 2 * 5), (120, 10 * 6)])
@@ -452,7 +495,7 @@ def test_trials_of_learning_rates_take_at_most_half_of_the_steps(
     monkeypatch.setattr("trp_export.recover.distil.LEARNING_RATES", (100.0,) * 20)
     original, small, images = _compressed()
     run = Distiller(original, small, in_batches(images), (), 0)
-    spent = _choose_rate(run, steps, run.start_score[0], lambda share: None)
+    _, spent = _highest_rate(run, steps, run.start_score[0], lambda share: None)
     assert spent == tried <= steps / 2
 
 
@@ -586,8 +629,8 @@ def test_guides_vary_as_over_many_images_taken_a_few_at_a_time(monkeypatch: pyte
     monkeypatch.setattr("trp_export.recover.distil._ENTRIES", 3 * 3 * 8 * 8)
     model = prepare(ir.serde.deserialize_model(build(POOLED.format(wide=6))))
     weight = model.graph.initializers["k"].const_value.numpy()  # type: ignore[union-attr]
-    images = _images(30)
-    images[:6] = 0
+    images = _images(15)
+    images[:3] = 0
     run = Distiller(model, _small(model, k=0.9 * weight), in_batches(images), in_batches(_images(8)), 0)
     maps = run._run(run._teacher, run._samples)[1:]
     assert run._at_once == 3

@@ -52,7 +52,7 @@ _FEWEST_GUIDES, _MOST_GUIDES = 4, 16
 _GUIDES = ("Add", "Concat", "Conv")
 # Feature maps are compared on so many images. They are the same where their squared distance is below this share of
 # their variance, which is taken for no less than a share of their mean square.
-_PROBE, _SAME, _LEAST_SPREAD = 32, 1e-8, 1e-3
+_PROBE, _SAME, _LEAST_SPREAD = 16, 1e-8, 1e-3
 # The learning rate of Adam for biases, as a share of that of Muon for kernels.
 _BIAS_SHARE = 0.2
 # Orthogonal updates of larger matrices, such as those that give a thousand classes, take longer than their gradients.
@@ -133,9 +133,14 @@ class Distiller:
     def restart(self, rate: float) -> None:
         """Begin again: the start's weights, the first images, and `rate` as the learning rate of Muon."""
         self._random.set_state(self._random_state)
+        self.go_on(rate, self._start)
+
+    def go_on(self, rate: float, weights: Mapping[str, Tensor]) -> None:
+        """Take up training at these weights by name, or those of the start, with other images."""
+        weights = {**self._start, **weights}
         with torch.no_grad():
-            for own, start in zip(self._student.weights, self._start.values(), strict=True):
-                own.copy_(start)
+            for name, own in zip(self._student.names, self._student.weights, strict=True):
+                own.copy_(weights[name])
         self._optimizers = self._new_optimizers(rate)
 
     def prepare_for(self, steps: int) -> None:
@@ -463,9 +468,8 @@ def _compared(own: Tensor, wanted: Tensor) -> tuple[float, Tensor] | None:
     """The distance of two feature maps (n, C, ...), and each channel's mean and mean square. None for other values."""
     if own.shape != wanted.shape or own.ndim <= 2 or not own.is_floating_point():
         return None
-    by_channel = wanted.movedim(1, 0).flatten(1)
-    moments = [values.mean(dim=1, dtype=torch.float64) for values in (by_channel, by_channel.square())]
-    return float(_distance(own, wanted)), torch.stack(moments)
+    variance, mean = torch.var_mean(wanted.movedim(1, 0).flatten(1), dim=1, correction=0)
+    return float(_distance(own, wanted)), torch.stack([mean, variance + mean.square()]).double()
 
 
 def _spread_of_changed(parts: Sequence[tuple[float, Tensor] | None]) -> float | None:

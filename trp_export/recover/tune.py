@@ -33,6 +33,10 @@ _TRIAL = 0.05
 _LEAST_TRIAL = 5
 # The share of all steps that all trials may take.
 _TRIALS = 0.5
+# Up to so many times the divergence of the start, a trial did little harm.
+_HARMLESS = 1.05
+# Training takes so many legs, each at a lower learning rate and from the best weights so far.
+_LEGS, _SLOWER = 2, 0.3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,16 +102,19 @@ def _train(run: Distiller, steps: int, progress: Share) -> Tuned:
     before = best = run.start_score
     kept: Mapping[str, Any] = {}
     run.prepare_for(steps)
-    spent = _choose_rate(run, steps, before[0], progress)
-    left = steps - spent
-    every = max(1, left // _CHECKS)
-    for step in range(left):
-        run.step((step + 0.5) / left)
-        progress((spent + step + 1) / steps)
-        if (step + 1) % every == 0 or step + 1 == left:
-            score = run.score()
-            if score[0] < best[0] and _agrees_as_well(score[1], before[1], run.held_out_images):
-                best, kept = score, run.weights
+    rate, spent = _highest_rate(run, steps, before[0], progress)
+    every = max(1, (steps - spent) // _CHECKS)
+    for left_legs in range(_LEGS, 0, -1):
+        leg = (steps - spent) // left_legs
+        run.go_on(rate, kept)
+        for step in range(leg):
+            run.step((step + 0.5) / leg)
+            progress((spent + step + 1) / steps)
+            if (step + 1) % every == 0 or step + 1 == leg:
+                score = run.score()
+                if score[0] < best[0] and _agrees_as_well(score[1], before[1], run.held_out_images):
+                    best, kept = score, run.weights
+        rate, spent = rate * _SLOWER, spent + leg
     values = {name: weight.numpy() for name, weight in kept.items()}
     return Tuned(values, steps, before[0], best[0], before[1], best[1])
 
@@ -119,29 +126,23 @@ def _agrees_as_well(now: float | None, before: float | None, images: int) -> boo
     return now >= before - math.sqrt(before * (1 - before) / images)
 
 
-def _choose_rate(run: Distiller, steps: int, start: float, progress: Share) -> int:
-    """Begin with the learning rate that lowers the divergence most in a short trial. Returns the steps that it took.
+def _highest_rate(run: Distiller, steps: int, start: float, progress: Share) -> tuple[float, int]:
+    """The highest learning rate that does little harm in a short trial, and the steps that the trials took.
 
-    Rates fall from trial to trial until one does worse than the rate before it. Trials take at most half of the steps;
-    if none has lowered the divergence by then, the next rate is taken untried.
+    What a rate gains in a few steps says little about what it gains in many. Trials take at most half of the steps; if
+    every rate does harm, the next is taken untried.
     """
     from trp_export.recover.distil import LEARNING_RATES
 
     trial, spent = max(_LEAST_TRIAL, round(_TRIAL * steps)), 0
-    best, chosen, untried = start, None, list(LEARNING_RATES)
-    while untried and spent + trial <= _TRIALS * steps:
-        rate = untried.pop(0)
+    for rate in LEARNING_RATES:
         run.restart(rate)
+        if spent + trial > _TRIALS * steps:
+            return rate, spent
         for step in range(trial):
             run.step((step + 0.5) / trial)
             progress((spent + step + 1) / steps)
         spent += trial
-        score = run.score()[0]
-        if score < best:
-            best, chosen = score, rate
-        elif chosen is not None:
-            break
-    if chosen is None:
-        chosen = untried[0] if untried else LEARNING_RATES[-1]
-    run.restart(chosen)
-    return spent
+        if run.score()[0] <= _HARMLESS * start:
+            return rate, spent
+    return LEARNING_RATES[-1], spent
