@@ -14,8 +14,8 @@ from PIL import Image
 from trp_export.errors import LoadError
 from trp_export.inputs.image_set import ImageSet
 from trp_export.inputs.preprocessing import Preprocessing
-from trp_export.metrics.choice import open_metric
-from trp_export.metrics.sample import Sample
+from trp_export.metrics.choice import Metric, open_metric
+from trp_export.metrics.sample import Sample, Span
 from trp_export.options import Images
 
 COUNT = 30
@@ -109,3 +109,31 @@ def test_numbers_stay_numbers_where_classes_have_numbers_for_names(tmp_path: Pat
         else:
             metric, _ = open_metric(options, images, shown, tmp_path / "model.onnx")
             assert metric.labels.tolist() == wanted
+
+
+def opened(path: Path, labels: np.ndarray, count: int) -> Metric:
+    images = ImageSet("made", np.zeros((len(labels), 3, 4, 4), np.float32), labels, Preprocessing(), 3, None, ())
+    shown = Sample(("y",), (np.zeros((4, count), np.float32),), 4, (4, 4), 3)
+    return open_metric(Images(path, metric="top1"), images, shown, path)[0]
+
+
+@pytest.mark.parametrize(("offset", "right"), [(0, 1.0), (1, 1.0), (2, 0.0)])
+def test_a_network_may_have_the_background_first(tmp_path: Path, offset: int, right: float) -> None:
+    """As networks of TensorFlow do: 1,001 classes of ImageNet."""
+    labels = np.arange(40) % 9
+    answers = np.eye(12, dtype=np.float32)[labels + offset]
+    metric = opened(tmp_path, labels, 12)
+    before = metric.predict([answers], Span(0, (4, 4)))
+    score = metric.score(before, metric.predict([np.roll(answers, 1, axis=1)], Span(0, (4, 4))))
+    assert (score.before, score.after) == (right, 0.0)
+    assert ("its classes count from 1" in score.remark) == (offset == 1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "count"), [(np.arange(9), 12), (np.arange(40) % 9, 9)], ids=["nine images", "no class to spare"]
+)
+def test_labels_are_not_moved_without_proof(tmp_path: Path, labels: np.ndarray, count: int) -> None:
+    answers = np.eye(count, dtype=np.float32)[np.minimum(labels + 1, count - 1)]
+    metric = opened(tmp_path, labels, count)
+    before = metric.predict([answers], Span(0, (4, 4)))
+    assert metric.score(before, before).before < 0.2

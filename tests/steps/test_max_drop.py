@@ -261,6 +261,24 @@ def test_nothing_is_written_where_nothing_holds(model: Path, tmp_path: Path) -> 
     assert files(tmp_path) == before
 
 
+def test_a_score_of_nothing_is_no_limit(model: Path, inputs: np.ndarray, tmp_path: Path) -> None:
+    """Any network loses nothing of 0: the labels belong to something else."""
+    wrong = store(tmp_path / "eval.npz", inputs, (classes(model, inputs) + 5) % 10)
+    before = files(tmp_path)
+    with pytest.raises(OptionError, match="original's top-1 accuracy is 0, so nothing is left to lose"):
+        compress(
+            model,
+            Options(
+                MaxDrop(1),
+                images=wrong,
+                benchmark=QUIET,
+                output=tmp_path / "small.onnx",
+                calibration=Calibration("none"),
+            ),
+        )
+    assert files(tmp_path) == before
+
+
 def test_a_network_without_layers_has_nothing_to_search(tmp_path: Path) -> None:
     text = '<ir_version: 8, opset_import: ["" : 17]> net (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }'
     relu = save(build(text), tmp_path / "relu.onnx")

@@ -158,7 +158,8 @@ def _open_classes(
     if options.labels is not None:
         numbers = _numbers(options.labels, image_names(images), sample.classes)
     labels, notes = labels_of(images, count, sample.classes, numbers)
-    return Classes("top5" if metric == "top5" else "top1", labels), notes
+    spare = labels is not None and not images.classes and count is not None and int(labels.max()) + 1 < count
+    return Classes("top5" if metric == "top5" else "top1", labels, spare), notes
 
 
 def _numbers(path: Path, images: tuple[str, ...], classes: Sequence[str]) -> list[int]:

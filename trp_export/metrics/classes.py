@@ -19,14 +19,22 @@ Ranked = NDArray[np.intp]
 TOP = 5
 # The class of an image whose outputs are not finite: it equals no label and no other class.
 NO_CLASS = -1
+# A remark where the first class of the network is the background, which labels do not count.
+FROM_ONE = "its classes count from 1"
+# Labels must fit better so, by this many standard errors: luck does not give ten images more.
+_CLEARLY = 3.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Classes:
-    """The share of images whose label is the first class, or among the first five; without labels, the original's."""
+    """The share of images whose label is the first class, or among the first five; without labels, the original's.
+
+    `spare` says that the network has more classes than the labels need: its first one may be the background.
+    """
 
     metric: Literal["top1", "top5"]
     labels: Labels | None
+    spare: bool = False
 
     def predict(self, outputs: Outputs, span: Span) -> list[Ranked]:
         """The classes of each image with the largest outputs, at most five, the largest first."""
@@ -37,10 +45,13 @@ class Classes:
         first, second = np.stack(before), np.stack(after)
         if self.labels is None:  # The original's class is right, also where its outputs are not finite.
             first = np.where(first == NO_CLASS, NO_CLASS - 1, first)
-        truth = first[:, 0] if self.labels is None else self.labels[: len(first)]
         few = first.shape[1] < TOP
         wide = 1 if self.metric == "top1" else TOP
+        truth = first[:, 0] if self.labels is None else self.labels[: len(first)]
+        from_one = self.spare and self.labels is not None and _count_from_one(first, truth, wide)
+        truth = truth + from_one
         right, still = _hits(first, truth, wide), _hits(second, truth, wide)
+        changed = _remark(right, still, labelled=self.labels is not None)
         detail = Detail("top-5", float(_hits(first, truth, TOP).mean()), float(_hits(second, truth, TOP).mean()))
         return Score(
             metric=self.metric,
@@ -51,7 +62,7 @@ class Classes:
             error=paired_error(right, still),
             labelled=self.labels is not None,
             details=() if few or self.metric == "top5" or self.labels is None else (detail,),
-            remark=_remark(right, still, labelled=self.labels is not None),
+            remark="; ".join(filter(None, (changed, FROM_ONE if from_one else ""))),
         )
 
 
@@ -135,6 +146,13 @@ def _labels_by_name(
         f"{images.name}: {len(images.classes)} folders for {wanted} classes, so it is not known which folder "
         "holds which class: the classes of both models are compared instead of accuracy",
     )
+
+
+def _count_from_one(original: Ranked, labels: Labels, wide: int) -> bool:
+    """Whether the original is clearly right more often where class 1 is the first of the labels."""
+    plain, moved = _hits(original, labels, wide), _hits(original, labels + 1, wide)
+    gained, lost = int((moved & ~plain).sum()), int((plain & ~moved).sum())
+    return gained - lost > _CLEARLY * (gained + lost) ** 0.5
 
 
 def _hits(classes: Ranked, truth: NDArray[Any], wide: int) -> NDArray[np.bool_]:

@@ -14,6 +14,7 @@ from trp_export.inputs.placement import Placement, Size
 from trp_export.metrics.average_precision import Precision, Truth, mean_average_precision
 from trp_export.metrics.box_labels import TrueBoxes, read_boxes
 from trp_export.metrics.boxes import MOST_BOXES, Boxes, suppress
+from trp_export.metrics.classes import FROM_ONE
 from trp_export.metrics.heads import Head
 from trp_export.metrics.sample import Outputs, Span, image_names, placements
 from trp_export.metrics.score import Detail, Score, bootstrap_error, resamples
@@ -119,7 +120,7 @@ def _numbering(before: Sequence[Boxes], truth: Sequence[Truth], ids: Sequence[in
     """
     ways: dict[str, Mapping[int, int]] = {
         "": {},
-        "; its classes count from 1": {number + 1: number for number in range(max(len(ids), _MOST_NUMBERED))},
+        f"; {FROM_ONE}": {number + 1: number for number in range(max(len(ids), _MOST_NUMBERED))},
         "; its classes are the category numbers": {identity: number for number, identity in enumerate(ids)},
     }
     # The first of equals: as they are.

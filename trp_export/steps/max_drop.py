@@ -89,12 +89,7 @@ class _Search:
     def _try(self, ratio: float, plan: Plan, knowledge: Knowledge) -> Point:
         cost, evaluation = self.trials.try_plan(plan, knowledge, f"{ratio:.2f}x")
         self.evaluation = evaluation
-        if 0 < evaluation.before * scale(evaluation.unit) <= self.rule.points:
-            remedy = "give less" if evaluation.unit else "it counts in the unit of your function"
-            raise OptionError(
-                f"--max-drop {points(self.rule.points, evaluation.unit)} allows a loss of all of {evaluation.what}, "
-                f"{amount(evaluation.before, evaluation.unit)}: {remedy}."
-            )
+        _require_something_to_lose(evaluation, self.rule.points)
         return Point(
             ratio=ratio,
             reached=self._reached(plan, knowledge, cost),
@@ -140,6 +135,22 @@ class _Search:
         lost = points(self.rule.points, frontier.unit)
         plan = replace(fast.plan, rule=f"at most {lost} lost: {fast.plan.rule}")
         return replace(fast, plan=plan), self.best[1], frontier
+
+
+def _require_something_to_lose(evaluation: Score, limit: float) -> None:
+    """Raises OptionError where the original's score is 0, or within the limit: any network would do."""
+    before = evaluation.before * scale(evaluation.unit)
+    if before == 0 and evaluation.unit == "%":
+        raise OptionError(
+            f"--max-drop: the original's {evaluation.what} is 0, so nothing is left to lose. Check the labels, "
+            "--metric, and how images are prepared (--resize, --mean, --std, --scale, --colour)."
+        )
+    if 0 < before <= limit:
+        remedy = "give less" if evaluation.unit else "it counts in the unit of your function"
+        raise OptionError(
+            f"--max-drop {points(limit, evaluation.unit)} allows a loss of all of {evaluation.what}, "
+            f"{amount(evaluation.before, evaluation.unit)}: {remedy}."
+        )
 
 
 def _same(one: Plan, other: Plan) -> bool:
