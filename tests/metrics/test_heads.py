@@ -37,6 +37,27 @@ def rows(anchors: int = 1) -> np.ndarray:
     return made
 
 
+def masks() -> list[np.ndarray]:
+    """Coefficients of masks behind the classes, and the maps that they weigh, as YOLOv5-seg's."""
+    coefficients = np.random.default_rng(0).normal(size=(1, CELLS, 32))
+    return [np.concatenate([rows(), coefficients], axis=2).astype(np.float32), np.zeros((1, 32, 24, 16), np.float32)]
+
+
+def landmarks() -> list[np.ndarray]:
+    """Landmarks in pixels between objectness and classes, as YOLOv5-face's; silent boxes have a class, too."""
+    made = rows(anchors=3)
+    made[..., 5:][made[..., 4] == 0] = 0.99
+    return [np.insert(made, [5] * 10, 33.0, axis=2)]
+
+
+def always_an_object() -> list[np.ndarray]:
+    """As YOLOv6, whose objectness is 1."""
+    made = rows()
+    made[..., 5:] *= made[..., 4:5]
+    made[..., 4] = 1
+    return [made]
+
+
 def yolox() -> list[np.ndarray]:
     grid = [
         (column, row, stride)
@@ -57,6 +78,10 @@ def yolov8(points: int = 0) -> list[np.ndarray]:
     scores = made[..., 4:5] * made[..., 5:]
     more = np.full((1, CELLS, points), 33.0, dtype=np.float32)
     return [np.concatenate([made[..., :4], scores, more], axis=2).transpose(0, 2, 1)]
+
+
+def rows_first(points: int = 0) -> list[np.ndarray]:
+    return [yolov8(points)[0].transpose(0, 2, 1)]
 
 
 def fastestdet() -> list[np.ndarray]:
@@ -120,8 +145,13 @@ MAKERS: list[tuple[str, Callable[[], list[np.ndarray]]]] = [
     ("yolox", yolox),
     ("yolov5", lambda: [rows()]),
     ("yolov5", lambda: [rows(anchors=3)]),
+    ("yolov5", masks),
+    ("yolov5", landmarks),
+    ("yolov5", always_an_object),
     ("yolov8", yolov8),
     ("yolov8", lambda: yolov8(points=10)),
+    ("yolov8", rows_first),
+    ("yolov8", lambda: rows_first(points=10)),
     ("fastestdet", fastestdet),
     ("nanodet", lambda: nanodet(apart=True)),
     ("nanodet", lambda: nanodet(apart=False)),
@@ -202,3 +232,46 @@ def test_images_without_objects_show_the_head_by_types() -> None:
     """Scores that are all zero are whole numbers, too."""
     empty = [np.zeros((1, 9, 4), np.float32), np.zeros((1, 9), np.float32), np.zeros((1, 9), np.int32)]
     assert find_head(sample(empty, ("boxes", "scores", "classes"))) is not None
+
+
+@pytest.mark.parametrize("classes", [1, 2, 7])
+def test_the_first_class_of_rows_is_told_from_objectness(classes: int) -> None:
+    """Objects of the first class alone; class probabilities of YOLOv5 are high where no object is, too."""
+    made = np.full((1, CELLS, 4 + classes), 1e-4, dtype=np.float32)
+    made[..., :4] = [30, 40, 8, 8]
+    made[0, AT, :4] = centres()
+    made[0, AT, 4] = SCORES
+    head = find_head(sample([made]))
+    assert head is not None
+    assert head.name == "yolov8"
+    found = head.decode([made], SIZE)[0].usable
+    assert found.scores[:2] == pytest.approx(SCORES)
+    if classes > 1:
+        made[..., 5] = np.linspace(0.2, 0.9, CELLS)
+        made[0, AT, 5] = 0.9
+        head = find_head(sample([made]))
+        assert head is not None
+        assert head.name == "yolov5"
+
+
+def test_key_points_with_shares_are_no_landmarks() -> None:
+    """x, y and how sure it is, of each; rows first, as YOLOv8-pose."""
+    made = np.concatenate([rows_first()[0][..., :4], rows()[..., 4:5], np.full((1, CELLS, 6), 33.0)], axis=2)
+    made[..., [7, 10]] = 0.9
+    head = find_head(sample([made.astype(np.float32)]))
+    assert head is not None
+    assert head.name == "yolov8"
+
+
+def test_rows_without_a_share_are_no_yolov5() -> None:
+    made = np.insert(rows(anchors=3)[..., :5], [5] * 4, 33.0, axis=2)
+    assert find_head(sample([made]), "yolov5") is None
+
+
+@pytest.mark.parametrize(("count", "suppressed"), [(300, True), (CELLS, False), (3 * CELLS, False)])
+def test_as_many_boxes_as_cells_hold_duplicates(count: int, suppressed: bool) -> None:
+    made = np.zeros((1, count, 6), dtype=np.float32)
+    made[0, :2] = six()[0]
+    head = find_head(sample([made]))
+    assert head is not None
+    assert (head.name, head.suppressed) == ("nms", suppressed)

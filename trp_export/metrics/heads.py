@@ -28,6 +28,10 @@ _LARGEST_OFFSET = 16.0
 # Coordinates as shares of the input stay near 1.
 _LARGEST_SHARE = 2.5
 _MOST = 0.95
+# A score of a box that holds an object, and shares of boxes that are many and few.
+_SURE = 0.3
+_MANY = 0.5
+_FEW = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +61,21 @@ def yolox(outputs: Outputs, size: Size) -> list[Boxes]:
     return _of_rows(rows)
 
 
-def yolov5(outputs: Outputs, size: Size) -> list[Boxes]:
-    """(n, cells, 5 + classes): centre, width and height in pixels, objectness, classes. Also YOLOv6 and v7."""
-    return _of_rows(outputs[0])
+def yolov5(outputs: Outputs, size: Size, classes: slice) -> list[Boxes]:
+    """(n, cells, 5 + classes): centre, width and height in pixels, objectness, classes. Also YOLOv6 and v7.
+
+    Other columns than `classes`, such as landmarks before them or coefficients of masks behind, are left out.
+    """
+    return _of_rows(outputs[0], classes)
 
 
-def yolov8(outputs: Outputs, size: Size, classes: int | None = None) -> list[Boxes]:
+def yolov8(outputs: Outputs, size: Size, classes: slice, rows_first: bool) -> list[Boxes]:
     """(n, 4 + classes, cells): centre, width and height in pixels, classes. Also YOLOv9 and YOLO11.
 
-    What follows the first `classes` scores, such as key points, is left out.
+    `rows_first`: (n, cells, 4 + classes). Other columns than `classes`, such as key points, are left out.
     """
-    rows = outputs[0].transpose(0, 2, 1)
-    last = None if classes is None else 4 + classes
-    return [_best_class(corners_of(row[:, :4]), row[:, 4:last]) for row in rows]
+    rows = outputs[0] if rows_first else outputs[0].transpose(0, 2, 1)
+    return [_best_class(corners_of(row[:, :4]), row[:, classes]) for row in rows]
 
 
 def fastestdet(outputs: Outputs, size: Size) -> list[Boxes]:
@@ -150,8 +156,8 @@ def separate(
     ]
 
 
-def _of_rows(rows: Array) -> list[Boxes]:
-    return [_best_class(corners_of(row[:, :4]), row[:, 4:5] * row[:, 5:]) for row in rows]
+def _of_rows(rows: Array, classes: slice = slice(5, None)) -> list[Boxes]:
+    return [_best_class(corners_of(row[:, :4]), row[:, 4:5] * row[:, classes]) for row in rows]
 
 
 def _best_class(corners: Array, scores: Array) -> Boxes:
@@ -190,6 +196,11 @@ def _strides_of(size: Size, count: int, anchors: int) -> tuple[int, ...] | None:
     return None
 
 
+def _are_cells(size: Size, count: int) -> bool:
+    """Whether there are as many boxes as cells, or as anchors in them: nothing has been suppressed."""
+    return any(_strides_of(size, count, anchors) is not None for anchors in (1, _ANCHORS))
+
+
 def _find_yolox(sample: Sample, wanted: bool) -> Head | None:
     rows = sample.first
     if not _has_rows(sample) or rows.shape[2] < 6 or _strides_of(sample.size, rows.shape[1], 1) is None:
@@ -200,21 +211,68 @@ def _find_yolox(sample: Sample, wanted: bool) -> Head | None:
 
 def _find_yolov5(sample: Sample, wanted: bool) -> Head | None:
     rows = sample.first
-    if not _has_rows(sample) or rows.shape[2] < 6:
+    if not _has_rows(sample) or rows.shape[2] < 6 or not _within(rows[..., 4]):
         return None
-    known = any(_strides_of(sample.size, rows.shape[1], anchors) for anchors in (1, _ANCHORS))
-    return Head("yolov5", yolov5) if wanted or known else None
+    classes = _classes_behind_objectness(rows)
+    if classes is None:
+        return None
+    anchored = _strides_of(sample.size, rows.shape[1], _ANCHORS) is not None
+    free = _strides_of(sample.size, rows.shape[1], 1) is not None
+    if wanted or anchored or (free and _is_objectness(rows[..., 4], rows[..., classes])):
+        return Head("yolov5", partial(yolov5, classes=classes))
+    return None
 
 
 def _find_yolov8(sample: Sample, wanted: bool) -> Head | None:
-    rows = sample.first
-    known = _has_rows(sample) and rows.shape[1] > 4 and (wanted or _strides_of(sample.size, rows.shape[2], 1))
-    if not known:
+    if not _has_rows(sample):
         return None
-    scores = rows[:, 4:]
-    are_shares = np.atleast_1d(((scores >= 0) & (scores <= 1)).all(axis=(0, 2)))
-    classes = len(are_shares) if are_shares.all() else int(are_shares.argmin())
-    return Head("yolov8", partial(yolov8, classes=classes)) if classes else None
+    cells = [_strides_of(sample.size, count, 1) is not None for count in sample.first.shape[1:]]
+    if not any(cells) and not wanted:
+        return None
+    # Of a size that is not known, there are more boxes than columns.
+    rows_first = cells[0] if any(cells) else sample.first.shape[1] > sample.first.shape[2]
+    rows = sample.first if rows_first else sample.first.transpose(0, 2, 1)
+    classes = _run(_columns_within(rows[..., 4:])) if rows.shape[2] > 4 else slice(0)
+    if classes.start != 0 or not classes.stop:
+        return None
+    return Head("yolov8", partial(yolov8, classes=_behind(classes, 4), rows_first=rows_first))
+
+
+def _classes_behind_objectness(rows: Array) -> slice | None:
+    """The first columns of shares: behind landmarks, if any, only to the end, as key points have shares among them."""
+    shares = _columns_within(rows[..., 5:])
+    classes = _run(shares)
+    if classes.start == classes.stop or (classes.start and classes.stop < len(shares)):
+        return None
+    return _behind(classes, 5)
+
+
+def _is_objectness(column: Array, classes: Array) -> bool:
+    """Tells the objectness of YOLOv5, which bounds all classes of a box, from the first of YOLOv8's classes.
+
+    Where objectness is high, so is a class; a class of YOLOv8 is high alone, and never at most boxes. Where the column
+    is nowhere high, YOLOv5's classes are untrained and high at many boxes, and YOLOv8's at the few of an object.
+    """
+    high, best = column >= _SURE, classes.max(axis=-1) >= _SURE
+    if high.any():
+        return bool(high.mean() > _MANY or best[high].mean() > _MANY)
+    return bool(best.mean() > _FEW)
+
+
+def _columns_within(rows: Array) -> NDArray[np.bool_]:
+    """Which columns hold shares of 1 alone."""
+    return np.asarray(((rows >= 0) & (rows <= 1)).all(axis=(0, 1)))
+
+
+def _run(marks: NDArray[np.bool_]) -> slice:
+    """The first marks that stand side by side; an empty slice where there is none."""
+    start = int(marks.argmax())
+    left = np.append(marks[start:], False)
+    return slice(start, start + int(left.argmin()))
+
+
+def _behind(columns: slice, count: int) -> slice:
+    return slice(columns.start + count, columns.stop + count)
 
 
 def _find_fastestdet(sample: Sample, wanted: bool) -> Head | None:
@@ -273,7 +331,8 @@ def _find_nms(sample: Sample, wanted: bool) -> Head | None:
     if len(sample.outputs) > 1:
         return _find_separate(sample)
     if rows.ndim == 3 and rows.shape[2] == 6 and _are_whole(rows[..., 5]):
-        return Head("nms", partial(rows_of_six, shares=_are_shares(rows[..., :4], rows[..., 4])), suppressed=True)
+        decode = partial(rows_of_six, shares=_are_shares(rows[..., :4], rows[..., 4]))
+        return Head("nms", decode, suppressed=not _are_cells(sample.size, rows.shape[1]))
     if numbers_images(sample.outputs):
         return Head("nms", partial(rows_of_seven, images=sample.count), suppressed=True)
     return None
