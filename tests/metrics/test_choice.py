@@ -37,6 +37,13 @@ def read_text(*shape: int) -> np.ndarray:
     return scores.reshape(shape)
 
 
+def boxes(sides: int, scores: int, largest: float = 640) -> np.ndarray:
+    """300 boxes that are wide and low, and scores of classes."""
+    made = RNG.uniform(0, 0.3, (1, 300, sides + scores)).astype(np.float32)
+    made[..., :sides] = RNG.uniform(0, 1, (1, 300, sides)) * [1, 0.6, 0.6, 0.6][:sides] * largest
+    return made
+
+
 def several(output: np.ndarray, classes: tuple[str, ...] = ()) -> Sample:
     return replace(sample(output, classes=classes), count=len(output))
 
@@ -81,6 +88,14 @@ IMAGES = ImageSet("made", np.zeros((2, 3, 32, 48), np.float32), None, Preprocess
         (sample(read_text(40, 1, 37)), "sequences"),
         (sample(read_text(1, 40, 6625)), "sequences"),
         (sample(normal(1, 40, 37)), "outputs"),
+        (sample(softmax(read_text(40, 37))[None]), "sequences"),
+        (sample(np.log(softmax(read_text(40, 37)))[None]), "sequences"),
+        (sample(np.flip(read_text(1, 40, 37), axis=2)), "sequences"),
+        (sample(np.roll(read_text(1, 40, 37), 7, axis=2)), "outputs"),
+        (sample(boxes(4, 80, largest=1)), "outputs"),
+        (sample(boxes(4, 80, largest=640)), "outputs"),
+        (sample(np.concatenate([boxes(4, 0, largest=1), normal(1, 300, 80) - 4], axis=2)), "outputs"),
+        (sample(np.concatenate([0 * boxes(1, 0), boxes(4, 1), np.ones((1, 300, 1))], axis=2)), "outputs"),
         (sample(read_text(1, 40, 37), read_text(1, 40, 37)), "outputs"),
         (sample(RNG.integers(0, 9, (1, 25))), "sequences"),
         (sample(np.abs(normal(1, 24 + 6 + 2, 85))), "map"),

@@ -27,7 +27,8 @@ net (float[N, 3, 8, 24] image) => (float[N, 24, 5] steps)
     c = Conv <pads = [1, 1, 1, 1]> (b, two__weight)
     axes = Constant <value = int64[1] {2}> ()
     d = ReduceMean <axes = [2], keepdims = 0> (c)
-    steps = Transpose <perm = [0, 2, 1]> (d)
+    e = Transpose <perm = [0, 2, 1]> (d)
+    steps = Softmax <axis = 2> (e)
 }
 """
 ARGUMENTS = ("--rank", "1", "--no-bench", "--eval", "images", "--json")

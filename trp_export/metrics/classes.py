@@ -152,7 +152,7 @@ def _count_from_one(original: Ranked, labels: Labels, wide: int) -> bool:
     """Whether the original is clearly right more often where class 1 is the first of the labels."""
     plain, moved = _hits(original, labels, wide), _hits(original, labels + 1, wide)
     gained, lost = int((moved & ~plain).sum()), int((plain & ~moved).sum())
-    return gained - lost > _CLEARLY * (gained + lost) ** 0.5
+    return gained - lost > _CLEARLY * float(np.sqrt(gained + lost))
 
 
 def _hits(classes: Ranked, truth: NDArray[Any], wide: int) -> NDArray[np.bool_]:

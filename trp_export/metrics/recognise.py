@@ -21,6 +21,8 @@ _IN_COMMON = 0.25
 _ERRORS = 4.0
 # Networks that read answer most steps with a blank or the class of the step before.
 _LONGEST_TEXT = 0.7
+# A few images of text hold as many classes beside the blank.
+_LEAST_LETTERS = 3
 
 
 def kind_of(sample: Sample) -> str | None:
@@ -113,15 +115,35 @@ def _kind_of_map(sample: Sample) -> str | None:
 
 
 def _are_steps(sample: Sample) -> bool:
-    """True for scores that CTC decodes to far fewer classes than there are steps."""
+    """True for scores of classes that CTC decodes to far fewer than there are steps."""
     output = sample.first
     if len(sample.outputs) > 1 or output.ndim != 3 or output.dtype.kind != "f":
         return False
     if sample.count not in output.shape[:2] or output.shape[1:] == sample.size:
         return False
+    steps = output.reshape(-1, output.shape[2])
+    if not _are_probabilities(steps) and not _are_log_probabilities(steps) and not _are_logits_with_blank(steps):
+        return False
     texts = open_sequences(sample, None, None).predict(sample.outputs, Span(0, sample.size))
-    steps = output.shape[0] * output.shape[1]
-    return bool(sum(map(len, texts)) <= _LONGEST_TEXT * steps)
+    return bool(sum(map(len, texts)) <= _LONGEST_TEXT * len(steps))
+
+
+def _are_log_probabilities(rows: Array) -> bool:
+    return bool((rows <= 0).all()) and _are_probabilities(np.exp(rows.astype(np.float64)))
+
+
+def _are_logits_with_blank(rows: Array) -> bool:
+    """True where the first class or the last is the largest most often, and several others are.
+
+    Rows of boxes may have large coordinates in front, but some of their columns are shares of 1 or whole numbers.
+    """
+    if not np.isfinite(rows).all():
+        return False
+    chosen, often = np.unique(rows.argmax(axis=1), return_counts=True)
+    blank = int(chosen[often.argmax()]) in (0, rows.shape[1] - 1)
+    shares = ((rows >= 0) & (rows <= 1)).all(axis=0)
+    whole = (rows == np.rint(rows)).all(axis=0)
+    return blank and len(chosen) > _LEAST_LETTERS and not (shares | whole).any()
 
 
 def _are_chosen_steps(sample: Sample) -> bool:
