@@ -51,6 +51,8 @@ def several(output: np.ndarray, classes: tuple[str, ...] = ()) -> Sample:
 # Three grades of each of 32 sounds, and 34 landmarks of each of four faces: they move together.
 RATINGS = (RNG.uniform(1, 5, (32, 1)) + 0.2 * RNG.standard_normal((32, 3)) + [0.3, 0.5, 0.1]).astype(np.float32)
 LANDMARKS = (np.tile(RNG.standard_normal((4, 2)), 17) + RNG.uniform(0, 9, 34)).astype(np.float32)
+# 34 landmarks of each of 16 aligned faces: they hardly move.
+ALIGNED = (RNG.uniform(0, 1, 68) + 0.02 * RNG.standard_normal((16, 68))).astype(np.float32)
 IMAGES = ImageSet("made", np.zeros((2, 3, 32, 48), np.float32), None, Preprocessing(), 3, None, ())
 
 
@@ -65,6 +67,11 @@ IMAGES = ImageSet("made", np.zeros((2, 3, 32, 48), np.float32), None, Preprocess
         (several(softmax(RATINGS)), "top1"),
         (several(RATINGS, classes=("a", "b", "c")), "top1"),
         (several(LANDMARKS), "outputs"),
+        (several(ALIGNED), "outputs"),
+        (several(112 * ALIGNED), "outputs"),
+        (several(ALIGNED[:4]), "top1"),
+        (several(ALIGNED - 0.5), "top1"),
+        (several(softmax(9 * ALIGNED)), "top1"),
         (sample(normal(1, 10), normal(1, 10)), "top1"),
         (sample(softmax(normal(1, 128))), "top1"),
         (sample(normal(1, 10), softmax(normal(1, 10))), "top1"),

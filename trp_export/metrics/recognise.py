@@ -19,6 +19,12 @@ _UNIT = 1e-3
 # independent scores have by so many standard errors.
 _IN_COMMON = 0.25
 _ERRORS = 4.0
+# Five landmarks are the fewest. Their mean over these many images leaves less than this share of their variance, and
+# they lie outside their crop by less than this share of it.
+_LEAST_PLACES = 10
+_LEAST_IMAGES = 8
+_DIFFERENT = 0.1
+_OUTSIDE = 0.1
 # Networks that read answer most steps with a blank or the class of the step before.
 _LONGEST_TEXT = 0.7
 # A few images of text hold as many classes beside the blank.
@@ -35,7 +41,8 @@ def kind_of(sample: Sample) -> str | None:
     if classes and (_has_classes_elsewhere(sample) or _are_largest(sample)):
         return "outputs"
     if classes:
-        if sample.classes or are_numbers(sample.first) or are_scores(sample.first, sample.count):
+        scores = are_scores(sample.first, sample.count) and not _are_places(sample.first)
+        if sample.classes or are_numbers(sample.first) or scores:
             return "top1"
         return "pairs" if _are_embeddings(sample.first) else "outputs"
     fits = _kind_of_map(sample) or ("sequences" if _are_steps(sample) else None)
@@ -68,6 +75,18 @@ def _move_together(rows: Array) -> bool:
         return False
     independent = (1 + _ERRORS * np.sqrt(2 / (len(rows) - 1))) / rows.shape[1]
     return bool(share_in_common(rows) > max(_IN_COMMON, independent))
+
+
+def _are_places(rows: Array) -> bool:
+    """True for landmarks in aligned crops: many coordinates, hardly below 0, that differ little from image to image.
+
+    Logits that hardly differ, as for images of noise, are as often below 0.
+    """
+    rows = rows.reshape(len(rows), -1).astype(np.float64)
+    if len(rows) < _LEAST_IMAGES or rows.shape[1] < _LEAST_PLACES or _are_probabilities(rows):
+        return False
+    inside = bool(rows.min() >= -_OUTSIDE * rows.max())
+    return inside and bool(rows.var(axis=0).mean() < _DIFFERENT * rows.mean(axis=0).var())
 
 
 def _are_probabilities(rows: Array) -> bool:
@@ -121,7 +140,7 @@ def _are_steps(sample: Sample) -> bool:
         return False
     if sample.count not in output.shape[:2] or output.shape[1:] == sample.size:
         return False
-    steps = output.reshape(-1, output.shape[2])
+    steps = output.reshape(-1, output.shape[2]).astype(np.float64)
     if not _are_probabilities(steps) and not _are_log_probabilities(steps) and not _are_logits_with_blank(steps):
         return False
     texts = open_sequences(sample, None, None).predict(sample.outputs, Span(0, sample.size))
@@ -129,7 +148,7 @@ def _are_steps(sample: Sample) -> bool:
 
 
 def _are_log_probabilities(rows: Array) -> bool:
-    return bool((rows <= 0).all()) and _are_probabilities(np.exp(rows.astype(np.float64)))
+    return bool((rows <= 0).all()) and _are_probabilities(np.exp(rows))
 
 
 def _are_logits_with_blank(rows: Array) -> bool:
