@@ -44,6 +44,14 @@ def boxes(sides: int, scores: int, largest: float = 640) -> np.ndarray:
     return made
 
 
+def peaks() -> np.ndarray:
+    """A bell of each of 17 joints, and the noise of a network."""
+    y, x = np.mgrid[:64, :48][..., None, None]
+    centre = RNG.uniform(8, 40, (2, 4, 17))
+    made = np.exp(-((y - centre[0]) ** 2 + (x - centre[1]) ** 2) / 8) + 0.01 * RNG.standard_normal((64, 48, 4, 17))
+    return np.asarray(made.transpose(2, 3, 0, 1), dtype=np.float32)
+
+
 def several(output: np.ndarray, classes: tuple[str, ...] = ()) -> Sample:
     return replace(sample(output, classes=classes), count=len(output))
 
@@ -90,6 +98,11 @@ IMAGES = ImageSet("made", np.zeros((2, 3, 32, 48), np.float32), None, Preprocess
         (sample(normal(1, 21, 8, 12)), "miou"),
         (sample(normal(1, 21, 8, 12), normal(1, 21, 4, 6)), "miou"),
         (sample(normal(1, 1, 8, 12), normal(1, 2, 8, 12)), "outputs"),
+        (sample(normal(1, 80, 4, 6), normal(1, 80, 2, 3), normal(1, 80, 1, 2)), "outputs"),
+        (sample(normal(1, 80, 4, 6), normal(1, 80, 4, 6)), "miou"),
+        (several(peaks()), "outputs"),
+        (replace(several(peaks().transpose(0, 2, 3, 1)), channels_last=True), "outputs"),
+        (several(9 * peaks() - 5), "miou"),
         (sample(RNG.integers(0, 9, (1, 32, 48))), "miou"),
         (sample(RNG.integers(0, 9, (1, 1, 32, 48))), "miou"),
         (sample(read_text(40, 1, 37)), "sequences"),

@@ -25,6 +25,10 @@ _LEAST_PLACES = 10
 _LEAST_IMAGES = 8
 _DIFFERENT = 0.1
 _OUTSIDE = 0.1
+# The strides of a detector's levels.
+_LEVELS = (8, 16, 32, 64)
+# Between peaks a heat map lies below this share of them.
+_FLAT = 0.1
 # Networks that read answer most steps with a blank or the class of the step before.
 _LONGEST_TEXT = 0.7
 # A few images of text hold as many classes beside the blank.
@@ -123,14 +127,31 @@ def _kind_of_map(sample: Sample) -> str | None:
     if is_picture(sample):
         return "psnr"
     channels = {other.shape[3 if sample.channels_last else 1] for other in sample.outputs if other.ndim == 4}
-    if len(channels) > 1:
-        return None  # Maps of unlike kinds, such as scores, offsets and sizes of boxes.
+    if len(channels) > 1 or _are_levels(sample):
+        return None  # Maps of unlike kinds, such as scores, offsets and sizes of boxes, or of boxes of unlike sizes.
     whole = output.dtype.kind in "iub"
     sides = [side for side in output.shape[1:] if side != 1]
     few = output.ndim == 4 and (whole or output.shape[3 if sample.channels_last else 1] <= MOST_CLASSES)
     if few and len(output) == sample.count and len(sides) >= 2 and output.dtype.kind in "iubf":
-        return "miou" if tells_apart(output, channels_last=sample.channels_last) else None
+        classes = tells_apart(output, channels_last=sample.channels_last) and not _are_peaks(sample)
+        return "miou" if classes else None
     return "miou" if whole and output.ndim == 3 and output.shape[1:] == sample.size else None
+
+
+def _are_levels(sample: Sample) -> bool:
+    """True for the levels of a detection head: maps of every 8th, 16th, 32nd or 64th pixel, one of each."""
+    sides = [one.shape[1:3] if sample.channels_last else one.shape[2:] for one in sample.outputs if one.ndim == 4]
+    known = {tuple(-(-side // stride) for side in sample.size) for stride in _LEVELS}
+    return len(sides) > 1 and len(set(sides)) == len(sides) and set(sides) <= known
+
+
+def _are_peaks(sample: Sample) -> bool:
+    """True for heat maps, as of the joints of a body: several channels, hardly below 0, and near it at most places."""
+    heat = sample.first.max(axis=3 if sample.channels_last else 1)
+    if sample.first.dtype.kind != "f" or sample.first.size < 2 * heat.size or not heat.size:
+        return False
+    most, peak = np.quantile(heat, [0.5, 0.99])
+    return bool(most < _FLAT * peak and sample.first.min() >= -_FLAT * peak)
 
 
 def _are_steps(sample: Sample) -> bool:
