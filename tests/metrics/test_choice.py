@@ -100,6 +100,7 @@ IMAGES = ImageSet("made", np.zeros((2, 3, 32, 48), np.float32), None, Preprocess
         (sample(normal(1, 1, 8, 12), normal(1, 2, 8, 12)), "outputs"),
         (sample(normal(1, 80, 4, 6), normal(1, 80, 2, 3), normal(1, 80, 1, 2)), "outputs"),
         (sample(normal(1, 80, 4, 6), normal(1, 80, 4, 6)), "miou"),
+        (sample(normal(1, 1, 200, 7)), "outputs"),
         (several(peaks()), "outputs"),
         (replace(several(peaks().transpose(0, 2, 3, 1)), channels_last=True), "outputs"),
         (several(9 * peaks() - 5), "miou"),

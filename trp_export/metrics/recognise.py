@@ -25,6 +25,8 @@ _LEAST_PLACES = 10
 _LEAST_IMAGES = 8
 _DIFFERENT = 0.1
 _OUTSIDE = 0.1
+# Maps of classes are distorted by less than this.
+_ASPECT = 2.0
 # The strides of a detector's levels.
 _LEVELS = (8, 16, 32, 64)
 # Between peaks a heat map lies below this share of them.
@@ -133,9 +135,18 @@ def _kind_of_map(sample: Sample) -> str | None:
     sides = [side for side in output.shape[1:] if side != 1]
     few = output.ndim == 4 and (whole or output.shape[3 if sample.channels_last else 1] <= MOST_CLASSES)
     if few and len(output) == sample.count and len(sides) >= 2 and output.dtype.kind in "iubf":
-        classes = tells_apart(output, channels_last=sample.channels_last) and not _are_peaks(sample)
+        classes = tells_apart(output, channels_last=sample.channels_last) and _has_aspect(sample)
+        classes = classes and not _are_peaks(sample)
         return "miou" if classes else None
     return "miou" if whole and output.ndim == 3 and output.shape[1:] == sample.size else None
+
+
+def _has_aspect(sample: Sample) -> bool:
+    """True for maps about as wide for their height as the input, which tables of boxes are not; numbers say nothing."""
+    first = sample.first
+    height, width = first.shape[1:3] if sample.channels_last else first.shape[2:]
+    one, other = sample.size[0] * width, sample.size[1] * height
+    return first.dtype.kind != "f" or max(one, other) <= _ASPECT * min(one, other)
 
 
 def _are_levels(sample: Sample) -> bool:
