@@ -254,6 +254,17 @@ def test_the_first_class_of_rows_is_told_from_objectness(classes: int) -> None:
         assert head.name == "yolov5"
 
 
+@pytest.mark.parametrize(("share", "name"), [(0.1, "yolov8"), (0.9, "yolov5")])
+def test_high_classes_without_an_object_in_the_first_column(share: float, name: str) -> None:
+    """A crowd answers at some boxes; classes of YOLOv5 are high anywhere where nothing is."""
+    made = np.full((1, CELLS, 4 + CLASSES), 1e-4, dtype=np.float32)
+    made[..., :4] = [30, 40, 8, 8]
+    made[0, : int(share * CELLS), 7] = 0.8
+    head = find_head(sample([made]))
+    assert head is not None
+    assert head.name == name
+
+
 def test_key_points_with_shares_are_no_landmarks() -> None:
     """x, y and how sure it is, of each; rows first, as YOLOv8-pose."""
     made = np.concatenate([rows_first()[0][..., :4], rows()[..., 4:5], np.full((1, CELLS, 6), 33.0)], axis=2)

@@ -31,7 +31,7 @@ _MOST = 0.95
 # A score of a box that holds an object, and shares of boxes that are many and few.
 _SURE = 0.3
 _MANY = 0.5
-_FEW = 0.05
+_FEW = 0.2
 
 
 @dataclass(frozen=True, slots=True)
