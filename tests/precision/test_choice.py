@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 
 from trp_export.bench import Measurement, Process
-from trp_export.inputs.description import NetworkInputs
 from trp_export.metrics.score import Score
 from trp_export.options import Calibration, Options
 from trp_export.precision.convert import Parity, Variant
@@ -19,7 +17,7 @@ from trp_export.steps.precisions import (
     LEAST_AGREEMENT,
     MOST_DIVERGENCE,
     choose_precision,
-    judge_as_shipped,
+    judged_precisions,
     precision_remarks,
 )
 
@@ -158,24 +156,10 @@ def test_what_may_not_ship_is_said_with_the_reason() -> None:
     ]
 
 
-def test_the_best_is_searched_for_in_the_form_that_loses_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plans_are_judged_in_the_precision_that_ships_and_for_the_best_in_that_which_loses_most_first() -> None:
     """Else the float model would use up all that --max-drop allows, and int8 could never ship."""
-    made: list[str] = []
-    seen: list[str] = []
-
-    def convert(precision: str, *rest: object) -> Variant:
-        made.append(precision)
-        return variant(precision, 1.0)
-
-    def judge(model: Path, progress: Callable[[float], None]) -> Score:
-        seen.append(model.name)
-        return Score("top1", "top-1 accuracy", 0.9, 0.9)
-
-    monkeypatch.setattr("trp_export.steps.precisions.convert", convert)
-    for options in (BEST, INT8, replace(BEST, calibration=None), Options()):
-        judge_as_shipped(judge, options, NetworkInputs(()), (), tmp_path)(Path("model.onnx"), lambda share: None)
-    assert made == ["int8", "int8", "fp16"]
-    assert seen == ["int8.onnx", "int8.onnx", "fp16.onnx", "model.onnx"]
+    asked = (BEST, INT8, replace(BEST, calibration=None), Options())
+    assert [judged_precisions(one) for one in asked] == [("int8", "fp32"), ("int8",), ("fp16", "fp32"), ("fp32",)]
 
 
 def test_nothing_is_chosen_where_nothing_was_asked_for() -> None:

@@ -21,7 +21,7 @@ from trp_export import Benchmark, Images, MaxDrop, Options, Rank, compress
 from trp_export.errors import LoadError, OptionError
 from trp_export.inputs.images import load_images
 from trp_export.metrics.classes import Classes, labels_of, top1
-from trp_export.options import Calibration, Tuning
+from trp_export.options import Calibration, PrecisionChoice, Tuning
 from trp_export.planning import frontier
 from trp_export.rules import Macs, Minimise, Params, Rule, Speedup
 
@@ -277,6 +277,52 @@ def test_a_score_of_nothing_is_no_limit(model: Path, inputs: np.ndarray, tmp_pat
             ),
         )
     assert files(tmp_path) == before
+
+
+@pytest.fixture
+def judged_by_precision(model: Path, inputs: np.ndarray, tmp_path: Path) -> Callable[[PrecisionChoice], Options]:
+    """Searches in a precision on a measure that finds int8 useless and float perfect."""
+    images = store(tmp_path / "calib.npz", inputs[:64])
+
+    def options(precision: PrecisionChoice) -> Options:
+        return Options(
+            MaxDrop(10),
+            evaluate=lambda path: 0.2 if "int8" in path.name else 1.0,
+            calibration=Calibration(images.path),
+            precision=precision,
+            benchmark=Benchmark(keep_slow_pairs=True),
+            dry_run=True,
+        )
+
+    return options
+
+
+def test_what_int8_loses_is_said_of_int8(
+    short_search: None, model: Path, judged_by_precision: Callable[[PrecisionChoice], Options]
+) -> None:
+    wanted = r"out of reach in int8: .* loses 80.00 pp of score.\nAllow more, or leave out --precision int8; nothing"
+    with pytest.raises(OptionError, match=wanted):
+        compress(model, judged_by_precision("int8"))
+
+
+def test_a_float_model_holds_where_int8_is_refused(
+    short_search: None,
+    model: Path,
+    judged_by_precision: Callable[[PrecisionChoice], Options],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("trp_export.precision.convert.LARGEST_DIVERGENCE", -1.0)
+    found = compress(model, judged_by_precision("int8")).frontier
+    assert found is not None
+    assert {(point.precision, point.after, point.holds) for point in found.points} == {("fp32", 1.0, True)}
+
+
+def test_the_best_may_be_a_float_model(
+    short_search: None, model: Path, judged_by_precision: Callable[[PrecisionChoice], Options]
+) -> None:
+    found = compress(model, judged_by_precision("best")).frontier
+    assert found is not None
+    assert {(point.precision, point.after, point.holds) for point in found.points} == {("fp32", 1.0, True)}
 
 
 def test_a_network_without_layers_has_nothing_to_search(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ class Point:
     """A network that was built and evaluated: the ratio of its budget, its cost and its quality.
 
     `reached` is how many times smaller it is by what the budget counts; `error` is the standard error of the change to
-    `after`; `holds` says whether it is within the limit.
+    `after`; `holds` says whether it is within the limit; `precision` is that of the model that was evaluated.
     """
 
     ratio: float
@@ -30,6 +30,7 @@ class Point:
     after: float
     error: float | None
     holds: bool
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True, slots=True)

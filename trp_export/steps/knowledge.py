@@ -109,6 +109,11 @@ class Knowledge:
         return self.calibration.batches if self.calibration is not None else ()
 
     @property
+    def held_out(self) -> Batches:
+        """The calibration inputs that took no part in moments and factors; none without calibration."""
+        return self.calibration.held_out if self.calibration is not None else ()
+
+    @property
     def measured_latency(self) -> NetworkLatency:
         """The latency of layers. Raises OptionError where none was measured."""
         if self.latency is None:

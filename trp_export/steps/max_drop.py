@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from trp_export.errors import OptionError
 from trp_export.graph.cost import Cost
 from trp_export.metrics.score import Score, amount, change, holds, points, scale
-from trp_export.options import Options
+from trp_export.options import Options, Precision
 from trp_export.planning.frontier import Frontier, Point, explore
 from trp_export.planning.plan import Plan
 from trp_export.rules import MaxDrop
 from trp_export.steps.best_plan import best_plan
 from trp_export.steps.build import build
 from trp_export.steps.knowledge import Knowledge
-from trp_export.steps.precisions import judge_as_shipped
+from trp_export.steps.precisions import judge_as_shipped, judged_precisions
 from trp_export.steps.slow_pairs import FastPlan
 from trp_export.steps.thin_channels import Thinner
 from trp_export.workspace import Workspace
@@ -26,13 +26,17 @@ from trp_export.workspace import Workspace
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Trials:
-    """Builds plans without tuning and evaluates them in the precision that ships."""
+    """Builds plans without tuning and evaluates them in a precision, as far as they may ship in it."""
 
     options: Options
     work: Workspace
+    precision: Precision
 
-    def try_plan(self, plan: Plan, knowledge: Knowledge, name: str) -> tuple[Cost, Score]:
-        """The cost of the network that the plan makes, and what it keeps; progress is shown under `name`."""
+    def try_plan(self, plan: Plan, knowledge: Knowledge, name: str) -> tuple[Cost, Score, Precision]:
+        """The cost of the network that the plan makes, and what it keeps in which precision.
+
+        Progress is shown under `name`.
+        """
 
         def progress(step: str, share: float) -> None:
             self.work.progress(f"{name}: {step}", share)
@@ -40,9 +44,10 @@ class _Trials:
         calibration = self.options.calibration and self.options.calibration.without_tuning
         work = replace(self.work, progress=progress)
         built = build(plan, knowledge, calibration, self.work.scratch / "candidate.onnx", work)
-        evaluator, inputs = knowledge.required_evaluator, knowledge.network.described
-        evaluate = judge_as_shipped(evaluator, self.options, inputs, knowledge.batches, self.work.scratch)
-        return built.cost, evaluate(built.files.result, lambda share: progress("compare", share))
+        score, precision = judge_as_shipped(
+            built.files.result, self.precision, knowledge, work.scratch, lambda share: progress("compare", share)
+        )
+        return built.cost, score, precision
 
 
 def smallest_within_drop(
@@ -52,8 +57,12 @@ def smallest_within_drop(
 
     Raises OptionError, naming the nearest, where none is within it.
     """
-    search = _Search(rule, Thinner(knowledge, options, work), _Trials(options, work))
-    explore(search.try_ratio)
+    thinner = Thinner(knowledge, options, work)
+    for precision in judged_precisions(options):
+        search = _Search(rule, thinner, _Trials(options, work, precision))
+        explore(search.try_ratio)
+        if not search.missed_in_precision:
+            break
     return search.outcome()
 
 
@@ -87,7 +96,7 @@ class _Search:
         return point.holds
 
     def _try(self, ratio: float, plan: Plan, knowledge: Knowledge) -> Point:
-        cost, evaluation = self.trials.try_plan(plan, knowledge, f"{ratio:.2f}x")
+        cost, evaluation, precision = self.trials.try_plan(plan, knowledge, f"{ratio:.2f}x")
         self.evaluation = evaluation
         _require_something_to_lose(evaluation, self.rule.points)
         return Point(
@@ -98,6 +107,7 @@ class _Search:
             after=evaluation.after,
             error=evaluation.error,
             holds=holds(evaluation, self.rule.largest_drop),
+            precision=precision,
         )
 
     def _reached(self, plan: Plan, knowledge: Knowledge, cost: Cost) -> float:
@@ -111,6 +121,11 @@ class _Search:
                 return network.original_params / cost.params
             case "latency":
                 return knowledge.measured_latency.measured(plan)
+
+    @property
+    def missed_in_precision(self) -> bool:
+        """True where nothing holds, and not all were judged as float models."""
+        return self.best is None and any(point.precision != "fp32" for _, point in self.tried)
 
     def outcome(self) -> tuple[FastPlan, Knowledge, Frontier]:
         """Raises OptionError where nothing that was tried is within the limit."""
@@ -161,9 +176,15 @@ def _out_of_reach(frontier: Frontier, *, calibrated: bool) -> str:
     nearest = max(frontier.points, key=lambda point: point.after)
     lost = change(nearest.after, frontier.before, nearest.error, frontier.unit).lstrip("+").replace("±", "+-")
     on = f" on {frontier.images:,} {frontier.counted}" if frontier.images else ""
-    advice = "Allow more" if calibrated else "Allow more, or give images with --calib"
+    remedies = ["allow more"]
+    if not calibrated:
+        remedies.append("give images with --calib")
+    where = ""
+    if nearest.precision != "fp32":
+        where = f" in {nearest.precision}"
+        remedies.append(f"leave out --precision {nearest.precision}")
     return (
-        f"--max-drop {frontier.max_drop:g} is out of reach: of {len(frontier.points)} networks the nearest, "
+        f"--max-drop {frontier.max_drop:g} is out of reach{where}: of {len(frontier.points)} networks the nearest, "
         f"{nearest.reached:.2f}x by {frontier.by}, loses {lost} of {frontier.what}{on}.\n"
-        f"{advice}; nothing was written."
+        f"{', or '.join(remedies).capitalize()}; nothing was written."
     )

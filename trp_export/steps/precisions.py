@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from trp_export.graph.large_files import read_model
 from trp_export.graph.model_files import save_model, size_bytes
-from trp_export.inputs.description import NetworkInputs
 from trp_export.metrics.evaluator import Evaluator
 from trp_export.metrics.score import NAMES, Score, holds, points, scale
 from trp_export.network import Network
-from trp_export.options import Options
+from trp_export.options import Options, Precision
 from trp_export.planning.plan import Plan
 from trp_export.precision.convert import Variant, convert
 from trp_export.precision.forms import Precisions
 from trp_export.runtime.distance import distance
 from trp_export.steps.benchmark import without_low_rank
 from trp_export.steps.build import Built
-from trp_export.steps.calibrate import Batches
 from trp_export.steps.knowledge import Knowledge
-from trp_export.system.progress import Progress
+from trp_export.system.progress import Progress, Share
 from trp_export.verify import Deviation, Files, run_both
 from trp_export.workspace import Workspace
 
@@ -45,7 +43,7 @@ def make_variants(
         return ()
     low_rank, result, batches = bool(plan.reduction), built.files.result, knowledge.batches
     inputs = knowledge.network.described
-    held_out = knowledge.calibration.held_out if knowledge.calibration is not None else ()
+    held_out = knowledge.held_out
     variants = [Variant("fp32", low_rank, result, size_bytes(result))]
     for precision in precisions:
         file = work.scratch / f"low-rank-{precision}.onnx"
@@ -61,23 +59,29 @@ def make_variants(
     return tuple(_judged(variant, knowledge.evaluator, work.progress) for variant in named)
 
 
-def judge_as_shipped(
-    evaluator: Evaluator, options: Options, inputs: NetworkInputs, batches: Batches, folder: Path
-) -> Evaluator:
-    """An evaluator that converts every model first to the precision that ships.
+def judged_precisions(options: Options) -> tuple[Precision, ...]:
+    """What --max-drop judges plans in, one after the other while no plan holds: what ships.
 
-    Under --precision best that is the one that may ship and loses most; the float model where conversion fails.
+    For `best` that which loses most comes first, else the float model would use up all that may be lost.
     """
-    if not options.extra_precisions:
-        return evaluator
-    precision = options.extra_precisions[-1]
+    last = options.extra_precisions[-1:] or ("fp32",)
+    return (*last, "fp32") if options.choose_precision else last
 
-    def judged(model: Path, progress: Callable[[float], None]) -> Score:
-        file = folder / f"{model.stem}-{precision}.onnx"
-        made = convert(precision, model, file, inputs, batches, True, lambda step, share: None)
-        return evaluator(made.file or model, progress)
 
-    return judged
+def judge_as_shipped(
+    model: Path, precision: Precision, knowledge: Knowledge, folder: Path, progress: Share
+) -> tuple[Score, Precision]:
+    """What --eval says of a model in a precision, or of the float model where that is refused; and which of them."""
+    evaluator = knowledge.required_evaluator
+    if precision == "fp32":
+        return evaluator(model, progress), precision
+    file, inputs = folder / f"{model.stem}-{precision}.onnx", knowledge.network.described
+    made = convert(
+        precision, model, file, inputs, knowledge.batches, True, lambda step, share: None, knowledge.held_out
+    )
+    if made.file is None or made.refused:
+        return evaluator(model, progress), "fp32"
+    return evaluator(made.file, progress), precision
 
 
 def _judged(variant: Variant, judge: Evaluator | None, progress: Progress) -> Variant:
