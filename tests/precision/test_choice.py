@@ -12,12 +12,14 @@ from trp_export.bench import Measurement, Process
 from trp_export.metrics.score import Score
 from trp_export.options import Calibration, Options
 from trp_export.precision.convert import Parity, Variant
+from trp_export.precision.forms import Precisions
 from trp_export.rules import MaxDrop
 from trp_export.steps.precisions import (
     LEAST_AGREEMENT,
     MOST_DIVERGENCE,
     choose_precision,
     judged_precisions,
+    outputs_as_shipped,
     precision_remarks,
 )
 
@@ -160,6 +162,16 @@ def test_plans_are_judged_in_the_precision_that_ships_and_for_the_best_in_that_w
     """Else the float model would use up all that --max-drop allows, and int8 could never ship."""
     asked = (BEST, INT8, replace(BEST, calibration=None), Options())
     assert [judged_precisions(one) for one in asked] == [("int8", "fp32"), ("int8",), ("fp16", "fp32"), ("fp32",)]
+
+
+def test_notes_on_the_float_models_outputs_stay_where_that_ships() -> None:
+    fp32, int8 = variant("fp32", 2.0), variant("int8", 1.0)
+    for forms in (None, Precisions((fp32, int8), 0)):
+        assert outputs_as_shipped(["1 % lost"], forms) == ("1 % lost",)
+    told = "1 % lost; this is before int8"
+    moved = ", which moves the outputs by 0.1 % of their variance"
+    for one, more in ((int8, moved), (replace(int8, parity=None), "")):
+        assert outputs_as_shipped(["1 % lost"], Precisions((fp32, one), 1)) == (told + more,)
 
 
 def test_nothing_is_chosen_where_nothing_was_asked_for() -> None:

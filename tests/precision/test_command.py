@@ -76,6 +76,23 @@ def test_int8_ships_and_the_report_says_how_it_answers(trp: Command, model: Path
     assert np.linalg.norm(after - before) < 0.05 * np.linalg.norm(before)
 
 
+def test_notes_on_the_outputs_of_the_float_model_say_so_where_int8_ships(
+    trp: Command, model: Path, images: Path, tmp_path: Path
+) -> None:
+    command = (model, "--rank", "1", *QUIET[2:], "--calib", images, "--report", "small.html")
+    told = {}
+    for precision in ("fp32", "int8"):
+        outcome = trp(*command, "--precision", precision)
+        assert outcome.code == 0, outcome.err
+        notes = json.loads((tmp_path / "small.json").read_text())["notes"]
+        (told[precision],) = (note for note in notes if "held-out images the outputs differ" in note)
+    parity = variants(tmp_path)["low rank, int8"]["parity"]
+    moved = f"{100 * parity['divergence']:.2g} % of their variance"  # type: ignore[index]
+    assert told["fp32"].endswith(" % of their variance")
+    assert told["int8"].endswith(f"; this is before int8, which moves the outputs by {moved}")
+    assert moved in (tmp_path / "small.html").read_text()
+
+
 def test_without_a_rule_the_network_stays_and_is_rounded(
     trp: Command, model: Path, images: Path, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ class Built:
     """The rewritten model's files and cost, notes on how it was made, and how far it is from the original.
 
     `held_out` is the divergence on held-out calibration images before any tuning; `tuned` is set where there was one.
+    `on_outputs` are notes on how far the outputs are, which another precision moves further.
     """
 
     files: Files
@@ -61,6 +62,7 @@ class Built:
     deviation: Deviation | None = None
     held_out: HeldOut | None = None
     tuned: bool = False
+    on_outputs: tuple[str, ...] = ()
 
 
 def build_verified(plan: Plan, knowledge: Knowledge, options: Options, work: Workspace) -> Built:
@@ -71,7 +73,7 @@ def build_verified(plan: Plan, knowledge: Knowledge, options: Options, work: Wor
         return built
     score = built.deviation.score
     if score is None or holds(score, limit):
-        return replace(built, notes=(*built.notes, *_room_left(built.deviation, limit)))
+        return replace(built, on_outputs=(*built.on_outputs, *_room_left(built.deviation, limit)))
     untuned = build(plan, knowledge, calibration.without_tuning, work.result, work)
     note = f"not tuned: with tuning more than {points(limit, score.unit)} were lost"
     return _verified(replace(untuned, notes=(*untuned.notes, note)), plan, knowledge, work)
@@ -84,7 +86,7 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
     progress("rewrite", 0)
     model, wide = network.model.clone(), widened(network.model)
     names = _rewrite(model, plan, network, fitted)
-    tuned, notes = _tune(network, model, knowledge.calibration, calibration, progress)
+    tuned, on_outputs = _tune(network, model, knowledge.calibration, calibration, progress)
     apply_values(model, tuned)
     if wide is not None:
         _rewrite(wide, plan, network, fitted)
@@ -118,8 +120,8 @@ def build(plan: Plan, knowledge: Knowledge, calibration: Calibration | None, res
         drop_shapes(model, original)
         save_model(model, files.result)
     cost = Cost(params, macs, size_bytes(files.result))
-    all_notes = (*notes, *_refitted(plan, network, fitted), *not_simplified, *rewritten)
-    return Built(files, cost, all_notes, held_out=fitted.held_out, tuned=bool(notes))
+    notes = (*_refitted(plan, network, fitted), *not_simplified, *rewritten)
+    return Built(files, cost, notes, held_out=fitted.held_out, tuned=bool(on_outputs), on_outputs=on_outputs)
 
 
 def _rewrite(model: ir.Model, plan: Plan, network: Network, fitted: LayerFactors) -> WeightNames:
@@ -161,12 +163,17 @@ def _on_held_out_images(built: Built, deviation: Deviation, data: CalibrationDat
     synthetic = data is not None and data.synthetic
     if not isfinite(score.divergence):
         return ("on held-out images the outputs are not finite, or have other numbers of rows than the original's",)
-    apart = f"less than {percent(_LEAST_DIVERGENCE)}"
-    if score.divergence >= _LEAST_DIVERGENCE:
-        apart = percent(score.divergence) + (f" \u00b1 {percent(score.error)}" if score.error else "")
+    apart = share_of_variance(score.divergence, score.error)
     kind, more = ("synthetic ", "; on real ones by more") if synthetic else ("", "")
     images = f"{score.images:,} held-out {kind}image{'s' if score.images > 1 else ''}"
     return (f"on {images} the outputs differ from the original's by {apart} % of their variance{more}",)
+
+
+def share_of_variance(divergence: float, error: float = 0.0) -> str:
+    """A divergence in percent without the sign, with its standard error."""
+    if divergence < _LEAST_DIVERGENCE:
+        return f"less than {percent(_LEAST_DIVERGENCE)}"
+    return percent(divergence) + (f" \u00b1 {percent(error)}" if error else "")
 
 
 def _refitted(plan: Plan, network: Network, fitted: LayerFactors) -> tuple[str, ...]:
@@ -198,8 +205,12 @@ def _verified(built: Built, plan: Plan, knowledge: Knowledge, work: Workspace) -
     )
     not_run = tuple(change.site.name for change in plan.changed if change.site.name in network.not_run)
     on_images = _on_held_out_images(built, deviation, knowledge.calibration)
-    notes = (*built.notes, *on_images, *_effect_unknown(not_run, deviation))
-    return replace(built, deviation=replace(deviation, not_run=not_run), notes=notes)
+    return replace(
+        built,
+        deviation=replace(deviation, not_run=not_run),
+        notes=(*built.notes, *_effect_unknown(not_run, deviation)),
+        on_outputs=(*built.on_outputs, *on_images),
+    )
 
 
 def _effect_unknown(layers: Sequence[str], deviation: Deviation) -> tuple[str, ...]:

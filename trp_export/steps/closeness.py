@@ -46,5 +46,5 @@ def require_close(report: Report, built: Built, knowledge: Knowledge, options: O
         raise FarFromOriginalError(
             f"the outputs would differ from the original's by {where}, so the result may be useless; nothing was "
             f"written.\nGive {data} with --calib PATH{scale}, or cut less; --calib {insist} writes it all the same.",
-            replace(report, notes=tuple(dict.fromkeys((*report.notes, *built.notes)))),
+            replace(report, notes=tuple(dict.fromkeys((*report.notes, *built.notes, *built.on_outputs)))),
         )

@@ -17,7 +17,7 @@ from trp_export.precision.convert import Variant, convert
 from trp_export.precision.forms import Precisions
 from trp_export.runtime.distance import distance
 from trp_export.steps.benchmark import without_low_rank
-from trp_export.steps.build import Built
+from trp_export.steps.build import Built, share_of_variance
 from trp_export.steps.knowledge import Knowledge
 from trp_export.system.progress import Progress, Share
 from trp_export.verify import Deviation, Files, run_both
@@ -185,6 +185,17 @@ def as_shipped(
         truncation=None if answers is None else distance(*answers),
         score=judged,
     )
+
+
+def outputs_as_shipped(notes: Sequence[str], precisions: Precisions | None) -> tuple[str, ...]:
+    """Notes on the float model's outputs; with how far the shipped variant is from these, where that is another."""
+    if precisions is None or precisions.shipped == 0:
+        return tuple(notes)
+    shipped = precisions.chosen
+    more = f"; this is before {shipped.precision}"
+    if shipped.parity is not None:
+        more += f", which moves the outputs by {share_of_variance(shipped.parity.divergence)} % of their variance"
+    return tuple(f"{note}{more}" for note in notes)
 
 
 def precision_remarks(forms: Precisions) -> Iterator[str]:

@@ -16,7 +16,7 @@ from trp_export.steps.benchmark import Timing, compared, share_of_speedup
 from trp_export.steps.build import Built
 from trp_export.steps.knowledge import Knowledge
 from trp_export.steps.plan import Planned
-from trp_export.steps.precisions import as_shipped, precision_remarks
+from trp_export.steps.precisions import as_shipped, outputs_as_shipped, precision_remarks
 from trp_export.verify import CalibrationAgreement, Deviation, compare_on_calibration_images
 from trp_export.verify.calibration_images import Kind
 from trp_export.workspace import Workspace
@@ -50,6 +50,7 @@ def report_result(
         remarks = share_of_speedup(latency, report.plan)
     not_measured = (timing.not_measured,) if timing.not_measured else ()
     deviation = as_shipped(built.deviation, precisions, knowledge.network, built.files)
+    on_outputs = outputs_as_shipped(built.on_outputs, precisions)
     size = size_bytes(work.result)
     report = replace(report, after=replace(built.cost, bytes=size))
     larger = f"the result is larger than the original: {size:,} instead of {report.before.bytes:,} bytes"
@@ -59,7 +60,14 @@ def report_result(
         latency=latency,
         layer_ms=timing.layer_ms,
         forms=precisions,
-        notes=(*report.notes, *built.notes, *([larger] if report.is_larger else []), *not_measured, *remarks),
+        notes=(
+            *report.notes,
+            *built.notes,
+            *on_outputs,
+            *([larger] if report.is_larger else []),
+            *not_measured,
+            *remarks,
+        ),
         files=work.outputs.files if work.outputs is not None else (),
     )
 
