@@ -107,25 +107,43 @@ def _max_pool(node: ir.Node, given: Inputs) -> Tensor:
     strides, dilations = _strides(node, len(kernel)), _dilations(node, len(kernel))
     ceil = bool(node.attributes.get_int("ceil_mode", 0))
     pooled = run(x, kernel, strides, 0, dilations, ceil)
-    # Each window begins in the image or before it, never in what is added behind it.
-    for axis, pad in enumerate(list(node.attributes.get_ints("pads", []))[: len(kernel)] if ceil else ()):
-        inside = -(-(given[0].shape[2 + axis] + pad) // strides[axis])
+    return _begun_inside(node, pooled, given[0]) if ceil else pooled
+
+
+def _begun_inside(node: ir.Node, pooled: Tensor, x: Tensor) -> Tensor:
+    """Each window begins in the image or before it, never in what is added behind it."""
+    axes = x.ndim - 2
+    strides = _strides(node, axes)
+    for axis, pad in enumerate(list(node.attributes.get_ints("pads", []))[:axes]):
+        inside = -(-(x.shape[2 + axis] + pad) // strides[axis])
         pooled = pooled.narrow(2 + axis, 0, min(pooled.shape[2 + axis], inside))
-    return pooled  # type: ignore[no-any-return]
+    return pooled
 
 
 def _average_pool(node: ir.Node, given: Inputs) -> Tensor:
-    kernel = list(node.attributes.get_ints("kernel_shape", []))
-    run: Any = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[len(kernel) - 1]
+    x, kernel = given[0], list(node.attributes.get_ints("kernel_shape", []))
+    axes, strides = len(kernel), _strides(node, len(kernel))
+    _require_averages(node, kernel, strides)
+    run: Any = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[axes - 1]
     ceil = bool(node.attributes.get_int("ceil_mode", 0))
-    pads = list(node.attributes.get_ints("pads", [])) or [0] * (2 * len(kernel))
     counted = bool(node.attributes.get_int("count_include_pad", 0))
+    pads = list(node.attributes.get_ints("pads", [])) or [0] * (2 * axes)
+    even = node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "") and pads[:axes] == pads[axes:]
+    if even and all(2 * pad <= size for pad, size in zip(pads[:axes], kernel, strict=True)):  # More torch does not pad.
+        return run(x, kernel, strides, pads[:axes], ceil, counted)  # type: ignore[no-any-return]
+    pooled = run(_padded(node, x, kernel), kernel, strides, 0, ceil)
+    if not counted:
+        pooled = pooled / run(_padded(node, torch.ones_like(x[:1, :1]), kernel), kernel, strides, 0, ceil)
+    return _begun_inside(node, pooled, x) if ceil else pooled
+
+
+def _require_averages(node: ir.Node, kernel: Sequence[int], strides: Sequence[int]) -> None:
+    """Raises UnsupportedError for dilations, and where onnxruntime finds less than no padding: it crops or refuses."""
     if max(_dilations(node, len(kernel))) > 1:
         raise UnsupportedError(f"AveragePool with dilations ({node.name}) cannot be run in torch.")
-    if pads[: len(kernel)] == pads[len(kernel) :] and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET":
-        strides = _strides(node, len(kernel))
-        return run(given[0], kernel, strides, pads[: len(kernel)], ceil, counted)  # type: ignore[no-any-return]
-    raise UnsupportedError(f"AveragePool with uneven padding ({node.name}) cannot be run in torch.")
+    gaps = any(size + 1 < stride for size, stride in zip(kernel, strides, strict=True))
+    if gaps and node.attributes.get_string("auto_pad", "NOTSET").startswith("SAME"):
+        raise UnsupportedError(f"AveragePool with gaps and automatic padding ({node.name}) cannot be run in torch.")
 
 
 def _clip(node: ir.Node, given: Inputs) -> Tensor:
