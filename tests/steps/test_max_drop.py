@@ -340,7 +340,7 @@ def test_a_network_without_layers_has_nothing_to_search(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("tuned_score", "note"),
-    [(0.5, "not tuned: with tuning more than 10 pp were lost"), (0.99, "after tuning 1.00 of 10 pp are lost")],
+    [(0.5, "not tuned: with tuning more than 10 pp were lost"), (0.99, "after tuning 1 pp of 10 are lost")],
 )
 def test_tuning_is_for_the_last_and_left_out_where_it_costs(
     model: Path,
