@@ -27,7 +27,7 @@ from trp_export.graph.weights import apply_values
 from trp_export.lowrank.schemes import CHANNEL_WISE, SPATIAL_WISE, Branch
 from trp_export.planning.plan import Decision, Plan
 from trp_export.recover.refit import refit
-from trp_export.recover.tune import _agrees_as_well, _highest_rate, _train, tune
+from trp_export.recover.tune import _agrees_as_well, _choose_rates, _train, tune
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -429,14 +429,23 @@ class _Trials:
 
 
 @pytest.mark.parametrize(
-    ("scores", "chosen"),
-    [((0.9, 0.5, 0.7, 0.1, 0.1), 0), ((2.0, 1.06, 1.04, 0.8, 0.9), 2), ((2.0, 2.0, 2.0, 2.0, 2.0), 4)],
-    ids=["first", "third", "none"],
+    ("scores", "tried", "legs"),
+    [
+        ((0.9, 0.5, 0.7, 0.1, 0.1), 3, (0, 1)),
+        ((2.0, 3.0, 1.5, 0.8, 0.9), 5, (2, 3)),
+        ((0.9, 0.9, 0.1, 0.1, 0.1), 2, (0, 1)),
+        ((2.0, 2.0, 2.0, 2.0, 2.0), 5, (4, 4)),
+    ],
+    ids=["second", "fourth", "first", "none"],
 )
-def test_the_highest_learning_rate_that_does_little_harm_is_taken(scores: Sequence[float], chosen: int) -> None:
+def test_the_rate_above_that_of_the_best_trial_comes_first(
+    scores: Sequence[float], tried: int, legs: tuple[int, int]
+) -> None:
     trials: Any = _Trials(scores)
-    assert _highest_rate(trials, 100, 1.0, lambda share: None) == (LEARNING_RATES[chosen], 5 * (chosen + 1))
-    assert trials.rates == [*LEARNING_RATES[: chosen + 1]]
+    first, second = legs
+    wanted = (LEARNING_RATES[first], LEARNING_RATES[second])
+    assert _choose_rates(trials, 100, 1.0, lambda share: None) == (wanted, 5 * tried)
+    assert trials.rates == [*LEARNING_RATES[:tried]]
 
 
 class _Legs:
@@ -480,10 +489,10 @@ def test_training_goes_on_from_the_best_weights_at_a_lower_rate(
     monkeypatch: pytest.MonkeyPatch, scores: Sequence[float], first: int | None, last: int
 ) -> None:
     monkeypatch.setattr("trp_export.recover.tune._CHECKS", 4)
-    monkeypatch.setattr("trp_export.recover.tune._highest_rate", lambda *given: (0.1, 0))
+    monkeypatch.setattr("trp_export.recover.tune._choose_rates", lambda *given: ((0.1, 0.03), 0))
     run: Any = _Legs(scores)
     result = _train(run, 8, lambda share: None)
-    assert run.begun == [(0.1, {}), (pytest.approx(0.03), {} if first is None else {"w": first})]
+    assert run.begun == [(0.1, {}), (0.03, {} if first is None else {"w": first})]
     assert result.values == {"w": last}
     assert result.divergence_after == min(scores)
 
@@ -495,7 +504,7 @@ def test_trials_of_learning_rates_take_at_most_half_of_the_steps(
     monkeypatch.setattr("trp_export.recover.distil.LEARNING_RATES", (100.0,) * 20)
     original, small, images = _compressed()
     run = Distiller(original, small, in_batches(images), (), 0)
-    _, spent = _highest_rate(run, steps, run.start_score[0], lambda share: None)
+    _, spent = _choose_rates(run, steps, run.start_score[0], lambda share: None)
     assert spent == tried <= steps / 2
 
 

@@ -33,10 +33,6 @@ _TRIAL = 0.05
 _LEAST_TRIAL = 5
 # The share of all steps that all trials may take.
 _TRIALS = 0.5
-# Up to so many times the divergence of the start, a trial did little harm.
-_HARMLESS = 1.05
-# Training takes so many legs, each at a lower learning rate and from the best weights so far.
-_LEGS, _SLOWER = 2, 0.3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,13 +95,14 @@ def tune(
 
 
 def _train(run: Distiller, steps: int, progress: Share) -> Tuned:
+    """Trials, then two legs: the second goes on from the best weights so far, at a lower learning rate."""
     before = best = run.start_score
     kept: Mapping[str, Any] = {}
     run.prepare_for(steps)
-    rate, spent = _highest_rate(run, steps, before[0], progress)
+    rates, spent = _choose_rates(run, steps, before[0], progress)
     every = max(1, (steps - spent) // _CHECKS)
-    for left_legs in range(_LEGS, 0, -1):
-        leg = (steps - spent) // left_legs
+    for legs, rate in zip((2, 1), rates, strict=True):
+        leg = (steps - spent) // legs
         run.go_on(rate, kept)
         for step in range(leg):
             run.step((step + 0.5) / leg)
@@ -114,7 +111,7 @@ def _train(run: Distiller, steps: int, progress: Share) -> Tuned:
                 score = run.score()
                 if score[0] < best[0] and _agrees_as_well(score[1], before[1], run.held_out_images):
                     best, kept = score, run.weights
-        rate, spent = rate * _SLOWER, spent + leg
+        spent += leg
     values = {name: weight.numpy() for name, weight in kept.items()}
     return Tuned(values, steps, before[0], best[0], before[1], best[1])
 
@@ -126,23 +123,28 @@ def _agrees_as_well(now: float | None, before: float | None, images: int) -> boo
     return now >= before - math.sqrt(before * (1 - before) / images)
 
 
-def _highest_rate(run: Distiller, steps: int, start: float, progress: Share) -> tuple[float, int]:
-    """The highest learning rate that does little harm in a short trial, and the steps that the trials took.
+def _choose_rates(run: Distiller, steps: int, start: float, progress: Share) -> tuple[tuple[float, float], int]:
+    """The learning rates of the two legs, and the steps that it took to find them.
 
-    What a rate gains in a few steps says little about what it gains in many. Trials take at most half of the steps; if
-    every rate does harm, the next is taken untried.
+    Rates fall from trial to trial until one does worse than the rate before it. Few steps make low rates look good, so
+    the first leg takes the rate above the best one, and the second leg the best. Trials take at most half of the steps;
+    if none has lowered the divergence by then, the next rates are taken untried.
     """
-    from trp_export.recover.distil import LEARNING_RATES
+    from trp_export.recover.distil import LEARNING_RATES as RATES
 
     trial, spent = max(_LEAST_TRIAL, round(_TRIAL * steps)), 0
-    for rate in LEARNING_RATES:
-        run.restart(rate)
-        if spent + trial > _TRIALS * steps:
-            return rate, spent
+    best, chosen, tried = start, None, 0
+    while tried < len(RATES) and spent + trial <= _TRIALS * steps:
+        run.restart(RATES[tried])
         for step in range(trial):
             run.step((step + 0.5) / trial)
             progress((spent + step + 1) / steps)
         spent += trial
-        if run.score()[0] <= _HARMLESS * start:
-            return rate, spent
-    return LEARNING_RATES[-1], spent
+        score = run.score()[0]
+        if score < best:
+            best, chosen = score, tried
+        elif chosen is not None:
+            break
+        tried += 1
+    first = min(tried, len(RATES) - 1) if chosen is None else max(0, chosen - 1)
+    return (RATES[first], RATES[min(first + 1, len(RATES) - 1)]), spent
