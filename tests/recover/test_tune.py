@@ -27,7 +27,7 @@ from trp_export.graph.weights import apply_values
 from trp_export.lowrank.schemes import CHANNEL_WISE, SPATIAL_WISE, Branch
 from trp_export.planning.plan import Decision, Plan
 from trp_export.recover.refit import refit
-from trp_export.recover.tune import _agrees_as_well, _choose_rates, _train, tune
+from trp_export.recover.tune import _agrees_as_well, _choose_rates, _is_gain, _train, tune
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -37,6 +37,7 @@ from trp_export.recover.distil import (
     LEARNING_RATES,
     PATCH,
     Distiller,
+    Score,
     _compared,
     _few,
     _flip_and_shift,
@@ -424,8 +425,8 @@ class _Trials:
     def step(self, done: float) -> None:
         pass
 
-    def score(self) -> tuple[float, None]:
-        return self._scores[self.rates[-1]], None
+    def score(self) -> Score:
+        return Score(self._scores[self.rates[-1]], None, np.zeros(8))
 
 
 @pytest.mark.parametrize(
@@ -451,8 +452,7 @@ def test_the_rate_above_that_of_the_best_trial_comes_first(
 class _Legs:
     """A run in two legs of two checks each, whose divergences are given; a check's number stands for its weights."""
 
-    start_score = (1.0, None)
-    held_out_images = 8
+    start_score = Score(1.0, None, np.ones(8))
 
     def __init__(self, scores: Sequence[float]) -> None:
         self._scores = scores
@@ -471,9 +471,10 @@ class _Legs:
     def step(self, done: float) -> None:
         pass
 
-    def score(self) -> tuple[float, None]:
+    def score(self) -> Score:
         self.checks += 1
-        return self._scores[self.checks - 1], None
+        score = self._scores[self.checks - 1]
+        return Score(score, None, np.full(8, score))
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
@@ -506,6 +507,15 @@ def test_trials_of_learning_rates_take_at_most_half_of_the_steps(
     run = Distiller(original, small, in_batches(images), (), 0)
     _, spent = _choose_rates(run, steps, run.start_score[0], lambda share: None)
     assert spent == tried <= steps / 2
+
+
+def test_a_gain_of_a_few_images_alone_is_chance() -> None:
+    """Of eight images one comes much nearer and the others go away a little; or all come nearer a little."""
+    before = Score(1.0, None, np.ones(8))
+    one, all_ = np.array([0.2, *[1.05] * 7]), np.full(8, 0.97) + 0.01 * np.arange(8) / 8
+    assert one.mean() < all_.mean() < 1
+    assert not _is_gain(before, Score(float(one.mean()), None, one))
+    assert _is_gain(before, Score(float(all_.mean()), None, all_))
 
 
 def test_agreement_may_fall_by_its_standard_error() -> None:
@@ -692,7 +702,7 @@ def test_descriptors_have_no_classes_to_agree_on() -> None:
     network = prepare(ir.serde.deserialize_model(model))
     run = Distiller(network, network.clone(), in_batches(_images(400)), (), 0)
     assert [stick.kind for stick in run._sticks.values()] == [Kind.CLASSES]
-    assert run.start_score == (pytest.approx(0, abs=1e-6), None)
+    assert run.start_score[:2] == (pytest.approx(0, abs=1e-6), None)
 
 
 def test_values_are_let_go_when_nothing_reads_them_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -819,7 +829,7 @@ def test_answers_with_their_steps_first_are_tuned(size: str) -> None:
     run = Distiller(model, model.clone(), in_batches(images), (), 0)
     run.step(0.5)
     assert run.held_out_images == 12
-    assert run.start_score == (pytest.approx(0, abs=1e-6), 1)
+    assert run.start_score[:2] == (pytest.approx(0, abs=1e-6), 1)
 
 
 def test_too_few_images_for_a_fixed_batch_are_repeated() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -64,6 +64,14 @@ _SOUND = 1e-3
 _OFTEN = 30
 # Up to this share of the divergence that is to be made up for, rounding to bfloat16 does not matter.
 _ROUNDING = 0.1
+
+
+class Score(NamedTuple):
+    """Divergence on held-out images, agreement where the first answer holds classes, what each image adds (n,)."""
+
+    divergence: float
+    agreement: float | None
+    of_images: Array
 
 
 class Distiller:
@@ -221,11 +229,14 @@ class Distiller:
         shares = [_share(a, b, stick) for a, b, stick in zip(own, reference, sticks, strict=True)]
         return torch.stack(shares).mean()
 
-    def score(self) -> tuple[float, float | None]:
-        """Divergence on the held-out images, and agreement where the first answer holds classes."""
+    def score(self) -> Score:
+        """How far the answers are on the held-out images."""
         got = self._answers(self._student, self._held_out)
-        apart = [stick.shares(self._wanted[name], got[name]).mean() for name, stick in self._sticks.items()]
-        return float(np.mean(apart)), agreement(self._wanted, got) if self._tells_classes else None
+        apart = [stick.shares(self._wanted[name], got[name]) for name, stick in self._sticks.items()]
+        if len({len(shares) for shares in apart}) > 1:  # The rows of some answers are not images.
+            apart = [shares.mean(keepdims=True) for shares in apart]
+        of_images = np.mean(apart, axis=0)
+        return Score(float(of_images.mean()), agreement(self._wanted, got) if self._tells_classes else None, of_images)
 
     def _first_holds_classes(self) -> bool:
         """Whether the first answer holds scores of classes, as a descriptor does not that looks like them."""
@@ -241,7 +252,7 @@ class Distiller:
             rounded = self._answers(self._student, probe)
         sticks = for_images(self._sticks, exact)
         apart = [stick.shares(exact[name], rounded[name]).mean() for name, stick in sticks.items()]
-        return float(np.mean(apart)) <= _ROUNDING * self.start_score[0]
+        return float(np.mean(apart)) <= _ROUNDING * self.start_score.divergence
 
     def _new_optimizers(self, rate: float) -> list[tuple[torch.optim.Optimizer, float]]:
         """Muon for kernels and matrices, Adam for biases and for what is too large, each with its learning rate."""

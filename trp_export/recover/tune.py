@@ -22,7 +22,7 @@ from trp_export.system.progress import Share
 from trp_export.system.signals import held_back
 
 if TYPE_CHECKING:
-    from trp_export.recover.distil import Distiller
+    from trp_export.recover.distil import Distiller, Score
 
 Array = NDArray[Any]
 
@@ -99,7 +99,7 @@ def _train(run: Distiller, steps: int, progress: Share) -> Tuned:
     before = best = run.start_score
     kept: Mapping[str, Any] = {}
     run.prepare_for(steps)
-    rates, spent = _choose_rates(run, steps, before[0], progress)
+    rates, spent = _choose_rates(run, steps, before.divergence, progress)
     every = max(1, (steps - spent) // _CHECKS)
     for legs, rate in zip((2, 1), rates, strict=True):
         leg = (steps - spent) // legs
@@ -109,11 +109,18 @@ def _train(run: Distiller, steps: int, progress: Share) -> Tuned:
             progress((spent + step + 1) / steps)
             if (step + 1) % every == 0 or step + 1 == leg:
                 score = run.score()
-                if score[0] < best[0] and _agrees_as_well(score[1], before[1], run.held_out_images):
+                if score.divergence < best.divergence and _is_gain(before, score):
                     best, kept = score, run.weights
         spent += leg
     values = {name: weight.numpy() for name, weight in kept.items()}
-    return Tuned(values, steps, before[0], best[0], before[1], best[1])
+    return Tuned(values, steps, before.divergence, best.divergence, before.agreement, best.agreement)
+
+
+def _is_gain(before: Score, now: Score) -> bool:
+    """Whether images come nearer by more than the standard error of that, and agreement does not suffer."""
+    gains = before.of_images - now.of_images
+    error = float(gains.std(ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    return bool(gains.mean() > error) and _agrees_as_well(now.agreement, before.agreement, len(gains))
 
 
 def _agrees_as_well(now: float | None, before: float | None, images: int) -> bool:
@@ -140,7 +147,7 @@ def _choose_rates(run: Distiller, steps: int, start: float, progress: Share) -> 
             run.step((step + 0.5) / trial)
             progress((spent + step + 1) / steps)
         spent += trial
-        score = run.score()[0]
+        score = run.score().divergence
         if score < best:
             best, chosen = score, tried
         elif chosen is not None:
