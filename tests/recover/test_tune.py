@@ -705,7 +705,10 @@ def test_descriptors_have_no_classes_to_agree_on() -> None:
     assert run.start_score[:2] == (pytest.approx(0, abs=1e-6), None)
 
 
-def test_values_are_let_go_when_nothing_reads_them_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("outputs", [["y"], ["y", "b", "c"]], ids=["at once", "after narrowing"])
+def test_values_are_let_go_when_nothing_reads_them_any_more(
+    monkeypatch: pytest.MonkeyPatch, outputs: list[str]
+) -> None:
     made: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
 
@@ -718,7 +721,8 @@ def test_values_are_let_go_when_nothing_reads_them_any_more(monkeypatch: pytest.
     monkeypatch.setitem(RULES, "Relu", relu)
     text = """<ir_version: 8, opset_import: ["": 17]> net (float[N, 3] x) => (float[N, 3] y)
     { a = Relu (x)  b = Relu (a)  c = Relu (b)  d = Relu (c)  y = Add (d, a) }"""
-    graph = TorchGraph(ir.serde.deserialize_model(build(text)))
+    graph = TorchGraph(ir.serde.deserialize_model(build(text)), outputs)
+    graph.narrow_to(["y"])
     assert graph(torch.zeros(2, 3))[0].tolist() == [[5.0] * 3] * 2
     assert alive == [0, 1, 2, 2]
 

@@ -242,41 +242,27 @@ def test_each_budget_is_asked_for_by_its_own_rule(by: Minimise, rule: Rule, by_l
     assert rule.needs_latency == by_latency
 
 
+def refuse(model: Path, options: Options, folder: Path, wanted: str) -> None:
+    """The command ends with this error and leaves the folder as it was."""
+    before = files(folder)
+    with pytest.raises(OptionError, match=wanted):
+        compress(model, replace(options, benchmark=QUIET, output=folder / "small.onnx"))
+    assert files(folder) == before
+
+
 def test_nothing_is_written_where_nothing_holds(model: Path, tmp_path: Path) -> None:
     def perfect(path: Path) -> float:
         return 1.0 if path.samefile(model) else 0.5
 
-    before = files(tmp_path)
-    with pytest.raises(OptionError, match=r"--max-drop 1 is out of reach: .* loses 50.00 pp of score"):
-        compress(
-            model,
-            Options(
-                MaxDrop(1),
-                evaluate=perfect,
-                benchmark=QUIET,
-                output=tmp_path / "small.onnx",
-                calibration=Calibration("none"),
-            ),
-        )
-    assert files(tmp_path) == before
+    wanted = r"--max-drop 1 is out of reach: .* loses 50.00 pp of score"
+    refuse(model, Options(MaxDrop(1), evaluate=perfect, calibration=Calibration("none")), tmp_path, wanted)
 
 
 def test_a_score_of_nothing_is_no_limit(model: Path, inputs: np.ndarray, tmp_path: Path) -> None:
     """Any network loses nothing of 0: the labels belong to something else."""
     wrong = store(tmp_path / "eval.npz", inputs, (classes(model, inputs) + 5) % 10)
-    before = files(tmp_path)
-    with pytest.raises(OptionError, match="original's top-1 accuracy is 0, so nothing is left to lose"):
-        compress(
-            model,
-            Options(
-                MaxDrop(1),
-                images=wrong,
-                benchmark=QUIET,
-                output=tmp_path / "small.onnx",
-                calibration=Calibration("none"),
-            ),
-        )
-    assert files(tmp_path) == before
+    wanted = "original's top-1 accuracy is 0, so nothing is left to lose"
+    refuse(model, Options(MaxDrop(1), images=wrong, calibration=Calibration("none")), tmp_path, wanted)
 
 
 @pytest.fixture

@@ -171,11 +171,11 @@ class Reference:
         """
         other = _with_rows(other)
         if self.groups is None:
-            return _mean_shares(self.sticks[0], self.original, other)
+            return mean_shares(self.sticks[0], self.original, other)
         result = np.empty(len(self.groups))
         for group, sticks in self.sticks.items():
             rows = self.groups == group
-            result[rows] = _mean_shares(sticks, _some(self.original, rows), _some(other, rows))
+            result[rows] = mean_shares(sticks, _some(self.original, rows), _some(other, rows))
         return result
 
 
@@ -195,7 +195,7 @@ def _some(outputs: Outputs, rows: NDArray[np.bool_]) -> Outputs:
     return {name: array[rows] if len(array) == len(rows) else array for name, array in outputs.items()}
 
 
-def _mean_shares(sticks: Mapping[str, Yardstick], original: Outputs, other: Outputs) -> Float64:
+def mean_shares(sticks: Mapping[str, Yardstick], original: Outputs, other: Outputs) -> Float64:
     """The mean over answers of what each image adds, (n,); over images, too, where answers differ in rows."""
     shares = [stick.shares(original[name], other[name]) for name, stick in sticks.items()]
     if shares and len(shares[0]) and len({len(share) for share in shares}) == 1:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trp_export.calibration.answers import find_answers, kinds_of, values_of
-from trp_export.calibration.divergence import Kind, Yardstick, agreement, for_images, yardsticks
+from trp_export.calibration.divergence import Kind, Yardstick, agreement, for_images, mean_shares, yardsticks
 from trp_export.calibration.held_out import images_with_room, with_room
 from trp_export.errors import OptionError, UnsupportedError
 from trp_export.inputs.description import describe_inputs
@@ -215,7 +215,7 @@ class Distiller:
         sums = [name for name in spreads if guides[name] != "Conv"]
         kept = _few(sums if len(sums) >= _FEWEST_GUIDES else list(spreads))
         for network in (self._teacher, self._student):
-            network.outputs = [*network.outputs[:answers], *kept]
+            network.narrow_to([*network.outputs[:answers], *kept])
         return [spreads[name] for name in kept]
 
     def _divergence(self, got: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
@@ -232,10 +232,7 @@ class Distiller:
     def score(self) -> Score:
         """How far the answers are on the held-out images."""
         got = self._answers(self._student, self._held_out)
-        apart = [stick.shares(self._wanted[name], got[name]) for name, stick in self._sticks.items()]
-        if len({len(shares) for shares in apart}) > 1:  # The rows of some answers are not images.
-            apart = [shares.mean(keepdims=True) for shares in apart]
-        of_images = np.mean(apart, axis=0)
+        of_images = mean_shares(self._sticks, self._wanted, got)
         return Score(float(of_images.mean()), agreement(self._wanted, got) if self._tells_classes else None, of_images)
 
     def _first_holds_classes(self) -> bool:
@@ -250,9 +247,8 @@ class Distiller:
         exact = self._answers(self._student, probe)
         with half_precision():
             rounded = self._answers(self._student, probe)
-        sticks = for_images(self._sticks, exact)
-        apart = [stick.shares(exact[name], rounded[name]).mean() for name, stick in sticks.items()]
-        return float(np.mean(apart)) <= _ROUNDING * self.start_score.divergence
+        apart = mean_shares(for_images(self._sticks, exact), exact, rounded)
+        return float(apart.mean()) <= _ROUNDING * self.start_score.divergence
 
     def _new_optimizers(self, rate: float) -> list[tuple[torch.optim.Optimizer, float]]:
         """Muon for kernels and matrices, Adam for biases and for what is too large, each with its learning rate."""

@@ -46,7 +46,7 @@ class TorchGraph(nn.Module):
         unknown = sorted({f"{node.domain}:{node.op_type}".lstrip(":") for node in nodes if not _known(node)})
         if unknown:
             raise _refused(", ".join(unknown))
-        self._steps = _steps(nodes, self.outputs)
+        self._nodes, self._steps = nodes, _steps(nodes, self.outputs)
         read = {value for node in nodes for value in node.inputs}
         weights = [value for node in nodes if node.op_type in _TRAINED for value in node.inputs[1:3]]
         trained = {constant.root for value in weights if (constant := find_constant(value)) is not None}
@@ -65,6 +65,10 @@ class TorchGraph(nn.Module):
             else:
                 self._constants[name] = tensor
         self.weights = nn.ParameterList(parameters)
+
+    def narrow_to(self, outputs: Sequence[str]) -> None:
+        """Give these of the outputs alone, and keep no other values."""
+        self.outputs, self._steps = list(outputs), _steps(self._nodes, outputs)
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         values: dict[str, Any] = {**self._constants, **dict(zip(self.names, self.weights, strict=True))}
